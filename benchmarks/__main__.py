@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: run both benchmarks, or one with options. The exit code is 1 if a bound is broken."""
+"""`python -m benchmarks`: run all benchmarks, or one with options. The exit code is 1 if a bound is broken."""
 
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
@@ -10,7 +10,8 @@ import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import proactive_refresh, slow_provider
+from benchmarks import event_fan_out, existence_oracle, hostile_clients, proactive_refresh, slow_provider
+from benchmarks.attacks import ATTACKS
 from benchmarks.harness import NotMeasured, Result, report
 from benchmarks.system import DatabaseKind
 
@@ -43,7 +44,13 @@ def run_all(context: typer.Context) -> bool:
     """Run all benchmarks with their defaults, unless a command is given."""
     if context.invoked_subcommand is not None:
         return True
-    all_hold = [run_slow_provider(), run_proactive_refresh()]
+    all_hold = [
+        run_slow_provider(),
+        run_proactive_refresh(),
+        run_existence_oracle(),
+        run_event_fan_out(),
+        run_hostile_clients(),
+    ]
     return all(all_hold)
 
 
@@ -79,14 +86,64 @@ def run_proactive_refresh(
     return _run("proactive-refresh", proactive_refresh.__doc__, plan, partial(proactive_refresh.measure, plan))
 
 
+@app.command("existence-oracle")
+def run_existence_oracle(
+    database: Database = DatabaseKind.POSTGRES,
+    calls: Annotated[int, typer.Option(min=100, help="Calls of each RPC.")] = 2_000,
+    bound: Annotated[float, typer.Option(help="Highest accuracy of the classifier; guessing has 0.5.")] = 0.55,
+) -> bool:
+    """The response time does not tell another user's integration from one that does not exist."""
+    plan = existence_oracle.ExistenceOraclePlan(database, calls, bound)
+    return _run("existence-oracle", existence_oracle.__doc__, plan, partial(existence_oracle.measure, plan))
+
+
+@app.command("event-fan-out")
+def run_event_fan_out(
+    streams: Annotated[int, typer.Option(min=1, help="Streams that get each event.")] = 200,
+    other_streams: Annotated[int, typer.Option(min=0, help="Streams of another user.")] = 2_000,
+    events: Annotated[int, typer.Option(min=20, help="Events.")] = 200,
+    bound: Annotated[float, typer.Option(help="Maximum ratio of a message's cost to one encoding.")] = 0.5,
+) -> bool:
+    """An event costs little for each stream that gets it, and nothing for the streams of other users."""
+    plan = event_fan_out.EventFanOutPlan(streams, other_streams, events, bound)
+    return _run("event-fan-out", event_fan_out.__doc__, plan, partial(event_fan_out.measure, plan))
+
+
+@app.command("hostile-clients")
+def run_hostile_clients(
+    database: Database = DatabaseKind.POSTGRES,
+    attack: Annotated[list[str] | None, typer.Option(help="An attack; repeatable. Default: all.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of pairs of phases for each attack.")] = 3,
+    seconds: Seconds = 10,
+    rate: Annotated[float, typer.Option(min=1, help="Calls of the victim per second.")] = 20,
+    bound: RatioBound = 2,
+) -> bool:
+    """Hostile clients delay no other caller, and fill neither memory nor log."""
+    attacks = attack or list(ATTACKS)
+    if unknown := set(attacks) - set(ATTACKS):
+        raise typer.BadParameter(f"unknown: {', '.join(unknown)}; known: {', '.join(ATTACKS)}")
+    plan = hostile_clients.HostileClientsPlan(database, attacks, rounds, seconds, rate, bound)
+    return _run("hostile-clients", hostile_clients.__doc__, plan, partial(hostile_clients.measure, plan))
+
+
+Plan = (
+    slow_provider.SlowProviderPlan
+    | proactive_refresh.ProactiveRefreshPlan
+    | existence_oracle.ExistenceOraclePlan
+    | event_fan_out.EventFanOutPlan
+    | hostile_clients.HostileClientsPlan
+)
+
+
 def _run(
     name: str,
     description: str | None,
-    plan: slow_provider.SlowProviderPlan | proactive_refresh.ProactiveRefreshPlan,
+    plan: Plan,
     measure: Measure,
 ) -> bool:
     console = Console()
-    console.rule(f"{name} on {plan.database}")
+    database = getattr(plan, "database", DatabaseKind.SQLITE)
+    console.rule(f"{name} on {database}")
     console.print(" ".join((description or "").split()), highlight=False)
     with Progress(
         TextColumn("{task.description}"),
@@ -102,7 +159,7 @@ def _run(
         except NotMeasured as error:
             console.print(f"[red]NOT MEASURED[/]  {error}")
             return False
-    return report(console, f"{name}-{plan.database}", asdict(plan), result)
+    return report(console, f"{name}-{database}", asdict(plan), result)
 
 
 if __name__ == "__main__":

@@ -230,7 +230,8 @@ def lateness_of(phases: Iterable[LoadPhase]) -> float:
 
 def report(console: Console, name: str, parameters: Mapping[str, object], result: Result) -> bool:
     """Print the figures and bounds, and write them as JSON. Returns whether every bound holds."""
-    console.print(_latency_table(result.comparisons))
+    if result.comparisons:
+        console.print(_latency_table(result.comparisons))
     figures = Table(show_header=False)
     for figure, value in result.figures.items():
         figures.add_row(figure, value)

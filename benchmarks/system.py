@@ -67,9 +67,12 @@ class Seeded:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One server process, and its clients."""
+    """One server process with its sidecar, and its clients."""
 
     process: psutil.Process
+    grpc_address: str
+    sidecar_url: str
+    log: Path
     service: "IntegrationServiceAsyncStub" = field(repr=False)
     health: Any = field(repr=False)  # the stub has no types
 
@@ -89,8 +92,21 @@ class System:
 
     def cpu_seconds(self) -> float:
         """The CPU time of the servers since their start."""
-        times = [server.process.cpu_times() for server in self.servers]
+        times = [process.cpu_times() for process in self._processes()]
         return float(sum(time.user + time.system for time in times))
+
+    def memory_bytes(self) -> int:
+        """The resident memory of the servers."""
+        return sum(int(process.memory_info().rss) for process in self._processes())
+
+    def log_bytes(self) -> int:
+        """The size of the servers' logs."""
+        return sum(server.log.stat().st_size for server in self.servers)
+
+    def _processes(self) -> Iterator[psutil.Process]:
+        """The servers and the processes that they have started."""
+        for server in self.servers:
+            yield from (server.process, *server.process.children(recursive=True))
 
 
 @asynccontextmanager
@@ -140,7 +156,14 @@ async def _running_server(directory: Path, environment: Mapping[str, str]) -> As
         serving(directory, environment) as command,
         grpc.aio.insecure_channel(command.serving["grpc"], options=[("grpc.enable_http_proxy", 0)]) as channel,
     ):
-        yield Server(psutil.Process(command.process.pid), IntegrationServiceStub(channel), HealthStub(channel))
+        yield Server(
+            psutil.Process(command.pid("server")),
+            command.serving["grpc"],
+            command.serving["sidecar"],
+            command.err_path,
+            IntegrationServiceStub(channel),
+            HealthStub(channel),
+        )
 
 
 # --- integrations ------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from integration_server.providers.google_calendar_api import GoogleCalendarApi
 from integration_server.providers.http import ProviderHttp
 from integration_server.providers.plugins import load_plugins
 from integration_server.providers.toml_providers import load_toml_providers
+from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.health import ServerHealthServicer
 from integration_server.rpc.integration_service import UseCases
 from integration_server.service.audit.audit_heads import Head
@@ -80,7 +81,7 @@ from integration_server.wiring.auth import open_auth_stack
 from integration_server.wiring.distributed_limiter import open_distributed_limiter
 from integration_server.wiring.grpc_server import CALENDARS_NAME, SERVICE_NAME, build_grpc_server
 from integration_server.wiring.keys import key_rotation_job, open_key_encryptions
-from integration_server.wiring.sidecar import running_sidecar
+from integration_server.wiring.sidecar import SidecarLink, new_sidecar_link, running_sidecar
 from integration_server.wiring.system import jitter as secure_jitter
 from integration_server.wiring.system import monotonic, random_token, utc_now
 
@@ -92,6 +93,8 @@ _SWEEP_INTERVAL = timedelta(seconds=30)  # of the deletion of abandoned authoriz
 _POLL_INTERVAL = timedelta(seconds=0.5)  # of readiness and of files that may change
 _DUE_WORK_INTERVAL = timedelta(seconds=1)
 _RETENTION_INTERVAL = timedelta(minutes=10)
+_MAX_PAGE_BYTES = 1024 * 1024
+_REPORT_INTERVAL = timedelta(minutes=1)  # of the numbers of calls that were not served
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,14 @@ class ServerAddresses:
 
     grpc_address: str
     sidecar_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcServer:
+    """A running gRPC server. After `drain` the health service reports NOT_SERVING, and event streams end."""
+
+    address: str
+    drain: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,15 +170,15 @@ async def open_storage(settings: Settings) -> AsyncIterator[Storage]:
 def sql_stores(settings: Settings, database: Database, on_change: Callable[[IntegrationId], None]) -> Stores:
     """The stores in SQL, and the refresh journal on disk, which is used while the database is unavailable."""
     return Stores(
-        SqlIntegrations(database, on_change),
+        SqlIntegrations(database, on_change, settings.user_quotas),
         SqlHealthHistory(database),
         SqlDueWork(database),
-        SqlAuthorizationAttempts(database),
-        SqlRefreshLeases(database, settings.refresh_lease),
+        SqlAuthorizationAttempts(database, settings.user_quotas),
+        SqlRefreshLeases(database, settings.refresh_lease, settings.forced_refresh_min_interval),
         SqlRevocationOutbox(database),
         FileRefreshJournal(settings.refresh_journal_dir),
         SqlWebhookEndpoints(database, on_change),
-        SqlWebhookInbox(database),
+        SqlWebhookInbox(database, settings.user_quotas),
         SqlChangeFeed(database),
     )
 
@@ -206,7 +217,39 @@ async def running_server(
     build_stores: BuildStores = sql_stores,
     server_tasks: Callable[[], DetachedTasks] = DetachedTasks,
 ) -> AsyncIterator[ServerAddresses]:
-    """Run the gRPC server and its sidecar. On exit the health service reports NOT_SERVING and calls get time to finish.
+    """Run the gRPC server and its sidecar in this process, for development and tests. `serve` runs two processes.
+
+    Raises what `running_grpc_server` and `running_sidecar` raise.
+    """
+    with new_sidecar_link() as link:
+        server = running_grpc_server(
+            settings,
+            environment,
+            link,
+            extra_providers=extra_providers,
+            clock=clock,
+            build_stores=build_stores,
+            server_tasks=server_tasks,
+        )
+        async with server as running, running_sidecar(settings, link.client()) as sidecar_url:
+            try:
+                yield ServerAddresses(running.address, sidecar_url)
+            finally:
+                running.drain()
+
+
+@asynccontextmanager
+async def running_grpc_server(
+    settings: Settings,
+    environment: Mapping[str, str],
+    link: SidecarLink,
+    *,
+    extra_providers: Sequence[RegisterProviders] = (),
+    clock: Clock = utc_now,
+    build_stores: BuildStores = sql_stores,
+    server_tasks: Callable[[], DetachedTasks] = DetachedTasks,
+) -> AsyncIterator[GrpcServer]:
+    """Run the gRPC server, which a sidecar reaches over the link. On exit it drains, and calls get time to finish.
 
     `settings.encryption_key` is set unless AWS KMS wraps the data keys. Raises `AddressTaken`, `InvalidFile`,
     `KeyringError`, `ProvidersError`, `SettingsError` or `StoreUnavailable`.
@@ -231,10 +274,14 @@ async def running_server(
         )
 
         use_cases = service.use_cases
-        auth = await enter(open_auth_stack(settings, use_cases.integration_manager, clock))
+        auth = await enter(open_auth_stack(settings, use_cases.integration_manager, clock, link.token))
         health = ServerHealthServicer([SERVICE_NAME, CALENDARS_NAME])
-        server = build_grpc_server(settings, use_cases, service.google_calendar, health, auth, trail, clock)
-        port = await enter(serving(server, str(settings.grpc_address), settings.shutdown_grace, auth.credentials))
+        call_log = CallLog(monotonic)
+        stack.enter_context(call_log.watching_grpc_log())
+        server = build_grpc_server(settings, use_cases, service.google_calendar, health, auth, trail, clock, call_log)
+        grpc_address, grace = settings.grpc_address, settings.shutdown_grace
+        listening = serving(server, str(grpc_address), grace, auth.credentials, local_target=link.target)
+        port = await enter(listening)
 
         async def poll() -> None:
             health.set_ready(await is_ready(stores.integrations, keyring))
@@ -250,16 +297,18 @@ async def running_server(
             (use_cases.event_stream.prune, _RETENTION_INTERVAL),
             (use_cases.webhook_ingestion.prune, _RETENTION_INTERVAL),
             *([(head_recorder.record, settings.audit_heads_interval)] if head_recorder else []),
+            (call_log.report, _REPORT_INTERVAL),
         ]
         await enter(service.worker)
         for job, interval in jobs:
             await enter(periodic_job(job, interval))
 
-        grpc_address = settings.grpc_address._replace(port=port)
-        sidecar_url = await enter(running_sidecar(settings, grpc_address))
-        stack.callback(use_cases.event_stream.drain)
-        stack.callback(health.drain)
-        yield ServerAddresses(str(grpc_address), sidecar_url)
+        def drain() -> None:
+            health.drain()
+            use_cases.event_stream.drain()
+
+        stack.callback(drain)
+        yield GrpcServer(str(grpc_address._replace(port=port)), drain)
 
 
 def build_service(
@@ -289,6 +338,8 @@ def build_service(
     between cursors of a quiet event stream.
     """
     integrations = stores.integrations
+    # The rest of a message is for the other fields. A page of a megabyte holds the event loop for some milliseconds.
+    max_page_bytes = min(settings.grpc_max_message_bytes * 3 // 4, _MAX_PAGE_BYTES)
     lookup = integrations if cache is None else CachedLookup(cache, integrations)
     reader = ChangeFeedReader(stores.change_feed, cache, monotonic)
     cipher = CredentialCipher(aead)
@@ -331,10 +382,14 @@ def build_service(
         providers,
         credentials,
         aead,
+        tasks,
         clock,
         schedule,
+        monotonic,
         deadline=settings.health_check_timeout,
         retention=settings.health_history,
+        min_interval=settings.health_check_min_interval,
+        max_page_bytes=max_page_bytes,
     )
     webhook_secrets = WebhookSecrets(
         stores.endpoints,
@@ -372,7 +427,7 @@ def build_service(
             skip_confirmation=settings.skip_confirmation,
         ),
         api_key_connection=ApiKeyConnectionService(account_linker, providers, tasks, random_token),
-        integration_manager=IntegrationManager(integrations, providers, aead, clock),
+        integration_manager=IntegrationManager(integrations, providers, aead, clock, max_page_bytes=max_page_bytes),
         revocation_service=revocation_service,
         credentials=credentials,
         health_checker=health_checker,
@@ -386,6 +441,7 @@ def build_service(
             random_token,
             grant_confirmation.start,
             retention=settings.webhook_retention,
+            monotonic=monotonic,
         ),
         # The payloads of a page leave room for the other fields of the message.
         webhook_delivery=WebhookDelivery(

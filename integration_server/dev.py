@@ -25,12 +25,14 @@ from integration_server.sandbox.browser_user import decide
 from integration_server.sandbox.model import SAMPLE_SCOPES
 from integration_server.sandbox.server import run_sandbox
 from integration_server.sandbox.state import Sandbox
-from integration_server.settings import Address, Settings
+from integration_server.setting_types import parse_address
+from integration_server.settings import Settings
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.integration_pb2 import Integration, Status
 from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
 
 SAMPLE_USER = "ada"
+DEFAULT_SANDBOX_ADDRESS = "127.0.0.1:9090"
 
 _DEADLINE = 10.0  # seconds; everything runs on this machine
 _CLIENT_ID = "integration-server"
@@ -39,11 +41,14 @@ _CLIENT_ID = "integration-server"
 async def run_dev(
     settings: Settings,
     environment: Mapping[str, str],
-    sandbox_address: Address,
     stop: asyncio.Event,
     console: Console,
 ) -> None:
-    """Start the sandbox and the server, connect sample accounts, print the addresses, and run until `stop` is set."""
+    """Start the sandbox and the server, connect sample accounts, print the addresses, and run until `stop` is set.
+
+    The settings are of dev mode, and have a `sandbox_address`.
+    """
+    sandbox_address = settings.sandbox_address or parse_address(DEFAULT_SANDBOX_ADDRESS)
     client_secret = secrets.token_urlsafe()
     simulated = {"sandbox": register_sandbox, "google_calendar": replace_google_calendar}
     if environment.get("GOOGLE_CALENDAR_CLIENT_ID"):

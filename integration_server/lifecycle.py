@@ -1,9 +1,11 @@
 """The life cycle of a server process: open files, serving, periodic jobs and stop signals."""
 
 import asyncio
+import ctypes
 import gc
 import resource
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -12,6 +14,7 @@ import grpc
 import structlog
 
 _MAX_FILES = 65_536  # more than one server process can use
+_PR_SET_DUMPABLE = 4  # linux/prctl.h
 
 
 def raise_fd_limit() -> None:
@@ -20,6 +23,20 @@ def raise_fd_limit() -> None:
     if soft != resource.RLIM_INFINITY and soft < _MAX_FILES:
         new_limit = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
         resource.setrlimit(resource.RLIMIT_NOFILE, (new_limit, hard))
+
+
+def protect_memory() -> None:
+    """Keep the keys in this process's memory: out of core dumps, and from other processes of the same user.
+
+    A process that is not dumpable cannot be traced, and its memory and environment in /proc belong to root. Processes
+    that it forks inherit both; a program that it executes has only the limit.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    log = structlog.get_logger(__name__)
+    if sys.platform != "linux":
+        log.debug("memory_not_protected", reason="PR_SET_DUMPABLE exists on Linux only")
+    elif ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        log.warning("memory_not_protected", reason="prctl failed", errno=ctypes.get_errno())
 
 
 def cap_to_fd_limit(connections: int, share: float, *, setting: str) -> int:
@@ -52,10 +69,20 @@ class AddressTaken(Exception):
 
 @asynccontextmanager
 async def serving(
-    server: grpc.aio.Server, address: str, grace: timedelta, credentials: grpc.ServerCredentials | None = None
+    server: grpc.aio.Server,
+    address: str,
+    grace: timedelta,
+    credentials: grpc.ServerCredentials | None = None,
+    *,
+    local_target: str | None = None,
 ) -> AsyncIterator[int]:
-    """Serve on the address, and yield the port. On exit, calls in flight have `grace` to finish."""
+    """Serve on the address, and yield the port. On exit, calls in flight have `grace` to finish.
+
+    `local_target` is a Unix socket (`unix:PATH`) on which the server listens too, without TLS.
+    """
     try:
+        if local_target is not None:
+            server.add_insecure_port(local_target)
         port = (
             server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
         )

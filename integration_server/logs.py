@@ -15,17 +15,33 @@ from integration_server.redaction import redact, strip_exception_text
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
-def configure_logging(level: Level) -> None:
-    """Set up logging for the process. `level` applies to our own loggers."""
+def is_terminal() -> bool:
+    """Whether the log goes to a terminal."""
+    return sys.stderr.isatty()
+
+
+def configure_logging(level: Level, *, process: str = "", terminal: bool | None = None) -> None:
+    """Set up logging for the process. `level` applies to our own loggers.
+
+    `process` is in each event, where several processes write one log. `terminal`: whether it goes to a terminal, which
+    a process that writes to a pipe does not see.
+    """
+
+    def add_process(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        return {**event, "process": process} if process else event
+
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        add_process,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         strip_exception_text,
         redact,
     ]
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer()
+        if (is_terminal() if terminal is None else terminal)
+        else structlog.processors.JSONRenderer()
     )
     structlog.configure(
         processors=[*processors, renderer],

@@ -4,27 +4,46 @@ Types and bounds are checked field by field; conditions over several settings ar
 `SERVER_RULES`. All problems are reported at once. No message quotes a secret.
 """
 
-import ipaddress
 import os
 import re
 from collections.abc import Callable, Mapping
-from datetime import timedelta
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
-from integration_server.logs import Level
+from integration_server.entropy import is_weak_key
+from integration_server.setting_types import (
+    DAY,
+    HOUR,
+    SECOND,
+    Address,
+    BrowserUrlList,
+    Count,
+    Days,
+    ExistingDirectory,
+    ExistingFile,
+    Hours,
+    ListenAddress,
+    Seconds,
+    duration,
+    from_text,
+    is_browser_url,
+    is_loopback,
+    is_url,
+    require,
+    split_list,
+)
+from integration_server.sidecar_settings import SidecarSettings
 from integration_server.storage.engine import DEFAULT_DATABASE_URL, parse_database_url
 from integration_server.storage.key_encryption import parse_key
+from integration_server.storage.user_usage import DEFAULT_USER_QUOTAS, UserQuotas
 
-T = TypeVar("T")
+GENERATE_KEY = "generate a key with: openssl rand -base64 32"
 
 _RESPONSE_HEADERS_BYTES = 128 * 1024  # a provider may send headers of 100 KiB
-_SECOND, _HOUR, _DAY = timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)
 _KMS_KEY_ID = re.compile(r"arn:[a-z0-9-]+:kms:\S+|alias/[\w/-]+|[0-9A-Za-z-]+", re.ASCII)
 
 
@@ -36,83 +55,10 @@ class SettingsError(Exception):
         self.problems = problems
 
 
-class Address(NamedTuple):
-    """A host and a TCP port."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can connect."""
-        return _is_loopback(self.host)
-
-
-def parse_address(text: str) -> Address:
-    """Parse HOST:PORT, with an IPv6 host in brackets. Raises `ValueError`."""
-    parts = urlsplit(f"//{text}")
-    if not parts.hostname or parts.port is None:
-        raise ValueError("must be HOST:PORT, such as 127.0.0.1:50051")
-    return Address(parts.hostname, parts.port)
-
-
-def is_url(text: str) -> bool:
-    """Whether a setting that takes a path or a URL has a URL."""
-    return "://" in text
-
-
 def read_environment(directory: Path) -> dict[str, str]:
     """The environment variables, and below them the variables of `.env` in the directory."""
     from_file = {name: value for name, value in dotenv_values(directory / ".env").items() if value is not None}
     return {**from_file, **os.environ}
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-# --- types -----------------------------------------------------------------------------------------------------------
-
-
-def _from_text(parse: Callable[[str], object]) -> BeforeValidator:
-    return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
-
-
-def _split_list(text: str) -> tuple[str, ...]:
-    return tuple(filter(None, map(str.strip, text.split(","))))
-
-
-def _parse_duration(unit: timedelta, text: str) -> timedelta:
-    try:
-        return float(text) * unit
-    except OverflowError:
-        raise ValueError("is too large") from None
-    except ValueError:  # no number, or NaN
-        raise ValueError("must be a number") from None
-
-
-def _require(is_valid: Callable[[T], bool], message: str) -> AfterValidator:
-    def validate(value: T) -> T:
-        if not is_valid(value):
-            raise ValueError(message.format(value))
-        return value
-
-    return AfterValidator(validate)
-
-
-def _is_browser_url(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return False
-    is_secure = parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(parts.hostname or ""))
-    return bool(is_secure and parts.hostname and not parts.fragment)
 
 
 def _is_jwks_location(location: str | None, dev_mode: bool) -> bool:
@@ -132,7 +78,7 @@ def _is_https_url(location: str, dev_mode: bool) -> bool:
         parts = urlsplit(location)
     except ValueError:
         return False
-    is_local = parts.scheme == "http" and _is_loopback(parts.hostname or "") and dev_mode
+    is_local = parts.scheme == "http" and is_loopback(parts.hostname or "") and dev_mode
     return bool(parts.hostname) and (parts.scheme == "https" or is_local)
 
 
@@ -146,51 +92,32 @@ def _is_redis_url(url: str) -> bool:
     return parts.scheme in ("redis", "rediss") and bool(parts.hostname)
 
 
-Seconds = Annotated[timedelta, _from_text(partial(_parse_duration, _SECOND))]
-Hours = Annotated[timedelta, _from_text(partial(_parse_duration, _HOUR))]
-Days = Annotated[timedelta, _from_text(partial(_parse_duration, _DAY))]
-ListenAddress = Annotated[Address, _from_text(parse_address)]
-ExistingFile = Annotated[Path, _require(Path.is_file, "{} is not a file; create it or correct the path")]
-ExistingDirectory = Annotated[Path, _require(Path.is_dir, "{} is not a directory; create it or correct the path")]
 DatabaseUrl = Annotated[str, AfterValidator(_check_database_url)]
-RedisUrl = Annotated[str, _require(_is_redis_url, "must be redis://HOST:PORT/DATABASE, or rediss:// for TLS")]
-# RFC 6749 §3.1.2: an absolute URI without a fragment.
-BrowserUrl = Annotated[
-    str,
-    _require(_is_browser_url, "{!r} must be an absolute https URL without a fragment; plain http only on loopback"),
+RedisUrl = Annotated[str, require(_is_redis_url, "must be redis://HOST:PORT/DATABASE, or rediss:// for TLS")]
+Key = Annotated[
+    bytes,
+    from_text(parse_key),
+    require(lambda key: not is_weak_key(key), f"is not random, but a pattern or text; {GENERATE_KEY}"),
 ]
-BrowserUrlList = Annotated[tuple[BrowserUrl, ...], _from_text(_split_list)]
-Key = Annotated[bytes, _from_text(parse_key)]
-KeyList = Annotated[tuple[Key, ...], _from_text(_split_list)]
+KeyList = Annotated[tuple[Key, ...], from_text(split_list)]
 KmsKeyId = Annotated[
     str,
     Field(max_length=2048),
-    _require(lambda key_id: bool(_KMS_KEY_ID.fullmatch(key_id)), "must be the ARN or id of a KMS key, or alias/NAME"),
+    require(lambda key_id: bool(_KMS_KEY_ID.fullmatch(key_id)), "must be the ARN or id of a KMS key, or alias/NAME"),
 ]
-KmsKeyIdList = Annotated[tuple[KmsKeyId, ...], _from_text(_split_list)]
+KmsKeyIdList = Annotated[tuple[KmsKeyId, ...], from_text(split_list)]
 # Only algorithms with public keys: see rpc/jwt_verifier.py.
 Algorithm = Literal[
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519", "Ed448"
 ]
-AlgorithmList = Annotated[tuple[Algorithm, ...], _from_text(_split_list), Field(min_length=1)]
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
+AlgorithmList = Annotated[tuple[Algorithm, ...], from_text(split_list), Field(min_length=1)]
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
-def _duration(variable: str, default: timedelta, *, le: timedelta, ge: timedelta = timedelta.resolution) -> timedelta:
-    """A duration. Its variable is a number, and the last word of the variable's name is the unit."""
-    return Field(default=default, alias=variable, ge=ge, le=le)
-
-
-class Settings(BaseModel):
-    """One field for each setting. The environment variable is the field's alias, else its name in capitals.
-
-    `.env.example` states the purpose of each.
-    """
-
-    model_config = ConfigDict(frozen=True, alias_generator=str.upper, populate_by_name=True)
+class Settings(SidecarSettings):
+    """All settings."""
 
     dev_mode: bool = False
     database_url: DatabaseUrl = Field(default=DEFAULT_DATABASE_URL, repr=False)  # may contain a password
@@ -206,70 +133,75 @@ class Settings(BaseModel):
     user_jwt_issuer: str | None = None
     user_jwt_audience: str | None = None
     jwt_algorithms: AlgorithmList = ("RS256", "ES256")
-    jwt_leeway: Seconds = _duration("JWT_LEEWAY_SECONDS", 30 * _SECOND, ge=0 * _SECOND, le=300 * _SECOND)
+    jwt_leeway: Seconds = duration("JWT_LEEWAY_SECONDS", 30 * SECOND, ge=0 * SECOND, le=300 * SECOND)
     policy_file: ExistingFile | None = None
     health_allow_unauthenticated: bool = False
     kms_key_id: KmsKeyId | None = None
     kms_key_ids_retired: KmsKeyIdList = ()
     encryption_key: Key | None = Field(default=None, repr=False)
     encryption_keys_retired: KeyList = Field(default=(), repr=False)
-    data_key_max_age: Days = _duration("DATA_KEY_MAX_AGE_DAYS", 90 * _DAY, ge=0 * _DAY, le=3650 * _DAY)  # 0: unlimited
+    data_key_max_age: Days = duration("DATA_KEY_MAX_AGE_DAYS", 90 * DAY, ge=0 * DAY, le=3650 * DAY)  # 0: unlimited
     # Longer than a server needs to notice that it cannot read the data keys: a second and the database's timeouts.
-    data_key_activation: Seconds = _duration("DATA_KEY_ACTIVATION_SECONDS", 30 * _SECOND, ge=_SECOND, le=_HOUR)
+    data_key_activation: Seconds = duration("DATA_KEY_ACTIVATION_SECONDS", 30 * SECOND, ge=SECOND, le=HOUR)
     grpc_address: ListenAddress = Address("127.0.0.1", 50051)
     sidecar_tls_ca_file: ExistingFile | None = None
     sidecar_tls_cert_file: ExistingFile | None = None
     sidecar_tls_key_file: ExistingFile | None = None
     sidecar_tls_server_name: str | None = None
     sidecar_token_file: ExistingFile | None = None
-    sidecar_address: ListenAddress = Address("127.0.0.1", 8080)
-    public_url: BrowserUrl = Field(default_factory=lambda data: f"http://{data['sidecar_address']}")
     allowed_redirect_uris: BrowserUrlList = ()
     allowed_return_urls: BrowserUrlList = ()
+    sandbox_address: ListenAddress | None = None
     providers_dir: ExistingDirectory | None = None
     skip_confirmation: bool = Field(default_factory=lambda data: data["dev_mode"])
-    log_level: Level = "INFO"
-    refresh_buffer: Seconds = _duration("REFRESH_BUFFER_SECONDS", 300 * _SECOND, ge=0 * _SECOND, le=_DAY)
-    provider_timeout: Seconds = _duration("PROVIDER_TIMEOUT_SECONDS", 10 * _SECOND, le=60 * _SECOND)
+    refresh_buffer: Seconds = duration("REFRESH_BUFFER_SECONDS", 300 * SECOND, ge=0 * SECOND, le=DAY)
+    provider_timeout: Seconds = duration("PROVIDER_TIMEOUT_SECONDS", 10 * SECOND, le=60 * SECOND)
     # Longer than a call to a provider and the commit after it. It delays the takeover from a crashed server.
-    refresh_lease: Seconds = _duration("REFRESH_LEASE_SECONDS", 30 * _SECOND, ge=_SECOND, le=_HOUR)
-    refresh_journal_dir: Path = Path("data/refresh-journal")
-    revocation_give_up: Hours = _duration("REVOCATION_GIVE_UP_HOURS", 72 * _HOUR, le=8760 * _HOUR)
-    health_check_timeout: Seconds = _duration("HEALTH_CHECK_TIMEOUT_SECONDS", 10 * _SECOND, le=300 * _SECOND)
-    # 0: only on request.
-    health_check_interval: Seconds = _duration(
-        "HEALTH_CHECK_INTERVAL_SECONDS", 900 * _SECOND, ge=0 * _SECOND, le=30 * _DAY
+    refresh_lease: Seconds = duration("REFRESH_LEASE_SECONDS", 30 * SECOND, ge=SECOND, le=HOUR)
+    # Longer than a person needs to notice the result of a refresh and to ask for another one.
+    forced_refresh_min_interval: Seconds = duration(
+        "FORCED_REFRESH_MIN_INTERVAL_SECONDS", 30 * SECOND, ge=0 * SECOND, le=HOUR
     )
-    health_history: Days = _duration("HEALTH_HISTORY_DAYS", 30 * _DAY, le=3650 * _DAY)
-    webhook_retention: Days = _duration("WEBHOOK_RETENTION_DAYS", 7 * _DAY, le=365 * _DAY)
-    webhook_secret_grace: Hours = _duration("WEBHOOK_SECRET_GRACE_HOURS", 24 * _HOUR, ge=0 * _HOUR, le=720 * _HOUR)
-    event_retention: Days = _duration("EVENT_RETENTION_DAYS", 7 * _DAY, le=365 * _DAY)
+    refresh_journal_dir: Path = Path("data/refresh-journal")
+    revocation_give_up: Hours = duration("REVOCATION_GIVE_UP_HOURS", 72 * HOUR, le=8760 * HOUR)
+    health_check_timeout: Seconds = duration("HEALTH_CHECK_TIMEOUT_SECONDS", 10 * SECOND, le=300 * SECOND)
+    # 0: only on request.
+    health_check_interval: Seconds = duration("HEALTH_CHECK_INTERVAL_SECONDS", 900 * SECOND, ge=0 * SECOND, le=30 * DAY)
+    # Of an integration that callers check again and again.
+    health_check_min_interval: Seconds = duration(
+        "HEALTH_CHECK_MIN_INTERVAL_SECONDS", 10 * SECOND, ge=0 * SECOND, le=HOUR
+    )
+    health_history: Days = duration("HEALTH_HISTORY_DAYS", 30 * DAY, le=3650 * DAY)
+    webhook_retention: Days = duration("WEBHOOK_RETENTION_DAYS", 7 * DAY, le=365 * DAY)
+    webhook_secret_grace: Hours = duration("WEBHOOK_SECRET_GRACE_HOURS", 24 * HOUR, ge=0 * HOUR, le=720 * HOUR)
+    event_retention: Days = duration("EVENT_RETENTION_DAYS", 7 * DAY, le=365 * DAY)
     background_calls_per_provider: Annotated[int, Field(ge=1, le=1000)] = 8
     background_calls_per_second: Annotated[float, Field(gt=0, le=10_000)] = 40
-    proxy_timeout: Seconds = _duration("PROXY_TIMEOUT_SECONDS", 30 * _SECOND, le=_HOUR)
+    proxy_timeout: Seconds = duration("PROXY_TIMEOUT_SECONDS", 30 * SECOND, le=HOUR)
     proxy_max_request_bytes: Annotated[int, Field(ge=1, le=64 * 1024 * 1024)] = 1024 * 1024
     proxy_max_response_bytes: Annotated[int, Field(ge=1, le=64 * 1024 * 1024)] = 2 * 1024 * 1024
     rate_limit_redis_url: RedisUrl | None = Field(default=None, repr=False)  # may contain a password
     audit_heads: str | None = Field(default=None, repr=False)  # a URL may contain what authorizes the sender
-    audit_heads_interval: Seconds = _duration("AUDIT_HEADS_INTERVAL_SECONDS", 60 * _SECOND, ge=_SECOND, le=_HOUR)
-    shutdown_grace: Seconds = _duration("SHUTDOWN_GRACE_SECONDS", 20 * _SECOND, ge=0 * _SECOND, le=_HOUR)
+    audit_heads_interval: Seconds = duration("AUDIT_HEADS_INTERVAL_SECONDS", 60 * SECOND, ge=SECOND, le=HOUR)
+    shutdown_grace: Seconds = duration("SHUTDOWN_GRACE_SECONDS", 20 * SECOND, ge=0 * SECOND, le=HOUR)
 
     # Limits: docs/limits.md. The concurrency of one caller leaves room for a thousand calls that wait for one refresh.
     caller_max_concurrency: Count = 2_000
     caller_max_calls_per_second: Count = 3_000
+    # A service follows all users with one stream for each of its replicas; a user has a few open pages and devices.
+    caller_max_streams: Count = 200
+    caller_max_streams_per_user: Count = 10
+    user_max_integrations: Count = DEFAULT_USER_QUOTAS.integrations
+    user_max_authorization_attempts: Count = DEFAULT_USER_QUOTAS.authorization_attempts
+    user_max_webhook_bytes: Annotated[int, Field(ge=1024 * 1024, le=1024**4)] = DEFAULT_USER_QUOTAS.webhook_bytes
     grpc_max_connections: Count = 1_000
     grpc_max_streams_per_connection: Count = 1_000
     grpc_max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=64 * 1024 * 1024)] = 4 * 1024 * 1024
     grpc_max_metadata_bytes: Annotated[int, Field(ge=4 * 1024, le=1024 * 1024)] = 16 * 1024
-    grpc_handshake: Seconds = _duration("GRPC_HANDSHAKE_SECONDS", 10 * _SECOND, le=300 * _SECOND)
-    grpc_read_timeout: Seconds = _duration("GRPC_READ_TIMEOUT_SECONDS", 20 * _SECOND, le=300 * _SECOND)
-    grpc_connection_idle: Seconds = _duration("GRPC_CONNECTION_IDLE_SECONDS", 120 * _SECOND, le=_DAY)
-    grpc_connection_age: Seconds = _duration("GRPC_CONNECTION_AGE_SECONDS", 1_800 * _SECOND, le=7 * _DAY)
-    sidecar_max_connections: Count = 500
-    sidecar_max_body_bytes: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
-    sidecar_header_timeout: Seconds = _duration("SIDECAR_HEADER_TIMEOUT_SECONDS", 10 * _SECOND, le=300 * _SECOND)
-    sidecar_body_timeout: Seconds = _duration("SIDECAR_BODY_TIMEOUT_SECONDS", 20 * _SECOND, le=300 * _SECOND)
-    sidecar_keepalive: Seconds = _duration("SIDECAR_KEEPALIVE_SECONDS", 75 * _SECOND, ge=_SECOND, le=_HOUR)
+    grpc_handshake: Seconds = duration("GRPC_HANDSHAKE_SECONDS", 10 * SECOND, le=300 * SECOND)
+    grpc_read_timeout: Seconds = duration("GRPC_READ_TIMEOUT_SECONDS", 20 * SECOND, le=300 * SECOND)
+    grpc_connection_idle: Seconds = duration("GRPC_CONNECTION_IDLE_SECONDS", 120 * SECOND, le=DAY)
+    grpc_connection_age: Seconds = duration("GRPC_CONNECTION_AGE_SECONDS", 1_800 * SECOND, le=7 * DAY)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], *, needs_key: bool = True) -> Self:
@@ -301,6 +233,11 @@ class Settings(BaseModel):
     def authenticates_callers(self) -> bool:
         """Whether callers must authenticate."""
         return self.policy_file is not None
+
+    @property
+    def user_quotas(self) -> UserQuotas:
+        """What one user may have."""
+        return UserQuotas(self.user_max_integrations, self.user_max_authorization_attempts, self.user_max_webhook_bytes)
 
     @property
     def has_authentication_method(self) -> bool:
@@ -339,11 +276,19 @@ _AUTHENTICATION_METHODS = ("TLS_CLIENT_CA_FILE", "JWT_JWKS", "USER_JWT_JWKS")
 _METHODS_TEXT = " or ".join(_AUTHENTICATION_METHODS)
 _JWKS_MESSAGE = "must be an existing file or an https URL; plain http only on loopback in dev mode"
 
+
+def _is_open_in_dev_mode(settings: Settings, address: Address | None) -> bool:
+    return settings.dev_mode and address is not None and not address.is_loopback
+
+
+_DEV_MODE_MESSAGE = "must be on loopback in dev mode, which protects nothing from other machines; set DEV_MODE=false"
+
 SERVER_RULES = (
+    Rule(("GRPC_ADDRESS", "DEV_MODE"), lambda s: _is_open_in_dev_mode(s, s.grpc_address), _DEV_MODE_MESSAGE),
     Rule(
         ("ENCRYPTION_KEY", "DEV_MODE", "KMS_KEY_ID"),
         lambda s: s.encryption_key is None and s.kms_key_id is None and not s.dev_mode,
-        "is not set; generate a key with: openssl rand -base64 32",
+        f"is not set; {GENERATE_KEY}",
     ),
     # An unauthenticated caller may name any user.
     Rule(
@@ -356,25 +301,24 @@ SERVER_RULES = (
         lambda s: not s.grpc_address.is_loopback and s.tls_cert_file is None,
         "must be a loopback address without TLS, because tokens would be sent unencrypted; set TLS_CERT_FILE",
     ),
-    Rule(
-        ("SIDECAR_TLS_CA_FILE", "TLS_CERT_FILE"),
-        lambda s: s.sidecar_tls_ca_file is None and s.tls_cert_file is not None,
-        "is not set; the sidecar needs it to verify the certificate in TLS_CERT_FILE",
-    ),
-    Rule(
-        ("SIDECAR_TLS_CERT_FILE", "TLS_CLIENT_CA_FILE"),
-        lambda s: s.sidecar_tls_cert_file is None and s.tls_client_ca_file is not None,
-        "is not set; with TLS_CLIENT_CA_FILE the sidecar needs a client certificate too",
-    ),
-    Rule(
-        ("SIDECAR_TOKEN_FILE", *_AUTHENTICATION_METHODS),
-        lambda s: s.sidecar_token_file is None and s.has_authentication_method and s.tls_client_ca_file is None,
-        "is not set; without TLS_CLIENT_CA_FILE the sidecar needs a token to authenticate",
-    ),
 )
 """The rules for commands that decrypt or serve gRPC."""
 
 RULES = (
+    Rule(("SIDECAR_ADDRESS", "DEV_MODE"), lambda s: _is_open_in_dev_mode(s, s.sidecar_address), _DEV_MODE_MESSAGE),
+    Rule(("SANDBOX_ADDRESS", "DEV_MODE"), lambda s: _is_open_in_dev_mode(s, s.sandbox_address), _DEV_MODE_MESSAGE),
+    Rule(
+        ("SANDBOX_ADDRESS", "DEV_MODE"),
+        lambda s: s.sandbox_address is not None and not s.dev_mode,
+        "the sandbox is for dev mode only: whoever reaches it connects any account; remove it, or set DEV_MODE=true",
+    ),
+    Rule(
+        ("PUBLIC_URL", "DEV_MODE"),
+        lambda s: (
+            s.dev_mode and "public_url" in s.model_fields_set and not is_loopback(urlsplit(s.public_url).hostname or "")
+        ),
+        _DEV_MODE_MESSAGE,
+    ),
     _set_together("TLS_KEY_FILE", "TLS_CERT_FILE"),
     _set_together("SIDECAR_TLS_KEY_FILE", "SIDECAR_TLS_CERT_FILE"),
     _set_together("JWT_ISSUER", "JWT_JWKS"),
@@ -417,7 +361,7 @@ RULES = (
     ),
     Rule(
         ("PUBLIC_URL", "SIDECAR_ADDRESS"),
-        lambda s: not _is_browser_url(s.public_url),
+        lambda s: not is_browser_url(s.public_url),
         "is not set, and SIDECAR_ADDRESS is not loopback; set it to the https URL of the sidecar",
     ),
 )

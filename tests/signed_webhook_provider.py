@@ -18,6 +18,7 @@ from integration_server.domain.webhooks import (
 )
 from integration_server.providers.api_key import ApiKeyProvider
 from integration_server.providers.factory import ProviderFactory
+from integration_server.providers.webhooks.parsing import EventBatch
 from integration_server.service.integrations.ports import NewAccount
 
 SIGNED_WEBHOOK = "signed_webhook"
@@ -26,7 +27,7 @@ SIGNATURE = "X-Signature"
 
 
 def webhook_body(*events: Mapping[str, Any]) -> bytes:
-    """A body with these events: each has an `id`, and may have `type`, `account` and `reports_grant_end`."""
+    """A body with these events: each has an `id`, and may have `type`, `account`, `reports_grant_end`, `unstable`."""
     return json.dumps({"events": events}).encode()
 
 
@@ -46,7 +47,7 @@ def receive(request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
     if request.method == "GET":
         challenge = parse_qs(content.decode())["challenge"][0]
         return ReceivedWebhook(response=WebhookResponse(body=challenge.encode(), headers={"X-Handshake": "yes"}))
-    return ReceivedWebhook([_event(event) for event in json.loads(content)["events"]], WebhookResponse(202, body=b"ok"))
+    return ReceivedWebhook(EventBatch(json.loads(content)["events"], _event), WebhookResponse(202, body=b"ok"))
 
 
 def _event(event: Mapping[str, Any]) -> WebhookEvent:
@@ -56,6 +57,7 @@ def _event(event: Mapping[str, Any]) -> WebhookEvent:
         account_id=event.get("account"),
         payload=json.dumps(event).encode(),
         reports_grant_end=event.get("reports_grant_end", False),
+        has_stable_id=not event.get("unstable", False),
     )
 
 

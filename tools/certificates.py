@@ -66,14 +66,17 @@ class Authority:
         *,
         common_name: str = "development",
         lifetime: timedelta = LIFETIME,
+        extension: x509.ExtensionType | None = None,
     ) -> Pair:
-        """A certificate with these names. A negative lifetime makes an expired one."""
+        """A certificate with these names, and a further extension. A negative lifetime makes an expired one."""
         key = ec.generate_private_key(ec.SECP256R1())
         builder = _certificate(_name(common_name), self._name, key.public_key(), lifetime).add_extension(
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
         )
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        if extension is not None:
+            builder = builder.add_extension(extension, critical=False)
         certificate = builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
         return Pair(certificate, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 

@@ -14,7 +14,8 @@ from rich.text import Text
 
 from integration_server.cli.shared import command, fail, load_settings, open_prepared_storage
 from integration_server.domain.audit import OPERATOR, Action, AuditEntry
-from integration_server.settings import Settings, is_url
+from integration_server.setting_types import is_url
+from integration_server.settings import Settings
 from integration_server.storage.audit import list_audit_entries
 from integration_server.storage.audit_erasure import UserErasure
 from integration_server.storage.audit_head_file import RecordedHeads, read_heads

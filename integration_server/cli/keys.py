@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from integration_server.bootstrap import Storage
-from integration_server.cli.shared import command, fail, open_prepared_storage, prepare_database
+from integration_server.cli.shared import command, fail, load_settings, open_prepared_storage, prepare_database
 from integration_server.domain.audit import OPERATOR, Action, AuditEntry
 from integration_server.settings import Settings
 from integration_server.storage.data_keys import (
@@ -32,7 +32,7 @@ from integration_server.wiring.system import utc_now
 @command
 async def show_keys() -> None:
     """List the data keys: use, number of encrypted values, and the key that wraps each."""
-    settings, _ = await prepare_database()
+    settings = await prepare_database((await load_settings())[0])
     table = Table("data key", "use", "values", "wrapped by", "created")
     async with open_database(settings.database_url) as database:
         for data_key in await describe_data_keys(database):

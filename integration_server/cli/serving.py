@@ -1,52 +1,119 @@
 """The commands that serve: `serve`, `sidecar` and `dev`."""
 
-from typing import Annotated
+import os
+from collections.abc import Mapping
+from datetime import timedelta
 
 import structlog
 import typer
+import uvloop
 from rich.console import Console
 
-from integration_server.bootstrap import running_server
-from integration_server.cli.shared import command, fail, load_settings, prepare_database
-from integration_server.dev import run_dev
+from integration_server.bootstrap import running_grpc_server
+from integration_server.cli.shared import command, load_settings, prepare_database, report_errors
+from integration_server.dev import DEFAULT_SANDBOX_ADDRESS, run_dev
 from integration_server.lifecycle import freeze_gc, stop_signals
-from integration_server.settings import parse_address
-from integration_server.wiring.sidecar import running_sidecar
+from integration_server.logs import configure_logging, is_terminal
+from integration_server.settings import Settings
+from integration_server.sidecar.grpc_client import ServerClient, TlsFiles
+from integration_server.sidecar_settings import SidecarSettings
+from integration_server.supervisor import ChildSpec, Supervisor, SupervisorChannel, execute, fork_into
+from integration_server.wiring.sidecar import SidecarLink, new_sidecar_link, reachable_address, running_sidecar
+
+# Above what a stop takes: the sidecar gives requests in progress 5 seconds, the server calls SHUTDOWN_GRACE_SECONDS.
+_STOP_MARGIN = timedelta(seconds=30)
+
+# The environment of the sidecar's process: what Python needs, and no setting.
+_SIDECAR_VARIABLES = frozenset({"HOME", "LANG", "PATH", "TMPDIR", "TZ", "VIRTUAL_ENV"})
+_SIDECAR_VARIABLE_PREFIXES = ("LC_", "PYTHON")
 
 
-@command
-async def serve() -> None:
-    """Serve gRPC and the HTTP sidecar until SIGTERM or Ctrl-C."""
-    log = structlog.get_logger(__name__)
-    settings, environment = await prepare_database()
-    async with stop_signals() as stop, running_server(settings, environment) as addresses:
-        freeze_gc()
-        log.info("serving", grpc=addresses.grpc_address, sidecar=addresses.sidecar_url)
-        await stop.wait()
-        log.info("stopping")
-    log.info("stopped")
+@report_errors
+def serve() -> None:
+    """Serve gRPC and the HTTP sidecar, each in a process of its own, until SIGTERM or Ctrl-C."""
+    settings, environment = uvloop.run(load_settings())
+    configure_logging(settings.log_level, process="supervisor")
+    with new_sidecar_link() as link:
+        server = ChildSpec(
+            "server",
+            fork_into(lambda: _serve_grpc(settings, environment, link)),
+            settings.shutdown_grace + _STOP_MARGIN,
+            reports=["grpc"],
+        )
+        sidecar = ChildSpec(
+            "sidecar",
+            execute("integration_server.sidecar_process", _sidecar_environment(os.environ)),
+            _STOP_MARGIN,
+            reports=["sidecar"],
+            config={
+                "settings": settings.model_dump(mode="json", include=set(SidecarSettings.model_fields)),
+                "socket": str(link.socket),
+                "token": link.token,
+                "terminal": is_terminal(),
+            },
+        )
+        freeze_gc()  # the server's process shares what is imported, until something writes to it
+        code = Supervisor([server, sidecar]).run()
+    raise typer.Exit(code)
+
+
+def _sidecar_environment(environment: Mapping[str, str]) -> Mapping[str, str]:
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in _SIDECAR_VARIABLES or name.startswith(_SIDECAR_VARIABLE_PREFIXES)
+    }
+
+
+def _serve_grpc(settings: Settings, environment: Mapping[str, str], link: SidecarLink) -> int:
+    """Be the server's process; the exit code."""
+
+    @command
+    async def serve_grpc() -> None:
+        channel.receive_config()
+        prepared = await prepare_database(settings)
+        async with running_grpc_server(prepared, environment, link) as server, channel.commands(server.drain) as stop:
+            freeze_gc()
+            channel.report_ready(grpc=server.address)
+            await stop.wait()
+
+    channel = SupervisorChannel()
+    configure_logging(settings.log_level, process="server", terminal=is_terminal())
+    if settings.skip_confirmation and not settings.dev_mode:
+        structlog.get_logger(__name__).warning("confirmation_skipped", setting="SKIP_CONFIRMATION")
+    try:
+        serve_grpc()
+    except typer.Exit as end:
+        return end.exit_code
+    return 0
 
 
 @command
 async def sidecar() -> None:
     """Serve only the HTTP sidecar: it listens on SIDECAR_ADDRESS and calls the server at GRPC_ADDRESS."""
     settings, _ = await load_settings(needs_key=False)
-    async with stop_signals() as stop, running_sidecar(settings, settings.grpc_address) as url:
+    async with stop_signals() as stop, running_sidecar(settings, remote_client(settings)) as url:
         structlog.get_logger(__name__).info("serving", sidecar=url, grpc=str(settings.grpc_address))
         await stop.wait()
 
 
+def remote_client(settings: Settings) -> ServerClient:
+    """A client of the server at GRPC_ADDRESS, for a sidecar that runs alone. Raises `InvalidFile`."""
+    tls_files = TlsFiles(
+        authorities=settings.sidecar_tls_ca_file,
+        certificate=settings.sidecar_tls_cert_file,
+        key=settings.sidecar_tls_key_file,
+        token=settings.sidecar_token_file,
+        server_name=settings.sidecar_tls_server_name,
+    )
+    return ServerClient(str(reachable_address(settings.grpc_address)), tls_files)
+
+
 @command
-async def dev(
-    sandbox_address: Annotated[
-        str, typer.Option(envvar="SANDBOX_ADDRESS", help="The address of the sandbox provider.")
-    ] = "127.0.0.1:9090",
-) -> None:
+async def dev() -> None:
     """Serve in dev mode with a sandbox provider, and connect a sample account over the OAuth flow."""
-    try:
-        address = parse_address(sandbox_address)
-    except ValueError as error:
-        fail(f"SANDBOX_ADDRESS: {error}")
-    settings, environment = await prepare_database({"DEV_MODE": "true", "LOG_LEVEL": "WARNING"})
+    defaults = {"DEV_MODE": "true", "LOG_LEVEL": "WARNING", "SANDBOX_ADDRESS": DEFAULT_SANDBOX_ADDRESS}
+    settings, environment = await load_settings(defaults)
+    settings = await prepare_database(settings)
     async with stop_signals() as stop:
-        await run_dev(settings, environment, address, stop, Console())
+        await run_dev(settings, environment, stop, Console())

@@ -13,8 +13,9 @@ import uvloop
 
 from integration_server.bootstrap import Storage, open_storage
 from integration_server.domain.errors import StoreUnavailable
+from integration_server.entropy import is_weak_key
 from integration_server.hot_reload import InvalidFile
-from integration_server.lifecycle import AddressTaken, raise_fd_limit
+from integration_server.lifecycle import AddressTaken, protect_memory, raise_fd_limit
 from integration_server.logs import configure_logging
 from integration_server.providers.factory import ProvidersError
 from integration_server.settings import Settings, SettingsError, read_environment
@@ -30,16 +31,24 @@ P = ParamSpec("P")
 
 
 def command(function: Callable[P, Coroutine[Any, Any, None]], *, exit_code: int = 1) -> Callable[P, None]:
-    """Make a command of an async function: run it on uvloop, and print errors that an operator can fix as messages.
+    """Make a command of an async function, which runs on uvloop. `exit_code` is that of errors of the operator."""
 
-    `exit_code` is the one for these errors.
-    """
+    @wraps(function)
+    def run_command(*args: P.args, **kwargs: P.kwargs) -> None:
+        uvloop.run(function(*args, **kwargs))
+
+    return report_errors(run_command, exit_code=exit_code)
+
+
+def report_errors(function: Callable[P, None], *, exit_code: int = 1) -> Callable[P, None]:
+    """Make a command of a function: protect its process, and print errors that an operator can fix as messages."""
 
     @wraps(function)
     def run_command(*args: P.args, **kwargs: P.kwargs) -> None:
         raise_fd_limit()
+        protect_memory()
         try:
-            uvloop.run(function(*args, **kwargs))
+            function(*args, **kwargs)
         except SettingsError as error:
             fail("Invalid settings:", *error.problems, exit_code=exit_code)
         except ProvidersError as error:
@@ -97,24 +106,24 @@ async def open_prepared_storage() -> AsyncIterator[tuple[Settings, Storage]]:
 
     On exit, the heads of what the command has written to the audit log are recorded.
     """
-    settings, _ = await prepare_database()
+    settings, _ = await load_settings()
+    settings = await prepare_database(settings)
     async with open_storage(settings) as storage, open_head_recorder(settings, storage.heads, utc_now):
         yield settings, storage
 
 
-async def prepare_database(defaults: Mapping[str, str] | None = None) -> tuple[Settings, dict[str, str]]:
-    """Load the settings as `load_settings` does, and check the schema.
+async def prepare_database(settings: Settings) -> Settings:
+    """Check the schema.
 
     In dev mode, also migrate it, and add the local development key to the settings if none is set.
     """
-    settings, environment = await load_settings(defaults)
     if settings.dev_mode:
         await migrate_schema(settings.database_url)
     async with open_database(settings.database_url) as database:
         await check_schema(database)
     if settings.dev_mode and settings.encryption_key is None and settings.kms_key_id is None:
         settings = settings.model_copy(update={"encryption_key": _development_key(Path("data/encryption.key"))})
-    return settings, environment
+    return settings
 
 
 def _development_key(path: Path) -> bytes:
@@ -134,4 +143,6 @@ def _development_key(path: Path) -> bytes:
             "Restore the key that was here, because nothing else decrypts its data. If the file is deleted, a new key "
             "is generated.",
         )
+    if is_weak_key(key):
+        fail(f"{path} is not a random key; delete it, so that a new one is generated.")
     return key

@@ -33,7 +33,7 @@ Messages are built here from names, fields and numbers, so that none contains a 
 
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class IntegrationServerError(Exception):
@@ -108,10 +108,10 @@ class StateExpired(IntegrationServerError):
 
 
 class StateUsed(IntegrationServerError):
-    """The state was used before."""
+    """The state was used before, or its attempt was replaced by newer ones of the user."""
 
     reason = "STATE_USED"
-    message = "the state was already used; start again"
+    message = "the state was already used, or newer attempts have replaced it; start again"
 
 
 class UserMismatch(IntegrationServerError):
@@ -212,13 +212,22 @@ class ServerStopping(IntegrationServerError):
 
 
 class QuotaExceeded(IntegrationServerError):
-    """The caller has exceeded its quota."""
+    """The caller, or a user, has exceeded its quota."""
 
     reason = "QUOTA_EXCEEDED"
-    retry_after = timedelta(seconds=1)
+    retry_after: timedelta | None
 
-    def __init__(self, subject: str) -> None:
+    def __init__(self, subject: str, retry_after: timedelta = timedelta(seconds=1)) -> None:
         super().__init__(f"this caller has too many calls {subject}")
+        self.retry_after = retry_after
+
+    @classmethod
+    def of_user(cls, setting: str, problem: str) -> Self:
+        """A user has as much of something as `setting` allows. Waiting does not help."""
+        error = cls("")
+        error.args = (f"{problem} ({setting})",)
+        error.retry_after = None
+        return error
 
 
 class CallerNotAllowed(IntegrationServerError):

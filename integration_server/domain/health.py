@@ -8,13 +8,16 @@ from integration_server.domain.integration import Integration, Status
 
 @dataclass(frozen=True, slots=True)
 class HealthCheck:
-    """A health check. `error_class` is a reason of `errors.py`, or None when healthy. `message` is safe to show."""
+    """A health check. `error_class` is a reason of `errors.py`, or None when healthy. `message` is safe to show.
+
+    `latency` is None if the provider was not called.
+    """
 
     integration: Integration
     status: Status
     healthy: bool
     check_time: datetime
-    latency: timedelta
+    latency: timedelta | None
     error_class: str | None
     message: str
 
@@ -34,23 +37,10 @@ class ErrorRate:
 
 
 @dataclass(frozen=True, slots=True)
-class HealthReport:
-    """The checks of all connected integrations of a user, started at `check_time`."""
+class HealthCounts:
+    """The numbers of a user's connected integrations: all, and by their health as it is stored."""
 
-    checks: tuple[HealthCheck, ...]
-    check_time: datetime
-
-    @property
-    def healthy_count(self) -> int:
-        """The number of healthy integrations."""
-        return sum(check.healthy for check in self.checks)
-
-    @property
-    def inactive_count(self) -> int:
-        """The number of inactive integrations."""
-        return sum(check.status is Status.INACTIVE for check in self.checks)
-
-    @property
-    def error_count(self) -> int:
-        """The number of active integrations that are not healthy."""
-        return len(self.checks) - self.healthy_count - self.inactive_count
+    total: int
+    healthy: int
+    error: int
+    inactive: int

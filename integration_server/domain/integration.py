@@ -113,11 +113,15 @@ class Integration:
         if not self.is_connected:
             raise IntegrationPending
 
-    def require_usable(self) -> None:
-        """Raise `IntegrationPending`, `IntegrationInactive` or `ReauthorizationRequired` if it is not usable."""
+    def require_active(self) -> None:
+        """Raise `IntegrationPending` or `IntegrationInactive` if it has no credentials or is switched off."""
         self.require_connected()
         if not self.is_active:
             raise IntegrationInactive
+
+    def require_usable(self) -> None:
+        """Raise `IntegrationPending`, `IntegrationInactive` or `ReauthorizationRequired` if it is not usable."""
+        self.require_active()
         if self.reauthorization_required:
             raise ReauthorizationRequired
 

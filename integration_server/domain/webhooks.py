@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+MAX_EVENTS = 10_000
+"""The events of one request that are read. Providers document batches of at most 1,000."""
+
 
 class InvalidWebhookSignature(Exception):
     """A request is not verified as the provider's. The response is 401, and nothing is stored."""
@@ -23,21 +26,22 @@ class WebhookRequest:
 
 @dataclass(frozen=True, slots=True)
 class WebhookResponse:
-    """The response to the provider."""
+    """The response to the provider. `is_verified` is false where anybody could have sent the request."""
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = field(default=b"", repr=False)
+    is_verified: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class WebhookEvent:
     """An event at the provider.
 
-    `event_id` is the provider's id, or a digest of the event if it has none: a repeated delivery has the same id.
-    `account_id` is the account that the event belongs to, as in `Integration.account_id`; None if only the address
-    identifies it. `reports_grant_end`: the account seems to have revoked our access, which
-    is confirmed at the provider before the grant is ended.
+    `event_id` is the provider's id, or a digest of the event if it has none: a repeated delivery has the same id,
+    unless `has_stable_id` is False. `account_id` is the account that the event belongs to, as in
+    `Integration.account_id`; None if only the address identifies it. `reports_grant_end`: the account seems to have
+    revoked our access, which is confirmed at the provider before the grant is ended.
     """
 
     event_id: str
@@ -45,11 +49,15 @@ class WebhookEvent:
     account_id: str | None
     payload: bytes = field(repr=False)
     reports_grant_end: bool = False
+    has_stable_id: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class ReceivedWebhook:
-    """A verified request: its events (none for a handshake), and the response to send after they are stored."""
+    """A verified request: its events (none for a handshake), and the response to send after they are stored.
+
+    The events of a batch may be made one by one as they are read.
+    """
 
     events: Sequence[WebhookEvent] = ()
     response: WebhookResponse = field(default_factory=WebhookResponse)

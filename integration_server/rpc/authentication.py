@@ -10,17 +10,36 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from hashlib import sha256
+from hmac import compare_digest
 from typing import Any, Protocol
 
-from integration_server.rpc.errors import Unauthenticated
-from integration_server.rpc.interceptors import Behavior, Context, Interceptor, wrap_in_context_manager
+from cachetools import LRUCache
+
+from integration_server.domain.errors import QuotaExceeded
+from integration_server.peer_limiter import PeerLimiter
+from integration_server.rpc.certificate_names import CertificateNames
+from integration_server.rpc.errors import KeysNotAvailable, TokenExpired, Unauthenticated
+from integration_server.rpc.interceptors import (
+    Behavior,
+    CallerLookup,
+    Context,
+    Interceptor,
+    peer_address,
+    wrap_in_context_manager,
+)
 from integration_server.rpc.methods import Method
 from integration_server.service.common_types import Clock
+from integration_server.trusted_proxies import peer_key
+
+MAX_TOKEN_LENGTH = 8 * 1024
+"""Characters of a bearer token: the usual limit of a header line in proxies. One with hundreds of groups is shorter."""
+
+_VERIFIED_TOKENS = 10_000  # callers and users that call at the same time
+_FAILED_CONNECTIONS = 10_000  # more than there can be open ones
 
 AuthContext = Mapping[str, Iterable[bytes]]
 """The properties of a peer whose certificate gRPC has verified; empty without a certificate."""
-
-Metadata = Iterable[tuple[str, str | bytes]]
 
 
 class IdentityKind(StrEnum):
@@ -29,14 +48,15 @@ class IdentityKind(StrEnum):
     CERTIFICATE = "certificate"
     TOKEN = "token"
     USER = "user"
+    SIDECAR = "sidecar"  # the secret of the sidecar that the server has started with
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The authenticated names of a caller, and when they expire."""
+    """The authenticated name of a caller, and when it expires."""
 
     kind: IdentityKind
-    names: tuple[str, ...]
+    name: str
     expire_time: datetime | None = None
 
 
@@ -46,9 +66,113 @@ class TokenVerifier(Protocol):
     async def resolve_identity(self, token: str) -> Identity:
         """Return the identity of a token's subject. Raises `Unauthenticated`."""
 
+    @property
+    def keys(self) -> object:
+        """The keys with which tokens are verified now: another object once they have changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who sends a call: the address that failures are counted by, and the connection."""
+
+    address: str
+    connection: str
+
+
+class TokenAuthenticator:
+    """Verifies each token once, and limits the failures of each peer before any verification.
+
+    An attacker may share the address of good callers (NAT, a mesh). Over the limit, therefore, tokens that were
+    verified before are still accepted, and so is any token on a connection without failures; only others are refused.
+    An expired token is no failure: a gateway forwards those of its users, and nobody can forge one.
+    """
+
+    def __init__(
+        self,
+        verifier: TokenVerifier,
+        limiter: PeerLimiter | None,
+        clock: Clock,
+        *,
+        max_token_length: int = MAX_TOKEN_LENGTH,
+        cache_size: int = _VERIFIED_TOKENS,
+    ) -> None:
+        self._verifier = verifier
+        self._limiter = limiter
+        self._clock = clock
+        self._max_token_length = max_token_length
+        # By digest: a memory dump has no tokens. No identity: the token has expired.
+        self._verified: LRUCache[bytes, tuple[Identity | None, object]] = LRUCache(cache_size)
+        self._failed_connections: LRUCache[str, bool] = LRUCache(_FAILED_CONNECTIONS)
+
+    async def resolve_identity(self, token: str, peer: Peer) -> Identity:
+        """Return the identity of a token's subject. Raises `Unauthenticated`, or `QuotaExceeded` over the limit."""
+        if len(token) > self._max_token_length:
+            problem = f"a token of more than {self._max_token_length} characters"
+            raise Unauthenticated(problem, f"the authorization entry has {problem}")
+        digest = sha256(token.encode()).digest()
+        if digest not in self._verified:
+            self._require_few_failures(peer)
+        identity, keys = self._verified.get(digest, (None, None))
+        if keys != self._verifier.keys:
+            identity = await self._verify(token, digest, peer)
+        if identity is None or (identity.expire_time is not None and self._clock() >= identity.expire_time):
+            raise TokenExpired("the token has expired")
+        return identity
+
+    async def _verify(self, token: str, digest: bytes, peer: Peer) -> Identity | None:
+        """Verify a token and remember the result; None if it has expired. Raises `Unauthenticated`."""
+        identity = None
+        try:
+            identity = await self._verifier.resolve_identity(token)
+        except TokenExpired:
+            pass
+        except KeysNotAvailable:
+            raise
+        except Unauthenticated:
+            self._verified.pop(digest, None)
+            self._failed_connections[peer.connection] = True
+            if self._limiter is not None:
+                self._limiter.record_failure(peer.address)
+            raise
+        self._verified[digest] = identity, self._verifier.keys
+        return identity
+
+    def _require_few_failures(self, peer: Peer) -> None:
+        retry_after = None if self._limiter is None else self._limiter.retry_after(peer.address)
+        if retry_after is not None and peer.connection in self._failed_connections:
+            raise QuotaExceeded("whose tokens are not valid", retry_after)
+
+
+class TokenResolver(Protocol):
+    """Determines who a token belongs to."""
+
+    async def resolve_identity(self, token: str, peer: Peer) -> Identity:
+        """Return the identity of a token's subject. Raises `Unauthenticated` or `QuotaExceeded`."""
+
+
+class SidecarAuthenticator:
+    """Recognises the secret of the sidecar that has started with the server; `others` verifies all other tokens."""
+
+    def __init__(self, secret: str, others: TokenResolver | None = None) -> None:
+        self._secret = secret.encode()
+        self._others = others
+
+    async def resolve_identity(self, token: str, peer: Peer) -> Identity:
+        """Return the identity of the sidecar, or of the token's subject. Raises `Unauthenticated`."""
+        if compare_digest(token.encode(errors="replace"), self._secret):
+            return Identity(IdentityKind.SIDECAR, IdentityKind.SIDECAR)
+        if self._others is None:
+            raise Unauthenticated("a token, and no keys to verify it with")
+        return await self._others.resolve_identity(token, peer)
+
 
 _identity: ContextVar[Identity] = ContextVar("identity")
 """The identity of the current call's caller: gRPC runs each call in its own task."""
+
+
+def is_over_sidecar_socket(context: Context) -> bool:
+    """Whether a call came over the Unix socket, on which the server listens for its sidecar only."""
+    return context.peer().startswith("unix:")
 
 
 def current_identity() -> Identity:
@@ -56,16 +180,27 @@ def current_identity() -> Identity:
     return _identity.get()
 
 
-def authenticate(token_verifier: TokenVerifier | None, clock: Clock) -> Interceptor:
-    """Determine the caller's identity before anything of its request is read. Raises `Unauthenticated`.
+def authenticate(
+    tokens: TokenResolver | None,
+    clock: Clock,
+    address_of: CallerLookup = peer_address,
+) -> Interceptor:
+    """Determine the caller's identity before anything of its request is read.
 
-    A stream also ends once the caller's token has expired.
+    Raises `Unauthenticated` or `QuotaExceeded`. A stream also ends once the caller's token has expired.
     """
+    certificate_names = CertificateNames()
 
     @asynccontextmanager
     async def identify(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message or a stream
-        metadata, auth_context = context.invocation_metadata() or (), context.auth_context() or {}
-        _identity.set(await resolve_identity(metadata, auth_context, token_verifier))
+        entries = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+        if entries:
+            token, peer = _bearer_token(entries), Peer(peer_key(address_of(context)), context.peer())
+            if tokens is None:
+                raise Unauthenticated("a token, and no keys to verify it with")
+            _identity.set(await tokens.resolve_identity(token, peer))
+        else:
+            _identity.set(certificate_identity(context.auth_context() or {}, certificate_names))
         yield request
 
     def require_valid_token() -> None:
@@ -79,39 +214,12 @@ def authenticate(token_verifier: TokenVerifier | None, clock: Clock) -> Intercep
     return wrap
 
 
-async def resolve_identity(
-    metadata: Metadata, auth_context: AuthContext, token_verifier: TokenVerifier | None
-) -> Identity:
-    """Return the identity of a call's caller. Raises `Unauthenticated`, also for a token without a verifier."""
-    entries = [value for key, value in metadata if key == "authorization"]
-    if not entries:
-        return certificate_identity(auth_context)
-    if token_verifier is None:
-        raise Unauthenticated("a token, and no keys to verify it with")
-    return await token_verifier.resolve_identity(_bearer_token(entries))
-
-
-def certificate_identity(auth_context: AuthContext) -> Identity:
-    """Return the SPIFFE ID of the peer's certificate, or its DNS names without one. Raises `Unauthenticated`.
-
-    The common name is never used: RFC 6125 §6.4.4 leaves it to people, and authorities need not verify it.
-    """
-    uris = _decode_names(auth_context.get("peer_uri", ()))
-    spiffe_ids = [uri for uri in uris if uri.startswith("spiffe://")]
-    if len(spiffe_ids) > 1:
-        # X.509-SVID §2: a certificate with more than one URI must be rejected.
-        raise Unauthenticated("the certificate has several SPIFFE IDs")
-    names = spiffe_ids or [name.lower() for name in _decode_names(auth_context.get("peer_dns", ()))]
-    if not names:
-        raise Unauthenticated("neither a token nor a certificate with a name")
-    return Identity(IdentityKind.CERTIFICATE, tuple(names))
-
-
-def _decode_names(values: Iterable[bytes]) -> list[str]:
-    try:
-        return [value.decode("ascii") for value in values]
-    except UnicodeDecodeError:
-        raise Unauthenticated("the certificate has a name that is not ASCII") from None
+def certificate_identity(auth_context: AuthContext, names: CertificateNames) -> Identity:
+    """Return the identity in the peer's certificate. Raises `Unauthenticated`, also without a certificate."""
+    certificates = list(auth_context.get("x509_pem_cert", ()))
+    if len(certificates) != 1:
+        raise Unauthenticated("neither a token nor a certificate")
+    return Identity(IdentityKind.CERTIFICATE, names.name_of(certificates[0]))
 
 
 def _bearer_token(entries: list[str | bytes]) -> str:

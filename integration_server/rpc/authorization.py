@@ -21,7 +21,7 @@ from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.rpc import mapping
 from integration_server.rpc.authentication import Identity, IdentityKind, current_identity
 from integration_server.rpc.interceptors import Behavior, Context, Interceptor, wrap_in_context_manager
-from integration_server.rpc.methods import Method, Permission
+from integration_server.rpc.methods import SIDECAR_PERMISSIONS, Method, Permission
 
 IntegrationTypeLookup = Callable[[IntegrationId, UserId], Awaitable[str]]
 """Returns the type of a user's integration. Raises `IntegrationNotFound`."""
@@ -31,6 +31,9 @@ CanonicalTypeLookup = Callable[[str], str]
 
 USER = "user"
 """The name of callers that are users."""
+
+SIDECAR = "sidecar"
+"""The name of the sidecar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,10 @@ class Caller:
     user_id: UserId | None = None
 
 
+SIDECAR_CALLER = Caller(SIDECAR, Permissions(SIDECAR_PERMISSIONS, ALL_INTEGRATION_TYPES))
+"""The sidecar, whichever way it authenticates."""
+
+
 class Policy:
     """The permissions of all known callers."""
 
@@ -59,13 +66,11 @@ class Policy:
 
     def caller_of(self, identity: Identity) -> Caller:
         """Return the caller with this identity; an unknown caller has no permissions."""
+        if identity.kind is IdentityKind.SIDECAR:
+            return SIDECAR_CALLER
         if identity.kind is IdentityKind.USER:
-            (user_id,) = identity.names
-            return Caller(USER, self._users, UserId(user_id))
-        known = {self._services.get((identity.kind, name)) for name in identity.names} - {None}
-        caller = known.pop() if len(known) == 1 else None
-        # A certificate with the names of several services identifies none of them.
-        return caller or Caller(identity.names[0], Permissions())
+            return Caller(USER, self._users, UserId(identity.name))
+        return self._services.get((identity.kind, identity.name)) or Caller(identity.name, Permissions())
 
 
 # --- the current call ------------------------------------------------------------------------------------------------
@@ -173,10 +178,13 @@ class RequestAuthorizer:
             raise CallerNotAllowed
         if getattr(request, "integration_id", 0):
             target = mapping.decode_target(request)
-            if target not in self._types:
-                self._types[target] = await self._find_type(*target)
-            if not allowed_types.allows(self._types[target]):
-                raise IntegrationNotFound
+            known = self._types.get(target)
+            if known is None or not allowed_types.allows(known):
+                # Also for a known type that is not allowed: as long as for an id that does not exist.
+                known = await self._find_type(*target)
+                if not allowed_types.allows(known):
+                    raise IntegrationNotFound
+                self._types[target] = known
 
 
 def _bind_to_user(request: Any, user_id: UserId) -> None:  # noqa: ANN401  # a message of any type

@@ -4,12 +4,10 @@ A domain error becomes its status code with `google.rpc.ErrorInfo`, `BadRequest`
 retry can succeed. Any other error is a bug in this program: it is logged, and the caller gets INTERNAL without details.
 """
 
-import traceback
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
-import structlog
 from google.protobuf import any as any_message
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -17,6 +15,7 @@ from grpc_status import rpc_status
 
 from integration_server.domain import errors
 from integration_server.domain.errors import IntegrationServerError, InvalidField
+from integration_server.rpc.call_log import CallLog, is_call_over
 
 DOMAIN = "integrations.v1"
 
@@ -61,7 +60,22 @@ _CODES = {error: code for code, classes in _ERRORS.items() for error in classes}
 
 
 class Unauthenticated(Exception):
-    """The caller has no valid identity. `str()` is for the log only, and quotes nothing that the caller sent."""
+    """The caller has no valid identity. `str()` is for the log, and quotes nothing that the caller sent.
+
+    The caller itself gets `public_message`, which says no more than an attacker may know.
+    """
+
+    def __init__(self, problem: str, public_message: str = "the caller is not known") -> None:
+        super().__init__(problem)
+        self.public_message = public_message
+
+
+class TokenExpired(Unauthenticated):
+    """The issuer has signed the token, and it has expired."""
+
+
+class KeysNotAvailable(Unauthenticated):
+    """The keys of the token's issuer could not be fetched yet."""
 
 
 def status_of(error: Exception) -> status_pb2.Status:
@@ -80,20 +94,27 @@ def status_of(error: Exception) -> status_pb2.Status:
 
 
 async def abort_call(
-    error: Exception, method: str, context: grpc.aio.ServicerContext[Any, Any], caller: str = ""
-) -> NoReturn:
-    """Log an error and end the call with its status. A status that a handler has set itself is kept."""
+    error: Exception, method: str, context: grpc.aio.ServicerContext[Any, Any], log: CallLog, *, caller: str, peer: str
+) -> None:
+    """End the call with the status of an error, and log it. A status that a handler has set itself is kept.
+
+    Returns if the client is gone, so that nobody gets the status: gRPC then ends the call by itself.
+    """
     if isinstance(error, grpc.aio.AbortError):
         raise error
-    log = structlog.get_logger(__name__)
+    status: Any = (grpc.StatusCode.CANCELLED, "", ())
     if isinstance(error, Unauthenticated):
-        log.info("unauthenticated", method=method, problem=str(error))
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the caller is not known")
-    if isinstance(error, IntegrationServerError):
-        log.info("rpc_rejected", method=method, reason=error.reason, **({"caller": caller} if caller else {}))
-    else:
-        # The text of an exception may quote secret input, so only its type and location are logged.
-        stack = "".join(traceback.format_tb(error.__traceback__))
-        log.error("unhandled_exception", method=method, kind=type(error).__qualname__, stack=stack)
-    status = rpc_status.to_status(status_of(error))
-    await context.abort(status.code, status.details, status.trailing_metadata)
+        log.unauthenticated(method, str(error), peer)
+        status = (grpc.StatusCode.UNAUTHENTICATED, error.public_message, ())
+    elif not is_call_over(error):
+        if isinstance(error, IntegrationServerError):
+            log.rejected(method, error.reason, caller)
+        else:
+            log.unhandled(method, error)
+        status = rpc_status.to_status(status_of(error))
+    try:
+        await context.abort(*status)
+    except grpc.aio.AbortError:
+        raise
+    except grpc.aio.BaseError:  # the client is gone, or was already when the handler itself aborted the call
+        log.client_gone()

@@ -1,9 +1,13 @@
 """`integrations.v1.IntegrationService`: each method decodes the request, calls one use case and encodes the result."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from datetime import datetime
+from weakref import WeakKeyDictionary
 
+from integration_server.domain.integration import Integration
 from integration_server.rpc import mapping
 from integration_server.rpc.authorization import current_allowed_types
 from integration_server.rpc.interceptors import Context
@@ -12,13 +16,14 @@ from integration_server.service.connections.api_key_connection import ApiKeyConn
 from integration_server.service.connections.oauth_connection import Callback, ConnectionRequest, OAuthConnectionService
 from integration_server.service.connections.revocation import RevocationService
 from integration_server.service.credentials.credential_service import CredentialService
-from integration_server.service.events.event_stream import EventStream
+from integration_server.service.events.event_stream import EventStream, StreamItem
 from integration_server.service.health.health_checks import HealthChecker
 from integration_server.service.integrations.integration_manager import IntegrationManager
 from integration_server.service.proxy.calls import ApiProxy
 from integration_server.service.webhooks.webhook_delivery import WebhookDelivery
 from integration_server.service.webhooks.webhook_ingestion import WebhookIngestion
 from integration_server.service.webhooks.webhook_secrets import WebhookSecrets
+from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1 import integration_service_pb2_grpc as pb_grpc
 
@@ -46,6 +51,8 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
     def __init__(self, use_cases: UseCases, clock: Clock) -> None:
         self._use_cases = use_cases
         self._clock = clock
+        # Streams share the items of events, so each event is encoded once.
+        self._stream_responses: WeakKeyDictionary[StreamItem, pb.WatchIntegrationsResponse] = WeakKeyDictionary()
 
     async def Connect(self, request: pb.ConnectRequest, context: Context) -> pb.ConnectResponse:
         """Start an OAuth 2 connection."""
@@ -122,11 +129,8 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
             *mapping.decode_page(request),
             current_allowed_types(),
         )
-        now = self._clock()
-        return pb.ListIntegrationsResponse(
-            integrations=[mapping.encode_integration(integration, now) for integration in page.items],
-            next_page_token=page.next_page_token,
-        )
+        integrations = await _encode_integrations(page.items, self._clock())
+        return pb.ListIntegrationsResponse(integrations=integrations, next_page_token=page.next_page_token)
 
     async def GetIntegration(self, request: pb.GetIntegrationRequest, context: Context) -> pb.GetIntegrationResponse:
         """Return one integration."""
@@ -151,12 +155,21 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         return mapping.encode_disconnect_response(integration_id, state)
 
     async def CheckAllHealth(self, request: pb.CheckAllHealthRequest, context: Context) -> pb.CheckAllHealthResponse:
-        """Check all of a user's integrations."""
+        """Check a page of a user's integrations, and count all."""
         report = await self._use_cases.health_checker.check_all_health(
-            mapping.decode_user_id(request.user_id), current_allowed_types()
+            mapping.decode_user_id(request.user_id),
+            *mapping.decode_page(request, mapping.MAX_CHECK_PAGE_SIZE),
+            current_allowed_types(),
         )
-        checks = [mapping.encode_health_check(check) for check in report.checks]
-        return mapping.encode(pb.CheckAllHealthResponse, report, total_integrations=len(checks), integrations=checks)
+        return pb.CheckAllHealthResponse(
+            total_integrations=report.counts.total,
+            healthy_count=report.counts.healthy,
+            error_count=report.counts.error,
+            inactive_count=report.counts.inactive,
+            integrations=map(mapping.encode_health_check, report.items),
+            check_time=report.check_time,
+            next_page_token=report.next_page_token,
+        )
 
     async def CheckHealth(self, request: pb.CheckHealthRequest, context: Context) -> pb.CheckHealthResponse:
         """Check one integration."""
@@ -176,17 +189,18 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
     async def RefreshToken(self, request: pb.RefreshTokenRequest, context: Context) -> pb.RefreshTokenResponse:
         """Refresh an access token."""
         token = await self._use_cases.credentials.refresh_token(*mapping.decode_target(request), force=request.force)
-        message = "Refreshed" if token.refreshed else "Not refreshed: the token is still valid"
-        return mapping.encode(
-            pb.RefreshTokenResponse, token, success=True, message=message, access_token_expire_time=token.expire_time
-        )
+        return mapping.encode_token_state(token)
 
     async def ListIntegrationTypes(
         self, request: pb.ListIntegrationTypesRequest, context: Context
     ) -> pb.ListIntegrationTypesResponse:
         """List the integration types of this server."""
-        providers = self._use_cases.integration_manager.list_integration_types(current_allowed_types())
-        return pb.ListIntegrationTypesResponse(integration_types=map(mapping.encode_integration_type, providers))
+        page = await self._use_cases.integration_manager.list_integration_types(
+            *mapping.decode_page(request, default=mapping.MAX_PAGE_SIZE), current_allowed_types()
+        )
+        return pb.ListIntegrationTypesResponse(
+            integration_types=map(mapping.encode_integration_type, page.items), next_page_token=page.next_page_token
+        )
 
     async def GetCredentials(self, request: pb.GetCredentialsRequest, context: Context) -> pb.GetCredentialsResponse:
         """Return valid credentials."""
@@ -260,7 +274,10 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         )
         async with aclosing(items):
             async for item in items:
-                yield mapping.encode_stream_item(item)
+                response = self._stream_responses.get(item)
+                if response is None:
+                    response = self._stream_responses[item] = mapping.encode_stream_item(item)
+                yield response
 
     async def CallProvider(self, request: pb.CallProviderRequest, context: Context) -> pb.CallProviderResponse:
         """Call the provider's API."""
@@ -268,3 +285,15 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
             *mapping.decode_target(request), mapping.decode_api_request(request)
         )
         return mapping.encode_api_response(response)
+
+
+async def _encode_integrations(
+    integrations: Iterable[Integration], now: datetime
+) -> Sequence[integration_pb2.Integration]:
+    """Convert integrations. Other calls proceed after each config, whose conversion can take ten milliseconds."""
+    encoded = []
+    for integration in integrations:
+        encoded.append(mapping.encode_integration(integration, now))
+        if integration.config:
+            await asyncio.sleep(0)
+    return encoded

@@ -6,10 +6,11 @@ The server applies them in this order:
 2. `authenticate` (authentication.py) determines the caller's identity.
 3. `authorize_method` (authorization.py) checks that the caller has the method's permission.
 4. `enforce_quota` limits the caller's calls.
-5. `read_request` reads and decodes the request. Nothing that an unknown caller sends is parsed.
+5. `read_request` reads the request, checks its size and decodes it. Nothing that an unknown caller sends is parsed.
 6. `enforce_deadline` responds before the caller's deadline when the store does not respond.
 7. `authorize_request` (authorization.py) checks the request's user and integration type.
-8. `record_audit` records the call in the audit trail. The contract declares for which methods. Calls that are rejected
+8. `limit_streams` limits each caller's open streams, and those about one user.
+9. `record_audit` records the call in the audit trail. The contract declares for which methods. Calls that are rejected
    earlier are logged, not recorded: otherwise anybody could fill the trail.
 """
 
@@ -20,6 +21,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeAlias, cast
+from urllib.parse import unquote
 
 import grpc
 import structlog
@@ -30,12 +32,15 @@ from limits.aio.strategies import FixedWindowRateLimiter
 
 from integration_server.domain.audit import SUCCESS, Action, AuditEntry
 from integration_server.domain.errors import IntegrationServerError, InvalidField, QuotaExceeded, StoreUnavailable
+from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.errors import abort_call
 from integration_server.rpc.methods import UNKNOWN_METHOD, Method, Permission, describe_method
+from integration_server.rpc.request_limits import REQUEST, RequestMeter
 from integration_server.service.audit.audit_trail import AuditTrail, audit_user
 from integration_server.service.background.detached_tasks import CallBudget
 from integration_server.service.common_types import Clock
 from integration_server.text_escaping import has_control_characters
+from integration_server.trusted_proxies import TrustedProxies, peer_key
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
@@ -50,11 +55,16 @@ RpcHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 CallerLookup: TypeAlias = Callable[[Context], str]
 """Returns the name of a call's caller."""
 
+MAX_METADATA_ENTRIES = 128
+"""The metadata entries of a call. Proxies and tracing add some thirty; the limit of their bytes allows hundreds."""
+
 _MAX_DEADLINE_MARGIN = 0.5  # seconds
 _DEADLINE_MARGIN_RATIO = 0.2
 _PURPOSE = "x-purpose"
+_FORWARDED_FOR = "x-forwarded-for"
 _MAX_AUDIT_WAIT = 2.0  # seconds: the change is already made, and a caller that waits longer would repeat it
 _SLOW_AFTER = 5.0  # seconds: longer than a busy server takes to notice bytes that have arrived
+_LARGE_REQUEST = 16 * 1024  # bytes; decoding it takes about a millisecond
 _MAX_SLOW_REQUESTS = 64  # of all callers together; times the maximum message size, this bounds their memory
 
 
@@ -98,11 +108,27 @@ class ProtectedHandlers(grpc.GenericRpcHandler):
     The generated `add_…_to_server` functions register a service here as at a server.
     """
 
-    def __init__(self, interceptors: Sequence[Interceptor], *, unknown_method: Sequence[Interceptor]) -> None:
+    def __init__(
+        self,
+        interceptors: Sequence[Interceptor],
+        *,
+        unknown_method: Sequence[Interceptor],
+        max_metadata_entries: int = MAX_METADATA_ENTRIES,
+    ) -> None:
         self._interceptors = interceptors
+        self._max_metadata_entries = max_metadata_entries
         self._handlers: dict[str, RpcHandler] = {}
         self._unknown: RpcHandler = grpc.stream_unary_rpc_method_handler(
             compose(UNKNOWN_METHOD, _reject_unknown_method, unknown_method)
+        )
+
+        async def reject_metadata(_requests: object, context: Context) -> None:
+            problem = f"the call has more than {max_metadata_entries} metadata entries"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
+
+        # Nobody is authenticated, because each reading of the metadata copies all of it.
+        self._too_much_metadata: RpcHandler = grpc.stream_unary_rpc_method_handler(
+            compose(UNKNOWN_METHOD, reject_metadata, unknown_method[:1])
         )
 
     def add_generic_rpc_handlers(self, handlers: Sequence[object]) -> None:
@@ -116,18 +142,19 @@ class ProtectedHandlers(grpc.GenericRpcHandler):
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> RpcHandler:
         """Return the handler of a call."""
+        if len(handler_call_details.invocation_metadata or ()) > self._max_metadata_entries:
+            return self._too_much_metadata
         return self._handlers.get(handler_call_details.method, self._unknown)
 
     def _protect(self, method: Method, handler: Any) -> RpcHandler:  # noqa: ANN401
         behavior = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         # gRPC reads a single request before it calls a handler, also from unauthenticated callers. To gRPC, every
-        # method therefore takes a stream, which `read_request` reads; clients see no difference.
+        # method therefore takes a stream of bytes, which `read_request` reads and decodes; clients see no difference.
         make_handler = (
             grpc.stream_stream_rpc_method_handler if method.streams_responses else grpc.stream_unary_rpc_method_handler
         )
         return make_handler(
             compose(method, behavior, self._interceptors),
-            request_deserializer=handler.request_deserializer if method.streams_requests else None,
             response_serializer=handler.response_serializer,
         )
 
@@ -139,25 +166,49 @@ async def _reject_unknown_method(_requests: object, context: Context) -> None:
 # --- interceptors ----------------------------------------------------------------------------------------------------
 
 
-def convert_errors(caller_of: CallerLookup | None = None) -> Interceptor:
-    """End calls that raise an error with its status. `caller_of` adds the caller to the log."""
+def peer_address(context: Context) -> str:
+    """Return the address of a call's peer without its port; for a Unix socket, `unix`."""
+    scheme, _, rest = unquote(context.peer()).partition(":")  # ipv4:10.0.0.1:50000, ipv6:%5B::1%5D:50000 or unix:path
+    return rest.rpartition(":")[0].strip("[]") if scheme in {"ipv4", "ipv6"} else scheme
+
+
+def client_address(proxies: TrustedProxies) -> CallerLookup:
+    """Return a lookup of the address of a call's client: the caller, where callers are not authenticated."""
+
+    def address_of(context: Context) -> str:
+        entries = (context.invocation_metadata() or ()) if proxies.networks else ()
+        forwarded_for = (str(value) for key, value in entries if key == _FORWARDED_FOR)
+        return proxies.client_address(peer_address(context), forwarded_for)
+
+    return address_of
+
+
+def convert_errors(
+    caller_of: CallerLookup | None = None,
+    log: CallLog | None = None,
+    address_of: CallerLookup = peer_address,
+) -> Interceptor:
+    """End calls that raise an error with its status. `caller_of` adds the caller to the log.
+
+    A call whose client is gone raises no error: it is only counted.
+    """
+    call_log = log or CallLog()
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
         @asynccontextmanager
-        async def abort_on_error(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401
+        async def abort_on_error(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message
             try:
                 yield request
+            except (asyncio.CancelledError, GeneratorExit):
+                call_log.client_gone()
+                raise
             except Exception as error:
-                await abort_call(error, method.path, context, caller_of(context) if caller_of else "")
+                caller, peer = caller_of(context) if caller_of else "", peer_key(address_of(context))
+                await abort_call(error, method.path, context, call_log, caller=caller, peer=peer)
 
         return wrap_in_context_manager(method, behavior, abort_on_error)
 
     return wrap
-
-
-def peer_address(context: Context) -> str:
-    """Return the address of a call's peer without its port: the caller, where callers are not authenticated."""
-    return context.peer().rpartition(":")[0]
 
 
 def enforce_quota(caller_of: CallerLookup, *, concurrency: int, per_second: int) -> Interceptor:
@@ -191,10 +242,51 @@ def enforce_quota(caller_of: CallerLookup, *, concurrency: int, per_second: int)
     return wrap
 
 
+def limit_streams(caller_of: CallerLookup, *, per_caller: int, per_user: int) -> Interceptor:
+    """Limit each caller's open event streams, and among them those that name one user. Raises `QuotaExceeded`.
+
+    A stream stays open without work and gets each event, so few of them cost as much as many calls. The quota is the
+    caller's: what one caller opens for a user takes nothing from another caller for the same user.
+    """
+    open_streams: Counter[tuple[str, str]] = Counter()
+
+    @asynccontextmanager
+    async def count(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message with a user_id
+        caller = caller_of(context)
+        keys = {(caller, ""): per_caller}  # of all users together
+        if request.user_id:
+            keys[caller, request.user_id] = per_user
+        for key, limit in keys.items():
+            if open_streams[key] >= limit:
+                subject = "that are streams for this user" if key[1] else "that are streams"
+                raise QuotaExceeded(f"{subject}; at most {limit} may be open")
+        open_streams.update(keys.keys())
+        try:
+            yield request
+        finally:
+            for key in keys:
+                open_streams[key] -= 1
+                if not open_streams[key]:
+                    del open_streams[key]
+
+    def wrap(method: Method, behavior: Behavior) -> Behavior:
+        names_user = method.streams_responses and "user_id" in method.request_class.DESCRIPTOR.fields_by_name
+        return wrap_in_context_manager(method, behavior, count) if names_user else behavior
+
+    return wrap
+
+
 def read_request(
-    timeout: timedelta, *, slow_after: float = _SLOW_AFTER, max_slow_requests: int = _MAX_SLOW_REQUESTS
+    timeout: timedelta,
+    *,
+    slow_after: float = _SLOW_AFTER,
+    max_slow_requests: int = _MAX_SLOW_REQUESTS,
+    enforce_limits: bool = True,
 ) -> Interceptor:
     """Read a call's single request within `timeout`, and decode it. Raises `QuotaExceeded` or `InvalidField`.
+
+    Of a stream of requests, each is decoded when the method takes it. The method's `request_limits` apply to every
+    request, before it is parsed, unless `enforce_limits` is False.
 
     gRPC buffers 64 KiB of a message that nobody reads yet. At most `max_slow_requests` requests at a time may take
     longer than `slow_after` seconds to arrive: otherwise clients could fill the memory with unfinished messages.
@@ -226,23 +318,40 @@ def read_request(
             async with asyncio.timeout(timeout.total_seconds()) as read_timeout:
                 with limit_slow_reads(read_timeout):
                     request = await context.read()
+                    if request is grpc.aio.EOF:
+                        # The end of a call that its client has cancelled looks like this too. The cancellation is
+                        # then due in the loop.
+                        await asyncio.sleep(0)
         except TimeoutError:
             raise QuotaExceeded("whose requests come slowly") from None
         if request is grpc.aio.EOF:
-            raise InvalidField("request", "is missing")
+            raise InvalidField(REQUEST, "is missing")
         return cast("bytes", request)
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
-        @asynccontextmanager
-        async def decode(_requests: object, context: Context) -> AsyncIterator[Message]:
-            raw = await read(context)
+        meter = RequestMeter(method.request_class.DESCRIPTOR, method.request_limits)
+
+        def decode(raw: bytes) -> Message:
+            if enforce_limits:
+                meter.check(raw)
             try:
-                request = method.request_class.FromString(raw)
+                return method.request_class.FromString(raw)
             except DecodeError:
-                raise InvalidField("request", "cannot be decoded") from None
+                raise InvalidField(REQUEST, "cannot be decoded") from None
+
+        @asynccontextmanager
+        async def decode_single(_requests: object, context: Context) -> AsyncIterator[Message]:
+            raw = await read(context)
+            request = decode(raw)
+            if len(raw) > _LARGE_REQUEST:
+                await asyncio.sleep(0)  # other calls proceed before the request is converted
             yield request
 
-        return behavior if method.streams_requests else wrap_in_context_manager(method, behavior, decode)
+        @asynccontextmanager
+        async def decode_stream(requests: AsyncIterator[bytes], _context: Context) -> AsyncIterator[Any]:
+            yield (decode(raw) async for raw in requests)
+
+        return wrap_in_context_manager(method, behavior, decode_stream if method.streams_requests else decode_single)
 
     return wrap
 

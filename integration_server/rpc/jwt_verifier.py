@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Protocol
 
 import structlog
+from joserfc.errors import ExpiredTokenError
 from joserfc.jwk import JWKRegistry, KeySet
 from joserfc.jws import JWSRegistry, extract_compact, validate_compact
 from joserfc.jwt import JWTClaimsRegistry
 
 from integration_server.hot_reload import Contents, InvalidFile, ReloadedFile
 from integration_server.rpc.authentication import Identity, IdentityKind
-from integration_server.rpc.errors import Unauthenticated
+from integration_server.rpc.errors import KeysNotAvailable, TokenExpired, Unauthenticated
 from integration_server.service.common_types import Clock
 from integration_server.text_escaping import has_control_characters
 
@@ -34,6 +35,10 @@ _MIN_INTERVAL = timedelta(seconds=10)  # between fetches, however many tokens na
 
 class Jwks(Protocol):
     """The public keys of an issuer."""
+
+    @property
+    def value(self) -> KeySet:
+        """The keys as of the last update; the same object until they change."""
 
     async def get_keys(self, kid: str | None) -> KeySet:
         """Return the keys, after an update if none has the id `kid`."""
@@ -93,7 +98,8 @@ class RemoteJwks:
         self._fetch = fetch
         self._clock = clock
         self._min_interval = min_interval
-        self._keys = KeySet([])
+        self._body: bytes | None = None
+        self.value = KeySet([])
         self._last_fetch_time: datetime | None = None
         self._last_attempt_time: datetime | None = None
         self._attempt: asyncio.Task[None] | None = None
@@ -101,9 +107,9 @@ class RemoteJwks:
 
     async def get_keys(self, kid: str | None) -> KeySet:
         """Return the keys, after a fetch if none has the id `kid`."""
-        if not any(kid in {None, key.kid} for key in self._keys):
+        if not any(kid in {None, key.kid} for key in self.value):
             await self._refresh()
-        return self._keys
+        return self.value
 
     async def poll(self) -> None:
         """Fetch the keys if they are older than five minutes."""
@@ -124,10 +130,12 @@ class RemoteJwks:
     async def _fetch_once(self) -> None:
         fetch_time = self._clock()
         try:
-            self._keys = parse_jwks(await self._fetch())
+            body = await self._fetch()
+            if body != self._body:  # otherwise the tokens that these keys have verified stay verified
+                self.value, self._body = parse_jwks(body), body
         except Exception as error:  # any failure keeps the current keys
             problem = str(error) if isinstance(error, InvalidFile) else type(error).__name__
-            self._log.error("jwks_fetch_failed", problem=problem, key_count=len(self._keys.keys))
+            self._log.error("jwks_fetch_failed", problem=problem, key_count=len(self.value.keys))
         else:
             self._last_fetch_time = fetch_time  # a key may be withdrawn during the fetch
         finally:
@@ -155,17 +163,24 @@ class JwtVerifier:
         self._leeway = leeway
         self._clock = clock
 
+    @property
+    def keys(self) -> tuple[KeySet, ...]:
+        """The keys of all issuers as of their last updates."""
+        return tuple(issuer.keys.value for issuer in self._issuers)
+
     async def resolve_identity(self, token: str) -> Identity:
         """Return the identity of the token's subject. Raises `Unauthenticated`."""
-        found, problems = [], []
+        found, errors = [], dict[IdentityKind, Exception]()
         for issuer in self._issuers:
             try:
                 found.append(await self._verify(token, issuer))
             except Exception as error:  # a forged token may break a parser in any way
-                problems.append(f"{issuer.kind}: {type(error).__name__}")
+                errors[issuer.kind] = error
         if len(found) != 1:
             # A token that is valid for both kinds would let its sender choose the kind.
-            raise Unauthenticated("; ".join(problems) or "a token that is both a service's and a user's")
+            problem = "; ".join(f"{kind}: {type(error).__name__}" for kind, error in errors.items())
+            harmless = (type(error) for error in errors.values() if isinstance(error, (TokenExpired, KeysNotAvailable)))
+            raise next(harmless, Unauthenticated)(problem or "a token that is both a service's and a user's")
         return found[0]
 
     async def _verify(self, token: str, issuer: Issuer) -> Identity:
@@ -175,17 +190,23 @@ class JwtVerifier:
             raise Unauthenticated("of another issuer")  # before a fetch of this issuer's keys
         kid = signed.headers().get("kid")
         keys = await issuer.keys.get_keys(kid if isinstance(kid, str) else None)
+        if not keys.keys:
+            raise KeysNotAvailable("the issuer's keys are not available")
         if not validate_compact(signed, keys, registry=self._registry):
             raise Unauthenticated("signed with another key")
-        JWTClaimsRegistry(
+        registry = JWTClaimsRegistry(
             now=int(self._clock().timestamp()),
             leeway=int(self._leeway.total_seconds()),
             iss={"essential": True, "value": issuer.issuer},
             aud={"essential": True, "value": issuer.audience},
             sub={"essential": True},
             exp={"essential": True},
-        ).validate(claims)
+        )
+        try:
+            registry.validate(claims)
+        except ExpiredTokenError:
+            raise TokenExpired("the token has expired") from None
         subject, expire_time = claims["sub"], datetime.fromtimestamp(claims["exp"], UTC)
         if len(subject) > MAX_SUBJECT_LENGTH or has_control_characters(subject):
             raise Unauthenticated("a subject that cannot be a user_id")
-        return Identity(issuer.kind, (subject,), expire_time + self._leeway)
+        return Identity(issuer.kind, subject, expire_time + self._leeway)

@@ -5,6 +5,7 @@
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
@@ -19,6 +20,7 @@ from google.protobuf.json_format import MessageToDict, SerializeToJsonError
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.struct_pb2 import Struct
+from google.rpc.error_details_pb2 import RetryInfo
 
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import InvalidField
@@ -27,7 +29,7 @@ from integration_server.domain.integration import Integration, IntegrationId, Us
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
 from integration_server.domain.revocation import RevocationState
 from integration_server.domain.webhooks import WebhookRequest, WebhookResponse
-from integration_server.service.credentials.credential_service import UsableCredentials
+from integration_server.service.credentials.credential_service import TokenState, UsableCredentials
 from integration_server.service.events.event_stream import StreamItem
 from integration_server.service.integrations.ports import IntegrationUpdate
 from integration_server.service.provider_port import Provider
@@ -47,6 +49,7 @@ MAX_METHOD_LENGTH = 16
 MAX_WEBHOOK_HEADERS = 200
 MAX_CONFIG_BYTES = 64 * 1024
 DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 50, 200
+MAX_CHECK_PAGE_SIZE = 50  # each row is a call to a provider, eight at a time, and all have ten seconds
 MAX_SCOPES = MAX_HEADERS = MAX_PARAMETERS = 100
 MAX_DURATION_SECONDS, MAX_NANOS = 315_576_000_000, 999_999_999  # as google.protobuf.Duration defines
 
@@ -107,11 +110,16 @@ def decode_target(request: Any) -> tuple[IntegrationId, UserId]:  # noqa: ANN401
     return decode_integration_id(request.integration_id), decode_user_id(request.user_id)
 
 
-def decode_page(request: Any, max_page_size: int = MAX_PAGE_SIZE) -> tuple[int, str]:  # noqa: ANN401  # see above
+def decode_page(
+    request: Any,  # noqa: ANN401  # a request with these two fields
+    max_page_size: int = MAX_PAGE_SIZE,
+    *,
+    default: int = DEFAULT_PAGE_SIZE,
+) -> tuple[int, str]:
     """Return the page size (the default for 0, at most `max_page_size`) and the page token of a request."""
     if request.page_size < 0:
         raise InvalidField("page_size", "is negative")
-    page_size = min(request.page_size or DEFAULT_PAGE_SIZE, max_page_size)
+    page_size = min(request.page_size or default, max_page_size)
     return page_size, decode_text("page_token", request.page_token, MAX_PARAMETER_LENGTH)
 
 
@@ -349,10 +357,27 @@ def encode_credentials(usable: UsableCredentials) -> credentials_pb2.Credentials
     )
 
 
+def encode_token_state(token: TokenState) -> pb.RefreshTokenResponse:
+    """The outcome of a refresh that did not fail."""
+    wait, message = token.retry_after, "Refreshed" if token.refreshed else "Not refreshed: the token is still valid"
+    if wait is not None:
+        message = f"Not refreshed: the last refresh is too recent; wait {math.ceil(wait.total_seconds())} s"
+    return encode(
+        pb.RefreshTokenResponse,
+        token,
+        success=True,
+        message=message,
+        access_token_expire_time=token.expire_time,
+        retry_info=None if wait is None else RetryInfo(retry_delay=wait),
+    )
+
+
 def encode_webhook_response(response: WebhookResponse) -> pb.ReceiveWebhookResponse:
     """Convert the HTTP response to a webhook request."""
     headers = [webhook_pb2.WebhookHeader(name=name, value=text.encode()) for name, text in response.headers.items()]
-    return pb.ReceiveWebhookResponse(status_code=response.status, headers=headers, body=response.body)
+    return pb.ReceiveWebhookResponse(
+        status_code=response.status, headers=headers, body=response.body, verified=response.is_verified
+    )
 
 
 def encode_stream_item(item: StreamItem) -> pb.WatchIntegrationsResponse:

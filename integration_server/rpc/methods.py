@@ -1,10 +1,11 @@
-"""The access rules of each RPC, read from the `access` option beside the RPC (integrations/v1/options.proto).
+"""The access rules and request sizes of each RPC, read from the options beside the RPC (integrations/v1/options.proto).
 
-The contracts of health and reflection are not ours; their permissions are in `_THIRD_PARTY_PERMISSIONS`.
+The contracts of health and reflection are not ours; their permissions are in `_THIRD_PARTY_PERMISSIONS`, and their
+requests have the default size.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -12,6 +13,7 @@ from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import Message
 
 from integration_server.domain.audit import Action
+from integration_server.rpc.request_limits import DEFAULT_MAX_BYTES, RequestLimits
 from integrations.v1 import options_pb2
 
 
@@ -54,7 +56,7 @@ _THIRD_PARTY_PERMISSIONS: Mapping[str, Permission] = {
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """An RPC and its access rules."""
+    """An RPC, its access rules and the limits of its requests."""
 
     path: str  # "/package.Service/Name"
     permission: Permission | None = None  # None: denied to every caller
@@ -64,6 +66,7 @@ class Method:
     streams_requests: bool = False
     streams_responses: bool = False
     request_class: type[Message] = Message
+    request_limits: RequestLimits = field(default_factory=RequestLimits)
 
     @property
     def name(self) -> str:
@@ -87,6 +90,7 @@ def method_of(descriptor: Any) -> Method:  # noqa: ANN401  # MethodDescriptor, w
     service = descriptor.containing_service
     permission, action = _THIRD_PARTY_PERMISSIONS.get(service.full_name), None
     access = descriptor.GetOptions().Extensions[options_pb2.access]
+    size = descriptor.GetOptions().Extensions[options_pb2.request_size]
     if access.permission and access.audit_action and access.HasField("names_user"):
         permission = Permission[options_pb2.Permission.Name(access.permission).removeprefix("PERMISSION_")]
         if access.audit_action != options_pb2.AUDIT_ACTION_NONE:
@@ -99,5 +103,6 @@ def method_of(descriptor: Any) -> Method:  # noqa: ANN401  # MethodDescriptor, w
         names_user=access.names_user if access.HasField("names_user") else True,
         streams_requests=descriptor.client_streaming,
         streams_responses=descriptor.server_streaming,
+        request_limits=RequestLimits(size.max_bytes or DEFAULT_MAX_BYTES, size.bulk_field),
         request_class=message_factory.GetMessageClass(descriptor.input_type),
     )

@@ -22,10 +22,18 @@ from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, Allow
 from integration_server.domain.audit import OPERATOR, SERVER
 from integration_server.hot_reload import Contents, InvalidFile
 from integration_server.rpc.authentication import IdentityKind
-from integration_server.rpc.authorization import USER, Caller, CanonicalTypeLookup, Permissions, Policy
+from integration_server.rpc.authorization import (
+    SIDECAR,
+    SIDECAR_CALLER,
+    USER,
+    Caller,
+    CanonicalTypeLookup,
+    Permissions,
+    Policy,
+)
+from integration_server.rpc.certificate_names import parse_name
 from integration_server.rpc.methods import (
     SIDECAR_ONLY_PERMISSIONS,
-    SIDECAR_PERMISSIONS,
     TYPELESS_PERMISSIONS,
     USER_PERMISSIONS,
     Permission,
@@ -33,7 +41,6 @@ from integration_server.rpc.methods import (
 from integration_server.text_escaping import has_control_characters
 
 ALL_TYPES = "*"
-SIDECAR = "sidecar"
 
 RESERVED_NAMES = frozenset({SERVER, OPERATOR, SIDECAR, USER})
 """The callers in the audit log that are not services. A service with the same name would look like them."""
@@ -61,9 +68,19 @@ def read_policy(
     return declared.policy(canonical_type)
 
 
-def _lower_unless_uri(name: str) -> str:
-    # Host names ignore case (RFC 4343); SPIFFE IDs do not.
-    return name if name.startswith("spiffe://") else name.lower()
+def _parse_certificate_name(name: str) -> str:
+    try:
+        return parse_name(name)
+    except ValueError as error:
+        raise PydanticCustomError("certificate_name", "{problem}", {"problem": str(error)}) from None
+
+
+def _comparable(name: str) -> str:
+    """Return a certificate's name as it is compared; an invalid one, which the validation reports, as it is."""
+    try:
+        return parse_name(name)
+    except ValueError:
+        return name
 
 
 def _require_user_permission(permission: Permission) -> Permission:
@@ -93,7 +110,7 @@ def _reject_reserved_name(name: str, info: ValidationInfo) -> str:
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_reject_control_characters)]
 ServiceName = Annotated[Text, AfterValidator(_reject_reserved_name)]
-CertificateName = Annotated[Text, AfterValidator(_lower_unless_uri)]
+CertificateName = Annotated[Text, AfterValidator(_parse_certificate_name)]
 UserPermission = Annotated[Permission, AfterValidator(_require_user_permission)]
 ServicePermission = Annotated[Permission, AfterValidator(_require_service_permission)]
 
@@ -161,8 +178,7 @@ class _File(_Section):
             for identity in service.identities()
         }
         if self.sidecar is not None:
-            sidecar = Caller(SIDECAR, Permissions(SIDECAR_PERMISSIONS, ALL_INTEGRATION_TYPES))
-            services.update(dict.fromkeys(self.sidecar.identities(), sidecar))
+            services.update(dict.fromkeys(self.sidecar.identities(), SIDECAR_CALLER))
         return Policy(services, Permissions() if self.users is None else self.users.granted(canonical_type))
 
 
@@ -181,7 +197,7 @@ def _duplicate_claims(document: Mapping[str, Any]) -> Iterator[str]:
     """Report names that several callers claim. Values of the wrong type are reported by the validation."""
     services = document.get("services")
     callers = [document.get("sidecar"), *(services.values() if isinstance(services, dict) else ())]
-    for key, fold in (("certificates", _lower_unless_uri), ("tokens", str)):
+    for key, fold in (("certificates", _comparable), ("tokens", str)):
         lists = (caller.get(key) for caller in callers if isinstance(caller, dict))
         claimed = Counter(
             name for names in lists if isinstance(names, list) for name in {fold(str(name)) for name in names}

@@ -1,6 +1,7 @@
 """The sidecar's ASGI app: its routes and middleware."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from http import HTTPStatus
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -8,38 +9,53 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
+from integration_server.sidecar.anonymous_limits import AnonymousLimits, Area
+from integration_server.sidecar.bodies import BodyReader
 from integration_server.sidecar.callback import CallbackReceiver
 from integration_server.sidecar.grpc_client import ServerClient
-from integration_server.sidecar.middleware import HttpLimits, OuterMiddleware, RequestLimits, security_headers
+from integration_server.sidecar.http_limits import HttpLimits
+from integration_server.sidecar.middleware import OuterMiddleware
 from integration_server.sidecar.pages import ResultPages
-from integration_server.sidecar.probes import Probes
-from integration_server.sidecar.responses import Responses
+from integration_server.sidecar.probes import LIVE_PATH, READY_PATH, Probes, Readiness
+from integration_server.sidecar.responses import Responses, security_headers
 from integration_server.sidecar.webhooks import WebhookReceiver
 
-CALLBACK_PATH = "/api/v1/integrations/callback"
-WEBHOOK_PATH = "/api/v1/webhooks/{integration_type}/{endpoint}"
+CALLBACK_PATH = Area.CALLBACK.value
+WEBHOOK_PATH = f"{Area.WEBHOOKS.value}{{integration_type}}/{{endpoint}}"
 
 
-def create_app(server: ServerClient, limits: HttpLimits, public_url: str) -> Starlette:
-    """The app, which calls `server`. `public_url` is its base URL as browsers and providers see it."""
+def create_app(server: ServerClient, limits: HttpLimits, public_url: str, anonymous: AnonymousLimits) -> ASGIApp:
+    """The app, which calls `server`: the probes, and the endpoints for the rest.
+
+    `public_url` is its base URL as browsers and providers see it.
+    """
     pages = ResultPages()
-    responses = Responses(pages)
+    headers = security_headers(pages.policy)
+    endpoints = create_endpoints(server, limits, public_url, Responses(pages), anonymous, headers)
+    return Probes(endpoints, Readiness(server, limits.readiness_max_age), headers)
+
+
+def create_endpoints(
+    server: ServerClient,
+    limits: HttpLimits,
+    public_url: str,
+    responses: Responses,
+    anonymous: AnonymousLimits,
+    headers: Mapping[str, str],
+) -> Starlette:
+    """The routes. Only an endpoint reads a body: a request without a route is refused unread."""
     callback = CallbackReceiver(server, responses)
-    webhook = WebhookReceiver(server, responses, public_url)
-    probes = Probes(server)
+    webhook = WebhookReceiver(server, responses, public_url, BodyReader(limits))
     app = Starlette(
         routes=[
             _exact_route(["GET"], CALLBACK_PATH, callback.receive),
             _exact_route(["GET"], f"{CALLBACK_PATH}/{{integration_type}}", callback.receive),
             _exact_route(["GET", "POST"], WEBHOOK_PATH, webhook.receive),
-            Route("/healthz", probes.live),
-            Route("/readyz", probes.ready),
+            *(_exact_route(None, path, _refuse_method) for path in (LIVE_PATH, READY_PATH)),
         ],
-        middleware=[
-            Middleware(OuterMiddleware, responses, security_headers(pages.policy)),
-            Middleware(RequestLimits, responses, limits),
-        ],
+        middleware=[Middleware(OuterMiddleware, responses, headers, anonymous)],
         exception_handlers={HTTPException: responses.http_exception},
     )
     # Starlette would redirect a path with a trailing slash, with code and state, to the host in the Host header.
@@ -47,8 +63,13 @@ def create_app(server: ServerClient, limits: HttpLimits, public_url: str) -> Sta
     return app
 
 
-def _exact_route(methods: Sequence[str], path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
-    """A route without HEAD, which Starlette adds to GET: a link preview must not use up the state."""
+def _exact_route(methods: Sequence[str] | None, path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
+    """A route without HEAD, which Starlette adds to GET: a link preview must not use up the state. None is any."""
     route = Route(path, endpoint)
-    route.methods = set(methods)
+    route.methods = None if methods is None else set(methods)
     return route
+
+
+async def _refuse_method(_request: Request) -> Response:
+    """`Probes` has responded to the methods of a probe."""
+    raise HTTPException(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": "GET, HEAD"})

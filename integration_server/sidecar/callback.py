@@ -7,6 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from integration_server.sidecar.anonymous_limits import mark_verified
 from integration_server.sidecar.error_mapping import to_http_error
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.responses import Responses
@@ -37,6 +38,7 @@ class CallbackReceiver:
             result = await self._server.handle_callback(decode_callback(request), timeout=DEADLINE)
         except grpc.aio.AioRpcError as error:
             return self._responses.http_error(request, to_http_error(error))
+        mark_verified(request.scope)  # the server has decrypted the state
         return self._responses.callback_result(request, result)
 
 

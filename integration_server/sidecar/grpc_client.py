@@ -65,10 +65,14 @@ class _ChannelState:
 
 
 class ServerClient:
-    """Calls the server's RPCs; each `timeout` is in seconds. Raises `InvalidFile` if a TLS file cannot be used."""
+    """Calls the server's RPCs; each `timeout` is in seconds. Raises `InvalidFile` if a TLS file cannot be used.
 
-    def __init__(self, target: str, tls_files: TlsFiles | None = None) -> None:
+    `token` authenticates the sidecar, unless a file of `tls_files` has its token.
+    """
+
+    def __init__(self, target: str, tls_files: TlsFiles | None = None, *, token: str | None = None) -> None:
         self._target = target
+        self._token = token
         self._tls_files = tls_files or TlsFiles()
         self._reloaded = ReloadedFile("sidecar credentials", self._tls_files.paths, self._open)
         self._state = self._reloaded.value
@@ -104,7 +108,9 @@ class ServerClient:
         return response
 
     def _open(self, contents: Contents) -> _ChannelState:
-        metadata = _token_metadata(self._tls_files.token, contents)
+        path = self._tls_files.token
+        token = self._token if path is None else _read_token(path, contents[path])
+        metadata = () if token is None else [("authorization", f"Bearer {token}")]
         channel = self._channel(contents)
         return _ChannelState(channel, metadata, IntegrationServiceStub(channel), HealthStub(channel))
 
@@ -124,10 +130,8 @@ class ServerClient:
         return grpc.aio.secure_channel(self._target, credentials, options=[*_CHANNEL_OPTIONS, *name])
 
 
-def _token_metadata(path: Path | None, contents: Contents) -> Sequence[tuple[str, str]]:
-    if path is None:
-        return ()
-    token = contents[path].decode("ascii", errors="replace").strip()
+def _read_token(path: Path, content: bytes) -> str:
+    token = content.decode("ascii", errors="replace").strip()
     if not token or not token.isascii() or not token.isprintable():
         raise InvalidFile(f"{path}: is not a token")
-    return [("authorization", f"Bearer {token}")]
+    return token

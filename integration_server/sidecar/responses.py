@@ -20,7 +20,7 @@ _REASONS = {
     HTTPStatus.METHOD_NOT_ALLOWED: "METHOD_NOT_ALLOWED",
     HTTPStatus.REQUEST_URI_TOO_LONG: "QUERY_TOO_LONG",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "BODY_TOO_LARGE",
-    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "HEADERS_TOO_LARGE",
+    HTTPStatus.TOO_MANY_REQUESTS: "QUOTA_EXCEEDED",
     HTTPStatus.SERVICE_UNAVAILABLE: "UNAVAILABLE",
 }
 _QUALITY = re.compile(r"q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)", re.IGNORECASE)
@@ -57,6 +57,17 @@ class Responses:
         response = self.http_error(request, HttpError(status, _REASONS[status], exception.detail))
         response.headers.update(exception.headers or {})
         return response
+
+
+def security_headers(policy: str) -> Mapping[str, str]:
+    """Headers for every response. URLs here contain codes and states, which must not be stored or forwarded."""
+    return {
+        "Content-Security-Policy": policy,
+        "Cache-Control": "no-store",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+        "Vary": "Accept",
+    }
 
 
 def wants_html(accept: str) -> bool:

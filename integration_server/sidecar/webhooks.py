@@ -7,6 +7,8 @@ import grpc.aio
 from starlette.requests import Request
 from starlette.responses import Response
 
+from integration_server.sidecar.anonymous_limits import mark_verified
+from integration_server.sidecar.bodies import BodyReader
 from integration_server.sidecar.error_mapping import HttpError, to_http_error
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.responses import Responses
@@ -25,27 +27,31 @@ _RETRYABLE_STATUSES = frozenset({HTTPStatus.GATEWAY_TIMEOUT, HTTPStatus.SERVICE_
 class WebhookReceiver:
     """Receives webhooks. A delivery that is not stored never gets a success status."""
 
-    def __init__(self, server: ServerClient, responses: Responses, public_url: str) -> None:
+    def __init__(self, server: ServerClient, responses: Responses, public_url: str, bodies: BodyReader) -> None:
         self._server = server
         self._responses = responses
+        self._bodies = bodies
         self._public_url = public_url.removesuffix("/")
 
     async def receive(self, request: Request) -> Response:
         """Respond to a delivery or handshake as the server says."""
         try:
-            rpc_response = await self._server.receive_webhook(await self._decode(request), timeout=DEADLINE)
+            async with self._bodies.read(request) as body:
+                rpc_response = await self._server.receive_webhook(self._decode(request, body), timeout=DEADLINE)
         except grpc.aio.AioRpcError as error:
             return self._responses.http_error(request, _to_retryable_error(error))
+        if rpc_response.verified:
+            mark_verified(request.scope)
         response = Response(rpc_response.body, rpc_response.status_code, media_type="text/plain")
         for header in rpc_response.headers:
             response.headers[header.name] = header.value.decode("latin-1")
         return response
 
-    async def _decode(self, request: Request) -> ReceiveWebhookRequest:
+    def _decode(self, request: Request, body: bytes) -> ReceiveWebhookRequest:
         return ReceiveWebhookRequest(
             **request.path_params,
             headers=[WebhookHeader(name=name.decode("latin-1"), value=value) for name, value in request.headers.raw],
-            body=await request.body(),
+            body=body,
             url=self._called_url(request),
             method=request.method,
         )

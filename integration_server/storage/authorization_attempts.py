@@ -9,7 +9,8 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Insert, Row, delete, exists, insert, select, update
+from sqlalchemy import Insert, Row, bindparam, delete, exists, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.errors import IntegrationNotFound
 from integration_server.domain.integration import IntegrationId
@@ -18,6 +19,12 @@ from integration_server.service.integrations.ports import NewIntegration
 from integration_server.storage.engine import Database, from_row
 from integration_server.storage.integrations import matches_integration, new_integration_values
 from integration_server.storage.tables import AttemptState, authorization_attempts, integrations
+from integration_server.storage.user_usage import (
+    DEFAULT_USER_QUOTAS,
+    UserQuotas,
+    lock_user,
+    require_room_for_integration,
+)
 
 _A = authorization_attempts.c
 _I = integrations.c
@@ -28,20 +35,39 @@ _REMOVE_ABANDONED = delete(integrations).where(
 """Deletes pending integrations without an attempt."""
 
 
-class SqlAuthorizationAttempts:
-    """An `AuthorizationAttemptStore`."""
+_OLDEST_PENDING = (
+    select(_A.attempt_id, _A.integration_id)
+    .where(
+        _A.user_id == bindparam("of_user"),
+        _A.state != AttemptState.CONSUMED.value,
+        _A.expire_time > bindparam("now"),
+    )
+    # Those whose browser has not come back first: the others only wait for their confirmation.
+    .order_by(_A.state == AttemptState.STARTED.value, _A.create_time.desc())
+    .offset(bindparam("kept"))
+)
 
-    def __init__(self, database: Database) -> None:
+
+class SqlAuthorizationAttempts:
+    """An `AuthorizationAttemptStore`.
+
+    Beyond the quota, a new attempt replaces the oldest, so that a user who begins again and again is not locked out.
+    """
+
+    def __init__(self, database: Database, quotas: UserQuotas = DEFAULT_USER_QUOTAS) -> None:
         self._database = database
+        self._quotas = quotas
 
     async def begin(self, attempt: AuthorizationAttempt, integration: NewIntegration) -> IntegrationId:
-        """Store a pending integration and its attempt."""
+        """Store a pending integration and its attempt. Raises `QuotaExceeded`."""
         add = (
             insert(integrations)
             .values(new_integration_values(integration, attempt.create_time))
             .returning(_I.integration_id)
         )
         async with self._database.write_transaction() as connection:
+            await self._make_room(connection, attempt)
+            await require_room_for_integration(connection, attempt.user_id, self._quotas)
             integration_id = IntegrationId((await connection.execute(add)).scalar_one())
             await connection.execute(_insert(attempt, integration_id))
         return integration_id
@@ -53,7 +79,24 @@ class SqlAuthorizationAttempts:
         async with self._database.write_transaction() as connection:
             if await connection.scalar(lock) is None:
                 raise IntegrationNotFound
+            await self._make_room(connection, attempt)
             await connection.execute(_insert(attempt, integration_id))
+
+    async def _make_room(self, connection: AsyncConnection, attempt: AuthorizationAttempt) -> None:
+        """Delete the user's oldest attempts beyond the limit, with their pending integrations."""
+        await lock_user(connection, attempt.user_id)
+        parameters = {
+            "of_user": attempt.user_id,
+            "now": attempt.create_time,
+            "kept": self._quotas.authorization_attempts - 1,
+        }
+        rows = (await connection.execute(_OLDEST_PENDING, parameters)).all()
+        if rows:
+            # One that was consumed meanwhile stays.
+            dropped = _A.attempt_id.in_([row.attempt_id for row in rows]), _A.state != AttemptState.CONSUMED.value
+            await connection.execute(delete(authorization_attempts).where(*dropped))
+            integration_ids = [row.integration_id for row in rows]
+            await connection.execute(_REMOVE_ABANDONED.where(_I.integration_id.in_(integration_ids)))
 
     async def store_pending_callback(
         self, attempt_id: str, encrypted_callback: bytes, now: datetime

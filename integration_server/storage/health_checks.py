@@ -1,19 +1,27 @@
 """SQL implementation of `HealthHistory`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, case, func, insert, select, update
 
-from integration_server.domain.health import ErrorRate, HealthCheck
-from integration_server.domain.integration import Failure, Integration, Status
+from integration_server.domain.health import ErrorRate, HealthCheck, HealthCounts
+from integration_server.domain.integration import Failure, Integration, Status, UserId
+from integration_server.service.integrations.ports import StoredPage
+from integration_server.storage.bounded_pages import fetch_page, row_bytes
 from integration_server.storage.engine import Database, from_row
-from integration_server.storage.integrations import NO_FAILURE, failure_values, matches_integration
+from integration_server.storage.integrations import (
+    NO_FAILURE,
+    failure_values,
+    is_healthy,
+    matches_integration,
+)
 from integration_server.storage.pruning import prune
 from integration_server.storage.tables import health_checks, integrations
 
 _C = health_checks.c
+_I = integrations.c
 
 
 class SqlHealthHistory:
@@ -37,13 +45,29 @@ class SqlHealthHistory:
             await connection.execute(update(integrations).where(*is_same).values(values))
             await connection.execute(insert(health_checks).values(_check_values(check)))
 
-    async def list(self, integration: Integration, before: int | None, limit: int) -> Sequence[tuple[int, HealthCheck]]:
+    async def list(
+        self, integration: Integration, before: int | None, limit: int, max_bytes: int
+    ) -> StoredPage[tuple[int, HealthCheck]]:
         """The integration's checks with an id below `before`, each after its id, newest first."""
-        query = _select_checks(integration).order_by(_C.health_check_id.desc()).limit(limit)
+        query = _select_checks(integration)
         if before is not None:
             query = query.where(_C.health_check_id < before)
-        rows = await self._database.fetch(query)
-        return [(row.health_check_id, _check(row, integration)) for row in rows]
+        rows, is_last = await fetch_page(
+            self._database, query, _C.health_check_id, row_bytes(_C), limit, max_bytes, descending=True
+        )
+        return StoredPage([(row.health_check_id, _check(row, integration)) for row in rows], is_last)
+
+    async def counts(self, user_id: UserId, integration_types: Collection[str] | None, now: datetime) -> HealthCounts:
+        """The numbers of the user's connected integrations by the outcome of their last checks, at `now`."""
+        query = select(
+            func.count().label("total"),
+            func.count(case((_I.is_active.is_(True) & is_healthy(now), 1))).label("healthy"),
+            func.count(case((_I.is_active.is_(False), 1))).label("inactive"),
+        ).where(_I.user_id == user_id, _I.connect_time.is_not(None))
+        if integration_types is not None:
+            query = query.where(_I.integration_type.in_(sorted(integration_types)))
+        (row,) = await self._database.fetch(query)
+        return HealthCounts(row.total, row.healthy, row.total - row.healthy - row.inactive, row.inactive)
 
     async def error_rates(
         self, integration: Integration, windows: Sequence[timedelta], now: datetime
@@ -78,7 +102,7 @@ def _check_values(check: HealthCheck) -> dict[str, Any]:
         **{name: getattr(check, name) for name in ("healthy", "check_time", "error_class", "message")},
         "integration_id": check.integration.integration_id,
         "status": check.status.value,
-        "latency_microseconds": check.latency // timedelta(microseconds=1),
+        "latency_microseconds": (check.latency or timedelta(0)) // timedelta(microseconds=1),
     }
 
 

@@ -39,10 +39,13 @@ from integration_server.service.integrations.ports import (
     NewIntegration,
     RemovalResult,
     StoredIntegration,
+    StoredPage,
 )
+from integration_server.storage.bounded_pages import fetch_page, row_bytes
 from integration_server.storage.engine import Database, UtcDateTime, from_row
 from integration_server.storage.revocations import add_claimed
 from integration_server.storage.tables import integrations, is_usable, refresh_leases
+from integration_server.storage.user_usage import DEFAULT_USER_QUOTAS, UserQuotas, require_room_for_integration
 
 _T = integrations.c
 
@@ -90,8 +93,14 @@ _NO_REFRESH_FAILURE: Mapping[str, Any] = {
 class SqlIntegrations:
     """An `IntegrationStore`. `on_change` is called at once with the id of each integration that this store changes."""
 
-    def __init__(self, database: Database, on_change: Callable[[IntegrationId], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        on_change: Callable[[IntegrationId], None] = lambda _: None,
+        quotas: UserQuotas = DEFAULT_USER_QUOTAS,
+    ) -> None:
         self._database = database
+        self._quotas = quotas
         self._on_change = on_change
 
     async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
@@ -129,20 +138,34 @@ class SqlIntegrations:
         return None if row is None else stored_integration_of(row)
 
     async def list(
-        self, user_id: UserId, integration_types: Collection[str] | None, after: IntegrationId, limit: int
-    ) -> Sequence[StoredIntegration]:
+        self,
+        user_id: UserId,
+        integration_types: Collection[str] | None,
+        after: IntegrationId,
+        limit: int,
+        max_bytes: int,
+    ) -> StoredPage[StoredIntegration]:
         """The user's integrations of these types (None: of all) with an id above `after`, ordered by id."""
-        query = select(integrations).where(_T.user_id == user_id, _T.integration_id > after)
-        if integration_types is not None:
-            query = query.where(_T.integration_type.in_(sorted(integration_types)))
-        rows = await self._database.fetch(query.order_by(_T.integration_id).limit(limit))
-        return [stored_integration_of(row) for row in rows]
+        return await self._list(_of_user(user_id, integration_types, after), limit, max_bytes)
 
-    async def list_connected(self, user_id: UserId) -> Sequence[StoredIntegration]:
-        """The user's connected integrations, ordered by id."""
-        is_connected = (_T.user_id == user_id, _T.connect_time.is_not(None))
-        rows = await self._database.fetch(select(integrations).where(*is_connected).order_by(_T.integration_id))
-        return [stored_integration_of(row) for row in rows]
+    async def list_connected(
+        self,
+        user_id: UserId,
+        integration_types: Collection[str] | None,
+        after: IntegrationId,
+        limit: int,
+        max_bytes: int,
+    ) -> StoredPage[StoredIntegration]:
+        """Of `list`, the connected integrations."""
+        are_connected = (*_of_user(user_id, integration_types, after), _T.connect_time.is_not(None))
+        return await self._list(are_connected, limit, max_bytes)
+
+    async def _list(
+        self, conditions: Sequence[ColumnElement[bool]], limit: int, max_bytes: int
+    ) -> StoredPage[StoredIntegration]:
+        query = select(integrations).where(*conditions)
+        rows, is_last = await fetch_page(self._database, query, _T.integration_id, row_bytes(_T), limit, max_bytes)
+        return StoredPage([stored_integration_of(row) for row in rows], is_last)
 
     async def shares_grant(self, grant: OrphanedGrant, integration_types: Iterable[str]) -> bool:
         """Whether a connected integration has the grant's account, or belongs to its user and may have it."""
@@ -180,7 +203,10 @@ class SqlIntegrations:
         *,
         check_due_time: datetime | None = None,
     ) -> Integration | None:
-        """Insert a connected integration. None if another row of the user has its account."""
+        """Insert a connected integration. None if another row of the user has its account.
+
+        Raises `QuotaExceeded`.
+        """
         values = {
             **new_integration_values(integration, now),
             **asdict(credentials),
@@ -191,7 +217,9 @@ class SqlIntegrations:
         statement = insert(integrations).values(values).returning(*_PLAINTEXT_COLUMNS)
         row = None
         with _suppress_account_conflict():
-            row = await self._database.write_one(statement)
+            async with self._database.write_transaction() as connection:
+                await require_room_for_integration(connection, integration.user_id, self._quotas)
+                row = (await connection.execute(statement)).one_or_none()
         return None if row is None else integration_of(row)
 
     async def commit_connection(
@@ -400,9 +428,30 @@ def _next_due_time(due_time: datetime | None) -> ColumnElement[datetime | None]:
 # --- statements --------------------------------------------------------------------------------------------------
 
 
+def is_healthy(now: datetime) -> ColumnElement[bool]:
+    """The condition for an active integration that works, as far as is stored: `Integration.status` in SQL."""
+    never_expires = or_(_T.is_renewable.is_(True), _T.access_token_expire_time.is_(None))
+    return and_(
+        _T.last_error_class.is_(None),
+        _T.reauthorization_required.is_(False),
+        _T.lacks_required_scope.is_(False),
+        or_(never_expires, _T.access_token_expire_time > now),
+    )
+
+
 def matches_integration(integration_id: IntegrationId, user_id: UserId) -> tuple[ColumnElement[bool], ...]:
     """The condition for the user's integration."""
     return (_T.integration_id == integration_id, _T.user_id == user_id)
+
+
+def _of_user(
+    user_id: UserId, integration_types: Collection[str] | None, after: IntegrationId
+) -> Sequence[ColumnElement[bool]]:
+    """The conditions for the user's integrations of these types (None: of all) after an id."""
+    conditions = [_T.user_id == user_id, _T.integration_id > after]
+    return (
+        conditions if integration_types is None else [*conditions, _T.integration_type.in_(sorted(integration_types))]
+    )
 
 
 def _update_version(integration: Integration, values: Mapping[str, Any]) -> ReturningUpdate[Any]:

@@ -11,14 +11,27 @@ lease records whether the provider was called, because the refresh token may the
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Executable, String, and_, bindparam, case, exists, not_, or_, select, update
+from sqlalchemy import (
+    Boolean,
+    ColumnElement,
+    Executable,
+    String,
+    and_,
+    bindparam,
+    case,
+    not_,
+    null,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from integration_server.domain.integration import Integration
-from integration_server.service.credentials.ports import Lease
+from integration_server.service.credentials.ports import Lease, LeaseState, RefreshCause
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database
-from integration_server.storage.tables import integrations, is_usable, refresh_leases
+from integration_server.storage.tables import integrations, refresh_leases
 
 _I = integrations.c
 _L = refresh_leases.c
@@ -27,8 +40,8 @@ _NO_OWNER = ""
 _IS_OWNER = _L.owner == bindparam("of_owner")
 _IS_CALLER = _L.called_by == bindparam("of_owner")
 
-_IS_LEASED = select(
-    exists().where(_IS_OF_INTEGRATION, _L.version >= bindparam("of_version"), _L.expire_time > DatabaseTime())
+_STATE = select(_L.version, _L.expire_time, _L.claim_time, _L.failure, DatabaseTime().label("now")).where(
+    _IS_OF_INTEGRATION
 )
 _EXPIRE = (
     update(refresh_leases).where(_IS_OF_INTEGRATION, _IS_OWNER).values(owner=_NO_OWNER, expire_time=DatabaseTime())
@@ -39,6 +52,7 @@ _RESOLVE = (
     .values(
         owner=case((_IS_OWNER, _NO_OWNER), else_=_L.owner),
         expire_time=case((_IS_OWNER, DatabaseTime()), else_=_L.expire_time),
+        failure=case((_IS_OWNER, bindparam("of_failure", type_=String(64))), else_=_L.failure),
         # The owner that took the lease over may have called since then.
         call_time=case(
             (not_(_IS_CALLER), _L.call_time),
@@ -55,26 +69,40 @@ _RESOLVE = (
 
 
 class SqlRefreshLeases:
-    """`RefreshLeases` in SQL. Each lease lasts for `duration`."""
+    """`RefreshLeases` in SQL. Each lease lasts for `duration`.
 
-    def __init__(self, database: Database, duration: timedelta) -> None:
+    `forced_interval` is the minimum time between the claim of any lease and the claim for a forced refresh.
+    """
+
+    def __init__(self, database: Database, duration: timedelta, forced_interval: timedelta) -> None:
         self._database = database
+        self._forced_interval = forced_interval
         self._claims = {
-            "postgresql": _claim(postgresql.insert(refresh_leases), duration),
-            "sqlite": _claim(sqlite.insert(refresh_leases), duration),
+            "postgresql": _claim(postgresql.insert(refresh_leases), duration, forced_interval),
+            "sqlite": _claim(sqlite.insert(refresh_leases), duration, forced_interval),
         }
 
-    async def is_free(self, integration: Integration) -> bool:
-        """Whether `claim` can succeed."""
-        version = {"of_integration": integration.integration_id, "of_version": integration.version}
-        return not await self._database.fetch_value(_IS_LEASED, version)
+    async def state(self, integration: Integration) -> LeaseState:
+        """The state of the lease."""
+        row = await self._database.fetch_one(_STATE, {"of_integration": integration.integration_id})
+        if row is None:
+            return LeaseState()
+        return LeaseState(
+            is_free=row.version < integration.version or row.expire_time <= row.now,
+            forced_wait=max(timedelta(0), row.claim_time + self._forced_interval - row.now),
+            failure=row.failure if row.version == integration.version else None,
+        )
 
-    async def claim(self, integration: Integration, owner: str) -> Lease | None:
+    async def claim(
+        self, integration: Integration, owner: str, cause: RefreshCause = RefreshCause.EXPIRY
+    ) -> Lease | None:
         """Claim the lease of this version, if it is current. An expired lease is taken over with its recorded call."""
         parameters = {
             "of_integration": integration.integration_id,
             "of_version": integration.version,
             "of_owner": owner,
+            "is_forced": cause.is_forced,
+            "has_ended": cause is RefreshCause.FORCE,
         }
         async with self._database.write_statement() as connection:
             row = (await connection.execute(self._claims[connection.dialect.name], parameters)).one_or_none()
@@ -83,13 +111,16 @@ class SqlRefreshLeases:
         previous_call_age = None if row.called_by == owner else row.now - row.call_time
         return Lease(integration.integration_id, integration.version, owner, previous_call_age)
 
-    async def release(self, lease: Lease, *, outcome_known: bool) -> None:
+    async def release(self, lease: Lease, *, outcome_known: bool, failure: str | None = None) -> None:
         """Release the lease if it is still the owner's. `outcome_known` removes the record of the owner's call."""
-        parameters = {"of_integration": lease.integration_id, "of_owner": lease.owner}
-        await self._database.write(_RESOLVE if outcome_known else _EXPIRE, parameters)
+        parameters: dict[str, Any] = {"of_integration": lease.integration_id, "of_owner": lease.owner}
+        if outcome_known:
+            await self._database.write(_RESOLVE, {**parameters, "of_failure": failure})
+        else:
+            await self._database.write(_EXPIRE, parameters)
 
 
-def _claim(insert: Any, duration: timedelta) -> Executable:  # noqa: ANN401  # the inserts of the two dialects share no type
+def _claim(insert: Any, duration: timedelta, forced_interval: timedelta) -> Executable:  # noqa: ANN401  # the inserts of the two dialects share no type
     """The claim statement, with the insert of a dialect."""
     owner = bindparam("of_owner", type_=String(255))
     columns = {
@@ -99,10 +130,12 @@ def _claim(insert: Any, duration: timedelta) -> Executable:  # noqa: ANN401  # t
         "expire_time": DatabaseTime(duration),
         "call_time": DatabaseTime(),
         "called_by": owner,
+        "claim_time": DatabaseTime(),
     }
     claimable = (
         select(*columns.values())
-        .where(_I.integration_id == bindparam("of_integration"), _I.version == bindparam("of_version"), is_usable)
+        .where(_I.integration_id == bindparam("of_integration"), _I.version == bindparam("of_version"))
+        .where(_I.is_active.is_(True), or_(_I.reauthorization_required.is_(False), _flag("has_ended")))
         # A concurrent removal either sees the lease, or leaves no row to claim.
         .with_for_update(read=True, key_share=True)
     )
@@ -112,10 +145,18 @@ def _claim(insert: Any, duration: timedelta) -> Executable:  # noqa: ANN401  # t
     claim: Executable = new.on_conflict_do_update(
         index_elements=[_L.integration_id],
         set_={
-            **{name: new.excluded[name] for name in ("version", "owner", "expire_time")},
+            **{name: new.excluded[name] for name in ("version", "owner", "expire_time", "claim_time")},
+            "failure": null(),
             "call_time": case((was_called, _L.call_time), else_=new.excluded.call_time),
             "called_by": case((was_called, _L.called_by), else_=new.excluded.called_by),
         },
-        where=or_(_L.version < new.excluded.version, and_(is_same_version, _L.expire_time <= DatabaseTime())),
+        where=and_(
+            or_(_L.version < new.excluded.version, and_(is_same_version, _L.expire_time <= DatabaseTime())),
+            or_(not_(_flag("is_forced")), _L.claim_time <= DatabaseTime(-forced_interval)),
+        ),
     ).returning(_L.call_time, _L.called_by, DatabaseTime().label("now"))
     return claim
+
+
+def _flag(name: str) -> ColumnElement[bool]:
+    return bindparam(name, type_=Boolean)

@@ -142,6 +142,7 @@ authorization_attempts = Table(
     Column("state", String(16), nullable=False),
     Column("create_time", UtcDateTime, nullable=False),
     Column("expire_time", UtcDateTime, nullable=False, index=True),
+    Index("ix_authorization_attempts_user_id_create_time", "user_id", "create_time"),
 )
 """Authorization attempts. They stay until they expire, so that a second callback finds a consumed attempt. All that
 decides where a browser or a code is sent is in `encrypted_details`."""
@@ -155,9 +156,12 @@ refresh_leases = Table(
     Column("expire_time", UtcDateTime, nullable=False),
     Column("call_time", UtcDateTime),
     Column("called_by", String(255)),
+    Column("claim_time", UtcDateTime, nullable=False),
+    Column("failure", String(64)),
 )
 """Leases of refreshes, on the database's clock. `call_time` is the first call to the provider for this version, and
-`called_by` the owner that made it. Both stay until the outcome of the call is known."""
+`called_by` the owner that made it. Both stay until the outcome of the call is known. `claim_time` is the last claim,
+for any version; `failure` is the reason of the error with which its refresh ended, if it did."""
 
 health_checks = Table(
     "health_checks",
@@ -230,6 +234,15 @@ webhook_events = Table(
 )
 """Received webhook events. `number` counts per integration (`integrations.last_webhook_number`). `event_id` is the
 provider's. `uid` is generated before the insert and is part of the payload's associated data."""
+
+user_usage = Table(
+    "user_usage",
+    metadata,
+    Column("user_id", String(255), primary_key=True),
+    Column("webhook_bytes", BigInteger, nullable=False),
+)
+"""What counts against a user's quotas, and the lock under which they are counted; see `user_usage.py`. `webhook_bytes`
+are the encrypted payloads of the user's webhook events; a trigger subtracts deleted ones."""
 
 webhook_consumer_offsets = Table(
     "webhook_consumer_offsets",

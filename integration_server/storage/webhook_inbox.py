@@ -25,6 +25,7 @@ from integration_server.storage.engine import Database, from_row
 from integration_server.storage.integrations import matches_integration, stored_integration_of
 from integration_server.storage.pruning import prune
 from integration_server.storage.tables import integrations, webhook_consumer_offsets, webhook_events
+from integration_server.storage.user_usage import DEFAULT_USER_QUOTAS, UserQuotas, use_webhook_bytes
 
 _I = integrations.c
 _E = webhook_events.c
@@ -36,8 +37,10 @@ _RECIPIENTS = (
         _I.account_id.in_(bindparam("account_ids", expanding=True)),
         _I.integration_type == bindparam("type"),
         _I.connect_time.is_not(None),
+        _I.integration_id > bindparam("after"),
     )
     .order_by(_I.integration_id)
+    .limit(bindparam("limit"))
 )
 _EXISTING_EVENTS = select(_E.integration_id, _E.event_id).where(
     _E.integration_id.in_(bindparam("integration_ids", expanding=True)),
@@ -50,18 +53,27 @@ _RESERVE_NUMBERS = (
     .returning(_I.integration_id, _I.user_id, _I.integration_type, _I.last_webhook_number)
 )
 _INTEGRATION_ID = attrgetter("integration.integration_id")
+_USER_ID = attrgetter("integration.user_id")
 _UPSERTS: Mapping[str, Callable[..., Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
 
 class SqlWebhookInbox:
     """A `WebhookInbox` over a SQL database."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, quotas: UserQuotas = DEFAULT_USER_QUOTAS) -> None:
         self._database = database
+        self._quotas = quotas
 
-    async def find_recipients(self, integration_type: str, account_ids: Collection[str]) -> Sequence[StoredIntegration]:
-        """The connected integrations of these accounts, of any user, by id."""
-        parameters = {"account_ids": sorted(account_ids), "type": integration_type}
+    async def find_recipients(
+        self, integration_type: str, account_ids: Collection[str], after: IntegrationId, limit: int
+    ) -> Sequence[StoredIntegration]:
+        """The connected integrations of these accounts, of any user, with an id above `after`, ordered by id."""
+        parameters = {
+            "account_ids": sorted(account_ids),
+            "type": integration_type,
+            "after": after,
+            "limit": limit,
+        }
         return [stored_integration_of(row) for row in await self._database.fetch(_RECIPIENTS, parameters)]
 
     async def known(
@@ -72,15 +84,15 @@ class SqlWebhookInbox:
         rows = await self._database.fetch(_EXISTING_EVENTS, lookup)
         return {(IntegrationId(row.integration_id), row.event_id) for row in rows}
 
-    async def add(self, events: Sequence[NewWebhookEvent], now: datetime) -> Sequence[NewWebhookEvent]:
-        """Store the events that are not stored yet, all or none, and return them."""
+    async def add(self, events: Sequence[NewWebhookEvent]) -> Sequence[NewWebhookEvent]:
+        """Store the events of one user that are not stored yet, all or none, and return them."""
         unique: dict[tuple[IntegrationId, str], NewWebhookEvent] = {}
         for event in events:
             unique.setdefault(_key(event), event)
         new = list(unique.values())
         while new:
             try:
-                return await self._add(new, now)
+                return await self._add(new)
             except IntegrityError:
                 lookup = {event.integration.integration_id for event in new}, {event.event_id for event in new}
                 known = await self.known(*lookup)
@@ -90,15 +102,19 @@ class SqlWebhookInbox:
                 new = remaining
         return new
 
-    async def _add(self, events: Sequence[NewWebhookEvent], now: datetime) -> Sequence[NewWebhookEvent]:
+    async def _add(self, events: Sequence[NewWebhookEvent]) -> Sequence[NewWebhookEvent]:
         """Store all events. Raises `IntegrityError` if one of them is stored already."""
         added: list[NewWebhookEvent] = []
         async with self._database.write_transaction() as connection:
             # In the order of the ids, which prevents deadlocks.
             for integration_id, group in groupby(sorted(events, key=_INTEGRATION_ID), _INTEGRATION_ID):
                 appended = list(group)
-                if await _append(connection, integration_id, appended, now):
+                if await _append(connection, integration_id, appended):
                     added += appended
+            # The last lock, and the only one of its kind if the events are of one user.
+            for user_id, group in groupby(sorted(added, key=_USER_ID), _USER_ID):
+                count = sum(len(event.encrypted_payload) for event in group)
+                await use_webhook_bytes(connection, user_id, count, self._quotas)
         return added
 
     async def list(self, integration: Integration, after: int, limit: int, max_bytes: int) -> WebhookPage:
@@ -152,7 +168,7 @@ class SqlWebhookInbox:
 
 
 async def _append(
-    connection: AsyncConnection, integration_id: IntegrationId, events: Sequence[NewWebhookEvent], now: datetime
+    connection: AsyncConnection, integration_id: IntegrationId, events: Sequence[NewWebhookEvent]
 ) -> bool:
     """Number and insert an integration's events; see `WebhookInbox.add`. False if the integration was deleted."""
     # First, because the row lock blocks other deliveries and deletion until the end of the transaction.

@@ -9,7 +9,8 @@ from integration_server.providers.http import ProviderHttp, origin_of
 from integration_server.providers.ssrf_guard import SsrfGuardedBackend
 from integration_server.service.audit.audit_heads import Head, HeadRecorder, HeadSink
 from integration_server.service.common_types import Clock
-from integration_server.settings import Settings, is_url
+from integration_server.setting_types import is_url
+from integration_server.settings import Settings
 from integration_server.storage.audit_head_file import HeadFile
 
 _MAX_RESPONSE_BYTES = 64 * 1024  # of a response whose body nobody reads

@@ -5,29 +5,50 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc
 
 from integration_server.domain.errors import ProviderUnavailable
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.hot_reload import ReloadedFile
+from integration_server.peer_limiter import PeerLimiter
 from integration_server.providers.http import ProviderHttp, origin_of
 from integration_server.providers.ssrf_guard import SsrfGuardedBackend
-from integration_server.rpc.authentication import IdentityKind, authenticate
-from integration_server.rpc.authorization import RequestAuthorizer, authorize_method, authorize_request
-from integration_server.rpc.interceptors import Behavior, Interceptor
+from integration_server.rpc.authentication import (
+    IdentityKind,
+    SidecarAuthenticator,
+    TokenAuthenticator,
+    authenticate,
+    is_over_sidecar_socket,
+)
+from integration_server.rpc.authorization import (
+    Permissions,
+    Policy,
+    RequestAuthorizer,
+    authorize_method,
+    authorize_request,
+)
+from integration_server.rpc.interceptors import Behavior, Context, Interceptor, client_address
 from integration_server.rpc.jwt_verifier import FileJwks, Issuer, Jwks, JwtVerifier, RemoteJwks
 from integration_server.rpc.methods import Method, Permission
 from integration_server.rpc.policy import read_policy
 from integration_server.rpc.tls import ReloadingServerCredentials
 from integration_server.service.common_types import Clock
 from integration_server.service.integrations.integration_manager import IntegrationManager
-from integration_server.settings import Settings, is_url
+from integration_server.setting_types import is_url
+from integration_server.settings import Settings
+from integration_server.trusted_proxies import TrustedProxies
+from integration_server.wiring.system import monotonic
+
+# Of tokens that are not valid, from one address. A caller whose token source is broken retries about once a second.
+_MAX_FAILURES = 20
+_FAILURES_PER_SECOND = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class AuthStack:
-    """The interceptors that authenticate and authorize callers, empty where callers are not authenticated; the
+    """The interceptors that authenticate and authorize callers, where they are not authenticated only the sidecar; the
     server's TLS credentials; and the functions that reload their files."""
 
     authenticate: Sequence[Interceptor] = ()
@@ -39,9 +60,12 @@ class AuthStack:
 
 @asynccontextmanager
 async def open_auth_stack(
-    settings: Settings, integration_manager: IntegrationManager, clock: Clock
+    settings: Settings, integration_manager: IntegrationManager, clock: Clock, sidecar_token: str
 ) -> AsyncIterator[AuthStack]:
-    """Build the stack that the settings describe. Raises `InvalidFile` with the problems of its files."""
+    """Build the stack that the settings describe. Raises `InvalidFile` with the problems of its files.
+
+    `sidecar_token` authenticates the sidecar that starts with the server, also where no other caller is authenticated.
+    """
     # The operator configures the JWKS address, which is often internal.
     network = SsrfGuardedBackend(lambda _address: True)
     async with ProviderHttp(clock, dev_mode=settings.dev_mode, network=network) as http:
@@ -52,13 +76,23 @@ async def open_auth_stack(
             )
             credentials, reloaders = certificates.credentials(), [certificates.poll]
         if settings.policy_file is None:
-            yield AuthStack(credentials=credentials, reloaders=reloaders)
+            yield AuthStack(
+                authenticate=[_only_sidecar(authenticate(SidecarAuthenticator(sidecar_token), clock))],
+                authorize_method=[_only_sidecar(authorize_method(partial(Policy, {}, Permissions())))],
+                credentials=credentials,
+                reloaders=reloaders,
+            )
             return
         policy = ReloadedFile(
             "policy", [settings.policy_file], lambda contents: read_policy(contents, integration_manager.canonical_type)
         )
         issuers = _build_issuers(settings, http, clock)
-        tokens = JwtVerifier(issuers, settings.jwt_algorithms, settings.jwt_leeway, clock) if issuers else None
+        tokens = None
+        if issuers:
+            verifier = JwtVerifier(issuers, settings.jwt_algorithms, settings.jwt_leeway, clock)
+            limiter = PeerLimiter(burst=_MAX_FAILURES, per_second=_FAILURES_PER_SECOND, monotonic=monotonic)
+            tokens = TokenAuthenticator(verifier, limiter, clock)
+        address_of = client_address(TrustedProxies(settings.trusted_proxies))
 
         async def find_type(integration_id: IntegrationId, user_id: UserId) -> str:
             return (await integration_manager.get_integration(integration_id, user_id)).integration_type
@@ -66,7 +100,7 @@ async def open_auth_stack(
         authorizer = RequestAuthorizer(find_type, integration_manager.canonical_type)
         allow_public = _except_health if settings.health_allow_unauthenticated else lambda interceptor: interceptor
         yield AuthStack(
-            authenticate=[allow_public(authenticate(tokens, clock))],
+            authenticate=[allow_public(authenticate(SidecarAuthenticator(sidecar_token, tokens), clock, address_of))],
             authorize_method=[allow_public(authorize_method(partial(getattr, policy, "value")))],
             authorize_request=[allow_public(authorize_request(authorizer))],
             credentials=credentials,
@@ -79,6 +113,20 @@ def _except_health(interceptor: Interceptor) -> Interceptor:
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
         return behavior if method.permission is Permission.HEALTH else interceptor(method, behavior)
+
+    return wrap
+
+
+def _only_sidecar(interceptor: Interceptor) -> Interceptor:
+    """Return an interceptor for the calls over the sidecar's socket; all others pass."""
+
+    def wrap(method: Method, behavior: Behavior) -> Behavior:
+        intercepted = interceptor(method, behavior)
+
+        def choose(request: Any, context: Context) -> Any:  # noqa: ANN401  # as `Behavior`
+            return (intercepted if is_over_sidecar_socket(context) else behavior)(request, context)
+
+        return choose
 
     return wrap
 

@@ -10,23 +10,28 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from integration_server.lifecycle import cap_to_fd_limit
 from integration_server.rpc.authorization import caller_name, quota_key
+from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.health import ServerHealthServicer
 from integration_server.rpc.integration_service import IntegrationService, UseCases
 from integration_server.rpc.interceptors import (
+    Context,
     Interceptor,
     ProtectedHandlers,
+    client_address,
     convert_errors,
     enforce_deadline,
     enforce_quota,
-    peer_address,
+    limit_streams,
     read_request,
     record_audit,
 )
+from integration_server.rpc.request_limits import MAX_BYTES
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.calendar.google_calendar import GoogleCalendar
 from integration_server.service.common_types import Clock
 from integration_server.settings import Settings
+from integration_server.trusted_proxies import TrustedProxies, peer_key
 from integration_server.wiring.auth import AuthStack
 from integrations.v1 import (
     google_calendar_pb2,
@@ -39,7 +44,8 @@ SERVICE_NAME = integration_service_pb2.DESCRIPTOR.services_by_name["IntegrationS
 CALENDARS_NAME = google_calendar_pb2.DESCRIPTOR.services_by_name["GoogleCalendarService"].full_name
 HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
-_MAX_PENDING_CALLS = 10_000  # over all connections; each call takes some kilobytes
+# Over all connections, at 10 kB each: a second's calls of a caller, and several bursts of a thousand calls.
+_MAX_PENDING_CALLS = 3_000
 
 
 def build_grpc_server(
@@ -50,23 +56,30 @@ def build_grpc_server(
     auth: AuthStack,
     trail: AuditTrail,
     clock: Clock,
+    call_log: CallLog,
 ) -> grpc.aio.Server:
     """Build the server. In dev mode, or where callers are authenticated, it has reflection (grpcurl uses it)."""
     # The outermost first.
-    convert = convert_errors(caller_name)
+    address_of = client_address(TrustedProxies(settings.trusted_proxies))
+    convert = convert_errors(caller_name, call_log, address_of)
+
+    def caller_of(context: Context) -> str:
+        return quota_key(context) or peer_key(address_of(context))
+
     interceptors: Sequence[Interceptor] = (
         convert,
         *auth.authenticate,
         *auth.authorize_method,
         enforce_quota(
-            quota_key if auth.authenticate else peer_address,
+            caller_of,
             concurrency=settings.caller_max_concurrency,
             per_second=settings.caller_max_calls_per_second,
         ),
         read_request(settings.grpc_read_timeout),
         enforce_deadline(),
         *auth.authorize_request,
-        record_audit(trail, caller_name if auth.authenticate else peer_address, clock),
+        limit_streams(caller_of, per_caller=settings.caller_max_streams, per_user=settings.caller_max_streams_per_user),
+        record_audit(trail, lambda context: caller_name(context) or address_of(context), clock),
     )
     handlers = ProtectedHandlers(interceptors, unknown_method=(convert, *auth.authenticate))
     target: Any = handlers  # the generated functions are typed for servers
@@ -96,13 +109,14 @@ def grpc_options(settings: Settings) -> Sequence[tuple[str, int]]:
             cap_to_fd_limit(settings.grpc_max_connections, 1 / 2, setting="GRPC_MAX_CONNECTIONS"),
         ),
         ("grpc.max_concurrent_streams", settings.grpc_max_streams_per_connection),
-        # With its overload protection, gRPC counts streams that have just ended, and rejects most of a burst that its
-        # own client queues. The next two limits bound streams that are opened and cancelled without end: they limit
-        # the calls that have arrived and that this process has not started.
+        # Off: it counts streams that have just ended, and so rejects most of a burst that gRPC's own client queues.
+        # Against streams that are opened and reset without end (CVE-2023-44487), the next two limits bound the calls
+        # that have arrived and that this process has not started. gRPC drops those that are reset meanwhile without
+        # any work of ours; one that has been started costs a third of a millisecond (docs/limits.md).
         ("grpc.http.overload_protection", 0),
         ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
-        ("grpc.max_receive_message_length", settings.grpc_max_message_bytes),
+        ("grpc.max_receive_message_length", _max_request_bytes(settings)),
         ("grpc.max_send_message_length", settings.grpc_max_message_bytes),
         # Between a soft and a hard limit, gRPC rejects calls at random.
         ("grpc.max_metadata_size", settings.grpc_max_metadata_bytes),
@@ -121,6 +135,12 @@ def grpc_options(settings: Settings) -> Sequence[tuple[str, int]]:
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.http2.max_ping_strikes", 2),
     )
+
+
+def _max_request_bytes(settings: Settings) -> int:
+    """Return the size of the largest request: one with a body. gRPC decompresses no more than that."""
+    body = max(settings.proxy_max_request_bytes, settings.sidecar_max_body_bytes)
+    return min(settings.grpc_max_message_bytes, body + MAX_BYTES)
 
 
 def _milliseconds(time: timedelta) -> int:

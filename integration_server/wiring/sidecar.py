@@ -1,36 +1,73 @@
-"""Builds and runs the sidecar from the settings."""
+"""Runs the sidecar from its settings, and connects it to the server.
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+A sidecar that starts together with the server has a `SidecarLink`; one that runs alone has the address of a server, and
+files with which the two authenticate. Nothing of the server is imported here, and nothing that holds a key.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 from ipaddress import ip_address
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
 
 from integration_server.lifecycle import AddressTaken, cap_to_fd_limit, periodic_job
-from integration_server.settings import Address, Settings
-from integration_server.sidecar.grpc_client import ServerClient, TlsFiles
-from integration_server.sidecar.middleware import HttpLimits
+from integration_server.setting_types import Address
+from integration_server.sidecar.grpc_client import ServerClient
+from integration_server.sidecar.http_limits import HttpLimits
 from integration_server.sidecar.server import run_sidecar
+from integration_server.sidecar_settings import SidecarSettings
+from integration_server.wiring.system import random_token
 
 _POLL_INTERVAL = timedelta(seconds=0.5)  # of the TLS and token files, which may be replaced at any time
+_MAX_PARENT_LENGTH = 60  # characters: the path of a Unix socket has at most 107, on macOS 103
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarLink:
+    """The connection between a server and the sidecar that starts with it: a Unix socket, and a secret of this start.
+
+    The socket is in a directory that only this user can enter, which authenticates the server. The secret authenticates
+    the sidecar: the server grants its bearer the sidecar's permissions, and nothing else over this socket.
+    """
+
+    socket: Path
+    token: str = field(repr=False)
+
+    @property
+    def target(self) -> str:
+        """The address of the socket, as gRPC names it."""
+        return f"unix:{self.socket}"
+
+    def client(self) -> ServerClient:
+        """A client of the server."""
+        return ServerClient(self.target, token=self.token)
+
+
+@contextmanager
+def new_sidecar_link() -> Iterator[SidecarLink]:
+    """A new link; its directory is removed at the end. Raises `OSError` if there is no place for it."""
+    if len(gettempdir()) > _MAX_PARENT_LENGTH:
+        raise OSError(f"{gettempdir()} (TMPDIR) is too long for the path of a Unix socket; set a shorter one")
+    with TemporaryDirectory(prefix="integration-server-") as directory:  # mode 0700
+        yield SidecarLink(Path(directory) / "grpc.sock", random_token())
 
 
 @asynccontextmanager
-async def running_sidecar(settings: Settings, server: Address) -> AsyncIterator[str]:
-    """The sidecar on its address, as a client of `server`; yields its local URL. Raises `AddressTaken`."""
+async def running_sidecar(settings: SidecarSettings, client: ServerClient) -> AsyncIterator[str]:
+    """The sidecar on its address; yields its local URL. Closes the client at the end. Raises `AddressTaken`."""
     listen = settings.sidecar_address
-    tls_files = TlsFiles(
-        authorities=settings.sidecar_tls_ca_file,
-        certificate=settings.sidecar_tls_cert_file,
-        key=settings.sidecar_tls_key_file,
-        token=settings.sidecar_token_file,
-        server_name=settings.sidecar_tls_server_name,
-    )
-    client = ServerClient(str(reachable_address(server)), tls_files)
     limits = http_limits_of(settings)
     async with AsyncExitStack() as stack:
         try:
             sidecar = run_sidecar(
-                server=client, host=listen.host, port=listen.port, limits=limits, public_url=settings.public_url
+                server=client,
+                host=listen.host,
+                port=listen.port,
+                limits=limits,
+                public_url=settings.public_url,
+                trusted_proxies=settings.trusted_proxies,
             )
             url = await stack.enter_async_context(sidecar)
         except OSError as error:
@@ -48,7 +85,7 @@ def reachable_address(server: Address) -> Address:
     return server
 
 
-def http_limits_of(settings: Settings) -> HttpLimits:
+def http_limits_of(settings: SidecarSettings) -> HttpLimits:
     """The sidecar's limits. Connections take at most a quarter of the open files."""
     return HttpLimits(
         connections=cap_to_fd_limit(settings.sidecar_max_connections, 1 / 4, setting="SIDECAR_MAX_CONNECTIONS"),
@@ -56,4 +93,5 @@ def http_limits_of(settings: Settings) -> HttpLimits:
         header_timeout=settings.sidecar_header_timeout,
         body_timeout=settings.sidecar_body_timeout,
         keepalive_timeout=settings.sidecar_keepalive,
+        failures_per_second=settings.sidecar_failures_per_second,
     )

@@ -273,7 +273,7 @@ async def test_a_refresh_is_retried_after_an_outage(
     if response is down:
         assert error.retry_after == timedelta(seconds=7)
     scenario.simulated_provider.fault = None
-    scenario.system.clock.advance(timedelta(seconds=10))
+    scenario.system.clock.advance(timedelta(seconds=30))
     await scenario.system.credentials.refresh_token(integration.integration_id, ADA, force=True)
     assert scenario.simulated_provider.is_valid((await scenario.tokens(integration)).access_token)
 

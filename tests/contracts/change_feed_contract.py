@@ -185,11 +185,11 @@ WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
     "abandon": (abandon, [(CREATED, None, PENDING), (DISCONNECTED, PENDING, None)]),
     "remove_expired": (expire, [(CREATED, None, PENDING), (DISCONNECTED, PENDING, None)]),
     "add (of webhooks)": (
-        lambda s, integration: s.inbox.add([new_event(integration, "e")], LATER),
+        lambda s, integration: s.inbox.add([new_event(integration, "e")]),
         [(RECEIVED, None, None)],
     ),
     "add (of a webhook that reports the end of the grant)": (
-        lambda s, integration: s.inbox.add([new_event(integration, "e", reports_grant_end=True)], LATER),
+        lambda s, integration: s.inbox.add([new_event(integration, "e", reports_grant_end=True)]),
         [(RECEIVED, None, None)],
     ),
     "acknowledge": (lambda s, integration: s.inbox.acknowledge(integration, "mail", 0), []),
@@ -218,7 +218,7 @@ WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
 
 READS = {
     *("find", "get", "find_account", "list", "list_connected", "shares_grant", "list_expiring", "ping", "reserve_id"),
-    *("error_rates", "due_types", "find_recipients", "known", "consumer_offset"),
+    *("error_rates", "counts", "due_types", "find_recipients", "known", "consumer_offset"),
 }
 
 
@@ -265,7 +265,7 @@ class ChangeFeedContract:
             )
         with pytest.raises(IntegrationNotFound):
             await stores.integrations.remove(integration.integration_id, BOB)
-        await stores.inbox.add([new_event(replace(integration, user_id=BOB), "e")] * 0, LATER)
+        await stores.inbox.add([new_event(replace(integration, user_id=BOB), "e")] * 0)
         assert await read_events_since(stores.change_feed, low) == []
 
     async def test_a_first_poll_returns_the_end_of_the_log(self, stores: Stores) -> None:
@@ -305,7 +305,7 @@ class ChangeFeedContract:
     async def test_webhooks_do_not_invalidate_cached_integrations(self, stores: Stores) -> None:
         integration = await create_connected(stores.integrations)
         begin = (await stores.change_feed.poll(None, NO_LIMIT)).cursor
-        await stores.inbox.add([new_event(integration, "e")], LATER)
+        await stores.inbox.add([new_event(integration, "e")])
         batch = await stores.change_feed.poll(begin, NO_LIMIT)
         assert (batch.changed_ids, len(batch.events)) == (frozenset(), 1)
 

@@ -1,27 +1,42 @@
 """The contract of `HealthHistory`, which every implementation passes."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 
-from integration_server.domain.health import ErrorRate
-from integration_server.domain.integration import Failure
+import pytest
+
+from integration_server.domain.health import ErrorRate, HealthCheck, HealthCounts
+from integration_server.domain.integration import Failure, Integration, Status
 from integration_server.service.health.ports import HealthHistory
-from integration_server.service.integrations.ports import IntegrationStore
+from integration_server.service.integrations.ports import IntegrationStore, IntegrationUpdate
 from tests.contracts.store_contract import (
     ANN,
     BOB,
     FAILURE,
+    LARGE_PAGE,
     LATER,
     NOW,
+    account,
     create_connected,
     failed_check,
+    list_connected,
     new_credentials,
+    new_integration,
     reload,
     successful_check,
+    update_settings,
 )
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+
+
+async def list_checks(
+    history: HealthHistory, integration: Integration, before: int | None = None, limit: int = 10
+) -> Sequence[tuple[int, HealthCheck]]:
+    """The checks of a large page."""
+    return (await history.list(integration, before, limit, LARGE_PAGE)).items
 
 
 class HealthHistoryContract:
@@ -80,7 +95,7 @@ class HealthHistoryContract:
             *(history.record(successful_check(row), LATER) for row in rows),
             *(integrations.remove(row.integration_id, ANN) for row in rows),
         )
-        assert await integrations.list_connected(ANN) == []
+        assert await list_connected(integrations) == []
 
     # --- queries -----------------------------------------------------------------------------------------------------
 
@@ -93,10 +108,10 @@ class HealthHistoryContract:
         for check in checks:
             await history.record(check, None)
             await history.record(successful_check(other), None)
-        first = await history.list(integration, None, 3)
-        rest = await history.list(integration, first[-1][0], 3)
+        first = await list_checks(history, integration, None, 3)
+        rest = await list_checks(history, integration, first[-1][0], 3)
         assert [check for _, check in (*first, *rest)] == checks[::-1]
-        assert await history.list(integration, rest[-1][0], 3) == []
+        assert await list_checks(history, integration, rest[-1][0], 3) == []
 
     async def test_reports_the_error_rates(self, integrations: IntegrationStore, history: HealthHistory) -> None:
         integration, other = await create_connected(integrations), await create_connected(integrations)
@@ -118,7 +133,7 @@ class HealthHistoryContract:
         integration = await create_connected(integrations)
         await history.record(failed_check(integration), None)
         as_bob = replace(integration, user_id=BOB)
-        assert await history.list(as_bob, None, 10) == []
+        assert await list_checks(history, as_bob, None, 10) == []
         assert await history.error_rates(as_bob, (7 * DAY,), LATER) == [ErrorRate(7 * DAY, 0, 0)]
 
     async def test_prunes_old_checks(self, integrations: IntegrationStore, history: HealthHistory) -> None:
@@ -127,8 +142,64 @@ class HealthHistoryContract:
             await history.record(replace(successful_check(integration), check_time=NOW - age * HOUR), None)
         while await history.prune(NOW - 2 * HOUR):
             pass
-        assert [check.check_time for _, check in await history.list(integration, None, 10)] == [
+        assert [check.check_time for _, check in await list_checks(history, integration, None, 10)] == [
             NOW - 2 * HOUR,
             NOW - HOUR,
             NOW,
         ]
+
+    @pytest.mark.parametrize(("max_bytes", "pages"), [(0, [1, 1, 1]), (7_000, [1, 2]), (100_000, [3])])
+    async def test_a_page_is_bounded_in_bytes(
+        self, integrations: IntegrationStore, history: HealthHistory, max_bytes: int, pages: list[int]
+    ) -> None:
+        integration = await create_connected(integrations)
+        for size in (2_000, 0, 6_500):
+            await history.record(replace(failed_check(integration), message="x" * size), None)
+        before, found, is_last = None, list[int](), False
+        while not is_last:
+            page = await history.list(integration, before, 10, max_bytes)
+            found.append(len(page.items))
+            before, is_last = page.items[-1][0], page.is_last
+        assert found == pages
+
+    # --- counts ------------------------------------------------------------------------------------------------------
+
+    async def test_counts_integrations_by_their_last_check(
+        self, integrations: IntegrationStore, history: HealthHistory
+    ) -> None:
+        await create_connected(integrations)  # connecting was its first check
+        healthy, failing, ended, inactive = [await create_connected(integrations) for _ in range(4)]
+        await history.record(failed_check(healthy), None)
+        await history.record(successful_check(healthy), None)
+        await history.record(failed_check(failing), None)
+        await integrations.record_failure(ended, None, reauthorization_required=True)
+        await history.record(failed_check(inactive), None)
+        await update_settings(integrations, inactive, IntegrationUpdate(is_active=False))
+        await create_connected(integrations, BOB)
+        assert await history.counts(ANN, None, NOW) == HealthCounts(total=5, healthy=2, error=2, inactive=1)
+
+    async def test_counts_agree_with_the_status_of_each_integration(
+        self, integrations: IntegrationStore, history: HealthHistory
+    ) -> None:
+        credentials = {
+            "works": new_credentials(),
+            "lacks a scope": new_credentials(lacks_required_scope=True),
+            "expires": new_credentials(is_renewable=False),
+            "never expires": new_credentials(is_renewable=False, access_token_expire_time=None),
+        }
+        rows = [
+            await integrations.add_connected(new_integration(), account(None), new, NOW) for new in credentials.values()
+        ]
+        for now in (NOW, NOW + HOUR - timedelta(microseconds=1), NOW + HOUR, NOW + DAY):
+            statuses = [row.status(now) for row in rows if row is not None]
+            healthy = statuses.count(Status.ACTIVE)
+            assert await history.counts(ANN, None, now) == HealthCounts(4, healthy, 4 - healthy, 0)
+
+    async def test_counts_only_the_given_types_and_no_pending_integrations(
+        self, integrations: IntegrationStore, history: HealthHistory
+    ) -> None:
+        await create_connected(integrations)
+        await create_connected(integrations, integration_type="other")
+        assert await history.counts(ANN, ["other"], NOW) == HealthCounts(1, 1, 0, 0)
+        assert await history.counts(ANN, [], NOW) == HealthCounts(0, 0, 0, 0)
+        assert await history.counts(BOB, None, NOW) == HealthCounts(0, 0, 0, 0)

@@ -5,7 +5,7 @@ A subclass provides the fixtures `integrations`, `attempts` and `revocations`, v
 
 import asyncio
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -39,6 +39,7 @@ EXPIRY = NOW + timedelta(minutes=10)
 ANN, BOB = UserId("ann"), UserId("bob")
 LONG_CLAIM, EXPIRED_CLAIM = timedelta(minutes=10), timedelta(seconds=-1)  # longer than any test; expires at once
 LARGEST_ID = IntegrationId(2**63 - 1)
+LARGE_PAGE = 1024 * 1024 * 1024  # bytes
 FAILURE = Failure("PROVIDER_UNAVAILABLE", NOW, "the provider does not respond as expected")
 
 _numbers: Iterator[int] = itertools.count()
@@ -150,11 +151,6 @@ async def find_stored(
     return stored
 
 
-async def listed(integrations: IntegrationStore, types: Collection[str] | None = None) -> Sequence[Integration]:
-    """Ann's integrations of these types."""
-    return [stored.integration for stored in await integrations.list(ANN, types, IntegrationId(0), 10)]
-
-
 async def update_settings(
     integrations: IntegrationStore, integration: Integration, change: IntegrationUpdate, now: datetime = LATER
 ) -> Integration:
@@ -168,6 +164,24 @@ async def update_settings(
 async def reload(integrations: IntegrationStore, integration: Integration) -> Integration:
     """The integration as it is stored now."""
     return (await find_stored(integrations, integration.integration_id, integration.user_id)).integration
+
+
+async def list_all(
+    integrations: IntegrationStore,
+    user_id: UserId = ANN,
+    types: Sequence[str] | None = None,
+    after: IntegrationId = IntegrationId(0),
+    limit: int = 10,
+) -> Sequence[Integration]:
+    """The integrations of a large page."""
+    page = await integrations.list(user_id, types, after, limit, LARGE_PAGE)
+    return [stored.integration for stored in page.items]
+
+
+async def list_connected(integrations: IntegrationStore, user_id: UserId = ANN) -> Sequence[Integration]:
+    """The connected integrations of a large page."""
+    page = await integrations.list_connected(user_id, None, IntegrationId(0), 1000, LARGE_PAGE)
+    return [stored.integration for stored in page.items]
 
 
 class IntegrationStoreContract:
@@ -231,8 +245,8 @@ class IntegrationStoreContract:
 
         assert await integrations.find(integration_id, BOB) is None
         assert await integrations.find_account(BOB, "acme", "a") is None
-        assert await integrations.list(BOB, None, IntegrationId(0), 10) == []
-        assert await integrations.list_connected(BOB) == []
+        assert await list_all(integrations, BOB, None, IntegrationId(0), 10) == []
+        assert await list_connected(integrations, BOB) == []
         with pytest.raises(IntegrationNotFound):
             await integrations.get(integration_id, BOB)
         with pytest.raises(IntegrationNotFound):
@@ -272,17 +286,17 @@ class IntegrationStoreContract:
         ids = [(await create_connected(integrations)).integration_id for _ in range(5)]
         await create_connected(integrations, BOB)
 
-        first = await integrations.list(ANN, None, IntegrationId(0), 3)
-        rest = await integrations.list(ANN, None, first[-1].integration.integration_id, 3)
+        first = await list_all(integrations, ANN, None, IntegrationId(0), 3)
+        rest = await list_all(integrations, ANN, None, first[-1].integration_id, 3)
 
-        assert [stored.integration.integration_id for stored in (*first, *rest)] == ids
-        assert await integrations.list(ANN, None, LARGEST_ID, 3) == []
-        assert await integrations.list(ANN, None, IntegrationId(0), 0) == []
+        assert [integration.integration_id for integration in (*first, *rest)] == ids
+        assert await list_all(integrations, ANN, None, LARGEST_ID, 3) == []
+        assert await list_all(integrations, ANN, None, IntegrationId(0), 0) == []
 
     async def test_lists_one_type(self, integrations: IntegrationStore) -> None:
         await create_connected(integrations)
         other = await create_connected(integrations, integration_type="other")
-        assert await listed(integrations, ["other"]) == [other]
+        assert await list_all(integrations, ANN, ["other"], IntegrationId(0), 10) == [other]
 
     async def test_lists_pending_integrations_and_list_connected_does_not(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
@@ -290,8 +304,52 @@ class IntegrationStoreContract:
         first = await create_connected(integrations)
         unfinished = await create_pending(integrations, attempts)
         last = await create_connected(integrations)
-        assert await listed(integrations) == [first, unfinished, last]
-        assert [stored.integration for stored in await integrations.list_connected(ANN)] == [first, last]
+        assert await list_all(integrations, ANN, None, IntegrationId(0), 10) == [first, unfinished, last]
+        assert await list_connected(integrations, ANN) == [first, last]
+
+    @pytest.mark.parametrize(
+        ("max_bytes", "pages"),
+        [
+            (0, [[1], [2], [3], [4], [5]]),  # at least one
+            (2_000, [[1], [2], [3, 4], [5]]),
+            (60_000, [[1], [2, 3, 4], [5]]),
+            (10_000_000, [[1, 2, 3, 4, 5]]),
+        ],
+    )
+    async def test_a_page_is_bounded_in_bytes(
+        self, integrations: IntegrationStore, max_bytes: int, pages: list[list[int]]
+    ) -> None:
+        sizes = (60_000, 4_000, 0, 0, 9_900)  # of the configs; a JSON byte counts six times
+        ids = [
+            (await create_connected(integrations, config={"text": "x" * size} if size else {})).integration_id
+            for size in sizes
+        ]
+        for list_page in (integrations.list, integrations.list_connected):
+            after, found, is_last = IntegrationId(0), list[list[int]](), False
+            while not is_last:
+                page = await list_page(ANN, None, after, 10, max_bytes)
+                rows = [stored.integration for stored in page.items]
+                found.append([ids.index(row.integration_id) + 1 for row in rows])
+                after, is_last = rows[-1].integration_id, page.is_last
+            assert found == pages
+
+    @pytest.mark.parametrize("field", ["name", "config", "scopes", "missing_scopes", "last_error", "account"])
+    async def test_every_field_of_variable_length_counts(self, integrations: IntegrationStore, field: str) -> None:
+        text = "é" * 3_000  # two bytes each
+        for number in range(2):
+            named: dict[str, dict[str, Any]] = {"name": {"name": text}, "config": {"config": {"text": text}}}
+            fields = named.get(field, {})
+            scopes: dict[str, Any] = {field: (text,)} if "scopes" in field else {}
+            label = text if field == "account" else None
+            row = await integrations.add_connected(
+                new_integration(**fields), NewAccount(f"account-{number}", label), new_credentials(**scopes), NOW
+            )
+            assert row is not None
+            if field == "last_error":
+                await integrations.record_failure(row, replace(FAILURE, message=text))
+        for max_bytes, count in ((12_000, 1), (250_000, 2)):
+            page = await integrations.list(ANN, None, IntegrationId(0), 10, max_bytes)
+            assert (len(page.items), page.is_last) == (count, count == 2)
 
     # --- accounts ----------------------------------------------------------------------------------------------------
 
@@ -308,12 +366,12 @@ class IntegrationStoreContract:
         await create_connected(integrations, BOB, "a")
         await create_connected(integrations, ANN, "a", integration_type="other")
         await create_connected(integrations, ANN, "b")
-        assert len(await integrations.list_connected(ANN)) == 3
+        assert len(await list_connected(integrations, ANN)) == 3
 
     async def test_unknown_accounts_are_not_the_same(self, integrations: IntegrationStore) -> None:
         await create_connected(integrations, ANN, None)
         await create_connected(integrations, ANN, None)
-        assert len(await integrations.list_connected(ANN)) == 2
+        assert len(await list_connected(integrations, ANN)) == 2
 
     async def test_of_concurrent_connections_of_an_account_one_succeeds(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
@@ -370,7 +428,7 @@ class IntegrationStoreContract:
         )
         assert committed is not None
         assert committed.integration_id == older.integration_id
-        assert await listed(integrations) == [committed]
+        assert await list_all(integrations, ANN, None, IntegrationId(0), 10) == [committed]
 
     async def test_only_a_pending_row_of_the_same_user_is_superseded(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
@@ -555,7 +613,7 @@ class IntegrationStoreContract:
         with pytest.raises(IntegrationNotFound):
             await integrations.remove(integration.integration_id, ANN)
         assert await attempts.consume(attempt.attempt_id, NOW) is None
-        assert await listed(integrations) == [other]
+        assert await list_all(integrations, ANN, None, IntegrationId(0), 10) == [other]
 
     async def test_ping_succeeds(self, integrations: IntegrationStore) -> None:
         assert await integrations.ping() is None  # type: ignore[func-returns-value]  # it raises on failure
@@ -853,12 +911,12 @@ class AttemptStoreContract:
         assert await attempts.remove_expired(EXPIRY - timedelta(microseconds=1)) == 0
         assert await attempts.remove_expired(EXPIRY) == 4
 
-        remaining = await listed(integrations)
+        remaining = await list_all(integrations, ANN, None, IntegrationId(0), 10)
         assert [row.integration_id for row in remaining] == [
             live.integration_id,
             unexpired,
             reconnected.integration_id,
         ]
-        assert await integrations.list(BOB, None, IntegrationId(0), 10) == []
+        assert await list_all(integrations, BOB, None, IntegrationId(0), 10) == []
         assert await attempts.consume(later.attempt_id, EXPIRY) is not None
         assert await attempts.remove_expired(EXPIRY) == 0

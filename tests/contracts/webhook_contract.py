@@ -66,7 +66,7 @@ class WebhookInboxContract:
     async def test_events_are_stored_unchanged(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
         integration = await create_connected(integrations)
         event = new_event(integration, "e-1", event_type="paid", encrypted_payload=b"\0encrypted")
-        assert list(await inbox.add([event], LATER)) == [event]
+        assert list(await inbox.add([event])) == [event]
         (stored,) = (await inbox.list(integration, 0, 10, LARGE_PAGE)).events
         assert (stored.number, stored.uid, stored.event_id, stored.event_type) == (1, event.uid, "e-1", "paid")
         assert (stored.receive_time, stored.encrypted_payload) == (LATER, b"\0encrypted")
@@ -75,17 +75,17 @@ class WebhookInboxContract:
         self, integrations: IntegrationStore, inbox: WebhookInbox
     ) -> None:
         first, second = await create_connected(integrations), await create_connected(integrations, BOB)
-        await inbox.add([new_event(first, "a"), new_event(second, "a"), new_event(first, "b")], NOW)
-        await inbox.add([new_event(second, "c")], LATER)
+        await inbox.add([new_event(first, "a"), new_event(second, "a"), new_event(first, "b")])
+        await inbox.add([new_event(second, "c")])
         assert await list_all(inbox, first) == [(1, "a"), (2, "b")]
         assert await list_all(inbox, second) == [(1, "a"), (2, "c")]
 
     async def test_an_event_is_stored_once(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
         integration, other = await create_connected(integrations), await create_connected(integrations)
-        await inbox.add([new_event(integration, "a"), new_event(integration, "a")], NOW)
+        await inbox.add([new_event(integration, "a"), new_event(integration, "a")])
         second_delivery = [new_event(integration, "a"), new_event(integration, "b"), new_event(other, "a")]
-        assert list(await inbox.add(second_delivery, LATER)) == second_delivery[1:]
-        assert list(await inbox.add(second_delivery, LATER)) == []
+        assert list(await inbox.add(second_delivery)) == second_delivery[1:]
+        assert list(await inbox.add(second_delivery)) == []
         assert await list_all(inbox, integration) == [(1, "a"), (2, "b")]
         integration_ids = [integration.integration_id, other.integration_id]
         assert set(await inbox.known(integration_ids, ["a", "b", "c"])) == {
@@ -99,7 +99,7 @@ class WebhookInboxContract:
     ) -> None:
         integration = await create_connected(integrations)
         deliveries = [[new_event(integration, f"e-{number % 10}")] for number in range(20)]
-        added = await asyncio.gather(*(inbox.add(delivery, NOW) for delivery in deliveries))
+        added = await asyncio.gather(*(inbox.add(delivery) for delivery in deliveries))
         assert sum(map(len, added)) == 10
         stored = await list_all(inbox, integration)
         assert [number for number, _ in stored] == list(range(1, 11))
@@ -113,7 +113,7 @@ class WebhookInboxContract:
             [new_event(first, f"e-{number}"), new_event(first, f"e-{number + 1}"), new_event(second, f"e-{number + 1}")]
             for number in range(10)
         ]
-        added = await asyncio.gather(*(inbox.add(delivery, NOW) for delivery in sharing))
+        added = await asyncio.gather(*(inbox.add(delivery) for delivery in sharing))
         assert sum(map(len, added)) == 11 + 10
         for integration, count in ((first, 11), (second, 10)):
             stored = await list_all(inbox, integration)
@@ -129,22 +129,22 @@ class WebhookInboxContract:
             for number in range(10)
             for order in ((first, second), (second, first))
         ]
-        await asyncio.gather(*(inbox.add(delivery, NOW) for delivery in crossing))
+        await asyncio.gather(*(inbox.add(delivery) for delivery in crossing))
         assert len(await list_all(inbox, first)) == len(await list_all(inbox, second)) == 10
 
     async def test_unknown_and_pending_integrations_store_nothing(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, inbox: WebhookInbox
     ) -> None:
         removed, unfinished = await create_connected(integrations), await create_pending(integrations, attempts)
-        await inbox.add([new_event(removed, "before")], NOW)
+        await inbox.add([new_event(removed, "before")])
         await integrations.remove(removed.integration_id, ANN)
-        assert not await inbox.add([new_event(removed, "a"), new_event(unfinished, "a")], NOW)
+        assert not await inbox.add([new_event(removed, "a"), new_event(unfinished, "a")])
         assert not await list_all(inbox, removed)
         assert await inbox.acknowledge(removed, "c", 1) is None
 
     async def test_another_user_finds_nothing(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
         anns = await create_connected(integrations)
-        await inbox.add([new_event(anns, "a")], NOW)
+        await inbox.add([new_event(anns, "a")])
         bobs = replace(anns, user_id=BOB)
         assert not await list_all(inbox, bobs)
         assert await inbox.acknowledge(bobs, "c", 1) is None
@@ -157,7 +157,7 @@ class WebhookInboxContract:
         events = [
             new_event(integration, f"e-{index}", encrypted_payload=b"x" * size) for index, size in enumerate(sizes)
         ]
-        await inbox.add(events, NOW)
+        await inbox.add(events)
         for after, limit, max_bytes, expected, is_last in (
             (0, 2, 1000, [1, 2], False),
             (0, 10, 250, [1, 2], False),
@@ -174,7 +174,7 @@ class WebhookInboxContract:
         self, integrations: IntegrationStore, inbox: WebhookInbox
     ) -> None:
         integration, other = await create_connected(integrations), await create_connected(integrations)
-        await inbox.add([new_event(integration, f"e-{number}") for number in range(3)], NOW)
+        await inbox.add([new_event(integration, f"e-{number}") for number in range(3)])
         assert await inbox.consumer_offset(integration, "mail") == 0
         assert await inbox.acknowledge(integration, "mail", 2) == 2
         assert await inbox.acknowledge(integration, "mail", 1) == 2
@@ -187,13 +187,13 @@ class WebhookInboxContract:
 
     async def test_pruned_numbers_are_not_reused(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
         integration = await create_connected(integrations)
-        await inbox.add([new_event(integration, "old", receive_time=NOW)], NOW)
-        await inbox.add([new_event(integration, "new")], LATER)
+        await inbox.add([new_event(integration, "old", receive_time=NOW)])
+        await inbox.add([new_event(integration, "new")])
         assert await inbox.prune(LATER) == 1
         assert await inbox.prune(LATER) == 0
         assert await list_all(inbox, integration) == [(2, "new")]
         assert await inbox.prune(LATER + timedelta(days=1)) == 1
-        await inbox.add([new_event(integration, "old")], LATER)
+        await inbox.add([new_event(integration, "old")])
         assert await list_all(inbox, integration) == [(3, "old")]
 
     async def test_an_event_that_reports_the_end_of_a_grant_causes_a_check_and_ends_nothing(
@@ -204,7 +204,7 @@ class WebhookInboxContract:
         )
         assert checked is not None
         unchecked = await create_connected(integrations)
-        await inbox.add([new_event(one, "a", reports_grant_end=True) for one in (checked, unchecked)], LATER)
+        await inbox.add([new_event(one, "a", reports_grant_end=True) for one in (checked, unchecked)])
         after = await reload(integrations, checked)
         assert after.check_due_time is not None
         assert after.check_due_time < LATER + timedelta(days=999)
@@ -220,9 +220,10 @@ class WebhookInboxContract:
         await create_connected(integrations, ANN, "a-1", integration_type="other")
         await create_connected(integrations, ANN, None)
         await create_pending(integrations, attempts)
-        assert list(await inbox.find_recipients("acme", ["a-1"])) == [stored(anns), stored(bobs)]
-        assert list(await inbox.find_recipients("acme", ["a-1", "a-2"])) == [stored(anns), stored(bobs), stored(second)]
-        assert list(await inbox.find_recipients("acme", ["a-3"])) == []
+        first, both = [stored(anns), stored(bobs)], [stored(anns), stored(bobs), stored(second)]
+        assert list(await inbox.find_recipients("acme", ["a-1"], IntegrationId(0), 100)) == first
+        assert list(await inbox.find_recipients("acme", ["a-1", "a-2"], IntegrationId(0), 100)) == both
+        assert list(await inbox.find_recipients("acme", ["a-3"], IntegrationId(0), 100)) == []
 
 
 class WebhookEndpointsContract:

@@ -2,9 +2,13 @@
 
 import asyncio
 import json
+import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,13 +49,21 @@ class Command:
     err_path: Path
     serving: dict[str, Any] = field(default_factory=dict)
 
+    def pid(self, name: str) -> int:
+        """The id of a process of `serve`: "server" or "sidecar". A command of one process is both."""
+        pids: dict[str, int] = self.serving.get("pids", {})
+        return pids.get(name, self.process.pid)
+
     @property
     def output(self) -> str:
         """The output so far, of both streams."""
         return self.out_path.read_text() + self.err_path.read_text()
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal."""
+        """Send a signal. All processes of `serve` are suspended and resumed together, as a machine is."""
+        if number in {signal.SIGSTOP, signal.SIGCONT}:
+            for pid in self.serving.get("pids", {}).values():
+                os.kill(pid, number)
         self.process.send_signal(number)
 
     async def finished(self, within: float = DEADLINE) -> CompletedCommand:
@@ -69,6 +81,13 @@ class Command:
                 assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{output}"
                 await asyncio.sleep(0.02)
         return output
+
+
+@contextmanager
+def own_temporary_directory() -> Iterator[dict[str, str]]:
+    """The environment variable of a temporary directory: a command that is killed leaves files in it."""
+    with TemporaryDirectory(prefix="command-", ignore_cleanup_errors=True) as directory:
+        yield {"TMPDIR": directory}
 
 
 def output_paths(directory: Path) -> tuple[Path, Path]:

@@ -133,7 +133,7 @@ async def run_rotation(
         finishing = asyncio.create_task(command.finished(within))
         peak = 0
         while not finishing.done():
-            peak = max(peak, peak_memory(command.process.pid))
+            peak = max(peak, peak_memory(command.pid("server")))
             await asyncio.wait([finishing], timeout=0.1)
         return await finishing, peak, _cpu_of_ended_commands() - before
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.end_to_end.commands import ROOT, Command, output_paths, wait_until_serving
+from tests.end_to_end.commands import ROOT, Command, output_paths, own_temporary_directory, wait_until_serving
 
 PREFORK_SOCKET = "TESTS_PREFORK_SOCKET"
 """The environment variable with the path of the socket of this worker's prefork process, if one runs."""
@@ -97,7 +97,10 @@ class PreforkServer:
         self, directory: Path, environment: Mapping[str, str], variant: str = ""
     ) -> AsyncIterator[Command]:
         """A server of a variant in its own process, once it serves; killed at the latest when the block ends."""
-        with self.fork(directory, environment, variant=variant) as command:
+        with (
+            own_temporary_directory() as temporary,
+            self.fork(directory, {**environment, **temporary}, variant=variant) as command,
+        ):
             yield await wait_until_serving(command)
 
 

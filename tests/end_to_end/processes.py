@@ -14,7 +14,14 @@ from pathlib import Path
 
 from integration_server.sandbox.server import run_sandbox
 from integration_server.sandbox.state import Sandbox
-from tests.end_to_end.commands import ROOT, Command, CompletedCommand, output_paths, wait_until_serving
+from tests.end_to_end.commands import (
+    ROOT,
+    Command,
+    CompletedCommand,
+    output_paths,
+    own_temporary_directory,
+    wait_until_serving,
+)
 from tests.end_to_end.prefork import PREFORK_SOCKET, PreforkServer
 from tests.end_to_end.sandbox_declaration import declare_sandbox
 from tests.end_to_end.secret_scanner import (
@@ -63,6 +70,7 @@ def server_environment(database_url: str, **settings: str) -> dict[str, str]:
         "PUBLIC_URL": PUBLIC_URL,
         "ALLOWED_REDIRECT_URIS": APP_CALLBACK,
         "ALLOWED_RETURN_URLS": RETURN_URL,
+        "FORCED_REFRESH_MIN_INTERVAL_SECONDS": "0",  # tests force refreshes to get other tokens
         **settings,
     }
 
@@ -81,16 +89,18 @@ async def started(
     The prefork process of this test worker starts it, if one runs, unless `forked` is False, or it is another module or
     has its own import path. `open_files` limits its open files.
     """
-    inherited = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}}
-    everything = {**inherited, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'generated'}", **environment}
+    inherited = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG"}}
     prefork_socket = os.environ.get(PREFORK_SOCKET)
-    if forked and prefork_socket and module == "integration_server" and "PYTHONPATH" not in environment:
-        server = PreforkServer(prefork_socket)
-        starting = server.fork(directory, everything, arguments=arguments, open_files=open_files)
-    else:
-        starting = _start_subprocess(directory, everything, [sys.executable, "-m", module, *arguments], open_files)
-    with starting as command:
-        yield command
+    with own_temporary_directory() as temporary:
+        path = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'generated'}"}
+        everything = {**inherited, **path, **temporary, **environment}
+        if forked and prefork_socket and module == "integration_server" and "PYTHONPATH" not in environment:
+            server = PreforkServer(prefork_socket)
+            starting = server.fork(directory, everything, arguments=arguments, open_files=open_files)
+        else:
+            starting = _start_subprocess(directory, everything, [sys.executable, "-m", module, *arguments], open_files)
+        with starting as command:
+            yield command
     left = read_files(directory, command.out_path.name, command.err_path.name)
     assert_no_secrets(secret_variables(environment), left)
 

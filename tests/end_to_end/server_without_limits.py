@@ -13,7 +13,6 @@ import uvloop
 from grpc_health.v1 import health_pb2_grpc
 
 from integration_server.rpc.health import ServerHealthServicer
-from integration_server.sidecar.app import create_app
 from tests.fakes.limits import LIMITS
 from tests.unit.sidecar.fakes import FakeServer
 
@@ -24,7 +23,7 @@ async def main() -> None:
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    app = create_app(FakeServer(), replace(LIMITS, body_bytes=1 << 40), "")
+    app = FakeServer().app(replace(LIMITS, body_bytes=1 << 40))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sidecar = f"http://127.0.0.1:{listener.getsockname()[1]}"
         print(json.dumps({"event": "serving", "grpc": f"127.0.0.1:{port}", "sidecar": sidecar}), flush=True)

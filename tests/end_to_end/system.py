@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from integrations.v1.google_calendar_pb2_grpc import GoogleCalendarServiceAsyncStub
     from integrations.v1.integration_service_pb2_grpc import IntegrationServiceAsyncStub
 
-PUBLIC_URL = "https://integrations.example"
+PUBLIC_URL = "https://localhost"  # dev mode allows no other
 APP_CALLBACK = "https://app.example/oauth/callback"
 RETURN_URL = "https://app.example/integrations?tab=all"
 JSON = {"Accept": "application/json"}
@@ -279,6 +279,7 @@ def settings_for(database_url: str, **settings: str) -> Settings:
             "ALLOWED_REDIRECT_URIS": APP_CALLBACK,
             "ALLOWED_RETURN_URLS": RETURN_URL,
             "SHUTDOWN_GRACE_SECONDS": "5",
+            "FORCED_REFRESH_MIN_INTERVAL_SECONDS": "0",  # tests force refreshes to get other tokens
             **settings,
         }
     )

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from cryptography import x509
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from integration_server.cli.serving import remote_client
+from integration_server.settings import Settings
+from integration_server.wiring.sidecar import running_sidecar
 from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.authenticated_system import (
     POLICY,
@@ -25,7 +29,7 @@ from tests.end_to_end.authenticated_system import (
     utc_now,
 )
 from tests.end_to_end.processes import run, run_server_process, server_environment, started
-from tests.end_to_end.system import run_system
+from tests.end_to_end.system import System, run_system
 from tests.tokens import TokenIssuer
 from tools.certificates import SERVER, Authority, Pair
 
@@ -99,15 +103,22 @@ async def test_invalid_certificates_are_rejected_and_the_policy_decides_by_name(
         names: list[tuple[list[x509.GeneralName], grpc.StatusCode]] = [
             ([spiffe(backend)], grpc.StatusCode.OK),
             ([dns("OTHER-TYPE.integrations.example")], grpc.StatusCode.OK),
-            ([dns("unlisted.example"), dns("other-type.integrations.example")], grpc.StatusCode.OK),
+            ([spiffe(backend.replace("spiffe", "SPIFFE"))], grpc.StatusCode.OK),
+            ([spiffe(backend), dns("unlisted.example"), dns("another.example")], grpc.StatusCode.OK),
+            ([dns("unlisted.example")], grpc.StatusCode.PERMISSION_DENIED),
+            ([dns("unlisted.example"), dns("other-type.integrations.example")], grpc.StatusCode.UNAUTHENTICATED),
+            ([dns("other-type.integrations.example\0.evil.example")], grpc.StatusCode.UNAUTHENTICATED),
+            ([spiffe(f"{backend}\0/evil")], grpc.StatusCode.UNAUTHENTICATED),
+            ([spiffe(backend), spiffe("https://integrations.example")], grpc.StatusCode.UNAUTHENTICATED),
             ([], grpc.StatusCode.UNAUTHENTICATED),  # the common name is ignored
             ([spiffe(backend), spiffe(f"{backend}/2")], grpc.StatusCode.UNAUTHENTICATED),
             ([spiffe("https://integrations.example/backend")], grpc.StatusCode.UNAUTHENTICATED),
-            ([spiffe(f"{backend}/")], grpc.StatusCode.PERMISSION_DENIED),
-            ([spiffe(backend.upper().replace("SPIFFE", "spiffe"))], grpc.StatusCode.PERMISSION_DENIED),
+            ([spiffe(f"{backend}/")], grpc.StatusCode.UNAUTHENTICATED),
+            ([spiffe(backend.upper().replace("SPIFFE", "spiffe"))], grpc.StatusCode.UNAUTHENTICATED),
+            ([spiffe(f"{backend[:-1]}{backend[-1].upper()}")], grpc.StatusCode.PERMISSION_DENIED),
             # A SPIFFE ID takes precedence over other names.
             ([spiffe(f"{backend}2"), dns("other-type.integrations.example")], grpc.StatusCode.PERMISSION_DENIED),
-            ([dns("*.integrations.example")], grpc.StatusCode.PERMISSION_DENIED),
+            ([dns("*.integrations.example")], grpc.StatusCode.UNAUTHENTICATED),
         ]
         for given, code in names:
             pair = credential_issuer.authority.issue(given, common_name="other-type.integrations.example")
@@ -169,13 +180,25 @@ async def test_certificates_are_reloaded_while_calls_continue(
 # --- the sidecar -----------------------------------------------------------------------------------------------------
 
 
+@asynccontextmanager
+async def sidecar_alone(system: System, settings: Mapping[str, str]) -> AsyncIterator[str]:
+    """A sidecar that does not start with the server: it authenticates by a certificate or a token. Yields its URL."""
+    environment = {**settings, "GRPC_ADDRESS": system.grpc_address, "SIDECAR_ADDRESS": "127.0.0.1:0"}
+    given = Settings.from_environment(environment, needs_key=False)
+    async with running_sidecar(given, remote_client(given)) as url:
+        yield url
+
+
 async def test_the_sidecar_reconnects_with_a_renewed_certificate(sqlite_url: str, tmp_path: Path) -> None:
-    async with run_authenticated_system(sqlite_url, tmp_path) as authenticated:
+    async with (
+        run_authenticated_system(sqlite_url, tmp_path) as authenticated,
+        sidecar_alone(authenticated.system, authenticated.credential_issuer.settings) as url,
+    ):
         system = authenticated.system
-        assert (await system.browser.get(f"{system.sidecar_url}/readyz")).status_code in {200, 503}
+        assert (await system.browser.get(f"{url}/readyz")).status_code in {200, 503}
 
         async def is_ready() -> bool:
-            return (await system.browser.get(f"{system.sidecar_url}/readyz")).status_code == 200
+            return (await system.browser.get(f"{url}/readyz")).status_code == 200
 
         async def is_not_ready() -> bool:
             return not await is_ready()
@@ -192,13 +215,13 @@ async def test_server_and_sidecar_work_on_loopback_with_tokens_only(sqlite_url: 
     credential_issuer.put("policy.toml", POLICY.replace("[sidecar]", '[sidecar]\ntokens = ["sidecar"]').encode())
     credential_issuer.put("sidecar.token", b"not yet")
     settings = {**credential_issuer.token_settings, "SIDECAR_TOKEN_FILE": str(tmp_path / "sidecar.token")}
-    async with run_system(sqlite_url, **settings) as system:
+    async with run_system(sqlite_url, **settings) as system, sidecar_alone(system, settings) as url:
         token = credential_issuer.services.token("sidecar", utc_now(), lifetime=timedelta(hours=1))
-        assert (await system.browser.get(f"{system.sidecar_url}/readyz")).status_code == 503
+        assert (await system.browser.get(f"{url}/readyz")).status_code == 503
         credential_issuer.put("sidecar.token", f"{token}\n".encode())
 
         async def is_ready() -> bool:
-            return (await system.browser.get(f"{system.sidecar_url}/readyz")).status_code == 200
+            return (await system.browser.get(f"{url}/readyz")).status_code == 200
 
         await wait_until(is_ready)
         backend = Caller(system.channel, credential_issuer.services.token("backend", utc_now()))
@@ -241,12 +264,7 @@ async def test_keys_are_fetched_from_the_jwks_url(sqlite_url: str, tmp_path: Pat
 
     async with await asyncio.start_server(response, "127.0.0.1", 0) as page:
         host, port = page.sockets[0].getsockname()
-        credential_issuer.put("sidecar.token", b"none")
-        settings = {
-            **credential_issuer.token_settings,
-            "USER_JWT_JWKS": f"http://{host}:{port}/keys",
-            "SIDECAR_TOKEN_FILE": str(tmp_path / "sidecar.token"),
-        }
+        settings = {**credential_issuer.token_settings, "USER_JWT_JWKS": f"http://{host}:{port}/keys"}
         async with run_system(sqlite_url, **settings) as system:
             assert (
                 await list_types_code(Caller(system.channel, credential_issuer.users.token("ada", utc_now())))

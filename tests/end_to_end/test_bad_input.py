@@ -47,6 +47,7 @@ METHODS: dict[str, Any] = {
     "CheckHealth": pb.CheckHealthRequest(user_id="ada", integration_id=1),
     "ListHealthChecks": pb.ListHealthChecksRequest(user_id="ada", integration_id=1),
     "RefreshToken": pb.RefreshTokenRequest(user_id="ada", integration_id=1),
+    "ListIntegrationTypes": pb.ListIntegrationTypesRequest(),
     "GetCredentials": pb.GetCredentialsRequest(user_id="ada", integration_id=1),
     "ReceiveWebhook": pb.ReceiveWebhookRequest(
         integration_type="sandbox", endpoint="app", url="https://x.example", method="POST"
@@ -98,7 +99,7 @@ async def test_every_rpc_with_request_fields_has_a_case() -> None:
 async def test_user_id_has_1_to_128_characters(system: System) -> None:
     wrong = {"empty": "", "129 characters": "ü" * 129, "NUL": "ada\0"}
     cases = {}
-    for method in METHODS.keys() - {"HandleCallback", "ReceiveWebhook"}:
+    for method in METHODS.keys() - {"HandleCallback", "ReceiveWebhook", "ListIntegrationTypes"}:
         for name, user_id in wrong.items():
             if method == "WatchIntegrations" and not user_id:
                 continue  # a service may watch all users

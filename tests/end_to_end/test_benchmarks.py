@@ -67,3 +67,14 @@ async def test_proactive_refresh_fails_with_an_unreachable_latency_bound(tmp_pat
     assert code == 1
     assert "BROKEN the p99 of each RPC is at most 0.001 times its reference" in output
     assert raw["raw"]["samples"][-1]["token_calls"]["refreshed"] == 5
+
+
+async def test_hostile_clients_holds_without_a_latency_bound(tmp_path: Path) -> None:
+    code, output = await bench(tmp_path, "hostile-clients", "--attack=rapid-reset", "--rounds=1", UNBOUNDED)
+
+    raw = raw_figures(tmp_path, "hostile-clients-sqlite")
+    assert verdicts(raw) == [True] * 4, output
+    assert code == 0
+    attack = raw["raw"]["rapid-reset"]
+    assert attack["requests"] > 100
+    assert [len(phase["latencies"]["GetCredentials"]) for phase in attack["pairs"][0]] == [20, 20]

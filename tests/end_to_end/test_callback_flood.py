@@ -9,6 +9,7 @@ import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from datetime import timedelta
 
 import grpc
@@ -22,6 +23,7 @@ from integration_server.dev import register_sandbox
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.lifecycle import serving
 from integration_server.providers.http import ProviderHttp
+from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.health import ServerHealthServicer
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.background.detached_tasks import DetachedTasks
@@ -100,12 +102,12 @@ async def run_idle_server(
             AuthStack(),
             trail,
             utc_now,
+            CallLog(),
         )
         port = await stack.enter_async_context(serving(server, "127.0.0.1:0", timedelta(0)))
         target = f"127.0.0.1:{port}"
-        sidecar = run_sidecar(
-            server=ServerClient(target), host="127.0.0.1", port=0, limits=http_limits_of(settings), public_url=""
-        )
+        limits = replace(http_limits_of(settings), failures_per_second=FLOOD)
+        sidecar = run_sidecar(server=ServerClient(target), host="127.0.0.1", port=0, limits=limits, public_url="")
         url = await stack.enter_async_context(sidecar)
         yield await stack.enter_async_context(clients_of(target, url))
 

@@ -1,6 +1,7 @@
 """A short run of `make test-fuzz`, and tests that the fuzzer finds faults."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,16 +15,20 @@ from tests.end_to_end.processes import run_server_process
 from tests.fuzz.http import HttpCase
 from tests.fuzz.messages import METHODS, PLANTED, RpcCase
 from tests.fuzz.run import ALLOWED_GROWTH, SETTINGS, Finding, Fuzzer, IssuingSandbox
+from tests.loop_hold.meter import MAX_HOLD, HoldRecorder, LoopHolds
 
 CASES = 300
+CONNECT_WITH_KEY = next(method for method in METHODS if method.name == "ConnectWithApiKey")
 
 
 @asynccontextmanager
 async def fuzzer(directory: Path, database_url: str) -> AsyncIterator[Fuzzer]:
     """A fuzzer with its own server process."""
     sandbox = IssuingSandbox()
-    async with run_server_process(directory, database_url, sandbox=sandbox, forked=True, **SETTINGS) as system:
-        yield Fuzzer(system, sandbox)
+    holds = LoopHolds(directory)
+    settings = {**SETTINGS, **holds.environment}
+    async with run_server_process(directory, database_url, sandbox=sandbox, forked=False, **settings) as system:
+        yield Fuzzer(system, sandbox, holds)
 
 
 async def test_every_fuzzed_request_gets_a_valid_response_without_secrets(database_url: str, tmp_path: Path) -> None:
@@ -31,6 +36,7 @@ async def test_every_fuzzed_request_gets_a_valid_response_without_secrets(databa
         report = await fuzz.run(CASES, seed=20_010)
     assert report.cases >= CASES
     assert report.growth < ALLOWED_GROWTH
+    assert 0 < report.longest_hold.seconds < MAX_HOLD
     assert report.outcomes["OK"]
     assert report.outcomes["INVALID_ARGUMENT"]
     assert any(outcome.startswith("HTTP 4") for outcome in report.outcomes)
@@ -47,6 +53,19 @@ class FaultySystem:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
+
+
+@asynccontextmanager
+async def faulty_server(handler: Any) -> AsyncIterator[Any]:
+    """A server with this handler of `ConnectWithApiKey`."""
+    server: Any = grpc.aio.server()
+    handlers: Any = {CONNECT_WITH_KEY.name: grpc.unary_unary_rpc_method_handler(handler)}
+    server.add_registered_method_handlers(CONNECT_WITH_KEY.containing_service.full_name, handlers)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+        yield FaultySystem(channel)
+    await server.stop(None)
 
 
 async def fail(request: bytes, context: Any) -> bytes:
@@ -81,18 +100,29 @@ async def refuse_without_reason(request: bytes, context: Any) -> bytes:
     ],
 )
 async def test_the_fuzzer_finds_a_faulty_rpc_handler(handler: Any, finding: str) -> None:
-    method = next(method for method in METHODS if method.name == "ConnectWithApiKey")
-    server: Any = grpc.aio.server()
-    handlers: Any = {method.name: grpc.unary_unary_rpc_method_handler(handler)}
-    server.add_registered_method_handlers(method.containing_service.full_name, handlers)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
-        system: Any = FaultySystem(channel)
-        request = pb.ConnectWithApiKeyRequest(api_key=PLANTED).SerializeToString()
+    request = pb.ConnectWithApiKeyRequest(api_key=PLANTED).SerializeToString()
+    async with faulty_server(handler) as system:
         with pytest.raises(Finding, match=finding):
-            await Fuzzer(system, IssuingSandbox()).judge(RpcCase(method, request, is_message=True))
-    await server.stop(None)
+            await Fuzzer(system, IssuingSandbox()).judge(RpcCase(CONNECT_WITH_KEY, request, is_message=True))
+
+
+async def test_the_fuzzer_finds_an_rpc_handler_that_holds_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hold_loop(request: bytes, context: Any) -> bytes:
+        begin = time.thread_time()
+        while time.thread_time() - begin < 1.2 * MAX_HOLD:
+            pass
+        return b""
+
+    handle: Any = asyncio.Handle
+    monkeypatch.setattr(handle, "_run", HoldRecorder(tmp_path / "test.hold").measure(handle._run))
+    async with faulty_server(hold_loop) as system:
+        fuzz = Fuzzer(system, IssuingSandbox(), LoopHolds(tmp_path))
+        case = RpcCase(CONNECT_WITH_KEY, b"", is_message=True)
+        await fuzz.judge(case)
+        with pytest.raises(Finding, match=r"ms in .* for one of"):
+            fuzz.judge_hold([case])
 
 
 @pytest.mark.parametrize(

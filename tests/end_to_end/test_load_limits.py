@@ -49,13 +49,15 @@ async def server_without_limits(directory: Path) -> AsyncIterator[Command]:
         yield command
 
 
-def open_files(command: Command) -> int:
-    return len(os.listdir(f"/proc/{command.process.pid}/fd"))  # noqa: PTH208  # only how many
+def open_files(command: Command, name: str) -> int:
+    """The open files of a process of the server. Only root may list those of a process that protects its memory."""
+    path = Path(f"/proc/{command.pid(name)}/fd")
+    return path.stat().st_size or len(list(path.iterdir()))  # Linux 6.2 has the number as the size
 
 
 def resident(command: Command) -> int:
-    """Resident memory in bytes."""
-    pages = int(Path(f"/proc/{command.process.pid}/statm").read_text().split()[1])
+    """Resident memory of the sidecar's process in bytes."""
+    pages = int(Path(f"/proc/{command.pid('sidecar')}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -94,10 +96,10 @@ async def is_serving(address: str, within: float) -> bool:
         return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-async def is_sidecar_responding(sidecar: str, within: float) -> bool:
+async def is_sidecar_responding(sidecar: str, within: float, path: str = "/healthz") -> bool:
     async with httpx.AsyncClient(trust_env=False, timeout=within) as client:
         try:
-            return (await client.get(f"{sidecar}/healthz")).status_code == 200
+            return (await client.get(f"{sidecar}{path}")).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -121,8 +123,8 @@ async def test_silent_grpc_clients_do_not_exhaust_file_descriptors(
         assert await is_serving(grpc_address, DEADLINE)
         async with open_connections(grpc_address, SILENT * [sent_bytes]):
             assert await is_serving(grpc_address, DEADLINE)
-            assert open_files(command) < FILES * 0.75
-            assert await is_sidecar_responding(command.serving["sidecar"], DEADLINE)
+            assert open_files(command, "server") < FILES * 0.75
+            assert await is_sidecar_responding(command.serving["sidecar"], DEADLINE, "/readyz")  # it asks the server
 
 
 @pytest.mark.parametrize("sent_bytes", SILENCES.values(), ids=SILENCES)
@@ -133,7 +135,7 @@ async def test_negative_control_without_limits_silent_grpc_clients_exhaust_file_
         assert await is_serving(command.serving["grpc"], DEADLINE)
         async with open_connections(command.serving["grpc"], SILENT * [sent_bytes]):
             assert not await is_serving(command.serving["grpc"], 3)
-            assert open_files(command) == FILES
+            assert open_files(command, "server") == FILES
 
 
 async def test_an_established_connection_works_beside_silent_clients(sqlite_url: str, tmp_path: Path) -> None:
@@ -158,7 +160,7 @@ async def test_silent_sidecar_clients_do_not_exhaust_file_descriptors(
         open_connections(command.serving["sidecar"], SILENT * [sent_bytes]),
     ):
         assert await is_sidecar_responding(command.serving["sidecar"], DEADLINE)
-        assert open_files(command) < FILES * 0.75
+        assert open_files(command, "sidecar") < FILES * 0.75
         assert await is_serving(command.serving["grpc"], DEADLINE)
 
 
@@ -170,13 +172,13 @@ async def test_negative_control_without_limits_silent_sidecar_clients_exhaust_fi
         assert await is_sidecar_responding(command.serving["sidecar"], DEADLINE)
         async with open_connections(command.serving["sidecar"], SILENT * [sent_bytes]):
             assert not await is_sidecar_responding(command.serving["sidecar"], 3)
-            assert open_files(command) == FILES
+            assert open_files(command, "sidecar") == FILES
 
 
 # --- requests that use memory --------------------------------------------------------------------------------------
 
 LARGE = 100 * MIB
-HEAD = b"POST /healthz HTTP/1.1\r\nHost: sidecar\r\nTransfer-Encoding: chunked\r\n\r\n"
+HEAD = b"POST /api/v1/webhooks/sandbox/app HTTP/1.1\r\nHost: sidecar\r\nTransfer-Encoding: chunked\r\n\r\n"
 CHUNK = b"100000\r\n" + b"x" * MIB + b"\r\n"
 
 
@@ -222,7 +224,7 @@ async def test_negative_control_without_the_limit_a_large_body_uses_memory(tmp_p
     async with server_without_limits(tmp_path) as command:
         uploads = asyncio.ensure_future(send_large_body(command.serving["sidecar"]))
         assert await peak_memory_growth(command, uploads) > LARGE * 0.9
-        assert b" 405 " in await uploads
+        assert b" 200 " in await uploads
 
 
 async def test_ten_thousand_headers_and_huge_urls_do_not_use_memory(sqlite_url: str, tmp_path: Path) -> None:

@@ -115,6 +115,8 @@ class Run:
 
     async def provoke_errors(self, system: ProcessSystem, integration_id: int) -> None:
         """Provoke errors: providers that quote requests, failing callbacks, and invalid requests."""
+        # Paths are logged on purpose: that of the first request of a peer that fails in a minute.
+        await system.browser.get(f"{system.sidecar_url}/{LOGGED_CANARY}")
         quoting = secrets.token_urlsafe(24)
         self.record_secret("what the provider quotes", quoting)
         body = f'{{"error": "{quoting}", "error_description": "{quoting}", "access_token": "{quoting}"'.encode()
@@ -142,8 +144,6 @@ class Run:
         await expect_failure(system.service.RefreshToken(refresh))
         await system.service.DisconnectIntegration(pb.DisconnectIntegrationRequest(**which))
         await expect_failure(system.raw("ConfirmConnection")(quoting.encode()))
-        # Paths are logged on purpose.
-        await system.browser.get(f"{system.sidecar_url}/{LOGGED_CANARY}")
 
 
 async def expect_failure(call: Awaitable[Any]) -> None:

@@ -24,7 +24,7 @@ from integration_server.sandbox.model import Account
 from integration_server.sandbox.state import Sandbox
 from integrations.v1 import integration_service_pb2 as pb
 from tests.attack_inputs import HOSTILE_TEXTS
-from tests.end_to_end.system import System, query_of, run_system
+from tests.end_to_end.system import PUBLIC_URL, System, query_of, run_system
 from tests.unit.sidecar.fakes import FakeServer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -160,7 +160,7 @@ async def test_hostile_integration_and_account_names_are_not_shown(browser: Brow
             observed_page.requests.clear()
             connect_response = await system.begin(name=name)
             location = await system.decide(connect_response, account="ada")
-            url = system.sidecar_url + location.partition("integrations.example")[2]
+            url = system.sidecar_url + location.removeprefix(PUBLIC_URL)
             response = await observed_page.go(url)
             assert response.status == 200
             assert await observed_page.page.title() == "Connected"
@@ -200,7 +200,7 @@ async def test_a_return_url_receives_the_outcome_without_code_or_referrer(browse
         connect_response = await system.begin(return_url=f"{app_url}/done?tab=all")
         location = await system.decide(connect_response, account="ada")
         code = query_of(location)["code"]
-        await observed_page.go(system.sidecar_url + location.partition("integrations.example")[2])
+        await observed_page.go(system.sidecar_url + location.removeprefix(PUBLIC_URL))
         assert observed_page.page.url.startswith(f"{app_url}/done?tab=all&success=true")
         assert observed_page.console == ["from:"]
         for request in seen[:1]:

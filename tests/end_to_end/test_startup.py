@@ -133,6 +133,49 @@ async def test_an_invalid_key_file_is_reported_and_unchanged(content: bytes, sql
     assert (finished.code, len(path.read_bytes())) == (0, 32)
 
 
+async def test_a_development_key_that_is_not_random_is_reported_and_unchanged(sqlite_url: str, tmp_path: Path) -> None:
+    path = tmp_path / "data" / "encryption.key"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(bytes(32))
+    finished = await run(tmp_path, server_environment(sqlite_url, ENCRYPTION_KEY=""), "keys", "show")
+    assert_refused(finished, "data/encryption.key is not a random key")
+    assert path.read_bytes() == bytes(32)
+
+
+@pytest.mark.parametrize("command", ["serve", "dev", "sidecar"])
+async def test_what_a_server_would_protect_badly_is_refused_all_at_once(
+    command: str, sqlite_url: str, tmp_path: Path
+) -> None:
+    """Negative control: `test_settings.py` has each of these settings beside the same one that is accepted."""
+    key = base64.b64encode(b"password" * 4).decode()
+    open_to_all = {
+        "ENCRYPTION_KEY": key,
+        "GRPC_ADDRESS": "0.0.0.0:0",
+        "SIDECAR_ADDRESS": "[::]:0",
+        "SANDBOX_ADDRESS": "0.0.0.0:0",
+        "PUBLIC_URL": "https://integrations.example",
+    }
+    expected = set(open_to_all) - ({"GRPC_ADDRESS"} if command == "sidecar" else set())  # where the server is
+    finished = await run(tmp_path, server_environment(sqlite_url, **open_to_all), command)
+    assert_refused(finished, *(f"  {name}: " for name in expected))
+    assert len(finished.err.splitlines()) == 1 + len(expected)
+    assert key not in finished.err
+
+
+async def test_the_sandbox_starts_in_dev_mode_only(sqlite_url: str, tmp_path: Path) -> None:
+    environment = server_environment(sqlite_url, DEV_MODE="false")
+    assert_refused(await run(tmp_path, environment, "dev"), "SANDBOX_ADDRESS: the sandbox is for dev mode only")
+
+
+@pytest.mark.parametrize("dev_mode", [False, True])
+async def test_a_server_outside_dev_mode_warns_that_it_skips_confirmation(
+    dev_mode: bool, sqlite_url: str, tmp_path: Path
+) -> None:
+    environment = server_environment(sqlite_url, DEV_MODE=str(dev_mode), SKIP_CONFIRMATION="true")
+    async with serving(tmp_path, environment) as command:
+        assert ("confirmation_skipped" in command.output) is not dev_mode
+
+
 async def test_invalid_provider_files_are_reported_with_path_field_and_problem(sqlite_url: str, tmp_path: Path) -> None:
     providers = tmp_path / "providers"
     providers.mkdir()
@@ -201,9 +244,8 @@ async def test_a_database_of_another_baseline_is_rejected_with_one_sentence(sqli
     async with open_database(sqlite_url) as database, database.write_transaction() as connection:
         await connection.execute(text("UPDATE schema_compatibility SET baseline_fingerprint = 'another'"))
     for number, command in enumerate(["serve", "dev", "migrate"]):
-        environment = server_environment(
-            sqlite_url, DEV_MODE=str(command == "dev").lower(), SANDBOX_ADDRESS="127.0.0.1:0"
-        )
+        mode = {"SANDBOX_ADDRESS": "127.0.0.1:0"} if command == "dev" else {"DEV_MODE": "false"}
+        environment = server_environment(sqlite_url, **mode)
         finished = await run(make_directory(tmp_path, number), environment, command)
         assert_refused(finished, "set DATABASE_URL to a new database")
         assert len(finished.err.strip().splitlines()) == 1

@@ -105,6 +105,18 @@ async def test_an_event_is_delivered_from_the_provider_to_the_consumer(system: S
     assert [number for number, _, _ in await stored_events(system, integration_id)] == [2]
 
 
+async def test_a_large_batch_is_stored_in_several_deliveries(system: System, shared_database_url: str) -> None:
+    integration_id = await connect(system)
+    path = await path_of(system, integration_id)
+    batch = [{"id": f"e-{number}"} for number in range(1500)]
+    refused = await deliver(system, path, *batch)
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+    assert (await deliver(system, path, *batch)).status_code == 202
+    query = select(webhook_events.c.event_id).where(webhook_events.c.integration_id == integration_id)
+    rows = await fetch(shared_database_url, query.order_by(webhook_events.c.number))
+    assert [row.event_id for row in rows] == [event["id"] for event in batch]
+
+
 async def test_the_handshake_of_a_webhook_endpoint_is_completed(system: System) -> None:
     query = "challenge=hello%20there"
     url = f"{system.sidecar_url}{APP_PATH}?{query}"

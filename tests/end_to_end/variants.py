@@ -17,9 +17,9 @@ from integration_server.lifecycle import stop_signals
 from integration_server.logs import configure_logging
 from integration_server.providers.factory import ProviderFactory
 from integration_server.service.background.detached_tasks import DetachedTasks
-from integration_server.service.credentials.ports import Lease
+from integration_server.service.credentials.ports import Lease, LeaseState, RefreshCause
 from integration_server.service.integrations.ports import NewCredentials
-from integration_server.service.webhooks.ports import NewWebhookEvent
+from integration_server.service.webhooks.ports import NewWebhookEvent, WebhookPage
 from integration_server.settings import Settings
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import SqlIntegrations
@@ -36,16 +36,19 @@ WITHOUT_DEDUPLICATION = "with webhooks, without deduplication"
 class AlwaysGrantedLeases:
     """Grants every lease, so that servers refresh concurrently."""
 
-    async def is_free(self, integration: Integration) -> bool:
-        """Always true."""
+    async def state(self, integration: Integration) -> LeaseState:
+        """Always free."""
         del integration
-        return True
+        return LeaseState()
 
-    async def claim(self, integration: Integration, owner: str) -> Lease | None:
+    async def claim(
+        self, integration: Integration, owner: str, cause: RefreshCause = RefreshCause.EXPIRY
+    ) -> Lease | None:
         """Grant the lease."""
+        del cause
         return Lease(integration.integration_id, integration.version, owner, previous_call_age=None)
 
-    async def release(self, lease: Lease, *, outcome_known: bool) -> None:
+    async def release(self, lease: Lease, *, outcome_known: bool, failure: str | None = None) -> None:
         """Do nothing."""
 
 
@@ -96,10 +99,15 @@ class InboxWithoutDeduplication(SqlWebhookInbox):
         del integration_ids, event_ids
         return ()
 
-    async def add(self, events: Sequence[NewWebhookEvent], now: datetime) -> Sequence[NewWebhookEvent]:
+    async def add(self, events: Sequence[NewWebhookEvent]) -> Sequence[NewWebhookEvent]:
         """Add the events with new ids."""
         renamed = [replace(event, event_id=f"{event.event_id} {event.uid}") for event in events]
-        return await super().add(renamed, now)
+        return await super().add(renamed)
+
+    async def list(self, integration: Integration, after: int, limit: int, max_bytes: int) -> WebhookPage:
+        """The events under the ids that they were encrypted with."""
+        page = await super().list(integration, after, limit, max_bytes)
+        return replace(page, events=[replace(event, event_id=event.event_id.split()[0]) for event in page.events])
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,20 +63,29 @@ class FakeContext:
     """The used part of a `grpc.aio.ServicerContext`. Like the context of gRPC, it can be aborted once."""
 
     def __init__(
-        self, *, remaining: float | None = None, token: str | None = None, peer: str = "ipv4:10.0.0.1:50000"
+        self,
+        *,
+        remaining: float | None = None,
+        token: str | None = None,
+        metadata: Sequence[tuple[str, Any]] = (),
+        certificate: bytes | None = None,
+        peer: str = "ipv4:10.0.0.1:50000",
+        is_client_gone: bool = False,
     ) -> None:
         self.error: RpcError | None = None
         self._remaining = remaining
-        self._token = token
+        self._metadata = [*metadata, *([] if token is None else [("authorization", f"Bearer {token}")])]
+        self._certificate = certificate
         self._peer = peer
+        self._is_client_gone = is_client_gone
 
-    def invocation_metadata(self) -> list[tuple[str, str]]:
-        """The bearer token, if there is one."""
-        return [] if self._token is None else [("authorization", f"Bearer {self._token}")]
+    def invocation_metadata(self) -> list[tuple[str, Any]]:
+        """The metadata, with the bearer token if there is one."""
+        return self._metadata
 
     def auth_context(self) -> dict[str, list[bytes]]:
-        """No certificate."""
-        return {}
+        """The certificate, if there is one."""
+        return {} if self._certificate is None else {"x509_pem_cert": [self._certificate]}
 
     def peer(self) -> str:
         """The address of the caller."""
@@ -93,6 +102,8 @@ class FakeContext:
         if self.error is not None:
             raise grpc.aio.UsageError("Abort already called!")
         self.error = RpcError(code, details, trailing_metadata)
+        if self._is_client_gone:
+            raise grpc.aio.InternalError("Failed grpc_call_start_batch")
         raise grpc.aio.AbortError("Locally aborted.")
 
 

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from integration_server.sidecar.middleware import HttpLimits
+from integration_server.sidecar.http_limits import HttpLimits
 
 LIMITS = HttpLimits(
     connections=500,
@@ -10,4 +10,6 @@ LIMITS = HttpLimits(
     header_timeout=timedelta(seconds=60),
     body_timeout=timedelta(seconds=60),
     keepalive_timeout=timedelta(seconds=60),
+    request_interval=timedelta(0),
+    readiness_max_age=timedelta(0),
 )

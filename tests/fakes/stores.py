@@ -11,7 +11,7 @@ from integration_server.bootstrap import Stores
 from integration_server.domain.integration import Integration
 from integration_server.service.background.ports import Claim, JobKind
 from integration_server.service.connections.ports import AuthorizationAttempt
-from integration_server.service.credentials.ports import JournaledRefresh, Lease
+from integration_server.service.credentials.ports import JournaledRefresh, Lease, LeaseState, RefreshCause
 from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts, attempt_of
 from integration_server.storage.due_work import SqlDueWork
 from integration_server.storage.tables import AttemptState, authorization_attempts
@@ -81,13 +81,13 @@ class InMemoryRefreshJournal:
 def allow_shared_leases(leases: object) -> None:
     """Negative control: give a lease to every caller."""
 
-    async def is_free(_integration: Integration) -> bool:
-        return True
+    async def state(_integration: Integration) -> LeaseState:
+        return LeaseState()
 
-    async def claim(integration: Integration, owner: str) -> Lease:
+    async def claim(integration: Integration, owner: str, _cause: RefreshCause) -> Lease:
         return Lease(integration.integration_id, integration.version, owner, previous_call_age=None)
 
-    intercept(leases, is_free=is_free, claim=claim)
+    intercept(leases, state=state, claim=claim)
 
 
 class RacyAttempts(SqlAuthorizationAttempts):

@@ -35,6 +35,7 @@ from integration_server.storage.tables import (
     integration_changes,
     integrations,
     revocations,
+    webhook_events,
 )
 from tests.fakes.aead import FakeAead
 from tests.fakes.clock import SettableClock
@@ -46,12 +47,13 @@ from tests.fakes.stores import InMemoryRefreshJournal, intercepted
 T = TypeVar("T")
 
 ADA, EVE = UserId("ada"), UserId("eve")
-PUBLIC_URL = "https://hooks.example"
+PUBLIC_URL = "https://localhost"  # dev mode allows no other
 OWN_CALLBACK = f"{PUBLIC_URL}/api/v1/integrations/callback/fake"
 APP_CALLBACK = "https://app.example/callback"
 RETURN_URL = "https://app.example/settings?tab=integrations"
 BUFFER = timedelta(minutes=5)
 LEASE = timedelta(seconds=30)
+FORCED_INTERVAL = timedelta(seconds=30)
 CHECK_INTERVAL = timedelta(minutes=15)
 HISTORY_RETENTION = timedelta(days=30)
 GIVE_UP_AFTER = timedelta(hours=72)
@@ -81,6 +83,7 @@ def _default_settings() -> Settings:
             "ALLOWED_RETURN_URLS": RETURN_URL,
             "REFRESH_BUFFER_SECONDS": str(BUFFER.seconds),
             "REFRESH_LEASE_SECONDS": str(LEASE.seconds),
+            "FORCED_REFRESH_MIN_INTERVAL_SECONDS": str(FORCED_INTERVAL.seconds),
             "HEALTH_CHECK_INTERVAL_SECONDS": str(CHECK_INTERVAL.seconds),
             "HEALTH_HISTORY_DAYS": str(HISTORY_RETENTION.days),
             "REVOCATION_GIVE_UP_HOURS": str(GIVE_UP_AFTER // timedelta(hours=1)),
@@ -266,6 +269,10 @@ class FakeSystem:
     def event_rows(self) -> Sequence[Row[Any]]:
         """All recorded events, oldest first."""
         return self.database.rows(select(integration_changes).order_by(integration_changes.c.change_id))
+
+    def webhook_rows(self) -> Sequence[Row[Any]]:
+        """All stored webhook events, in the order in which they were stored."""
+        return self.database.rows(select(webhook_events).order_by(webhook_events.c.webhook_event_id))
 
     async def tokens(self, integration_id: int) -> OAuthTokens:
         """The decrypted tokens of an integration."""

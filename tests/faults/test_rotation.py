@@ -82,7 +82,7 @@ async def test_every_value_is_readable_and_no_call_fails_during_rotations(
         assert reencrypted(finished.out) >= ROWS  # and the keys of audit chains
         assert load.failures == []
         took = time.monotonic() - start_time
-        server_peak = max(peak_memory(command.process.pid) for command in commands)
+        server_peak = max(peak_memory(command.pid("server")) for command in commands)
         report_line(
             f"once more, undisturbed: {took:.0f} s, {ROWS / took:,.0f} rows/s with start and waits, beside "
             f"{load.calls / took:,.0f} calls/s, none failed; CPU of the command: {cpu:.0f} s, "

@@ -14,6 +14,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # as in tests/confte
 from integration_server.storage.schema import migrate
 from tests.end_to_end.processes import run_server_process
 from tests.fuzz.run import ALLOWED_GROWTH, SETTINGS, Finding, Fuzzer, IssuingSandbox, Report
+from tests.loop_hold.meter import LoopHolds
 from tests.postgres import run_postgres
 
 MIB = 1024 * 1024
@@ -29,11 +30,17 @@ async def fuzz(name: str, database_url: str, cases: int, seed: int) -> None:
     def print_progress(report: Report) -> None:
         seconds = time.monotonic() - begin
         memory = f"{report.memory_before / MIB:.0f} MiB after warm-up, {report.growth / MIB:+.1f} MiB since"
-        print(f"{name}: {report.cases} cases, {report.cases / seconds:.0f} a second; server: {memory}", flush=True)
+        held = f"longest hold {report.longest_hold.seconds * 1000:.1f} ms"
+        print(
+            f"{name}: {report.cases} cases, {report.cases / seconds:.0f} a second; server: {memory}, {held}", flush=True
+        )
 
     try:
-        async with run_server_process(directory, database_url, sandbox=sandbox, forked=True, **SETTINGS) as system:
-            report = await Fuzzer(system, sandbox).run(cases, seed, print_progress)
+        holds = LoopHolds(directory)
+        settings = {**SETTINGS, **holds.environment}
+        async with run_server_process(directory, database_url, sandbox=sandbox, forked=False, **settings) as system:
+            report = await Fuzzer(system, sandbox, holds).run(cases, seed, print_progress)
+        print(f"{name}: {report.longest_hold} is the longest hold, for one of {report.held_by}")
         print(
             f"{name}: " + ", ".join(f"{outcome} {count}" for outcome, count in report.outcomes.most_common()),
             flush=True,

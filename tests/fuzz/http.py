@@ -1,6 +1,7 @@
 """Raw HTTP requests for the sidecar: valid, nearly valid and arbitrary bytes."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -8,6 +9,7 @@ from urllib.parse import quote
 from hypothesis import strategies as st
 
 from tests.fuzz.messages import KnownValues, choice_of, texts
+from tests.loop_hold.worst_http import worst_http
 
 DEADLINE = 60.0  # seconds; the slowest response waits for a provider on this machine
 _PREFIX = "/api/v1/integrations/callback"
@@ -97,7 +99,13 @@ def http_cases(known: KnownValues) -> st.SearchStrategy[HttpCase]:
         st.integers(0, 80),
         st.binary(max_size=30),
     )
-    return choice_of([*[whole] * 5, malformed])
+    return choice_of([*[whole] * 8, malformed, st.sampled_from(_worst_cases())])
+
+
+def _worst_cases() -> Sequence[HttpCase]:
+    paths = (_PREFIX, f"{_PREFIX}/sandbox", f"{_WEBHOOKS}/sandbox/app", "/healthz", "/x")
+    requests = (request for path in paths for method in ("GET", "POST") for request in worst_http(path, method))
+    return [HttpCase(request.raw, needs_end=True) for request in requests]
 
 
 def _request(method: str, path: str, query: str, headers: list[str], body: bytes) -> HttpCase:

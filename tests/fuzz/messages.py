@@ -11,8 +11,10 @@ from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.struct_pb2 import Struct
 from hypothesis import strategies as st
 
+from integration_server.rpc.methods import method_of
 from integrations.v1 import google_calendar_pb2, integration_service_pb2
 from tests.attack_inputs import HOSTILE_TEXTS
+from tests.loop_hold.worst_requests import Shape, largest_of, oversized_of, shapes_of, valid_request
 
 T = TypeVar("T")
 
@@ -28,6 +30,7 @@ PLANTED = "planted-secret-0123456789abcdef"
 
 _SECRET_FIELDS = {"api_key", "api_secret", "webhook_secret", "code"}
 _MAX_DEPTH = 3
+_OVERSIZED = 9
 
 
 @dataclass
@@ -149,13 +152,16 @@ def _struct(content: dict[str, Any]) -> Struct:
 
 @dataclass(frozen=True, slots=True)
 class RpcCase:
-    """A call of a method, with a message of its type or with arbitrary bytes."""
+    """A call of a method, with a message of its type, with arbitrary bytes or with a shape of `worst_requests`."""
 
     method: MethodDescriptor
     request: bytes
     is_message: bool
+    shape: str = ""
 
     def __repr__(self) -> str:
+        if self.shape:
+            return f"{self.method.name}({self.shape}, {len(self.request)} bytes)"
         said: object = (
             GetMessageClass(self.method.input_type).FromString(self.request) if self.is_message else self.request
         )
@@ -170,9 +176,24 @@ def rpc_cases(known: KnownValues) -> st.SearchStrategy[RpcCase]:
             lambda request: RpcCase(method, request.SerializeToString(), True)
         )
         cut = st.builds(_cut, whole, st.binary(max_size=20), st.integers(0, 60))
-        return choice_of([*[whole] * 9, cut])
+        return choice_of([*[whole] * 8, cut, _worst(method, known)])
 
     return choice_of(list(map(calls_of, METHODS)))
+
+
+def _worst(method: MethodDescriptor, known: KnownValues) -> st.SearchStrategy[RpcCase]:
+    """The most expensive requests: of each size that the method may accept, and one in five that is too large."""
+    shapes = list(shapes_of(method.input_type, method_of(method).request_limits.bulk_field))
+    valid = valid_request(method.input_type, known.values_of)
+
+    def build(shape: Shape, length: int) -> RpcCase:
+        if shape.lengths and length < len(shape.lengths):
+            request = valid + shape.repeat(shape.lengths[length])
+        else:
+            request = oversized_of(shape, valid) if length == _OVERSIZED else largest_of(shape, method, valid)
+        return RpcCase(method, request, is_message=False, shape=shape.name)
+
+    return st.builds(build, st.sampled_from(shapes), st.integers(0, _OVERSIZED))
 
 
 def _cut(case: RpcCase, noise: bytes, at: int) -> RpcCase:

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from tests.end_to_end.system import APP_CALLBACK, BROWSER, RETURN_URL, query_of
 from tests.fuzz import http
 from tests.fuzz.http import HttpCase, http_cases
 from tests.fuzz.messages import METHODS, PLANTED, KnownValues, RpcCase, choice_of, rpc_cases
+from tests.loop_hold.meter import MAX_HOLD, Hold, LoopHolds
 
 ROUND = 500
 """Cases in a round. Before each round, known values are created again; after it, memory is measured."""
@@ -31,8 +32,8 @@ ROUND = 500
 BATCH = 5
 """Cases that are sent at once."""
 
-SETTINGS = {"SIDECAR_BODY_TIMEOUT_SECONDS": "0.2"}
-"""The server's timeout for a request body, short because some cases never send one."""
+SETTINGS = {"SIDECAR_BODY_TIMEOUT_SECONDS": "0.2", "SIDECAR_FAILURES_PER_SECOND": "1000000"}
+"""A short timeout for request bodies, because some cases never send one, and no end of failed requests."""
 
 ALLOWED_GROWTH = 64 * 1024 * 1024
 DEADLINE = 60.0  # seconds for a call, on a machine that may be busy
@@ -52,12 +53,18 @@ class Finding(AssertionError):
 
 @dataclass
 class Report:
-    """The result of a run. Memory is resident memory in bytes, after the first round and at the end."""
+    """The result of a run. Memory is resident memory in bytes, after the first round and at the end.
+
+    `longest_hold` is the longest time for which one callback held an event loop of the server, and `held_by` the cases
+    that were sent at that time.
+    """
 
     cases: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     memory_before: int = 0
     memory_after: int = 0
+    longest_hold: Hold = field(default_factory=Hold)
+    held_by: Sequence[RpcCase | HttpCase] = ()
 
     @property
     def growth(self) -> int:
@@ -79,9 +86,10 @@ class IssuingSandbox(Sandbox):
 
 
 class Fuzzer:
-    """Fuzzes one server."""
+    """Fuzzes one server. With `holds`, it also measures the server's event loops."""
 
-    def __init__(self, system: ProcessSystem, sandbox: IssuingSandbox) -> None:
+    def __init__(self, system: ProcessSystem, sandbox: IssuingSandbox, holds: LoopHolds | None = None) -> None:
+        self._holds = holds
         self._system = system
         self._sandbox = sandbox
         self._report = Report()
@@ -97,11 +105,13 @@ class Fuzzer:
         loop = asyncio.get_running_loop()
         report = self._report
         while report.cases < cases:
-            known = await self._create_known_values()
+            known = await self.create_known_values()
+            if self._holds:
+                self._holds.take()  # none of the cases
             due = min(ROUND, cases - report.cases)
             await asyncio.to_thread(self._round, loop, known, due, seed + report.cases)
             await self._check_alive()
-            report.memory_after = resident(self._system.command.process.pid)
+            report.memory_after = sum(resident(self._system.command.pid(name)) for name in ("server", "sidecar"))
             report.memory_before = report.memory_before or report.memory_after
             progress(report)
         return report
@@ -139,6 +149,15 @@ class Fuzzer:
             if isinstance(outcome, BaseException):
                 raise outcome
             self._report.outcomes[outcome] += 1
+        self.judge_hold(batch)
+
+    def judge_hold(self, batch: Sequence[RpcCase | HttpCase]) -> None:
+        """Judge for how long the cases, which were just sent, held the loop. Raises `Finding`."""
+        hold = self._holds.take() if self._holds else Hold()
+        if hold > self._report.longest_hold:
+            self._report.longest_hold, self._report.held_by = hold, batch
+        if hold.seconds > MAX_HOLD:
+            raise Finding(f"{hold} for one of {batch}")
 
     async def judge(self, case: RpcCase | HttpCase) -> str:
         """Send the case; the name of its outcome. Raises `Finding`."""
@@ -213,7 +232,7 @@ class Fuzzer:
         if '"event": "unhandled_exception"' in self._system.command.output:
             raise Finding("a fault is in the log")
 
-    async def _create_known_values(self) -> KnownValues:
+    async def create_known_values(self) -> KnownValues:
         """Create two users with integrations, and one value of each opaque kind, again after each round."""
         system = self._system
         self._sandbox.revoke_grants("linus")
@@ -262,6 +281,7 @@ class Fuzzer:
                 "redirect_uri": [APP_CALLBACK],
                 "return_url": [RETURN_URL],
                 "name": ["Work"],
+                "path": ["/userinfo"],
                 "query": ["realmId=1"],
                 "page_size": [0, 1, 200],
             }

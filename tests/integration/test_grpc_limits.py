@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,11 @@ from typing import Any
 import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import capture_logs
 
+from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.interceptors import (
+    MAX_METADATA_ENTRIES,
     Interceptor,
     ProtectedHandlers,
     convert_errors,
@@ -20,6 +23,7 @@ from integration_server.rpc.interceptors import (
 )
 from integration_server.settings import Settings
 from integration_server.wiring.grpc_server import grpc_options
+from tests import http2_frames
 from tests.integration.providers.socket_servers import server_tls
 
 DEADLINE = 60.0  # seconds; the machine may be busy
@@ -32,7 +36,7 @@ SETTINGS = Settings(
     grpc_connection_idle=LONG,
     grpc_connection_age=LONG,
 )
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+PREFACE = http2_frames.PREFACE
 EMPTY_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 HALF_A_HELLO = bytes.fromhex("16030102000100")
 
@@ -62,12 +66,15 @@ class Servicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has 
 @asynccontextmanager
 async def serving(
     options: Sequence[tuple[str, int]],
-    servicer: Servicer | None = None,
+    servicer: health_pb2_grpc.HealthServicer | None = None,
     credentials: Any = None,
     interceptors: Sequence[Interceptor] = (),
+    max_metadata_entries: int = MAX_METADATA_ENTRIES,
 ) -> AsyncIterator[int]:
     server = grpc.aio.server(options=options)
-    handlers = ProtectedHandlers(interceptors, unknown_method=[])
+    handlers = ProtectedHandlers(
+        interceptors, unknown_method=interceptors[:1], max_metadata_entries=max_metadata_entries
+    )
     target = handlers if interceptors else server
     health_pb2_grpc.add_HealthServicer_to_server(servicer or Servicer(), target)
     if interceptors:
@@ -205,6 +212,98 @@ async def test_metadata_is_accepted_up_to_the_limit(length: int) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize("limited", [True, False], ids=["limited", "negative control"])
+async def test_a_compressed_message_is_measured_after_its_decompression(limited: bool) -> None:
+    """8 MiB that are 8 KiB on the wire. gRPC stops the decompression at the limit."""
+    arguments = options() if limited else [("grpc.max_receive_message_length", -1)]
+    async with serving(arguments) as port, client(port) as check:
+        request = health_pb2.HealthCheckRequest(service="x" * 8 * 1024 * 1024)
+        call = check(request, compression=grpc.Compression.Gzip, timeout=DEADLINE)
+        assert await call.code() is (grpc.StatusCode.RESOURCE_EXHAUSTED if limited else grpc.StatusCode.OK)
+
+
+def test_the_largest_message_is_the_largest_body_and_the_rest_of_its_request() -> None:
+    assert dict(options())["grpc.max_receive_message_length"] == (1024 + 256) * 1024
+    larger = SETTINGS.model_copy(update={"proxy_max_request_bytes": 2 * 1024 * 1024})
+    assert dict(grpc_options(larger))["grpc.max_receive_message_length"] == (2048 + 256) * 1024
+    assert dict(options(max_message_bytes=64 * 1024))["grpc.max_receive_message_length"] == 64 * 1024
+
+
+@pytest.mark.parametrize("limit", [MAX_METADATA_ENTRIES, 1_000], ids=["limited", "negative control"])
+@pytest.mark.parametrize("entries", [50, 120, 300])
+async def test_the_number_of_metadata_entries_is_limited(limit: int, entries: int) -> None:
+    interceptors = [convert_errors(), read_request(LONG)]
+    metadata = [(f"x-{number}", "v") for number in range(entries)]
+    async with serving(options(), interceptors=interceptors, max_metadata_entries=limit) as port, client(port) as check:
+        call = check(health_pb2.HealthCheckRequest(), metadata=metadata, timeout=DEADLINE)
+        if entries <= limit:
+            await call
+            return
+        with pytest.raises(grpc.aio.AioRpcError, match="more than 128 metadata entries") as refused:
+            await call
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+# --- clients that are gone ------------------------------------------------------------------------------------------
+
+
+class Failing(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no types
+    """Ends every call with a status of its own, after a time in which its client may go."""
+
+    async def Check(self, request: Any, context: Any) -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.01)
+        await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+
+    async def Watch(self, request: Any, context: Any) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        while True:
+            yield health_pb2.HealthCheckResponse()
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+
+
+async def leave(port: int, calls: int, *, pause: float, disconnects: bool) -> None:
+    """Begin calls of each shape, and cancel them or disconnect."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(http2_frames.opening())
+    await asyncio.sleep(0.1)
+    request = health_pb2.HealthCheckRequest().SerializeToString()
+    streams = range(1, 2 * calls, 2)
+    for stream in streams:
+        path = f"/grpc.health.v1.Health/{('Check', 'Watch', 'Unknown')[stream // 2 % 3]}"
+        writer.write(http2_frames.headers(stream, http2_frames.call_headers(path), end_stream=stream % 5 == 0))
+        if stream % 5:
+            writer.write(
+                http2_frames.message(stream, request, end_stream=stream % 4 == 1)[: -1 if stream == 99 else None]
+            )
+    await asyncio.sleep(pause)
+    if not disconnects:
+        for stream in streams:
+            writer.write(http2_frames.reset(stream))
+        await asyncio.sleep(0.1)
+    writer.transport.abort()
+
+
+@pytest.mark.parametrize("watches_log", [True, False], ids=["", "negative control"])
+async def test_a_client_that_is_gone_is_only_counted(watches_log: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Negative control: without our handling, gRPC logs clients that are gone, with tracebacks."""
+    log = CallLog()
+    protected = [convert_errors(log=log), read_request(LONG)]
+    unprotected: list[Interceptor] = [read_request(LONG)]
+    with capture_logs() as lines, log.watching_grpc_log() if watches_log else nullcontext():
+        async with serving(options(), Failing(), interceptors=protected if watches_log else unprotected) as port:
+            async with asyncio.timeout(DEADLINE):
+                while not (log.counts.get("client_gone", 0) > 100 if watches_log else caplog.records):
+                    for pause in (0, 0.005, 0.02):
+                        await leave(port, 50, pause=pause, disconnects=False)
+                        await leave(port, 50, pause=pause, disconnects=True)
+    if watches_log:
+        assert not caplog.records
+        assert {line["event"] for line in lines} <= {"rpc_rejected"}, "requests that had no message"
+    else:
+        assert any("raised by servicer method" in record.getMessage() for record in caplog.records)
 
 
 # --- requests that never arrive ------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Settings: parsing of environment variables, and the rules over them."""
 
 import base64
+import json
+import random
 import re
 from collections.abc import Mapping
 from datetime import timedelta
@@ -9,22 +11,46 @@ from typing import cast
 
 import pytest
 
-from integration_server.settings import (
-    RULES,
-    SERVER_RULES,
-    Address,
-    Rule,
-    Settings,
-    SettingsError,
-    parse_address,
-    read_environment,
-)
+from integration_server.entropy import is_weak_key
+from integration_server.setting_types import Address, parse_address
+from integration_server.settings import RULES, SERVER_RULES, Rule, Settings, SettingsError, read_environment
+from integration_server.sidecar_settings import SidecarSettings
 
-KEY_BYTES = bytes(range(0xE0, 0x100))  # its base64 has both characters in which the two alphabets differ
-KEY = base64.b64encode(KEY_BYTES).decode()
+KEY = "+/Pz3dP6tdBUG8YwuTlWg4Zk1TjaGYX0N+CbVF0/j1s="  # with both characters in which the two alphabets differ
+KEY_BYTES = base64.b64decode(KEY)
 PRODUCTION = {"ENCRYPTION_KEY": KEY}
 DEV = {"DEV_MODE": "true"}
 PROJECT = Path(__file__).parents[2]
+
+
+class Files:
+    """Empty files for settings that take a path."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, name: str) -> str:
+        path = self.folder / name
+        path.touch()
+        return str(path)
+
+    @property
+    def certificates(self) -> dict[str, str]:
+        """The settings of mutual TLS."""
+        names = ("TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CLIENT_CA_FILE", "POLICY_FILE")
+        sidecar = ("SIDECAR_TLS_CA_FILE", "SIDECAR_TLS_CERT_FILE", "SIDECAR_TLS_KEY_FILE")
+        return PRODUCTION | {name: self(name) for name in (*names, *sidecar)}
+
+    @property
+    def tokens(self) -> dict[str, str]:
+        """The settings of token authentication."""
+        issuer = {"JWT_JWKS": self("jwks.json"), "JWT_ISSUER": "https://issuer.example", "JWT_AUDIENCE": "us"}
+        return PRODUCTION | issuer | {name: self(name) for name in ("POLICY_FILE", "SIDECAR_TOKEN_FILE")}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
 
 
 def problems_of(environment: Mapping[str, str]) -> list[str]:
@@ -101,16 +127,17 @@ def test_all_problems_are_reported_at_once() -> None:
         }
     )
     assert names_of(problems) == [
+        "LOG_LEVEL",
+        "SIDECAR_ADDRESS",
+        "SIDECAR_BODY_TIMEOUT_SECONDS",
         "DEV_MODE",
         "DATABASE_URL",
         "ENCRYPTION_KEY",
         "GRPC_ADDRESS",
-        "SIDECAR_ADDRESS",
         "ALLOWED_REDIRECT_URIS[1]",
         "ALLOWED_RETURN_URLS[0]",
         "PROVIDERS_DIR",
         "SKIP_CONFIRMATION",
-        "LOG_LEVEL",
         "REFRESH_BUFFER_SECONDS",
         "PROVIDER_TIMEOUT_SECONDS",
         "REVOCATION_GIVE_UP_HOURS",
@@ -118,7 +145,6 @@ def test_all_problems_are_reported_at_once() -> None:
         "SHUTDOWN_GRACE_SECONDS",
         "CALLER_MAX_CONCURRENCY",
         "GRPC_MAX_CONNECTIONS",
-        "SIDECAR_BODY_TIMEOUT_SECONDS",
     ]
 
 
@@ -253,6 +279,48 @@ def test_repr_contains_no_secret() -> None:
         assert repr(KEY_BYTES) not in shown
 
 
+# --- weak keys -----------------------------------------------------------------------------------------------------
+
+WEAK_KEYS = {
+    "zeros": bytes(32),
+    "one byte": b"\xff" * 32,
+    "one bit": bytes(31) + b"\x01",
+    "counting": bytes(range(32)),
+    "counting down from a high byte": bytes(range(0xFF, 0xDF, -1)),
+    "steps of seven": bytes((7 * i + 3) % 256 for i in range(32)),
+    "squares": bytes(i * i % 256 for i in range(32)),
+    "a counter of 16 bits": b"".join(i.to_bytes(2, "big") for i in range(16)),
+    "a pattern": bytes.fromhex("deadbeef") * 8,
+    "half a key, twice": KEY_BYTES[:16] * 2,
+    "24 bytes, continued": KEY_BYTES[:24] + KEY_BYTES[:8],
+    "half a key, padded": KEY_BYTES[:16] + bytes(16),
+    "a word": b"password" * 4,
+    "a word, padded": b"hunter2".ljust(32, b"\0"),
+    "a sentence": b"correct horse battery staple 123",
+    "a line": b"a line of text from an editor..\n",
+    "UTF-16": "sixteen letters!".encode("utf-16-le"),
+    "Cyrillic": ("пароль" * 3).encode()[:32],
+    "hexadecimal digits": b"0123456789abcdef0123456789abcdeF",
+}
+
+
+@pytest.mark.parametrize("mode", [{}, DEV])
+@pytest.mark.parametrize("name", ["ENCRYPTION_KEY", "ENCRYPTION_KEYS_RETIRED"])
+@pytest.mark.parametrize("key", WEAK_KEYS.values(), ids=WEAK_KEYS)
+def test_a_key_that_is_not_random_is_rejected_and_not_quoted(key: bytes, name: str, mode: dict[str, str]) -> None:
+    text = base64.b64encode(key).decode()
+    (problem,) = problems_of({**PRODUCTION, **mode, name: text})
+    assert problem.partition(": ")[0] in {"ENCRYPTION_KEY", "ENCRYPTION_KEYS_RETIRED[0]"}
+    assert problem.endswith("is not random, but a pattern or text; generate a key with: openssl rand -base64 32")
+    assert text not in problem
+
+
+def test_random_keys_are_accepted() -> None:
+    """The negative control. A false refusal has a probability below 2^-37 for each key."""
+    generator = random.Random(1)
+    assert not any(is_weak_key(generator.randbytes(32)) for _ in range(10_000))
+
+
 # --- addresses and URLs --------------------------------------------------------------------------------------------
 
 
@@ -268,7 +336,12 @@ def test_unauthenticated_grpc_must_be_on_loopback(address: str) -> None:
     assert problem.startswith("GRPC_ADDRESS: must be a loopback address")
 
 
-@pytest.mark.parametrize("text", ["", "127.0.0.1", ":1", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536", "::1:1"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "127.0.0.1", ":1", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536", "::1:1",
+     "unix:/run/server.sock", "unix:server.sock", "http://127.0.0.1:1", "127.0.0.1:1/x", "127.0.0.1:1?x",
+     "127.0.0.1:1#x", "127.0.0.1:1@0.0.0.0:2", "ada@127.0.0.1:1", "127.0.0.1 :1", "127.0.0.1:1\n"],
+)  # fmt: skip
 def test_an_address_without_host_or_port_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match=r"HOST:PORT|[Pp]ort"):
         parse_address(text)
@@ -279,6 +352,51 @@ def test_a_public_sidecar_requires_a_public_url() -> None:
     assert problem.startswith("PUBLIC_URL: ")
     named = {**PRODUCTION, "SIDECAR_ADDRESS": "0.0.0.0:80", "PUBLIC_URL": "https://hooks.example"}
     assert Settings.from_environment(named).public_url == "https://hooks.example"
+
+
+NOT_LOOPBACK = [
+    *(
+        "0.0.0.0",
+        "[::]",
+        "10.0.0.1",
+        "169.254.1.1",
+        "[fe80::1%eth0]",
+        "[::ffff:10.0.0.1]",
+        "[::ffff:0.0.0.0]",
+        "128.0.0.1",
+    ),
+    *("example.com", "localhost.example.com", "127.0.0.1.example.com", "localhost.", "127.1", "2130706433", "0"),
+]
+LOOPBACK = ["127.0.0.1", "127.8.9.10", "localhost", "LOCALHOST", "[::1]", "[::1%lo]", "[::ffff:127.0.0.1]"]
+DEV_MODE_PROBLEM = "must be on loopback in dev mode"
+
+
+@pytest.mark.parametrize("name", ["GRPC_ADDRESS", "SIDECAR_ADDRESS", "SANDBOX_ADDRESS", "PUBLIC_URL"])
+@pytest.mark.parametrize("host", [*NOT_LOOPBACK, *LOOPBACK])
+def test_dev_mode_is_on_loopback_only(files: Files, host: str, name: str) -> None:
+    """Also with authenticated callers. Negative control: outside dev mode the same address is accepted."""
+    value = f"https://{host}" if name == "PUBLIC_URL" else f"{host}:1"
+    given = {**files.certificates, "PUBLIC_URL": "https://localhost", name: value}
+    if host in LOOPBACK:
+        assert Settings.from_environment({**given, **DEV}).dev_mode
+    else:
+        (problem,) = problems_of({**given, **DEV})
+        assert problem.startswith(f"{name}: {DEV_MODE_PROBLEM}")
+    if name != "SANDBOX_ADDRESS":
+        assert not Settings.from_environment(given).dev_mode
+
+
+def test_all_addresses_of_dev_mode_are_reported_at_once() -> None:
+    addresses = dict.fromkeys(("GRPC_ADDRESS", "SIDECAR_ADDRESS", "SANDBOX_ADDRESS"), "0.0.0.0:1")
+    problems = problems_of({**DEV, **addresses, "PUBLIC_URL": "https://tunnel.example"})
+    assert set(names_of(problems)) == {*addresses, "PUBLIC_URL"}
+    assert names_of(problems_of({**DEV, "SIDECAR_ADDRESS": "0.0.0.0:1"})) == ["SIDECAR_ADDRESS"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9090", "0.0.0.0:9090"])
+def test_the_sandbox_requires_dev_mode(address: str) -> None:
+    (problem,) = problems_of({**PRODUCTION, "SANDBOX_ADDRESS": address})
+    assert problem.startswith("SANDBOX_ADDRESS: the sandbox is for dev mode only")
 
 
 def test_lists_are_comma_separated() -> None:
@@ -300,12 +418,30 @@ def test_lists_are_comma_separated() -> None:
 @pytest.mark.parametrize(
     "url",
     ["/callback", "app.example", "https://", "https:///x", "ftp://app.example", "javascript:alert(1)", "http://app.example",
-     "https://app.example/#part", "http://localhost.evil.example", "http://[::1"],
+     "https://app.example/#part", "http://localhost.evil.example", "http://[::1",
+     "https://ada@app.example", "https://ada:pw@app.example", "https://app.example@evil.example", "https://app.example:99999",
+     "https://app.example\\@evil.example", "https://app.example/a b", "https://app.example/a\nb", "http://127.0.0.1@evil.example"],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["PUBLIC_URL", "ALLOWED_REDIRECT_URIS", "ALLOWED_RETURN_URLS"])
 def test_browser_urls_must_be_absolute_https_urls(name: str, url: str) -> None:
     (problem,) = problems_of({**PRODUCTION, name: url})
     assert problem.startswith(name)
+
+
+def test_the_sidecars_process_gets_the_same_settings() -> None:
+    given = {
+        "LOG_LEVEL": "WARNING",
+        "SIDECAR_ADDRESS": "[::1]:0",
+        "PUBLIC_URL": "https://hooks.example/base",
+        "SIDECAR_MAX_BODY_BYTES": "4096",
+        "SIDECAR_HEADER_TIMEOUT_SECONDS": "0.25",
+        "SIDECAR_KEEPALIVE_SECONDS": "3600",
+    }
+    settings = Settings.from_environment({**PRODUCTION, **given})
+    sent = json.dumps(settings.model_dump(mode="json", include=set(SidecarSettings.model_fields)))
+    received = SidecarSettings.model_validate(json.loads(sent))
+    assert dict(received) == {name: getattr(settings, name) for name in SidecarSettings.model_fields}
+    assert KEY not in sent
 
 
 # --- the rest ------------------------------------------------------------------------------------------------------
@@ -454,36 +590,6 @@ def test_a_missing_file_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # --- authentication ------------------------------------------------------------------------------------------------
 
 
-class Files:
-    """Empty files for settings that take a path."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __call__(self, name: str) -> str:
-        path = self.folder / name
-        path.touch()
-        return str(path)
-
-    @property
-    def certificates(self) -> dict[str, str]:
-        """The settings of mutual TLS."""
-        names = ("TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CLIENT_CA_FILE", "POLICY_FILE")
-        sidecar = ("SIDECAR_TLS_CA_FILE", "SIDECAR_TLS_CERT_FILE", "SIDECAR_TLS_KEY_FILE")
-        return PRODUCTION | {name: self(name) for name in (*names, *sidecar)}
-
-    @property
-    def tokens(self) -> dict[str, str]:
-        """The settings of token authentication."""
-        issuer = {"JWT_JWKS": self("jwks.json"), "JWT_ISSUER": "https://issuer.example", "JWT_AUDIENCE": "us"}
-        return PRODUCTION | issuer | {name: self(name) for name in ("POLICY_FILE", "SIDECAR_TOKEN_FILE")}
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Files:
-    return Files(tmp_path)
-
-
 def test_with_client_certificates_grpc_listens_on_any_address(files: Files) -> None:
     settings = Settings.from_environment({**files.certificates, "GRPC_ADDRESS": "0.0.0.0:50051"})
     assert settings.authenticates_callers
@@ -505,8 +611,7 @@ def test_tokens_without_tls_require_loopback(files: Files) -> None:
         ("TLS_CERT_FILE", {"TLS_KEY_FILE", "TLS_CLIENT_CA_FILE"}),
         ("POLICY_FILE", {"POLICY_FILE"}),
         ("TLS_CLIENT_CA_FILE", {"POLICY_FILE"}),
-        ("SIDECAR_TLS_CA_FILE", {"SIDECAR_TLS_CA_FILE"}),
-        ("SIDECAR_TLS_CERT_FILE", {"SIDECAR_TLS_CERT_FILE"}),
+        ("SIDECAR_TLS_CERT_FILE", {"SIDECAR_TLS_KEY_FILE"}),
         ("SIDECAR_TLS_KEY_FILE", {"SIDECAR_TLS_KEY_FILE"}),
     ],
 )
@@ -522,7 +627,6 @@ def test_incomplete_mutual_tls_is_rejected(files: Files, missing: str, reported:
         ("JWT_ISSUER", {"JWT_ISSUER"}),
         ("JWT_AUDIENCE", {"JWT_AUDIENCE"}),
         ("POLICY_FILE", {"POLICY_FILE"}),
-        ("SIDECAR_TOKEN_FILE", {"SIDECAR_TOKEN_FILE"}),
     ],
 )
 def test_an_incomplete_issuer_is_rejected(files: Files, missing: str, reported: set[str]) -> None:
@@ -571,3 +675,8 @@ def test_a_separate_sidecar_requires_no_server_setting_and_sends_its_token_only_
     for environment in (encrypted, {"GRPC_ADDRESS": "integrations.internal:50051"}):
         address = Settings.from_environment(environment, needs_key=False).grpc_address
         assert address == Address("integrations.internal", 50051)
+
+
+@pytest.mark.parametrize("proxies", ["proxy.internal", "10.0.0.1/8", "0.0.0.0/0"])
+def test_an_invalid_proxy_is_rejected(proxies: str) -> None:
+    assert names_of(problems_of({**PRODUCTION, "TRUSTED_PROXIES": proxies})) == ["TRUSTED_PROXIES"]

@@ -5,6 +5,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.rpc import error_details_pb2 as _error_details_pb2
 from integrations.v1 import credentials_pb2 as _credentials_pb2
 from integrations.v1 import event_pb2 as _event_pb2
 from integrations.v1 import integration_pb2 as _integration_pb2
@@ -213,26 +214,32 @@ class DisconnectIntegrationResponse(_message.Message):
     def __init__(self, success: _Optional[bool] = ..., message: _Optional[str] = ..., integration_id: _Optional[int] = ..., provider_revoked: _Optional[bool] = ..., revocation_state: _Optional[_Union[_integration_pb2.RevocationState, str]] = ...) -> None: ...
 
 class CheckAllHealthRequest(_message.Message):
-    __slots__ = ("user_id",)
+    __slots__ = ("user_id", "page_size", "page_token")
     USER_ID_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     user_id: str
-    def __init__(self, user_id: _Optional[str] = ...) -> None: ...
+    page_size: int
+    page_token: str
+    def __init__(self, user_id: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class CheckAllHealthResponse(_message.Message):
-    __slots__ = ("total_integrations", "healthy_count", "error_count", "inactive_count", "integrations", "check_time")
+    __slots__ = ("total_integrations", "healthy_count", "error_count", "inactive_count", "integrations", "check_time", "next_page_token")
     TOTAL_INTEGRATIONS_FIELD_NUMBER: _ClassVar[int]
     HEALTHY_COUNT_FIELD_NUMBER: _ClassVar[int]
     ERROR_COUNT_FIELD_NUMBER: _ClassVar[int]
     INACTIVE_COUNT_FIELD_NUMBER: _ClassVar[int]
     INTEGRATIONS_FIELD_NUMBER: _ClassVar[int]
     CHECK_TIME_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     total_integrations: int
     healthy_count: int
     error_count: int
     inactive_count: int
     integrations: _containers.RepeatedCompositeFieldContainer[_integration_pb2.HealthCheck]
     check_time: _timestamp_pb2.Timestamp
-    def __init__(self, total_integrations: _Optional[int] = ..., healthy_count: _Optional[int] = ..., error_count: _Optional[int] = ..., inactive_count: _Optional[int] = ..., integrations: _Optional[_Iterable[_Union[_integration_pb2.HealthCheck, _Mapping]]] = ..., check_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    next_page_token: str
+    def __init__(self, total_integrations: _Optional[int] = ..., healthy_count: _Optional[int] = ..., error_count: _Optional[int] = ..., inactive_count: _Optional[int] = ..., integrations: _Optional[_Iterable[_Union[_integration_pb2.HealthCheck, _Mapping]]] = ..., check_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class CheckHealthRequest(_message.Message):
     __slots__ = ("integration_id", "user_id")
@@ -281,26 +288,34 @@ class RefreshTokenRequest(_message.Message):
     def __init__(self, integration_id: _Optional[int] = ..., user_id: _Optional[str] = ..., force: _Optional[bool] = ...) -> None: ...
 
 class RefreshTokenResponse(_message.Message):
-    __slots__ = ("success", "refreshed", "message", "access_token_expire_time")
+    __slots__ = ("success", "refreshed", "message", "access_token_expire_time", "retry_info")
     SUCCESS_FIELD_NUMBER: _ClassVar[int]
     REFRESHED_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     ACCESS_TOKEN_EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    RETRY_INFO_FIELD_NUMBER: _ClassVar[int]
     success: bool
     refreshed: bool
     message: str
     access_token_expire_time: _timestamp_pb2.Timestamp
-    def __init__(self, success: _Optional[bool] = ..., refreshed: _Optional[bool] = ..., message: _Optional[str] = ..., access_token_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    retry_info: _error_details_pb2.RetryInfo
+    def __init__(self, success: _Optional[bool] = ..., refreshed: _Optional[bool] = ..., message: _Optional[str] = ..., access_token_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., retry_info: _Optional[_Union[_error_details_pb2.RetryInfo, _Mapping]] = ...) -> None: ...
 
 class ListIntegrationTypesRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class ListIntegrationTypesResponse(_message.Message):
-    __slots__ = ("integration_types",)
+    __slots__ = ("integration_types", "next_page_token")
     INTEGRATION_TYPES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     integration_types: _containers.RepeatedCompositeFieldContainer[_integration_pb2.IntegrationTypeInfo]
-    def __init__(self, integration_types: _Optional[_Iterable[_Union[_integration_pb2.IntegrationTypeInfo, _Mapping]]] = ...) -> None: ...
+    next_page_token: str
+    def __init__(self, integration_types: _Optional[_Iterable[_Union[_integration_pb2.IntegrationTypeInfo, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class GetCredentialsRequest(_message.Message):
     __slots__ = ("integration_id", "user_id", "min_ttl", "required_scopes")
@@ -337,14 +352,16 @@ class ReceiveWebhookRequest(_message.Message):
     def __init__(self, integration_type: _Optional[str] = ..., endpoint: _Optional[str] = ..., headers: _Optional[_Iterable[_Union[_webhook_pb2.WebhookHeader, _Mapping]]] = ..., body: _Optional[bytes] = ..., url: _Optional[str] = ..., method: _Optional[str] = ...) -> None: ...
 
 class ReceiveWebhookResponse(_message.Message):
-    __slots__ = ("status_code", "headers", "body")
+    __slots__ = ("status_code", "headers", "body", "verified")
     STATUS_CODE_FIELD_NUMBER: _ClassVar[int]
     HEADERS_FIELD_NUMBER: _ClassVar[int]
     BODY_FIELD_NUMBER: _ClassVar[int]
+    VERIFIED_FIELD_NUMBER: _ClassVar[int]
     status_code: int
     headers: _containers.RepeatedCompositeFieldContainer[_webhook_pb2.WebhookHeader]
     body: bytes
-    def __init__(self, status_code: _Optional[int] = ..., headers: _Optional[_Iterable[_Union[_webhook_pb2.WebhookHeader, _Mapping]]] = ..., body: _Optional[bytes] = ...) -> None: ...
+    verified: bool
+    def __init__(self, status_code: _Optional[int] = ..., headers: _Optional[_Iterable[_Union[_webhook_pb2.WebhookHeader, _Mapping]]] = ..., body: _Optional[bytes] = ..., verified: _Optional[bool] = ...) -> None: ...
 
 class ListWebhookEventsRequest(_message.Message):
     __slots__ = ("integration_id", "user_id", "consumer", "page_size", "page_token")

@@ -216,14 +216,17 @@ class IntegrationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CheckAllHealth(self, request, context):
-        """Checks all connected integrations of a user concurrently. A check that hangs does not delay the others.
+        """Checks a page of a user's connected integrations concurrently, and counts all of them. A check that hangs does not
+        delay the others. An integration that is checked again and again is checked three times in a row and then once in
+        ten seconds; otherwise its last check is returned. Equal concurrent calls share one run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CheckHealth(self, request, context):
-        """Checks one integration: whether its credentials are valid and the provider accepts them.
+        """Checks one integration: whether its credentials are valid and the provider accepts them. If it is checked again and
+        again, it is checked three times in a row and then once in ten seconds; otherwise its last check is returned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -237,7 +240,9 @@ class IntegrationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RefreshToken(self, request, context):
-        """Refreshes an access token that is about to expire, or any access token with `force`.
+        """Refreshes an access token that is about to expire, or any access token with `force`. Forced refreshes of an
+        integration, by all callers together, call the provider once per minimum interval of the server (30 seconds by
+        default). Within the interval the result is the last outcome, with `google.rpc.RetryInfo`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

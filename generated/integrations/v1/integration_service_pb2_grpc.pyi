@@ -61,13 +61,21 @@ class IntegrationServiceStub:
     is retried in the background.
     """
     CheckAllHealth: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.CheckAllHealthRequest, _integration_service_pb2.CheckAllHealthResponse]
-    """Checks all connected integrations of a user concurrently. A check that hangs does not delay the others."""
+    """Checks a page of a user's connected integrations concurrently, and counts all of them. A check that hangs does not
+    delay the others. An integration that is checked again and again is checked three times in a row and then once in
+    ten seconds; otherwise its last check is returned. Equal concurrent calls share one run.
+    """
     CheckHealth: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.CheckHealthRequest, _integration_service_pb2.CheckHealthResponse]
-    """Checks one integration: whether its credentials are valid and the provider accepts them."""
+    """Checks one integration: whether its credentials are valid and the provider accepts them. If it is checked again and
+    again, it is checked three times in a row and then once in ten seconds; otherwise its last check is returned.
+    """
     ListHealthChecks: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.ListHealthChecksRequest, _integration_service_pb2.ListHealthChecksResponse]
     """Lists the health checks of an integration, the newest first, with its error rates."""
     RefreshToken: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.RefreshTokenRequest, _integration_service_pb2.RefreshTokenResponse]
-    """Refreshes an access token that is about to expire, or any access token with `force`."""
+    """Refreshes an access token that is about to expire, or any access token with `force`. Forced refreshes of an
+    integration, by all callers together, call the provider once per minimum interval of the server (30 seconds by
+    default). Within the interval the result is the last outcome, with `google.rpc.RetryInfo`.
+    """
     ListIntegrationTypes: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.ListIntegrationTypesRequest, _integration_service_pb2.ListIntegrationTypesResponse]
     """Lists the integration types of this server."""
     GetCredentials: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.GetCredentialsRequest, _integration_service_pb2.GetCredentialsResponse]
@@ -139,13 +147,21 @@ class IntegrationServiceAsyncStub(IntegrationServiceStub):
     is retried in the background.
     """
     CheckAllHealth: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.CheckAllHealthRequest, _integration_service_pb2.CheckAllHealthResponse]  # type: ignore[assignment]
-    """Checks all connected integrations of a user concurrently. A check that hangs does not delay the others."""
+    """Checks a page of a user's connected integrations concurrently, and counts all of them. A check that hangs does not
+    delay the others. An integration that is checked again and again is checked three times in a row and then once in
+    ten seconds; otherwise its last check is returned. Equal concurrent calls share one run.
+    """
     CheckHealth: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.CheckHealthRequest, _integration_service_pb2.CheckHealthResponse]  # type: ignore[assignment]
-    """Checks one integration: whether its credentials are valid and the provider accepts them."""
+    """Checks one integration: whether its credentials are valid and the provider accepts them. If it is checked again and
+    again, it is checked three times in a row and then once in ten seconds; otherwise its last check is returned.
+    """
     ListHealthChecks: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.ListHealthChecksRequest, _integration_service_pb2.ListHealthChecksResponse]  # type: ignore[assignment]
     """Lists the health checks of an integration, the newest first, with its error rates."""
     RefreshToken: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.RefreshTokenRequest, _integration_service_pb2.RefreshTokenResponse]  # type: ignore[assignment]
-    """Refreshes an access token that is about to expire, or any access token with `force`."""
+    """Refreshes an access token that is about to expire, or any access token with `force`. Forced refreshes of an
+    integration, by all callers together, call the provider once per minimum interval of the server (30 seconds by
+    default). Within the interval the result is the last outcome, with `google.rpc.RetryInfo`.
+    """
     ListIntegrationTypes: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.ListIntegrationTypesRequest, _integration_service_pb2.ListIntegrationTypesResponse]  # type: ignore[assignment]
     """Lists the integration types of this server."""
     GetCredentials: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.GetCredentialsRequest, _integration_service_pb2.GetCredentialsResponse]  # type: ignore[assignment]
@@ -268,7 +284,10 @@ class IntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _integration_service_pb2.CheckAllHealthRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_integration_service_pb2.CheckAllHealthResponse, _abc.Awaitable[_integration_service_pb2.CheckAllHealthResponse]]:
-        """Checks all connected integrations of a user concurrently. A check that hangs does not delay the others."""
+        """Checks a page of a user's connected integrations concurrently, and counts all of them. A check that hangs does not
+        delay the others. An integration that is checked again and again is checked three times in a row and then once in
+        ten seconds; otherwise its last check is returned. Equal concurrent calls share one run.
+        """
 
     @_abc_1.abstractmethod
     def CheckHealth(
@@ -276,7 +295,9 @@ class IntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _integration_service_pb2.CheckHealthRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_integration_service_pb2.CheckHealthResponse, _abc.Awaitable[_integration_service_pb2.CheckHealthResponse]]:
-        """Checks one integration: whether its credentials are valid and the provider accepts them."""
+        """Checks one integration: whether its credentials are valid and the provider accepts them. If it is checked again and
+        again, it is checked three times in a row and then once in ten seconds; otherwise its last check is returned.
+        """
 
     @_abc_1.abstractmethod
     def ListHealthChecks(
@@ -292,7 +313,10 @@ class IntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _integration_service_pb2.RefreshTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_integration_service_pb2.RefreshTokenResponse, _abc.Awaitable[_integration_service_pb2.RefreshTokenResponse]]:
-        """Refreshes an access token that is about to expire, or any access token with `force`."""
+        """Refreshes an access token that is about to expire, or any access token with `force`. Forced refreshes of an
+        integration, by all callers together, call the provider once per minimum interval of the server (30 seconds by
+        default). Within the interval the result is the last outcome, with `google.rpc.RetryInfo`.
+        """
 
     @_abc_1.abstractmethod
     def ListIntegrationTypes(

@@ -25,17 +25,19 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dintegrations/v1/options.proto\x12\x0fintegrations.v1\x1a google/protobuf/descriptor.proto\"\xaa\x01\n\x06\x41\x63\x63\x65ss\x12/\n\npermission\x18\x01 \x01(\x0e\x32\x1b.integrations.v1.Permission\x12\x32\n\x0c\x61udit_action\x18\x02 \x01(\x0e\x32\x1c.integrations.v1.AuditAction\x12\x13\n\x0b\x61wait_audit\x18\x03 \x01(\x08\x12\x17\n\nnames_user\x18\x04 \x01(\x08H\x00\x88\x01\x01\x42\r\n\x0b_names_user*\x9e\x02\n\nPermission\x12\x1a\n\x16PERMISSION_UNSPECIFIED\x10\x00\x12\x13\n\x0fPERMISSION_READ\x10\x01\x12\x16\n\x12PERMISSION_CONNECT\x10\x02\x12\x15\n\x11PERMISSION_MANAGE\x10\x03\x12\x14\n\x10PERMISSION_CHECK\x10\x04\x12\x1a\n\x16PERMISSION_CREDENTIALS\x10\x05\x12\x14\n\x10PERMISSION_CALLS\x10\x06\x12\x18\n\x14PERMISSION_CALLBACKS\x10\x07\x12\x14\n\x10PERMISSION_WATCH\x10\x08\x12\x17\n\x13PERMISSION_WEBHOOKS\x10\t\x12\x1f\n\x1bPERMISSION_WEBHOOK_DELIVERY\x10\n*\xff\x02\n\x0b\x41uditAction\x12\x1c\n\x18\x41UDIT_ACTION_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41UDIT_ACTION_NONE\x10\x01\x12\x18\n\x14\x41UDIT_ACTION_CONNECT\x10\x02\x12\x19\n\x15\x41UDIT_ACTION_COMPLETE\x10\x03\x12\x18\n\x14\x41UDIT_ACTION_CONFIRM\x10\x04\x12!\n\x1d\x41UDIT_ACTION_READ_CREDENTIALS\x10\x05\x12\x18\n\x14\x41UDIT_ACTION_REFRESH\x10\x06\x12\x15\n\x11\x41UDIT_ACTION_CALL\x10\x07\x12\x17\n\x13\x41UDIT_ACTION_UPDATE\x10\x08\x12\x1b\n\x17\x41UDIT_ACTION_DISCONNECT\x10\t\x12#\n\x1f\x41UDIT_ACTION_SET_WEBHOOK_SECRET\x10\n\x12\x1e\n\x1a\x41UDIT_ACTION_READ_WEBHOOKS\x10\x0b\x12\x1d\n\x19\x41UDIT_ACTION_ACK_WEBHOOKS\x10\x0c:I\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\xb5\x87\x03 \x01(\x0b\x32\x17.integrations.v1.Accessb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dintegrations/v1/options.proto\x12\x0fintegrations.v1\x1a google/protobuf/descriptor.proto\"4\n\x0bRequestSize\x12\x11\n\tmax_bytes\x18\x01 \x01(\x05\x12\x12\n\nbulk_field\x18\x02 \x01(\t\"\xaa\x01\n\x06\x41\x63\x63\x65ss\x12/\n\npermission\x18\x01 \x01(\x0e\x32\x1b.integrations.v1.Permission\x12\x32\n\x0c\x61udit_action\x18\x02 \x01(\x0e\x32\x1c.integrations.v1.AuditAction\x12\x13\n\x0b\x61wait_audit\x18\x03 \x01(\x08\x12\x17\n\nnames_user\x18\x04 \x01(\x08H\x00\x88\x01\x01\x42\r\n\x0b_names_user*\x9e\x02\n\nPermission\x12\x1a\n\x16PERMISSION_UNSPECIFIED\x10\x00\x12\x13\n\x0fPERMISSION_READ\x10\x01\x12\x16\n\x12PERMISSION_CONNECT\x10\x02\x12\x15\n\x11PERMISSION_MANAGE\x10\x03\x12\x14\n\x10PERMISSION_CHECK\x10\x04\x12\x1a\n\x16PERMISSION_CREDENTIALS\x10\x05\x12\x14\n\x10PERMISSION_CALLS\x10\x06\x12\x18\n\x14PERMISSION_CALLBACKS\x10\x07\x12\x14\n\x10PERMISSION_WATCH\x10\x08\x12\x17\n\x13PERMISSION_WEBHOOKS\x10\t\x12\x1f\n\x1bPERMISSION_WEBHOOK_DELIVERY\x10\n*\xff\x02\n\x0b\x41uditAction\x12\x1c\n\x18\x41UDIT_ACTION_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41UDIT_ACTION_NONE\x10\x01\x12\x18\n\x14\x41UDIT_ACTION_CONNECT\x10\x02\x12\x19\n\x15\x41UDIT_ACTION_COMPLETE\x10\x03\x12\x18\n\x14\x41UDIT_ACTION_CONFIRM\x10\x04\x12!\n\x1d\x41UDIT_ACTION_READ_CREDENTIALS\x10\x05\x12\x18\n\x14\x41UDIT_ACTION_REFRESH\x10\x06\x12\x15\n\x11\x41UDIT_ACTION_CALL\x10\x07\x12\x17\n\x13\x41UDIT_ACTION_UPDATE\x10\x08\x12\x1b\n\x17\x41UDIT_ACTION_DISCONNECT\x10\t\x12#\n\x1f\x41UDIT_ACTION_SET_WEBHOOK_SECRET\x10\n\x12\x1e\n\x1a\x41UDIT_ACTION_READ_WEBHOOKS\x10\x0b\x12\x1d\n\x19\x41UDIT_ACTION_ACK_WEBHOOKS\x10\x0c:I\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\xb5\x87\x03 \x01(\x0b\x32\x17.integrations.v1.Access:T\n\x0crequest_size\x12\x1e.google.protobuf.MethodOptions\x18\xb6\x87\x03 \x01(\x0b\x32\x1c.integrations.v1.RequestSizeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'integrations.v1.options_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PERMISSION']._serialized_start=258
-  _globals['_PERMISSION']._serialized_end=544
-  _globals['_AUDITACTION']._serialized_start=547
-  _globals['_AUDITACTION']._serialized_end=930
-  _globals['_ACCESS']._serialized_start=85
-  _globals['_ACCESS']._serialized_end=255
+  _globals['_PERMISSION']._serialized_start=312
+  _globals['_PERMISSION']._serialized_end=598
+  _globals['_AUDITACTION']._serialized_start=601
+  _globals['_AUDITACTION']._serialized_end=984
+  _globals['_REQUESTSIZE']._serialized_start=84
+  _globals['_REQUESTSIZE']._serialized_end=136
+  _globals['_ACCESS']._serialized_start=139
+  _globals['_ACCESS']._serialized_end=309
 # @@protoc_insertion_point(module_scope)

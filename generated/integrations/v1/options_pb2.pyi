@@ -61,6 +61,16 @@ AUDIT_ACTION_READ_WEBHOOKS: AuditAction
 AUDIT_ACTION_ACK_WEBHOOKS: AuditAction
 ACCESS_FIELD_NUMBER: _ClassVar[int]
 access: _descriptor.FieldDescriptor
+REQUEST_SIZE_FIELD_NUMBER: _ClassVar[int]
+request_size: _descriptor.FieldDescriptor
+
+class RequestSize(_message.Message):
+    __slots__ = ("max_bytes", "bulk_field")
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BULK_FIELD_FIELD_NUMBER: _ClassVar[int]
+    max_bytes: int
+    bulk_field: str
+    def __init__(self, max_bytes: _Optional[int] = ..., bulk_field: _Optional[str] = ...) -> None: ...
 
 class Access(_message.Message):
     __slots__ = ("permission", "audit_action", "await_audit", "names_user")

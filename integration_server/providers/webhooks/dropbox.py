@@ -10,11 +10,25 @@
 """
 
 from datetime import datetime
+from functools import partial
 
-from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookEvent, WebhookRequest
+from integration_server.domain.webhooks import (
+    MAX_EVENTS,
+    InvalidWebhookSignature,
+    ReceivedWebhook,
+    WebhookEvent,
+    WebhookRequest,
+)
 from integration_server.providers.lenient_json import field_at, text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme
-from integration_server.providers.webhooks.parsing import VerifiedRequest, as_payload, digest, query_of, text_handshake
+from integration_server.providers.webhooks.parsing import (
+    EventBatch,
+    VerifiedRequest,
+    as_payload,
+    digest,
+    query_of,
+    text_handshake,
+)
 from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys
 
 
@@ -35,14 +49,17 @@ def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     accounts = field_at(verified.json_object(), "list_folder.accounts")
     if not isinstance(accounts, list):
         raise MalformedWebhook
-    events = []
-    for account in dict.fromkeys(text_at(accounts, str(index)) for index in range(len(accounts))):
-        if account is None:
-            raise MalformedWebhook
-        event_id = digest(verified.now.isoformat(), account)
-        payload = as_payload({"list_folder": {"accounts": [account]}})
-        events.append(WebhookEvent(event_id, "list_folder", account, payload))
-    return ReceivedWebhook(events)
+    texts = [text_at([account], "0") for account in accounts[: MAX_EVENTS + 1]]
+    if None in texts:
+        raise MalformedWebhook
+    return ReceivedWebhook(
+        EventBatch(list(dict.fromkeys(filter(None, texts))), partial(_event, verified.now.isoformat()))
+    )
+
+
+def _event(time: str, account: str) -> WebhookEvent:
+    payload = as_payload({"list_folder": {"accounts": [account]}})
+    return WebhookEvent(digest(time, account), "list_folder", account, payload, has_stable_id=False)
 
 
 DROPBOX = DropboxScheme("X-Dropbox-Signature", read=_read, secret_source=SecretSource.CLIENT_SECRET)

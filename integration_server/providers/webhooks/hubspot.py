@@ -11,12 +11,21 @@
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
-from integration_server.domain.webhooks import ReceivedWebhook, WebhookRequest
+from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookRequest
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timestamp, base64_text
-from integration_server.providers.webhooks.parsing import VerifiedRequest, as_objects, as_payload, build_event, digest
+from integration_server.providers.webhooks.parsing import (
+    EventBatch,
+    VerifiedRequest,
+    as_objects,
+    as_payload,
+    build_event,
+    digest,
+)
 from integration_server.providers.webhooks.scheme import SecretSource
 
 # : / ? @ ! $ ' ( ) * , ;
@@ -30,12 +39,13 @@ def _signed_message(request: WebhookRequest, timestamp: str) -> bytes:
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     body = verified.json()
-    events = []
-    for fields in as_objects(body if isinstance(body, list) else [body]):
-        event = build_event(fields, type_path="subscriptionType", account_path="portalId")
-        stable_fields = sorted((name, value) for name, value in fields.items() if name != "attemptNumber")
-        events.append(replace(event, event_id=digest(as_payload(stable_fields))))
-    return ReceivedWebhook(events)
+    return ReceivedWebhook(EventBatch(as_objects(body if isinstance(body, list) else [body]), _event))
+
+
+def _event(fields: Mapping[str, Any]) -> WebhookEvent:
+    event = build_event(fields, type_path="subscriptionType", account_path="portalId")
+    stable_fields = sorted((name, value) for name, value in fields.items() if name != "attemptNumber")
+    return replace(event, event_id=digest(as_payload(stable_fields)))
 
 
 HUBSPOT = HmacScheme(

@@ -17,15 +17,24 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
-from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookEvent, WebhookRequest
+from integration_server.domain.webhooks import (
+    MAX_EVENTS,
+    InvalidWebhookSignature,
+    ReceivedWebhook,
+    WebhookEvent,
+    WebhookRequest,
+)
 from integration_server.providers.lenient_json import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, hmac_sha256
 from integration_server.providers.webhooks.parsing import (
     UNKNOWN,
+    EventBatch,
     VerifiedRequest,
     as_objects,
+    as_payload,
     build_event,
     digest,
     query_of,
@@ -38,6 +47,10 @@ from integration_server.providers.webhooks.verification import constant_time_equ
 
 _BASE64URL = re.compile("[A-Za-z0-9_-]+={0,2}")
 _LISTS = ("changes", "messaging", "standby")
+_MAX_SHARED_BYTES = 4096  # of an entry without its lists, which each of its events repeats; it has an id and a time
+
+_Part = tuple[Mapping[str, Any], str, Mapping[str, Any]]
+"""An entry without its lists, the name of a list, and one item of it."""
 
 
 class MetaScheme(HmacScheme):
@@ -87,20 +100,28 @@ def _deauthorization(body: bytes, keys: WebhookKeys) -> WebhookEvent:
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     fields = verified.json_object()
     topic = text_at(fields, "object") or UNKNOWN
-    return ReceivedWebhook([event for entry in as_objects(fields.get("entry")) for event in _events(topic, entry)])
+    parts = (part for entry in as_objects(fields.get("entry")) for part in _parts(topic, entry))
+    return ReceivedWebhook(EventBatch(list(islice(parts, MAX_EVENTS + 1)), _event))
 
 
-def _events(topic: str, entry: Mapping[str, Any]) -> Iterator[WebhookEvent]:
-    """One event for each item of the entry's lists, or one for the whole entry if it has none."""
-    account_path = "id" if text_at(entry, "id") else "uid"
+def _parts(topic: str, entry: Mapping[str, Any]) -> Iterator[_Part]:
+    """One part for each item of the entry's lists, or one for the whole entry if it has none."""
     shared = {"object": topic, **{name: value for name, value in entry.items() if name not in _LISTS}}
     lists = [name for name in _LISTS if name in entry]
     if not lists:
-        yield build_event(shared, type_path="object", account_path=account_path)
+        yield shared, "", {}
+    elif len(as_payload(shared)) > _MAX_SHARED_BYTES:
+        raise MalformedWebhook
     for name in lists:
         for item in as_objects(entry[name]):
-            event = build_event({**shared, name: [item]}, type_path="object", account_path=account_path)
-            yield replace(event, event_type=f"{topic}.{text_at(item, 'field') or name}")
+            yield shared, name, item
+
+
+def _event(part: _Part) -> WebhookEvent:
+    shared, name, item = part
+    fields = {**shared, name: [item]} if name else shared
+    event = build_event(fields, type_path="object", account_path="id" if text_at(shared, "id") else "uid")
+    return replace(event, event_type=f"{event.event_type}.{text_at(item, 'field') or name}") if name else event
 
 
 META = MetaScheme("X-Hub-Signature-256", read=_read, prefix="sha256=", secret_source=SecretSource.CLIENT_SECRET)

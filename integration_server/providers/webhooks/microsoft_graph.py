@@ -15,12 +15,20 @@
 import re
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any
 
-from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookEvent, WebhookRequest
+from integration_server.domain.webhooks import (
+    MAX_EVENTS,
+    InvalidWebhookSignature,
+    ReceivedWebhook,
+    WebhookEvent,
+    WebhookRequest,
+)
 from integration_server.providers.lenient_json import text_at
 from integration_server.providers.webhooks.parsing import (
     UNKNOWN,
+    EventBatch,
     as_objects,
     as_payload,
     digest,
@@ -44,7 +52,7 @@ class MicrosoftGraphScheme(WebhookScheme):
         if token is not None:
             return text_handshake(token)
         try:
-            notifications = as_objects(read_object(request.body).get("value"))
+            notifications = as_objects(read_object(request.body).get("value"))[: MAX_EVENTS + 1]
         except MalformedWebhook:
             raise InvalidWebhookSignature from None
         if not notifications:
@@ -52,10 +60,10 @@ class MicrosoftGraphScheme(WebhookScheme):
         for notification in notifications:
             state = notification.get("clientState")
             find_signing_secret(keys.secrets, [state if isinstance(state, str) else ""], str)
-        return ReceivedWebhook([_event(notification, now) for notification in notifications])
+        return ReceivedWebhook(EventBatch(notifications, partial(_event, now)))
 
 
-def _event(notification: Mapping[str, Any], now: datetime) -> WebhookEvent:
+def _event(now: datetime, notification: Mapping[str, Any]) -> WebhookEvent:
     payload = as_payload({name: value for name, value in notification.items() if name != "clientState"})
     lifecycle = text_at(notification, "lifecycleEvent")
     user = _USER.fullmatch(text_at(notification, "resource") or "")
@@ -64,6 +72,7 @@ def _event(notification: Mapping[str, Any], now: datetime) -> WebhookEvent:
         event_type=f"lifecycle.{lifecycle}" if lifecycle else text_at(notification, "changeType") or UNKNOWN,
         account_id=user["id"] if user else None,
         payload=payload,
+        has_stable_id=not lifecycle,
     )
 
 

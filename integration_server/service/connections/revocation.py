@@ -78,6 +78,8 @@ class RevocationService:
         return await self.tasks.run(self._disconnect(integration_id, user_id))
 
     async def _disconnect(self, integration_id: IntegrationId, user_id: UserId) -> RevocationState:
+        # First, so that an id that is not the user's takes no lock and drops no cached integration.
+        await self.integrations.get(integration_id, user_id)
         removed = await self.integrations.remove(integration_id, user_id, claim_duration=self.times.claim)
         state = await self._first_response(removed)
         if state is RevocationState.REVOKED and removed.is_refreshing:

@@ -52,7 +52,7 @@ class CredentialCipher:
         `integration` is as it will be stored with them, with its new version, apart from those columns.
         """
         new = _describe(credentials, provider, requested_scopes, schedule)
-        return replace(new, encrypted_credentials=await self.encrypt(new.applied_to(integration), credentials))
+        return replace(new, encrypted_credentials=await self.encrypt(described_by(new, integration), credentials))
 
     async def rebind(self, new: NewCredentials, before: Integration, after: StoredIntegration) -> NewCredentials:
         """New credentials for an integration whose settings have changed since they were encrypted.
@@ -60,8 +60,8 @@ class CredentialCipher:
         Both are as `encrypt_new` had `integration`. Raises `CredentialsUnreadable` if the row `after` was altered.
         """
         await self.decrypt(after)
-        credentials = await self._decrypt(new.encrypted_credentials, _aad_of(new.applied_to(before)))
-        target = new.applied_to(replace(after.integration, version=before.version))
+        credentials = await self._decrypt(new.encrypted_credentials, _aad_of(described_by(new, before)))
+        target = described_by(new, replace(after.integration, version=before.version))
         return replace(new, encrypted_credentials=await self.encrypt(target, credentials))
 
     async def encrypt_orphaned(self, grant: OrphanedGrant, credentials: Credentials) -> bytes:
@@ -140,6 +140,19 @@ def _describe(
         access_token_expire_time=credentials.expire_time,
         refresh_token_expire_time=credentials.refresh_token_expire_time,
         refresh_due_time=schedule.refresh_due_time(credentials, provider.renew_after),
+    )
+
+
+def described_by(new: NewCredentials, integration: Integration) -> Integration:
+    """The integration with the columns that describe its new credentials."""
+    return replace(
+        integration,
+        scopes=new.scopes,
+        missing_scopes=new.missing_scopes,
+        lacks_required_scope=new.lacks_required_scope,
+        is_renewable=new.is_renewable,
+        access_token_expire_time=new.access_token_expire_time,
+        refresh_token_expire_time=new.refresh_token_expire_time,
     )
 
 

@@ -15,6 +15,7 @@ from integration_server.domain.errors import (
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.common_types import Clock
 from integration_server.service.credentials.credential_cipher import CredentialCipher
+from integration_server.service.credentials.ports import RefreshCause
 from integration_server.service.credentials.refresh_commit import RefreshResult
 from integration_server.service.credentials.refresher import TokenRefresher
 from integration_server.service.integrations.ports import IntegrationLookup, IntegrationStore, StoredIntegration
@@ -32,10 +33,14 @@ class UsableCredentials:
 
 @dataclass(frozen=True, slots=True)
 class TokenState:
-    """The outcome of `refresh_token`. `expire_time` is None for a token that never expires."""
+    """The outcome of `refresh_token`. `expire_time` is None for a token that never expires.
+
+    `retry_after` is set if the provider was not called because the last refresh is too recent.
+    """
 
     refreshed: bool
     expire_time: datetime | None
+    retry_after: timedelta | None = None
 
 
 @dataclass(eq=False, repr=False)
@@ -83,15 +88,16 @@ class CredentialService:
         return fresh
 
     async def refreshed(self, rejected: RefreshResult) -> RefreshResult | None:
-        """Credentials newer than rejected ones, from a refresh by any process. None without a refresh token.
+        """Credentials newer than rejected ones, from a refresh by any process. None if there are none.
 
-        Raises `ProviderUnavailable` during the pause after a failure, so that a provider that rejects every call is
-        not called again for each of them.
+        An API that rejects every token causes one refresh per minimum interval. Raises `ProviderUnavailable` during the
+        pause after a failed one.
         """
         credentials = rejected.credentials
         if not isinstance(credentials, OAuthTokens) or credentials.refresh_token is None:
             return None
-        return await self.refresher.refresh(rejected.integration)
+        refreshed = await self.refresher.refresh(rejected.integration, RefreshCause.DEMAND)
+        return refreshed if refreshed.retry_after is None else None
 
     async def fresh(self, stored: StoredIntegration, min_ttl: timedelta | None = None) -> RefreshResult:
         """The decrypted credentials of a usable integration, refreshed first where necessary.
@@ -100,34 +106,54 @@ class CredentialService:
         """
         credentials = await self.cipher.decrypt(stored)
         as_stored = RefreshResult(stored.integration, credentials)
-        if not isinstance(credentials, OAuthTokens) or self._is_fresh(credentials, min_ttl):
+        if not isinstance(credentials, OAuthTokens):
             return as_stored
-        if credentials.refresh_token is None and not credentials.has_expired(self.clock()):
+        cause = self._refresh_cause(credentials, min_ttl)
+        if cause is None or (credentials.refresh_token is None and not credentials.has_expired(self.clock())):
             return as_stored
         try:
-            return await self.refresher.refresh(stored.integration)
+            return await self.refresher.refresh(stored.integration, cause)
         except (ProviderError, ProviderNotConfigured, StoreUnavailable):
             if credentials.has_expired(self.clock()):
                 raise
             return as_stored
 
     async def refresh_token(self, integration_id: IntegrationId, user_id: UserId, *, force: bool) -> TokenState:
-        """Refresh a token that is about to expire, or any token with `force`."""
+        """Refresh a token that is about to expire, or any token with `force`, which also revives a grant that works."""
         stored = await self.integrations.get(integration_id, user_id)
-        stored.integration.require_usable()
+        if force:
+            stored.integration.require_active()
+        else:
+            stored.integration.require_usable()
         credentials = await self.cipher.decrypt(stored)
         if not isinstance(credentials, OAuthTokens):
+            stored.integration.require_usable()
             return TokenState(refreshed=False, expire_time=None)
-        if self._is_fresh(credentials, None) and not force:
+        cause = self._refresh_cause(credentials, None)
+        if force and (cause is None or not self._may_call(stored.integration)):
+            cause = RefreshCause.FORCE
+        if cause is None:
             return TokenState(refreshed=False, expire_time=credentials.expire_time)
         if credentials.refresh_token is None:
             raise ReauthorizationRequired
-        refreshed = await self.refresher.refresh(stored.integration, force=force)
-        return TokenState(refreshed=True, expire_time=refreshed.tokens.expire_time)
+        refreshed = await self.refresher.refresh(stored.integration, cause)
+        return TokenState(refreshed.retry_after is None, refreshed.tokens.expire_time, refreshed.retry_after)
 
-    def _is_fresh(self, tokens: OAuthTokens, min_ttl: timedelta | None) -> bool:
-        ttl = tokens.buffer(self.buffer) if min_ttl is None else min_ttl
-        return tokens.is_good_for(ttl, self.clock())
+    def _refresh_cause(self, tokens: OAuthTokens, min_ttl: timedelta | None) -> RefreshCause | None:
+        """Why to refresh tokens so that they last for `min_ttl`, or for the buffer if None; None if they do.
+
+        No token lasts longer than its lifetime, whatever a caller asks for.
+        """
+        buffer, now = tokens.buffer(self.buffer), self.clock()
+        ttl = buffer if min_ttl is None else min_ttl
+        if tokens.is_good_for(ttl if tokens.lifetime is None else min(ttl, tokens.lifetime), now):
+            return None
+        return RefreshCause.DEMAND if tokens.is_good_for(min(ttl, buffer), now) else RefreshCause.EXPIRY
+
+    def _may_call(self, integration: Integration) -> bool:
+        """Whether an expired token of the integration would be refreshed without force."""
+        pause_end = integration.refresh_retry_time
+        return integration.is_usable and (pause_end is None or pause_end <= self.clock())
 
 
 def _require_scopes(integration: Integration, scopes: Sequence[str]) -> None:

@@ -4,12 +4,12 @@ The cache serves only while the change feed is up to date. This bounds how long 
 changed or disconnected (`MAX_STALENESS`), and stops serving while the database does not respond.
 """
 
+import json
 from collections.abc import Callable, Collection
 from datetime import timedelta
 
 from cachetools import TTLCache
 
-from integration_server.domain.errors import IntegrationNotFound
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.service.integrations.ports import IntegrationLookup, StoredIntegration
 
@@ -17,6 +17,9 @@ MAX_STALENESS = timedelta(seconds=0.8)
 """How long after a change the old state may be served: within a second, with the time that a response takes."""
 
 _TTL = timedelta(seconds=5)  # what a change that the feed misses can cost
+# Characters of JSON: several times what providers have settings for. A config of 64 KiB takes up to 400 kB of memory,
+# and garbage collection visits all its objects.
+_MAX_CONFIG_LENGTH = 1024
 
 
 class RaceSafeCache:
@@ -30,24 +33,33 @@ class RaceSafeCache:
         self._entries: TTLCache[IntegrationId, StoredIntegration] = TTLCache(
             size, _TTL.total_seconds(), timer=monotonic
         )
-        self._pending_reads: dict[IntegrationId, object] = {}
+        self._pending_reads: dict[IntegrationId, set[object]] = {}
         self._monotonic = monotonic
         self._fresh_until = monotonic()
 
-    def get(self, integration_id: IntegrationId) -> StoredIntegration | None:
-        """The cached integration; None if there is none, or the feed is not up to date."""
-        return self._entries.get(integration_id) if self._monotonic() < self._fresh_until else None
+    def get(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
+        """The user's integration, if it is cached and the feed is up to date.
+
+        Another user's is not found here, like one that does not exist: the caller then asks the store in both cases, so
+        that the time of a response does not tell them apart.
+        """
+        cached = self._entries.get(integration_id) if self._monotonic() < self._fresh_until else None
+        return cached if cached is not None and cached.integration.user_id == user_id else None
 
     def begin_read(self, integration_id: IntegrationId) -> object:
-        """Announce a read of the store; returns its token. A later read of the same integration replaces it."""
-        read_token = self._pending_reads[integration_id] = object()
+        """Announce a read of the store; returns its token."""
+        read_token = object()
+        self._pending_reads.setdefault(integration_id, set()).add(read_token)
         return read_token
 
     def end_read(self, integration_id: IntegrationId, read_token: object, found: StoredIntegration | None) -> None:
         """Cache the result of a read, unless the integration changed since the read began."""
-        if self._pending_reads.get(integration_id) is not read_token:
+        pending = self._pending_reads.get(integration_id, set())
+        if read_token not in pending:
             return
-        del self._pending_reads[integration_id]
+        pending.discard(read_token)
+        if not pending:
+            del self._pending_reads[integration_id]
         if found is not None:
             self._entries[integration_id] = found
 
@@ -67,23 +79,27 @@ class RaceSafeCache:
 
 
 class CachedLookup:
-    """An `IntegrationLookup` that reads the cache first, then the store."""
+    """An `IntegrationLookup` that reads the cache first, then the store. It does not cache what has a large config."""
 
-    def __init__(self, cache: RaceSafeCache, integrations: IntegrationLookup) -> None:
+    def __init__(
+        self, cache: RaceSafeCache, integrations: IntegrationLookup, *, max_config_length: int = _MAX_CONFIG_LENGTH
+    ) -> None:
         self._cache = cache
         self._integrations = integrations
+        self._max_config_length = max_config_length
 
     async def get(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration:
         """The user's integration. Raises `IntegrationNotFound`."""
-        if (cached := self._cache.get(integration_id)) is not None:
-            if cached.integration.user_id != user_id:
-                raise IntegrationNotFound
+        if (cached := self._cache.get(integration_id, user_id)) is not None:
             return cached
         read_token, cacheable = self._cache.begin_read(integration_id), None
         try:
             found = await self._integrations.get(integration_id, user_id)
             # Others are not cached: an integration that was just connected or activated works at once.
-            cacheable = found if found.integration.is_usable else None
+            cacheable = found if found.integration.is_usable and self._is_small(found) else None
             return found
         finally:
             self._cache.end_read(integration_id, read_token, cacheable)
+
+    def _is_small(self, found: StoredIntegration) -> bool:
+        return len(json.dumps(found.integration.config)) <= self._max_config_length

@@ -3,10 +3,42 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import Enum, auto
 from typing import Protocol
 
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.integrations.ports import NewCredentials
+
+
+class RefreshCause(Enum):
+    """Why a token is refreshed. All causes but `EXPIRY` together call the provider once per minimum interval."""
+
+    EXPIRY = auto()
+    """The token has expired or is about to."""
+
+    DEMAND = auto()
+    """A caller needs another token than one that lasts: its `min_ttl` is longer, or the provider's API responds 401."""
+
+    FORCE = auto()
+    """`RefreshToken` with `force`: also during the pause after a failure, and after the grant has ended."""
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether the minimum interval applies."""
+        return self is not RefreshCause.EXPIRY
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseState:
+    """The state of an integration's lease. By default there has been none.
+
+    `forced_wait` is the time until a forced refresh may call the provider; 0 if it may. `failure` is the reason of the
+    error with which the last refresh of this version ended, if it did.
+    """
+
+    is_free: bool = True
+    forced_wait: timedelta = timedelta(0)
+    failure: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +58,23 @@ class Lease:
 class RefreshLeases(Protocol):
     """One lease per integration, over all processes and replicas that share the database."""
 
-    async def is_free(self, integration: Integration) -> bool:
-        """Whether `claim` can succeed. Does not write, so that many processes may poll."""
+    async def state(self, integration: Integration) -> LeaseState:
+        """The state of the lease. Does not write, so that many processes may poll."""
 
-    async def claim(self, integration: Integration, owner: str) -> Lease | None:
+    async def claim(
+        self, integration: Integration, owner: str, cause: RefreshCause = RefreshCause.EXPIRY
+    ) -> Lease | None:
         """Claim the lease for `owner`, and record that `owner` is about to call the provider.
 
-        None while another owner's lease lasts, or if the integration is not usable or has another version.
+        None while another owner's lease lasts, or if the integration is not usable or has another version, or if a
+        forced refresh comes too early. `FORCE` also claims for a grant that has ended.
         """
 
-    async def release(self, lease: Lease, *, outcome_known: bool) -> None:
+    async def release(self, lease: Lease, *, outcome_known: bool, failure: str | None = None) -> None:
         """Release the lease, if it is still the owner's. `outcome_known` also removes the record of the owner's call.
 
         An owner whose lease has expired can still remove the record of its own call, but not of another owner's call.
+        `failure` is the reason of the error with which the refresh ended.
         """
 
 

@@ -1,6 +1,7 @@
 """The commit of refreshed tokens: over the version that they replace, or to the journal while the database fails."""
 
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 
 import structlog
 
@@ -15,7 +16,7 @@ from integration_server.domain.errors import (
 from integration_server.domain.integration import Integration
 from integration_server.service.common_types import Clock
 from integration_server.service.connections.revocation_ports import OrphanedGrant, RevocationOutbox
-from integration_server.service.credentials.credential_cipher import CredentialCipher, bound_values_of
+from integration_server.service.credentials.credential_cipher import CredentialCipher, bound_values_of, described_by
 from integration_server.service.credentials.ports import JournaledRefresh, RefreshJournal
 from integration_server.service.integrations.ports import IntegrationStore, NewCredentials, StoredIntegration
 from integration_server.service.provider_port import Provider
@@ -25,10 +26,14 @@ _MAX_ATTEMPTS = 5  # while a user changes settings during the commit
 
 @dataclass(frozen=True, slots=True)
 class RefreshResult:
-    """Decrypted credentials with their integration, both as they are after a possible refresh."""
+    """Decrypted credentials with their integration, both as they are after a possible refresh.
+
+    `retry_after` is set where a forced refresh did not call the provider: the rest of the minimum interval.
+    """
 
     integration: Integration
     credentials: Credentials = field(repr=False)
+    retry_after: timedelta | None = None
 
     @property
     def tokens(self) -> OAuthTokens:
@@ -56,13 +61,17 @@ class RefreshCommitter:
     def __post_init__(self) -> None:
         self._log = structlog.get_logger(__name__)
 
-    async def read(self, observed: Integration) -> RefreshResult:
+    async def read(self, observed: Integration, *, may_have_ended: bool = False) -> RefreshResult:
         """The current tokens of an integration. Raises `IntegrationNotFound`, or the reason why it is not usable."""
-        return await self.decrypt(await self.integrations.get(observed.integration_id, observed.user_id))
+        stored = await self.integrations.get(observed.integration_id, observed.user_id)
+        return await self.decrypt(stored, may_have_ended=may_have_ended)
 
-    async def decrypt(self, stored: StoredIntegration) -> RefreshResult:
-        """The tokens of a usable integration."""
-        stored.integration.require_usable()
+    async def decrypt(self, stored: StoredIntegration, *, may_have_ended: bool = False) -> RefreshResult:
+        """The tokens of a usable integration, or of one whose grant may have ended."""
+        if may_have_ended:
+            stored.integration.require_active()
+        else:
+            stored.integration.require_usable()
         tokens = await self.cipher.decrypt(stored)
         if not isinstance(tokens, OAuthTokens):
             raise ReauthorizationRequired  # reconnected with an API key meanwhile: there is nothing to refresh
@@ -162,7 +171,7 @@ def _orphaned(integration: Integration, new: NewCredentials) -> OrphanedGrant:
         integration.integration_type,
         integration.account_id,
         new.encrypted_credentials,
-        bound_values_of(new.applied_to(_next_version(integration))),
+        bound_values_of(described_by(new, _next_version(integration))),
     )
 
 

@@ -5,18 +5,21 @@ more, so that their order is final.
 """
 
 import asyncio
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
+from integration_server.domain.integration import UserId
 from integration_server.service.events.ports import (
     ChangeBatch,
     ChangeCursor,
     ChangeFeed,
     ChangeListener,
     ChangeRange,
+    EventFilter,
     LoggedEvent,
 )
 
@@ -28,30 +31,92 @@ MIN_POLL_INTERVAL = timedelta(seconds=0.05)
 
 _MAX_BATCH = 10_000  # changes of some hundred bytes each
 _MAX_EVENTS = 500  # in memory, per range
-_MAX_RANGES = 8  # for streams that are a little behind
+_MAX_BUFFERED = 1_000  # events that wait in memory for one stream; a stream that is further behind reads the log
 
 
-@dataclass(frozen=True, slots=True)
+class SharedEvent:
+    """An event of a published range, for all streams that send it: `item` is what the first of them has encoded."""
+
+    __slots__ = ("item", "logged", "positions")
+
+    def __init__(self, positions: ChangeRange, logged: LoggedEvent) -> None:
+        self.positions = positions
+        self.logged = logged
+        self.item: Any = None
+
+
 class EventRange:
-    """A range with all its events, in order."""
+    """A range with all its events, in order. Each filter is applied once, for all streams that have it."""
 
-    positions: ChangeRange
-    events: Sequence[LoggedEvent]
+    def __init__(self, positions: ChangeRange, events: Sequence[LoggedEvent]) -> None:
+        self.positions = positions
+        self.events = tuple(SharedEvent(positions, logged) for logged in events)
+        self.by_user: defaultdict[UserId, list[SharedEvent]] = defaultdict(list)
+        for shared in self.events:
+            self.by_user[shared.logged.event.user_id].append(shared)
+        self._selections: dict[EventFilter, Sequence[SharedEvent]] = {}
+
+    def select(self, event_filter: EventFilter) -> Sequence[SharedEvent]:
+        """The events that the filter matches."""
+        selection = self._selections.get(event_filter)
+        if selection is None:
+            user_id = event_filter.user_id
+            candidates = self.events if user_id is None else self.by_user.get(user_id, ())
+            selection = tuple(shared for shared in candidates if event_filter.matches(shared.logged.event))
+            self._selections[event_filter] = selection
+        return selection
+
+
+class Subscription:
+    """The events that wait for one stream: all that match its filter from the position `start` on.
+
+    At most `_MAX_BUFFERED` wait. Beyond that they are dropped and `start` moves behind them: the stream reads the log
+    up to `start`, so that a slow client costs no more memory than a fast one. `changed` wakes the stream.
+    """
+
+    def __init__(self, event_filter: EventFilter, start: int) -> None:
+        self.event_filter = event_filter
+        self.start = start
+        self.changed = asyncio.Event()
+        self._waiting: deque[SharedEvent] = deque()
+
+    def publish(self, published: EventRange) -> None:
+        """Append the range's events that match the filter."""
+        selection = published.select(self.event_filter)
+        if published.positions.low < self.start:  # the cursor is of another replica, which had read further
+            selection = [shared for shared in selection if shared.logged.position >= self.start]
+        if len(self._waiting) + len(selection) > _MAX_BUFFERED:
+            self.skip_to(max(self.start, published.positions.high))
+        elif selection:
+            self._waiting.extend(selection)
+            self.changed.set()
+
+    def skip_to(self, position: int) -> None:
+        """Drop what waits: the stream reads the log below this position."""
+        self._waiting.clear()
+        self.start = position
+        self.changed.set()
+
+    def next_event(self) -> SharedEvent | None:
+        """The oldest event that waits; None clears `changed`."""
+        if self._waiting:
+            return self._waiting.popleft()
+        self.changed.clear()
+        return None
 
 
 class EventBuffer:
-    """The newest ranges of events, for the streams that keep up.
+    """Publishes ranges of events to the subscriptions that they concern, which are found by user.
 
-    `horizon` is where the next range begins, None before the first poll. `changed` is set, and replaced, when it moves.
+    `horizon` is where the next range begins, None before the first poll.
     """
 
     def __init__(self) -> None:
-        self._ranges: deque[EventRange] = deque(maxlen=_MAX_RANGES)
+        self._subscriptions: dict[UserId | None, dict[Subscription, None]] = {}
         self._pending: list[LoggedEvent] = []
         self._incomplete_below = 0  # events below it may be missing from `_pending`
         self.horizon: int | None = None
         self.time: datetime | None = None
-        self.changed = asyncio.Event()
 
     def add(self, batch: ChangeBatch) -> None:
         """Take the events of a poll, and publish those below its horizon."""
@@ -61,28 +126,46 @@ class EventBuffer:
             self._pending.clear()
             self._incomplete_below = batch.cursor.end
         low, high = self.horizon, batch.cursor.horizon
-        if low is not None and low <= batch.cursor.end:  # else an older database was restored
+        was_restored = low is not None and low > batch.cursor.end  # from an older backup
+        if low is not None and not was_restored:
             # After a pause of the reader, its cursor may begin again below what is published.
             self._pending = [one for one in self._pending if one.position >= low]
             high = max(low, high)
         final = sorted((one for one in self._pending if one.position < high), key=lambda logged: logged.number)
-        if low is not None and low >= self._incomplete_below:
-            if not final:
-                return  # the next range begins where this one does
-            self._ranges.append(EventRange(ChangeRange(low, high), final))
+        is_complete = low is not None and low >= self._incomplete_below and not was_restored
+        if is_complete and not final:
+            return  # the next range begins where this one does
         self._pending = [one for one in self._pending if one.position >= high]
-        if high != low:
-            self.horizon = high
-            self.wake()
+        self.horizon = high
+        if low is not None and is_complete:
+            published = EventRange(ChangeRange(low, high), final)
+            for user_id in (None, *published.by_user):
+                for subscription in self._subscriptions.get(user_id, ()):
+                    subscription.publish(published)
+        elif high != low:
+            for subscription in self._all():
+                subscription.skip_to(high if was_restored else max(high, subscription.start))
 
-    def range_from(self, low: int) -> EventRange | None:
-        """The range that begins there, if it is in memory."""
-        return next((one for one in self._ranges if one.positions.low == low), None)
+    @contextmanager
+    def subscribed(self, event_filter: EventFilter, begin: int = 0) -> Iterator[Subscription]:
+        """A subscription to the events from the current horizon on, but not before the position `begin`."""
+        subscription = Subscription(event_filter, max(begin, self.horizon or 0))
+        group = self._subscriptions.setdefault(event_filter.user_id, {})
+        group[subscription] = None
+        try:
+            yield subscription
+        finally:
+            del group[subscription]
+            if not group:
+                self._subscriptions.pop(event_filter.user_id, None)
 
     def wake(self) -> None:
-        """Wake all that wait for `changed`."""
-        self.changed.set()
-        self.changed = asyncio.Event()
+        """Wake all streams."""
+        for subscription in self._all():
+            subscription.changed.set()
+
+    def _all(self) -> Iterator[Subscription]:
+        return (subscription for group in self._subscriptions.values() for subscription in group)
 
 
 @dataclass(eq=False, repr=False)
@@ -100,7 +183,7 @@ class ChangeFeedReader:
         self.events = EventBuffer()
 
     @contextmanager
-    def subscribed(self) -> Iterator[None]:
+    def reading(self) -> Iterator[None]:
         """Keeps the reader reading."""
         self._subscribers += 1
         try:

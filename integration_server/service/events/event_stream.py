@@ -1,21 +1,25 @@
 """The event stream: sends the events of integrations to each watcher, from its cursor and at its own pace.
 
-A stream that keeps up is served from the buffer that all streams share. A stream that is behind reads the log itself, a
-page at a time. A slow watcher therefore delays no other, loses nothing, and costs no more memory than a fast one.
+A stream that keeps up is served from the buffer that all streams share; each event is encoded once for all of them. A
+stream that is behind reads the log itself, a page at a time. A slow watcher therefore delays no other, loses nothing,
+and costs no more memory than a fast one. `Pacer` leaves the event loop to other calls while many streams have events.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime, timedelta
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
-from integration_server.domain.errors import CursorExpired, InvalidField, ServerStopping
+from integration_server.domain.errors import CursorExpired, InvalidField, QuotaExceeded, ServerStopping
 from integration_server.domain.events import IntegrationEvent
 from integration_server.domain.integration import UserId
 from integration_server.service.common_types import Aead
 from integration_server.service.credentials.credential_cipher import EncryptedTokens
-from integration_server.service.events.change_feed_reader import ChangeFeedReader
+from integration_server.service.events.change_feed_reader import ChangeFeedReader, Subscription
+from integration_server.service.events.pacer import Pacer
 from integration_server.service.events.ports import ChangeFeed, ChangeRange, EventFilter, LoggedEvent
 from integration_server.service.provider_port import Providers
 
@@ -24,10 +28,17 @@ _PRUNE_MARGIN = timedelta(
     hours=1
 )  # the longest transaction whose events no cursor misses: their time is before its end
 
+_SENDS_PER_ITERATION = 8
+"""Events that all streams together send in one iteration of the event loop: about a millisecond of CPU. Other calls run
+between two iterations."""
 
-@dataclass(frozen=True, slots=True)
+_MAX_SEND = timedelta(seconds=60)
+"""How long a client may take to read one event while gRPC's own buffer (64 KiB, hundreds of events) is full."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class StreamItem:
-    """An event, or a heartbeat if None, with the cursor that resumes after it."""
+    """An event, or a heartbeat if None, with the cursor that resumes after it. Streams share the item of an event."""
 
     cursor: str
     event: IntegrationEvent | None = None
@@ -56,7 +67,10 @@ class _Cursor:
 
 @dataclass(eq=False, repr=False)
 class EventStream:
-    """Streams of events. A cursor expires after `retention`; a quiet stream gets a new one after each `heartbeat`."""
+    """Streams of events. A cursor expires after `retention`; a quiet stream gets a new one after each `heartbeat`.
+
+    A stream whose client takes longer than `max_send` to read an event ends.
+    """
 
     feed: ChangeFeed
     reader: ChangeFeedReader
@@ -65,10 +79,13 @@ class EventStream:
     _: KW_ONLY
     retention: timedelta
     heartbeat: timedelta
+    max_send: timedelta = _MAX_SEND
+    sends_per_iteration: int = _SENDS_PER_ITERATION
 
     def __post_init__(self) -> None:
         self._buffer = self.reader.events
         self._cursors = EncryptedTokens(self.aead, "event-cursor", _Cursor)
+        self._pacer = Pacer(self.sends_per_iteration)
         self._stopping = False
 
     async def prune(self) -> None:
@@ -90,34 +107,64 @@ class EventStream:
     ) -> AsyncGenerator[StreamItem]:
         """Events after the cursor, or from now on if it is empty, until the caller stops or the server drains.
 
-        An empty type means all allowed types. Raises `CursorExpired`, `ServerStopping` or `StoreUnavailable`.
+        An empty type means all allowed types. Raises `CursorExpired`, `QuotaExceeded`, `ServerStopping`
+        or `StoreUnavailable`.
         """
         if integration_type:
             integration_type = self.providers[integration_type].integration_type  # resolves an alias
         types = frozenset({integration_type}) if integration_type else allowed_types.integration_types
-        event_filter = EventFilter(user_id, types)
-        with self.reader.subscribed():
+        with self.reader.reading():
             current = await self._begin(cursor)
-            yield StreamItem(await self._cursors.make(current))
-            heartbeat_at = self._next_heartbeat()
-            while not self._stopping:
-                changed = self._buffer.changed  # before reading: a later change wakes the stream
-                if (page := await self._next_page(current, event_filter)) is None:
-                    if await _is_set(changed, heartbeat_at):
-                        continue
-                    current = _Cursor(
-                        current.positions, current.after, max(current.time, self._buffer.time or current.time)
-                    )
-                    yield StreamItem(await self._cursors.make(current))
-                    heartbeat_at = self._next_heartbeat()
-                    continue
-                positions, events, next_cursor = page
-                for logged in events:
-                    after_event = _Cursor(positions, logged.number, logged.event.event_time)
-                    yield StreamItem(await self._cursors.make(after_event), logged.event)
-                    heartbeat_at = self._next_heartbeat()
-                current = next_cursor
+            with self._buffer.subscribed(EventFilter(user_id, types), current.positions.high) as subscription:
+                if not cursor:
+                    current = _Cursor.at_horizon(subscription.start, current.time)
+                yield StreamItem(await self._cursors.make(current))
+                async with aclosing(self._items_after(current, subscription)) as items:
+                    async for item in items:
+                        yield item
+
+    async def _items_after(self, current: _Cursor, subscription: Subscription) -> AsyncGenerator[StreamItem]:
+        """The items after a cursor, without end. Raises `QuotaExceeded` if the client reads them too slowly."""
+        page = _LogPage(current.positions, deque(), current)
+        heartbeat_at = _loop_time() + self.heartbeat.total_seconds()
+        while not self._stopping:
+            if page.events:
+                logged = page.events.popleft()
+                current = _Cursor(page.positions, logged.number, logged.event.event_time) if page.events else page.end
+                item = await self._encode(page.positions, logged)
+            elif current.positions.low < subscription.start:
+                page = await self._read_log(current, subscription)
+                if not page.events:
+                    current = page.end
+                continue
+            elif (shared := subscription.next_event()) is not None:
+                if shared.item is None:
+                    shared.item = await self._encode(shared.positions, shared.logged)
+                current = _Cursor(shared.positions, shared.logged.number, shared.logged.event.event_time)
+                item = shared.item
+            elif await _is_set(subscription.changed, heartbeat_at):
+                continue
+            else:
+                current = self._renewed(current, subscription)
+                item = StreamItem(await self._cursors.make(current))
+            await self._pacer.turn()
+            send_time = _loop_time()
+            yield item
+            heartbeat_at = _loop_time() + self.heartbeat.total_seconds()
+            if _loop_time() - send_time > self.max_send.total_seconds():
+                raise QuotaExceeded("whose events are read too slowly; resume after the last cursor")
         raise ServerStopping
+
+    async def _encode(self, positions: ChangeRange, logged: LoggedEvent) -> StreamItem:
+        cursor = await self._cursors.make(_Cursor(positions, logged.number, logged.event.event_time))
+        return StreamItem(cursor, logged.event)
+
+    def _renewed(self, current: _Cursor, subscription: Subscription) -> _Cursor:
+        """The cursor of a stream that has nothing to send, as of now."""
+        time = max(current.time, self._buffer.time or current.time)
+        if subscription.changed.is_set():  # an event has arrived in this moment, and is sent next
+            return _Cursor(current.positions, current.after, time)
+        return _Cursor.at_horizon(max(current.positions.high, self._buffer.horizon or 0), time)
 
     async def _begin(self, cursor: str) -> _Cursor:
         batch = await self.reader.poll()
@@ -131,35 +178,35 @@ class EventStream:
             raise CursorExpired
         return start
 
-    async def _next_page(
-        self, current: _Cursor, event_filter: EventFilter
-    ) -> tuple[ChangeRange, Sequence[LoggedEvent], _Cursor] | None:
-        """The range after the cursor, the first of its events, and the cursor after them. None: nothing is new."""
+    async def _read_log(self, current: _Cursor, subscription: Subscription) -> "_LogPage":
+        """The next events of the log for a stream that is behind its subscription."""
+        positions, event_filter = current.positions, subscription.event_filter
         if current.is_at_horizon:
-            low = current.positions.high
-            if (buffered := self._buffer.range_from(low)) is not None:
-                events = [logged for logged in buffered.events if event_filter.matches(logged.event)]
-                next_cursor = _Cursor.at_horizon(buffered.positions.high, _newest(buffered.events, current.time))
-                return buffered.positions, events, next_cursor
-            if self._buffer.horizon is None or self._buffer.horizon <= low:
-                return None
-            positions = ChangeRange(low, self._buffer.horizon)
-        else:
-            positions = current.positions
-        page = await self.feed.read_events(positions, current.after, event_filter, _PAGE_SIZE)
-        time = _newest(page, current.time)
-        if len(page) == _PAGE_SIZE:
-            return positions, page, _Cursor(positions, page[-1].number, time)
-        return positions, page, _Cursor.at_horizon(positions.high, time)
+            positions = ChangeRange(positions.high, subscription.start)
+        events = await self.feed.read_events(positions, current.after, event_filter, _PAGE_SIZE)
+        time = _newest(events, current.time)
+        if len(events) == _PAGE_SIZE:
+            return _LogPage(positions, deque(events), _Cursor(positions, events[-1].number, time))
+        return _LogPage(positions, deque(events), _Cursor.at_horizon(positions.high, time))
 
-    def _next_heartbeat(self) -> float:
-        return asyncio.get_running_loop().time() + self.heartbeat.total_seconds()
+
+@dataclass(slots=True)
+class _LogPage:
+    """Events of a range that were read from the log and are not sent yet, and the cursor after them."""
+
+    positions: ChangeRange
+    events: deque[LoggedEvent]
+    end: _Cursor
+
+
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()
 
 
 async def _is_set(changed: asyncio.Event, until: float) -> bool:
     """Wait for `changed`; False at the time `until`, in seconds of the loop."""
-    if asyncio.get_running_loop().time() >= until:
-        return False  # even if it is set: other watchers' events must not delay a heartbeat
+    if _loop_time() >= until:
+        return False
     try:
         async with asyncio.timeout_at(until):
             await changed.wait()

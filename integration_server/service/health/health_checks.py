@@ -1,10 +1,10 @@
 """Health checks of integrations, on demand and in the background."""
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from datetime import datetime, timedelta
+from weakref import WeakValueDictionary
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.due_times import Schedule
@@ -16,13 +16,15 @@ from integration_server.domain.errors import (
     ScopeMissing,
     StoreUnavailable,
 )
-from integration_server.domain.health import ErrorRate, HealthCheck, HealthReport
+from integration_server.domain.health import ErrorRate, HealthCheck, HealthCounts
 from integration_server.domain.integration import Failure, Integration, IntegrationId, Status, UserId
+from integration_server.service.background.detached_tasks import DetachedTasks, SingleFlight
 from integration_server.service.background.ports import Claim
 from integration_server.service.common_types import Aead, Clock
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.credentials.credential_service import CredentialService
 from integration_server.service.credentials.refresh_commit import RefreshResult
+from integration_server.service.health.check_budget import BURST, CheckBudget
 from integration_server.service.health.ports import HealthHistory
 from integration_server.service.integrations.page_tokens import Page, PageTokens
 from integration_server.service.integrations.ports import IntegrationStore, StoredIntegration
@@ -30,7 +32,15 @@ from integration_server.service.provider_port import Providers
 
 RATE_WINDOWS = (timedelta(hours=1), timedelta(days=1), timedelta(days=7))
 
-_MAX_CONCURRENT = 8  # checks per provider and call, so that a user with many accounts does not overload it
+_MAX_CONCURRENT = 8  # checks of a user at one provider, so that a user with many accounts does not overload it
+
+
+@dataclass(frozen=True, slots=True)
+class HealthReport(Page[HealthCheck]):
+    """The checks of a page of a user's integrations, started at `check_time`. `counts` are of all pages together."""
+
+    counts: HealthCounts
+    check_time: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +54,9 @@ class HealthCheckPage(Page[HealthCheck]):
 class HealthChecker:
     """Checks whether integrations are usable and whether their providers accept the credentials.
 
-    `deadline` is the time for all checks of one provider in a call. Checks are stored for `retention`.
+    `deadline` is the time for a check, and for all checks of a call. Checks are stored for `retention`. An integration
+    that is checked again and again is checked at its provider once in `min_interval`; see `CheckBudget`. A page has at
+    most `max_page_bytes`.
     """
 
     integrations: IntegrationStore
@@ -52,65 +64,110 @@ class HealthChecker:
     providers: Providers
     credentials: CredentialService
     aead: Aead
+    tasks: DetachedTasks
     clock: Clock
     schedule: Schedule
+    monotonic: Callable[[], float]
     _: KW_ONLY
     deadline: timedelta
     retention: timedelta
+    min_interval: timedelta
+    max_page_bytes: int
 
     def __post_init__(self) -> None:
-        self._pages = PageTokens(self.aead, "health-check-page")
+        self._check_pages = PageTokens(self.aead, "health-check-page")
+        self._report_pages = PageTokens(self.aead, "health-report-page")
         self._cipher = CredentialCipher(self.aead)
+        self._reports = SingleFlight[tuple[object, ...], HealthReport](self.tasks)
+        self._checks = SingleFlight[tuple[IntegrationId, int], HealthCheck](self.tasks)
+        self._budget = CheckBudget(BURST, self.min_interval, self.monotonic)
+        self._slots: WeakValueDictionary[tuple[UserId, str], asyncio.Semaphore] = WeakValueDictionary()
 
     async def check_health(self, integration_id: IntegrationId, user_id: UserId) -> HealthCheck:
         """Check one integration. Raises `IntegrationNotFound` or `IntegrationPending`."""
         stored = await self.integrations.get(integration_id, user_id)
         stored.integration.require_connected()
-        (check,) = await self._check_provider([stored])
-        return check
+        return await self._check(stored)
 
     async def check_due(self, claim: Claim[StoredIntegration]) -> bool:
         """Check a due integration: the handler of the background job. Returns whether the provider is healthy."""
-        (check,) = await self._check_provider([claim.item])
+        stored = await self._redacted(claim.item)
+        check = await self._checks.run(_flight_key(stored), lambda: self._check_live(stored))
         return check.error_class not in {ProviderUnavailable.reason, ProviderMisconfigured.reason}
 
     async def check_all_health(
-        self, user_id: UserId, allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES
+        self,
+        user_id: UserId,
+        page_size: int,
+        page_token: str,
+        allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES,
     ) -> HealthReport:
-        """Check the user's connected integrations of the allowed types, all providers concurrently."""
-        start_time = self.clock()
-        by_type = defaultdict(list)
-        for stored in await self.integrations.list_connected(user_id):
-            if allowed_types.allows(stored.integration.integration_type):
-                by_type[stored.integration.integration_type].append(stored)
-        groups = await asyncio.gather(*map(self._check_provider, by_type.values()))
-        checks = [check for group in groups for check in group]
-        return HealthReport(tuple(sorted(checks, key=lambda check: check.integration.integration_id)), start_time)
+        """Check a page of the user's connected integrations of the allowed types, all concurrently, and count all.
 
-    async def _check_provider(self, rows: Sequence[StoredIntegration]) -> list[HealthCheck]:
-        semaphore = asyncio.Semaphore(_MAX_CONCURRENT)
-        deadline_at = asyncio.get_running_loop().time() + self.deadline.total_seconds()
-        return await asyncio.gather(*(self._check(stored, semaphore, deadline_at) for stored in rows))
+        Equal concurrent calls share one run. The number of statements depends on the page only.
+        """
+        types = allowed_types.integration_types
+        return await self._reports.run(
+            (user_id, types, page_size, page_token),
+            lambda: self._check_page(user_id, types, page_size, page_token),
+        )
 
-    async def _check(self, stored: StoredIntegration, semaphore: asyncio.Semaphore, deadline_at: float) -> HealthCheck:
-        # Of a row that was altered, only the identity is used: then the credentials are unreadable too.
-        integration = await self._cipher.redacted(stored)
-        stored = replace(stored, integration=integration)
-        start_time, started = self.clock(), _loop_time()
+    async def _check_page(
+        self, user_id: UserId, types: Collection[str] | None, page_size: int, page_token: str
+    ) -> HealthReport:
+        start_time, list_id = self.clock(), (user_id,)
+        after = IntegrationId(await self._report_pages.read(page_token, list_id) or 0)
+        page = await self.integrations.list_connected(user_id, types, after, page_size, self.max_page_bytes)
+        checks = await asyncio.gather(*map(self._check, page.items))
+        counts = await self.history.counts(user_id, types, self.clock())  # with the outcome of these checks
+        token = ""
+        if not page.is_last:
+            token = await self._report_pages.make(list_id, page.items[-1].integration.integration_id)
+        return HealthReport(checks, token, counts, start_time)
+
+    async def _check(self, stored: StoredIntegration) -> HealthCheck:
+        """Check an integration for a caller: live, unless it is inactive or was checked too often."""
+        stored = await self._redacted(stored)
+        integration, key = stored.integration, _flight_key(stored)
         if not integration.is_active:
-            return HealthCheck(
-                integration,
-                Status.INACTIVE,
-                False,
-                start_time,
-                timedelta(0),
-                None,
-                "The integration is switched off",
-            )
+            return _without_check(integration, self.clock(), "The integration is switched off")
+        if not self._checks.is_running(key) and not self._budget.take(integration.integration_id):
+            return self._last_known(integration)
+        return await self._checks.run(key, lambda: self._check_live(stored))
+
+    async def _redacted(self, stored: StoredIntegration) -> StoredIntegration:
+        """Of a row that was altered, only the identity is used. Then the credentials are unreadable too."""
+        return replace(stored, integration=await self._cipher.redacted(stored))
+
+    def _last_known(self, integration: Integration) -> HealthCheck:
+        """The stored health of an integration that is not checked now."""
+        check_time = integration.last_health_check or integration.connect_time or self.clock()
+        check = _without_check(integration, check_time, "The provider accepted the credentials in the last check")
+        status = integration.status(self.clock())
+        return replace(check, status=status, healthy=status is Status.ACTIVE)
+
+    async def _check_live(self, stored: StoredIntegration) -> HealthCheck:
+        integration = stored.integration
+        key = (integration.user_id, integration.integration_type)
+        slots = self._slots.setdefault(key, asyncio.Semaphore(_MAX_CONCURRENT))
+        deadline_at = _loop_time() + self.deadline.total_seconds()
+        try:
+            # Half of the time remains for the check, so that a wait is not taken for a fault of the provider.
+            async with asyncio.timeout_at(deadline_at - self.deadline.total_seconds() / 2):
+                await slots.acquire()
+        except TimeoutError:
+            return self._last_known(integration)
+        try:
+            return await self._check_at_provider(stored, deadline_at)
+        finally:
+            slots.release()
+
+    async def _check_at_provider(self, stored: StoredIntegration, deadline_at: float) -> HealthCheck:
+        integration = stored.integration
+        start_time, started = self.clock(), _loop_time()
         error: IntegrationServerError | None = None
         try:
-            async with asyncio.timeout_at(deadline_at), semaphore:
-                start_time, started = self.clock(), _loop_time()
+            async with asyncio.timeout_at(deadline_at):
                 integration.require_usable()
                 fresh = await self.credentials.fresh(stored)
                 integration = fresh.integration
@@ -140,12 +197,11 @@ class HealthChecker:
         """List the checks of an integration, newest first. Raises `IntegrationNotFound`."""
         integration = (await self.integrations.get(integration_id, user_id)).integration
         list_id = (user_id, str(integration_id))
-        before = await self._pages.read(page_token, list_id)
-        rows = await self.history.list(integration, before, page_size + 1)
+        before = await self._check_pages.read(page_token, list_id)
+        page = await self.history.list(integration, before, page_size, self.max_page_bytes)
         rates = await self.history.error_rates(integration, RATE_WINDOWS, self.clock())
-        page = rows[:page_size]
-        next_page_token = "" if len(rows) == len(page) else await self._pages.make(list_id, page[-1][0])
-        return HealthCheckPage([check for _, check in page], next_page_token, rates)
+        next_page_token = "" if page.is_last else await self._check_pages.make(list_id, page.items[-1][0])
+        return HealthCheckPage([check for _, check in page.items], next_page_token, rates)
 
     async def prune(self) -> None:
         """Delete the checks that are older than the retention time."""
@@ -170,6 +226,25 @@ def _check_result(
         error_class=error.reason if error else None,
         message=str(error) if error else "The provider accepts the credentials",
     )
+
+
+def _without_check(integration: Integration, check_time: datetime, message: str) -> HealthCheck:
+    """An inactive integration, or one whose stored state is shown."""
+    error = integration.last_error if integration.is_active else None
+    return HealthCheck(
+        integration=integration,
+        status=Status.INACTIVE,
+        healthy=False,
+        check_time=check_time,
+        latency=None,
+        error_class=error.error_class if error else None,
+        message=error.message if error else message,
+    )
+
+
+def _flight_key(stored: StoredIntegration) -> tuple[IntegrationId, int]:
+    """New credentials are not checked by a check of the previous ones."""
+    return stored.integration.integration_id, stored.integration.version
 
 
 def _loop_time() -> float:

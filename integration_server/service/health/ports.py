@@ -1,11 +1,12 @@
 """The port of the health check history."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from integration_server.domain.health import ErrorRate, HealthCheck
-from integration_server.domain.integration import Integration
+from integration_server.domain.health import ErrorRate, HealthCheck, HealthCounts
+from integration_server.domain.integration import Integration, UserId
+from integration_server.service.integrations.ports import StoredPage
 
 
 class HealthHistory(Protocol):
@@ -18,8 +19,19 @@ class HealthHistory(Protocol):
         call has counted since the check began is not counted again. Nothing is stored if the integration is gone.
         """
 
-    async def list(self, integration: Integration, before: int | None, limit: int) -> Sequence[tuple[int, HealthCheck]]:
-        """The integration's checks with an id below `before`, each after its id, newest first."""
+    async def list(
+        self, integration: Integration, before: int | None, limit: int, max_bytes: int
+    ) -> StoredPage[tuple[int, HealthCheck]]:
+        """The integration's checks with an id below `before`, each after its id, newest first.
+
+        At most `limit`, of at most `max_bytes` together; but at least one. No more is read.
+        """
+
+    async def counts(self, user_id: UserId, integration_types: Collection[str] | None, now: datetime) -> HealthCounts:
+        """The numbers of the user's connected integrations of these types (None: of all) by their health at `now`.
+
+        Each is as its last check or refresh left it; its connection was the first check.
+        """
 
     async def error_rates(
         self, integration: Integration, windows: Sequence[timedelta], now: datetime

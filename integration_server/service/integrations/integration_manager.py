@@ -1,9 +1,7 @@
 """Listing, reading and updating integrations."""
 
-import itertools
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+from dataclasses import KW_ONLY, dataclass
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.errors import StoreUnavailable, UnknownIntegrationType
@@ -14,28 +12,37 @@ from integration_server.service.integrations.page_tokens import Page, PageTokens
 from integration_server.service.integrations.ports import IntegrationStore, IntegrationUpdate
 from integration_server.service.provider_port import Provider, Providers
 
-_MAX_PAGE_BYTES = 3 * 1024 * 1024
-"""Bytes, with a generous estimate of each row. By default gRPC clients accept messages of up to 4 MiB."""
-
 _MAX_ATTEMPTS = 5  # while a refresh commits, or another caller changes the integration
 
 
 @dataclass(eq=False, repr=False)
 class IntegrationManager:
-    """Lists, reads and updates the integrations of a user."""
+    """Lists, reads and updates the integrations of a user. A page has at most `max_page_bytes`."""
 
     integrations: IntegrationStore
     providers: Providers
     aead: Aead
     clock: Clock
+    _: KW_ONLY
+    max_page_bytes: int
 
     def __post_init__(self) -> None:
         self._pages = PageTokens(self.aead, "page")
         self._cipher = CredentialCipher(self.aead)
+        self._type_pages = PageTokens(self.aead, "integration-type-page")
 
-    def list_integration_types(self, allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES) -> Sequence[Provider]:
-        """The allowed integration types of this server, ordered by name."""
-        return [provider for provider in self.providers.all() if allowed_types.allows(provider.integration_type)]
+    async def list_integration_types(
+        self, page_size: int, page_token: str, allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES
+    ) -> Page[Provider]:
+        """A page of the allowed integration types of this server, ordered by name."""
+        providers = [one for one in self.providers.all() if allowed_types.allows(one.integration_type)]
+        # Another list of types, as of a server with other providers, begins anew.
+        names = "\n".join(provider.integration_type for provider in providers)
+        list_id = (hashlib.sha256(names.encode()).hexdigest(),)
+        begin = await self._type_pages.read(page_token, list_id) or 0
+        end = begin + page_size
+        token = "" if end >= len(providers) else await self._type_pages.make(list_id, end)
+        return Page(providers[begin:end], token)
 
     def canonical_type(self, integration_type: str) -> str:
         """The stored name of a type, given its name or an alias. An unknown name is returned unchanged."""
@@ -58,12 +65,9 @@ class IntegrationManager:
         list_id = (user_id, integration_type)
         after = IntegrationId(await self._pages.read(page_token, list_id) or 0)
         types = {integration_type} if integration_type else allowed_types.integration_types
-        stored = await self.integrations.list(user_id, types, after, page_size + 1)
-        rows = [await self._cipher.redacted(row) for row in stored]
-        page = rows[: min(page_size, _count_fitting(rows))]
-        if len(rows) == len(page):
-            return Page(page, "")
-        return Page(page, await self._pages.make(list_id, page[-1].integration_id))
+        page = await self.integrations.list(user_id, types, after, page_size, self.max_page_bytes)
+        rows = [await self._cipher.redacted(stored) for stored in page.items]
+        return Page(rows, "" if page.is_last else await self._pages.make(list_id, rows[-1].integration_id))
 
     async def get_integration(self, integration_id: IntegrationId, user_id: UserId) -> Integration:
         """The user's integration; if its row was altered, only what identifies it. Raises `IntegrationNotFound`."""
@@ -90,15 +94,3 @@ class IntegrationManager:
             if updated is not None:
                 return updated
         raise StoreUnavailable
-
-
-def _count_fitting(rows: Sequence[Integration]) -> int:
-    """How many of the first rows fit into one page: at least one."""
-    totals = itertools.accumulate(map(_estimated_bytes, rows))
-    return max(1, sum(total <= _MAX_PAGE_BYTES for total in totals))
-
-
-def _estimated_bytes(row: Integration) -> int:
-    # A number takes up to six times as many bytes in a protobuf Struct as in JSON.
-    scopes = sum(map(len, (*row.scopes, *row.missing_scopes)))
-    return 4096 + scopes + 6 * len(json.dumps(row.config))

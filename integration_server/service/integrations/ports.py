@@ -3,12 +3,22 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
 from integration_server.service.background.ports import Claim
 from integration_server.service.connections.revocation_ports import OrphanedGrant, Revocation
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPage(Generic[T]):
+    """A page of stored rows. `is_last`: no row follows."""
+
+    items: Sequence[T]
+    is_last: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +91,6 @@ class NewCredentials:
     refresh_token_expire_time: datetime | None = None
     refresh_due_time: datetime | None = None
 
-    def applied_to(self, integration: Integration) -> Integration:
-        """The integration with the columns that describe these credentials."""
-        return replace(
-            integration,
-            scopes=self.scopes,
-            missing_scopes=self.missing_scopes,
-            lacks_required_scope=self.lacks_required_scope,
-            is_renewable=self.is_renewable,
-            access_token_expire_time=self.access_token_expire_time,
-            refresh_token_expire_time=self.refresh_token_expire_time,
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class NewAccount:
@@ -147,12 +145,28 @@ class IntegrationStore(IntegrationLookup, Protocol):
         """The user's connected integration with that account."""
 
     async def list(
-        self, user_id: UserId, integration_types: Collection[str] | None, after: IntegrationId, limit: int
-    ) -> Sequence[StoredIntegration]:
-        """The user's integrations of these types (None: of all) with an id above `after`, ordered by id."""
+        self,
+        user_id: UserId,
+        integration_types: Collection[str] | None,
+        after: IntegrationId,
+        limit: int,
+        max_bytes: int,
+    ) -> StoredPage[StoredIntegration]:
+        """The user's integrations of these types (None: of all) with an id above `after`, ordered by id.
 
-    async def list_connected(self, user_id: UserId) -> Sequence[StoredIntegration]:
-        """The user's connected integrations, ordered by id."""
+        At most `limit`, and at most `max_bytes` of them, as the store estimates their size in a response, with their
+        encrypted credentials; but at least one. No more is read.
+        """
+
+    async def list_connected(
+        self,
+        user_id: UserId,
+        integration_types: Collection[str] | None,
+        after: IntegrationId,
+        limit: int,
+        max_bytes: int,
+    ) -> StoredPage[StoredIntegration]:
+        """Of `list`, the connected integrations."""
 
     async def shares_grant(self, grant: OrphanedGrant, integration_types: Iterable[str]) -> bool:
         """Whether a revocation of the grant for the whole account would end a connected integration.

@@ -88,16 +88,21 @@ class WebhookInbox(Protocol):
     The events of an integration are numbered from 1 without gaps, in the order in which they become visible.
     """
 
-    async def find_recipients(self, integration_type: str, account_ids: Collection[str]) -> Sequence[StoredIntegration]:
-        """The connected integrations of these accounts, of any user."""
+    async def find_recipients(
+        self, integration_type: str, account_ids: Collection[str], after: IntegrationId, limit: int
+    ) -> Sequence[StoredIntegration]:
+        """The connected integrations of these accounts, of any user, with an id above `after`, ordered by id."""
 
     async def known(
         self, integration_ids: Collection[IntegrationId], event_ids: Collection[str]
     ) -> Collection[tuple[IntegrationId, str]]:
         """Which of these events are stored for these integrations. Reads only: a repeated delivery writes nothing."""
 
-    async def add(self, events: Sequence[NewWebhookEvent], now: datetime) -> Sequence[NewWebhookEvent]:
-        """Store the events that are not stored yet, all or none, and return them.
+    async def add(self, events: Sequence[NewWebhookEvent]) -> Sequence[NewWebhookEvent]:
+        """Store the events of one user that are not stored yet, all or none, and return them.
+
+        If the user's payloads exceed the quota, the oldest events that every consumer of their integration has
+        acknowledged are deleted. Raises `QuotaExceeded`, and stores nothing, if that does not suffice.
 
         After an event that reports the end of the grant, a health check is due in a minute. Events of an integration
         that no longer exists are not stored.

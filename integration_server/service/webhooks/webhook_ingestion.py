@@ -2,21 +2,27 @@
 
 A request with an invalid signature causes no write and few reads: an address is looked up at most once a second, and at
 most two lookups run at a time.
+
+The events of a batch are made, encrypted and stored in slices, between which other calls run. Of one request only so
+many new events are stored; then the provider is asked to deliver it again. Stored events are skipped before they count,
+so that each delivery stores the next ones.
 """
 
 import asyncio
 import hashlib
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import timedelta
 
 import structlog
 from cachetools import TTLCache
 
-from integration_server.domain.errors import InvalidField, UnknownIntegrationType
-from integration_server.domain.integration import Integration
+from integration_server.domain.errors import InvalidField, QuotaExceeded, UnknownIntegrationType
+from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.domain.webhooks import (
+    MAX_EVENTS,
     InvalidWebhookSignature,
     ReceivedWebhook,
     WebhookEvent,
@@ -32,14 +38,26 @@ from integration_server.service.webhooks.webhook_secrets import WebhookSecrets
 APP = "app"
 """The endpoint of the app's own webhooks at a provider."""
 
-NOT_FOUND = WebhookResponse(404)
-UNAUTHORIZED = WebhookResponse(401)
+NOT_FOUND = WebhookResponse(404, is_verified=False)
+UNAUTHORIZED = WebhookResponse(401, is_verified=False)
+
+# Every provider that sends batches delivers a request again after 503: SendGrid for three days, HubSpot ten times in a
+# day, Meta for 36 hours, Microsoft Graph for four hours, Xero for a day, QuickBooks, Dropbox and Twilio with backoff.
+TOO_MANY_NEW_EVENTS = WebhookResponse(503, {"Retry-After": "5"})
+USER_QUOTA_EXCEEDED = WebhookResponse(503, {"Retry-After": "300"})
+TOO_MANY_EVENTS = WebhookResponse(413)
+"""A request has more events than are read. Another delivery does not help."""
 
 _UID = re.compile(r"[\w-]{1,128}", re.ASCII)
 _MAX_TEXT_LENGTH = 255
 _MAX_ENTRIES = 10_000
 _FOUND_TTL = 1.0  # seconds; a replaced secret may be accepted for so long
 _NOT_FOUND_TTL = 10.0  # seconds; an address is published only after it exists
+# Bytes. Verifying and reading a smaller body takes a few milliseconds, one of 1 MiB up to half a second.
+_LARGE_BODY = 64 * 1024
+_MAX_CONCURRENT_READS = 2  # of large bodies, so that their threads leave most of the time to the event loop
+_SLICE = 100  # events, which take the event loop about 5 ms
+_QUOTA_LOG_INTERVAL = 3600.0  # seconds between two log lines about one user
 _MAX_CONCURRENT_LOOKUPS = 2  # so that unverified requests take few of the database's connections
 
 
@@ -70,8 +88,44 @@ class EndpointCache:
 
 
 @dataclass(eq=False, repr=False)
+class _Batch:
+    """The events of one request, and how many of them were stored.
+
+    `full_users` are over their quota of kept payloads; their events are not stored.
+    """
+
+    received: ReceivedWebhook
+    max_events: int
+    stored: int = 0
+    full_users: set[UserId] = field(default_factory=set)
+
+    async def slices(self) -> AsyncIterator[Sequence[WebhookEvent]]:
+        """The events that are read. Other calls run between two slices."""
+        for start in range(0, min(len(self.received.events), self.max_events), _SLICE):
+            if start:
+                await asyncio.sleep(0)
+            yield self.received.events[start : min(start + _SLICE, self.max_events)]
+
+    @property
+    def response(self) -> WebhookResponse:
+        """The response after all events that are read were stored."""
+        if self.full_users:
+            return USER_QUOTA_EXCEEDED
+        return TOO_MANY_EVENTS if len(self.received.events) > self.max_events else self.received.response
+
+
+class _TooManyNewEvents(Exception):
+    """A request has more new events than are stored at once."""
+
+
+@dataclass(eq=False, repr=False)
 class WebhookIngestion:
-    """Receives webhooks. Events are kept, and recognized when they are delivered again, for `retention`."""
+    """Receives webhooks. Events are kept, and recognized when they are delivered again, for `retention`.
+
+    Bodies of more than `large_body` bytes are verified and read in another thread, so that they do not hold the event
+    loop.
+    Of one request, `max_events` events are read, and `max_new_events` stored, plus the rest of the slice with the last.
+    """
 
     endpoints: EndpointCache
     inbox: WebhookInbox
@@ -83,10 +137,17 @@ class WebhookIngestion:
     confirm_grant_end: Callable[[Integration], object]
     _: KW_ONLY
     retention: timedelta
+    large_body: int = _LARGE_BODY
+    monotonic: Callable[[], float]
+    max_events: int = MAX_EVENTS
+    recipients_page: int = 100  # integrations that one query reads, whose rows are verified without a pause
+    max_new_events: int = 1000  # no provider documents larger batches
 
     def __post_init__(self) -> None:
+        self._large_reads = asyncio.Semaphore(_MAX_CONCURRENT_READS)
         self._log = structlog.get_logger(__name__)
         self._cipher = CredentialCipher(self.aead)
+        self._logged_users: TTLCache[UserId, None] = TTLCache(_MAX_ENTRIES, _QUOTA_LOG_INTERVAL, self.monotonic)
 
     async def receive_webhook(self, integration_type: str, endpoint: str, request: WebhookRequest) -> WebhookResponse:
         """The response, after all events of the request are stored. Raises `StoreUnavailable`."""
@@ -116,14 +177,29 @@ class WebhookIngestion:
         secrets = provider.webhook_secrets(None)
         if not secrets:
             return NOT_FOUND
-        received = self._verified(provider, request, secrets)
-        accounts = {event.account_id for event in received.events if _is_storable(event.account_id)}
-        if accounts:
-            recipients = await self.inbox.find_recipients(provider.integration_type, [*filter(None, accounts)])
-            integrations = [await self._cipher.redacted(stored) for stored in recipients]  # altered: without account
-            pairs = [(integration, event) for event in received.events for integration in integrations]
-            await self._store([pair for pair in pairs if pair[0].account_id == pair[1].account_id is not None])
-        return received.response
+        batch = _Batch(await self._verified(provider, request, secrets), self.max_events)
+        try:
+            async for events in batch.slices():
+                async for integrations in self._recipients(provider.integration_type, events):
+                    await self._store(batch, _addressed(integrations, events))
+        except _TooManyNewEvents:
+            return self._refuse_rest(provider, batch)
+        return batch.response
+
+    async def _recipients(
+        self, integration_type: str, events: Sequence[WebhookEvent]
+    ) -> AsyncIterator[Sequence[Integration]]:
+        """The connected integrations of the accounts of these events, in pages. An altered row receives nothing."""
+        accounts = {event.account_id for event in events if _is_storable(event.account_id)}
+        last = IntegrationId(0)
+        while accounts:
+            names = [*filter(None, accounts)]
+            page = await self.inbox.find_recipients(integration_type, names, last, self.recipients_page)
+            verified = [await self._cipher.redacted(stored) for stored in page]
+            yield [integration for integration in verified if integration.account_id is not None]
+            if len(page) < self.recipients_page:
+                return
+            last = page[-1].integration.integration_id
 
     async def _receive_for(
         self, endpoint: WebhookEndpoint, provider: Provider, request: WebhookRequest
@@ -138,35 +214,81 @@ class WebhookIngestion:
         secrets = await self.secrets.valid(endpoint)
         if not secrets:
             return UNAUTHORIZED
-        received = self._verified(provider, request, secrets)
-        await self._store([(integration, _restrict_to_account(integration, event)) for event in received.events])
-        return received.response
+        batch = _Batch(await self._verified(provider, request, secrets), self.max_events)
+        try:
+            async for events in batch.slices():
+                await self._store(batch, [(integration, _restrict_to_account(integration, event)) for event in events])
+        except _TooManyNewEvents:
+            return self._refuse_rest(provider, batch)
+        return batch.response
 
-    def _verified(self, provider: Provider, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
+    async def _verified(self, provider: Provider, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
         """The events and response of a request; no events and 401 if it is not verified."""
         try:
-            return provider.receive_webhook(request, secrets)
+            if len(request.body) <= self.large_body:
+                return provider.receive_webhook(request, secrets)
+            async with self._large_reads:
+                return await asyncio.to_thread(provider.receive_webhook, request, secrets)
         except InvalidWebhookSignature:
             self._log.info("webhook_signature_invalid", integration_type=provider.integration_type)
             return ReceivedWebhook(response=UNAUTHORIZED)
 
-    async def _store(self, deliveries: Sequence[tuple[Integration, WebhookEvent]]) -> None:
+    def _refuse_rest(self, provider: Provider, batch: _Batch) -> WebhookResponse:
+        self._log.warning(
+            "webhook_events_refused",
+            integration_type=provider.integration_type,
+            events=len(batch.received.events),
+            stored=batch.stored,
+        )
+        return TOO_MANY_NEW_EVENTS
+
+    async def _store(self, batch: _Batch, deliveries: Sequence[tuple[Integration, WebhookEvent]]) -> None:
+        """Store the new ones of these events, each user's in one transaction. Raises `_TooManyNewEvents`."""
+        for start in range(0, len(deliveries), _SLICE):
+            by_user = defaultdict(list)
+            for integration, event in await self._new(deliveries[start : start + _SLICE]):
+                if integration.user_id not in batch.full_users:
+                    by_user[integration.user_id].append((integration, event))
+            # A provider that repeats events under other ids would be asked for the same events for ever.
+            counted = sum(event.has_stable_id for new in by_user.values() for _, event in new)
+            if counted and batch.stored >= self.max_new_events:
+                raise _TooManyNewEvents
+            batch.stored += counted
+            for user_id, new in by_user.items():
+                try:
+                    await self._add(new)
+                except QuotaExceeded:
+                    batch.full_users.add(user_id)
+                    self._log_full_user(new[0][0])
+                    for integration in {row.uid: row for row, event in new if event.reports_grant_end}.values():
+                        self.confirm_grant_end(integration)  # the report counts, although it cannot be kept
+
+    async def _new(
+        self, deliveries: Sequence[tuple[Integration, WebhookEvent]]
+    ) -> Sequence[tuple[Integration, WebhookEvent]]:
+        """The events that are not stored yet, in the form in which they are stored."""
         events = [(integration, _storable(event)) for integration, event in deliveries]
         if not events:
-            return
+            return []
         known = await self.inbox.known(
             {integration.integration_id for integration, _ in events}, {event.event_id for _, event in events}
         )
-        new = [
-            await self._encrypted(integration, event)
+        return [
+            (integration, event)
             for integration, event in events
             if (integration.integration_id, event.event_id) not in known
         ]
-        if not new:
-            return
-        for added in await self.inbox.add(new, self.clock()):
+
+    async def _add(self, deliveries: Sequence[tuple[Integration, WebhookEvent]]) -> None:
+        new = [await self._encrypted(integration, event) for integration, event in deliveries]
+        for added in await self.inbox.add(new):
             if added.reports_grant_end:
                 self.confirm_grant_end(added.integration)
+
+    def _log_full_user(self, integration: Integration) -> None:
+        if integration.user_id not in self._logged_users:
+            self._logged_users[integration.user_id] = None
+            self._log.error("webhook_quota_exceeded", **integration.log_fields)
 
     async def _encrypted(self, integration: Integration, event: WebhookEvent) -> NewWebhookEvent:
         uid, now = self.random_token(), self.clock()
@@ -188,6 +310,16 @@ class WebhookIngestion:
             encrypted_payload=await self.aead.encrypt(event.payload, associated_data),
             reports_grant_end=event.reports_grant_end,
         )
+
+
+def _addressed(
+    integrations: Sequence[Integration], events: Sequence[WebhookEvent]
+) -> Sequence[tuple[Integration, WebhookEvent]]:
+    """Each event with each integration of its account, in the order of the events."""
+    by_account = defaultdict(list)
+    for integration in integrations:
+        by_account[integration.account_id].append(integration)
+    return [(integration, event) for event in events for integration in by_account.get(event.account_id, ())]
 
 
 def _restrict_to_account(integration: Integration, event: WebhookEvent) -> WebhookEvent:

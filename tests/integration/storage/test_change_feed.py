@@ -17,7 +17,7 @@ from integration_server.domain.errors import IntegrationNotFound
 from integration_server.domain.events import EventKind, IntegrationEvent
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.background.ports import JobKind
-from integration_server.service.events.change_feed_reader import ChangeFeedReader
+from integration_server.service.events.change_feed_reader import ChangeFeedReader, Subscription
 from integration_server.service.events.ports import (
     ChangeBatch,
     ChangeCursor,
@@ -96,6 +96,14 @@ class Poller:
         """The events since the last poll, in order."""
         batch = await self.poll()
         return [logged.event for logged in sorted(batch.events, key=lambda logged: logged.number)]
+
+
+def waiting_events(subscription: Subscription) -> list[IntegrationEvent]:
+    """The events that wait for a stream."""
+    events = []
+    while (shared := subscription.next_event()) is not None:
+        events.append(shared.logged.event)
+    return events
 
 
 async def read_log(database: Database) -> list[LoggedEvent]:
@@ -405,17 +413,15 @@ class TestOverlappingTransactions:
         async with open_database(postgres_url) as database, open_database(postgres_url) as other:
             reader = ChangeFeedReader(SqlChangeFeed(database), None, lambda: 0)
             await reader.poll()
-            begin = reader.events.horizon
-            assert begin is not None
-            async with other.write_transaction() as connection:
-                await connection.execute(text("SELECT pg_current_xact_id()"))
-                rows = [await create_connected(SqlIntegrations(database)) for _ in range(3)]
+            with reader.events.subscribed(EventFilter()) as subscription:
+                async with other.write_transaction() as connection:
+                    await connection.execute(text("SELECT pg_current_xact_id()"))
+                    rows = [await create_connected(SqlIntegrations(database)) for _ in range(3)]
+                    await reader.poll()
+                    assert subscription.next_event() is None
                 await reader.poll()
-                assert reader.events.range_from(begin) is None
-            await reader.poll()
-            published = reader.events.range_from(begin)
-            assert published is not None
-            assert [logged.event.integration_id for logged in published.events] == [row.integration_id for row in rows]
+                published = waiting_events(subscription)
+            assert [event.integration_id for event in published] == [row.integration_id for row in rows]
 
     async def commit_out_of_order(self, url: str, poll: Callable[[], Awaitable[object]]) -> tuple[int, int]:
         """Commit two changes in the reverse order of their ids; call `poll` before, between and after the commits."""
@@ -485,21 +491,16 @@ class TestOverlappingTransactions:
             published: list[IntegrationEvent] = []
             done = asyncio.Event()
 
-            async def read() -> None:
+            async def read(subscription: Subscription) -> None:
                 nonlocal low
                 while True:
                     is_last, batch = done.is_set(), await reader.poll()
-                    horizon = reader.events.horizon or 0
-                    if horizon > low:
-                        found = reader.events.range_from(low)
-                        events = (
-                            found.events
-                            if found
-                            else await feed.read_events(ChangeRange(low, horizon), 0, ALL, NO_LIMIT)
-                        )
+                    while (high := subscription.start) > low:
+                        events = await feed.read_events(ChangeRange(low, high), 0, ALL, NO_LIMIT)
                         published.extend(logged.event for logged in events)
-                        low = found.positions.high if found else horizon
-                    if is_last and batch.cursor.horizon == batch.cursor.end and not reader.events.range_from(low):
+                        low = high
+                    published.extend(waiting_events(subscription))
+                    if is_last and batch.cursor.horizon == batch.cursor.end:
                         return
 
             async def write(store: SqlIntegrations, row: Integration) -> None:
@@ -509,11 +510,12 @@ class TestOverlappingTransactions:
                     assert found is not None
                     row = found.integration
 
-            reading = asyncio.create_task(read())
             stores = [SqlIntegrations(database), SqlIntegrations(other)]
-            await asyncio.gather(*(write(store, row) for row in rows for store in stores))
-            done.set()
-            await reading
+            with reader.events.subscribed(EventFilter(), begin=low) as subscription:
+                reading = asyncio.create_task(read(subscription))
+                await asyncio.gather(*(write(store, row) for row in rows for store in stores))
+                done.set()
+                await reading
             assert {event.kind for event in published} == {EventKind.CREDENTIALS_REFRESHED}
             for row in rows:
                 found = await stores[0].find(row.integration_id, ANN)

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.domain.integration import UserId
+from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.service.common_types import AssociatedData
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.integrations import SqlIntegrations
@@ -235,7 +235,7 @@ class TestPostgres:
         async with open_database(postgres_url, pool_size=1) as database:
             integrations = SqlIntegrations(database)
             for _ in range(3):
-                await integrations.list_connected(UserId("ann"))
+                await integrations.find(IntegrationId(1), UserId("ann"))
             async with database.read_connection() as connection:
                 prepared = await connection.execute(text("SELECT name, statement FROM pg_prepared_statements"))
                 names = {row.statement: row.name for row in prepared}
@@ -307,7 +307,7 @@ async def test_a_short_lived_process_does_not_lose_writes_of_a_server(sqlite_url
         "from integration_server.storage.integrations import SqlIntegrations\n"
         "async def main():\n"
         "    async with open_database(sys.argv[1]) as database:\n"
-        "        print(len(await SqlIntegrations(database).list('ann', None, 0, 10)))\n"
+        "        print(len((await SqlIntegrations(database).list('ann', None, 0, 10, 10**9)).items))\n"
         "asyncio.run(main())\n"
     )
 

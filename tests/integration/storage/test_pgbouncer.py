@@ -22,6 +22,7 @@ from tests.contracts.store_contract import (
     AttemptStoreContract,
     IntegrationStoreContract,
     create_connected,
+    list_connected,
     new_credentials,
 )
 from tests.keyrings import open_test_keyring
@@ -61,7 +62,7 @@ class TestSqlAuthorizationAttempts(_PgbouncerStores, AttemptStoreContract):
 
 async def exercise_stores(database: Database) -> None:
     """Connect, read and remove an integration, concurrently with others."""
-    store, leases = SqlIntegrations(database), SqlRefreshLeases(database, timedelta(seconds=30))
+    store, leases = SqlIntegrations(database), SqlRefreshLeases(database, timedelta(seconds=30), timedelta(0))
     integration = await create_connected(store)
     lease = await leases.claim(integration, "owner")
     assert lease is not None
@@ -104,4 +105,4 @@ async def test_the_schema_is_migrated_through_pgbouncer(empty_pooled_url: str) -
     async with open_database(empty_pooled_url) as database:
         await migrate(empty_pooled_url)
         await check_schema(database)
-        assert await SqlIntegrations(database).list_connected(ANN) == []
+        assert await list_connected(SqlIntegrations(database)) == []

@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import select
 
 from integration_server.domain.integration import Integration
+from integration_server.service.credentials.ports import RefreshCause
 from integration_server.service.integrations.ports import IntegrationUpdate
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database
@@ -35,13 +36,13 @@ async def integration(database: Database) -> Integration:
 @pytest.fixture
 def leases(database: Database) -> SqlRefreshLeases:
     """Leases that last longer than any test."""
-    return SqlRefreshLeases(database, LONG_DURATION)
+    return SqlRefreshLeases(database, LONG_DURATION, LONG_DURATION)
 
 
 @pytest.fixture
 def expired_leases(database: Database) -> SqlRefreshLeases:
     """Leases that expire at once."""
-    return SqlRefreshLeases(database, EXPIRED_DURATION)
+    return SqlRefreshLeases(database, EXPIRED_DURATION, LONG_DURATION)
 
 
 async def test_database_time_is_the_current_time_plus_the_delay(database: Database) -> None:
@@ -64,14 +65,14 @@ async def test_database_time_advances_within_a_transaction(database: Database) -
 async def test_of_concurrent_claims_one_gets_the_lease(leases: SqlRefreshLeases, integration: Integration) -> None:
     claims = await asyncio.gather(*(leases.claim(integration, f"owner-{number}") for number in range(50)))
     assert sum(claim is not None for claim in claims) == 1
-    assert not await leases.is_free(integration)
+    assert not (await leases.state(integration)).is_free
 
 
 async def test_only_an_expired_lease_can_be_taken_over(
     expired_leases: SqlRefreshLeases, leases: SqlRefreshLeases, integration: Integration
 ) -> None:
     assert await expired_leases.claim(integration, "first")
-    assert await leases.is_free(integration)
+    assert (await leases.state(integration)).is_free
     assert await leases.claim(integration, "second")
     assert await leases.claim(integration, "third") is None
 
@@ -117,7 +118,7 @@ async def test_only_the_owner_releases_a_lease(leases: SqlRefreshLeases, integra
     other_lease = type(lease)(lease.integration_id, lease.version, "other owner", None)
     for outcome_known in (True, False):
         await leases.release(other_lease, outcome_known=outcome_known)
-        assert not await leases.is_free(integration)
+        assert not (await leases.state(integration)).is_free
 
 
 async def test_new_credentials_end_leases_on_previous_credentials(
@@ -128,7 +129,7 @@ async def test_new_credentials_end_leases_on_previous_credentials(
         integration, account("account-1"), new_credentials(), NOW
     )
     assert reconnected is not None
-    assert await leases.is_free(reconnected)
+    assert (await leases.state(reconnected)).is_free
     next_lease = await leases.claim(reconnected, "new")
     assert next_lease is not None
     assert next_lease.previous_call_age is None
@@ -165,7 +166,7 @@ async def test_a_committed_refresh_ends_its_lease_and_clears_failures(
         0,
         False,
     )
-    assert await leases.is_free(refreshed)
+    assert (await leases.state(refreshed)).is_free
     assert await leases.claim(refreshed, "next")
 
 
@@ -192,7 +193,7 @@ async def test_a_release_after_a_takeover_does_not_change_the_new_owners_call(
     assert paused is not None
     assert replaying is not None
     await leases.release(paused, outcome_known=True)
-    assert not await leases.is_free(integration)
+    assert not (await leases.state(integration)).is_free
     await leases.release(replaying, outcome_known=False)
     next_lease = await leases.claim(integration, "next")
     assert next_lease is not None
@@ -211,6 +212,80 @@ async def test_a_changed_integration_cannot_be_claimed(
     else:
         await store.commit_refresh(integration, new_credentials(), NOW)
     assert await leases.claim(integration, "late") is None
+
+
+# --- forced refreshes ------------------------------------------------------------------------------------------------
+
+FORCED = [RefreshCause.FORCE, RefreshCause.DEMAND]
+
+
+@pytest.mark.parametrize("cause", FORCED)
+async def test_a_forced_claim_waits_for_the_interval_after_any_claim(
+    leases: SqlRefreshLeases, integration: Integration, cause: RefreshCause
+) -> None:
+    assert (await leases.state(integration)).forced_wait == timedelta(0)
+    for first in (cause, RefreshCause.EXPIRY):
+        lease = await leases.claim(integration, "first", first)
+        assert lease is not None
+        await leases.release(lease, outcome_known=True, failure="PROVIDER_UNAVAILABLE")
+        state = await leases.state(integration)
+        assert state.is_free
+        assert timedelta(0) < state.forced_wait <= LONG_DURATION
+        assert state.failure == "PROVIDER_UNAVAILABLE"
+        assert await leases.claim(integration, "second", cause) is None
+    lease = await leases.claim(integration, "necessary")  # never blocked
+    assert lease is not None
+    assert (await leases.state(integration)).failure is None
+
+
+async def test_of_concurrent_forced_claims_one_calls_although_its_lease_is_released(
+    leases: SqlRefreshLeases, integration: Integration
+) -> None:
+    async def refresh(number: int) -> bool:
+        lease = await leases.claim(integration, f"owner-{number}", FORCED[number % 2])
+        if lease is not None:
+            await leases.release(lease, outcome_known=True)
+        return lease is not None
+
+    assert sum(await asyncio.gather(*(refresh(number) for number in range(40)))) == 1
+
+
+async def test_negative_control_without_an_interval_every_released_lease_is_claimed_again(
+    database: Database, integration: Integration
+) -> None:
+    leases = SqlRefreshLeases(database, LONG_DURATION, timedelta(0))
+    for number in range(5):
+        lease = await leases.claim(integration, f"owner-{number}", RefreshCause.FORCE)
+        assert lease is not None
+        await leases.release(lease, outcome_known=True)
+
+
+async def test_the_interval_outlasts_new_credentials_and_a_failure_does_not(
+    database: Database, leases: SqlRefreshLeases, integration: Integration
+) -> None:
+    lease = await leases.claim(integration, "first")
+    assert lease is not None
+    await leases.release(lease, outcome_known=True, failure="PROVIDER_REJECTED")
+    refreshed = await SqlIntegrations(database).commit_refresh(integration, new_credentials(), NOW)
+    assert refreshed is not None
+    state = await leases.state(refreshed)
+    assert (state.is_free, state.failure) == (True, None)
+    assert state.forced_wait > timedelta(0)
+    assert await leases.claim(refreshed, "second", RefreshCause.DEMAND) is None
+
+
+async def test_only_force_claims_for_a_grant_that_has_ended(database: Database, integration: Integration) -> None:
+    leases = SqlRefreshLeases(database, EXPIRED_DURATION, timedelta(0))
+    store = SqlIntegrations(database)
+    await store.record_failure(integration, FAILURE, reauthorization_required=True)
+    for cause in (RefreshCause.EXPIRY, RefreshCause.DEMAND):
+        assert await leases.claim(integration, "late", cause) is None
+    assert await leases.claim(integration, "forced", RefreshCause.FORCE)
+    await update_settings(store, integration, IntegrationUpdate(is_active=False))
+    assert await leases.claim(integration, "forced", RefreshCause.FORCE) is None
+
+
+# --- removal ---------------------------------------------------------------------------------------------------------
 
 
 async def test_a_removed_integration_cannot_be_claimed(

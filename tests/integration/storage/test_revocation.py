@@ -86,7 +86,7 @@ def start_process(database: Database, provider: FakeProvider, tasks: DetachedTas
     account_linker = AccountLinker(integrations, providers, cipher, clock, schedule, lambda _: None)
     refresher = TokenRefresher(
         integrations,
-        SqlRefreshLeases(database, MINUTE),
+        SqlRefreshLeases(database, MINUTE, MINUTE),
         RefreshCommitter(integrations, FileRefreshJournal(journal), outbox, cipher, clock, schedule),
         RefreshFailurePolicy(integrations, clock, lambda: 0.5),
         providers,

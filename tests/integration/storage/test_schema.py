@@ -20,7 +20,7 @@ from integration_server.storage.engine import Database, open_database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.schema import OLDEST_SUPPORTED_REVISION, SchemaError, check_schema, migrate
 from integration_server.storage.tables import metadata
-from tests.contracts.store_contract import create_connected
+from tests.contracts.store_contract import create_connected, reload
 from tests.postgres import PostgresServer
 
 PROJECT = Path(integration_server.__file__).parents[1]
@@ -190,8 +190,7 @@ async def write_and_read_an_integration(url: str) -> str:
     async with open_database(url) as database:
         store = SqlIntegrations(database)
         created = await create_connected(store, name="Work")
-        (stored,) = await store.list_connected(created.user_id)
-        return stored.integration.name
+        return (await reload(store, created)).name
 
 
 async def test_old_code_runs_on_an_expanded_schema_and_leaves_it_unchanged(empty_url: str, tmp_path: Path) -> None:

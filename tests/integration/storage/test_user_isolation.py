@@ -11,7 +11,7 @@ from sqlalchemy import BinaryExpression, ClauseElement, Connection, Delete, Engi
 from sqlalchemy.sql import visitors
 
 from integration_server.domain.errors import IntegrationNotFound
-from integration_server.domain.integration import Integration, IntegrationId
+from integration_server.domain.integration import Integration
 from integration_server.service.integrations.ports import IntegrationStore, IntegrationUpdate, NewAccount
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import SqlIntegrations
@@ -22,6 +22,8 @@ from tests.contracts.store_contract import (
     FAILURE,
     LATER,
     NOW,
+    list_all,
+    list_connected,
     new_credentials,
     new_integration,
 )
@@ -49,8 +51,8 @@ ATTACKS: dict[str, Attack] = {
     "get": lambda store, anns: store.get(anns.integration_id, BOB),
     "find": lambda store, anns: store.find(anns.integration_id, BOB),
     "find_account": lambda store, anns: store.find_account(BOB, anns.integration_type, "account-1"),
-    "list": lambda store, _: store.list(BOB, None, IntegrationId(0), 10),
-    "list_connected": lambda store, _: store.list_connected(BOB),
+    "list": lambda store, _: list_all(store, BOB),
+    "list_connected": lambda store, _: list_connected(store, BOB),
     "commit_connection": lambda store, anns: store.commit_connection(
         as_bob(anns), ACCOUNT, new_credentials(b"bob's"), LATER
     ),

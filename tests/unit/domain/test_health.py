@@ -1,22 +1,10 @@
-from dataclasses import replace
 from datetime import timedelta
 
-from integration_server.domain.health import HealthCheck, HealthReport
-from integration_server.domain.integration import Status
-from tests.fakes.clock import NOON
-from tests.unit.domain.test_integration import WORKING
+import pytest
 
-HEALTHY = HealthCheck(WORKING, Status.ACTIVE, True, NOON, timedelta(seconds=1), None, "fine")
-FAILED = replace(HEALTHY, status=Status.ERROR, healthy=False, error_class="PROVIDER_REJECTED")
-EXPIRED = replace(FAILED, status=Status.EXPIRED)
-INACTIVE = replace(HEALTHY, status=Status.INACTIVE, healthy=False)
+from integration_server.domain.health import ErrorRate
 
 
-def test_counts_add_up() -> None:
-    report = HealthReport((HEALTHY, FAILED, INACTIVE, HEALTHY, EXPIRED, HEALTHY), NOON)
-    assert (report.healthy_count, report.error_count, report.inactive_count) == (3, 2, 1)
-
-
-def test_counts_of_an_empty_report_are_zero() -> None:
-    report = HealthReport((), NOON)
-    assert (report.healthy_count, report.error_count, report.inactive_count) == (0, 0, 0)
+@pytest.mark.parametrize(("checks", "failures", "rate"), [(0, 0, 0.0), (4, 1, 0.25), (2, 2, 1.0)])
+def test_the_rate_is_the_failed_share(checks: int, failures: int, rate: float) -> None:
+    assert ErrorRate(timedelta(hours=1), checks, failures).rate == rate

@@ -26,7 +26,7 @@ def client_of(system: FakeSystem, interceptors: Sequence[Interceptor] = ()) -> I
 
 @pytest.fixture
 async def system() -> AsyncIterator[FakeSystem]:
-    system = FakeSystem()
+    system = FakeSystem({"user_max_authorization_attempts": 100})
     async with system.tasks:
         yield system
 

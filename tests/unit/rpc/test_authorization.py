@@ -30,7 +30,7 @@ from tests.fakes.clock import SettableClock
 from tests.fakes.inmemory_grpc import FakeContext, InMemoryGrpc, RpcError
 from tests.fakes.system import FakeSystem
 from tests.unit.rpc.conftest import client_of
-from tests.unit.rpc.fake_tokens import FakeTokenVerifier
+from tests.unit.rpc.fake_tokens import fake_tokens
 
 ADA, GRACE = UserId("ada"), UserId("grace")
 ALL = frozenset(Permission)
@@ -55,7 +55,7 @@ class ProtectedService:
             "keys": Permissions(ALL, AllowedTypes(frozenset({"fake_key"}))),
         }
         request_authorizer = authorize_request(RequestAuthorizer(find_type or self._find_type))
-        self.interceptors = [authenticate(FakeTokenVerifier(), SettableClock()), authorize_method(self.policy)]
+        self.interceptors = [authenticate(fake_tokens(), SettableClock()), authorize_method(self.policy)]
         self.interceptors += [before_requests] if before_requests else []
         self.interceptors += [request_authorizer] if authorizes_requests else []
         self.interceptors += [after_requests] if after_requests else []
@@ -208,6 +208,35 @@ async def test_types_are_looked_up_once_and_the_cache_is_bounded() -> None:
     assert looked_up[-1] == (1, GRACE)
 
 
+async def test_a_type_that_is_not_allowed_is_looked_up_like_an_integration_that_does_not_exist() -> None:
+    """Else the time of the second call would tell the two apart."""
+    looked_up: list[int] = []
+    allowed = AllowedTypes(frozenset({"fake", "withdrawn"}))
+
+    async def find_type(integration_id: IntegrationId, _user_id: UserId) -> str:
+        looked_up.append(integration_id)
+        if integration_id == UNKNOWN_ID:
+            raise IntegrationNotFound
+        return "withdrawn" if integration_id == 2 else "other"
+
+    authorizer = RequestAuthorizer(find_type)
+    method = describe_method("/integrations.v1.IntegrationService/GetIntegration")
+
+    async def authorize(integration_id: int, allowed_types: AllowedTypes) -> None:
+        caller = Caller("fake", Permissions(ALL, allowed_types))
+        await authorizer.authorize(
+            method, pb.GetIntegrationRequest(integration_id=integration_id, user_id="ada"), caller
+        )
+
+    await authorize(2, allowed)  # remembered, and then withdrawn from the policy
+    looked_up.clear()
+    for integration_id in (1, 2, UNKNOWN_ID):
+        for _ in range(3):
+            with pytest.raises(IntegrationNotFound):
+                await authorize(integration_id, AllowedTypes(frozenset({"fake"})))
+    assert looked_up == [1] * 3 + [2] * 3 + [UNKNOWN_ID] * 3
+
+
 # --- quotas ----------------------------------------------------------------------------------------------------------
 
 
@@ -286,7 +315,7 @@ async def endless(_request: object, _context: Any) -> AsyncIterator[str]:
 def watch(policy: Callable[[], Policy]) -> AsyncIterator[str]:
     """Start a stream under the policy."""
     method = describe_method("/integrations.v1.IntegrationService/WatchIntegrations")
-    interceptors = [authenticate(FakeTokenVerifier(), SettableClock()), authorize_method(policy)]
+    interceptors = [authenticate(fake_tokens(), SettableClock()), authorize_method(policy)]
     stream: AsyncIterator[str] = compose(method, endless, interceptors)(None, FakeContext(token="token all"))
     return stream
 

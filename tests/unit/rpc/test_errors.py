@@ -6,6 +6,7 @@ import grpc
 import pytest
 import structlog
 from google.protobuf.message import Message
+from google.rpc import code_pb2
 from grpc_status import rpc_status
 from structlog.testing import capture_logs
 
@@ -236,3 +237,12 @@ async def test_an_unavailable_database_is_reported_with_a_retry_delay(client: In
         await client.call("GetIntegration", good("GetIntegration"))
     assert (rejected.value.code, rejected.value.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
     assert rejected.value.retry.retry_delay.ToTimedelta() > timedelta(0)
+
+
+def test_a_user_over_a_quota_is_told_the_setting_and_not_to_wait() -> None:
+    status = status_of(QuotaExceeded.of_user("USER_MAX_INTEGRATIONS", "this user has 5 integrations"))
+    assert (status.code, status.message) == (
+        code_pb2.RESOURCE_EXHAUSTED,
+        "this user has 5 integrations (USER_MAX_INTEGRATIONS)",
+    )
+    assert [detail.type_url.rpartition(".")[2] for detail in status.details] == ["ErrorInfo"]

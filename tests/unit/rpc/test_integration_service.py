@@ -164,6 +164,21 @@ async def test_checks_all_integrations_and_the_counts_add_up(client: InMemoryGrp
     assert report.HasField("check_time")
 
 
+async def test_health_is_checked_in_pages_and_all_integrations_are_counted(
+    client: InMemoryGrpc, system: FakeSystem
+) -> None:
+    for number in range(60):
+        await system.connect_account(f"account-{number}")
+    for page_size, sizes in ((0, [50, 10]), (1000, [50, 10]), (25, [25, 25, 10])):
+        found, token = list[int](), ""
+        for size in sizes:
+            report = await client.call("CheckAllHealth", good("CheckAllHealth", page_size=page_size, page_token=token))
+            assert (len(report.integrations), report.total_integrations, report.healthy_count) == (size, 60, 60)
+            found += [check.integration_id for check in report.integrations]
+            token = report.next_page_token
+        assert (found, token) == (list(range(1, 61)), "")
+
+
 @pytest.mark.usefixtures("integration")
 async def test_lists_checks_in_pages_with_the_error_rates(client: InMemoryGrpc, system: FakeSystem) -> None:
     await client.call("CheckHealth", good("CheckHealth"))

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from integration_server.hot_reload import InvalidFile
 from integration_server.rpc.authentication import Identity, IdentityKind
-from integration_server.rpc.errors import Unauthenticated
+from integration_server.rpc.errors import KeysNotAvailable, TokenExpired, Unauthenticated
 from integration_server.rpc.jwt_verifier import Issuer, JwtVerifier, RemoteJwks, parse_jwks
 from tests.fakes.clock import SettableClock
 from tests.tokens import AUDIENCE, TokenIssuer
@@ -28,10 +28,10 @@ class FixedKeys:
     """Keys that never change."""
 
     def __init__(self, body: bytes) -> None:
-        self.keys = parse_jwks(body)
+        self.value = parse_jwks(body)
 
     async def get_keys(self, kid: str | None) -> KeySet:
-        return self.keys
+        return self.value
 
     async def poll(self) -> None:
         """Do nothing."""
@@ -55,7 +55,7 @@ def issuer() -> TokenIssuer:
 
 async def is_accepted(verifier: JwtVerifier, token: str) -> bool:
     try:
-        return (await verifier.resolve_identity(token)).names == ("backend",)
+        return (await verifier.resolve_identity(token)).name == "backend"
     except Unauthenticated:
         return False
 
@@ -63,7 +63,7 @@ async def is_accepted(verifier: JwtVerifier, token: str) -> bool:
 async def test_a_valid_token_identifies_its_subject_until_it_expires(issuer: TokenIssuer) -> None:
     token = issuer.token("backend", NOW)
     expire_time = NOW + timedelta(minutes=5) + LEEWAY
-    assert await verifier_for(issuer).resolve_identity(token) == Identity(IdentityKind.TOKEN, ("backend",), expire_time)
+    assert await verifier_for(issuer).resolve_identity(token) == Identity(IdentityKind.TOKEN, "backend", expire_time)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ async def test_a_token_with_a_missing_or_malformed_claim_is_rejected(
 )
 async def test_a_subject_with_other_characters_is_accepted_unchanged(issuer: TokenIssuer, subject: str) -> None:
     identity = await verifier_for(issuer).resolve_identity(issuer.token(subject, NOW))
-    assert identity.names == (subject,)
+    assert identity.name == subject
 
 
 async def test_an_audience_may_be_one_of_several(issuer: TokenIssuer) -> None:
@@ -407,3 +407,49 @@ async def test_a_withdrawn_key_is_accepted_for_at_most_five_minutes(issuer: Toke
     clock.advance(timedelta(seconds=1))
     await keys.poll()
     assert [key.kid for key in await keys.get_keys("two")] == ["two"]
+
+
+# --- what a token authenticator needs to know ------------------------------------------------------------------------
+
+
+async def test_an_expired_token_is_told_from_a_forged_one(issuer: TokenIssuer) -> None:
+    verifier = verifier_for(issuer)
+    with pytest.raises(TokenExpired):
+        await verifier.resolve_identity(issuer.token("backend", NOW, lifetime=timedelta(minutes=-1)))
+    stranger = TokenIssuer(issuer.issuer)
+    with pytest.raises(Unauthenticated) as forged:
+        await verifier.resolve_identity(stranger.token("backend", NOW, lifetime=timedelta(minutes=-1)))
+    assert not isinstance(forged.value, TokenExpired)
+
+
+async def test_a_token_is_not_forged_while_its_issuer_has_no_keys(issuer: TokenIssuer) -> None:
+    page = JwksEndpoint(issuer.jwks)
+    page.body = None
+    keys = RemoteJwks(page, SettableClock())
+    verifier = JwtVerifier([Issuer(IdentityKind.TOKEN, issuer.issuer, AUDIENCE, keys)], ["ES256"], LEEWAY, lambda: NOW)
+    with pytest.raises(KeysNotAvailable):
+        await verifier.resolve_identity(issuer.token("backend", NOW))
+
+
+async def test_the_keys_stay_the_same_object_until_their_content_changes(issuer: TokenIssuer) -> None:
+    clock, page = SettableClock(), JwksEndpoint(issuer.jwks)
+    keys = RemoteJwks(page, clock)
+    verifier = JwtVerifier([Issuer(IdentityKind.TOKEN, issuer.issuer, AUDIENCE, keys)], ["ES256"], LEEWAY, clock)
+    await keys.poll()
+    first = verifier.keys
+    clock.advance(timedelta(minutes=5))
+    await keys.poll()
+    assert verifier.keys == first
+    page.body = TokenIssuer(issuer.issuer, kid="two").jwks
+    clock.advance(timedelta(minutes=5))
+    await keys.poll()
+    assert verifier.keys != first
+    assert page.fetched == 3
+
+
+async def test_an_empty_key_set_is_refused() -> None:
+    page = JwksEndpoint(b"")
+    keys = RemoteJwks(page, SettableClock())
+    with capture_logs() as logs:
+        await keys.poll()
+    assert [entry["event"] for entry in logs] == ["jwks_fetch_failed"]

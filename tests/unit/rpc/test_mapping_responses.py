@@ -9,9 +9,11 @@ from google.protobuf.struct_pb2 import Struct
 from integration_server.domain.credentials import ApiKey, AuthMethod, OAuthTokens, RequestAuth
 from integration_server.domain.health import ErrorRate, HealthCheck
 from integration_server.domain.integration import Failure, Integration, IntegrationId, Status, UserId
+from integration_server.domain.webhooks import WebhookResponse
 from integration_server.rpc import mapping
 from integration_server.service.credentials.credential_service import UsableCredentials
 from integration_server.service.health.health_checks import HealthCheckPage
+from integration_server.service.webhooks.webhook_ingestion import NOT_FOUND, UNAUTHORIZED
 from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from tests.fakes.clock import NOON, SettableClock
@@ -152,6 +154,12 @@ def test_a_token_without_expiry_has_no_expiry_time_and_no_refresh_token() -> Non
     encoded = mapping.encode_credentials(UsableCredentials(OAuthTokens("access", "refresh"), (), AUTH))
     assert not encoded.HasField("expire_time")
     assert b"refresh" not in encoded.SerializeToString()
+
+
+def test_a_webhook_response_says_whether_the_request_was_verified() -> None:
+    assert mapping.encode_webhook_response(WebhookResponse(202, body=b"ok")).verified
+    for rejected in (NOT_FOUND, UNAUTHORIZED):
+        assert not mapping.encode_webhook_response(rejected).verified
 
 
 def test_an_api_key_is_returned_without_the_webhook_secret() -> None:

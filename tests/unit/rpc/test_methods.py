@@ -9,7 +9,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from integration_server.domain.audit import Action
 from integration_server.domain.errors import CallerNotAllowed
-from integration_server.rpc.authentication import Identity, IdentityKind, authenticate
+from integration_server.rpc.authentication import Identity, IdentityKind, TokenAuthenticator, authenticate
 from integration_server.rpc.authorization import Caller, Permissions, Policy, authorize_method
 from integration_server.rpc.interceptors import compose
 from integration_server.rpc.methods import TYPELESS_PERMISSIONS, Method, Permission, describe_method, method_of
@@ -101,15 +101,18 @@ async def test_an_rpc_without_complete_rules_is_denied_to_every_caller(incomplet
     class Verifier:
         """Accepts every token."""
 
+        keys: object = ()
+
         async def resolve_identity(self, token: str) -> Identity:
-            return Identity(IdentityKind.TOKEN, (token,))
+            return Identity(IdentityKind.TOKEN, token)
 
     async def respond(request: str, _context: object) -> str:
         return request
 
     caller = Caller("all", Permissions(frozenset(Permission)))
     policy = Policy({(IdentityKind.TOKEN, "all"): caller}, Permissions())
-    behavior = compose(method, respond, [authenticate(Verifier(), SettableClock()), authorize_method(lambda: policy)])
+    tokens = TokenAuthenticator(Verifier(), None, SettableClock())
+    behavior = compose(method, respond, [authenticate(tokens, SettableClock()), authorize_method(lambda: policy)])
     if incomplete is None:  # the negative control
         assert await behavior("request", FakeContext(token="all")) == "request"
         return

@@ -8,6 +8,7 @@ from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, NO_IN
 from integration_server.hot_reload import InvalidFile
 from integration_server.rpc.authentication import Identity, IdentityKind
 from integration_server.rpc.authorization import Permissions, Policy
+from integration_server.rpc.certificate_names import parse_name
 from integration_server.rpc.methods import SIDECAR_PERMISSIONS, USER_PERMISSIONS, Permission
 from integration_server.rpc.policy import read_policy
 
@@ -44,15 +45,14 @@ def problems_of(text: str) -> list[str]:
     return [problem.removeprefix("policy.toml: ") for problem in rejected.value.problems]
 
 
-def permissions(kind: IdentityKind, *names: str) -> Permissions:
-    return policy().caller_of(Identity(kind, names)).permissions
+def permissions(kind: IdentityKind, name: str) -> Permissions:
+    return policy().caller_of(Identity(kind, name)).permissions
 
 
 def test_a_service_has_the_permissions_that_it_is_granted() -> None:
     granted = Permissions(frozenset({Permission.CREDENTIALS}), ALL_INTEGRATION_TYPES)
     assert permissions(IdentityKind.CERTIFICATE, "spiffe://example.org/sync") == granted
     assert permissions(IdentityKind.CERTIFICATE, "sync.example.org") == granted
-    assert permissions(IdentityKind.CERTIFICATE, "unknown.example.org", "sync.example.org") == granted
     assert permissions(IdentityKind.TOKEN, "probe") == Permissions(frozenset({Permission.HEALTH}), NO_INTEGRATION_TYPES)
 
 
@@ -65,7 +65,7 @@ def test_the_sidecar_has_fixed_permissions() -> None:
 
 
 def test_a_user_acts_for_itself_only() -> None:
-    caller = policy().caller_of(Identity(IdentityKind.USER, ("ada",)))
+    caller = policy().caller_of(Identity(IdentityKind.USER, "ada"))
     assert caller.user_id == "ada"
     assert caller.permissions == Permissions(
         frozenset({Permission.READ, Permission.MANAGE}), AllowedTypes(frozenset({"google_calendar"}))
@@ -89,18 +89,29 @@ def test_an_unknown_caller_has_no_permissions(kind: IdentityKind, name: str) -> 
 
 def test_an_empty_policy_grants_nothing() -> None:
     for identity in (
-        Identity(IdentityKind.USER, ("ada",)),
-        Identity(IdentityKind.TOKEN, ("a",)),
-        Identity(IdentityKind.CERTIFICATE, ("a",)),
+        Identity(IdentityKind.USER, "ada"),
+        Identity(IdentityKind.TOKEN, "a"),
+        Identity(IdentityKind.CERTIFICATE, "a"),
     ):
         assert policy("").caller_of(identity).permissions == Permissions()
 
 
-def test_a_certificate_with_the_names_of_two_services_identifies_neither() -> None:
-    assert permissions(IdentityKind.CERTIFICATE, "sync.example.org", "spiffe://example.org/sidecar") == Permissions()
-    two = policy('[sidecar]\ncertificates = ["a"]\n[services.other]\ncertificates = ["b"]\npermissions = ["health"]\n')
-    assert two.caller_of(Identity(IdentityKind.CERTIFICATE, ("a", "b"))).permissions == Permissions()
-    assert two.caller_of(Identity(IdentityKind.CERTIFICATE, ("b", "c"))).permissions.granted == {Permission.HEALTH}
+@pytest.mark.parametrize(
+    "name",
+    ["spiffe://example.org", "spiffe://example.org/a/", "spiffe://Example.org/a", "*.example.org", "a.example.", "a b"],
+)
+def test_a_name_that_no_certificate_can_have_is_rejected(name: str) -> None:
+    text = f'[services.sync]\ncertificates = ["{name}"]\npermissions = ["health"]\n'
+    (problem,) = problems_of(text)
+    assert problem.startswith(
+        "services.sync.certificates.0: is neither a SPIFFE ID with a path nor the name of one host"
+    )
+
+
+def test_names_are_compared_as_those_of_certificates() -> None:
+    text = '[services.sync]\ncertificates = ["SPIFFE://example.org/A"]\npermissions = ["health"]\n'
+    named = policy(text).caller_of(Identity(IdentityKind.CERTIFICATE, parse_name("Spiffe://example.org/A")))
+    assert named.permissions.granted == {Permission.HEALTH}
 
 
 @pytest.mark.parametrize("permission", sorted(set(Permission) - USER_PERMISSIONS))
@@ -158,13 +169,13 @@ def test_names_have_no_control_characters(escape: str) -> None:
 def test_names_keep_all_other_characters() -> None:
     text = '[services."a\\u200bb"]\ntokens = ["c\\u3000d"]\npermissions = ["health"]\n'
     policy = read_policy({PATH: text.encode()})
-    assert policy.caller_of(Identity(IdentityKind.TOKEN, ("c\u3000d",))).name == "a\u200bb"
+    assert policy.caller_of(Identity(IdentityKind.TOKEN, "c\u3000d")).name == "a\u200bb"
 
 
 def test_negative_control_a_service_with_a_reserved_name_looks_like_a_user() -> None:
     text = '[services.user]\ntokens = ["a"]\npermissions = ["health"]\n'
     namesake = read_policy({PATH: text.encode()}, reserved_names=())
-    callers = [namesake.caller_of(Identity(kind, ("a",))) for kind in (IdentityKind.TOKEN, IdentityKind.USER)]
+    callers = [namesake.caller_of(Identity(kind, "a")) for kind in (IdentityKind.TOKEN, IdentityKind.USER)]
     assert [caller.name for caller in callers] == ["user", "user"]
 
 
@@ -208,7 +219,7 @@ def test_bytes_that_are_not_text_are_rejected() -> None:
 def test_a_type_can_be_granted_by_an_alias() -> None:
     text = GOOD.replace('["*"]', '["pretend", "other"]')
     granted = read_policy({PATH: text.encode()}, canonical_type)
-    caller = granted.caller_of(Identity(IdentityKind.CERTIFICATE, ("sync.example.org",)))
+    caller = granted.caller_of(Identity(IdentityKind.CERTIFICATE, "sync.example.org"))
     assert caller.permissions.allowed_types.integration_types == frozenset({"fake", "other"})
 
 

@@ -7,12 +7,20 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import grpc_health.v1.health_pb2  # noqa: F401  # describes the methods of the health service
 import pytest
 from structlog.testing import capture_logs
 
 from integration_server.domain.errors import QuotaExceeded
-from integration_server.rpc.interceptors import CallerLookup, convert_errors, enforce_quota, peer_address
-from integration_server.rpc.methods import Method, Permission
+from integration_server.rpc.interceptors import (
+    CallerLookup,
+    convert_errors,
+    enforce_quota,
+    limit_streams,
+    peer_address,
+)
+from integration_server.rpc.methods import Method, Permission, describe_method
+from integrations.v1 import integration_service_pb2 as pb
 from tests.fakes.inmemory_grpc import FakeContext
 
 ADA, BOB = "ipv4:10.0.0.1:50000", "ipv4:10.0.0.2:50000"
@@ -175,8 +183,8 @@ async def test_health_streams_are_not_exempt() -> None:
 @pytest.mark.parametrize(
     ("peer", "caller"),
     [
-        ("ipv4:10.0.0.1:50000", "ipv4:10.0.0.1"),
-        ("ipv6:%5B::1%5D:50000", "ipv6:%5B::1%5D"),
+        ("ipv4:10.0.0.1:50000", "10.0.0.1"),
+        ("ipv6:%5B::1%5D:50000", "::1"),
         ("unix:", "unix"),
     ],
 )
@@ -190,3 +198,78 @@ async def test_an_authenticated_caller_has_one_quota_for_all_addresses() -> None
     await handlers.start(1)
     with pytest.raises(QuotaExceeded):
         await handlers.unary()("", FakeContext(peer=BOB))
+
+
+# --- streams ---------------------------------------------------------------------------------------------------------
+
+WATCH = describe_method("/integrations.v1.IntegrationService/WatchIntegrations")
+
+
+class Streams:
+    """Streams behind one limit, which stay open."""
+
+    def __init__(self, *, per_caller: int = 1000, per_user: int = 1000, method: Method = WATCH) -> None:
+        wrap = limit_streams(peer_address, per_caller=per_caller, per_user=per_user)
+        self._behavior = wrap(method, self._respond)
+
+    async def _respond(self, request: Any, _context: Any) -> AsyncIterator[Any]:
+        if request.cursor == "fail":
+            raise RuntimeError
+        while True:
+            yield request
+
+    async def open(self, user_id: str = "", peer: str = ADA, cursor: str = "") -> Any:
+        """Open a stream and read its first response."""
+        request = pb.WatchIntegrationsRequest(user_id=user_id, cursor=cursor)
+        stream = self._behavior(request, FakeContext(peer=peer))
+        await anext(stream)
+        return stream
+
+
+async def test_streams_for_one_user_are_limited() -> None:
+    streams = Streams(per_user=2)
+    first, _second = [await streams.open("ada") for _ in range(2)]
+    with pytest.raises(QuotaExceeded, match="for this user; at most 2"):
+        await streams.open("ada")
+    assert await streams.open("grace")
+    assert await streams.open()  # for all users
+    await first.aclose()
+    assert await streams.open("ada")
+
+
+async def test_streams_of_one_caller_are_limited() -> None:
+    streams = Streams(per_caller=3)
+    opened = [await streams.open(user_id) for user_id in ("", "ada", "grace")]
+    for user_id in ("", "ada", "eve"):
+        with pytest.raises(QuotaExceeded, match="at most 3"):
+            await streams.open(user_id)
+    await opened[0].aclose()
+    assert await streams.open("eve")
+
+
+async def test_another_caller_has_its_own_streams_for_the_same_user() -> None:
+    streams = Streams(per_caller=1, per_user=1)
+    await streams.open("ada")
+    with pytest.raises(QuotaExceeded):
+        await streams.open("ada")
+    assert await streams.open("ada", peer=BOB)
+
+
+async def test_a_failed_stream_is_not_counted() -> None:
+    streams = Streams(per_caller=1, per_user=1)
+    for _ in range(3):
+        with pytest.raises(RuntimeError):
+            await streams.open("ada", cursor="fail")
+    assert await streams.open("ada")
+
+
+async def test_negative_control_without_a_limit_one_user_opens_any_number_of_streams() -> None:
+    streams = Streams(per_caller=1_000_000, per_user=1_000_000)
+    assert len([await streams.open("ada") for _ in range(300)]) == 300
+
+
+def test_calls_that_are_not_streams_about_users_are_not_counted() -> None:
+    wrap = limit_streams(peer_address, per_caller=0, per_user=0)
+    handlers = Handlers()
+    for path in ("/integrations.v1.IntegrationService/GetCredentials", "/grpc.health.v1.Health/Watch"):
+        assert wrap(describe_method(path), handlers.respond_twice) == handlers.respond_twice

@@ -93,7 +93,8 @@ class _Observer:
                     await self._ask(question, self._events(integration_id, user_id, consumer))
         await self._ask("callback", self._callback())
         await self._ask("confirmation", self._confirmation())
-        self._system.clock.advance(timedelta(minutes=50))
+        await self._ask("forced refresh", self._forced(self._ids["work"], ADA))
+        self._system.clock.advance(timedelta(minutes=56))
         for user_id, name in ((ADA, "work"), (EVE, "eves")):
             await self._ask(f"refreshed settings of {name} for {user_id}", self._settings(self._ids[name], user_id))
         self._secret["refresh tokens that were sent"] = frozenset(provider.refreshes)
@@ -132,6 +133,10 @@ class _Observer:
     async def _credentials(self, integration_id: IntegrationId, user_id: UserId) -> set[str]:
         fresh = await self._use_cases.credentials.get_usable(integration_id, user_id)
         return {repr(asdict(fresh.credentials)), *self._settings_of(fresh.integration)}
+
+    async def _forced(self, integration_id: IntegrationId, user_id: UserId) -> set[str]:
+        state = await self._use_cases.credentials.refresh_token(integration_id, user_id, force=True)
+        return {"refreshed"} if state.refreshed else set()
 
     async def _settings(self, integration_id: IntegrationId, user_id: UserId) -> set[str]:
         return self._settings_of((await self._use_cases.credentials.get_usable(integration_id, user_id)).integration)
@@ -350,7 +355,7 @@ def mutations(column: Column[Any], value: object) -> Iterator[object]:
     if isinstance(column.type, Boolean):
         yield 1 - cast("int", value)
     elif isinstance(column.type, Integer) and isinstance(value, int):
-        yield from (value + 1, 0)
+        yield from (value + 1, 0, 2**40)
     elif isinstance(column.type, LargeBinary) and isinstance(value, bytes):
         yield value[:-1] + bytes([value[-1] ^ 1])
     elif value is None:
@@ -395,7 +400,8 @@ class UnboundAead:
 
 async def filled(wrap: Callable[[Aead], Aead] = lambda aead: aead) -> World:
     """A world over a new system."""
-    world = World(FakeSystem({"skip_confirmation": False}, aead=wrap(FakeAead())))
+    # Waits for a lease end as the clock advances.
+    world = World(FakeSystem({"skip_confirmation": False}, aead=wrap(FakeAead()), sleep_advances_clock=True))
     await world.fill()
     return world
 

@@ -10,9 +10,15 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_status import rpc_status
 from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
-from integration_server.sidecar.app import create_app
+from integration_server.sidecar.anonymous_limits import AnonymousLimits
+from integration_server.sidecar.app import create_app, create_endpoints
 from integration_server.sidecar.grpc_client import ServerClient
+from integration_server.sidecar.http_limits import HttpLimits
+from integration_server.sidecar.pages import ResultPages
+from integration_server.sidecar.responses import Responses
+from integration_server.trusted_proxies import TrustedProxies, parse_networks
 from integrations.v1.integration_service_pb2 import (
     HandleCallbackRequest,
     HandleCallbackResponse,
@@ -37,7 +43,7 @@ class FakeServer(ServerClient):
         default_factory=lambda: HealthCheckResponse(status=HealthCheckResponse.SERVING)
     )
     webhook_response: ReceiveWebhookResponse | Exception = field(
-        default_factory=lambda: ReceiveWebhookResponse(status_code=200)
+        default_factory=lambda: ReceiveWebhookResponse(status_code=200, verified=True)
     )
     callbacks: list[HandleCallbackRequest] = field(default_factory=list)
     webhooks: list[ReceiveWebhookRequest] = field(default_factory=list)
@@ -58,9 +64,20 @@ class FakeServer(ServerClient):
         self.deadlines.append(timeout)
         return _return_or_raise(self.health_response)
 
-    def app(self) -> Starlette:
+    async def aclose(self) -> None:
+        """There is nothing to close."""
+
+    def app(self, limits: HttpLimits = LIMITS, proxies: str = "") -> ASGIApp:
         """The sidecar's app over this server."""
-        return create_app(self, LIMITS, PUBLIC_URL)
+        return create_app(self, limits, PUBLIC_URL, _anonymous_limits(limits, proxies))
+
+    def endpoints(self, limits: HttpLimits = LIMITS) -> Starlette:
+        """The app without the probes."""
+        return create_endpoints(self, limits, PUBLIC_URL, Responses(ResultPages()), _anonymous_limits(limits), {})
+
+
+def _anonymous_limits(limits: HttpLimits, proxies: str = "") -> AnonymousLimits:
+    return AnonymousLimits(limits, TrustedProxies(parse_networks(proxies)))
 
 
 def _return_or_raise(rpc_response: _T | Exception) -> _T:

@@ -1,10 +1,14 @@
 """Liveness and readiness probes."""
 
+import asyncio
+from datetime import timedelta
+
 import grpc
 import httpx
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
+from integration_server.sidecar.probes import Readiness
 from tests.unit.sidecar.fakes import FakeServer, rpc_error
 
 
@@ -42,3 +46,26 @@ async def test_is_not_ready_otherwise(
     response = await client.get("/readyz")
 
     assert (response.status_code, response.text) == (503, "not ready")
+
+
+async def test_a_readiness_result_is_shared_and_kept_for_its_age() -> None:
+    server = FakeServer()
+    now = 0.0
+    readiness = Readiness(server, timedelta(seconds=0.5), lambda: now)
+
+    assert await asyncio.gather(*(readiness.is_ready() for _ in range(10))) == 10 * [True]
+    server.health_response = rpc_error(grpc.StatusCode.UNAVAILABLE)
+    assert await readiness.is_ready()
+    assert len(server.deadlines) == 1
+
+    now = 0.5
+    assert not await readiness.is_ready()
+    assert len(server.deadlines) == 2
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+async def test_other_methods_are_refused(client: httpx.AsyncClient, path: str, method: str) -> None:
+    response = await client.request(method, path)
+
+    assert (response.status_code, response.headers["allow"]) == (405, "GET, HEAD")

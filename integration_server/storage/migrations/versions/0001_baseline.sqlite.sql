@@ -175,6 +175,14 @@ CREATE INDEX ix_authorization_attempts_expire_time ON authorization_attempts (ex
 
 CREATE INDEX ix_authorization_attempts_integration_id ON authorization_attempts (integration_id);
 
+CREATE INDEX ix_authorization_attempts_user_id_create_time ON authorization_attempts (user_id, create_time);
+
+CREATE TABLE user_usage (
+    user_id VARCHAR(255) NOT NULL,
+    webhook_bytes BIGINT NOT NULL,
+    CONSTRAINT pk_user_usage PRIMARY KEY (user_id)
+);
+
 CREATE TABLE health_checks (
     health_check_id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     integration_id INTEGER NOT NULL,
@@ -198,6 +206,8 @@ CREATE TABLE refresh_leases (
     expire_time DATETIME NOT NULL,
     call_time DATETIME,
     called_by VARCHAR(255),
+    claim_time DATETIME NOT NULL,
+    failure VARCHAR(64),
     CONSTRAINT pk_refresh_leases PRIMARY KEY (integration_id),
     CONSTRAINT fk_refresh_leases_integration_id FOREIGN KEY(integration_id) REFERENCES integrations (integration_id) ON DELETE CASCADE
 );
@@ -315,4 +325,8 @@ CREATE TRIGGER record_webhook AFTER INSERT ON webhook_events FOR EACH ROW BEGIN
     NULL,
     NULL,
     NEW.number, strftime('%Y-%m-%d %H:%M:%f000', 'now'));
+END;
+
+CREATE TRIGGER subtract_webhook_bytes AFTER DELETE ON webhook_events FOR EACH ROW BEGIN
+    UPDATE user_usage SET webhook_bytes = webhook_bytes - length(OLD.encrypted_payload) WHERE user_id = OLD.user_id;
 END;

@@ -46,6 +46,14 @@ def response_of(scheme: WebhookScheme, request: WebhookRequest, *secrets: str) -
     return result
 
 
+def test_only_a_signed_handshake_is_verified() -> None:
+    slack = signed(BY_NAME["slack"], {"challenge": "3eZbrw1aBm2rZgRN", "type": "url_verification"})
+    assert response_of(SLACK, slack, BY_NAME["slack"].secret).response.is_verified
+    assert not response_of(DROPBOX, get("challenge=a"), "s").response.is_verified
+    graph = replace(get("validationToken=a"), method="POST")
+    assert not response_of(MICROSOFT_GRAPH, graph, "s").response.is_verified
+
+
 # --- Slack
 
 

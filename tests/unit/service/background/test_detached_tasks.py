@@ -1,10 +1,11 @@
 import asyncio
+import gc
 from collections.abc import Coroutine
 from typing import Any
 
 import pytest
 
-from integration_server.domain.errors import StoreUnavailable
+from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
 from integration_server.service.background.detached_tasks import CallBudget, DetachedTasks, time_left, waiting_for_store
 
 
@@ -103,3 +104,31 @@ async def test_a_task_does_not_inherit_the_deadline_of_the_caller() -> None:
 
     call_budget = CallBudget(asyncio.get_running_loop().time())
     assert await asyncio.get_running_loop().create_task(call(), context=call_budget.context()) == [None, 0, 0]
+
+
+async def run_without_waiting(error: Exception) -> list[str]:
+    """Fail a task after its caller has been cancelled; what the event loop reports."""
+    reports: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, report: reports.append(report["message"]))
+
+    async def coroutine() -> None:
+        await asyncio.sleep(0)
+        raise error
+
+    async with DetachedTasks() as tasks:
+        caller = asyncio.create_task(tasks.run(coroutine()))
+        await asyncio.sleep(0)
+        caller.cancel()
+        await asyncio.gather(caller, return_exceptions=True)
+    del caller
+    await asyncio.sleep(0)
+    gc.collect()
+    return reports
+
+
+async def test_an_error_for_a_caller_that_is_gone_is_not_reported() -> None:
+    assert await run_without_waiting(IntegrationNotFound()) == []
+
+
+async def test_a_fault_is_reported_although_its_caller_is_gone() -> None:
+    assert await run_without_waiting(ZeroDivisionError()) == ["A detached task failed after its caller was gone"]

@@ -107,10 +107,12 @@ async def test_a_scope_lost_by_the_refresh_is_reported_as_missing(system: FakeSy
         # the buffer is at most half of the lifetime
         (4 * MINUTE, 2 * MINUTE, None, False),
         (4 * MINUTE, 2 * MINUTE + timedelta.resolution, None, True),
-        # an explicit min_ttl is neither lowered nor raised
+        # an explicit min_ttl is lowered to the lifetime, and not raised
         (60 * MINUTE, 30 * MINUTE, 30 * MINUTE, False),
         (60 * MINUTE, 31 * MINUTE, 30 * MINUTE, True),
-        (4 * MINUTE, timedelta(0), 30 * MINUTE, True),
+        (4 * MINUTE, timedelta(0), 30 * MINUTE, False),
+        (4 * MINUTE, timedelta.resolution, 30 * MINUTE, True),
+        (4 * MINUTE, timedelta.resolution, timedelta.max, True),
         (60 * MINUTE, 59 * MINUTE, timedelta(0), False),
         (60 * MINUTE, 60 * MINUTE, timedelta(0), True),
     ],
@@ -136,6 +138,7 @@ async def test_a_refreshed_token_is_served_even_if_it_is_shorter_than_min_ttl(
     system: FakeSystem, integration: Integration
 ) -> None:
     system.provider.lifetime = timedelta(seconds=1)
+    system.clock.advance(timedelta.resolution)
     assert await access_token(system, integration.integration_id, 2 * HOUR) == "renewed-access-1"
 
 

@@ -117,7 +117,20 @@ async def test_another_user_does_not_find_the_cached_row(row: StoredIntegration)
     for _ in range(2):
         assert await fixture.find(row) == row
         assert await fixture.find(row, EVE) is None
-    assert fixture.store.reads == 1
+    assert fixture.store.reads == 3  # the other user's time is that of an integration that does not exist
+
+
+async def test_reads_of_another_user_do_not_keep_the_row_out_of_the_cache(row: StoredIntegration) -> None:
+    fixture = CacheFixture(row)
+    await fixture.reader.poll()
+    fixture.store.gate.clear()
+    tasks = [asyncio.create_task(fixture.find(row, user_id)) for user_id in (EVE, ADA, EVE)]
+    await asyncio.sleep(0)
+    fixture.store.gate.set()
+    assert await asyncio.gather(*tasks) == [None, row, None]
+    assert await fixture.find(row) == row
+    assert fixture.store.reads == 3
+    assert not fixture.cache._pending_reads
 
 
 async def test_missing_integrations_are_not_cached(row: StoredIntegration) -> None:
@@ -127,6 +140,27 @@ async def test_missing_integrations_are_not_cached(row: StoredIntegration) -> No
     assert await fixture.find(row) is None
     fixture.store.rows[row.integration.integration_id] = removed
     assert await fixture.find(row) == row
+
+
+@pytest.mark.parametrize(("max_config_length", "reads"), [(1024, 2), (100_000, 1)], ids=["limited", "negative control"])
+async def test_integrations_with_large_configs_are_not_cached(
+    row: StoredIntegration, max_config_length: int, reads: int
+) -> None:
+    hoarder = replace(row, integration=replace(row.integration, config={"values": [[]] * 400}))
+    fixture = CacheFixture(hoarder)
+    fixture.lookup = CachedLookup(fixture.cache, fixture.store, max_config_length=max_config_length)
+    await fixture.reader.poll()
+    assert [await fixture.find(hoarder) for _ in range(2)] == [hoarder] * 2
+    assert fixture.store.reads == reads
+
+
+async def test_integrations_with_the_settings_of_a_provider_are_cached(row: StoredIntegration) -> None:
+    config = {"shop": "example.myshopify.com", "calendar_id": "c" * 200, "scopes": ["read", "write"] * 20}
+    usual = replace(row, integration=replace(row.integration, config=config))
+    fixture = CacheFixture(usual)
+    await fixture.reader.poll()
+    assert [await fixture.find(usual) for _ in range(2)] == [usual] * 2
+    assert fixture.store.reads == 1
 
 
 @pytest.mark.parametrize(

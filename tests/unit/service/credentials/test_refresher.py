@@ -19,7 +19,7 @@ from integration_server.domain.integration import Failure, Integration, Status
 from integration_server.service.integrations.ports import IntegrationUpdate
 from tests.fakes.provider import HOUR, wait_until
 from tests.fakes.stores import allow_shared_leases
-from tests.fakes.system import ADA, FakeSystem
+from tests.fakes.system import ADA, FORCED_INTERVAL, FakeSystem
 
 INVALID_GRANT = ProviderRejected("grant", oauth_error="invalid_grant")
 
@@ -237,6 +237,7 @@ async def test_a_required_scope_lost_by_a_refresh_is_missing_until_it_is_granted
         await system.credentials.refresh_token(integration.integration_id, ADA, force=True)
         row = system.row(integration.integration_id)
         assert (row.missing_scopes, row.status(system.clock())) == (missing, status)
+        system.clock.advance(FORCED_INTERVAL)
 
 
 # --- failures --------------------------------------------------------------------------------------------------------
@@ -350,6 +351,7 @@ async def test_logs_report_outcomes_without_secrets(system: FakeSystem, integrat
     structlog.reset_defaults()
     with capture_logs() as logs:
         await access_token(system, integration)
+        system.clock.advance(FORCED_INTERVAL)
         system.provider.refresh_error = INVALID_GRANT
         with pytest.raises(ReauthorizationRequired):
             await system.credentials.refresh_token(integration.integration_id, ADA, force=True)

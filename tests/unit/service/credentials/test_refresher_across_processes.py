@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 import structlog
@@ -19,14 +20,14 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.events import EventKind
 from integration_server.domain.integration import Failure, Integration, Status
-from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
-from integration_server.service.credentials.ports import Lease
+from integration_server.domain.proxy_messages import ApiRequest
+from integration_server.service.credentials.ports import Lease, RefreshCause
 from integration_server.service.credentials.refresher import TokenRefresher
 from integration_server.service.integrations.ports import NewCredentials
 from integration_server.storage.tables import refresh_leases
 from tests.fakes.provider import HOUR, wait_until
 from tests.fakes.stores import InMemoryRefreshJournal, allow_shared_leases, intercept, restore
-from tests.fakes.system import ADA, LEASE, FakeSystem
+from tests.fakes.system import ADA, FORCED_INTERVAL, LEASE, FakeSystem
 
 INVALID_GRANT = ProviderRejected("grant", oauth_error="invalid_grant")
 
@@ -174,7 +175,7 @@ async def test_an_owner_paused_before_its_call_does_not_call_after_a_takeover(
     system.provider.refresh_token_grace = HOUR
     paused = system.another_process().refresher
 
-    async def pause_after_claim(row: Integration, owner: str) -> Lease | None:
+    async def pause_after_claim(row: Integration, owner: str, _cause: RefreshCause) -> Lease | None:
         restore(system.leases)
         lease = await system.leases.claim(row, owner)
         system.clock.advance(LEASE)
@@ -199,7 +200,7 @@ async def test_an_owner_paused_before_its_call_does_not_lose_the_grant(
 ) -> None:
     paused = system.another_process().refresher
 
-    async def pause_after_claim(row: Integration, owner: str) -> Lease | None:
+    async def pause_after_claim(row: Integration, owner: str, _cause: RefreshCause) -> Lease | None:
         restore(system.leases)
         lease = await system.leases.claim(row, owner)
         system.clock.advance(pause)
@@ -217,7 +218,7 @@ async def test_a_lease_is_released_only_by_its_owner(system: FakeSystem, integra
     expired = await crash_after_provider_call(system, integration)
     assert await system.leases.claim(integration, "other process")
     await system.leases.release(expired, outcome_known=True)
-    assert not await system.leases.is_free(integration)
+    assert not (await system.leases.state(integration)).is_free
 
 
 # --- database outages ------------------------------------------------------------------------------------------------
@@ -249,7 +250,7 @@ async def test_a_token_response_that_cannot_be_stored_is_journaled_and_stored_la
     tokens = await system.tokens(integration.integration_id)
     assert (tokens.access_token, tokens.refresh_token) == ("renewed-access-1", "renewed-refresh-1")
     assert not system.journal.refreshes
-    assert await system.leases.is_free(system.row(integration.integration_id))
+    assert (await system.leases.state(system.row(integration.integration_id))).is_free
 
 
 async def test_a_token_response_that_the_database_rejects_is_journaled(
@@ -310,12 +311,12 @@ async def test_a_lease_that_cannot_be_released_during_recovery_is_released_later
     async def fail(*_: object, **__: object) -> None:
         raise StoreUnavailable
 
-    async def release_during_another_failure(lease: Lease, *, outcome_known: bool) -> None:
+    async def release_during_another_failure(lease: Lease, **outcome: Any) -> None:
         intercept(system.leases, release=fail)
         with pytest.raises(ProviderUnavailable):
             await system.refresher.refresh(other)
         restore(system.leases)
-        await system.leases.release(lease, outcome_known=outcome_known)
+        await system.leases.release(lease, **outcome)
 
     intercept(system.leases, release=fail)
     with pytest.raises(ProviderUnavailable):
@@ -323,7 +324,7 @@ async def test_a_lease_that_cannot_be_released_during_recovery_is_released_later
     intercept(system.leases, release=release_during_another_failure)
     await system.refresher.recover()
     for row in (integration, other):
-        assert await system.leases.is_free(system.row(row.integration_id))
+        assert (await system.leases.state(system.row(row.integration_id))).is_free
 
 
 async def test_negative_control_without_the_journal_the_token_response_is_lost(
@@ -395,7 +396,7 @@ async def test_a_lease_whose_commit_is_unknown_does_not_count_as_a_call(
     system: FakeSystem, integration: Integration, error: type[BaseException]
 ) -> None:
 
-    async def claim_and_fail(row: Integration, owner: str) -> Lease | None:
+    async def claim_and_fail(row: Integration, owner: str, _cause: RefreshCause) -> Lease | None:
         restore(system.leases)
         await system.leases.claim(row, owner)
         raise error
@@ -413,7 +414,7 @@ async def test_an_earlier_call_is_not_cleared_by_a_lease_whose_commit_is_unknown
 ) -> None:
     await crash_after_provider_call(system, integration)
 
-    async def claim_and_fail(row: Integration, owner: str) -> Lease | None:
+    async def claim_and_fail(row: Integration, owner: str, _cause: RefreshCause) -> Lease | None:
         restore(system.leases)
         await system.leases.claim(row, owner)
         raise StoreUnavailable
@@ -478,8 +479,9 @@ async def test_backoff_grows_with_failed_refreshes_only(system: FakeSystem, inte
     assert system.row(integration.integration_id).refresh_retry_time is None
     for _ in range(5):
         await system.integrations.record_call(integration, None)  # API calls still succeed with the current token
+        system.clock.advance(FORCED_INTERVAL)
         with pytest.raises(ProviderUnavailable):
-            await system.refresher.refresh(integration, force=True)
+            await system.refresher.refresh(integration, RefreshCause.FORCE)
     retry_time = system.row(integration.integration_id).refresh_retry_time
     assert retry_time is not None
     assert retry_time - system.clock() > timedelta(seconds=20)
@@ -519,7 +521,7 @@ async def test_the_provider_is_not_called_during_the_backoff(system: FakeSystem,
     assert caught.value.retry_after == timedelta(minutes=1)
     assert len(system.provider.refreshes) == 1
     system.provider.refresh_error = None
-    await system.refresher.refresh(integration, force=True)
+    await system.refresher.refresh(integration, RefreshCause.FORCE)
     assert system.row(integration.integration_id).refresh_retry_time is None
 
 
@@ -529,9 +531,10 @@ async def test_repeated_refusals_without_an_error_code_end_the_grant(
     system.provider.refresh_error = ProviderUnavailable(is_refusal=True)
     for _ in range(7):
         with pytest.raises(ProviderUnavailable):
-            await system.refresher.refresh(integration, force=True)
+            await system.refresher.refresh(integration, RefreshCause.FORCE)
+        system.clock.advance(FORCED_INTERVAL)
     with pytest.raises(ReauthorizationRequired):
-        await system.refresher.refresh(integration, force=True)
+        await system.refresher.refresh(integration, RefreshCause.FORCE)
 
 
 @pytest.mark.parametrize("code", ["invalid_token", "access_denied", "bad_refresh_token", "unsupported_grant_type"])
@@ -547,10 +550,8 @@ async def test_repeated_refusals_with_other_error_codes_end_the_grant(
     assert status(system, integration) is Status.EXPIRED
 
 
-async def test_refusals_within_a_few_seconds_do_not_end_the_grant(system: FakeSystem) -> None:
-    integration = await system.connect()
+async def test_refusals_within_a_few_seconds_do_not_end_the_grant(system: FakeSystem, integration: Integration) -> None:
     system.provider.refresh_error = ProviderUnavailable(is_refusal=True)
-    system.provider.responses = [ApiResponse(401, (), b"{}") for _ in range(50)]
     for _ in range(50):
         with pytest.raises(ProviderUnavailable):
             await system.api_proxy.call_provider(integration.integration_id, ADA, ApiRequest("GET", "/things"))
@@ -566,7 +567,9 @@ async def test_outages_reset_the_count_of_refusals(system: FakeSystem, integrati
     for is_refusal in (False, True, False) * 10:
         system.provider.refresh_error = ProviderUnavailable(is_refusal=is_refusal)
         with pytest.raises(ProviderUnavailable):
-            await system.refresher.refresh(integration, force=True)
+            await system.refresher.refresh(integration, RefreshCause.FORCE)
+        system.clock.advance(FORCED_INTERVAL)
+    assert len(system.provider.refreshes) == 30
 
 
 async def test_mass_invalid_grants_are_reverted_and_reported_as_misconfiguration(system: FakeSystem) -> None:

@@ -1,8 +1,12 @@
 """The reader of the change feed, and the buffer of events that wait for the horizon."""
 
 import asyncio
-from collections.abc import Collection, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -10,8 +14,13 @@ from integration_server.domain.errors import StoreUnavailable
 from integration_server.domain.events import EventKind, IntegrationEvent
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.service.credentials.integration_cache import MAX_STALENESS
-from integration_server.service.events.change_feed_reader import POLL_INTERVAL, ChangeFeedReader, EventBuffer
-from integration_server.service.events.ports import ChangeBatch, ChangeCursor, LoggedEvent
+from integration_server.service.events.change_feed_reader import (
+    POLL_INTERVAL,
+    ChangeFeedReader,
+    EventBuffer,
+    Subscription,
+)
+from integration_server.service.events.ports import ChangeBatch, ChangeCursor, EventFilter, LoggedEvent
 from tests.fakes.change_feed import FakeChangeFeed
 from tests.fakes.clock import NOON
 
@@ -25,10 +34,12 @@ def batch(end: int, events: Sequence[LoggedEvent] = (), open_positions: Collecti
     return ChangeBatch(ChangeCursor(end, dict.fromkeys(open_positions, NOON)), NOON, frozenset(), events)
 
 
-def numbers(buffer: EventBuffer, low: int) -> list[int] | None:
-    """The events of the range that begins at `low`."""
-    published = buffer.range_from(low)
-    return None if published is None else [logged.number for logged in published.events]
+def numbers(subscription: Subscription) -> list[int]:
+    """The numbers of the events that wait."""
+    taken = []
+    while (shared := subscription.next_event()) is not None:
+        taken.append(shared.logged.number)
+    return taken
 
 
 class TestEventBuffer:
@@ -39,46 +50,115 @@ class TestEventBuffer:
         assert buffer.horizon == 10
         return buffer
 
-    def test_events_are_published_in_the_order_of_their_numbers(self, buffer: EventBuffer) -> None:
+    @pytest.fixture
+    def subscription(self, buffer: EventBuffer) -> Iterator[Subscription]:
+        with buffer.subscribed(EventFilter()) as subscription:
+            yield subscription
+
+    def test_events_are_published_in_the_order_of_their_numbers(
+        self, buffer: EventBuffer, subscription: Subscription
+    ) -> None:
         buffer.add(batch(13, [logged(3, 10), logged(1, 12), logged(2, 11)]))
-        assert numbers(buffer, 10) == [1, 2, 3]
+        assert numbers(subscription) == [1, 2, 3]
 
-    def test_events_wait_for_open_transactions_below_them(self, buffer: EventBuffer) -> None:
+    def test_events_wait_for_open_transactions_below_them(
+        self, buffer: EventBuffer, subscription: Subscription
+    ) -> None:
         buffer.add(batch(13, [logged(2, 12), logged(3, 10)], open_positions=[11]))
-        assert (buffer.horizon, numbers(buffer, 10)) == (11, [3])
+        assert (buffer.horizon, numbers(subscription)) == (11, [3])
         buffer.add(batch(13, [logged(1, 11)]))
-        assert (buffer.horizon, numbers(buffer, 11)) == (13, [1, 2])
+        assert (buffer.horizon, numbers(subscription)) == (13, [1, 2])
 
-    def test_the_horizon_does_not_move_without_events(self, buffer: EventBuffer) -> None:
-        changed = buffer.changed
+    def test_the_horizon_does_not_move_without_events(self, buffer: EventBuffer, subscription: Subscription) -> None:
         buffer.add(batch(20))
-        assert (buffer.horizon, changed.is_set()) == (10, False)
+        assert (buffer.horizon, subscription.changed.is_set()) == (10, False)
         buffer.add(batch(21, [logged(1, 20)]))
-        assert (buffer.horizon, changed.is_set(), numbers(buffer, 10)) == (21, True, [1])
+        assert (buffer.horizon, subscription.changed.is_set(), numbers(subscription)) == (21, True, [1])
 
-    def test_pending_events_are_bounded(self, buffer: EventBuffer) -> None:
+    def test_pending_events_are_bounded(self, buffer: EventBuffer, subscription: Subscription) -> None:
         for number in range(1, 601):
             buffer.add(batch(11 + number, [logged(number, 10 + number)], open_positions=[10]))
             assert len(buffer._pending) <= 500
         buffer.add(batch(611))
-        assert (buffer.horizon, numbers(buffer, 10)) == (611, None)  # streams read the log
+        assert (buffer.horizon, numbers(subscription), subscription.start) == (611, [], 611)  # streams read the log
         buffer.add(batch(612, [logged(601, 611)]))
-        assert numbers(buffer, 611) == [601]
+        assert numbers(subscription) == [601]
 
     def test_events_from_before_the_first_poll_are_read_from_the_log(self) -> None:
         buffer = EventBuffer()
         buffer.add(ChangeBatch(ChangeCursor(10, {5: NOON}), NOON))
-        buffer.add(batch(10, [logged(1, 5)]))
-        assert (buffer.horizon, numbers(buffer, 5)) == (10, None)
+        with buffer.subscribed(EventFilter()) as subscription:
+            buffer.add(batch(10, [logged(1, 5)]))
+            assert (buffer.horizon, numbers(subscription), subscription.start) == (10, [], 10)
 
-    def test_events_are_not_published_again_after_a_pause_of_the_reader(self, buffer: EventBuffer) -> None:
+    def test_events_are_not_published_again_after_a_pause_of_the_reader(
+        self, buffer: EventBuffer, subscription: Subscription
+    ) -> None:
         events = [logged(1, 10), logged(2, 12)]
         buffer.add(batch(13, events))
+        assert numbers(subscription) == [1, 2]
         buffer.add(ChangeBatch(ChangeCursor(13, dict.fromkeys([10, 11, 12], NOON)), NOON))
         buffer.add(batch(13, events))
-        assert (buffer.horizon, numbers(buffer, 13)) == (13, None)
+        assert (buffer.horizon, numbers(subscription)) == (13, [])
         buffer.add(batch(14, [logged(3, 13)]))
-        assert (buffer.horizon, numbers(buffer, 13)) == (14, [3])
+        assert (buffer.horizon, numbers(subscription)) == (14, [3])
+
+    def test_events_before_the_cursor_of_another_replica_are_not_repeated(self, buffer: EventBuffer) -> None:
+        with buffer.subscribed(EventFilter(), begin=12) as subscription:
+            buffer.add(batch(14, [logged(1, 10), logged(2, 12), logged(3, 13)]))
+            assert numbers(subscription) == [2, 3]
+
+    def test_after_the_restore_of_an_older_backup_the_events_begin_again(
+        self, buffer: EventBuffer, subscription: Subscription
+    ) -> None:
+        buffer.add(ChangeBatch(ChangeCursor(5), NOON))
+        assert (buffer.horizon, subscription.start, numbers(subscription)) == (5, 5, [])
+        buffer.add(batch(6, [logged(1, 5)]))
+        assert numbers(subscription) == [1]
+
+    def test_what_waits_for_a_slow_stream_is_bounded(self, buffer: EventBuffer, subscription: Subscription) -> None:
+        for first in range(10, 2010, 100):
+            buffer.add(batch(first + 100, [logged(number, number) for number in range(first, first + 100)]))
+            assert len(subscription._waiting) <= 1000
+        assert subscription.start == 1110  # the stream reads the log up to there
+        assert numbers(subscription) == list(range(1110, 2010))
+
+    def test_an_event_concerns_only_the_streams_of_its_user(self, buffer: EventBuffer) -> None:
+        """Also without a filter's comparison: the streams of other users are not visited."""
+        with ExitStack() as stack:
+            streams = {
+                user_id: stack.enter_context(buffer.subscribed(EventFilter(user_id)))
+                for user_id in (None, UserId("ada"), *(UserId(f"user-{number}") for number in range(100)))
+            }
+            visited = stack.enter_context(count_calls_of(Subscription.publish))
+            buffer.add(batch(11, [logged(1, 10)]))
+        assert {user_id for user_id, stream in streams.items() if numbers(stream)} == {None, "ada"}
+        assert visited() == 2
+
+    def test_a_filter_is_applied_once_for_all_its_streams(self, buffer: EventBuffer) -> None:
+        fake = EventFilter(None, frozenset({"fake"}))
+        with ExitStack() as stack:
+            streams = [stack.enter_context(buffer.subscribed(fake)) for _ in range(100)]
+            compared = stack.enter_context(count_calls_of(EventFilter.matches))
+            buffer.add(batch(20, [logged(number, number) for number in range(10, 20)]))
+        assert compared() == 10
+        assert all(len(numbers(stream)) == 10 for stream in streams)
+
+
+@contextmanager
+def count_calls_of(function: Any) -> Iterator[Callable[[], int]]:
+    """Count the calls of a function in this thread."""
+    calls = 0
+
+    def count(frame: FrameType, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event == "call" and frame.f_code is function.__code__
+
+    sys.setprofile(count)
+    try:
+        yield lambda: calls
+    finally:
+        sys.setprofile(None)
 
 
 class RecordingCache:
@@ -130,7 +210,7 @@ class TestChangeFeedReader:
         feed.notified.set()
         await reader.poll_when_due()
         assert feed.polls == 0
-        with reader.subscribed():
+        with reader.reading():
             await reader.poll_when_due()
         feed.notified.set()
         await reader.poll_when_due()

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -11,6 +12,7 @@ from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, Allow
 from integration_server.domain.errors import (
     CursorExpired,
     InvalidField,
+    QuotaExceeded,
     ServerStopping,
     StoreUnavailable,
     UnknownIntegrationType,
@@ -176,17 +178,16 @@ async def test_one_poll_serves_all_streams(system: FakeSystem) -> None:
 async def test_a_slow_stream_does_not_delay_others_and_loses_no_event(system: FakeSystem) -> None:
     integration = await system.connect()
     slow, fast = await open_stream(system), await open_stream(system)
-    for number in range(40):  # more ranges than the buffer holds
-        await rename(system, integration.integration_id, f"name-{number}")
-        await read(system, fast, 1)
+    for _ in range(12):  # more than the buffer holds
+        await rename_often(system, integration.integration_id, 100)
+        await read(system, fast, 100)
     assert count_calls(system.change_feed, "read_events") == 0
-    assert len(system.change_reader.events._ranges) == 8
-    items = await read(system, slow, 40)
-    assert len({item.cursor for item in items}) == 40
-    assert count_calls(system.change_feed, "read_events") == 1  # it was behind and read the log
+    items = await read(system, slow, 1200)
+    assert len({item.cursor for item in items}) == 1200
+    assert count_calls(system.change_feed, "read_events") == 3  # it was behind and read pages of the log
     await rename(system, integration.integration_id, "last")
     await read(system, slow, 1)
-    assert count_calls(system.change_feed, "read_events") == 1
+    assert count_calls(system.change_feed, "read_events") == 3
 
 
 async def test_a_burst_is_not_buffered(system: FakeSystem) -> None:
@@ -194,7 +195,7 @@ async def test_a_burst_is_not_buffered(system: FakeSystem) -> None:
     stream = await open_stream(system)
     await rename_often(system, integration.integration_id, 2000)
     await system.change_reader.poll()
-    assert not system.change_reader.events._ranges
+    assert not system.change_reader.events._pending
     assert len(await read(system, stream, 2000)) == 2000
 
 
@@ -276,7 +277,8 @@ async def test_an_unknown_type_is_rejected(system: FakeSystem) -> None:
 
 async def test_drain_ends_every_stream(system: FakeSystem) -> None:
     waiting = [asyncio.ensure_future(anext(await open_stream(system))) for _ in range(3)]
-    await wait_until(lambda: system.change_reader.events.changed._waiters)
+    buffer = system.change_reader.events
+    await wait_until(lambda: all(subscription.changed._waiters for subscription in buffer._all()))
     system.event_stream.drain()
     for pending in waiting:
         with pytest.raises(ServerStopping):
@@ -293,3 +295,59 @@ async def test_a_stream_that_is_behind_fails_during_a_database_outage(system: Fa
     system.database.is_unavailable = True
     with pytest.raises(StoreUnavailable):
         await anext(stream)
+
+
+# --- cost ------------------------------------------------------------------------------------------------------------
+
+
+async def test_an_event_is_encoded_once_for_all_streams(system: FakeSystem) -> None:
+    integration = await system.connect()
+    streams = [await open_stream(system) for _ in range(20)]
+    await rename(system, integration.integration_id, "new")
+    await system.change_reader.poll()
+    items = [await anext(stream) for stream in streams]
+    assert items[0].event is not None
+    assert all(item is items[0] for item in items)
+    for stream in streams:
+        await stream.aclose()
+
+
+async def test_a_client_that_reads_too_slowly_ends_and_resumes_without_loss(system: FakeSystem) -> None:
+    integration = await system.connect()
+    slow = replace(system.event_stream, max_send=timedelta(0)).watch(None, "", "")
+    await anext(slow)
+    await system.change_reader.poll()
+    await rename_often(system, integration.integration_id, 3)
+    await system.change_reader.poll()
+    first = await anext(slow)
+    await asyncio.sleep(0.001)  # longer than the limit, however fast the machine is
+    with pytest.raises(QuotaExceeded, match="resume"):
+        await anext(slow)
+    async with aclosing(await open_stream(system, first.cursor)) as resumed:
+        assert len(await read(system, resumed, 2)) == 2
+
+
+async def test_negative_control_without_a_limit_a_slow_client_keeps_its_stream(system: FakeSystem) -> None:
+    integration = await system.connect()
+    slow = await open_stream(system)
+    await rename_often(system, integration.integration_id, 2)
+    await system.change_reader.poll()
+    await anext(slow)
+    await asyncio.sleep(0.001)
+    assert (await anext(slow)).event is not None
+
+
+async def test_every_heartbeat_resumes_without_loss() -> None:
+    system = FakeSystem(options={"heartbeat": timedelta(0)})
+    integration = await system.connect()
+    stream = await open_stream(system)
+    for number in range(20):
+        heartbeat = await anext(stream)
+        assert heartbeat.event is None
+        await rename(system, integration.integration_id, f"name-{number}")
+        await system.change_reader.poll()
+        item = await anext(stream)
+        assert item.event is not None
+        async with aclosing(await open_stream(system, heartbeat.cursor)) as resumed:
+            (again,) = await read(system, resumed, 1)
+        assert again.event == item.event

@@ -12,11 +12,15 @@ from integration_server.domain.errors import (
     ProviderUnavailable,
     StoreUnavailable,
 )
-from integration_server.domain.health import HealthCheck
+from integration_server.domain.health import HealthCheck, HealthCounts
 from integration_server.domain.integration import Integration, IntegrationId, Status, UserId
+from integration_server.service.background.ports import Claim, JobKind
+from integration_server.service.health.health_checks import HealthReport
 from integration_server.service.integrations.ports import IntegrationUpdate
 from tests.fakes.provider import HOUR, wait_until
+from tests.fakes.stores import count_calls
 from tests.fakes.system import ADA, EVE, FakeSystem
+from tests.statements import captured_statements
 
 
 @pytest.fixture
@@ -49,6 +53,7 @@ async def test_a_working_integration_is_healthy(system: FakeSystem, integration:
     result = await check(system, integration.integration_id)
     assert (result.healthy, result.status, result.error_class) == (True, Status.ACTIVE, None)
     assert result.check_time == system.clock()
+    assert result.latency is not None
     assert result.latency >= timedelta(0)
     assert system.provider.verifications == [await system.tokens(integration.integration_id)]
 
@@ -196,6 +201,16 @@ async def test_a_database_outage_is_not_recorded_as_a_failure(system: FakeSystem
 # --- CheckAllHealth --------------------------------------------------------------------------------------------------
 
 
+async def check_all(
+    system: FakeSystem, page_size: int = 50, page_token: str = "", user_id: UserId = ADA
+) -> HealthReport:
+    return await system.health_checker.check_all_health(user_id, page_size, page_token)
+
+
+def ids_of(report: HealthReport) -> list[int]:
+    return [check.integration.integration_id for check in report.items]
+
+
 async def test_counts_add_up_without_pending_integrations(system: FakeSystem) -> None:
     working = await system.connect_account("account-1")
     inactive = await system.connect_account("account-2")
@@ -205,18 +220,178 @@ async def test_counts_add_up_without_pending_integrations(system: FakeSystem) ->
     await system.begin()
     await system.connect_account("eves-account", EVE)
 
-    report = await system.health_checker.check_all_health(ADA)
-    assert [check.integration.integration_id for check in report.checks] == [
-        working.integration_id,
-        inactive.integration_id,
-        corrupt.integration_id,
-    ]
-    assert (report.healthy_count, report.error_count, report.inactive_count) == (1, 1, 1)
+    report = await check_all(system)
+    assert ids_of(report) == [working.integration_id, inactive.integration_id, corrupt.integration_id]
+    assert report.counts == HealthCounts(total=3, healthy=1, error=1, inactive=1)
     assert report.check_time == system.clock()
 
 
 async def test_without_integrations_the_report_is_empty(system: FakeSystem) -> None:
-    assert (await system.health_checker.check_all_health(ADA)).checks == ()
+    report = await check_all(system)
+    assert (report.items, report.next_page_token, report.counts) == ([], "", HealthCounts(0, 0, 0, 0))
+
+
+async def test_only_the_integrations_of_the_page_are_checked_and_all_are_counted(system: FakeSystem) -> None:
+    rows = [await system.connect_account(f"account-{number}") for number in range(5)]
+    await system.begin()
+    system.provider.verifications.clear()
+    reports, token = [], ""
+    for checked in (2, 4, 5):
+        reports.append(await check_all(system, 2, token))
+        token = reports[-1].next_page_token
+        assert len(system.provider.verifications) == checked
+    assert token == ""
+    ids = [row.integration_id for row in rows]
+    assert [ids_of(report) for report in reports] == [ids[:2], ids[2:4], ids[4:]]
+    assert {report.counts for report in reports} == {HealthCounts(5, 5, 0, 0)}
+
+
+async def test_the_counts_are_those_of_the_last_checks_also_of_other_pages(system: FakeSystem) -> None:
+    rows = [await system.connect_account(f"account-{number}") for number in range(4)]
+    system.provider.verify_error = ProviderUnavailable()
+    await check(system, rows[3].integration_id)
+    first = await check_all(system, 2)
+    assert first.counts == HealthCounts(4, 1, 3, 0)
+    system.provider.verify_error = None
+    assert (await check_all(system, 2, first.next_page_token)).counts == HealthCounts(4, 2, 2, 0)
+
+
+async def test_the_number_of_statements_for_all_integrations_is_constant(system: FakeSystem) -> None:
+    statements = []
+    for total in (2, 12):
+        while len(system.ids()) < total:
+            await system.connect_account(f"account-{len(system.ids())}")
+        with captured_statements() as captured:
+            await check_all(system, 1)
+        statements.append(len(captured))
+    assert statements[0] == statements[1]
+
+
+async def test_a_page_token_is_valid_for_its_own_user_only(system: FakeSystem) -> None:
+    for number in range(2):
+        await system.connect_account(f"account-{number}")
+    token = (await check_all(system, 1)).next_page_token
+    other_list = (await system.integration_manager.list_integrations(ADA, "", 1, "")).next_page_token
+    for user_id, invalid in ((EVE, token), (ADA, other_list), (ADA, "x")):
+        with pytest.raises(InvalidField, match="page_token"):
+            await check_all(system, 1, invalid, user_id)
+
+
+async def test_equal_concurrent_calls_share_one_run(system: FakeSystem) -> None:
+    for number in range(3):
+        await system.connect_account(f"account-{number}")
+    system.provider.verifications.clear()
+    system.provider.gate = asyncio.Event()
+    calls = [asyncio.create_task(check_all(system)) for _ in range(50)]
+    await wait_until(lambda: system.provider.in_flight == 3)
+    system.provider.gate.set()
+    reports = await asyncio.gather(*calls)
+    assert all(report is reports[0] for report in reports)
+    assert len(system.provider.verifications) == 3
+    assert count_calls(system.integrations, "list_connected") == 1
+
+
+async def test_different_concurrent_calls_share_the_checks_of_an_integration(system: FakeSystem) -> None:
+    """Else a caller with another page size for each call would not be limited."""
+    row, *_ = [await system.connect_account(f"account-{number}") for number in range(3)]
+    system.provider.verifications.clear()
+    system.provider.gate = asyncio.Event()
+    calls = [asyncio.create_task(check_all(system, size)) for size in range(3, 20)]
+    single = [asyncio.create_task(check(system, row.integration_id)) for _ in range(10)]
+    await wait_until(lambda: system.provider.in_flight == 3)
+    system.provider.gate.set()
+    await asyncio.gather(*calls, *single)
+    assert len(system.provider.verifications) == 3
+
+
+async def test_the_caller_that_leaves_does_not_end_the_run_of_the_others(system: FakeSystem) -> None:
+    await system.connect()
+    system.provider.gate = asyncio.Event()
+    leaving, staying = [asyncio.create_task(check_all(system)) for _ in range(2)]
+    await wait_until(lambda: system.provider.in_flight == 1)
+    leaving.cancel()
+    system.provider.gate.set()
+    assert (await staying).counts == HealthCounts(1, 1, 0, 0)
+
+
+# --- how often -------------------------------------------------------------------------------------------------------
+
+
+async def test_an_integration_is_not_checked_for_each_of_many_calls(system: FakeSystem) -> None:
+    row = await system.connect()
+    system.provider.verifications.clear()
+    checks = [await check(system, row.integration_id) for _ in range(20)]
+    checks += [check for _ in range(20) for check in (await check_all(system)).items]
+    assert len(system.provider.verifications) == len(system.check_rows()) == 3
+    assert all(result.healthy for result in checks)
+    assert {result.latency is None for result in checks[3:]} == {True}
+
+    for seconds, total in ((9, 3), (1, 4), (0, 4), (10, 5), (60, 8)):  # one in ten seconds, and three after a pause
+        system.clock.advance(timedelta(seconds=seconds))
+        for _ in range(5):
+            await check(system, row.integration_id)
+        assert len(system.provider.verifications) == total
+
+
+async def test_negative_control_without_an_interval_every_call_is_a_call_to_the_provider() -> None:
+    system = FakeSystem({"health_check_min_interval": timedelta(0)})
+    async with system.tasks:
+        row = await system.connect()
+        system.provider.verifications.clear()
+        for _ in range(20):
+            await check(system, row.integration_id)
+            await check_all(system)
+        assert len(system.provider.verifications) == 40
+
+
+async def test_a_call_without_a_check_returns_the_last_known_health(system: FakeSystem) -> None:
+    row = await system.connect()
+    system.provider.verify_error = ProviderUnavailable()
+    live = [await check(system, row.integration_id) for _ in range(3)][-1]
+    system.provider.verify_error = None
+    stored = await check(system, row.integration_id)
+    assert (stored.healthy, stored.status, stored.error_class, stored.message, stored.check_time) == (
+        False,
+        Status.ERROR,
+        "PROVIDER_UNAVAILABLE",
+        live.message,
+        live.check_time,
+    )
+    assert (await check_all(system)).counts == HealthCounts(1, 0, 1, 0)
+
+
+async def test_other_integrations_are_checked_nevertheless(system: FakeSystem) -> None:
+    first, second = [await system.connect_account(f"account-{number}") for number in range(2)]
+    for _ in range(10):
+        await check(system, first.integration_id)
+    system.provider.verifications.clear()
+    await check_all(system)
+    assert system.provider.verifications == [await system.tokens(second.integration_id)]
+
+
+async def test_background_checks_do_not_use_up_the_callers_budget(system: FakeSystem) -> None:
+    row = await system.connect()
+    for _ in range(5):
+        claim = Claim(JobKind.CHECK, row.integration_id, system.clock(), system.stored(row.integration_id))
+        await system.health_checker.check_due(claim)
+    system.provider.verifications.clear()
+    await check(system, row.integration_id)
+    assert len(system.provider.verifications) == 1
+
+
+async def test_a_check_that_waits_too_long_for_others_is_not_recorded_as_a_failure(
+    system: FakeSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(12):
+        await system.connect_account(f"account-{number}")
+    system.provider.gate = asyncio.Event()
+    checking = asyncio.create_task(check_all(system))
+    await wait_until(lambda: system.provider.in_flight == 8)
+    advance_event_loop(HOUR, monkeypatch)
+    report = await checking
+    assert [result.error_class for result in report.items] == ["PROVIDER_UNAVAILABLE"] * 8 + [None] * 4
+    assert report.counts == HealthCounts(12, 4, 8, 0)
+    assert len(system.check_rows()) == 8
 
 
 async def test_a_slow_provider_delays_only_its_own_checks(system: FakeSystem, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,11 +400,11 @@ async def test_a_slow_provider_delays_only_its_own_checks(system: FakeSystem, mo
     quick = await system.connect()
     slow_provider.gate = asyncio.Event()
 
-    checking = asyncio.create_task(system.health_checker.check_all_health(ADA))
+    checking = asyncio.create_task(check_all(system))
     await wait_until(lambda: [row.integration_id for row in system.check_rows()] == [quick.integration_id])
     advance_event_loop(HOUR, monkeypatch)
     report = await checking
-    results = {check.integration.integration_id: (check.healthy, check.error_class) for check in report.checks}
+    results = {check.integration.integration_id: (check.healthy, check.error_class) for check in report.items}
     assert results == {
         slow.integration_id: (False, "PROVIDER_UNAVAILABLE"),
         quick.integration_id: (True, None),
@@ -256,10 +431,10 @@ async def test_checks_of_a_provider_are_limited(system: FakeSystem) -> None:
         await system.connect_account(f"account-{number}")
     system.provider.max_in_flight = 0
     system.provider.gate = asyncio.Event()
-    checking = asyncio.create_task(system.health_checker.check_all_health(ADA))
+    checking = [asyncio.create_task(check_all(system, size)) for size in (20, 30)]  # also of different calls
     await wait_until(lambda: system.provider.in_flight == 8)
     system.provider.gate.set()
-    assert (await checking).healthy_count == 20
+    assert [(await one).counts.healthy for one in checking] == [20, 20]
     assert system.provider.max_in_flight == 8
 
 

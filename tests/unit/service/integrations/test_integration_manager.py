@@ -59,6 +59,12 @@ async def test_an_unknown_type_is_rejected(system: FakeSystem) -> None:
         await system.integration_manager.list_integrations(ADA, "unknown", 10, "")
 
 
+async def test_pages_of_large_configs_are_shorter_and_lose_no_row(system: FakeSystem) -> None:
+    for number in range(6):
+        await system.connect_account(f"account-{number}", config={"text": "x" * 60_000} if number != 3 else {})
+    assert await ids_page_by_page(system, 10) == [[1, 2], [3, 4, 5], [6]]  # a JSON byte counts six times
+
+
 async def page_token(system: FakeSystem) -> str:
     for number in range(2):
         await system.connect_account(f"account-{number}")
@@ -83,10 +89,29 @@ async def test_an_invalid_page_token_is_rejected(system: FakeSystem) -> None:
             await system.integration_manager.list_integrations(ADA, "fake", 1, invalid)
 
 
-def test_lists_all_types_sorted_by_name(system: FakeSystem) -> None:
+async def type_names(system: FakeSystem, page_size: int) -> list[list[str]]:
+    """The names of all types, page by page."""
+    pages, token = [], ""
+    while True:
+        page = await system.integration_manager.list_integration_types(page_size, token)
+        pages.append([provider.integration_type for provider in page.items])
+        token = page.next_page_token
+        if not token:
+            return pages
+
+
+async def test_lists_all_types_sorted_by_name_in_pages(system: FakeSystem) -> None:
     system.add_provider("another")
-    names = [provider.integration_type for provider in system.integration_manager.list_integration_types()]
-    assert names == ["another", "fake", "fake_key"]
+    assert await type_names(system, 10) == [["another", "fake", "fake_key"]]
+    assert await type_names(system, 3) == [["another", "fake", "fake_key"]]
+    assert await type_names(system, 2) == [["another", "fake"], ["fake_key"]]
+
+
+async def test_a_page_token_of_another_list_of_types_is_rejected(system: FakeSystem) -> None:
+    token = (await system.integration_manager.list_integration_types(1, "")).next_page_token
+    system.add_provider("another")
+    with pytest.raises(InvalidField, match="page_token"):
+        await system.integration_manager.list_integration_types(1, token)
 
 
 # --- reading and updating --------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from integration_server.service.integrations.ports import NewAccount
 from integration_server.service.webhooks.webhook_ingestion import NOT_FOUND, UNAUTHORIZED
 from tests.fakes.stores import count_calls, intercept
 from tests.fakes.system import ADA, EVE, EVENT_RETENTION, FakeSystem
+from tests.loop_hold.meter import MAX_HOLD, HoldRecorder, LoopHolds
 from tests.signed_webhook_provider import signature_headers, webhook_body
 
 SECRET, APP_SECRET, WRONG = "an integration's own", "the app's", "another secret"
@@ -98,6 +100,21 @@ async def test_a_forged_request_is_rejected_and_stores_nothing(system: FakeSyste
     assert await deliver_to_app(system, {"id": "a", "account": "account-1"}, secret=SECRET) == UNAUTHORIZED
     assert await kept(system, integration) == []
     assert not [event for event in system.event_rows() if event.webhook_number]
+
+
+@pytest.mark.parametrize("large_body", [64 * 1024, 1024 * 1024 * 1024], ids=["threaded", "negative control"])
+async def test_reading_a_large_body_does_not_hold_the_event_loop(
+    system: FakeSystem, integration: Integration, large_body: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed_request = request(
+        webhook_body(*[{"id": str(number), "account": "unknown"} for number in range(300_000)]), APP_SECRET
+    )
+    handle: Any = asyncio.Handle
+    monkeypatch.setattr(handle, "_run", HoldRecorder(tmp_path / "test.hold").measure(handle._run))
+    ingestion = replace(system.webhook_ingestion, large_body=large_body)
+    await asyncio.sleep(0)  # ends what is not measured
+    await asyncio.create_task(ingestion.receive_webhook("fake", "app", signed_request))
+    assert (LoopHolds(tmp_path).take().seconds > MAX_HOLD) == (large_body > len(signed_request.body))
 
 
 async def test_an_unknown_address_is_not_found(system: FakeSystem, integration: Integration) -> None:
@@ -184,7 +201,7 @@ BYE = {"id": "bye", "account": "a-1", "reports_grant_end": True}
 
 async def settled(system: FakeSystem, integration: Integration) -> Status:
     """The status of an integration after all detached tasks have ended."""
-    await asyncio.gather(*system.tasks._running)
+    await asyncio.gather(*system.tasks._running, return_exceptions=True)
     return system.row(integration.integration_id).status(system.clock())
 
 

@@ -1,0 +1,42 @@
+"""The sidecar's process, which `serve` starts as `python -m integration_server.sidecar_process`.
+
+Its settings and its link to the server come over the supervisor's channel. The process imports neither the server nor
+its libraries, and gets none of its environment: it has no key, no database and no provider's secret.
+"""
+
+import sys
+from pathlib import Path
+
+import uvloop
+
+from integration_server.lifecycle import AddressTaken, freeze_gc, protect_memory, raise_fd_limit
+from integration_server.logs import configure_logging
+from integration_server.sidecar_settings import SidecarSettings
+from integration_server.supervisor import SupervisorChannel
+from integration_server.wiring.sidecar import SidecarLink, running_sidecar
+
+
+async def serve_sidecar(channel: SupervisorChannel, settings: SidecarSettings, link: SidecarLink) -> None:
+    """Serve until the supervisor stops this process. Raises `AddressTaken`."""
+    async with running_sidecar(settings, link.client()) as url, channel.commands() as stop:
+        freeze_gc()
+        channel.report_ready(sidecar=url)
+        await stop.wait()
+
+
+def main() -> None:
+    """Serve with the config of the supervisor."""
+    raise_fd_limit()
+    channel = SupervisorChannel()
+    config = channel.receive_config()
+    settings = SidecarSettings.model_validate(config["settings"])
+    configure_logging(settings.log_level, process="sidecar", terminal=config["terminal"])
+    protect_memory()
+    try:
+        uvloop.run(serve_sidecar(channel, settings, SidecarLink(Path(config["socket"]), config["token"])))
+    except (AddressTaken, OSError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""The quotas of a user in SQL. Each is counted and used up in one transaction under the lock of the user's row.
+
+A transaction that locks integrations too locks those first, in the order of their ids, and then the user: every
+transaction has that order, so that none deadlocks. A pending integration may be locked after the user, because a
+transaction that has locked one never waits for its user.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Table, bindparam, delete, func, literal, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from integration_server.domain.errors import QuotaExceeded
+from integration_server.domain.integration import UserId
+from integration_server.storage.tables import integrations, user_usage, webhook_consumer_offsets, webhook_events
+
+_U = user_usage.c
+_I = integrations.c
+_E = webhook_events.c
+_O = webhook_consumer_offsets.c
+
+
+@dataclass(frozen=True, slots=True)
+class UserQuotas:
+    """What one user may have: integrations, pending ones included; attempts that are not consumed; and bytes of
+    encrypted webhook payloads.
+    """
+
+    # A backend that is one user for all of its tenants needs more; a person never has so many.
+    integrations: int = 1_000
+    # More than a person opens in the ten minutes that an attempt lasts.
+    authorization_attempts: int = 50
+    # A week of some 30,000 events of 1 KiB a day, for a consumer that acknowledges nothing.
+    webhook_bytes: int = 256 * 1024 * 1024
+
+
+DEFAULT_USER_QUOTAS = UserQuotas()
+
+_UPSERTS: Mapping[str, Callable[[Table], Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
+
+_BATCH_SIZE = 1000  # rows that one statement deletes
+
+_COUNT_INTEGRATIONS = select(func.count()).select_from(
+    select(literal(1)).where(_I.user_id == bindparam("user_id")).limit(bindparam("most")).subquery()
+)
+
+_acknowledged_by_all = (
+    select(func.min(_O.number)).where(_O.integration_id == _I.integration_id).correlate(integrations).scalar_subquery()
+)
+_oldest_acknowledged = (
+    select(_E.webhook_event_id)
+    .select_from(integrations.join(webhook_events, _E.integration_id == _I.integration_id))
+    .where(_I.user_id == bindparam("of_user"), _E.number <= _acknowledged_by_all)
+    .order_by(_E.webhook_event_id)
+    .limit(_BATCH_SIZE)
+    # Rows that another server prunes at this moment wait for the user's row, which this transaction has locked.
+    .with_for_update(skip_locked=True, of=webhook_events)
+)
+_DELETE_OLDEST_ACKNOWLEDGED = delete(webhook_events).where(_E.webhook_event_id.in_(_oldest_acknowledged))
+
+
+async def lock_user(connection: AsyncConnection, user_id: UserId) -> None:
+    """Lock the user's row until the end of the transaction, and create it if there is none."""
+    await _add_webhook_bytes(connection, user_id, 0)
+
+
+async def require_room_for_integration(connection: AsyncConnection, user_id: UserId, quotas: UserQuotas) -> None:
+    """Lock the user and raise `QuotaExceeded` if another integration would exceed the quota."""
+    await lock_user(connection, user_id)
+    parameters = {"user_id": user_id, "most": quotas.integrations}
+    if (await connection.scalar(_COUNT_INTEGRATIONS, parameters) or 0) >= quotas.integrations:
+        raise QuotaExceeded.of_user(
+            "USER_MAX_INTEGRATIONS",
+            f"this user has {quotas.integrations} integrations; disconnect one, or reconnect one with integration_id",
+        )
+
+
+async def use_webhook_bytes(connection: AsyncConnection, user_id: UserId, count: int, quotas: UserQuotas) -> None:
+    """Count payloads that this transaction stores.
+
+    Beyond the quota, the oldest events that every consumer has acknowledged are deleted until an eighth of it is free,
+    so that the next event does not search again. Raises `QuotaExceeded` if that does not suffice.
+    """
+    max_bytes = quotas.webhook_bytes
+    total = await _add_webhook_bytes(connection, user_id, count)
+    if total <= max_bytes:
+        return
+    while total > max_bytes - max_bytes // 8:
+        if not (await connection.execute(_DELETE_OLDEST_ACKNOWLEDGED, {"of_user": user_id})).rowcount:
+            break
+        total = await _add_webhook_bytes(connection, user_id, 0)
+    if total > max_bytes:
+        raise QuotaExceeded.of_user(
+            "USER_MAX_WEBHOOK_BYTES", f"this user has {max_bytes} bytes of webhook events that are not acknowledged"
+        )
+
+
+async def _add_webhook_bytes(connection: AsyncConnection, user_id: UserId, count: int) -> int:
+    """Lock the user's row and add to its bytes. Returns the total."""
+    row = _UPSERTS[connection.dialect.name](user_usage).values(user_id=user_id, webhook_bytes=count)
+    total: ColumnElement[int] = _U.webhook_bytes + row.excluded.webhook_bytes
+    add = row.on_conflict_do_update(index_elements=[_U.user_id], set_={"webhook_bytes": total})
+    return int((await connection.execute(add.returning(_U.webhook_bytes))).scalar_one())

@@ -1,0 +1,448 @@
+"""Runs the server's processes: starts them in order, restarts those that die, and stops them together.
+
+`Supervisor` is the parent, `SupervisorChannel` a child's connection to it. The channel is a Unix socket, which is the
+child's standard input. Each message is a line of JSON:
+
+- to the child: `{"config": …}` once, when all earlier processes are ready; later `{"command": "drain"}` and
+  `{"command": "stop"}`. The end of the stream means that the supervisor is gone.
+- to the supervisor: `{"ready": …}` once, with what the log reports of the process, such as its address. A process that
+  sends anything else is killed: an attacker may have taken over the one that serves the internet.
+
+The config carries what must not be on a command line or in an environment. The supervisor has one thread and no event
+loop, so that it can fork. It writes the children's standard error line by line, so that lines stay whole.
+
+Imports nothing of ours: a child imports it before it knows anything.
+"""
+
+import asyncio
+import ctypes
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from typing import Any, Literal
+
+import structlog
+
+MAX_REPORT_BYTES = 4096  # of a child; it has a few names and addresses
+
+_READ_BYTES = 64 * 1024  # at a time
+
+_CONTROL, _ERRORS = 0, 2  # the child's standard input and standard error
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LINE_BYTES = 1024 * 1024  # longer lines are written in pieces, so that a child cannot fill the memory
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_STABLE_AFTER = timedelta(minutes=1)  # a process that ran for this long counts as healthy
+
+
+Command = Literal["drain", "stop"]
+Spawn = Callable[[int, int], int]
+"""Starts a process with these descriptors as standard input and standard error; returns its id."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """A process: how it starts, its config, and the time that it gets to stop before it is killed.
+
+    `reports` are the names of what it reports when it is ready.
+    """
+
+    name: str
+    spawn: Spawn
+    stop_timeout: timedelta
+    reports: Sequence[str] = ()
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RestartBackoff:
+    """The pause before a restart. It doubles with each failure in a row."""
+
+    first: timedelta = timedelta(seconds=0.5)
+    longest: timedelta = timedelta(seconds=30)
+
+    def pause(self, failures: int) -> float:
+        """The pause in seconds after this many failures in a row, at least one."""
+        return float(min(self.first * 2 ** min(failures - 1, 16), self.longest).total_seconds())
+
+
+# --- spawning --------------------------------------------------------------------------------------------------------
+
+
+def fork_into(main: Callable[[], int]) -> Spawn:
+    """A process that runs `main` on the modules that are already imported; `main` returns the exit code."""
+
+    def spawn(control: int, errors: int) -> int:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid:
+            return pid
+        code = 1
+        try:
+            os.dup2(control, _CONTROL)
+            os.dup2(errors, _ERRORS)
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # the supervisor's ends: with them open, no channel would end
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            code = main()
+        except BaseException:  # the interpreter prints any exception that ends a program
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    return spawn
+
+
+def execute(module: str, environment: Mapping[str, str]) -> Spawn:
+    """A process that runs `python -m module` with this environment, and shares no memory with the supervisor."""
+
+    def spawn(control: int, errors: int) -> int:
+        descriptors = [(os.POSIX_SPAWN_DUP2, control, _CONTROL), (os.POSIX_SPAWN_DUP2, errors, _ERRORS)]
+        return os.posix_spawn(
+            sys.executable, [sys.executable, "-m", module], environment, file_actions=descriptors
+        )  # all other descriptors are closed: Python opens them so
+
+    return spawn
+
+
+# --- the child's side ------------------------------------------------------------------------------------------------
+
+
+class SupervisorChannel:
+    """A supervised process's connection to its supervisor. With the supervisor the process ends, as one process would.
+
+    `receive_config` comes first, then `commands` with the event loop running.
+    """
+
+    def __init__(self) -> None:
+        # On Linux also a process whose event loop is blocked is killed with its supervisor. Elsewhere, and if the
+        # supervisor has just gone, the end of the stream ends it.
+        if sys.platform == "linux":
+            ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        self._socket = socket.socket(fileno=os.dup(_CONTROL))
+        # Programs that this process starts inherit its standard input, and must not get the channel.
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, _CONTROL)
+        os.close(nothing)
+        self._received = b""
+
+    def fileno(self) -> int:
+        """The descriptor of the channel."""
+        return self._socket.fileno()
+
+    def receive_config(self) -> Mapping[str, Any]:
+        """Wait for the config. Exits the process if the supervisor has no use for it any more."""
+        while b"\n" not in self._received:
+            self._receive()
+        line, _, self._received = self._received.partition(b"\n")
+        config: Mapping[str, Any] = json.loads(line)["config"]
+        return config
+
+    def report_ready(self, **details: str) -> None:
+        """Report that this process serves, with details for the log."""
+        self._socket.sendall(json.dumps({"ready": details}).encode() + b"\n")
+
+    @asynccontextmanager
+    async def commands(self, drain: Callable[[], None] = lambda: None) -> AsyncIterator[asyncio.Event]:
+        """Call `drain` when the supervisor stops all processes; yields an event that is set when this one has to stop.
+
+        `drain` comes first for all processes: what is then reported of this process is that it stops.
+        """
+        stop = asyncio.Event()
+        actions: Mapping[Command, Callable[[], None]] = {"drain": drain, "stop": stop.set}
+
+        def read() -> None:
+            self._receive()
+            *lines, self._received = self._received.split(b"\n")
+            for line in lines:
+                actions[json.loads(line)["command"]]()
+
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self, read)
+        try:
+            yield stop
+        finally:
+            loop.remove_reader(self)
+
+    def _receive(self) -> None:
+        try:
+            received = self._socket.recv(_READ_BYTES)
+        except ConnectionResetError:
+            received = b""
+        if not received:
+            os.kill(os.getpid(), signal.SIGKILL)  # the supervisor was killed; whatever was to be finished is not
+        self._received += received
+
+
+# --- the supervisor --------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Process:
+    """A running process. `details` are those of its report, None until it is ready."""
+
+    spec: ChildSpec
+    pid: int
+    control: socket.socket
+    errors: int
+    start_time: float
+    is_configured: bool = False
+    details: Mapping[str, str] | None = None
+    received: bytes = b""
+    unwritten: bytes = b""
+
+    def send(self, **message: object) -> None:
+        """Send a message, unless the process has died, which the supervisor notices by itself."""
+        with suppress(OSError):
+            self.control.sendall(json.dumps(message).encode() + b"\n")
+
+
+class Supervisor:
+    """Runs processes until a signal stops them, or until one of them cannot start."""
+
+    def __init__(self, children: Sequence[ChildSpec], *, backoff: RestartBackoff | None = None) -> None:
+        self._specs = children
+        self._backoff = backoff or RestartBackoff()
+        self._processes: dict[str, _Process] = {}
+        self._failures: Counter[str] = Counter()
+        self._due: dict[str, float] = {}  # when the dead processes are started again
+        self._selector = selectors.PollSelector()  # without a descriptor of its own, which a fork would share
+        self._is_stopping = self._has_served = False
+        self._log = structlog.get_logger(__name__)
+
+    def run(self) -> int:
+        """Run the processes to the end, and return the exit code: 0 if all of them stopped as they should.
+
+        Until all processes have been ready, the exit of one of them ends all, with its code. Later it is restarted.
+        """
+        with self._signals():
+            self._due = {spec.name: 0.0 for spec in self._specs}
+            while not self._is_stopping:
+                self._start_due()
+                self._wait(min(self._due.values()) - time.monotonic() if self._due else None)
+                for process, code in self._reap():
+                    if not self._has_served:
+                        self._stop()
+                        return code if code > 0 else 1
+                    self._schedule_restart(process, code)
+            self._log.info("stopping")
+            has_failed = self._stop()
+            self._log.info("stopped")
+            return int(has_failed)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Let signals wake `_wait`, and those of `_STOP_SIGNALS` end the loop."""
+
+        def stop(_number: int, _frame: object) -> None:
+            self._is_stopping = True
+
+        wake, woken = socket.socketpair()
+        for end in (wake, woken):
+            end.setblocking(False)
+        self._selector.register(woken, selectors.EVENT_READ, lambda: woken.recv(4096))
+        handlers = {**dict.fromkeys(_STOP_SIGNALS, stop), signal.SIGCHLD: lambda _number, _frame: None}
+        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        previous_wake = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(previous_wake)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            self._selector.close()
+            wake.close()
+            woken.close()
+
+    def _start_due(self) -> None:
+        for name in [name for name, due in self._due.items() if due <= time.monotonic()]:
+            del self._due[name]
+            (spec,) = (spec for spec in self._specs if spec.name == name)
+            try:
+                self._processes[name] = self._start(spec)
+            except OSError as error:  # a limit of processes, memory or open files
+                if not self._has_served:
+                    raise
+                pause = self._postpone_restart(name)
+                self._log.error("process_not_started", name=name, problem=error.strerror, restart_in_seconds=pause)
+        self._configure()
+
+    def _start(self, spec: ChildSpec) -> _Process:
+        control, child_control = socket.socketpair()
+        errors, child_errors = os.pipe()
+        os.set_blocking(errors, False)
+        pid = None
+        # A signal to the whole group, such as Ctrl-C, must not reach the children: they stop in order. They inherit
+        # the mask.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        try:
+            pid = spec.spawn(child_control.fileno(), child_errors)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            child_control.close()
+            os.close(child_errors)
+            if pid is None:
+                control.close()
+                os.close(errors)
+        process = _Process(spec, pid, control, errors, time.monotonic())
+        self._selector.register(control, selectors.EVENT_READ, partial(self._read_reports, process))
+        self._selector.register(errors, selectors.EVENT_READ, partial(self._relay_errors, process))
+        return process
+
+    def _configure(self) -> None:
+        """Send the configs that are due: a first start waits until the processes before it are ready."""
+        for spec in self._specs:
+            process = self._processes.get(spec.name)
+            if process is not None and not process.is_configured:
+                process.is_configured = True
+                process.send(config=spec.config)
+            if not self._has_served and (process is None or process.details is None):
+                break
+
+    def _wait(self, timeout: float | None) -> None:
+        """Wait for a signal, for what the processes write, or for the timeout in seconds."""
+        for key, _ in self._selector.select(None if timeout is None else max(0.0, timeout)):
+            key.data()
+
+    def _read_reports(self, process: _Process) -> None:
+        received = b""
+        with suppress(ConnectionResetError):
+            received = process.control.recv(MAX_REPORT_BYTES)
+        if not received:
+            self._unregister(process.control)  # it is ending
+            return
+        process.received += received
+        is_first = process.details is None
+        if is_first and not received.endswith(b"\n") and len(process.received) <= MAX_REPORT_BYTES:
+            return  # the rest of it comes
+        report = _parse_report(process.received, process.spec.reports) if is_first else None
+        if report is None:
+            self._log.error("invalid_report", name=process.spec.name, pid=process.pid)
+            self._unregister(process.control)
+            os.kill(process.pid, signal.SIGKILL)
+        else:
+            process.details = report
+            self._on_ready(process)
+
+    def _on_ready(self, process: _Process) -> None:
+        pids = {name: started.pid for name, started in self._processes.items()}
+        if self._has_served:
+            self._log.info("process_restarted", name=process.spec.name, pids=pids, **process.details or {})
+            return
+        self._configure()
+        if all(started.details is not None for started in self._processes.values()):
+            self._has_served = True
+            details = {
+                key: value for started in self._processes.values() for key, value in (started.details or {}).items()
+            }
+            self._log.info("serving", **details, pids=pids)
+
+    def _relay_errors(self, process: _Process) -> bool:
+        """Write what the process has written, in whole lines; returns whether there may be more."""
+        try:
+            chunk = os.read(process.errors, _READ_BYTES)
+        except BlockingIOError:
+            return False
+        if not chunk:
+            self._unregister(process.errors)  # it is ending
+            return False
+        *lines, process.unwritten = (process.unwritten + chunk).split(b"\n")
+        if len(process.unwritten) > _LINE_BYTES:
+            lines, process.unwritten = [*lines, process.unwritten], b""
+        _write(self._labelled(process, line) for line in lines)
+        return True
+
+    def _labelled(self, process: _Process, line: bytes) -> bytes:
+        """The line, with the name of its process unless the line has it: events do, what libraries print does not.
+
+        Until all processes serve, what they print are messages of the command that the operator has just typed.
+        """
+        is_event = line.startswith(b"{") or sys.stderr.isatty()
+        return line if is_event or not self._has_served else f"{process.spec.name}: ".encode() + line
+
+    def _unregister(self, end: socket.socket | int) -> None:
+        with suppress(KeyError):
+            self._selector.unregister(end)
+
+    def _reap(self) -> Iterator[tuple[_Process, int]]:
+        """The processes that have ended, with their exit codes as `subprocess` defines them."""
+        for name, process in list(self._processes.items()):
+            pid, status = os.waitpid(process.pid, os.WNOHANG)
+            if pid:
+                del self._processes[name]
+                while self._relay_errors(process):
+                    pass
+                _write([process.unwritten] if process.unwritten else [])
+                self._unregister(process.control)
+                self._unregister(process.errors)
+                process.control.close()
+                os.close(process.errors)
+                yield process, os.waitstatus_to_exitcode(status)
+
+    def _schedule_restart(self, process: _Process, code: int) -> None:
+        name = process.spec.name
+        if time.monotonic() - process.start_time >= _STABLE_AFTER.total_seconds():
+            self._failures[name] = 0
+        pause = self._postpone_restart(name)
+        self._log.error("process_died", name=name, pid=process.pid, exit_code=code, restart_in_seconds=pause)
+
+    def _postpone_restart(self, name: str) -> float:
+        """Start the process after the pause that is due after one more failure; returns the pause in seconds."""
+        self._failures[name] += 1
+        pause = self._backoff.pause(self._failures[name])
+        self._due[name] = time.monotonic() + pause
+        return pause
+
+    def _stop(self) -> bool:
+        """Stop the processes, the last first; returns whether one of them failed or had to be killed."""
+        has_failed = False
+        running = [self._processes[spec.name] for spec in self._specs if spec.name in self._processes]
+        for process in running:
+            process.send(command="drain")
+        for process in reversed(running):
+            process.send(command="stop")
+            if not process.is_configured:
+                os.kill(process.pid, signal.SIGKILL)  # it has not begun to serve
+            deadline = time.monotonic() + process.spec.stop_timeout.total_seconds()
+            is_killed = not process.is_configured
+            while process.spec.name in self._processes:
+                if not is_killed and time.monotonic() >= deadline:
+                    self._log.error("process_killed", name=process.spec.name, pid=process.pid)
+                    os.kill(process.pid, signal.SIGKILL)
+                    is_killed = True
+                self._wait(None if is_killed else deadline - time.monotonic())
+                has_failed |= any(code and ended.is_configured for ended, code in self._reap())
+        return has_failed
+
+
+def _parse_report(line: bytes, names: Sequence[str]) -> Mapping[str, str] | None:
+    """The named values of a report; None if it has any other form."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    details = message.get("ready") if isinstance(message, dict) else None
+    if not isinstance(details, dict) or set(details) != set(names):
+        return None
+    return details if all(isinstance(value, str) for value in details.values()) else None
+
+
+def _write(lines: Iterable[bytes]) -> None:
+    """Write lines to standard error, if somebody still reads it."""
+    data = b"".join(line + b"\n" for line in lines)
+    with suppress(OSError):
+        while data:
+            data = data[os.write(_ERRORS, data) :]

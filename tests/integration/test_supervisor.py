@@ -1,0 +1,186 @@
+"""The supervisor with real processes: order, restarts, stops and whole log lines."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from integration_server.supervisor import RestartBackoff
+from tests.integration.supervised_program import LIES, LINES, VALID
+
+ROOT = Path(__file__).parents[2]
+DEADLINE = 60.0  # seconds; the machine may be busy
+
+
+class Program:
+    """A running `supervised_program`, whose output is read line by line. A timer ends one that hangs."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.lines: list[str] = []
+
+    def read_until(self, text: str) -> str:
+        """The first further line that contains the text."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if text in line:
+                return line
+        raise AssertionError(f"{text!r} is not in {self.lines}")
+
+    def end(self) -> int:
+        """The exit code, once it has ended."""
+        assert self.process.stderr is not None
+        self.lines += self.process.stderr
+        return self.process.wait(DEADLINE)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The log events so far."""
+        return [json.loads(line) for line in self.lines if line.startswith('{"')]
+
+    def names_of(self, event: str) -> list[str]:
+        """The processes that logged an event, in order."""
+        return [logged["process"] for logged in self.events if logged["event"] == event]
+
+
+@contextmanager
+def running(*arguments: str) -> Iterator[Program]:
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.integration.supervised_program", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'generated'}"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        timer = threading.Timer(DEADLINE, process.kill)
+        timer.start()
+        try:
+            yield Program(process)
+        finally:
+            timer.cancel()
+            process.kill()
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    """Wait until the processes have ended; an orphan fails the test. Zombies wait for their new parent."""
+    found = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+    left = [process for process in found if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    _, alive = psutil.wait_procs(left, timeout=DEADLINE)
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_processes_start_in_order_and_stop_in_reverse_also_if_the_whole_group_is_signalled(number: int) -> None:
+    with running("serve") as program:
+        serving = json.loads(program.read_until('"serving", "process"'))
+        assert set(serving["pids"]) == {"first", "second"}
+        os.killpg(program.process.pid, number)  # as Ctrl-C and systemd do
+        assert program.end() == 0
+        starts = [line.removeprefix("second: ") for line in program.lines if "may start" in line]
+        assert starts == ["first may start\n", "second may start\n"]
+        assert sorted(program.names_of("draining")) == ["first", "second"]
+        assert program.names_of("ending") == ["second", "first"]
+        assert program.events[-1]["event"] == "stopped"
+        wait_until_gone(list(serving["pids"].values()))
+
+
+@pytest.mark.parametrize("behaviour", ["first fails", "second fails"])
+def test_a_process_that_cannot_start_ends_all_with_its_code_and_message(behaviour: str) -> None:
+    with running(behaviour) as program:
+        assert program.end() == 7
+        assert "a message for the operator\n" in program.lines
+        assert program.names_of("serving") == []
+        # A process whose turn has not come begins nothing.
+        assert ("second may start\n" in program.lines) == (behaviour == "second fails")
+
+
+def test_a_process_that_dies_is_restarted_ever_more_slowly() -> None:
+    with running("second dies") as program:
+        program.read_until('"restart_in_seconds": 0.004')
+        program.read_until('"process_restarted"')
+        os.kill(program.process.pid, signal.SIGTERM)
+        program.end()
+    deaths = [event for event in program.events if event["event"] == "process_died"]
+    assert [death["restart_in_seconds"] for death in deaths[:3]] == [0.001, 0.002, 0.004]
+    assert {(death["name"], death["exit_code"]) for death in deaths} == {("second", -signal.SIGKILL)}
+    pids = [event["pids"] for event in program.events if "pids" in event]
+    assert len({started["first"] for started in pids}) == 1
+    assert len({started["second"] for started in pids}) == len(pids)
+
+
+def test_a_process_that_cannot_be_started_again_is_tried_later() -> None:
+    with running("second cannot be forked") as program:
+        program.read_until('"process_not_started"')
+        program.read_until('"process_restarted"')
+        os.kill(program.process.pid, signal.SIGTERM)
+        program.end()
+        assert program.names_of("ending") == ["first"]
+
+
+def test_the_pause_before_a_restart_doubles_up_to_a_limit() -> None:
+    backoff = RestartBackoff(first=timedelta(seconds=0.5), longest=timedelta(seconds=30))
+    assert [backoff.pause(failures) for failures in (1, 2, 3, 6, 7, 1000)] == [0.5, 1, 2, 16, 30, 30]
+
+
+@pytest.mark.parametrize("number", range(len(LIES)))
+def test_a_process_that_reports_anything_else_is_killed_and_the_others_are_unharmed(number: int) -> None:
+    with running(f"second lies {number}") as program:
+        program.read_until('"invalid_report"')
+        if LIES[number][0] == VALID:  # it was ready before, so that it is restarted
+            os.kill(program.process.pid, signal.SIGTERM)
+            program.end()
+        else:
+            assert program.end() == 1
+        assert program.names_of("ending") == ["first"]
+    assert "Traceback" not in "".join(program.lines)
+    assert "forged" not in "".join(program.lines)
+
+
+def test_a_process_that_does_not_stop_is_killed_and_the_others_stop_as_usual() -> None:
+    with running("second hangs") as program:
+        serving = json.loads(program.read_until('"serving", "process"'))
+        os.kill(program.process.pid, signal.SIGTERM)
+        assert program.end() == 1
+        assert [event["name"] for event in program.events if event["event"] == "process_killed"] == ["second"]
+        assert program.names_of("ending") == ["first"]
+        wait_until_gone(list(serving["pids"].values()))
+
+
+@pytest.mark.parametrize("behaviour", ["serve", "second hangs"])
+def test_no_process_outlives_the_supervisor(behaviour: str) -> None:
+    with running(behaviour) as program:
+        pids = json.loads(program.read_until('"serving", "process"'))["pids"]
+        program.process.kill()
+        program.end()
+        wait_until_gone(list(pids.values()))
+
+
+def broken_lines(lines: list[str]) -> list[str]:
+    return [line for line in lines if "beginning" in line and line != "{beginning end}\n"]
+
+
+def test_the_lines_of_two_processes_are_never_mixed() -> None:
+    with running("write") as program:
+        program.read_until('"serving", "process"')
+        os.kill(program.process.pid, signal.SIGTERM)
+        assert program.end() == 0
+    assert broken_lines(program.lines) == []
+    assert program.lines.count("{beginning end}\n") == 2 * LINES
+
+
+def test_negative_control_processes_that_share_a_log_mix_their_lines() -> None:
+    with running("write", "unsupervised") as program:
+        assert program.end() == 0
+    assert broken_lines(program.lines)
