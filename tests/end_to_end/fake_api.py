@@ -57,9 +57,9 @@ class FakeApi:
 
 
 @asynccontextmanager
-async def run_fake_api() -> AsyncIterator[FakeApi]:
+async def run_fake_api(api: FakeApi | None = None) -> AsyncIterator[FakeApi]:
     """Run the API."""
-    api = FakeApi()
+    api = api or FakeApi()
     connections: list[tuple[asyncio.StreamWriter, asyncio.Task[None]]] = []
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

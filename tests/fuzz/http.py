@@ -12,6 +12,7 @@ from tests.fuzz.messages import KnownValues, choice_of, texts
 from tests.loop_hold.worst_http import worst_http
 
 DEADLINE = 60.0  # seconds; the slowest response waits for a provider on this machine
+_PIPELINE_WAIT = 1.0  # seconds
 _PREFIX = "/api/v1/integrations/callback"
 _WEBHOOKS = "/api/v1/webhooks"
 
@@ -22,6 +23,7 @@ class HttpCase:
 
     request: bytes
     needs_end: bool
+    is_pipelined: bool = False
 
     def __repr__(self) -> str:
         return f"{self.request[:600]!r}"
@@ -105,7 +107,7 @@ def http_cases(known: KnownValues) -> st.SearchStrategy[HttpCase]:
 def _worst_cases() -> Sequence[HttpCase]:
     paths = (_PREFIX, f"{_PREFIX}/sandbox", f"{_WEBHOOKS}/sandbox/app", "/healthz", "/x")
     requests = (request for path in paths for method in ("GET", "POST") for request in worst_http(path, method))
-    return [HttpCase(request.raw, needs_end=True) for request in requests]
+    return [HttpCase(request.raw, needs_end=True, is_pipelined=True) for request in requests]
 
 
 def _request(method: str, path: str, query: str, headers: list[str], body: bytes) -> HttpCase:
@@ -114,8 +116,20 @@ def _request(method: str, path: str, query: str, headers: list[str], body: bytes
     return HttpCase("\r\n".join(lines).encode("utf-8", "replace") + body, needs_end="\r" in target or "\n" in target)
 
 
+async def _read_for(seconds: float, reader: asyncio.StreamReader) -> bytes:
+    raw = b""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while chunk := await reader.read(1 << 16):
+                raw += chunk
+    return raw
+
+
 async def send(host: str, port: int, case: HttpCase) -> RawResponse:
-    """Send the request, close the sending side, and read until the server closes."""
+    """Send the request, close the sending side, and read until the server closes.
+
+    The server pauses between pipelined requests. Of these only the first responses are read.
+    """
     async with asyncio.timeout(DEADLINE):
         reader, writer = await asyncio.open_connection(host, port)
         raw = b""
@@ -125,7 +139,7 @@ async def send(host: str, port: int, case: HttpCase) -> RawResponse:
             if case.needs_end:  # uvicorn sends no response to a client that has closed
                 writer.write_eof()
         with suppress(ConnectionError):
-            raw = await reader.read()
+            raw = await (reader.read() if not case.is_pipelined else _read_for(_PIPELINE_WAIT, reader))
         writer.close()
     words = raw[:16].split()
     return RawResponse(int(words[1]) if len(words) > 1 and words[0].startswith(b"HTTP/") else 0, raw)

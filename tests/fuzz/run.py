@@ -32,7 +32,11 @@ ROUND = 500
 BATCH = 5
 """Cases that are sent at once."""
 
-SETTINGS = {"SIDECAR_BODY_TIMEOUT_SECONDS": "0.2", "SIDECAR_FAILURES_PER_SECOND": "1000000"}
+SETTINGS = {
+    "SIDECAR_HEADER_TIMEOUT_SECONDS": "0.2",
+    "SIDECAR_BODY_TIMEOUT_SECONDS": "0.2",
+    "SIDECAR_FAILURES_PER_SECOND": "1000000",
+}
 """A short timeout for request bodies, because some cases never send one, and no end of failed requests."""
 
 ALLOWED_GROWTH = 64 * 1024 * 1024

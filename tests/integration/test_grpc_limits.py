@@ -73,7 +73,7 @@ async def serving(
 ) -> AsyncIterator[int]:
     server = grpc.aio.server(options=options)
     handlers = ProtectedHandlers(
-        interceptors, unknown_method=interceptors[:1], max_metadata_entries=max_metadata_entries
+        interceptors, unknown_method=interceptors[:-1][:1], max_metadata_entries=max_metadata_entries
     )
     target = handlers if interceptors else server
     health_pb2_grpc.add_HealthServicer_to_server(servicer or Servicer(), target)

@@ -34,6 +34,7 @@ ALL_METHODS: Sequence[MethodDescriptor] = [*METHODS, *(rpc for service in _THIRD
 """All RPCs of the server, of the contract and of others."""
 
 _STREAM_WAIT = 0.02  # seconds for which a stream of responses is read
+_HTTP_WAIT = 2.0  # seconds for the responses of one connection
 _READ_WAIT = 1.0  # seconds without a byte of the response: the server keeps the connection
 _BATCH = 8  # requests that are sent at a time; one callback belongs to one of them
 _BOMB = b"\x0a\x00" * (4 * 1024 * 1024)  # compressed a thousandth of it
@@ -135,14 +136,17 @@ class HoldProbe:
 
     async def _send(self, raw: bytes) -> None:
         address = urlsplit(self.system.sidecar_url)
-        async with asyncio.timeout(DEADLINE):
-            reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        try:
             with suppress(OSError):  # the server may respond and close before it has read everything
                 writer.write(raw)
                 writer.write_eof()
-            with suppress(OSError):  # also a silence
-                while await asyncio.wait_for(reader.read(65536), _READ_WAIT):
-                    pass
+            # Also a silence. Pipelined requests get their responses one after another, with pauses.
+            with suppress(OSError, TimeoutError):
+                async with asyncio.timeout(_HTTP_WAIT):
+                    while await asyncio.wait_for(reader.read(65536), _READ_WAIT):
+                        pass
+        finally:
             writer.transport.abort()
 
 

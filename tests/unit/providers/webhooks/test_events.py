@@ -359,7 +359,7 @@ def test_events_that_do_not_end_our_access(name: str, body: object, headers: dic
         b"\xff\xfe",
         b'{"a":NaN}',
         b"[" * 100_000,
-        b"[" + b"{}," * 60_000 + b"{}]",
+        b"[" + b"{}," * 110_000 + b"{}]",
         b"[[]]",
         b"[1]",
         b'{"a":"\\ud800"}',
