@@ -103,7 +103,7 @@ async def measure(plan: EventFanOutPlan, progress: Progress) -> Result:
 
 async def _cost_of_message(plan: EventFanOutPlan, other_streams: int, progress: Progress) -> float:
     """The CPU seconds of a delivered message, without those of the write that caused it."""
-    system = FakeSystem(real_aead=_Aead())
+    system = FakeSystem(aead=_Aead())
     servicer = IntegrationService(system.use_cases, system.clock)
     integration = await system.connect()
     others = _Streams(servicer, "eve", other_streams)

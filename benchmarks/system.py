@@ -24,12 +24,12 @@ from benchmarks.provider import SCOPES, IssuedGrant, SandboxProcess, running_pro
 from integration_server.bootstrap import build_providers, open_storage
 from integration_server.domain.credentials import AuthMethod, OAuthTokens
 from integration_server.domain.due_times import Schedule
-from integration_server.domain.integration import UserId
+from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.providers.http import ProviderHttp
 from integration_server.service.credentials.credential_cipher import CredentialCipher
-from integration_server.service.integrations.ports import NewCredentials, NewIntegration
+from integration_server.service.integrations.ports import NewAccount, NewCredentials, NewIntegration
 from integration_server.settings import Settings
-from integration_server.storage.integrations import new_integration_values
+from integration_server.storage.integrations import SqlIntegrations, new_integration_values
 from integration_server.storage.tables import integrations
 from integration_server.wiring.system import utc_now
 from integrations.v1 import integration_service_pb2 as pb
@@ -188,11 +188,12 @@ async def seed(
         schedule = Schedule(settings.refresh_buffer, None, SystemRandom().random)
         cipher, provider = CredentialCipher(storage.keyring), providers[integration_type]
 
-        async def encrypt(new: NewIntegration, tokens: OAuthTokens) -> NewCredentials:
-            return await cipher.encrypt_new(new, tokens, provider, SCOPES, schedule)
+        async def encrypt(connected: Integration, tokens: OAuthTokens) -> NewCredentials:
+            return await cipher.encrypt_new(connected, tokens, provider, SCOPES, schedule)
 
+        store = SqlIntegrations(database)
         rows = [
-            await _row(encrypt, integration_type, number, grant, expire_time, lifetime)
+            await _row(encrypt, await store.reserve_id(), integration_type, number, grant, expire_time, lifetime)
             for number, (grant, expire_time) in enumerate(zip(grants, expire_times, strict=True))
         ]
         async with database.write_transaction() as connection:
@@ -204,7 +205,8 @@ async def seed(
 
 
 async def _row(
-    encrypt: Callable[[NewIntegration, OAuthTokens], Awaitable[NewCredentials]],
+    encrypt: Callable[[Integration, OAuthTokens], Awaitable[NewCredentials]],
+    integration_id: IntegrationId,
     integration_type: str,
     number: int,
     grant: IssuedGrant,
@@ -212,14 +214,15 @@ async def _row(
     lifetime: timedelta | None,
 ) -> Mapping[str, Any]:
     user_id = UserId(f"user-{number // _ACCOUNTS_OF_A_USER}")
-    new = NewIntegration(token_urlsafe(32), user_id, integration_type, AuthMethod.OAUTH2, grant.account_id, {})
+    new = NewIntegration(
+        token_urlsafe(32), user_id, integration_type, AuthMethod.OAUTH2, grant.account_id, {}, integration_id
+    )
     tokens = OAuthTokens(grant.access_token, grant.refresh_token, expire_time, lifetime, scopes=SCOPES)
-    now = utc_now()
+    now, account = utc_now(), NewAccount(grant.account_id, grant.account_id)
     return {
         **new_integration_values(new, now),
-        **asdict(await encrypt(new, tokens)),
-        "account_id": grant.account_id,
-        "account_label": grant.account_id,
+        **asdict(await encrypt(account.connected_to(new.as_stored(now), now), tokens)),
+        **asdict(account),
         "connect_time": now,
     }
 

@@ -154,8 +154,8 @@ class Storage:
     audit_log: SqlAuditLog
 
     def heads(self) -> Sequence[Head]:
-        """The heads of what this process has written, to be recorded outside the database."""
-        return self.audit_log.heads()
+        """The heads of what this process has written, and of the key set, to be recorded outside the database."""
+        return [*self.audit_log.heads(), self.keyring.head]
 
 
 @asynccontextmanager
@@ -177,7 +177,7 @@ def sql_stores(settings: Settings, database: Database, on_change: Callable[[Inte
         SqlRefreshLeases(database, settings.refresh_lease, settings.forced_refresh_min_interval),
         SqlRevocationOutbox(database),
         FileRefreshJournal(settings.refresh_journal_dir),
-        SqlWebhookEndpoints(database),
+        SqlWebhookEndpoints(database, on_change),
         SqlWebhookInbox(database, settings.user_quotas),
         SqlChangeFeed(database),
     )

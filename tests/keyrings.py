@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from time import monotonic as real_monotonic
 
-from sqlalchemy import update
+from sqlalchemy import Executable, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.storage.engine import Database
 from integration_server.storage.key_encryption import KeyEncryptionKeys, LocalKey
@@ -20,13 +21,28 @@ def local_keys(current: bytes, *previous: bytes) -> KeyEncryptionKeys:
 
 
 async def open_test_keyring(
-    database: Database, current: bytes = KEY, *previous: bytes, monotonic: Callable[[], float] = real_monotonic
+    database: Database,
+    current: bytes = KEY,
+    *previous: bytes,
+    monotonic: Callable[[], float] = real_monotonic,
+    verifies_key_set: bool = True,
 ) -> Keyring:
     """The keyring of the database, with these keys."""
-    return await open_keyring(database, local_keys(current, *previous), monotonic=monotonic)
+    keys = local_keys(current, *previous)
+    return await open_keyring(database, keys, monotonic=monotonic, verifies_key_set=verifies_key_set)
+
+
+async def change_data_keys(database: Database, *statements: Executable, current: bytes = KEY) -> None:
+    """Change data keys as the server does, with the MAC of the set."""
+
+    async def change(connection: AsyncConnection) -> None:
+        for statement in statements:
+            await connection.execute(statement)
+
+    await (await open_test_keyring(database, current)).change(change)
 
 
 async def complete_rotations(database: Database) -> None:
     """Mark every rotation as complete."""
-    async with database.write_transaction() as connection:
-        await connection.execute(update(data_keys).values(state=DataKeyState.COMPLETE.value))
+    is_rotating = data_keys.c.state == DataKeyState.ROTATING.value
+    await change_data_keys(database, update(data_keys).where(is_rotating).values(state=DataKeyState.COMPLETE.value))

@@ -47,12 +47,13 @@ async def verify_audit(
         if record_heads and settings.audit_heads is None:
             fail("AUDIT_HEADS is not set: there is nowhere to record heads.", exit_code=NOT_VERIFIED)
         recorded = _read_recorded_heads(settings, heads, may_be_missing=record_heads)
-        log = AuditVerification(storage.database, storage.keyring, recorded_heads=recorded)
+        states = [storage.keyring.head]
+        log = AuditVerification(storage.database, storage.keyring, recorded_heads=recorded, states=states)
         with _progress("Verifying", await log.count_entries()) as (progress, task):
             log.on_page = lambda: progress.update(task, completed=log.entries)
             problems = [problem async for problem in log.problems()]
         if record_heads and not problems:
-            async with open_head_recorder(settings, lambda: log.heads, utc_now) as recorder:
+            async with open_head_recorder(settings, lambda: [*log.heads, *states], utc_now) as recorder:
                 if recorder is None or not await recorder.record():
                     fail("The audit log is intact, but its heads could not be recorded.", exit_code=NOT_VERIFIED)
     erased = f", of which {log.erased:,} name no user any more" if log.erased else ""

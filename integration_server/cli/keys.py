@@ -19,6 +19,7 @@ from integration_server.storage.data_keys import (
     DataKey,
     count_encrypted_values,
     describe_data_keys,
+    describe_removed_keys,
     remove_data_key,
     rewrap,
 )
@@ -43,6 +44,9 @@ async def show_keys() -> None:
                 Text(data_key.wrapping_key_id, overflow="fold"),
                 f"{data_key.create_time:%F %T} UTC",
             )
+        for removed in await describe_removed_keys(database):
+            use = f"removed at {removed.remove_time:%F %T} UTC"
+            table.add_row(removed.key_id, use, "", "", f"{removed.create_time:%F %T} UTC")
     if table.row_count:
         Console().print(table)
     else:
@@ -91,7 +95,7 @@ async def rotate_keys(
 async def rewrap_keys() -> None:
     """Wrap the data keys with the current ENCRYPTION_KEY or KMS_KEY_ID, so that retired keys can be removed."""
     async with open_prepared_storage() as (_, storage):
-        count = await rewrap(storage.database, storage.keys)
+        count = await rewrap(storage.database, storage.keys, storage.keyring)
         await _record_audit(storage, f"rewrap with {storage.keys.current_id}")
     typer.echo(f"{count} data keys were rewrapped. Key {storage.keys.current_id} wraps all data keys now.")
 
@@ -106,7 +110,7 @@ async def remove_key(
 ) -> None:
     """Remove a data key that no value needs, one day after it was replaced."""
     async with open_prepared_storage() as (_, storage):
-        await remove_data_key(storage.database, data_key, force=force)
+        await remove_data_key(storage.keyring, data_key, force=force)
         await _record_audit(storage, f"remove {data_key}")
     typer.echo(f"Data key {data_key} is removed.")
 
@@ -116,7 +120,7 @@ def _describe_use(key: DataKey) -> str:
         return f"encrypts from {key.active_time:%F %T} UTC"
     if key.is_active:
         return "encrypts new values" if key.is_rotation_complete else "encrypts new values; rotation not complete"
-    return f"decrypts; removable from {key.remove_time:%F %T} UTC"
+    return f"decrypts; removable from {key.removable_time:%F %T} UTC"
 
 
 def _print_wrapping_keys(settings: Settings) -> None:
@@ -149,8 +153,8 @@ def _print_rotation(rotated: RotationResult, keys: Sequence[DataKey]) -> None:
         f"Data key {rotated.key_id} encrypts {description} now: {rotated.reencrypted:,} values were re-encrypted."
     )
     for key in keys:
-        if key.remove_time is not None:
-            typer.echo(f"From {key.remove_time:%F %T} UTC you can run: keys remove {key.key_id}")
+        if key.removable_time is not None:
+            typer.echo(f"From {key.removable_time:%F %T} UTC you can run: keys remove {key.key_id}")
 
 
 async def _record_audit(storage: Storage, description: str) -> None:

@@ -37,10 +37,11 @@ class Integration:
     """A stored integration without its credentials.
 
     `uid` is an immutable name that exists before the row; encrypted values are bound to it. `version` counts the
-    changes of the credentials: a commit of new ones names the version that it replaces. `refresh_retry_time` ends the
-    pause after a failed refresh. `refresh_failures` counts consecutive failed refreshes, `refresh_refusals` consecutive
-    refusals other than `invalid_grant`. `refresh_due_time` and `check_due_time` are the next proactive refresh and
-    health check; None where there is none.
+    changes of the credentials: a commit of new ones names the version that it replaces. `settings_version` counts the
+    changes of name, config, active state and webhook secret. `webhook_secret_id` names the webhook secrets that were
+    set last; it is empty if none were. `refresh_retry_time` ends the pause after a failed refresh. `refresh_failures`
+    counts consecutive failed refreshes, `refresh_refusals` consecutive refusals other than `invalid_grant`.
+    `refresh_due_time` and `check_due_time` are the next proactive refresh and health check; None where there is none.
     """
 
     integration_id: IntegrationId
@@ -72,6 +73,8 @@ class Integration:
     refresh_due_time: datetime | None = None
     check_due_time: datetime | None = None
     version: int = 0
+    settings_version: int = 0
+    webhook_secret_id: str = ""
 
     @property
     def grant_expire_time(self) -> datetime | None:

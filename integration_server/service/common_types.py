@@ -17,13 +17,18 @@ Jitter = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class AssociatedData:
-    """The associated data of an encrypted value: its table, column and row. It decrypts only with the same data."""
+    """The associated data of an encrypted value. It decrypts only with the same data.
+
+    They are its table, column and row, and `bound_values`: in canonical JSON, the other values of the row that decide
+    whether it is the newest and where it is sent.
+    """
 
     table: str
     column: str
     uid: str
     user_id: str = ""
     integration_type: str = ""
+    bound_values: str = ""
 
 
 class Aead(Protocol):

@@ -144,7 +144,7 @@ class SqlAuthorizationAttempts:
 
 def attempt_of(row: Row[Any]) -> AuthorizationAttempt:
     """The attempt in a row."""
-    return from_row(AuthorizationAttempt, row, scopes=tuple(row.scopes))
+    return from_row(AuthorizationAttempt, row)
 
 
 def _insert(attempt: AuthorizationAttempt, integration_id: IntegrationId) -> Insert:

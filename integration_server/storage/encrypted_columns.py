@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Column, Row, Select, Update, bindparam, func, select, update
@@ -9,13 +10,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.service.common_types import AssociatedData
 from integration_server.service.credentials.credential_cipher import (
+    attempt_aad,
+    bound_values_of,
     callback_aad,
     chain_key_aad,
     credentials_aad,
     payload_aad,
-    verifier_aad,
     webhook_secret_aad,
 )
+from integration_server.storage.integrations import integration_of
 from integration_server.storage.tables import (
     audit_chains,
     authorization_attempts,
@@ -29,14 +32,10 @@ from integration_server.storage.tables import (
 
 @dataclass(frozen=True, slots=True)
 class EncryptedColumn:
-    """A column of encrypted values.
-
-    `aad_columns` names the columns that hold the associated data: uid, user and type, in this order.
-    """
+    """A column of encrypted values. `associated_data` computes their associated data from a row of their table."""
 
     value: Column[bytes]
-    make_associated_data: Callable[[str, str, str], AssociatedData]
-    aad_columns: tuple[str, str, str] = ("uid", "user_id", "integration_type")
+    associated_data: Callable[[Row[Any]], AssociatedData]
 
     @property
     def name(self) -> str:
@@ -50,15 +49,9 @@ class EncryptedColumn:
         return column
 
     def rows_encrypted_with(self, key_id: str) -> Select[Any]:
-        """A query for the rows whose value is encrypted with this data key: `row_id`, `value`, the `aad_columns`."""
-        columns = [self.value.table.c[name].label(None) for name in self.aad_columns]
-        return select(self.row_id.label("row_id"), self.value.label("value"), *columns).where(
-            data_key_id(self.value) == bytes.fromhex(key_id)
-        )
-
-    def associated_data(self, row: Row[Any]) -> AssociatedData:
-        """The associated data of the value in one of these rows."""
-        return self.make_associated_data(*list(row)[2:])
+        """A query for the rows whose value is encrypted with this data key: all columns, `row_id` and `value`."""
+        row_id, value = self.row_id.label("row_id"), self.value.label("value")
+        return select(*self.row_id.table.columns, row_id, value).where(data_key_id(self.value) == bytes.fromhex(key_id))
 
     def replacement(self) -> Update:
         """A statement that replaces the value `old` in the row `id` by `new`."""
@@ -69,17 +62,41 @@ class EncryptedColumn:
         )
 
 
-_ATTEMPT = ("attempt_id", "user_id", "integration_type")
+def _names(row: Row[Any]) -> tuple[str, str, str]:
+    return row.uid, row.user_id, row.integration_type
+
+
+def _of_integration(row: Row[Any]) -> AssociatedData:
+    return credentials_aad(*_names(row), bound_values_of(integration_of(row)))
+
+
+def _of_revocation(row: Row[Any]) -> AssociatedData:
+    return credentials_aad(*_names(row), row.bound_values)
+
+
+def _of_attempt(make: Callable[..., AssociatedData], row: Row[Any]) -> AssociatedData:
+    return make(row.attempt_id, row.user_id, row.integration_type)
+
+
+def _of_secret(column: Column[bytes], row: Row[Any]) -> AssociatedData:
+    times = row.secret_set_time, row.previous_expire_time
+    return webhook_secret_aad(*_names(row), row.webhook_secret_id, column.name, *times)
+
+
+def _of_event(row: Row[Any]) -> AssociatedData:
+    return payload_aad(*_names(row), row.integration_id, row.event_id, row.event_type, row.receive_time)
+
+
+_SECRETS = (webhook_secrets.c.encrypted_secret, webhook_secrets.c.encrypted_previous_secret)
 
 ENCRYPTED_COLUMNS = (
-    EncryptedColumn(integrations.c.encrypted_credentials, credentials_aad),
-    EncryptedColumn(revocations.c.encrypted_credentials, credentials_aad),
-    EncryptedColumn(authorization_attempts.c.encrypted_verifier, verifier_aad, _ATTEMPT),
-    EncryptedColumn(authorization_attempts.c.encrypted_callback, callback_aad, _ATTEMPT),
-    EncryptedColumn(webhook_secrets.c.encrypted_secret, webhook_secret_aad),
-    EncryptedColumn(webhook_secrets.c.encrypted_previous_secret, webhook_secret_aad),
-    EncryptedColumn(webhook_events.c.encrypted_payload, payload_aad),
-    EncryptedColumn(audit_chains.c.encrypted_key, chain_key_aad, ("chain_id", "chain_id", "chain_id")),
+    EncryptedColumn(integrations.c.encrypted_credentials, _of_integration),
+    EncryptedColumn(revocations.c.encrypted_credentials, _of_revocation),
+    EncryptedColumn(authorization_attempts.c.encrypted_details, partial(_of_attempt, attempt_aad)),
+    EncryptedColumn(authorization_attempts.c.encrypted_callback, partial(_of_attempt, callback_aad)),
+    *(EncryptedColumn(column, partial(_of_secret, column)) for column in _SECRETS),
+    EncryptedColumn(webhook_events.c.encrypted_payload, _of_event),
+    EncryptedColumn(audit_chains.c.encrypted_key, lambda row: chain_key_aad(row.chain_id)),
 )
 
 

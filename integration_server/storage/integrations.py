@@ -12,12 +12,15 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    column,
     delete,
     exists,
+    func,
     insert,
     literal,
     or_,
     select,
+    table,
     update,
 )
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
@@ -28,6 +31,7 @@ from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
 from integration_server.service.connections.revocation_ports import OrphanedGrant
+from integration_server.service.credentials.credential_cipher import bound_values_of
 from integration_server.service.integrations.ports import (
     IntegrationUpdate,
     NewAccount,
@@ -54,6 +58,20 @@ _PROVIDER_CALL_TIME = (
     .where(refresh_leases.c.integration_id == bindparam("id"), refresh_leases.c.version == bindparam("version"))
     .with_for_update()
 )
+
+_NEXT_ID = select(func.nextval(func.pg_get_serial_sequence(integrations.name, _T.integration_id.name)))
+# SQLite's counter of AUTOINCREMENT ids, an ordinary table (SQLite documentation, autoinc.html).
+_SQLITE_COUNTERS = table("sqlite_sequence", column("name"), column("seq"))
+_RESERVE_SQLITE_ID = (
+    update(_SQLITE_COUNTERS)
+    .where(_SQLITE_COUNTERS.c.name == integrations.name)
+    .values(seq=_SQLITE_COUNTERS.c.seq + 1)
+    .returning(_SQLITE_COUNTERS.c.seq)
+)
+_FIRST_SQLITE_ID = insert(_SQLITE_COUNTERS).values(name=integrations.name, seq=1)
+
+_CONNECTION_COLUMNS = "name", "config", "account_id", "account_label", "is_active", "connect_time", "webhook_secret_id"
+"""The columns that the credentials of a connection are bound to, beside those that describe the credentials."""
 
 NO_FAILURE: Mapping[str, Any] = {
     "last_error_class": None,
@@ -97,17 +115,27 @@ class SqlIntegrations:
             raise IntegrationNotFound
         return found
 
-    async def find_account(self, user_id: UserId, integration_type: str, account_id: str) -> Integration | None:
+    async def reserve_id(self) -> IntegrationId:
+        """A new id, which no other integration gets."""
+        async with self._database.write_transaction() as connection:
+            if connection.dialect.name == "postgresql":
+                return IntegrationId(await connection.scalar(_NEXT_ID) or 0)
+            last_id = await connection.scalar(_RESERVE_SQLITE_ID)
+            if last_id is None:  # no integration was ever stored
+                await connection.execute(_FIRST_SQLITE_ID)
+            return IntegrationId(last_id or 1)
+
+    async def find_account(self, user_id: UserId, integration_type: str, account_id: str) -> StoredIntegration | None:
         """The user's connected integration with that account."""
         row = await self._database.fetch_one(
-            select(*_PLAINTEXT_COLUMNS).where(
+            select(integrations).where(
                 _T.user_id == user_id,
                 _T.integration_type == integration_type,
                 _T.account_id == account_id,
                 _T.connect_time.is_not(None),
             )
         )
-        return None if row is None else integration_of(row)
+        return None if row is None else stored_integration_of(row)
 
     async def list(
         self,
@@ -116,12 +144,9 @@ class SqlIntegrations:
         after: IntegrationId,
         limit: int,
         max_bytes: int,
-    ) -> StoredPage[Integration]:
+    ) -> StoredPage[StoredIntegration]:
         """The user's integrations of these types (None: of all) with an id above `after`, ordered by id."""
-        query = select(*_PLAINTEXT_COLUMNS).where(*_of_user(user_id, integration_types, after))
-        size = row_bytes(_PLAINTEXT_COLUMNS)
-        rows, is_last = await fetch_page(self._database, query, _T.integration_id, size, limit, max_bytes)
-        return StoredPage([integration_of(row) for row in rows], is_last)
+        return await self._list(_of_user(user_id, integration_types, after), limit, max_bytes)
 
     async def list_connected(
         self,
@@ -131,10 +156,15 @@ class SqlIntegrations:
         limit: int,
         max_bytes: int,
     ) -> StoredPage[StoredIntegration]:
-        """Of `list`, the connected integrations, with their encrypted credentials."""
-        query = select(integrations).where(*_of_user(user_id, integration_types, after), _T.connect_time.is_not(None))
-        size = row_bytes(_T)
-        rows, is_last = await fetch_page(self._database, query, _T.integration_id, size, limit, max_bytes)
+        """Of `list`, the connected integrations."""
+        are_connected = (*_of_user(user_id, integration_types, after), _T.connect_time.is_not(None))
+        return await self._list(are_connected, limit, max_bytes)
+
+    async def _list(
+        self, conditions: Sequence[ColumnElement[bool]], limit: int, max_bytes: int
+    ) -> StoredPage[StoredIntegration]:
+        query = select(integrations).where(*conditions)
+        rows, is_last = await fetch_page(self._database, query, _T.integration_id, row_bytes(_T), limit, max_bytes)
         return StoredPage([stored_integration_of(row) for row in rows], is_last)
 
     async def shares_grant(self, grant: OrphanedGrant, integration_types: Iterable[str]) -> bool:
@@ -205,17 +235,15 @@ class SqlIntegrations:
         """Store the credentials of a pending or reconnected integration, and delete the pending `superseded_id`.
 
         Account fields that the provider does not give keep their values. None, and no change, if the integration is
-        gone or has another version, or if another row has its account.
+        gone or has another version or settings version, or if another row has its account.
         """
-        connect = _update_version(
+        connected = account.connected_to(integration, now)
+        connect = replace_credentials(
             integration,
             {
                 **_new_credentials_values(integration, credentials, now),
-                "account_id": account.account_id or integration.account_id,
-                "account_label": account.account_label or integration.account_label,
-                "is_active": True,
+                **{name: getattr(connected, name) for name in _CONNECTION_COLUMNS},
                 "check_due_time": check_due_time,
-                "connect_time": now,
             },
         )
         row = None
@@ -230,11 +258,11 @@ class SqlIntegrations:
     async def commit_refresh(
         self, integration: Integration, credentials: NewCredentials, now: datetime
     ) -> Integration | None:
-        """Replace the credentials of `integration.version` and clear its errors. None if the version is another.
+        """Replace the credentials of `integration.version` and clear its errors. None if a version is another.
 
         The commit voids a lease on that version.
         """
-        commit = _update_version(integration, _new_credentials_values(integration, credentials, now))
+        commit = replace_credentials(integration, _new_credentials_values(integration, credentials, now))
         return await self._write(integration.integration_id, commit)
 
     async def record_failure(
@@ -275,19 +303,16 @@ class SqlIntegrations:
         await self._write(integration.integration_id, _update_version(integration, values))
 
     async def update(
-        self, integration_id: IntegrationId, user_id: UserId, now: datetime, change: IntegrationUpdate
-    ) -> Integration:
-        """Set the fields of an update. Raises `IntegrationNotFound`."""
-        statement = (
-            update(integrations)
-            .where(*matches_integration(integration_id, user_id))
-            .values({"update_time": now, **{key: value for key, value in asdict(change).items() if value is not None}})
-            .returning(*_PLAINTEXT_COLUMNS)
-        )
-        updated = await self._write(integration_id, statement)
-        if updated is None:
-            raise IntegrationNotFound
-        return updated
+        self, integration: Integration, change: IntegrationUpdate, encrypted_credentials: bytes, now: datetime
+    ) -> Integration | None:
+        """Set the fields of an update, with the credentials that are bound to them. None if a version is another."""
+        values = {
+            "settings_version": integration.settings_version + 1,
+            "encrypted_credentials": encrypted_credentials,
+            "update_time": now,
+            **change.fields,
+        }
+        return await self._write(integration.integration_id, replace_credentials(integration, values))
 
     async def remove(
         self, integration_id: IntegrationId, user_id: UserId, *, claim_duration: timedelta = timedelta(0)
@@ -303,7 +328,8 @@ class SqlIntegrations:
             await connection.execute(delete(integrations).where(*matches_integration(integration_id, user_id)))
             revocation = None
             if row.connect_time is not None:
-                revocation = await add_claimed(connection, from_row(OrphanedGrant, row), claim_duration)
+                grant = from_row(OrphanedGrant, row, bound_values=bound_values_of(integration_of(row)))
+                revocation = await add_claimed(connection, grant, claim_duration)
         return RemovalResult(integration_of(row), revocation, is_refreshing=call_time is not None)
 
     async def ping(self) -> None:
@@ -360,8 +386,11 @@ def integration_of(row: Row[Any]) -> Integration:
 
 def new_integration_values(integration: NewIntegration, now: datetime) -> dict[str, Any]:
     """The columns of a pending integration."""
+    values = asdict(integration)
+    if not integration.integration_id:
+        del values["integration_id"]  # the database assigns one
     return {
-        **asdict(integration),
+        **values,
         "auth_method": integration.auth_method.value,
         "is_active": True,
         "scopes": (),
@@ -434,6 +463,11 @@ def _update_version(integration: Integration, values: Mapping[str, Any]) -> Retu
         .values(values)
         .returning(*_PLAINTEXT_COLUMNS)
     )
+
+
+def replace_credentials(integration: Integration, values: Mapping[str, Any]) -> ReturningUpdate[Any]:
+    """An update of the credentials, or of what they are bound to, unless the row has changed in either."""
+    return _update_version(integration, values).where(_T.settings_version == integration.settings_version)
 
 
 @contextmanager

@@ -10,29 +10,44 @@ cannot be decrypted. Nonces are random, so a data key must not encrypt more than
 A data key is announced before it is used: it is in the table from its creation, and encrypts from its `active_time` on,
 by the database's clock. Every server reads the table about once a second and is not ready when it cannot, so that all
 servers know a key before any server encrypts with it, whatever their own clocks say.
+
+Each read verifies the whole key set (`key_set.py`). A set that was altered or put back is not used: the process keeps
+the keys that it has, logs `key_set_altered`, and is not ready.
 """
 
 import asyncio
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
+import structlog
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy import Row, insert, select
+from sqlalchemy import Row, exists, insert, or_, select
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.errors import CredentialsUnreadable, StoreUnavailable
+from integration_server.service.audit.audit_heads import Head
 from integration_server.service.common_types import AssociatedData
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database
 from integration_server.storage.key_encryption import KEY_BYTES, KeyEncryptionKeys, KeyringError
-from integration_server.storage.tables import DataKeyState, data_keys, key_checks
+from integration_server.storage.key_set import (
+    KEY_SET_ID,
+    KeySet,
+    authenticate_key_set,
+    change_key_set,
+    read_key_set,
+)
+from integration_server.storage.tables import DataKeyState, data_keys, integrations, key_sets
+
+T = TypeVar("T")
 
 _FORMAT = b"\x01"
 _KEY_ID_BYTES = 8
@@ -42,23 +57,34 @@ _NONCE_BYTES = 12
 _LOOKUP_INTERVAL = 1.0
 """Seconds between reads for an unknown data key: many forged values must not become load on the database."""
 
-_CHECK_ID = "key-check"
-_CHECK = b"integration-server key check 1.."
-"""The plaintext of the key check, as long as a key. It is not secret: the check is whether it unwraps."""
-
-_NAMES = attrgetter("table", "column", "uid", "user_id", "integration_type")
+_NAMES = attrgetter("table", "column", "uid", "user_id", "integration_type", "bound_values")
 
 ALL_DATA_KEYS = select(data_keys, DatabaseTime().label("now")).order_by(data_keys.c.active_time, data_keys.c.key_id)
-"""The query for all data keys, by activation time."""
+"""The query for all data keys, by activation time, with those that were removed."""
 
 
 class Keyring:
-    """An `Aead` with the data keys of the database. Created by `open_keyring`."""
+    """An `Aead` with the data keys of the database. Created by `open_keyring`.
 
-    def __init__(self, database: Database, keys: KeyEncryptionKeys, *, monotonic: Callable[[], float]) -> None:
+    Without `verifies_key_set`, a negative control, it uses whatever keys the database has.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        keys: KeyEncryptionKeys,
+        *,
+        monotonic: Callable[[], float],
+        verifies_key_set: bool = True,
+    ) -> None:
         self._database = database
         self._keys = keys
         self._monotonic = monotonic
+        self._verifies_key_set = verifies_key_set
+        self._mac_key = b""
+        self._trusted: KeySet | None = None
+        self._reported = b""
+        self._log = structlog.get_logger(__name__)
         self._ciphers: Mapping[bytes, AESGCM] = {}
         self._active_id = b""
         self._reload_lock = asyncio.Lock()
@@ -68,6 +94,11 @@ class Keyring:
     def active_key_id(self) -> str:
         """The id of the data key that encrypts, as of the last read."""
         return self._active_id.hex()
+
+    @property
+    def head(self) -> Head:
+        """The head of the key set, as of the last read: with it, a copy outside the database detects a rollback."""
+        return self._loaded.head
 
     async def encrypt(self, plaintext: bytes, associated_data: AssociatedData) -> bytes:
         """Encrypt with the active data key."""
@@ -104,7 +135,7 @@ class Keyring:
         key_id = new_data_key_id()
         values = await self._new_data_key(key_id, DataKeyState.ROTATING, activation_delay)
         try:
-            await self._database.write(insert(data_keys).values(values))
+            await self.change(lambda connection: connection.execute(insert(data_keys).values(values)))
         except IntegrityError as error:
             raise KeyringError(
                 "the rotation to the newest data key is not complete: run `keys rotate` first"
@@ -112,38 +143,64 @@ class Keyring:
         await self.reload()
         return key_id
 
+    async def change(self, change: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Change the key set with the statements of `change`. Raises `KeyringError` if it was altered before."""
+        return await change_key_set(self._database, self._mac_key, change, self._loaded)
+
     async def prepare(self) -> None:
-        """Create the first data key and the key check if there are none, else check the key-encryption key.
+        """Create the key set with the first data key if there is none, else check the key-encryption key.
 
         Raises `KeyringError` or `StoreUnavailable`.
         """
         await self.reload()
-        check = await self._database.fetch_one(select(key_checks))
-        if check is None:
-            await self._create_first_key()
-        else:
-            await self._keys.unwrap(check.wrapped_check, check.check_id, check.wrapping_key_id)
+        if self._trusted is None:
+            await self._create_key_set()
         if not self._active_id:
-            await self.reload()  # another server may have created both since the first read
-        if not self._active_id:
-            raise KeyringError("the database has a key check but no data keys: restore the table data_keys")
+            raise KeyringError("the database has a key set but no data keys: restore the table data_keys")
 
     # --- loading -----------------------------------------------------------------------------------------------------
 
+    @property
+    def _loaded(self) -> KeySet:
+        if self._trusted is None:
+            raise KeyringError("no key set is loaded")
+        return self._trusted
+
     async def _reload(self) -> None:
         async with self._database.monitor_connection() as connection:
-            rows = (await connection.execute(ALL_DATA_KEYS)).all()
-        if self._ciphers and not rows:  # keep the loaded keys
-            raise KeyringError("the database has no data keys")
-        known, problems = {}, []
-        for row in rows:
+            key_set = await read_key_set(connection)
+        if key_set is None:
+            if self._trusted is not None:  # keep the loaded keys
+                raise KeyringError("the database has no key set: restore the tables key_sets and data_keys")
+            return
+        # Once per process: the MAC key never changes, so a later outage of KMS does not matter.
+        self._mac_key = self._mac_key or await self._keys.unwrap(
+            key_set.wrapped_mac_key, KEY_SET_ID, key_set.wrapping_key_id
+        )
+        altered = key_set.problem(self._mac_key, self._trusted) if self._verifies_key_set else None
+        if altered is not None and self._trusted is not None:
+            self._report(altered, key_set)
+            raise KeyringError(altered)
+        known: dict[bytes, AESGCM] = {}
+        problems: list[KeyringError | StoreUnavailable] = []
+        for row in key_set.keys:
             try:
                 known[bytes.fromhex(row.key_id)] = await self._load(row)
             except (KeyringError, StoreUnavailable) as error:
                 problems.append(error)
+        if altered is not None:
+            raise KeyringError("; ".join(map(str, [*problems, altered])))
+        self._trusted, self._reported = key_set, b""
         self._ciphers = known
-        self._active_id = _newest_active_key(rows, known)
+        self._active_id = _newest_active_key(key_set.keys, known)
         _raise_all(problems)
+
+    def _report(self, problem: str, key_set: KeySet) -> None:
+        """Log an altered set, once for each alteration: the set is read twice a second."""
+        seen = key_set.compute_mac(self._mac_key, key_set.version)
+        if seen != self._reported:
+            self._reported = seen
+            self._log.error("key_set_altered", problem=problem, key_ids=[row.key_id for row in key_set.rows])
 
     async def _load(self, row: Row[Any]) -> AESGCM:
         cipher = self._ciphers.get(bytes.fromhex(row.key_id))
@@ -167,21 +224,32 @@ class Keyring:
 
     # --- creation ----------------------------------------------------------------------------------------------------
 
-    async def _create_first_key(self) -> None:
-        """Create the key check, and the first data key unless this database has one without a check."""
-        is_first = not self._active_id
-        check = {
-            "check_id": _CHECK_ID,
-            "wrapped_check": await self._keys.wrap(_CHECK, _CHECK_ID),
+    async def _create_key_set(self) -> None:
+        """Create the key set with the first data key, unless another server has."""
+        await self._require_new_database()
+        key, mac_key = await self._new_data_key(new_data_key_id(), DataKeyState.COMPLETE), os.urandom(KEY_BYTES)
+        record = {
+            "key_set_id": KEY_SET_ID,
+            "version": 0,
+            "wrapped_mac_key": await self._keys.wrap(mac_key, KEY_SET_ID),
             "wrapping_key_id": self._keys.current_id,
+            "mac": b"",
         }
-        key = await self._new_data_key(new_data_key_id(), DataKeyState.COMPLETE) if is_first else None
-        with suppress(IntegrityError):  # another server has created them
+        with suppress(IntegrityError):  # another server has created it
             async with self._database.write_transaction() as connection:
-                await connection.execute(insert(key_checks).values(check))
-                if key is not None:
-                    await connection.execute(insert(data_keys).values(key))
+                await connection.execute(insert(key_sets).values(record))
+                await connection.execute(insert(data_keys).values(key))
+                await authenticate_key_set(connection, mac_key)
         await self.reload()
+
+    async def _require_new_database(self) -> None:
+        """Raise `KeyringError` if the key set of this database was lost: a new first key would hide that."""
+        remains = exists().where(integrations.c.encrypted_credentials.is_not(None)), exists(select(data_keys))
+        if await self._database.fetch_value(select(or_(*remains))):
+            raise KeyringError(
+                "the database has encrypted values or data keys, but no key set: restore the tables key_sets and "
+                "data_keys from a backup"
+            )
 
     async def _new_data_key(
         self, key_id: str, state: DataKeyState, activation_delay: timedelta = timedelta(0)
@@ -222,12 +290,16 @@ def _encode_associated_data(header: bytes, associated_data: AssociatedData) -> b
 
 
 async def open_keyring(
-    database: Database, keys: KeyEncryptionKeys, *, monotonic: Callable[[], float] = time.monotonic
+    database: Database,
+    keys: KeyEncryptionKeys,
+    *,
+    monotonic: Callable[[], float] = time.monotonic,
+    verifies_key_set: bool = True,
 ) -> Keyring:
     """Open the keyring of this database; the first data key is created if there is none.
 
-    Raises `KeyringError` when a data key or the key check does not unwrap with `keys`, and `StoreUnavailable`.
+    Raises `KeyringError` when a data key does not unwrap with `keys` or the set was altered, and `StoreUnavailable`.
     """
-    keyring = Keyring(database, keys, monotonic=monotonic)
+    keyring = Keyring(database, keys, monotonic=monotonic, verifies_key_set=verifies_key_set)
     await keyring.prepare()
     return keyring

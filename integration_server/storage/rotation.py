@@ -120,7 +120,7 @@ class Rotation:
 
     async def _mark_complete(self, key_id: str) -> None:
         complete = update(data_keys).where(data_keys.c.key_id == key_id).values(state=DataKeyState.COMPLETE.value)
-        await self.database.write(complete)
+        await self.keyring.change(lambda connection: connection.execute(complete))
 
     # --- re-encryption -----------------------------------------------------------------------------------------------
 

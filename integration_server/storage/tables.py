@@ -36,10 +36,14 @@ class AttemptState(StrEnum):
 
 
 class DataKeyState(StrEnum):
-    """The state of a data key's rotation. At most one key is rotating: values are being re-encrypted with it."""
+    """The state of a data key. At most one key is rotating: values are being re-encrypted with it.
+
+    A removed key leaves its row, without the key, as a tombstone.
+    """
 
     ROTATING = "rotating"
     COMPLETE = "complete"
+    REMOVED = "removed"
 
 
 metadata = MetaData(
@@ -90,6 +94,8 @@ integrations = Table(
     Column("create_time", UtcDateTime, nullable=False),
     Column("update_time", UtcDateTime, nullable=False),
     Column("version", BigInteger, nullable=False),
+    Column("settings_version", BigInteger, nullable=False, server_default="0"),
+    Column("webhook_secret_id", String(128), nullable=False, server_default=""),
     Column("refresh_retry_time", UtcDateTime),
     Column("refresh_refusals", Integer, nullable=False, server_default="0"),
     Column("refresh_failures", Integer, nullable=False, server_default="0"),
@@ -131,18 +137,15 @@ authorization_attempts = Table(
     ),
     Column("user_id", String(255), nullable=False),
     Column("integration_type", String(255), nullable=False),
-    Column("redirect_uri", Text, nullable=False),
-    Column("return_url", Text),
-    Column("scopes", JSON, nullable=False),
-    Column("encrypted_verifier", LargeBinary, nullable=False),
+    Column("encrypted_details", LargeBinary, nullable=False),
     Column("encrypted_callback", LargeBinary),
-    Column("is_reconnection", Boolean, nullable=False),
     Column("state", String(16), nullable=False),
     Column("create_time", UtcDateTime, nullable=False),
     Column("expire_time", UtcDateTime, nullable=False, index=True),
     Index("ix_authorization_attempts_user_id_create_time", "user_id", "create_time"),
 )
-"""Authorization attempts. They stay until they expire, so that a second callback finds a consumed attempt."""
+"""Authorization attempts. They stay until they expire, so that a second callback finds a consumed attempt. All that
+decides where a browser or a code is sent is in `encrypted_details`."""
 
 refresh_leases = Table(
     "refresh_leases",
@@ -185,6 +188,7 @@ revocations = Table(
     Column("user_id", String(255), nullable=False),
     Column("integration_type", String(255), nullable=False),
     Column("account_id", String(255)),
+    Column("bound_values", Text, nullable=False, server_default=""),
     Column("encrypted_credentials", LargeBinary, nullable=False),
     Column("create_time", UtcDateTime, nullable=False),
     Column("due_time", UtcDateTime, nullable=False),
@@ -192,7 +196,8 @@ revocations = Table(
     Index("ix_revocations_integration_type_due_time", "integration_type", "due_time"),
     sqlite_autoincrement=True,
 )
-"""The outbox of grants to revoke: credentials of removed integrations, encrypted as in their former row."""
+"""The outbox of grants to revoke: credentials of removed integrations, encrypted as in their former row, whose values
+that they are bound to are in `bound_values`."""
 
 webhook_secrets = Table(
     "webhook_secrets",
@@ -201,13 +206,14 @@ webhook_secrets = Table(
     Column("uid", String(255), nullable=False),
     Column("user_id", String(255), nullable=False),
     Column("integration_type", String(255), nullable=False),
+    Column("webhook_secret_id", String(128), nullable=False),
     Column("encrypted_secret", LargeBinary, nullable=False),
     Column("secret_set_time", UtcDateTime, nullable=False),
     Column("encrypted_previous_secret", LargeBinary),
     Column("previous_expire_time", UtcDateTime),
 )
 """Signing secrets of integrations' own webhooks, current and previous. The associated data is that of the integration,
-whose uid, user and type are copied here."""
+whose uid, user, type and `webhook_secret_id` are copied here, and the times."""
 
 webhook_events = Table(
     "webhook_events",
@@ -314,20 +320,23 @@ data_keys = Table(
     Column("state", String(16), nullable=False),
     Column("create_time", UtcDateTime, nullable=False),
     Column("active_time", UtcDateTime, nullable=False),
+    Column("remove_time", UtcDateTime),
 )
 """The data keys, wrapped. All decrypt; the newest one encrypts from its `active_time` on, on the database's clock."""
 
 _is_rotating = data_keys.c.state == DataKeyState.ROTATING.value
 _partial_index("uq_data_keys_state_rotating", _is_rotating, data_keys.c.state, unique=True)
 
-key_checks = Table(
-    "key_checks",
+key_sets = Table(
+    "key_sets",
     metadata,
-    Column("check_id", String(16), primary_key=True),
-    Column("wrapped_check", LargeBinary, nullable=False),
+    Column("key_set_id", String(16), primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("wrapped_mac_key", LargeBinary, nullable=False),
     Column("wrapping_key_id", String(255), nullable=False),
+    Column("mac", LargeBinary, nullable=False),
 )
-"""One row, created with the first data key. It unwraps only with the right key-encryption key."""
+"""One row: the MAC over all rows of `data_keys`, and its wrapped key; see `key_set.py`. Changes count `version`."""
 
 singleton_jobs = Table(
     "singleton_jobs",

@@ -1,21 +1,22 @@
 """The SQL store of webhook endpoints and their secrets: implements the port `WebhookEndpoints`."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Insert, Row, Update, bindparam, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Row, bindparam, delete, insert, select
 
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.webhooks.ports import StoredWebhookSecrets, WebhookEndpoint
 from integration_server.storage.engine import Database, from_row
-from integration_server.storage.integrations import stored_integration_of
+from integration_server.storage.integrations import replace_credentials, stored_integration_of
 from integration_server.storage.tables import integrations, webhook_secrets
 
 _I = integrations.c
 _S = webhook_secrets.c
 
-_SECRETS = (_S.encrypted_secret, _S.secret_set_time, _S.encrypted_previous_secret, _S.previous_expire_time)
+_ID = _S.webhook_secret_id.label("secret_id")
+_SECRETS = (_ID, _S.encrypted_secret, _S.secret_set_time, _S.encrypted_previous_secret, _S.previous_expire_time)
 _OWNER = ("integration_id", "uid", "user_id", "integration_type")
 
 _ENDPOINT = select(integrations, *_SECRETS).select_from(integrations.outerjoin(webhook_secrets))
@@ -28,10 +29,11 @@ _FIND_FOR_USER = _ENDPOINT.where(_I.integration_id == bindparam("integration_id"
 
 
 class SqlWebhookEndpoints:
-    """`WebhookEndpoints` over a SQL database."""
+    """`WebhookEndpoints` over a SQL database. Calls `on_change` with each integration that it changes."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, on_change: Callable[[IntegrationId], None] = lambda _: None) -> None:
         self._database = database
+        self._on_change = on_change
 
     async def find(self, integration_type: str, uid: str) -> WebhookEndpoint | None:
         """The connected integration of this type with this uid, of any user."""
@@ -44,26 +46,32 @@ class SqlWebhookEndpoints:
         return None if row is None else _endpoint(row)
 
     async def set_secrets(
-        self, integration: Integration, before: StoredWebhookSecrets | None, secrets: StoredWebhookSecrets
+        self, integration: Integration, secrets: StoredWebhookSecrets, encrypted_credentials: bytes
     ) -> bool:
-        """Replace the secrets `before`. False if they are no longer current, or the integration was deleted."""
-        statement: Insert | Update
-        if before is None:
-            owner = {name: getattr(integration, name) for name in _OWNER}
-            statement = insert(webhook_secrets).values({**owner, **asdict(secrets)})
-        else:
-            statement = (
-                update(webhook_secrets)
-                .where(_S.integration_id == integration.integration_id, _S.user_id == integration.user_id)
-                .where(_S.encrypted_secret == before.encrypted_secret)
-                .values(asdict(secrets))
-            )
+        """Set the secrets, with credentials that are bound to their id. False if the integration changed meanwhile."""
+        bind = replace_credentials(
+            integration,
+            {
+                "settings_version": integration.settings_version + 1,
+                "webhook_secret_id": secrets.webhook_secret_id,
+                "encrypted_credentials": encrypted_credentials,
+            },
+        )
+        owner = {name: getattr(integration, name) for name in _OWNER}
         try:
-            return await self._database.write(statement) == 1
-        except IntegrityError:  # others were inserted in the meantime, or the integration was deleted
-            return False
+            async with self._database.write_transaction() as connection:
+                if (await connection.execute(bind)).one_or_none() is None:
+                    return False
+                # The lock of the row above serializes both statements.
+                await connection.execute(delete(webhook_secrets).where(_S.integration_id == integration.integration_id))
+                await connection.execute(insert(webhook_secrets).values({**owner, **asdict(secrets)}))
+        finally:
+            self._on_change(integration.integration_id)
+        return True
 
 
 def _endpoint(row: Row[Any]) -> WebhookEndpoint:
-    secrets = None if row.encrypted_secret is None else from_row(StoredWebhookSecrets, row)
+    secrets = None
+    if row.encrypted_secret is not None:
+        secrets = from_row(StoredWebhookSecrets, row, webhook_secret_id=row.secret_id)
     return WebhookEndpoint(stored_integration_of(row), secrets)

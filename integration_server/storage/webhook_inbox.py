@@ -18,10 +18,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.credentials.grant_confirmation import RECHECK_AFTER
+from integration_server.service.integrations.ports import StoredIntegration
 from integration_server.service.webhooks.ports import NewWebhookEvent, StoredWebhookEvent, WebhookPage
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database, from_row
-from integration_server.storage.integrations import integration_of, matches_integration
+from integration_server.storage.integrations import matches_integration, stored_integration_of
 from integration_server.storage.pruning import prune
 from integration_server.storage.tables import integrations, webhook_consumer_offsets, webhook_events
 from integration_server.storage.user_usage import DEFAULT_USER_QUOTAS, UserQuotas, use_webhook_bytes
@@ -65,7 +66,7 @@ class SqlWebhookInbox:
 
     async def find_recipients(
         self, integration_type: str, account_ids: Collection[str], after: IntegrationId, limit: int
-    ) -> Sequence[Integration]:
+    ) -> Sequence[StoredIntegration]:
         """The connected integrations of these accounts, of any user, with an id above `after`, ordered by id."""
         parameters = {
             "account_ids": sorted(account_ids),
@@ -73,7 +74,7 @@ class SqlWebhookInbox:
             "after": after,
             "limit": limit,
         }
-        return [integration_of(row) for row in await self._database.fetch(_RECIPIENTS, parameters)]
+        return [stored_integration_of(row) for row in await self._database.fetch(_RECIPIENTS, parameters)]
 
     async def known(
         self, integration_ids: Collection[IntegrationId], event_ids: Collection[str]
@@ -83,7 +84,7 @@ class SqlWebhookInbox:
         rows = await self._database.fetch(_EXISTING_EVENTS, lookup)
         return {(IntegrationId(row.integration_id), row.event_id) for row in rows}
 
-    async def add(self, events: Sequence[NewWebhookEvent], now: datetime) -> Sequence[NewWebhookEvent]:
+    async def add(self, events: Sequence[NewWebhookEvent]) -> Sequence[NewWebhookEvent]:
         """Store the events of one user that are not stored yet, all or none, and return them."""
         unique: dict[tuple[IntegrationId, str], NewWebhookEvent] = {}
         for event in events:
@@ -91,7 +92,7 @@ class SqlWebhookInbox:
         new = list(unique.values())
         while new:
             try:
-                return await self._add(new, now)
+                return await self._add(new)
             except IntegrityError:
                 lookup = {event.integration.integration_id for event in new}, {event.event_id for event in new}
                 known = await self.known(*lookup)
@@ -101,14 +102,14 @@ class SqlWebhookInbox:
                 new = remaining
         return new
 
-    async def _add(self, events: Sequence[NewWebhookEvent], now: datetime) -> Sequence[NewWebhookEvent]:
+    async def _add(self, events: Sequence[NewWebhookEvent]) -> Sequence[NewWebhookEvent]:
         """Store all events. Raises `IntegrityError` if one of them is stored already."""
         added: list[NewWebhookEvent] = []
         async with self._database.write_transaction() as connection:
             # In the order of the ids, which prevents deadlocks.
             for integration_id, group in groupby(sorted(events, key=_INTEGRATION_ID), _INTEGRATION_ID):
                 appended = list(group)
-                if await _append(connection, integration_id, appended, now):
+                if await _append(connection, integration_id, appended):
                     added += appended
             # The last lock, and the only one of its kind if the events are of one user.
             for user_id, group in groupby(sorted(added, key=_USER_ID), _USER_ID):
@@ -167,7 +168,7 @@ class SqlWebhookInbox:
 
 
 async def _append(
-    connection: AsyncConnection, integration_id: IntegrationId, events: Sequence[NewWebhookEvent], now: datetime
+    connection: AsyncConnection, integration_id: IntegrationId, events: Sequence[NewWebhookEvent]
 ) -> bool:
     """Number and insert an integration's events; see `WebhookInbox.add`. False if the integration was deleted."""
     # First, because the row lock blocks other deliveries and deletion until the end of the transaction.
@@ -177,8 +178,8 @@ async def _append(
     first = row.last_webhook_number - len(events) + 1
     owner = {name: getattr(row, name) for name in ("integration_id", "user_id", "integration_type")}
     numbered = [
-        {name: getattr(event, name) for name in ("uid", "event_id", "event_type", "encrypted_payload")}
-        | {**owner, "number": number, "receive_time": now}
+        {name: getattr(event, name) for name in ("uid", "event_id", "event_type", "receive_time", "encrypted_payload")}
+        | {**owner, "number": number}
         for number, event in enumerate(events, start=first)
     ]
     await connection.execute(insert(webhook_events), numbered)

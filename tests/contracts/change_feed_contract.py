@@ -34,6 +34,7 @@ from tests.contracts.store_contract import (
     new_integration,
     reload,
     successful_check,
+    update_settings,
 )
 from tests.contracts.webhook_contract import new_event
 
@@ -162,27 +163,19 @@ WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
     "record_call": (call, [(CHANGED, ACTIVE, ERROR), (CHANGED, ERROR, ACTIVE)]),
     "record (of checks)": (check, [(CHANGED, ACTIVE, ERROR), (CHANGED, ERROR, ACTIVE)]),
     "update of the name": (
-        lambda s, integration: s.integrations.update(
-            integration.integration_id, ANN, LATER, IntegrationUpdate(name="other")
-        ),
+        lambda s, integration: update_settings(s.integrations, integration, IntegrationUpdate(name="other")),
         [(UPDATED, ACTIVE, ACTIVE)],
     ),
     "update of the config": (
-        lambda s, integration: s.integrations.update(
-            integration.integration_id, ANN, LATER, IntegrationUpdate(config={"a": 1})
-        ),
+        lambda s, integration: update_settings(s.integrations, integration, IntegrationUpdate(config={"a": 1})),
         [(UPDATED, ACTIVE, ACTIVE)],
     ),
     "update to inactive": (
-        lambda s, integration: s.integrations.update(
-            integration.integration_id, ANN, LATER, IntegrationUpdate(is_active=False)
-        ),
+        lambda s, integration: update_settings(s.integrations, integration, IntegrationUpdate(is_active=False)),
         [(UPDATED, ACTIVE, INACTIVE), (CHANGED, ACTIVE, INACTIVE)],
     ),
     "update of nothing": (
-        lambda s, integration: s.integrations.update(
-            integration.integration_id, ANN, LATER, IntegrationUpdate(name=integration.name)
-        ),
+        lambda s, integration: update_settings(s.integrations, integration, IntegrationUpdate(name=integration.name)),
         [],
     ),
     "remove": (
@@ -192,11 +185,11 @@ WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
     "abandon": (abandon, [(CREATED, None, PENDING), (DISCONNECTED, PENDING, None)]),
     "remove_expired": (expire, [(CREATED, None, PENDING), (DISCONNECTED, PENDING, None)]),
     "add (of webhooks)": (
-        lambda s, integration: s.inbox.add([new_event(integration, "e")], LATER),
+        lambda s, integration: s.inbox.add([new_event(integration, "e")]),
         [(RECEIVED, None, None)],
     ),
     "add (of a webhook that reports the end of the grant)": (
-        lambda s, integration: s.inbox.add([new_event(integration, "e", reports_grant_end=True)], LATER),
+        lambda s, integration: s.inbox.add([new_event(integration, "e", reports_grant_end=True)]),
         [(RECEIVED, None, None)],
     ),
     "acknowledge": (lambda s, integration: s.inbox.acknowledge(integration, "mail", 0), []),
@@ -213,9 +206,7 @@ WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
         [],
     ),
     "begin_reconnection": (
-        lambda s, integration: s.attempts.begin_reconnection(
-            new_attempt(is_reconnection=True), integration.integration_id
-        ),
+        lambda s, integration: s.attempts.begin_reconnection(new_attempt(), integration.integration_id),
         [],
     ),
     "store_pending_callback, consume and consume_pending_callback": (
@@ -226,7 +217,7 @@ WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
 }
 
 READS = {
-    *("find", "get", "find_account", "list", "list_connected", "shares_grant", "list_expiring", "ping"),
+    *("find", "get", "find_account", "list", "list_connected", "shares_grant", "list_expiring", "ping", "reserve_id"),
     *("error_rates", "counts", "due_types", "find_recipients", "known", "consumer_offset"),
 }
 
@@ -269,10 +260,12 @@ class ChangeFeedContract:
         low = await read_horizon(stores.change_feed)
         await stores.integrations.commit_refresh(replace(integration, version=7), new_credentials(), LATER)
         with pytest.raises(IntegrationNotFound):
-            await stores.integrations.update(integration.integration_id, BOB, LATER, IntegrationUpdate(name="bob's"))
+            await update_settings(
+                stores.integrations, replace(integration, user_id=BOB), IntegrationUpdate(name="bob's")
+            )
         with pytest.raises(IntegrationNotFound):
             await stores.integrations.remove(integration.integration_id, BOB)
-        await stores.inbox.add([new_event(replace(integration, user_id=BOB), "e")] * 0, LATER)
+        await stores.inbox.add([new_event(replace(integration, user_id=BOB), "e")] * 0)
         assert await read_events_since(stores.change_feed, low) == []
 
     async def test_a_first_poll_returns_the_end_of_the_log(self, stores: Stores) -> None:
@@ -312,7 +305,7 @@ class ChangeFeedContract:
     async def test_webhooks_do_not_invalidate_cached_integrations(self, stores: Stores) -> None:
         integration = await create_connected(stores.integrations)
         begin = (await stores.change_feed.poll(None, NO_LIMIT)).cursor
-        await stores.inbox.add([new_event(integration, "e")], LATER)
+        await stores.inbox.add([new_event(integration, "e")])
         batch = await stores.change_feed.poll(begin, NO_LIMIT)
         assert (batch.changed_ids, len(batch.events)) == (frozenset(), 1)
 

@@ -10,7 +10,6 @@ from integration_server.service.background.ports import DueWork, JobKind
 from integration_server.service.connections.ports import AuthorizationAttemptStore
 from integration_server.service.integrations.ports import IntegrationStore, IntegrationUpdate, NewCredentials
 from tests.contracts.store_contract import (
-    ANN,
     BOB,
     EXPIRED_CLAIM,
     FAILURE,
@@ -23,6 +22,7 @@ from tests.contracts.store_contract import (
     list_due_types,
     new_integration,
     reload,
+    update_settings,
 )
 
 SECOND = timedelta(seconds=1)
@@ -100,12 +100,12 @@ class DueWorkContract:
         self, due_work: DueWork, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, job_kind: JobKind
     ) -> None:
         inactive, expired = await add_due(integrations, PAST), await add_due(integrations, PAST)
-        await integrations.update(inactive.integration_id, ANN, NOW, IntegrationUpdate(is_active=False))
+        await update_settings(integrations, inactive, IntegrationUpdate(is_active=False), NOW)
         await integrations.record_failure(expired, FAILURE, reauthorization_required=True, refresh_due_time=PAST)
         await create_pending(integrations, attempts, BOB)
         assert await list_due_types(due_work, job_kind) == []
         assert await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM) == []
-        await integrations.update(inactive.integration_id, ANN, NOW, IntegrationUpdate(is_active=True))
+        await update_settings(integrations, inactive, IntegrationUpdate(is_active=True), NOW)
         assert len(await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM)) == 1
 
 
@@ -147,6 +147,6 @@ class RefreshDueTimeContract:
         await expiring(refresh=None, access=NOW + SECOND, renewable=True)
         await expiring(refresh=NOW + 9 * SECOND, access=NOW, renewable=True)
         inactive = await expiring(refresh=NOW, access=NOW, renewable=True)
-        await integrations.update(inactive.integration_id, ANN, NOW, IntegrationUpdate(is_active=False))
+        await update_settings(integrations, inactive, IntegrationUpdate(is_active=False), NOW)
         assert await integrations.list_expiring(NOW + 5 * SECOND, 10) == [first, second]
         assert await integrations.list_expiring(NOW + 5 * SECOND, 1) == [first]

@@ -26,6 +26,7 @@ from tests.contracts.store_contract import (
     new_integration,
     reload,
     successful_check,
+    update_settings,
 )
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -173,7 +174,7 @@ class HealthHistoryContract:
         await history.record(failed_check(failing), None)
         await integrations.record_failure(ended, None, reauthorization_required=True)
         await history.record(failed_check(inactive), None)
-        await integrations.update(inactive.integration_id, ANN, NOW, IntegrationUpdate(is_active=False))
+        await update_settings(integrations, inactive, IntegrationUpdate(is_active=False))
         await create_connected(integrations, BOB)
         assert await history.counts(ANN, None, NOW) == HealthCounts(total=5, healthy=2, error=2, inactive=1)
 

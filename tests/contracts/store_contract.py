@@ -22,6 +22,7 @@ from integration_server.service.connections.ports import (
     AuthorizationAttemptStore,
 )
 from integration_server.service.connections.revocation_ports import OrphanedGrant, Revocation, RevocationOutbox
+from integration_server.service.credentials.credential_cipher import bound_values_of
 from integration_server.service.health.ports import HealthHistory
 from integration_server.service.integrations.ports import (
     IntegrationStore,
@@ -63,11 +64,7 @@ def new_attempt(user_id: UserId = ANN, **changes: Any) -> AuthorizationAttempt:
         attempt_id=f"attempt-{next(_numbers)}",
         user_id=user_id,
         integration_type="acme",
-        redirect_uri="https://app.example/callback",
-        return_url="https://app.example/settings",
-        scopes=("read", "write"),
-        encrypted_verifier=b"encrypted verifier",
-        is_reconnection=False,
+        encrypted_details=b"encrypted details",
         create_time=NOW,
         expire_time=EXPIRY,
     )
@@ -154,6 +151,16 @@ async def find_stored(
     return stored
 
 
+async def update_settings(
+    integrations: IntegrationStore, integration: Integration, change: IntegrationUpdate, now: datetime = LATER
+) -> Integration:
+    """Set fields of an integration; the credentials stay as they are. Raises `IntegrationNotFound`."""
+    stored = await integrations.get(integration.integration_id, integration.user_id)
+    updated = await integrations.update(stored.integration, change, stored.encrypted_credentials or b"", now)
+    assert updated is not None
+    return updated
+
+
 async def reload(integrations: IntegrationStore, integration: Integration) -> Integration:
     """The integration as it is stored now."""
     return (await find_stored(integrations, integration.integration_id, integration.user_id)).integration
@@ -167,7 +174,8 @@ async def list_all(
     limit: int = 10,
 ) -> Sequence[Integration]:
     """The integrations of a large page."""
-    return (await integrations.list(user_id, types, after, limit, LARGE_PAGE)).items
+    page = await integrations.list(user_id, types, after, limit, LARGE_PAGE)
+    return [stored.integration for stored in page.items]
 
 
 async def list_connected(integrations: IntegrationStore, user_id: UserId = ANN) -> Sequence[Integration]:
@@ -242,7 +250,7 @@ class IntegrationStoreContract:
         with pytest.raises(IntegrationNotFound):
             await integrations.get(integration_id, BOB)
         with pytest.raises(IntegrationNotFound):
-            await integrations.update(integration_id, BOB, LATER, IntegrationUpdate(name="bobs"))
+            await update_settings(integrations, as_bob, IntegrationUpdate(name="bobs"))
         with pytest.raises(IntegrationNotFound):
             await integrations.remove(integration_id, BOB)
         assert await integrations.commit_refresh(as_bob, new_credentials(b"bobs"), LATER) is None
@@ -256,12 +264,12 @@ class IntegrationStoreContract:
     async def test_an_unknown_id_is_not_found(
         self, integrations: IntegrationStore, integration_id: IntegrationId
     ) -> None:
-        await create_connected(integrations)
+        existing = await create_connected(integrations)
         assert await integrations.find(integration_id, ANN) is None
         with pytest.raises(IntegrationNotFound):
             await integrations.get(integration_id, ANN)
-        with pytest.raises(IntegrationNotFound):
-            await integrations.update(integration_id, ANN, NOW, IntegrationUpdate(name="x"))
+        unknown = replace(existing, integration_id=integration_id)
+        assert await integrations.update(unknown, IntegrationUpdate(name="x"), b"", NOW) is None
         with pytest.raises(IntegrationNotFound):
             await integrations.remove(integration_id, ANN)
 
@@ -320,7 +328,7 @@ class IntegrationStoreContract:
             after, found, is_last = IntegrationId(0), list[list[int]](), False
             while not is_last:
                 page = await list_page(ANN, None, after, 10, max_bytes)
-                rows = [row.integration if isinstance(row, StoredIntegration) else row for row in page.items]
+                rows = [stored.integration for stored in page.items]
                 found.append([ids.index(row.integration_id) + 1 for row in rows])
                 after, is_last = rows[-1].integration_id, page.is_last
             assert found == pages
@@ -347,7 +355,7 @@ class IntegrationStoreContract:
 
     async def test_finds_an_account(self, integrations: IntegrationStore) -> None:
         integration = await create_connected(integrations, ANN, "a")
-        assert await integrations.find_account(ANN, "acme", "a") == integration
+        assert await integrations.find_account(ANN, "acme", "a") == StoredIntegration(integration, b"encrypted")
         assert await integrations.find_account(ANN, "acme", "b") is None
         assert await integrations.find_account(ANN, "other", "a") is None
 
@@ -374,7 +382,7 @@ class IntegrationStoreContract:
             *(integrations.add_connected(new_integration(), account("a"), new_credentials(), NOW) for _ in range(5)),
         )
         (committed,) = [result for result in results if result is not None]
-        assert await integrations.find_account(ANN, "acme", "a") == committed
+        assert await integrations.find_account(ANN, "acme", "a") == StoredIntegration(committed, b"encrypted")
 
     # --- committing --------------------------------------------------------------------------------------------------
 
@@ -404,11 +412,11 @@ class IntegrationStoreContract:
     ) -> None:
         integration = await create_connected(integrations, ANN, "a", name="Work", config={"k": 1.5})
         await integrations.record_failure(integration, FAILURE, reauthorization_required=True)
-        await integrations.update(integration.integration_id, ANN, NOW, IntegrationUpdate(is_active=False))
+        await update_settings(integrations, integration, IntegrationUpdate(is_active=False), NOW)
         committed = await integrations.commit_connection(
             await reload(integrations, integration), NewAccount(None, None), new_credentials(b"new"), LATER
         )
-        assert committed == replace(integration, connect_time=LATER, update_time=LATER, version=1)
+        assert committed == replace(integration, connect_time=LATER, update_time=LATER, version=1, settings_version=1)
 
     async def test_a_superseded_pending_row_is_removed_in_the_same_commit(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
@@ -559,9 +567,35 @@ class IntegrationStoreContract:
         ]
         expected = before
         for change in changes:
-            expected = replace(expected, update_time=LATER, **change)
-            assert await integrations.update(before.integration_id, ANN, LATER, IntegrationUpdate(**change)) == expected
+            expected = replace(expected, update_time=LATER, settings_version=expected.settings_version + 1, **change)
+            assert await update_settings(integrations, before, IntegrationUpdate(**change)) == expected
             assert await integrations.find(before.integration_id, ANN) == StoredIntegration(expected, b"encrypted")
+
+    async def test_an_update_needs_both_versions_that_it_was_encrypted_for(
+        self, integrations: IntegrationStore
+    ) -> None:
+        before = await create_connected(integrations)
+        renamed = await update_settings(integrations, before, IntegrationUpdate(name="renamed"))
+        refreshed = await integrations.commit_refresh(renamed, new_credentials(b"refreshed"), LATER)
+        assert refreshed is not None
+        for outdated in (before, renamed):
+            assert await integrations.update(outdated, IntegrationUpdate(name="late"), b"late", LATER) is None
+            assert await integrations.commit_refresh(outdated, new_credentials(b"late"), LATER) is None
+            assert await integrations.commit_connection(outdated, account("a"), new_credentials(b"late"), LATER) is None
+        only_settings = replace(refreshed, settings_version=before.settings_version)
+        assert await integrations.commit_refresh(only_settings, new_credentials(b"late"), LATER) is None
+        found = await integrations.find(before.integration_id, ANN)
+        assert found == StoredIntegration(refreshed, b"refreshed")
+
+    async def test_reserved_ids_are_not_assigned_to_others(self, integrations: IntegrationStore) -> None:
+        first = await integrations.reserve_id()
+        second, third = await asyncio.gather(integrations.reserve_id(), integrations.reserve_id())
+        assigned = await create_connected(integrations)
+        reserved = await create_connected(integrations, integration_id=second)
+        last = await create_connected(integrations)
+        assert reserved.integration_id == second
+        assert len({first, second, third, assigned.integration_id, last.integration_id}) == 5
+        assert first < min(second, third) < max(second, third) < assigned.integration_id < last.integration_id
 
     async def test_removal_deletes_checks_and_attempts(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, history: HealthHistory
@@ -569,7 +603,7 @@ class IntegrationStoreContract:
         integration = await create_connected(integrations, ANN, "a")
         other = await create_connected(integrations, ANN, "b")
         await history.record(successful_check(integration), None)
-        attempt = new_attempt(is_reconnection=True)
+        attempt = new_attempt()
         await attempts.begin_reconnection(attempt, integration.integration_id)
         checked = await reload(integrations, integration)
 
@@ -633,7 +667,8 @@ class RevocationOutboxContract:
         integration = await create_connected(integrations, ANN, "a")
         removed = await integrations.remove(integration.integration_id, ANN, claim_duration=LONG_CLAIM)
         assert removed.revocation is not None
-        assert removed.revocation.item.grant == new_grant(uid=integration.uid, account_id="a")
+        grant = new_grant(uid=integration.uid, account_id="a", bound_values=bound_values_of(integration))
+        assert removed.revocation.item.grant == grant
         assert removed.revocation.item.attempts == 1
         assert abs(removed.revocation.item.age) < LONG_CLAIM
         assert not removed.is_refreshing
@@ -768,7 +803,7 @@ class AttemptStoreContract:
         )
 
     async def test_consume_returns_the_stored_attempt(self, attempts: AuthorizationAttemptStore) -> None:
-        new = new_attempt(return_url=None, scopes=(), encrypted_verifier=b"\x00\xff")
+        new = new_attempt(encrypted_details=b"\x00\xff")
         integration_id = await attempts.begin(new, new_integration())
         assert await attempts.consume(new.attempt_id, NOW) == replace(new, integration_id=integration_id)
 
@@ -818,11 +853,11 @@ class AttemptStoreContract:
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
         integration = await create_connected(integrations)
-        new = new_attempt(is_reconnection=True)
+        new = new_attempt()
         await attempts.begin_reconnection(new, integration.integration_id)
         consumed = await attempts.consume(new.attempt_id, NOW)
         assert consumed is not None
-        assert (consumed.integration_id, consumed.is_reconnection) == (integration.integration_id, True)
+        assert consumed.integration_id == integration.integration_id
         await attempts.abandon(consumed)
         assert await reload(integrations, integration) == integration
 
@@ -831,7 +866,7 @@ class AttemptStoreContract:
     ) -> None:
         integration = await create_connected(integrations)
         for user_id, integration_id in ((BOB, integration.integration_id), (ANN, LARGEST_ID)):
-            new = new_attempt(user_id, is_reconnection=True)
+            new = new_attempt(user_id)
             with pytest.raises(IntegrationNotFound):
                 await attempts.begin_reconnection(new, integration_id)
             assert await attempts.consume(new.attempt_id, NOW) is None
@@ -864,7 +899,7 @@ class AttemptStoreContract:
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
         live = await create_connected(integrations, name="live")
-        await attempts.begin_reconnection(new_attempt(is_reconnection=True), live.integration_id)
+        await attempts.begin_reconnection(new_attempt(), live.integration_id)
         await create_pending(integrations, attempts)
         await create_pending(integrations, attempts, BOB)
         later = new_attempt(expire_time=EXPIRY + timedelta(seconds=1))

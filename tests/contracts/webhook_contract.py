@@ -9,7 +9,7 @@ from typing import Any
 
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.connections.ports import AuthorizationAttemptStore
-from integration_server.service.integrations.ports import IntegrationStore
+from integration_server.service.integrations.ports import IntegrationStore, StoredIntegration
 from integration_server.service.webhooks.ports import (
     NewWebhookEvent,
     StoredWebhookSecrets,
@@ -39,8 +39,15 @@ _numbers: Iterator[int] = itertools.count()
 
 def new_event(integration: Integration, event_id: str, **changes: Any) -> NewWebhookEvent:
     """An event to store."""
-    defaults = NewWebhookEvent(integration, f"event-uid-{next(_numbers)}", event_id, "changed", b"encrypted payload")
+    defaults = NewWebhookEvent(
+        integration, f"event-uid-{next(_numbers)}", event_id, "changed", LATER, b"encrypted payload"
+    )
     return replace(defaults, **changes)
+
+
+def stored(integration: Integration) -> StoredIntegration:
+    """An integration with its credentials."""
+    return StoredIntegration(integration, b"encrypted")
 
 
 def numbers_and_ids(page: WebhookPage) -> list[tuple[int, str]]:
@@ -59,7 +66,7 @@ class WebhookInboxContract:
     async def test_events_are_stored_unchanged(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
         integration = await create_connected(integrations)
         event = new_event(integration, "e-1", event_type="paid", encrypted_payload=b"\0encrypted")
-        assert list(await inbox.add([event], LATER)) == [event]
+        assert list(await inbox.add([event])) == [event]
         (stored,) = (await inbox.list(integration, 0, 10, LARGE_PAGE)).events
         assert (stored.number, stored.uid, stored.event_id, stored.event_type) == (1, event.uid, "e-1", "paid")
         assert (stored.receive_time, stored.encrypted_payload) == (LATER, b"\0encrypted")
@@ -68,17 +75,17 @@ class WebhookInboxContract:
         self, integrations: IntegrationStore, inbox: WebhookInbox
     ) -> None:
         first, second = await create_connected(integrations), await create_connected(integrations, BOB)
-        await inbox.add([new_event(first, "a"), new_event(second, "a"), new_event(first, "b")], NOW)
-        await inbox.add([new_event(second, "c")], LATER)
+        await inbox.add([new_event(first, "a"), new_event(second, "a"), new_event(first, "b")])
+        await inbox.add([new_event(second, "c")])
         assert await list_all(inbox, first) == [(1, "a"), (2, "b")]
         assert await list_all(inbox, second) == [(1, "a"), (2, "c")]
 
     async def test_an_event_is_stored_once(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
         integration, other = await create_connected(integrations), await create_connected(integrations)
-        await inbox.add([new_event(integration, "a"), new_event(integration, "a")], NOW)
+        await inbox.add([new_event(integration, "a"), new_event(integration, "a")])
         second_delivery = [new_event(integration, "a"), new_event(integration, "b"), new_event(other, "a")]
-        assert list(await inbox.add(second_delivery, LATER)) == second_delivery[1:]
-        assert list(await inbox.add(second_delivery, LATER)) == []
+        assert list(await inbox.add(second_delivery)) == second_delivery[1:]
+        assert list(await inbox.add(second_delivery)) == []
         assert await list_all(inbox, integration) == [(1, "a"), (2, "b")]
         integration_ids = [integration.integration_id, other.integration_id]
         assert set(await inbox.known(integration_ids, ["a", "b", "c"])) == {
@@ -92,7 +99,7 @@ class WebhookInboxContract:
     ) -> None:
         integration = await create_connected(integrations)
         deliveries = [[new_event(integration, f"e-{number % 10}")] for number in range(20)]
-        added = await asyncio.gather(*(inbox.add(delivery, NOW) for delivery in deliveries))
+        added = await asyncio.gather(*(inbox.add(delivery) for delivery in deliveries))
         assert sum(map(len, added)) == 10
         stored = await list_all(inbox, integration)
         assert [number for number, _ in stored] == list(range(1, 11))
@@ -106,7 +113,7 @@ class WebhookInboxContract:
             [new_event(first, f"e-{number}"), new_event(first, f"e-{number + 1}"), new_event(second, f"e-{number + 1}")]
             for number in range(10)
         ]
-        added = await asyncio.gather(*(inbox.add(delivery, NOW) for delivery in sharing))
+        added = await asyncio.gather(*(inbox.add(delivery) for delivery in sharing))
         assert sum(map(len, added)) == 11 + 10
         for integration, count in ((first, 11), (second, 10)):
             stored = await list_all(inbox, integration)
@@ -122,22 +129,22 @@ class WebhookInboxContract:
             for number in range(10)
             for order in ((first, second), (second, first))
         ]
-        await asyncio.gather(*(inbox.add(delivery, NOW) for delivery in crossing))
+        await asyncio.gather(*(inbox.add(delivery) for delivery in crossing))
         assert len(await list_all(inbox, first)) == len(await list_all(inbox, second)) == 10
 
     async def test_unknown_and_pending_integrations_store_nothing(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, inbox: WebhookInbox
     ) -> None:
         removed, unfinished = await create_connected(integrations), await create_pending(integrations, attempts)
-        await inbox.add([new_event(removed, "before")], NOW)
+        await inbox.add([new_event(removed, "before")])
         await integrations.remove(removed.integration_id, ANN)
-        assert not await inbox.add([new_event(removed, "a"), new_event(unfinished, "a")], NOW)
+        assert not await inbox.add([new_event(removed, "a"), new_event(unfinished, "a")])
         assert not await list_all(inbox, removed)
         assert await inbox.acknowledge(removed, "c", 1) is None
 
     async def test_another_user_finds_nothing(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
         anns = await create_connected(integrations)
-        await inbox.add([new_event(anns, "a")], NOW)
+        await inbox.add([new_event(anns, "a")])
         bobs = replace(anns, user_id=BOB)
         assert not await list_all(inbox, bobs)
         assert await inbox.acknowledge(bobs, "c", 1) is None
@@ -150,7 +157,7 @@ class WebhookInboxContract:
         events = [
             new_event(integration, f"e-{index}", encrypted_payload=b"x" * size) for index, size in enumerate(sizes)
         ]
-        await inbox.add(events, NOW)
+        await inbox.add(events)
         for after, limit, max_bytes, expected, is_last in (
             (0, 2, 1000, [1, 2], False),
             (0, 10, 250, [1, 2], False),
@@ -167,7 +174,7 @@ class WebhookInboxContract:
         self, integrations: IntegrationStore, inbox: WebhookInbox
     ) -> None:
         integration, other = await create_connected(integrations), await create_connected(integrations)
-        await inbox.add([new_event(integration, f"e-{number}") for number in range(3)], NOW)
+        await inbox.add([new_event(integration, f"e-{number}") for number in range(3)])
         assert await inbox.consumer_offset(integration, "mail") == 0
         assert await inbox.acknowledge(integration, "mail", 2) == 2
         assert await inbox.acknowledge(integration, "mail", 1) == 2
@@ -180,13 +187,13 @@ class WebhookInboxContract:
 
     async def test_pruned_numbers_are_not_reused(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
         integration = await create_connected(integrations)
-        await inbox.add([new_event(integration, "old")], NOW)
-        await inbox.add([new_event(integration, "new")], LATER)
+        await inbox.add([new_event(integration, "old", receive_time=NOW)])
+        await inbox.add([new_event(integration, "new")])
         assert await inbox.prune(LATER) == 1
         assert await inbox.prune(LATER) == 0
         assert await list_all(inbox, integration) == [(2, "new")]
         assert await inbox.prune(LATER + timedelta(days=1)) == 1
-        await inbox.add([new_event(integration, "old")], LATER)
+        await inbox.add([new_event(integration, "old")])
         assert await list_all(inbox, integration) == [(3, "old")]
 
     async def test_an_event_that_reports_the_end_of_a_grant_causes_a_check_and_ends_nothing(
@@ -197,7 +204,7 @@ class WebhookInboxContract:
         )
         assert checked is not None
         unchecked = await create_connected(integrations)
-        await inbox.add([new_event(one, "a", reports_grant_end=True) for one in (checked, unchecked)], LATER)
+        await inbox.add([new_event(one, "a", reports_grant_end=True) for one in (checked, unchecked)])
         after = await reload(integrations, checked)
         assert after.check_due_time is not None
         assert after.check_due_time < LATER + timedelta(days=999)
@@ -213,8 +220,9 @@ class WebhookInboxContract:
         await create_connected(integrations, ANN, "a-1", integration_type="other")
         await create_connected(integrations, ANN, None)
         await create_pending(integrations, attempts)
-        assert list(await inbox.find_recipients("acme", ["a-1"], IntegrationId(0), 100)) == [anns, bobs]
-        assert list(await inbox.find_recipients("acme", ["a-1", "a-2"], IntegrationId(0), 100)) == [anns, bobs, second]
+        first, both = [stored(anns), stored(bobs)], [stored(anns), stored(bobs), stored(second)]
+        assert list(await inbox.find_recipients("acme", ["a-1"], IntegrationId(0), 100)) == first
+        assert list(await inbox.find_recipients("acme", ["a-1", "a-2"], IntegrationId(0), 100)) == both
         assert list(await inbox.find_recipients("acme", ["a-3"], IntegrationId(0), 100)) == []
 
 
@@ -240,23 +248,27 @@ class WebhookEndpointsContract:
         self, integrations: IntegrationStore, endpoints: WebhookEndpoints
     ) -> None:
         integration = await create_connected(integrations)
-        first = StoredWebhookSecrets(b"first", NOW)
-        second = StoredWebhookSecrets(b"second", LATER, b"first", LATER + timedelta(days=1))
-        assert await endpoints.set_secrets(integration, None, first)
-        assert not await endpoints.set_secrets(integration, None, second)
-        assert await endpoints.set_secrets(integration, first, second)
-        assert not await endpoints.set_secrets(integration, first, second)
+        first = StoredWebhookSecrets("id-1", b"first", NOW)
+        second = StoredWebhookSecrets("id-2", b"second", LATER, b"first", LATER + timedelta(days=1))
+        assert await endpoints.set_secrets(integration, first, b"bound to 1")
+        assert not await endpoints.set_secrets(integration, second, b"bound to 2")
+        integration = await reload(integrations, integration)
+        assert await endpoints.set_secrets(integration, second, b"bound to 2")
+        assert not await endpoints.set_secrets(integration, second, b"bound to 2")
         found = await endpoints.find("acme", integration.uid)
         assert found is not None
         assert found.secrets == second
+        assert found.stored.integration.webhook_secret_id == "id-2"
+        assert found.stored.encrypted_credentials == b"bound to 2"
 
     async def test_secrets_of_other_users_or_deleted_integrations_are_not_set(
         self, integrations: IntegrationStore, endpoints: WebhookEndpoints
     ) -> None:
         anns, removed = await create_connected(integrations), await create_connected(integrations)
-        first, second = StoredWebhookSecrets(b"first", NOW), StoredWebhookSecrets(b"second", NOW)
+        first = StoredWebhookSecrets("id-1", b"first", NOW)
         await integrations.remove(removed.integration_id, ANN)
-        assert not await endpoints.set_secrets(removed, None, first)
-        assert not await endpoints.set_secrets(replace(anns, integration_id=IntegrationId(10_000)), None, first)
-        assert await endpoints.set_secrets(anns, None, first)
-        assert not await endpoints.set_secrets(replace(anns, user_id=BOB), first, second)
+        for other in (removed, replace(anns, integration_id=IntegrationId(10_000)), replace(anns, user_id=BOB)):
+            assert not await endpoints.set_secrets(other, first, b"bound")
+        found = await endpoints.find("acme", anns.uid)
+        assert found is not None
+        assert found.secrets is None

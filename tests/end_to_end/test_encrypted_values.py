@@ -100,7 +100,7 @@ async def test_a_value_of_another_column_cannot_be_decrypted(system: System, sha
     connect_response = await system.begin()
     ((verifier,),) = await fetch(
         shared_database_url,
-        select(authorization_attempts.c.encrypted_verifier).where(
+        select(authorization_attempts.c.encrypted_details).where(
             authorization_attempts.c.integration_id == connect_response.integration_id
         ),
     )
@@ -111,7 +111,7 @@ async def test_a_value_of_another_column_cannot_be_decrypted(system: System, sha
     good = await system.connect(account="grace")
     location = await system.decide(connect_response, account="linus")
     value = await encrypted(shared_database_url, good)
-    await execute(shared_database_url, update(authorization_attempts).values(encrypted_verifier=value))
+    await execute(shared_database_url, update(authorization_attempts).values(encrypted_details=value))
     response = await system.follow(location)
     assert response.json()["reason"] == "CREDENTIALS_UNREADABLE"
     assert not [call for call in system.sandbox.token_calls[2:] if call.outcome == "ok"]

@@ -16,7 +16,8 @@ from sqlalchemy import select, update
 from integration_server.storage.data_keys import describe_data_keys
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import open_database
-from integration_server.storage.key_encryption import LocalKey, parse_key
+from integration_server.storage.key_encryption import KeyEncryptionKeys, LocalKey, parse_key
+from integration_server.storage.keyring import open_keyring
 from integration_server.storage.tables import audit_entries, data_keys, integrations
 from tests.end_to_end.commands import CompletedCommand
 from tests.end_to_end.databases import execute, fetch
@@ -110,7 +111,9 @@ async def test_a_server_rotates_a_data_key_that_is_too_old(tmp_path: Path, datab
     await fill(database_url, environment["ENCRYPTION_KEY"], 50)
     (old,) = await data_key_ids(database_url)
     aged = DatabaseTime(timedelta(days=-31))
-    await execute(database_url, update(data_keys).values(active_time=aged))
+    async with open_database(database_url) as database:
+        keyring = await open_keyring(database, KeyEncryptionKeys(LocalKey(parse_key(environment["ENCRYPTION_KEY"]))))
+        await keyring.change(lambda connection: connection.execute(update(data_keys).values(active_time=aged)))
     async with run_servers(tmp_path, environment, 2) as clients:
         async with asyncio.timeout(DEADLINE):
             while not await is_rotation_complete(database_url, keys=2):  # noqa: ASYNC110  # servers elsewhere set no event of ours

@@ -19,7 +19,7 @@ from integration_server.providers.factory import ProviderFactory
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.credentials.ports import Lease, LeaseState, RefreshCause
 from integration_server.service.integrations.ports import NewCredentials
-from integration_server.service.webhooks.ports import NewWebhookEvent
+from integration_server.service.webhooks.ports import NewWebhookEvent, WebhookPage
 from integration_server.settings import Settings
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import SqlIntegrations
@@ -99,10 +99,15 @@ class InboxWithoutDeduplication(SqlWebhookInbox):
         del integration_ids, event_ids
         return ()
 
-    async def add(self, events: Sequence[NewWebhookEvent], now: datetime) -> Sequence[NewWebhookEvent]:
+    async def add(self, events: Sequence[NewWebhookEvent]) -> Sequence[NewWebhookEvent]:
         """Add the events with new ids."""
         renamed = [replace(event, event_id=f"{event.event_id} {event.uid}") for event in events]
-        return await super().add(renamed, now)
+        return await super().add(renamed)
+
+    async def list(self, integration: Integration, after: int, limit: int, max_bytes: int) -> WebhookPage:
+        """The events under the ids that they were encrypted with."""
+        page = await super().list(integration, after, limit, max_bytes)
+        return replace(page, events=[replace(event, event_id=event.event_id.split()[0]) for event in page.events])
 
 
 @dataclass(frozen=True, slots=True)

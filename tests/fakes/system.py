@@ -1,17 +1,19 @@
 """The service as bootstrap builds it, over a database in memory and providers that a test controls."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Row, Table, delete, select, text, update
 
 from integration_server.bootstrap import Service, Stores, build_service, sql_stores
 from integration_server.domain.audit import AuditEntry
-from integration_server.domain.credentials import AuthMethod, OAuthTokens
+from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens
+from integration_server.domain.errors import IntegrationPending
 from integration_server.domain.integration import Integration, UserId
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.background.detached_tasks import DetachedTasks
@@ -42,6 +44,8 @@ from tests.fakes.provider import FakeProvider, FakeProviders
 from tests.fakes.random_tokens import CountingTokens
 from tests.fakes.stores import InMemoryRefreshJournal, intercepted
 
+T = TypeVar("T")
+
 ADA, EVE = UserId("ada"), UserId("eve")
 PUBLIC_URL = "https://localhost"  # dev mode allows no other
 OWN_CALLBACK = f"{PUBLIC_URL}/api/v1/integrations/callback/fake"
@@ -56,6 +60,16 @@ GIVE_UP_AFTER = timedelta(hours=72)
 SECRET_GRACE = timedelta(days=1)
 EVENT_RETENTION = timedelta(days=7)
 MAX_PAGE_BYTES = 3 * 1024 * 1024
+
+
+def _result_of(call: Coroutine[None, None, T]) -> T:
+    """The result of a coroutine that waits for nothing, as those of `FakeAead` do."""
+    try:
+        call.send(None)
+    except StopIteration as finished:
+        result: T = finished.value
+        return result
+    raise RuntimeError("the coroutine waits")
 
 
 @cache
@@ -102,8 +116,8 @@ class FakeSystem:
     """Extra keyword arguments of `build_service`."""
 
     associated_data_is_checked: bool = True
-    real_aead: Aead | None = None
-    """Encrypts instead of the fake, for benchmarks."""
+    aead: Aead | None = None
+    """Replaces the AEAD of `associated_data_is_checked`."""
 
     sleep_advances_clock: bool = False
     wrap_stores: Callable[[Stores, InMemoryDatabase], Stores] = lambda stores, _: stores
@@ -125,8 +139,8 @@ class FakeSystem:
             supports_webhooks=True,
         )
         self.providers = FakeProviders(self.provider, self.key_provider)
-        self.aead = self.real_aead or FakeAead(checks_associated_data=self.associated_data_is_checked)
-        self.cipher = CredentialCipher(self.aead)
+        self._aead = self.aead or FakeAead(checks_associated_data=self.associated_data_is_checked)
+        self.cipher = CredentialCipher(self._aead)
         self.trail = RecordingAuditTrail()
         self.database = InMemoryDatabase(self.clock)
         self.server_settings = _default_settings().model_copy(update=self.settings)
@@ -162,11 +176,15 @@ class FakeSystem:
 
     def another_process(self, **stores: Any) -> Service:
         """The service of another process: the same database, but its own caches and single flight."""
+        return self.another_process_with(stores)
+
+    def another_process_with(self, stores: Mapping[str, Any] | None = None, **options: Any) -> Service:
+        """The service of another process, with these stores and keyword arguments of `build_service`."""
         return build_service(
             self.server_settings,
-            replace(self.stores, **stores),
+            replace(self.stores, **(stores or {})),
             self.providers,
-            self.aead,
+            self._aead,
             self.tasks,
             self.trail,
             self.clock,
@@ -177,6 +195,7 @@ class FakeSystem:
                 "monotonic": lambda: self.clock().timestamp(),
                 "pause": self.pause,
                 **self.options,
+                **options,
             },
         )
 
@@ -262,7 +281,16 @@ class FakeSystem:
         return tokens
 
     def set_columns(self, integration_id: int, **values: Any) -> None:
-        """Change columns of an integration."""
+        """Change columns of an integration as the server would, with credentials that are bound to them."""
+        credentials: Credentials | None = None
+        with suppress(IntegrationPending):
+            credentials = _result_of(self.cipher.decrypt(self.stored(integration_id)))
+        self.alter(integration_id, **values)
+        encrypted = _result_of(self.cipher.encrypt(self.row(integration_id), credentials))
+        self.alter(integration_id, encrypted_credentials=encrypted)
+
+    def alter(self, integration_id: int, **values: Any) -> None:
+        """Change columns of an integration as somebody with access to the database would."""
         self.database.execute(
             update(integrations).where(integrations.c.integration_id == integration_id).values(values)
         )
@@ -271,7 +299,7 @@ class FakeSystem:
         """Change a byte of an integration's encrypted credentials."""
         encrypted = bytearray(self.stored(integration_id).encrypted_credentials or b"")
         encrypted[-1] ^= 1
-        self.set_columns(integration_id, encrypted_credentials=bytes(encrypted))
+        self.alter(integration_id, encrypted_credentials=bytes(encrypted))
 
     def clear(self, table: Table) -> None:
         """Delete all rows of a table, and number new ones from 1."""

@@ -1,7 +1,7 @@
 """The part that OAuth and API key connections share: choosing the row of an account and committing credentials."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 from integration_server.domain.audit import Action, AuditEntry, background_entry
@@ -33,7 +33,7 @@ class AccountRequest:
     integration_id: IntegrationId = IntegrationId(0)
 
     def new_integration(self, provider: Provider, uid: str) -> NewIntegration:
-        """The integration to store for a new account."""
+        """The integration to store for a new account. It has no id yet."""
         return NewIntegration(
             uid, self.user_id, provider.integration_type, provider.auth_method, self.name, self.config
         )
@@ -55,7 +55,7 @@ class AccountLinker:
         stored = await self.integrations.get(request.integration_id, request.user_id)
         if stored.integration.integration_type != provider.integration_type:
             raise InvalidField("integration_type", "is not the type of the integration")
-        return stored.integration
+        return await self.cipher.redacted(stored)
 
     async def commit(
         self,
@@ -71,10 +71,14 @@ class AccountLinker:
         """
         provider = self.providers[requested.integration_type]
         for _ in range(_MAX_ATTEMPTS):
-            target = await self._find_target(requested, account)
-            new = await self.cipher.encrypt_new(target, credentials, provider, requested_scopes, self.schedule)
-            now = self.clock()
+            target, now = await self._find_target(requested, account), self.clock()
+            if isinstance(target, NewIntegration):
+                target = replace(target, integration_id=await self.integrations.reserve_id())
+                after = account.connected_to(target.as_stored(now), now)
+            else:
+                after = account.connected_to(replace(target, version=target.version + 1), now)
             check = self.schedule.next_check_time(now)
+            new = await self.cipher.encrypt_new(after, credentials, provider, requested_scopes, self.schedule)
             if isinstance(target, NewIntegration):
                 committed = await self.integrations.add_connected(target, account, new, now, check_due_time=check)
             else:
@@ -94,19 +98,27 @@ class AccountLinker:
     async def _find_target(
         self, requested: Integration | NewIntegration, account: NewAccount
     ) -> Integration | NewIntegration:
-        """The row for the account's credentials."""
-        known = None
-        if account.account_id is not None:
-            known = await self.integrations.find_account(
-                requested.user_id, requested.integration_type, account.account_id
-            )
+        """The row for the account's credentials. Of a row that was altered, only the identity is used."""
+        known = await self._find_known(requested, account)
         if isinstance(requested, NewIntegration):
             return known or requested
-        current = (await self.integrations.get(requested.integration_id, requested.user_id)).integration
+        stored = await self.integrations.get(requested.integration_id, requested.user_id)
+        current = await self.cipher.redacted(stored)
         if requested.is_connected:
             _require_same_account(current, account, known)
             return current
         return known or current
+
+    async def _find_known(self, requested: Integration | NewIntegration, account: NewAccount) -> Integration | None:
+        """The row that has the account already."""
+        if account.account_id is None:
+            return None
+        stored = await self.integrations.find_account(requested.user_id, requested.integration_type, account.account_id)
+        if stored is None:
+            return None
+        known = await self.cipher.redacted(stored)
+        is_altered = known is not stored.integration
+        return replace(known, name=requested.name, config=requested.config) if is_altered else known
 
 
 def _require_same_account(current: Integration, account: NewAccount, known: Integration | None) -> None:

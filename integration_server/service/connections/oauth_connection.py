@@ -1,8 +1,8 @@
 """The OAuth 2 connection flow: authorization URL, callback, confirmation, code exchange.
 
 The store consumes an attempt atomically, so it is used once. What is fixed at the start (user, type, redirect URI, PKCE
-verifier) comes from the attempt or from the encrypted state, never from the callback. A callback with a wrong user or
-issuer is rejected before the attempt changes, so that it does not end a genuine attempt.
+verifier) comes from the encrypted details of the attempt or from the encrypted state, never from the callback. A
+callback with a wrong user or issuer is rejected before the attempt changes, so that it does not end a genuine attempt.
 """
 
 import base64
@@ -33,13 +33,20 @@ from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import Aead, Clock, RandomToken
 from integration_server.service.connections.account_linking import AccountLinker, AccountRequest
 from integration_server.service.connections.ports import (
+    AttemptDetails,
     AuthorizationAttempt,
     AuthorizationAttemptStore,
+    StateClaims,
 )
 from integration_server.service.connections.redirect_allowlist import RedirectAllowlist, with_result_params
 from integration_server.service.connections.revocation import RevocationService
-from integration_server.service.credentials.credential_cipher import EncryptedTokens, callback_aad, verifier_aad
-from integration_server.service.integrations.ports import IntegrationStore, NewAccount
+from integration_server.service.credentials.credential_cipher import (
+    CredentialCipher,
+    EncryptedTokens,
+    attempt_aad,
+    callback_aad,
+)
+from integration_server.service.integrations.ports import IntegrationStore, NewAccount, NewIntegration
 from integration_server.service.provider_port import Provider, Providers
 
 ATTEMPT_LIFETIME = timedelta(minutes=10)  # the requirements'; RFC 6749 §4.1.2 recommends it for codes
@@ -101,16 +108,6 @@ class ConnectionResult:
 
 
 @dataclass(frozen=True, slots=True)
-class StateClaims:
-    """The content of a state or confirmation token."""
-
-    attempt_id: str
-    user_id: UserId
-    integration_type: str
-    begin_time: datetime
-
-
-@dataclass(frozen=True, slots=True)
 class PendingCallback:
     """The part of a callback that is stored, encrypted, until it is confirmed."""
 
@@ -119,6 +116,7 @@ class PendingCallback:
 
 
 _PENDING_CALLBACK: TypeAdapter[PendingCallback] = TypeAdapter(PendingCallback)
+_DETAILS: TypeAdapter[AttemptDetails] = TypeAdapter(AttemptDetails)
 
 
 @dataclass(eq=False, repr=False)
@@ -145,6 +143,7 @@ class OAuthConnectionService:
     def __post_init__(self) -> None:
         self._states = EncryptedTokens(self.aead, "state", StateClaims)
         self._confirmations = EncryptedTokens(self.aead, "confirmation", StateClaims)
+        self._cipher = CredentialCipher(self.aead)
 
     # --- start -------------------------------------------------------------------------------------------------
 
@@ -156,19 +155,26 @@ class OAuthConnectionService:
         provider = provider.for_config(current.config if current else request.config)
         verifier = self.random_token()
         scopes = tuple(dict.fromkeys((*provider.required_scopes, *request.scopes)))
-        attempt = await self._new_attempt(request, scopes, verifier)
-        integration_id = request.integration_id
-        if integration_id:
-            await self.attempts.begin_reconnection(attempt, integration_id)
+        details = AttemptDetails(
+            integration_id=request.integration_id or await self.integrations.reserve_id(),
+            is_reconnection=bool(request.integration_id),
+            redirect_uri=self.redirects.redirect_uri(request.integration_type, request.redirect_uri),
+            return_url=self.redirects.return_url(request.return_url),
+            scopes=scopes,
+            verifier=verifier,
+        )
+        attempt = await self._new_attempt(request, details)
+        if details.is_reconnection:
+            await self.attempts.begin_reconnection(attempt, details.integration_id)
         else:
-            integration_id = await self.attempts.begin(attempt, request.new_integration(provider, self.random_token()))
+            await self.attempts.begin(attempt, await self._pending(request, provider, details, attempt.create_time))
         state = await self._states.make(
             StateClaims(attempt.attempt_id, request.user_id, request.integration_type, attempt.create_time)
         )
         url = provider.authorization_url(
-            redirect_uri=attempt.redirect_uri, state=state, scopes=scopes, code_challenge=_s256(verifier)
+            redirect_uri=details.redirect_uri, state=state, scopes=scopes, code_challenge=_s256(verifier)
         )
-        return AuthorizationRequest(url, state, attempt.expire_time, integration_id)
+        return AuthorizationRequest(url, state, attempt.expire_time, details.integration_id)
 
     def _oauth_provider(self, integration_type: str) -> Provider:
         provider = self.providers[integration_type]
@@ -185,23 +191,21 @@ class OAuthConnectionService:
         current.require_connected()
         return current
 
-    async def _new_attempt(
-        self, request: ConnectionRequest, scopes: tuple[str, ...], verifier: str
-    ) -> AuthorizationAttempt:
+    async def _pending(
+        self, request: ConnectionRequest, provider: Provider, details: AttemptDetails, now: datetime
+    ) -> NewIntegration:
+        new = replace(request.new_integration(provider, self.random_token()), integration_id=details.integration_id)
+        return replace(new, encrypted_credentials=await self._cipher.encrypt(new.as_stored(now), None))
+
+    async def _new_attempt(self, request: ConnectionRequest, details: AttemptDetails) -> AuthorizationAttempt:
         attempt_id = self.random_token()
-        redirect_uri = self.redirects.redirect_uri(request.integration_type, request.redirect_uri)
-        return_url = self.redirects.return_url(request.return_url)
-        associated_data = verifier_aad(attempt_id, request.user_id, request.integration_type)
+        associated_data = attempt_aad(attempt_id, request.user_id, request.integration_type)
         now = self.clock()
         return AuthorizationAttempt(
             attempt_id=attempt_id,
             user_id=request.user_id,
             integration_type=request.integration_type,
-            redirect_uri=redirect_uri,
-            return_url=return_url,
-            scopes=scopes,
-            encrypted_verifier=await self.aead.encrypt(verifier.encode(), associated_data),
-            is_reconnection=bool(request.integration_id),
+            encrypted_details=await self.aead.encrypt(_DETAILS.dump_json(details), associated_data),
             create_time=now,
             expire_time=now + ATTEMPT_LIFETIME,
         )
@@ -246,11 +250,12 @@ class OAuthConnectionService:
         if attempt is None:
             raise StateUsed
         await self.attempts.abandon(attempt)
+        details = await self._details(claims, attempt)
         reason = error if _SAFE_ERROR_CODE.fullmatch(error) else "unknown_error"
         return ConnectionResult(
             success=False,
-            integration_id=attempt.integration_id if attempt.is_reconnection else IntegrationId(0),
-            redirect_url=_return_url(attempt, success="false", reason=reason),
+            integration_id=details.integration_id if details.is_reconnection else IntegrationId(0),
+            redirect_url=_return_url(claims, details, success="false", reason=reason),
             message="The provider did not grant access",
             reason=reason,
         )
@@ -264,11 +269,12 @@ class OAuthConnectionService:
         attempt = await self.attempts.store_pending_callback(claims.attempt_id, encrypted, self.clock())
         if attempt is None:
             raise StateUsed
+        details = await self._details(claims, attempt)
         token = await self._confirmations.make(claims)
         return ConnectionResult(
             success=False,
-            integration_id=attempt.integration_id,
-            redirect_url=_return_url(attempt, confirmation_token=token),
+            integration_id=details.integration_id,
+            redirect_url=_return_url(claims, details, confirmation_token=token),
             message="The connection must be confirmed",
             reason=CONFIRMATION_REQUIRED,
             confirmation_token=token,
@@ -283,6 +289,8 @@ class OAuthConnectionService:
             raise ConfirmationInvalid
         if user_id != claims.user_id:
             raise UserMismatch
+        if self.clock() >= claims.begin_time + ATTEMPT_LIFETIME:  # not from the row, whose time may be altered
+            raise ConfirmationInvalid
         return await self.tasks.run(self._complete(claims, None))
 
     # --- completion --------------------------------------------------------------------------------------------
@@ -295,44 +303,54 @@ class OAuthConnectionService:
         if attempt is None:
             raise StateUsed if callback else ConfirmationInvalid
         try:
-            callback = callback or await self._decrypt_callback(attempt)
-            integration_id = await self._exchange_code(provider, attempt, callback)
+            details = await self._details(claims, attempt)
+            callback = callback or await self._decrypt_callback(claims, attempt)
+            integration_id = await self._exchange_code(provider, claims, details, callback)
         except Exception:
             await self.attempts.abandon(attempt)
             raise
         return ConnectionResult(
             success=True,
             integration_id=integration_id,
-            redirect_url=_return_url(attempt, success="true", integration_id=str(integration_id)),
+            redirect_url=_return_url(claims, details, success="true", integration_id=str(integration_id)),
             message=f"{provider.display_name} is connected",
         )
 
-    async def _decrypt_callback(self, attempt: AuthorizationAttempt) -> PendingCallback:
-        associated_data = callback_aad(attempt.attempt_id, attempt.user_id, attempt.integration_type)
+    async def _details(self, claims: StateClaims, attempt: AuthorizationAttempt) -> AttemptDetails:
+        """The details of an attempt of these claims. Its URLs must still be allowed: the lists may have changed.
+
+        Raises `CredentialsUnreadable` or `RedirectUriNotAllowed`.
+        """
+        associated_data = attempt_aad(claims.attempt_id, claims.user_id, claims.integration_type)
+        details = _DETAILS.validate_json(await self.aead.decrypt(attempt.encrypted_details, associated_data))
+        self.redirects.redirect_uri(claims.integration_type, details.redirect_uri)
+        self.redirects.return_url(details.return_url or "")
+        return details
+
+    async def _decrypt_callback(self, claims: StateClaims, attempt: AuthorizationAttempt) -> PendingCallback:
+        associated_data = callback_aad(claims.attempt_id, claims.user_id, claims.integration_type)
         return _PENDING_CALLBACK.validate_json(
             await self.aead.decrypt(attempt.encrypted_callback or b"", associated_data)
         )
 
     async def _exchange_code(
-        self, provider: Provider, attempt: AuthorizationAttempt, callback: PendingCallback
+        self, provider: Provider, claims: StateClaims, details: AttemptDetails, callback: PendingCallback
     ) -> IntegrationId:
         """Exchange the code, verify the account, and commit the tokens."""
         # Raises `IntegrationNotFound` if it was disconnected while the user was at the provider.
-        target = await self.integrations.get(attempt.integration_id, attempt.user_id)
-        provider = provider.for_config(target.integration.config)
-        associated_data = verifier_aad(attempt.attempt_id, attempt.user_id, attempt.integration_type)
-        verifier = (await self.aead.decrypt(attempt.encrypted_verifier, associated_data)).decode()
+        target = await self._cipher.redacted(await self.integrations.get(details.integration_id, claims.user_id))
+        provider = provider.for_config(target.config)
         extras = provider.read_callback(callback.query)
-        token_response = await provider.exchange_code_for_tokens(callback.code, attempt.redirect_uri, verifier)
+        token_response = await provider.exchange_code_for_tokens(callback.code, details.redirect_uri, details.verifier)
         tokens = replace(token_response, extras={**extras, **token_response.extras})
         account = _UNKNOWN_ACCOUNT
         try:
-            account = await _verify_account(provider, tokens, attempt.scopes)
-            integration = await self.account_linker.commit(target.integration, account, tokens, attempt.scopes)
+            account = await _verify_account(provider, tokens, details.scopes)
+            integration = await self.account_linker.commit(target, account, tokens, details.scopes)
         except StoreUnavailable:
             raise  # it is not known whether the tokens were committed
         except Exception:
-            await self.revocation_service.discard(attempt, account, tokens)
+            await self.revocation_service.discard(claims, account, tokens)
             raise
         return integration.integration_id
 
@@ -351,8 +369,8 @@ async def _verify_account(provider: Provider, tokens: OAuthTokens, requested_sco
         return _UNKNOWN_ACCOUNT
 
 
-def _return_url(attempt: AuthorizationAttempt, **outcome: str) -> str:
-    return with_result_params(attempt.return_url, **outcome, integration_type=attempt.integration_type)
+def _return_url(claims: StateClaims, details: AttemptDetails, **outcome: str) -> str:
+    return with_result_params(details.return_url, **outcome, integration_type=claims.integration_type)
 
 
 def _s256(verifier: str) -> str:

@@ -9,25 +9,46 @@ from integration_server.service.integrations.ports import NewIntegration
 
 
 @dataclass(frozen=True, slots=True)
+class AttemptDetails:
+    """What an attempt was begun with, and what decides where the code and the browser are sent.
+
+    `is_reconnection`: the integration existed before. `verifier` is the PKCE verifier.
+    """
+
+    integration_id: IntegrationId
+    is_reconnection: bool
+    redirect_uri: str
+    return_url: str | None
+    scopes: tuple[str, ...]
+    verifier: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class AuthorizationAttempt:
     """One run of the authorization code flow, from the authorization URL to the exchange of the code.
 
-    `encrypted_callback` is a callback that waits for its confirmation. `is_reconnection`: the integration existed
-    before. `integration_id` is 0 until the attempt is stored.
+    `encrypted_details` are the encrypted `AttemptDetails`. `encrypted_callback` is a callback that waits for its
+    confirmation. `integration_id` is 0 until the attempt is stored.
     """
 
     attempt_id: str
     user_id: UserId
     integration_type: str
-    redirect_uri: str
-    return_url: str | None
-    scopes: tuple[str, ...]
-    encrypted_verifier: bytes = field(repr=False)
-    is_reconnection: bool
+    encrypted_details: bytes = field(repr=False)
     create_time: datetime
     expire_time: datetime
     encrypted_callback: bytes | None = field(default=None, repr=False)
     integration_id: IntegrationId = IntegrationId(0)
+
+
+@dataclass(frozen=True, slots=True)
+class StateClaims:
+    """The content of a state or confirmation token."""
+
+    attempt_id: str
+    user_id: UserId
+    integration_type: str
+    begin_time: datetime
 
 
 class AuthorizationAttemptStore(Protocol):

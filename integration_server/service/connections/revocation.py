@@ -27,7 +27,7 @@ from integration_server.domain.revocation import RevocationState
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.background.ports import Claim, DueWork
 from integration_server.service.common_types import Jitter
-from integration_server.service.connections.ports import AuthorizationAttempt
+from integration_server.service.connections.ports import StateClaims
 from integration_server.service.connections.revocation_ports import OrphanedGrant, Revocation, RevocationOutbox
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.ports import IntegrationStore, NewAccount, RemovalResult
@@ -107,7 +107,7 @@ class RevocationService:
         finally:
             semaphore.release()
 
-    async def discard(self, attempt: AuthorizationAttempt, account: NewAccount, tokens: OAuthTokens) -> None:
+    async def discard(self, attempt: StateClaims, account: NewAccount, tokens: OAuthTokens) -> None:
         """Put tokens that a connection attempt received, and that no integration can keep, into the outbox."""
         grant = OrphanedGrant(
             attempt.attempt_id, attempt.user_id, attempt.integration_type, account.account_id, encrypted_credentials=b""
@@ -117,7 +117,7 @@ class RevocationService:
             self._log.warning("grant_not_revoked", **_log_fields(grant))
             return
         try:
-            encrypted = await self.cipher.encrypt(grant, tokens)
+            encrypted = await self.cipher.encrypt_orphaned(grant, tokens)
             await self.revocations.add(replace(grant, encrypted_credentials=encrypted))
         except StoreUnavailable:
             self._log.error("grant_not_revoked", **_log_fields(grant))

@@ -12,7 +12,8 @@ from integration_server.service.background.ports import Claim
 class OrphanedGrant:
     """Encrypted credentials that belong to no integration any more.
 
-    The associated data of `encrypted_credentials` is that of the former integration: uid, user and type.
+    The associated data of `encrypted_credentials` is that of the former integration: uid, user, type and
+    `bound_values`.
     """
 
     uid: str
@@ -20,6 +21,7 @@ class OrphanedGrant:
     integration_type: str
     account_id: str | None
     encrypted_credentials: bytes = field(repr=False)
+    bound_values: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

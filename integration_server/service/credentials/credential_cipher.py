@@ -1,7 +1,10 @@
 """Encryption of credentials, and of the opaque tokens that the server issues."""
 
 import base64
+import json
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -10,66 +13,108 @@ from pydantic import TypeAdapter, ValidationError
 from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.due_times import Schedule
 from integration_server.domain.errors import CredentialsUnreadable, IntegrationPending
-from integration_server.domain.integration import Integration
+from integration_server.domain.integration import Failure, Integration
 from integration_server.service.common_types import Aead, AssociatedData
 from integration_server.service.connections.revocation_ports import OrphanedGrant
-from integration_server.service.integrations.ports import NewCredentials, NewIntegration, StoredIntegration
+from integration_server.service.integrations.ports import NewCredentials, StoredIntegration
 from integration_server.service.provider_port import Provider
 
 T = TypeVar("T")
 
-_CREDENTIALS: TypeAdapter[Credentials] = TypeAdapter(Credentials)
+_CREDENTIALS: TypeAdapter[Credentials | None] = TypeAdapter(Credentials | None)
 
 
 class CredentialCipher:
-    """Encrypts an integration's credentials as one value, bound to the integration's row."""
+    """Encrypts an integration's credentials as one value, bound to the values of the integration's row.
+
+    The associated data contains all that decides whose credentials they are, which are the newest and where they are
+    sent (`bound_values_of`). Whoever alters one of these columns, or puts back an older value of one, makes the
+    credentials unreadable. A pending row has a value too, without credentials.
+    """
 
     def __init__(self, aead: Aead) -> None:
         self._aead = aead
 
-    async def encrypt(
-        self, integration: Integration | NewIntegration | OrphanedGrant, credentials: Credentials
-    ) -> bytes:
-        """The encrypted credentials. They can be decrypted only as those of this integration."""
-        return await self._aead.encrypt(_CREDENTIALS.dump_json(credentials), _aad_of(integration))
+    async def encrypt(self, integration: Integration, credentials: Credentials | None) -> bytes:
+        """The encrypted credentials. They can be decrypted only as those of this integration, as it is here."""
+        return await self._encrypt(credentials, _aad_of(integration))
 
     async def encrypt_new(
         self,
-        integration: Integration | NewIntegration,
+        integration: Integration,
         credentials: Credentials,
         provider: Provider,
         requested_scopes: Sequence[str],
         schedule: Schedule,
     ) -> NewCredentials:
-        """The encrypted credentials with the plaintext columns that describe them."""
-        encrypted_credentials = await self.encrypt(integration, credentials)
-        if not isinstance(credentials, OAuthTokens):
-            return NewCredentials(encrypted_credentials)
-        missing = provider.missing_scopes(requested_scopes, credentials)
-        granted = [scope for scope in requested_scopes if scope not in missing]
-        return NewCredentials(
-            encrypted_credentials,
-            # Granted scopes keep the names that were requested: responses use other names, or omit offline_access.
-            scopes=tuple(dict.fromkeys((*(credentials.scopes or ()), *granted))),
-            missing_scopes=tuple(missing),
-            lacks_required_scope=not set(missing).isdisjoint(provider.required_scopes),
-            is_renewable=credentials.refresh_token is not None,
-            access_token_expire_time=credentials.expire_time,
-            refresh_token_expire_time=credentials.refresh_token_expire_time,
-            refresh_due_time=schedule.refresh_due_time(credentials, provider.renew_after),
-        )
+        """The encrypted credentials with the plaintext columns that describe them.
+
+        `integration` is as it will be stored with them, with its new version, apart from those columns.
+        """
+        new = _describe(credentials, provider, requested_scopes, schedule)
+        return replace(new, encrypted_credentials=await self.encrypt(described_by(new, integration), credentials))
+
+    async def rebind(self, new: NewCredentials, before: Integration, after: StoredIntegration) -> NewCredentials:
+        """New credentials for an integration whose settings have changed since they were encrypted.
+
+        Both are as `encrypt_new` had `integration`. Raises `CredentialsUnreadable` if the row `after` was altered.
+        """
+        await self.decrypt(after)
+        credentials = await self._decrypt(new.encrypted_credentials, _aad_of(described_by(new, before)))
+        target = described_by(new, replace(after.integration, version=before.version))
+        return replace(new, encrypted_credentials=await self.encrypt(target, credentials))
+
+    async def encrypt_orphaned(self, grant: OrphanedGrant, credentials: Credentials) -> bytes:
+        """The encrypted credentials of a grant that belongs to no integration."""
+        return await self._encrypt(credentials, _aad_of_grant(grant))
 
     async def decrypt(self, stored: StoredIntegration) -> Credentials:
-        """The credentials of a connected integration. Raises `CredentialsUnreadable`, or `IntegrationPending`."""
-        if stored.encrypted_credentials is None:
+        """The credentials of a connected integration. Raises `CredentialsUnreadable`, or `IntegrationPending`.
+
+        `CredentialsUnreadable` also means that a value in the row was altered in the database.
+        """
+        credentials = await self._decrypt(stored.encrypted_credentials or b"", _aad_of(stored.integration))
+        if credentials is None:
             raise IntegrationPending
-        return await self._decrypt(stored.encrypted_credentials, _aad_of(stored.integration))
+        return credentials
+
+    async def verify(self, stored: StoredIntegration) -> Integration:
+        """The integration, if it is as the server has stored it. Raises `CredentialsUnreadable`."""
+        await self._decrypt(stored.encrypted_credentials or b"", _aad_of(stored.integration))
+        return stored.integration
+
+    async def redacted(self, stored: StoredIntegration) -> Integration:
+        """The integration; if it is not as the server has stored it, only what identifies it.
+
+        Then nothing that somebody else may have written is shown or used. The user can disconnect it, or connect again.
+        """
+        try:
+            return await self.verify(stored)
+        except CredentialsUnreadable as error:
+            integration = stored.integration
+            return replace(
+                integration,
+                name="",
+                config={},
+                account_id=None,
+                account_label=None,
+                scopes=(),
+                missing_scopes=(),
+                webhook_secret_id="",
+                last_error=Failure(error.reason, integration.update_time, str(error)),
+            )
 
     async def decrypt_orphaned(self, grant: OrphanedGrant) -> Credentials:
         """The credentials of an orphaned grant. Raises `CredentialsUnreadable`."""
-        return await self._decrypt(grant.encrypted_credentials, _aad_of(grant))
+        credentials = await self._decrypt(grant.encrypted_credentials, _aad_of_grant(grant))
+        if credentials is None:
+            raise CredentialsUnreadable
+        return credentials
 
-    async def _decrypt(self, encrypted: bytes, associated_data: AssociatedData) -> Credentials:
+    async def _encrypt(self, credentials: Credentials | None, associated_data: AssociatedData) -> bytes:
+        return await self._aead.encrypt(_CREDENTIALS.dump_json(credentials), associated_data)
+
+    async def _decrypt(self, encrypted: bytes, associated_data: AssociatedData) -> Credentials | None:
         plaintext = await self._aead.decrypt(encrypted, associated_data)
         try:
             return _CREDENTIALS.validate_json(plaintext)
@@ -77,32 +122,130 @@ class CredentialCipher:
             raise CredentialsUnreadable from None  # pydantic's error contains its input
 
 
-def _aad_of(integration: Integration | NewIntegration | OrphanedGrant) -> AssociatedData:
-    return credentials_aad(integration.uid, integration.user_id, integration.integration_type)
+def _describe(
+    credentials: Credentials, provider: Provider, requested_scopes: Sequence[str], schedule: Schedule
+) -> NewCredentials:
+    """The plaintext columns that describe credentials."""
+    if not isinstance(credentials, OAuthTokens):
+        return NewCredentials(b"")
+    missing = provider.missing_scopes(requested_scopes, credentials)
+    granted = [scope for scope in requested_scopes if scope not in missing]
+    return NewCredentials(
+        b"",
+        # Granted scopes keep the names that were requested: responses use other names, or omit offline_access.
+        scopes=tuple(dict.fromkeys((*(credentials.scopes or ()), *granted))),
+        missing_scopes=tuple(missing),
+        lacks_required_scope=not set(missing).isdisjoint(provider.required_scopes),
+        is_renewable=credentials.refresh_token is not None,
+        access_token_expire_time=credentials.expire_time,
+        refresh_token_expire_time=credentials.refresh_token_expire_time,
+        refresh_due_time=schedule.refresh_due_time(credentials, provider.renew_after),
+    )
+
+
+def described_by(new: NewCredentials, integration: Integration) -> Integration:
+    """The integration with the columns that describe its new credentials."""
+    return replace(
+        integration,
+        scopes=new.scopes,
+        missing_scopes=new.missing_scopes,
+        lacks_required_scope=new.lacks_required_scope,
+        is_renewable=new.is_renewable,
+        access_token_expire_time=new.access_token_expire_time,
+        refresh_token_expire_time=new.refresh_token_expire_time,
+    )
 
 
 # --- associated data ---------------------------------------------------------------------------------------------
 
 
-# Called with the uid or other id of the row, its user and its integration type.
+def bound_values_of(integration: Integration) -> str:
+    """The values of the row that the credentials are bound to, beside uid, user and type, in canonical JSON.
+
+    They are those that identify the row, the versions, and all that is set together with one of them. What changes
+    alone (errors, due times, `reauthorization_required`) is not among them.
+    """
+    return _to_json(
+        integration.integration_id,
+        integration.version,
+        integration.settings_version,
+        integration.webhook_secret_id,
+        integration.auth_method,
+        integration.account_id,
+        integration.account_label,
+        integration.name,
+        integration.config,
+        integration.is_active,
+        integration.scopes,
+        integration.missing_scopes,
+        integration.lacks_required_scope,
+        integration.is_renewable,
+        integration.access_token_expire_time,
+        integration.refresh_token_expire_time,
+        integration.connect_time,
+    )
+
+
+def _to_json(*values: object) -> str:
+    return json.dumps(values, sort_keys=True, default=_time_text)
+
+
+def _time_text(value: object) -> str:
+    if not isinstance(value, datetime):
+        raise TypeError(f"{type(value).__name__} is not expected in a row")
+    return value.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def _aad_of(integration: Integration) -> AssociatedData:
+    names = integration.uid, integration.user_id, integration.integration_type
+    return credentials_aad(*names, bound_values_of(integration))
+
+
+def _aad_of_grant(grant: OrphanedGrant) -> AssociatedData:
+    return credentials_aad(grant.uid, grant.user_id, grant.integration_type, grant.bound_values)
+
+
+# Called with the uid or other id of the row, its user, its integration type, and the values that they are bound to.
 
 credentials_aad = partial(AssociatedData, "integrations", "encrypted_credentials")
 """Of an integration's credentials, also while they wait in the revocation outbox."""
 
-verifier_aad = partial(AssociatedData, "authorization_attempts", "encrypted_verifier")
-"""Of the PKCE verifier of an authorization attempt."""
+attempt_aad = partial(AssociatedData, "authorization_attempts", "encrypted_details")
+"""Of the details of an authorization attempt."""
 
 callback_aad = partial(AssociatedData, "authorization_attempts", "encrypted_callback")
 """Of the pending callback of an authorization attempt."""
 
-webhook_secret_aad = partial(AssociatedData, "webhook_secrets", "encrypted_secret")
-"""Of the current and the previous webhook secret of an integration."""
 
-payload_aad = partial(AssociatedData, "webhook_events", "encrypted_payload")
-"""Of the payload of a webhook event. The uid is the event's."""
+def webhook_secret_aad(
+    uid: str,
+    user_id: str,
+    integration_type: str,
+    secret_id: str,
+    column: str,
+    set_time: datetime,
+    previous_expire_time: datetime | None,
+) -> AssociatedData:
+    """Of a webhook secret of an integration: in `column`, of the secrets with this id."""
+    bound_values = _to_json(secret_id, set_time, previous_expire_time)
+    return AssociatedData("webhook_secrets", column, uid, user_id, integration_type, bound_values)
 
 
-def chain_key_aad(chain_id: str, *_owner: str) -> AssociatedData:
+def payload_aad(
+    uid: str,
+    user_id: str,
+    integration_type: str,
+    integration_id: int,
+    event_id: str,
+    event_type: str,
+    receive_time: datetime,
+) -> AssociatedData:
+    """Of the payload of a webhook event. The uid is the event's."""
+    bound_values = _to_json(integration_id, event_id, event_type, receive_time)
+    return AssociatedData("webhook_events", "encrypted_payload", uid, user_id, integration_type, bound_values)
+
+
+def chain_key_aad(chain_id: str) -> AssociatedData:
     """Of the key of an audit chain, which belongs to no user."""
     return AssociatedData("audit_chains", "encrypted_key", chain_id)
 

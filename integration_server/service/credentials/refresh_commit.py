@@ -16,10 +16,12 @@ from integration_server.domain.errors import (
 from integration_server.domain.integration import Integration
 from integration_server.service.common_types import Clock
 from integration_server.service.connections.revocation_ports import OrphanedGrant, RevocationOutbox
-from integration_server.service.credentials.credential_cipher import CredentialCipher
+from integration_server.service.credentials.credential_cipher import CredentialCipher, bound_values_of, described_by
 from integration_server.service.credentials.ports import JournaledRefresh, RefreshJournal
 from integration_server.service.integrations.ports import IntegrationStore, NewCredentials, StoredIntegration
 from integration_server.service.provider_port import Provider
+
+_MAX_ATTEMPTS = 5  # while a user changes settings during the commit
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +86,13 @@ class RefreshCommitter:
         are journaled: the provider issues them only once.
         """
         requested_scopes = (*integration.scopes, *integration.missing_scopes)
-        new = await self.cipher.encrypt_new(integration, tokens, provider, requested_scopes, self.schedule)
+        after = _next_version(integration)
+        new = await self.cipher.encrypt_new(after, tokens, provider, requested_scopes, self.schedule)
         try:
-            committed = await self.integrations.commit_refresh(integration, new, self.clock())
+            committed, current = await self._commit(integration, new)
             if committed is not None:
                 return RefreshResult(committed, tokens), True
-            return await self._read_superseding(integration, new), True
+            return await self._superseding(integration, new, current), True
         except Exception as error:
             if isinstance(error, IntegrationServerError) and not isinstance(error, StoreUnavailable):
                 raise  # from the row that superseded the tokens
@@ -124,20 +127,41 @@ class RefreshCommitter:
         stored = await self.integrations.find(integration.integration_id, integration.user_id)
         if stored is not None and stored.integration.uid != integration.uid:
             raise LookupError("journaled for an integration of another database")
-        is_committed = await self.integrations.commit_refresh(integration, new, self.clock()) is not None
-        if not is_committed and await self.integrations.find(integration.integration_id, integration.user_id) is None:
+        committed, current = await self._commit(integration, new)
+        if committed is None and current is None:
             await self.revocations.add(_orphaned(integration, new))
         await self.journal.remove(refresh)
         self._log.warning(
-            "journaled_refresh_recovered", integration_id=integration.integration_id, superseded=not is_committed
+            "journaled_refresh_recovered", integration_id=integration.integration_id, superseded=committed is None
         )
 
-    async def _read_superseding(self, integration: Integration, new: NewCredentials) -> RefreshResult:
-        try:
-            return await self.read(integration)
-        except IntegrationNotFound:
+    async def _commit(
+        self, integration: Integration, new: NewCredentials
+    ) -> tuple[Integration | None, StoredIntegration | None]:
+        """Commit over the version that was read. Returns the committed integration, else the present row, if any.
+
+        If only settings have changed since, the tokens are bound to the present ones. Raises `CredentialsUnreadable` if
+        the row was altered.
+        """
+        before = integration
+        for _ in range(_MAX_ATTEMPTS):
+            committed = await self.integrations.commit_refresh(before, new, self.clock())
+            if committed is not None:
+                return committed, None
+            current = await self.integrations.find(integration.integration_id, integration.user_id)
+            if current is None or current.integration.version != integration.version:
+                return None, current
+            new = await self.cipher.rebind(new, _next_version(before), current)
+            before = current.integration
+        raise StoreUnavailable
+
+    async def _superseding(
+        self, integration: Integration, new: NewCredentials, current: StoredIntegration | None
+    ) -> RefreshResult:
+        if current is None:
             await self.revocations.add(_orphaned(integration, new))
-            raise
+            raise IntegrationNotFound
+        return await self.decrypt(current)
 
 
 def _orphaned(integration: Integration, new: NewCredentials) -> OrphanedGrant:
@@ -147,4 +171,9 @@ def _orphaned(integration: Integration, new: NewCredentials) -> OrphanedGrant:
         integration.integration_type,
         integration.account_id,
         new.encrypted_credentials,
+        bound_values_of(described_by(new, _next_version(integration))),
     )
+
+
+def _next_version(integration: Integration) -> Integration:
+    return replace(integration, version=integration.version + 1)

@@ -21,6 +21,7 @@ from integration_server.domain.integration import Failure, Integration, Integrat
 from integration_server.service.background.detached_tasks import DetachedTasks, SingleFlight
 from integration_server.service.background.ports import Claim
 from integration_server.service.common_types import Aead, Clock
+from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.credentials.credential_service import CredentialService
 from integration_server.service.credentials.refresh_commit import RefreshResult
 from integration_server.service.health.check_budget import BURST, CheckBudget
@@ -76,6 +77,7 @@ class HealthChecker:
     def __post_init__(self) -> None:
         self._check_pages = PageTokens(self.aead, "health-check-page")
         self._report_pages = PageTokens(self.aead, "health-report-page")
+        self._cipher = CredentialCipher(self.aead)
         self._reports = SingleFlight[tuple[object, ...], HealthReport](self.tasks)
         self._checks = SingleFlight[tuple[IntegrationId, int], HealthCheck](self.tasks)
         self._budget = CheckBudget(BURST, self.min_interval, self.monotonic)
@@ -89,7 +91,8 @@ class HealthChecker:
 
     async def check_due(self, claim: Claim[StoredIntegration]) -> bool:
         """Check a due integration: the handler of the background job. Returns whether the provider is healthy."""
-        check = await self._checks.run(_flight_key(claim.item), lambda: self._check_live(claim.item))
+        stored = await self._redacted(claim.item)
+        check = await self._checks.run(_flight_key(stored), lambda: self._check_live(stored))
         return check.error_class not in {ProviderUnavailable.reason, ProviderMisconfigured.reason}
 
     async def check_all_health(
@@ -124,12 +127,17 @@ class HealthChecker:
 
     async def _check(self, stored: StoredIntegration) -> HealthCheck:
         """Check an integration for a caller: live, unless it is inactive or was checked too often."""
+        stored = await self._redacted(stored)
         integration, key = stored.integration, _flight_key(stored)
         if not integration.is_active:
             return _without_check(integration, self.clock(), "The integration is switched off")
         if not self._checks.is_running(key) and not self._budget.take(integration.integration_id):
             return self._last_known(integration)
         return await self._checks.run(key, lambda: self._check_live(stored))
+
+    async def _redacted(self, stored: StoredIntegration) -> StoredIntegration:
+        """Of a row that was altered, only the identity is used. Then the credentials are unreadable too."""
+        return replace(stored, integration=await self._cipher.redacted(stored))
 
     def _last_known(self, integration: Integration) -> HealthCheck:
         """The stored health of an integration that is not checked now."""

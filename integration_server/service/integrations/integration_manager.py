@@ -4,12 +4,15 @@ import hashlib
 from dataclasses import KW_ONLY, dataclass
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
-from integration_server.domain.errors import UnknownIntegrationType
+from integration_server.domain.errors import StoreUnavailable, UnknownIntegrationType
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.common_types import Aead, Clock
+from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.page_tokens import Page, PageTokens
 from integration_server.service.integrations.ports import IntegrationStore, IntegrationUpdate
 from integration_server.service.provider_port import Provider, Providers
+
+_MAX_ATTEMPTS = 5  # while a refresh commits, or another caller changes the integration
 
 
 @dataclass(eq=False, repr=False)
@@ -25,6 +28,7 @@ class IntegrationManager:
 
     def __post_init__(self) -> None:
         self._pages = PageTokens(self.aead, "page")
+        self._cipher = CredentialCipher(self.aead)
         self._type_pages = PageTokens(self.aead, "integration-type-page")
 
     async def list_integration_types(
@@ -62,21 +66,31 @@ class IntegrationManager:
         after = IntegrationId(await self._pages.read(page_token, list_id) or 0)
         types = {integration_type} if integration_type else allowed_types.integration_types
         page = await self.integrations.list(user_id, types, after, page_size, self.max_page_bytes)
-        token = "" if page.is_last else await self._pages.make(list_id, page.items[-1].integration_id)
-        return Page(page.items, token)
+        rows = [await self._cipher.redacted(stored) for stored in page.items]
+        return Page(rows, "" if page.is_last else await self._pages.make(list_id, rows[-1].integration_id))
 
     async def get_integration(self, integration_id: IntegrationId, user_id: UserId) -> Integration:
-        """The user's integration. Raises `IntegrationNotFound`."""
-        return (await self.integrations.get(integration_id, user_id)).integration
+        """The user's integration; if its row was altered, only what identifies it. Raises `IntegrationNotFound`."""
+        return await self._cipher.redacted(await self.integrations.get(integration_id, user_id))
 
     async def update_integration(
         self, integration_id: IntegrationId, user_id: UserId, change: IntegrationUpdate
     ) -> Integration:
-        """Change the name, the config or the active state. Raises `IntegrationNotFound` or `IntegrationPending`."""
-        current = await self.get_integration(integration_id, user_id)
-        current.require_connected()
-        if change == IntegrationUpdate():
-            return current
-        if change.config is not None:
-            self.providers[current.integration_type].for_config(change.config)  # raises `InvalidField`
-        return await self.integrations.update(integration_id, user_id, self.clock(), change)
+        """Change the name, the config or the active state.
+
+        Raises `IntegrationNotFound`, `IntegrationPending`, or `CredentialsUnreadable` if the row was altered.
+        """
+        for _ in range(_MAX_ATTEMPTS):
+            stored = await self.integrations.get(integration_id, user_id)
+            current = stored.integration
+            current.require_connected()
+            if change == IntegrationUpdate():
+                return await self._cipher.redacted(stored)
+            if change.config is not None:
+                self.providers[current.integration_type].for_config(change.config)  # raises `InvalidField`
+            credentials = await self._cipher.decrypt(stored)
+            encrypted = await self._cipher.encrypt(change.applied_to(current), credentials)
+            updated = await self.integrations.update(current, change, encrypted, self.clock())
+            if updated is not None:
+                return updated
+        raise StoreUnavailable

@@ -1,7 +1,7 @@
 """The port of the integration store."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -23,7 +23,7 @@ class StoredPage(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class StoredIntegration:
-    """An integration with its encrypted credentials, which are None while it is pending."""
+    """An integration with its encrypted credentials; the encrypted value says whether there are any yet."""
 
     integration: Integration
     encrypted_credentials: bytes | None = field(repr=False)
@@ -31,7 +31,10 @@ class StoredIntegration:
 
 @dataclass(frozen=True, slots=True)
 class NewIntegration:
-    """An integration that is not stored yet."""
+    """An integration that is not stored yet. `integration_id` is reserved with `reserve_id`; 0: the store assigns one.
+
+    `encrypted_credentials` are those of a pending row: they bind its values before it has credentials.
+    """
 
     uid: str
     user_id: UserId
@@ -39,6 +42,22 @@ class NewIntegration:
     auth_method: AuthMethod
     name: str
     config: Mapping[str, Any]
+    integration_id: IntegrationId = IntegrationId(0)
+    encrypted_credentials: bytes | None = field(default=None, repr=False)
+
+    def as_stored(self, now: datetime) -> Integration:
+        """The pending integration that this is stored as."""
+        return Integration(
+            integration_id=self.integration_id,
+            uid=self.uid,
+            user_id=self.user_id,
+            integration_type=self.integration_type,
+            auth_method=self.auth_method,
+            create_time=now,
+            update_time=now,
+            name=self.name,
+            config=self.config,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +67,15 @@ class IntegrationUpdate:
     name: str | None = None
     config: Mapping[str, Any] | None = None
     is_active: bool | None = None
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """The fields to set, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def applied_to(self, integration: Integration) -> Integration:
+        """The integration after the update."""
+        return replace(integration, settings_version=integration.settings_version + 1, **self.fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +98,19 @@ class NewAccount:
 
     account_id: str | None
     account_label: str | None
+
+    def connected_to(self, integration: Integration, now: datetime) -> Integration:
+        """The integration as a connection of this account leaves it, without its new credentials.
+
+        Account fields that the provider does not give keep their values.
+        """
+        return replace(
+            integration,
+            account_id=self.account_id or integration.account_id,
+            account_label=self.account_label or integration.account_label,
+            is_active=True,
+            connect_time=now,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +138,10 @@ class IntegrationStore(IntegrationLookup, Protocol):
     async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
         """The user's integration."""
 
-    async def find_account(self, user_id: UserId, integration_type: str, account_id: str) -> Integration | None:
+    async def reserve_id(self) -> IntegrationId:
+        """A new id, which no other integration gets."""
+
+    async def find_account(self, user_id: UserId, integration_type: str, account_id: str) -> StoredIntegration | None:
         """The user's connected integration with that account."""
 
     async def list(
@@ -107,11 +151,11 @@ class IntegrationStore(IntegrationLookup, Protocol):
         after: IntegrationId,
         limit: int,
         max_bytes: int,
-    ) -> StoredPage[Integration]:
+    ) -> StoredPage[StoredIntegration]:
         """The user's integrations of these types (None: of all) with an id above `after`, ordered by id.
 
-        At most `limit`, and at most `max_bytes` of them, as the store estimates their size in a response; but at least
-        one. No more is read.
+        At most `limit`, and at most `max_bytes` of them, as the store estimates their size in a response, with their
+        encrypted credentials; but at least one. No more is read.
         """
 
     async def list_connected(
@@ -122,7 +166,7 @@ class IntegrationStore(IntegrationLookup, Protocol):
         limit: int,
         max_bytes: int,
     ) -> StoredPage[StoredIntegration]:
-        """Of `list`, the connected integrations, with their encrypted credentials, which count too."""
+        """Of `list`, the connected integrations."""
 
     async def shares_grant(self, grant: OrphanedGrant, integration_types: Iterable[str]) -> bool:
         """Whether a revocation of the grant for the whole account would end a connected integration.
@@ -157,8 +201,9 @@ class IntegrationStore(IntegrationLookup, Protocol):
     ) -> Integration | None:
         """Store the credentials of a pending or reconnected integration, activate it and clear its errors.
 
-        The same commit deletes `superseded_id`, a pending integration that has the same account. None, and no change,
-        if the integration is gone or has another version, or if another row has its account: read again.
+        The same commit stores its name and config, and deletes `superseded_id`, a pending integration that has the same
+        account. None, and no change, if the integration is gone or has another version or settings version, or if
+        another row has its account: read again.
         """
 
     async def commit_refresh(
@@ -166,8 +211,8 @@ class IntegrationStore(IntegrationLookup, Protocol):
     ) -> Integration | None:
         """Replace the credentials of `integration.version` and clear its errors. This voids a lease on that version.
 
-        None, and no change, if the version is another. The owner of an expired lease may commit too; the first commit
-        wins.
+        None, and no change, if the version or the settings version is another. The owner of an expired lease may commit
+        too; the first commit wins.
         """
 
     async def record_failure(
@@ -198,9 +243,12 @@ class IntegrationStore(IntegrationLookup, Protocol):
         """Record or clear the last error after an API call, unless the credentials were replaced meanwhile."""
 
     async def update(
-        self, integration_id: IntegrationId, user_id: UserId, now: datetime, change: IntegrationUpdate
-    ) -> Integration:
-        """Set the fields of an update. Raises `IntegrationNotFound`."""
+        self, integration: Integration, change: IntegrationUpdate, encrypted_credentials: bytes, now: datetime
+    ) -> Integration | None:
+        """Set the fields of an update, with the credentials that are bound to them and to the next settings version.
+
+        None, and no change, if the integration is gone or has another version or settings version.
+        """
 
     async def remove(
         self, integration_id: IntegrationId, user_id: UserId, *, claim_duration: timedelta = timedelta(0)

@@ -11,8 +11,12 @@ from integration_server.service.integrations.ports import StoredIntegration
 
 @dataclass(frozen=True, slots=True)
 class StoredWebhookSecrets:
-    """The encrypted secret of an integration's webhooks, and the previous one with the time at which it expires."""
+    """The encrypted secret of an integration's webhooks, and the previous one with the time at which it expires.
 
+    They count only while the integration has their `webhook_secret_id`.
+    """
+
+    webhook_secret_id: str
     encrypted_secret: bytes = field(repr=False)
     secret_set_time: datetime
     encrypted_previous_secret: bytes | None = field(default=None, repr=False)
@@ -37,19 +41,23 @@ class WebhookEndpoints(Protocol):
         """The user's integration, pending or not."""
 
     async def set_secrets(
-        self, integration: Integration, before: StoredWebhookSecrets | None, secrets: StoredWebhookSecrets
+        self, integration: Integration, secrets: StoredWebhookSecrets, encrypted_credentials: bytes
     ) -> bool:
-        """Replace the secrets `before`. False, and no change, if they are no longer current."""
+        """Set the secrets, with the credentials that are bound to their id and to the next settings version.
+
+        False, and no change, if the integration is gone or has another version or settings version.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class NewWebhookEvent:
-    """An event to store for an integration. `uid` is part of the associated data of its payload."""
+    """An event to store for an integration. All fields but the last are part of the associated data of its payload."""
 
     integration: Integration
     uid: str
     event_id: str
     event_type: str
+    receive_time: datetime
     encrypted_payload: bytes = field(repr=False)
     reports_grant_end: bool = False
 
@@ -82,7 +90,7 @@ class WebhookInbox(Protocol):
 
     async def find_recipients(
         self, integration_type: str, account_ids: Collection[str], after: IntegrationId, limit: int
-    ) -> Sequence[Integration]:
+    ) -> Sequence[StoredIntegration]:
         """The connected integrations of these accounts, of any user, with an id above `after`, ordered by id."""
 
     async def known(
@@ -90,7 +98,7 @@ class WebhookInbox(Protocol):
     ) -> Collection[tuple[IntegrationId, str]]:
         """Which of these events are stored for these integrations. Reads only: a repeated delivery writes nothing."""
 
-    async def add(self, events: Sequence[NewWebhookEvent], now: datetime) -> Sequence[NewWebhookEvent]:
+    async def add(self, events: Sequence[NewWebhookEvent]) -> Sequence[NewWebhookEvent]:
         """Store the events of one user that are not stored yet, all or none, and return them.
 
         If the user's payloads exceed the quota, the oldest events that every consumer of their integration has

@@ -66,6 +66,14 @@ class WebhookDelivery:
         return (await self.integrations.get(integration_id, user_id)).integration
 
     async def _decrypted(self, event: StoredWebhookEvent, integration: Integration) -> NumberedEvent:
-        associated_data = payload_aad(event.uid, integration.user_id, integration.integration_type)
+        associated_data = payload_aad(
+            event.uid,
+            integration.user_id,
+            integration.integration_type,
+            integration.integration_id,
+            event.event_id,
+            event.event_type,
+            event.receive_time,
+        )
         payload = await self.aead.decrypt(event.encrypted_payload, associated_data)
         return NumberedEvent(event.number, event.event_id, event.event_type, event.receive_time, payload)

@@ -30,7 +30,7 @@ from integration_server.domain.webhooks import (
     WebhookResponse,
 )
 from integration_server.service.common_types import Aead, Clock, RandomToken
-from integration_server.service.credentials.credential_cipher import payload_aad
+from integration_server.service.credentials.credential_cipher import CredentialCipher, payload_aad
 from integration_server.service.provider_port import Provider, Providers
 from integration_server.service.webhooks.ports import NewWebhookEvent, WebhookEndpoint, WebhookEndpoints, WebhookInbox
 from integration_server.service.webhooks.webhook_secrets import WebhookSecrets
@@ -140,12 +140,13 @@ class WebhookIngestion:
     large_body: int = _LARGE_BODY
     monotonic: Callable[[], float]
     max_events: int = MAX_EVENTS
-    recipients_page: int = 500  # integrations that one query reads: an account may be connected by many users
+    recipients_page: int = 100  # integrations that one query reads, whose rows are verified without a pause
     max_new_events: int = 1000  # no provider documents larger batches
 
     def __post_init__(self) -> None:
         self._large_reads = asyncio.Semaphore(_MAX_CONCURRENT_READS)
         self._log = structlog.get_logger(__name__)
+        self._cipher = CredentialCipher(self.aead)
         self._logged_users: TTLCache[UserId, None] = TTLCache(_MAX_ENTRIES, _QUOTA_LOG_INTERVAL, self.monotonic)
 
     async def receive_webhook(self, integration_type: str, endpoint: str, request: WebhookRequest) -> WebhookResponse:
@@ -188,16 +189,17 @@ class WebhookIngestion:
     async def _recipients(
         self, integration_type: str, events: Sequence[WebhookEvent]
     ) -> AsyncIterator[Sequence[Integration]]:
-        """The connected integrations of the accounts of these events, in pages."""
+        """The connected integrations of the accounts of these events, in pages. An altered row receives nothing."""
         accounts = {event.account_id for event in events if _is_storable(event.account_id)}
         last = IntegrationId(0)
         while accounts:
             names = [*filter(None, accounts)]
             page = await self.inbox.find_recipients(integration_type, names, last, self.recipients_page)
-            yield page
+            verified = [await self._cipher.redacted(stored) for stored in page]
+            yield [integration for integration in verified if integration.account_id is not None]
             if len(page) < self.recipients_page:
                 return
-            last = page[-1].integration_id
+            last = page[-1].integration.integration_id
 
     async def _receive_for(
         self, endpoint: WebhookEndpoint, provider: Provider, request: WebhookRequest
@@ -279,7 +281,7 @@ class WebhookIngestion:
 
     async def _add(self, deliveries: Sequence[tuple[Integration, WebhookEvent]]) -> None:
         new = [await self._encrypted(integration, event) for integration, event in deliveries]
-        for added in await self.inbox.add(new, self.clock()):
+        for added in await self.inbox.add(new):
             if added.reports_grant_end:
                 self.confirm_grant_end(added.integration)
 
@@ -289,13 +291,22 @@ class WebhookIngestion:
             self._log.error("webhook_quota_exceeded", **integration.log_fields)
 
     async def _encrypted(self, integration: Integration, event: WebhookEvent) -> NewWebhookEvent:
-        uid = self.random_token()
-        associated_data = payload_aad(uid, integration.user_id, integration.integration_type)
+        uid, now = self.random_token(), self.clock()
+        associated_data = payload_aad(
+            uid,
+            integration.user_id,
+            integration.integration_type,
+            integration.integration_id,
+            event.event_id,
+            event.event_type,
+            now,
+        )
         return NewWebhookEvent(
             integration=integration,
             uid=uid,
             event_id=event.event_id,
             event_type=event.event_type,
+            receive_time=now,
             encrypted_payload=await self.aead.encrypt(event.payload, associated_data),
             reports_grant_end=event.reports_grant_end,
         )

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 
 from integration_server.domain.credentials import ApiKey, Credentials
 from integration_server.domain.errors import (
+    CredentialsUnreadable,
     IntegrationNotFound,
     InvalidField,
     StoreUnavailable,
@@ -104,10 +105,15 @@ class WebhookSecrets:
             problem = self._provider_of(endpoint).webhook_secret_problem(secret or generated_secret)
             if problem is not None:
                 raise InvalidField("webhook_secret", problem)
-            new = await self._encrypted(
-                endpoint.stored.integration, secret or generated_secret, secrets.current, now, grace
+            integration = endpoint.stored.integration
+            new = await self._encrypted(integration, secret or generated_secret, secrets.current, now, grace)
+            credentials = await self._cipher.decrypt(endpoint.stored)
+            after = replace(
+                integration,
+                settings_version=integration.settings_version + 1,
+                webhook_secret_id=new.webhook_secret_id,
             )
-            if await self.endpoints.set_secrets(endpoint.stored.integration, endpoint.secrets, new):
+            if await self.endpoints.set_secrets(integration, new, await self._cipher.encrypt(after, credentials)):
                 return WebhookAddress(self._url(endpoint), True, now, new.previous_expire_time, generated_secret)
         raise StoreUnavailable
 
@@ -125,7 +131,8 @@ class WebhookSecrets:
         return self.providers[endpoint.stored.integration.integration_type]
 
     def _address(self, endpoint: WebhookEndpoint, secrets: _Secrets) -> WebhookAddress:
-        secret_set_time = None if endpoint.secrets is None else endpoint.secrets.secret_set_time
+        stored = _current_secrets(endpoint)
+        secret_set_time = None if stored is None else stored.secret_set_time
         return WebhookAddress(self._url(endpoint), bool(secrets.valid()), secret_set_time, secrets.previous_expire_time)
 
     def _url(self, endpoint: WebhookEndpoint) -> str:
@@ -139,39 +146,64 @@ class WebhookSecrets:
     async def _encrypted(
         self, integration: Integration, secret: str, previous: str | None, now: datetime, grace: timedelta
     ) -> StoredWebhookSecrets:
-        associated_data = _aad_of(integration)
-        encrypted = await self.aead.encrypt(secret.encode(), associated_data)
-        if previous is None:
-            return StoredWebhookSecrets(encrypted, now)
-        return StoredWebhookSecrets(
-            encrypted, now, await self.aead.encrypt(previous.encode(), associated_data), now + grace
+        new = StoredWebhookSecrets(
+            self.random_token(),
+            encrypted_secret=b"",
+            secret_set_time=now,
+            previous_expire_time=None if previous is None else now + grace,
         )
+        current_aad, previous_aad = _aads_of(integration, new)
+        new = replace(new, encrypted_secret=await self.aead.encrypt(secret.encode(), current_aad))
+        if previous is None:
+            return new
+        return replace(new, encrypted_previous_secret=await self.aead.encrypt(previous.encode(), previous_aad))
 
     async def _decrypted(self, endpoint: WebhookEndpoint, now: datetime) -> _Secrets:
-        integration, stored = endpoint.stored.integration, endpoint.secrets
+        integration, stored = endpoint.stored.integration, _current_secrets(endpoint)
         credentials = await self._cipher.decrypt(endpoint.stored)
         provider = self._provider_of(endpoint)
         key_secret = credentials.webhook_secret if isinstance(credentials, ApiKey) else None
         if stored is None:
             return _Secrets(key_secret, None, None, provider.webhook_secrets(credentials))
-        current, previous = await self._decrypt(stored.encrypted_secret, integration), None
+        current_aad, previous_aad = _aads_of(integration, stored)
+        current, previous = (await self.aead.decrypt(stored.encrypted_secret, current_aad)).decode(), None
         until = stored.previous_expire_time
         if key_secret and integration.connect_time is not None and integration.connect_time > stored.secret_set_time:
             current, previous, until = key_secret, current, integration.connect_time + self.grace
         else:
             credentials = _without_secret(credentials)
             if stored.encrypted_previous_secret is not None:
-                previous = await self._decrypt(stored.encrypted_previous_secret, integration)
+                previous = (await self.aead.decrypt(stored.encrypted_previous_secret, previous_aad)).decode()
         if until is None or until <= now:
             previous = until = None
         return _Secrets(current, previous, until, provider.webhook_secrets(credentials))
 
-    async def _decrypt(self, encrypted: bytes, integration: Integration) -> str:
-        return (await self.aead.decrypt(encrypted, _aad_of(integration))).decode()
+
+def _current_secrets(endpoint: WebhookEndpoint) -> StoredWebhookSecrets | None:
+    """The secrets that the integration names. Raises `CredentialsUnreadable` if they were removed or put back."""
+    secret_id = endpoint.stored.integration.webhook_secret_id
+    if not secret_id:
+        return None
+    if endpoint.secrets is None or endpoint.secrets.webhook_secret_id != secret_id:
+        raise CredentialsUnreadable
+    return endpoint.secrets
 
 
-def _aad_of(integration: Integration) -> AssociatedData:
-    return webhook_secret_aad(integration.uid, integration.user_id, integration.integration_type)
+def _aads_of(integration: Integration, secrets: StoredWebhookSecrets) -> tuple[AssociatedData, AssociatedData]:
+    """The associated data of the current and of the previous secret."""
+    current, previous = (
+        webhook_secret_aad(
+            integration.uid,
+            integration.user_id,
+            integration.integration_type,
+            secrets.webhook_secret_id,
+            column,
+            secrets.secret_set_time,
+            secrets.previous_expire_time,
+        )
+        for column in ("encrypted_secret", "encrypted_previous_secret")
+    )
+    return current, previous
 
 
 def _without_secret(credentials: Credentials) -> Credentials:

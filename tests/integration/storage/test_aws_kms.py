@@ -193,7 +193,7 @@ class TestKeyring:
         for both, alone, key_id in steps:
             with pytest.raises(KeyringError, match="which is not configured"):
                 await open_keyring(database, alone)
-            assert await rewrap(database, both) == 1
+            assert await rewrap(database, both, keyring) == 1
             assert await (await open_keyring(database, alone)).decrypt(encrypted, ASSOCIATED_DATA) == b"secret"
             assert [key.wrapping_key_id for key in await describe_data_keys(database)] == [key_id]
 

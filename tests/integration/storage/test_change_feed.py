@@ -52,6 +52,7 @@ from tests.contracts.store_contract import (
     new_attempt,
     new_credentials,
     successful_check,
+    update_settings,
 )
 
 ALL = EventFilter()
@@ -66,9 +67,7 @@ CHANGES: dict[str, Write] = {
     "reconnected": lambda store, integration: store.commit_connection(
         integration, account(None), new_credentials(), LATER
     ),
-    "deactivated": lambda store, integration: store.update(
-        integration.integration_id, ANN, LATER, IntegrationUpdate(is_active=False)
-    ),
+    "deactivated": lambda store, integration: update_settings(store, integration, IntegrationUpdate(is_active=False)),
     "reauthorization required": lambda store, integration: store.record_failure(
         integration, FAILURE, reauthorization_required=True
     ),
@@ -163,7 +162,7 @@ class TestTriggers:
         self, database: Database, store: SqlIntegrations, poller: Poller
     ) -> None:
         integration = await create_connected(store)
-        await store.update(integration.integration_id, ANN, LATER, IntegrationUpdate(is_active=False))
+        await update_settings(store, integration, IntegrationUpdate(is_active=False))
         await poller.poll()
         async with database.write_transaction() as connection:
             await connection.execute(update(integrations).values(reauthorization_required=True))
@@ -189,7 +188,7 @@ class TestTriggers:
     async def test_writes_without_effect_are_not_recorded(self, store: SqlIntegrations, poller: Poller) -> None:
         integration = await create_connected(store)
         await poller.poll()
-        await store.update(integration.integration_id, ANN, LATER, IntegrationUpdate(is_active=True))
+        await update_settings(store, integration, IntegrationUpdate(is_active=True))
         with pytest.raises(IntegrationNotFound):
             await store.remove(IntegrationId(integration.integration_id + 1), ANN)
         assert (await poller.poll()).changed_ids == frozenset()
@@ -221,7 +220,7 @@ class TestTriggers:
                 await connection.execute(text("DELETE FROM integrations"))
                 raise ZeroDivisionError
         assert (await poller.poll()).changed_ids == frozenset()
-        await store.update(integration.integration_id, ANN, LATER, IntegrationUpdate(name="after"))
+        await update_settings(store, integration, IntegrationUpdate(name="after"))
         assert len(await poller.events()) == 1
 
     async def test_event_times_are_database_times(self, database: Database, store: SqlIntegrations) -> None:
@@ -434,9 +433,7 @@ class TestOverlappingTransactions:
             await poll()
             async with first_database.write_transaction() as connection:
                 await connection.execute(set_values(first, name="first"))
-                await SqlIntegrations(second_database).update(
-                    second.integration_id, ANN, LATER, IntegrationUpdate(name="second")
-                )
+                await update_settings(SqlIntegrations(second_database), second, IntegrationUpdate(name="second"))
                 await poll()
             await poll()
             await poll()
@@ -474,9 +471,7 @@ class TestOverlappingTransactions:
             integration = await create_connected(SqlIntegrations(older))
             async with older.write_transaction() as connection:
                 await connection.execute(text("SELECT pg_current_xact_id()"))  # as a transaction that waits for the row
-                await SqlIntegrations(younger).update(
-                    integration.integration_id, ANN, LATER, IntegrationUpdate(name="younger")
-                )
+                await update_settings(SqlIntegrations(younger), integration, IntegrationUpdate(name="younger"))
                 await connection.execute(set_values(integration, name="older"))
             transactions = [logged.position for logged in await read_log(older)][1:]
             assert transactions == sorted(transactions, reverse=True)

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -20,11 +20,13 @@ from integration_server.service.background.background_worker import BackgroundWo
 from integration_server.service.background.ports import Claim, JobKind
 from integration_server.service.common_types import AssociatedData
 from integration_server.service.credentials.credential_cipher import (
+    attempt_aad,
+    bound_values_of,
     callback_aad,
     chain_key_aad,
     credentials_aad,
+    described_by,
     payload_aad,
-    verifier_aad,
     webhook_secret_aad,
 )
 from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
@@ -34,7 +36,7 @@ from integration_server.storage.due_work import SqlDueWork
 from integration_server.storage.encrypted_columns import ENCRYPTED_COLUMNS
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.integrations import SqlIntegrations
-from integration_server.storage.key_encryption import KeyringError
+from integration_server.storage.key_encryption import KeyEncryptionKeys, KeyringError, LocalKey
 from integration_server.storage.keyring import Keyring
 from integration_server.storage.rotation import AgeBasedRotation, Rotation, RotationProgress, RotationResult
 from integration_server.storage.tables import (
@@ -50,7 +52,16 @@ from integration_server.storage.tables import (
 from tests.contracts.store_contract import LATER, NOW, account, new_attempt, new_credentials, new_integration
 from tests.fakes.clock import SettableClock
 from tests.fakes.provider import FakeProviders
-from tests.keyrings import KEY, KEY_ID, OTHER_KEY, OTHER_KEY_ID, complete_rotations, local_keys, open_test_keyring
+from tests.keyrings import (
+    KEY,
+    KEY_ID,
+    OTHER_KEY,
+    OTHER_KEY_ID,
+    change_data_keys,
+    complete_rotations,
+    local_keys,
+    open_test_keyring,
+)
 
 NO_DELAY = timedelta(0)
 
@@ -75,9 +86,11 @@ def rotation(database: Database, keyring: Keyring) -> Rotation:
 
 async def store_integration(database: Database, keyring: Keyring, content: bytes, number: int = 0) -> Integration:
     """Store a connected integration whose decrypted credentials have this content."""
-    new = new_integration(uid=f"uid-{number}-{os.urandom(4).hex()}")
-    encrypted = await keyring.encrypt(content, credentials_aad(new.uid, new.user_id, new.integration_type))
-    row = await SqlIntegrations(database).add_connected(new, account(None), new_credentials(encrypted), NOW)
+    store = SqlIntegrations(database)
+    new = new_integration(uid=f"uid-{number}-{os.urandom(4).hex()}", integration_id=await store.reserve_id())
+    after = described_by(new_credentials(), account(None).connected_to(new.as_stored(NOW), NOW))
+    encrypted = await keyring.encrypt(content, associated_data_of(after))
+    row = await store.add_connected(new, account(None), new_credentials(encrypted), NOW)
     assert row is not None
     return row
 
@@ -90,7 +103,8 @@ async def decrypt_credentials(database: Database, keyring: Keyring, integration:
 
 
 def associated_data_of(integration: Integration) -> AssociatedData:
-    return credentials_aad(integration.uid, integration.user_id, integration.integration_type)
+    names = integration.uid, integration.user_id, integration.integration_type
+    return credentials_aad(*names, bound_values_of(integration))
 
 
 async def fill_encrypted_columns(database: Database, keyring: Keyring) -> None:
@@ -103,6 +117,7 @@ async def fill_encrypted_columns(database: Database, keyring: Keyring) -> None:
                 uid=row.uid,
                 user_id=row.user_id,
                 integration_type=row.integration_type,
+                bound_values=bound_values_of(row),
                 encrypted_credentials=revoked,
                 create_time=NOW,
                 due_time=NOW,
@@ -125,9 +140,9 @@ async def fill_encrypted_columns(database: Database, keyring: Keyring) -> None:
         )
     attempt = new_attempt()
     names = (attempt.attempt_id, attempt.user_id, attempt.integration_type)
-    verifier = await keyring.encrypt(b"authorization_attempts.encrypted_verifier", verifier_aad(*names))
+    verifier = await keyring.encrypt(b"authorization_attempts.encrypted_details", attempt_aad(*names))
     callback = await keyring.encrypt(b"authorization_attempts.encrypted_callback", callback_aad(*names))
-    await SqlAuthorizationAttempts(database).begin(replace(attempt, encrypted_verifier=verifier), new_integration())
+    await SqlAuthorizationAttempts(database).begin(replace(attempt, encrypted_details=verifier), new_integration())
     await SqlAuthorizationAttempts(database).store_pending_callback(attempt.attempt_id, callback, NOW)
 
 
@@ -139,19 +154,24 @@ async def store_webhooks(database: Database, keyring: Keyring, row: Integration)
         "user_id": row.user_id,
         "integration_type": row.integration_type,
     }
-    secret_aad = webhook_secret_aad(row.uid, row.user_id, row.integration_type)
-    event_aad = payload_aad(row.uid, row.user_id, row.integration_type)
+    names = row.uid, row.user_id, row.integration_type
+    secret_aad, previous_aad = (
+        webhook_secret_aad(*names, "secret-id", column, NOW, None)
+        for column in ("encrypted_secret", "encrypted_previous_secret")
+    )
     async with database.write_transaction() as connection:
         await connection.execute(
             insert(webhook_secrets).values(
                 **owner,
+                webhook_secret_id="secret-id",
                 encrypted_secret=await keyring.encrypt(b"webhook_secrets.encrypted_secret", secret_aad),
                 encrypted_previous_secret=await keyring.encrypt(
-                    b"webhook_secrets.encrypted_previous_secret", secret_aad
+                    b"webhook_secrets.encrypted_previous_secret", previous_aad
                 ),
                 secret_set_time=NOW,
             )
         )
+        event_aad = payload_aad(*names, row.integration_id, "event", "type", NOW)
         await connection.execute(
             insert(webhook_events).values(
                 **owner,
@@ -221,7 +241,7 @@ class TestRotation:
         rows = [await store_integration(database, keyring, b"%d" % number, number) for number in range(20)]
         old = keyring.active_key_id
         await rotation.rotate(skip_wait)
-        await remove_data_key(database, old, force=True)
+        await remove_data_key(keyring, old, force=True)
         reopened = await open_test_keyring(database)
         assert [await decrypt_credentials(database, reopened, row) for row in rows] == [
             b"%d" % number for number in range(20)
@@ -241,9 +261,8 @@ class TestRotation:
                 assert keyring.active_key_id == old or not any((await values_encrypted_with(database, old)).values())
                 earlier = DatabaseTime(timedelta(seconds=-30 * len(waits)))
                 newest = (await describe_data_keys(database))[-1].key_id
-                async with database.write_transaction() as connection:
-                    statement = update(data_keys).where(data_keys.c.key_id == newest).values(active_time=earlier)
-                    await connection.execute(statement)
+                statement = update(data_keys).where(data_keys.c.key_id == newest).values(active_time=earlier)
+                await change_data_keys(database, statement)
 
         rotation = Rotation(
             database, keyring, activation_delay=timedelta(seconds=40), record_audit=ignore_audit, pause=wait
@@ -291,7 +310,7 @@ class TestRotation:
         (remaining,) = (await values_encrypted_with(database, old))["integrations.encrypted_credentials"]
         assert remaining.value == corrupt
         with pytest.raises(KeyringError, match="still encrypts 1 of integrations"):
-            await remove_data_key(database, old, force=True)
+            await remove_data_key(keyring, old, force=True)
 
     async def test_adding_and_activating_a_key_is_audited(self, database: Database, keyring: Keyring) -> None:
         reported: list[str] = []
@@ -441,11 +460,11 @@ class TestRemoval:
         announced = await keyring.add_data_key(timedelta(minutes=1))
         for key_id in (keyring.active_key_id, announced):
             with pytest.raises(KeyringError, match="is the active or the next key"):
-                await remove_data_key(database, key_id, force=True)
+                await remove_data_key(keyring, key_id, force=True)
 
     async def test_an_unknown_key_is_not_removed(self, database: Database, keyring: Keyring) -> None:
         with pytest.raises(KeyringError, match="there is no data key 0123456789abcdef"):
-            await remove_data_key(database, "0123456789abcdef", force=True)
+            await remove_data_key(keyring, "0123456789abcdef", force=True)
         assert await describe_data_keys(database)
         assert keyring.active_key_id
 
@@ -464,7 +483,7 @@ class TestRemoval:
                         new = await keyring.encrypt(b"", other.associated_data(row))
                         await connection.execute(other.replacement(), {"id": row.row_id, "old": row.value, "new": new})
         with pytest.raises(KeyringError, match=f"still encrypts 1 of {column.name}: run"):
-            await remove_data_key(database, old, force=True)
+            await remove_data_key(keyring, old, force=True)
 
     async def test_a_key_replaced_less_than_a_day_ago_is_not_removed_without_force(
         self, database: Database, keyring: Keyring, rotation: Rotation
@@ -473,22 +492,22 @@ class TestRemoval:
         await rotation.rotate(skip_wait)
         second = keyring.active_key_id
         with pytest.raises(KeyringError, match="can be removed from"):
-            await remove_data_key(database, first)
+            await remove_data_key(keyring, first)
         await set_replaced_for(database, second, timedelta(hours=23, minutes=59))
         with pytest.raises(KeyringError, match="can be removed from"):
-            await remove_data_key(database, first)
+            await remove_data_key(keyring, first)
         await set_replaced_for(database, second, timedelta(hours=24, minutes=1))
-        await remove_data_key(database, first)
+        await remove_data_key(keyring, first)
         assert [key.key_id for key in await describe_data_keys(database)] == [second]
 
 
 async def set_replaced_for(database: Database, key_id: str, age: timedelta) -> None:
     """Make this the newest key, active since `age`."""
-    async with database.write_transaction() as connection:
-        await connection.execute(update(data_keys).values(active_time=DatabaseTime(-age - timedelta(days=1))))
-        await connection.execute(
-            update(data_keys).where(data_keys.c.key_id == key_id).values(active_time=DatabaseTime(-age))
-        )
+    await change_data_keys(
+        database,
+        update(data_keys).values(active_time=DatabaseTime(-age - timedelta(days=1))),
+        update(data_keys).where(data_keys.c.key_id == key_id).values(active_time=DatabaseTime(-age)),
+    )
 
 
 class TestAssociatedData:
@@ -529,14 +548,10 @@ class TestAssociatedData:
                 results.append("rejected")
             else:
                 assert associated_data == own
-                # Intended pairs: the outbox stores credentials of a removed integration, and a previous webhook
-                # secret stays valid beside the current one.
-                assert {here, there} in (
-                    {"integrations.encrypted_credentials", "revocations.encrypted_credentials"},
-                    {"webhook_secrets.encrypted_secret", "webhook_secrets.encrypted_previous_secret"},
-                )
+                # The intended pair: the outbox stores credentials of a removed integration.
+                assert {here, there} == {"integrations.encrypted_credentials", "revocations.encrypted_credentials"}
                 results.append("decrypted")
-        assert results.count("decrypted") == 2 * 2 * 6
+        assert results.count("decrypted") == 2 * 6
         assert len(results) == len(stored_values) * (len(stored_values) - 1)
 
     async def test_values_with_other_key_ids_do_not_decrypt(
@@ -582,7 +597,7 @@ class TestRewrap:
         await keyring.add_data_key()
         with pytest.raises(KeyringError, match=KEY_ID):
             await open_test_keyring(database, OTHER_KEY)
-        assert await rewrap(database, local_keys(OTHER_KEY, KEY)) == 2
+        assert await rewrap(database, local_keys(OTHER_KEY, KEY), keyring) == 2
         reopened = await open_test_keyring(database, OTHER_KEY)
         assert await decrypt_credentials(database, reopened, row) == b"content"
         assert {key.wrapping_key_id for key in await describe_data_keys(database)} == {OTHER_KEY_ID}
@@ -591,26 +606,42 @@ class TestRewrap:
 
     async def test_a_second_rewrap_changes_nothing(self, database: Database, keyring: Keyring) -> None:
         assert keyring.active_key_id
-        await rewrap(database, local_keys(OTHER_KEY, KEY))
-        assert await rewrap(database, local_keys(OTHER_KEY, KEY)) == 0
+        await rewrap(database, local_keys(OTHER_KEY, KEY), keyring)
+        assert await rewrap(database, local_keys(OTHER_KEY, KEY), keyring) == 0
 
-    async def test_rewrap_continues_after_a_crash(self, database: Database, keyring: Keyring) -> None:
+    async def test_an_interrupted_rewrap_changes_nothing_and_can_be_repeated(
+        self, database: Database, keyring: Keyring
+    ) -> None:
         row = await store_integration(database, keyring, b"content")
         await keyring.add_data_key()
-        await rewrap(database, local_keys(OTHER_KEY, KEY))
-        # Restore the state after a crash before the first key.
-        first = (await describe_data_keys(database))[0].key_id
-        async with database.read_connection() as connection:
-            query = select(data_keys.c.wrapped_key).where(data_keys.c.key_id == first)
-            key = await local_keys(OTHER_KEY).unwrap(
-                (await connection.execute(query)).scalar_one(), first, OTHER_KEY_ID
-            )
-        values = {"wrapped_key": await local_keys(KEY).wrap(key, first), "wrapping_key_id": KEY_ID}
-        async with database.write_transaction() as connection:
-            await connection.execute(update(data_keys).where(data_keys.c.key_id == first).values(values))
-        assert await decrypt_credentials(database, await open_test_keyring(database, OTHER_KEY, KEY), row) == b"content"
-        assert await rewrap(database, local_keys(OTHER_KEY, KEY)) == 1
+        with pytest.raises(StoreUnavailable):
+            await rewrap(database, KeyEncryptionKeys(FailingKey(OTHER_KEY, calls=1), [LocalKey(KEY)]), keyring)
+        assert await decrypt_credentials(database, await open_test_keyring(database, KEY), row) == b"content"
+        assert await rewrap(database, local_keys(OTHER_KEY, KEY), keyring) == 2
         assert await decrypt_credentials(database, await open_test_keyring(database, OTHER_KEY), row) == b"content"
+
+
+@dataclass
+class FailingKey:
+    """A key-encryption key whose store becomes unavailable after some calls."""
+
+    key: bytes
+    calls: int
+
+    def __post_init__(self) -> None:
+        self._local = LocalKey(self.key)
+        self.key_id = self._local.key_id
+
+    async def wrap(self, data_key: bytes, data_key_id: str) -> bytes:
+        """Encrypt a data key, or raise `StoreUnavailable`."""
+        self.calls -= 1
+        if self.calls < 0:
+            raise StoreUnavailable
+        return await self._local.wrap(data_key, data_key_id)
+
+    async def unwrap(self, wrapped: bytes, data_key_id: str) -> bytes:
+        """Decrypt a data key."""
+        return await self._local.unwrap(wrapped, data_key_id)
 
 
 class TestAgeBasedRotation:
@@ -646,8 +677,7 @@ class TestAgeBasedRotation:
         return claim is not None and await self.job(database, rotation, pause or no_pause).handler(claim)
 
     async def set_key_age(self, database: Database, age: timedelta) -> None:
-        async with database.write_transaction() as connection:
-            await connection.execute(update(data_keys).values(active_time=DatabaseTime(-age)))
+        await change_data_keys(database, update(data_keys).values(active_time=DatabaseTime(-age)))
 
     async def test_a_key_below_the_maximum_age_is_not_replaced(
         self, database: Database, keyring: Keyring, rotation: Rotation

@@ -10,21 +10,21 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import text, update
 from sqlalchemy.exc import DBAPIError
 
 from integration_server.domain.errors import CredentialsUnreadable
 from integration_server.service.common_types import AssociatedData
 from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
-from integration_server.storage.data_keys import describe_data_keys
+from integration_server.storage.data_keys import describe_data_keys, remove_data_key
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.key_encryption import KeyringError, LocalKey
 from integration_server.storage.keyring import Keyring
-from integration_server.storage.tables import data_keys, key_checks
+from integration_server.storage.tables import data_keys, integrations, key_sets
 from tests.contracts.store_contract import NOW, account, new_attempt, new_credentials, new_integration
-from tests.keyrings import KEY, KEY_ID, OTHER_KEY, OTHER_KEY_ID, complete_rotations, open_test_keyring
+from tests.keyrings import KEY, KEY_ID, OTHER_KEY, OTHER_KEY_ID, change_data_keys, complete_rotations, open_test_keyring
 
 ASSOCIATED_DATA = AssociatedData("integrations", "encrypted_credentials", "uid", "ann", "acme")
 PLAINTEXT = b'{"access_token":"at-confidential","refresh_token":"rt-confidential"}'
@@ -73,7 +73,8 @@ class TestEncryption:
         "other",
         [
             replace(ASSOCIATED_DATA, table="authorization_attempts"),
-            replace(ASSOCIATED_DATA, column="encrypted_verifier"),
+            replace(ASSOCIATED_DATA, column="encrypted_details"),
+            replace(ASSOCIATED_DATA, bound_values="[1]"),
             replace(ASSOCIATED_DATA, uid="another"),
             replace(ASSOCIATED_DATA, user_id="bob"),
             replace(ASSOCIATED_DATA, integration_type="other"),
@@ -187,8 +188,7 @@ class TestDataKeys:
     ) -> None:
         encrypted = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
         await keyring.add_data_key()
-        async with database.write_transaction() as connection:
-            await connection.execute(data_keys.delete().where(data_keys.c.key_id == encrypted[1:9].hex()))
+        await remove_data_key(await open_test_keyring(database), encrypted[1:9].hex(), force=True)
         assert await keyring.decrypt(encrypted, ASSOCIATED_DATA) == PLAINTEXT
         await keyring.reload()
         with pytest.raises(CredentialsUnreadable):
@@ -208,7 +208,7 @@ class TestDataKeys:
         encrypted = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
         async with database.write_transaction() as connection:
             await connection.execute(data_keys.delete())
-        with pytest.raises(KeyringError, match="has no data keys"):
+        with pytest.raises(KeyringError, match="was altered in the database"):
             await keyring.reload()
         assert await keyring.decrypt(encrypted, ASSOCIATED_DATA) == PLAINTEXT
 
@@ -270,8 +270,7 @@ class TestDataKeys:
 async def set_active_time(database: Database, key_id: str, activation_delay: timedelta = timedelta(0)) -> None:
     """Set the activation time of an announced key."""
     values = {"active_time": DatabaseTime(activation_delay)}
-    async with database.write_transaction() as connection:
-        await connection.execute(update(data_keys).where(data_keys.c.key_id == key_id).values(values))
+    await change_data_keys(database, update(data_keys).where(data_keys.c.key_id == key_id).values(values))
 
 
 async def keyring_without_lookup(database: Database) -> Keyring:
@@ -282,8 +281,8 @@ async def keyring_without_lookup(database: Database) -> Keyring:
     return keyring
 
 
-class TestKeyCheck:
-    """The key check detects a wrong key, also without data keys."""
+class TestWrongKey:
+    """The wrapped key of the key set's MAC detects a wrong key, also without data keys."""
 
     async def test_a_wrong_key_is_rejected_by_an_empty_database(self, database: Database) -> None:
         await open_test_keyring(database)
@@ -297,35 +296,42 @@ class TestKeyCheck:
             await connection.execute(data_keys.delete())
         with pytest.raises(KeyringError, match=f"wrapped by key {KEY_ID}, which is not configured"):
             await open_test_keyring(database, OTHER_KEY)
-        with pytest.raises(KeyringError, match="restore the table data_keys"):
+        with pytest.raises(KeyringError, match="was altered in the database"):
             await open_test_keyring(database, KEY)
 
-    async def test_negative_control_without_the_key_check_a_wrong_key_is_accepted(
+    async def test_negative_control_without_the_key_set_a_wrong_key_is_accepted(
         self, keyring: Keyring, database: Database
     ) -> None:
         """Negative control: a wrong key creates a new first key, and older values do not decrypt."""
         encrypted = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
         async with database.write_transaction() as connection:
             await connection.execute(data_keys.delete())
-            await connection.execute(key_checks.delete())
+            await connection.execute(key_sets.delete())
         other_keyring = await open_test_keyring(database, OTHER_KEY)
         with pytest.raises(CredentialsUnreadable):
             await other_keyring.decrypt(encrypted, ASSOCIATED_DATA)
 
-    async def test_an_altered_key_check_is_rejected(self, keyring: Keyring, database: Database) -> None:
+    async def test_an_altered_mac_key_is_rejected(self, keyring: Keyring, database: Database) -> None:
         async with database.write_transaction() as connection:
-            await connection.execute(update(key_checks).values(wrapped_check=bytes(60)))
+            await connection.execute(update(key_sets).values(wrapped_mac_key=bytes(60)))
         with pytest.raises(KeyringError, match=f"does not unwrap with key {KEY_ID}"):
             await open_test_keyring(database)
-        assert keyring.active_key_id
+        with pytest.raises(KeyringError, match="was altered in the database"):
+            await keyring.reload()
 
-    async def test_a_database_without_a_key_check_gets_one(self, database: Database) -> None:
-        keyring = await open_test_keyring(database)
+    @pytest.mark.parametrize("rows_remain", ["data keys", "integrations"])
+    async def test_a_lost_key_set_is_not_replaced_by_a_new_one(
+        self, keyring: Keyring, database: Database, rows_remain: str
+    ) -> None:
+        encrypted = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
+        await SqlIntegrations(database).add_connected(new_integration(), account("a"), new_credentials(encrypted), NOW)
         async with database.write_transaction() as connection:
-            await connection.execute(key_checks.delete())
-        assert (await open_test_keyring(database)).active_key_id == keyring.active_key_id
-        async with database.read_connection() as connection:
-            assert len((await connection.execute(select(key_checks))).all()) == 1
+            await connection.execute(key_sets.delete())
+            await connection.execute((data_keys if rows_remain == "integrations" else integrations).delete())
+        with pytest.raises(KeyringError, match="but no key set: restore"):
+            await open_test_keyring(database)
+        with pytest.raises(KeyringError, match="has no key set"):
+            await keyring.reload()
 
     async def test_of_concurrent_starts_with_different_keys_one_fails(self, database_url: str) -> None:
         async with AsyncExitStack() as stack:
@@ -411,7 +417,7 @@ async def test_the_files_contain_neither_credentials_nor_keys(sqlite_url: str) -
         keyring = await open_test_keyring(database)
         encrypted = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
         await SqlIntegrations(database).add_connected(new_integration(), account("a"), new_credentials(encrypted), NOW)
-        attempt = new_attempt(encrypted_verifier=encrypted)
+        attempt = new_attempt(encrypted_details=encrypted)
         await SqlAuthorizationAttempts(database).begin(attempt, new_integration())
         await SqlAuthorizationAttempts(database).store_pending_callback(attempt.attempt_id, encrypted, NOW)
         async with database.read_connection() as connection:

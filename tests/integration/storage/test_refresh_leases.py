@@ -13,7 +13,14 @@ from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.refresh_leases import SqlRefreshLeases
-from tests.contracts.store_contract import FAILURE, NOW, account, new_credentials, new_integration
+from tests.contracts.store_contract import (
+    FAILURE,
+    NOW,
+    account,
+    new_credentials,
+    new_integration,
+    update_settings,
+)
 
 LONG_DURATION, EXPIRED_DURATION = timedelta(minutes=1), timedelta(seconds=-1)
 
@@ -199,7 +206,7 @@ async def test_a_changed_integration_cannot_be_claimed(
 ) -> None:
     store = SqlIntegrations(database)
     if change == "deactivated":
-        await store.update(integration.integration_id, integration.user_id, NOW, IntegrationUpdate(is_active=False))
+        await update_settings(store, integration, IntegrationUpdate(is_active=False), NOW)
     elif change == "invalid_grant":
         await store.record_failure(integration, FAILURE, reauthorization_required=True)
     else:
@@ -274,7 +281,7 @@ async def test_only_force_claims_for_a_grant_that_has_ended(database: Database, 
     for cause in (RefreshCause.EXPIRY, RefreshCause.DEMAND):
         assert await leases.claim(integration, "late", cause) is None
     assert await leases.claim(integration, "forced", RefreshCause.FORCE)
-    await store.update(integration.integration_id, integration.user_id, NOW, IntegrationUpdate(is_active=False))
+    await update_settings(store, integration, IntegrationUpdate(is_active=False))
     assert await leases.claim(integration, "forced", RefreshCause.FORCE) is None
 
 

@@ -60,12 +60,13 @@ ATTACKS: dict[str, Attack] = {
     "record_failure": lambda store, anns: store.record_failure(as_bob(anns), FAILURE),
     "revert_failure": lambda store, anns: store.revert_failure(as_bob(anns), LATER),
     "record_call": lambda store, anns: store.record_call(as_bob(anns), FAILURE),
-    "update": lambda store, anns: store.update(anns.integration_id, BOB, LATER, IntegrationUpdate(name="bob's")),
+    "update": lambda store, anns: store.update(as_bob(anns), IntegrationUpdate(name="bob's"), b"bob's", LATER),
     "remove": lambda store, anns: store.remove(anns.integration_id, BOB),
 }
 
 CROSS_USER_METHODS = {
     "ping",
+    "reserve_id",  # of a row that does not exist yet
     "list_expiring",  # for operators
     "add_connected",  # creates a row for the user that it names
     "shares_grant",  # reads the rows of all users and returns a boolean, because a revocation may affect other users

@@ -169,7 +169,7 @@ async def test_consumed_and_expired_attempts_are_neither_counted_nor_replaced(da
 async def test_reconnections_count_and_leave_their_integration(database: Database) -> None:
     store, row = SqlAuthorizationAttempts(database, QUOTAS), await create_connected(SqlIntegrations(database))
     for attempt in attempts_in_order(8):
-        await store.begin_reconnection(replace(attempt, is_reconnection=True), row.integration_id)
+        await store.begin_reconnection(attempt, row.integration_id)
     assert len(await attempt_ids(database)) == 3
     assert await count_rows(database, ANN) == 1
     with pytest.raises(IntegrationNotFound):
@@ -199,7 +199,8 @@ async def store_events(
     """Store events of one KiB, one by one."""
     inbox = SqlWebhookInbox(database, quotas=quotas)
     for number in range(first, first + count):
-        await inbox.add([new_event(integration, f"e-{number}", encrypted_payload=b"x" * KIB)], NOW)
+        event = new_event(integration, f"e-{number}", receive_time=NOW, encrypted_payload=b"x" * KIB)
+        await inbox.add([event])
 
 
 async def test_payloads_are_counted_however_they_are_deleted(database: Database) -> None:

@@ -47,6 +47,7 @@ CREATE TABLE data_keys (
     state VARCHAR(16) NOT NULL,
     create_time TIMESTAMP WITH TIME ZONE NOT NULL,
     active_time TIMESTAMP WITH TIME ZONE NOT NULL,
+    remove_time TIMESTAMP WITH TIME ZONE,
     CONSTRAINT pk_data_keys PRIMARY KEY (key_id)
 );
 
@@ -99,6 +100,8 @@ CREATE TABLE integrations (
     create_time TIMESTAMP WITH TIME ZONE NOT NULL,
     update_time TIMESTAMP WITH TIME ZONE NOT NULL,
     version BIGINT NOT NULL,
+    settings_version BIGINT DEFAULT '0' NOT NULL,
+    webhook_secret_id VARCHAR(128) DEFAULT '' NOT NULL,
     refresh_retry_time TIMESTAMP WITH TIME ZONE,
     refresh_refusals INTEGER DEFAULT '0' NOT NULL,
     refresh_failures INTEGER DEFAULT '0' NOT NULL,
@@ -124,11 +127,13 @@ CREATE INDEX ix_integrations_user_id_integration_id ON integrations (user_id, in
 
 CREATE UNIQUE INDEX uq_integrations_user_id_integration_type_account_id ON integrations (user_id, integration_type, account_id) WHERE account_id IS NOT NULL;
 
-CREATE TABLE key_checks (
-    check_id VARCHAR(16) NOT NULL,
-    wrapped_check BYTEA NOT NULL,
+CREATE TABLE key_sets (
+    key_set_id VARCHAR(16) NOT NULL,
+    version BIGINT NOT NULL,
+    wrapped_mac_key BYTEA NOT NULL,
     wrapping_key_id VARCHAR(255) NOT NULL,
-    CONSTRAINT pk_key_checks PRIMARY KEY (check_id)
+    mac BYTEA NOT NULL,
+    CONSTRAINT pk_key_sets PRIMARY KEY (key_set_id)
 );
 
 CREATE TABLE revocations (
@@ -137,6 +142,7 @@ CREATE TABLE revocations (
     user_id VARCHAR(255) NOT NULL,
     integration_type VARCHAR(255) NOT NULL,
     account_id VARCHAR(255),
+    bound_values TEXT DEFAULT '' NOT NULL,
     encrypted_credentials BYTEA NOT NULL,
     create_time TIMESTAMP WITH TIME ZONE NOT NULL,
     due_time TIMESTAMP WITH TIME ZONE NOT NULL,
@@ -159,12 +165,8 @@ CREATE TABLE authorization_attempts (
     integration_id BIGINT NOT NULL,
     user_id VARCHAR(255) NOT NULL,
     integration_type VARCHAR(255) NOT NULL,
-    redirect_uri TEXT NOT NULL,
-    return_url TEXT,
-    scopes JSON NOT NULL,
-    encrypted_verifier BYTEA NOT NULL,
+    encrypted_details BYTEA NOT NULL,
     encrypted_callback BYTEA,
-    is_reconnection BOOLEAN NOT NULL,
     state VARCHAR(16) NOT NULL,
     create_time TIMESTAMP WITH TIME ZONE NOT NULL,
     expire_time TIMESTAMP WITH TIME ZONE NOT NULL,
@@ -246,6 +248,7 @@ CREATE TABLE webhook_secrets (
     uid VARCHAR(255) NOT NULL,
     user_id VARCHAR(255) NOT NULL,
     integration_type VARCHAR(255) NOT NULL,
+    webhook_secret_id VARCHAR(128) NOT NULL,
     encrypted_secret BYTEA NOT NULL,
     secret_set_time TIMESTAMP WITH TIME ZONE NOT NULL,
     encrypted_previous_secret BYTEA,

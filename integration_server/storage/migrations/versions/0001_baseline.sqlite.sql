@@ -47,6 +47,7 @@ CREATE TABLE data_keys (
     state VARCHAR(16) NOT NULL,
     create_time DATETIME NOT NULL,
     active_time DATETIME NOT NULL,
+    remove_time DATETIME,
     CONSTRAINT pk_data_keys PRIMARY KEY (key_id)
 );
 
@@ -98,6 +99,8 @@ CREATE TABLE integrations (
     create_time DATETIME NOT NULL,
     update_time DATETIME NOT NULL,
     version BIGINT NOT NULL,
+    settings_version BIGINT DEFAULT '0' NOT NULL,
+    webhook_secret_id VARCHAR(128) DEFAULT '' NOT NULL,
     refresh_retry_time DATETIME,
     refresh_refusals INTEGER DEFAULT '0' NOT NULL,
     refresh_failures INTEGER DEFAULT '0' NOT NULL,
@@ -122,11 +125,13 @@ CREATE INDEX ix_integrations_user_id_integration_id ON integrations (user_id, in
 
 CREATE UNIQUE INDEX uq_integrations_user_id_integration_type_account_id ON integrations (user_id, integration_type, account_id) WHERE account_id IS NOT NULL;
 
-CREATE TABLE key_checks (
-    check_id VARCHAR(16) NOT NULL,
-    wrapped_check BLOB NOT NULL,
+CREATE TABLE key_sets (
+    key_set_id VARCHAR(16) NOT NULL,
+    version BIGINT NOT NULL,
+    wrapped_mac_key BLOB NOT NULL,
     wrapping_key_id VARCHAR(255) NOT NULL,
-    CONSTRAINT pk_key_checks PRIMARY KEY (check_id)
+    mac BLOB NOT NULL,
+    CONSTRAINT pk_key_sets PRIMARY KEY (key_set_id)
 );
 
 CREATE TABLE revocations (
@@ -135,6 +140,7 @@ CREATE TABLE revocations (
     user_id VARCHAR(255) NOT NULL,
     integration_type VARCHAR(255) NOT NULL,
     account_id VARCHAR(255),
+    bound_values TEXT DEFAULT '' NOT NULL,
     encrypted_credentials BLOB NOT NULL,
     create_time DATETIME NOT NULL,
     due_time DATETIME NOT NULL,
@@ -156,12 +162,8 @@ CREATE TABLE authorization_attempts (
     integration_id INTEGER NOT NULL,
     user_id VARCHAR(255) NOT NULL,
     integration_type VARCHAR(255) NOT NULL,
-    redirect_uri TEXT NOT NULL,
-    return_url TEXT,
-    scopes JSON NOT NULL,
-    encrypted_verifier BLOB NOT NULL,
+    encrypted_details BLOB NOT NULL,
     encrypted_callback BLOB,
-    is_reconnection BOOLEAN NOT NULL,
     state VARCHAR(16) NOT NULL,
     create_time DATETIME NOT NULL,
     expire_time DATETIME NOT NULL,
@@ -241,6 +243,7 @@ CREATE TABLE webhook_secrets (
     uid VARCHAR(255) NOT NULL,
     user_id VARCHAR(255) NOT NULL,
     integration_type VARCHAR(255) NOT NULL,
+    webhook_secret_id VARCHAR(128) NOT NULL,
     encrypted_secret BLOB NOT NULL,
     secret_set_time DATETIME NOT NULL,
     encrypted_previous_secret BLOB,

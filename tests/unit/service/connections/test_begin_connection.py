@@ -6,6 +6,7 @@ import pytest
 
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.errors import (
+    IntegrationPending,
     IntegrationServerError,
     InvalidField,
     ProviderNotConfigured,
@@ -23,7 +24,8 @@ async def test_a_new_integration_is_pending(system: FakeSystem) -> None:
     assert row.status(system.clock()) is Status.PENDING
     assert (row.user_id, row.integration_type, row.auth_method) == (ADA, "fake", AuthMethod.OAUTH2)
     assert (row.name, row.config) == ("Work", {"calendar": "primary"})
-    assert system.stored(authorization.integration_id).encrypted_credentials is None
+    with pytest.raises(IntegrationPending):
+        await system.cipher.decrypt(system.stored(authorization.integration_id))
 
 
 async def test_the_authorization_url_contains_state_scopes_and_challenge(system: FakeSystem) -> None:
@@ -42,7 +44,7 @@ async def test_the_verifier_of_the_challenge_is_not_exposed(system: FakeSystem) 
     ]
     assert verifier not in authorization.url
     (attempt,) = system.attempt_rows()
-    assert verifier.encode() not in attempt.encrypted_verifier
+    assert verifier.encode() not in attempt.encrypted_details
 
 
 async def test_attempts_have_different_states_and_challenges(system: FakeSystem) -> None:
@@ -67,11 +69,13 @@ async def test_required_scopes_are_requested_and_duplicates_removed(system: Fake
     assert parameter(authorization.url, "scope") == "read write"
 
 
-async def test_allowed_redirect_and_return_urls_are_stored(system: FakeSystem) -> None:
+async def test_allowed_redirect_and_return_urls_are_used(system: FakeSystem) -> None:
     authorization = await system.begin(redirect_uri=APP_CALLBACK, return_url=RETURN_URL)
     assert parameter(authorization.url, "redirect_uri") == APP_CALLBACK
     (row,) = system.attempt_rows()
-    assert (row.redirect_uri, row.return_url) == (APP_CALLBACK, RETURN_URL)
+    assert not any(APP_CALLBACK in str(value) or RETURN_URL in str(value) for value in row)
+    assert (await system.call_back(authorization.state)).redirect_url.startswith(RETURN_URL)
+    assert system.provider.exchanges == [("code", APP_CALLBACK)]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import update
 
 from integration_server.domain.errors import (
+    ConfirmationInvalid,
     IntegrationNotFound,
     IntegrationServerError,
     InvalidField,
@@ -13,18 +14,21 @@ from integration_server.domain.errors import (
     ProviderMisconfigured,
     ProviderRejected,
     ProviderUnavailable,
+    RedirectUriNotAllowed,
     StateExpired,
     StateInvalid,
     StateUsed,
     UserMismatch,
 )
-from integration_server.domain.integration import IntegrationId, Status
+from integration_server.domain.integration import IntegrationId, Status, UserId
 from integration_server.service.audit.audit_trail import audit_user
+from integration_server.service.connections.oauth_connection import Callback
+from integration_server.service.connections.redirect_allowlist import RedirectAllowlist
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.storage.tables import AttemptState, authorization_attempts
 from tests.fakes.provider import parameter, wait_until
 from tests.fakes.stores import with_racy_attempts
-from tests.fakes.system import ADA, APP_CALLBACK, EVE, RETURN_URL, FakeSystem
+from tests.fakes.system import ADA, APP_CALLBACK, EVE, PUBLIC_URL, RETURN_URL, FakeSystem
 
 TEN_MINUTES = timedelta(minutes=10)
 
@@ -163,31 +167,61 @@ async def test_negative_control_without_associated_data_a_confirmation_token_is_
         await system.call_back(pending.confirmation_token)
 
 
-async def test_a_verifier_of_another_attempt_does_not_decrypt(system: FakeSystem) -> None:
-    adas_state, eves_state = await _attempts_with_swapped_verifiers(system)
-    for state in (adas_state, eves_state):
+@pytest.mark.parametrize("other_user", [ADA, EVE])
+async def test_the_details_of_another_attempt_do_not_decrypt(system: FakeSystem, other_user: UserId) -> None:
+    for state in await _attempts_with_swapped_details(system, other_user):
         with pytest.raises(IntegrationServerError) as caught:
             await system.call_back(state)
         assert caught.value.reason == "CREDENTIALS_UNREADABLE"
     assert not system.provider.exchanges
 
 
-async def test_negative_control_without_associated_data_a_verifier_of_another_attempt_decrypts() -> None:
+async def test_negative_control_without_associated_data_the_details_of_another_attempt_decrypt() -> None:
     system = FakeSystem(associated_data_is_checked=False)
-    adas_state, _ = await _attempts_with_swapped_verifiers(system)
+    adas_state, _ = await _attempts_with_swapped_details(system)
     assert (await system.call_back(adas_state)).success
 
 
-async def _attempts_with_swapped_verifiers(system: FakeSystem) -> tuple[str, str]:
-    states = (await system.begin(ADA)).state, (await system.begin(EVE)).state
+async def _attempts_with_swapped_details(system: FakeSystem, other_user: UserId = ADA) -> tuple[str, str]:
+    states = (await system.begin(ADA)).state, (await system.begin(other_user)).state
     first, second = system.attempt_rows()
     for row, other in ((first, second), (second, first)):
         system.database.execute(
             update(authorization_attempts)
             .where(authorization_attempts.c.attempt_id == row.attempt_id)
-            .values(encrypted_verifier=other.encrypted_verifier)
+            .values(encrypted_details=other.encrypted_details)
         )
     return states
+
+
+@pytest.mark.parametrize("setting", ["redirect_uri", "return_url"])
+@pytest.mark.parametrize("path", ["callback", "denial", "confirmation"])
+async def test_a_url_that_is_no_longer_allowed_is_not_used(
+    system: FakeSystem, confirming_system: FakeSystem, setting: str, path: str
+) -> None:
+    """The allow-lists are compared again when the URL is used."""
+    system = confirming_system if path == "confirmation" else system
+    url = APP_CALLBACK if setting == "redirect_uri" else RETURN_URL
+    fields: dict[str, Any] = {setting: url}
+    authorization = await system.begin(**fields)
+    without = RedirectAllowlist(PUBLIC_URL, [], [])
+    later = system.another_process_with(redirects=without).use_cases.oauth_connection
+    with pytest.raises(RedirectUriNotAllowed):
+        await later.handle_callback(
+            Callback(state=authorization.state, code="code", error="access_denied" if path == "denial" else "")
+        )
+    assert not system.provider.exchanges
+
+
+async def test_a_confirmation_expires_whatever_the_row_says(confirming_system: FakeSystem) -> None:
+    system = confirming_system
+    authorization = await system.begin()
+    held = await system.call_back(authorization.state)
+    far = system.clock() + timedelta(days=30)
+    system.database.execute(update(authorization_attempts).values(expire_time=far))
+    system.clock.advance(timedelta(minutes=10))
+    with pytest.raises(ConfirmationInvalid):
+        await system.oauth_connection.confirm_connection(held.confirmation_token, ADA)
 
 
 # --- users and issuers -----------------------------------------------------------------------------------------------

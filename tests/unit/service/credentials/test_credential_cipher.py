@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +10,7 @@ from integration_server.domain.credentials import ApiKey, AuthMethod, Credential
 from integration_server.domain.errors import CredentialsUnreadable, IntegrationPending
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.common_types import AssociatedData
-from integration_server.service.credentials.credential_cipher import CredentialCipher, EncryptedTokens
+from integration_server.service.credentials.credential_cipher import CredentialCipher, EncryptedTokens, bound_values_of
 from integration_server.service.integrations.ports import StoredIntegration
 from tests.fakes.aead import FakeAead
 from tests.fakes.clock import NOON
@@ -33,7 +33,39 @@ FULL = OAuthTokens(
     scopes=("read", "write"),
     extras={"realmId": "9"},
 )
-OTHER_ASSOCIATED_DATA: list[dict[str, Any]] = [{"uid": "other"}, {"user_id": "eve"}, {"integration_type": "other"}]
+OTHER_ASSOCIATED_DATA: list[dict[str, Any]] = [
+    {"uid": "other"},
+    {"user_id": "eve"},
+    {"integration_type": "other"},
+    {"integration_id": IntegrationId(2)},
+    {"auth_method": AuthMethod.API_KEY},
+    {"version": 1},
+    {"settings_version": 1},
+    {"webhook_secret_id": "other"},
+    {"account_id": "other"},
+    {"account_label": "other"},
+    {"name": "other"},
+    {"config": {"host": "other"}},
+    {"is_active": False},
+    {"scopes": ("admin",)},
+    {"missing_scopes": ("admin",)},
+    {"lacks_required_scope": True},
+    {"is_renewable": True},
+    {"access_token_expire_time": NOON},
+    {"refresh_token_expire_time": NOON},
+    {"connect_time": NOON},
+]
+UNBOUND = {
+    *("create_time", "update_time", "last_error", "error_count", "last_health_check", "reauthorization_required"),
+    *("refresh_retry_time", "refresh_failures", "refresh_refusals", "refresh_due_time", "check_due_time"),
+}
+"""What changes without the credentials; docs/database-tampering.md has the effect of altering each."""
+
+
+def test_every_field_is_bound_or_changes_without_the_credentials() -> None:
+    assert {name for changes in OTHER_ASSOCIATED_DATA for name in changes} | UNBOUND == {
+        field.name for field in fields(Integration)
+    }
 
 
 @pytest.mark.parametrize(
@@ -63,18 +95,24 @@ async def test_negative_control_without_associated_data_credentials_of_another_r
     assert await cipher.decrypt(StoredIntegration(replace(ROW, **changes), encrypted)) == FULL
 
 
-async def test_the_row_id_is_not_part_of_the_associated_data() -> None:
-    """The id is not known before the row is stored; `uid` is."""
+async def test_of_an_altered_row_only_the_identity_is_shown() -> None:
     cipher = CredentialCipher(FakeAead())
-    encrypted = await cipher.encrypt(ROW, FULL)
-    assert await cipher.decrypt(StoredIntegration(replace(ROW, integration_id=IntegrationId(2)), encrypted)) == FULL
+    row = replace(ROW, name="Work", config={"host": "acme"}, account_id="a", account_label="a@b.example", scopes=("r",))
+    stored = StoredIntegration(row, await cipher.encrypt(row, FULL))
+    assert await cipher.redacted(stored) == row
+    altered = replace(stored, integration=replace(row, user_id=UserId("eve")))
+    shown = await cipher.redacted(altered)
+    assert (shown.name, shown.config, shown.account_id, shown.account_label, shown.scopes) == ("", {}, None, None, ())
+    assert (shown.integration_id, shown.uid, shown.version) == (row.integration_id, row.uid, row.version)
+    assert shown.last_error is not None
+    assert shown.last_error.error_class == "CREDENTIALS_UNREADABLE"
 
 
 @pytest.mark.parametrize("plaintext", [b"", b"{}", b"[]", b"\xff", b'{"access_token": 1, "hush": "hush"}'])
 async def test_an_invalid_plaintext_is_unreadable_and_not_in_the_error(plaintext: bytes) -> None:
     aead = FakeAead()
     associated_data = AssociatedData(
-        "integrations", "encrypted_credentials", ROW.uid, ROW.user_id, ROW.integration_type
+        "integrations", "encrypted_credentials", ROW.uid, ROW.user_id, ROW.integration_type, bound_values_of(ROW)
     )
     with pytest.raises(CredentialsUnreadable) as caught:
         await CredentialCipher(aead).decrypt(StoredIntegration(ROW, await aead.encrypt(plaintext, associated_data)))
@@ -83,8 +121,11 @@ async def test_an_invalid_plaintext_is_unreadable_and_not_in_the_error(plaintext
 
 
 async def test_a_pending_integration_cannot_be_decrypted() -> None:
+    cipher = CredentialCipher(FakeAead())
     with pytest.raises(IntegrationPending):
-        await CredentialCipher(FakeAead()).decrypt(StoredIntegration(ROW, None))
+        await cipher.decrypt(StoredIntegration(ROW, await cipher.encrypt(ROW, None)))
+    with pytest.raises(CredentialsUnreadable):
+        await cipher.decrypt(StoredIntegration(ROW, None))
 
 
 # --- encrypted tokens ------------------------------------------------------------------------------------------------

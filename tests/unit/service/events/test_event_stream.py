@@ -24,6 +24,7 @@ from integration_server.service.connections.api_key_connection import ApiKeyConn
 from integration_server.service.events.event_stream import StreamItem
 from integration_server.service.integrations.ports import IntegrationUpdate
 from integration_server.storage.tables import integration_changes, integrations
+from tests.contracts.store_contract import update_settings
 from tests.fakes.provider import wait_until
 from tests.fakes.stores import count_calls
 from tests.fakes.system import ADA, EVE, EVENT_RETENTION, FakeSystem
@@ -67,7 +68,7 @@ async def read(system: FakeSystem, stream: Stream, count: int) -> list[StreamIte
 
 async def rename(system: FakeSystem, integration_id: int, name: str) -> None:
     row = system.row(integration_id)
-    await system.integrations.update(row.integration_id, row.user_id, system.clock(), IntegrationUpdate(name=name))
+    await update_settings(system.integrations, row, IntegrationUpdate(name=name), system.clock())
 
 
 async def rename_often(system: FakeSystem, integration_id: int, times: int) -> None:

@@ -23,6 +23,7 @@ from integration_server.domain.errors import (
 from integration_server.domain.integration import Integration
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, RateLimit
 from integration_server.service.integrations.ports import IntegrationUpdate
+from tests.contracts.store_contract import update_settings
 from tests.fakes.system import ADA, EVE, FakeSystem
 
 GET = ApiRequest("GET", "/things")
@@ -74,7 +75,7 @@ async def test_a_response_is_returned_whatever_its_status(system: FakeSystem, mi
 async def test_the_integration_must_be_the_users_and_usable(system: FakeSystem, mine: Integration) -> None:
     with pytest.raises(IntegrationNotFound):
         await call(system, mine, user_id=EVE)
-    await system.integrations.update(mine.integration_id, ADA, system.clock(), IntegrationUpdate(is_active=False))
+    await update_settings(system.integrations, mine, IntegrationUpdate(is_active=False), system.clock())
     with pytest.raises(IntegrationInactive):
         await call(system, mine)
     assert system.provider.calls == []
