@@ -263,20 +263,14 @@ class ProviderError(IntegrationServerError):
 
 
 class ProviderUnavailable(ProviderError):
-    """The provider is down, too slow or unreadable, or asks to wait. A retry after `retry_after` may succeed.
-
-    `is_refusal`: the response was 4xx without an error code. Several of them in a row count as a rejection.
-    """
+    """The provider is down, too slow or unreadable, or asks to wait. A retry after `retry_after` may succeed."""
 
     reason = "PROVIDER_UNAVAILABLE"
     message = "the provider does not respond as expected"
 
-    def __init__(
-        self, message: str | None = None, *, retry_after: timedelta | None = None, is_refusal: bool = False
-    ) -> None:
+    def __init__(self, message: str | None = None, *, retry_after: timedelta | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
-        self.is_refusal = is_refusal
 
 
 class ProviderRejected(ProviderError):

@@ -40,8 +40,8 @@ class Integration:
     changes of the credentials: a commit of new ones names the version that it replaces. `settings_version` counts the
     changes of name, config, active state and webhook secret. `webhook_secret_id` names the webhook secrets that were
     set last; it is empty if none were. `refresh_retry_time` ends the pause after a failed refresh. `refresh_failures`
-    counts consecutive failed refreshes, `refresh_refusals` consecutive refusals other than `invalid_grant`.
-    `refresh_due_time` and `check_due_time` are the next proactive refresh and health check; None where there is none.
+    counts consecutive failed refreshes. `refresh_due_time` and `check_due_time` are the next proactive refresh and
+    health check; None where there is none.
     """
 
     integration_id: IntegrationId
@@ -69,7 +69,6 @@ class Integration:
     connect_time: datetime | None = None
     refresh_retry_time: datetime | None = None
     refresh_failures: int = 0
-    refresh_refusals: int = 0
     refresh_due_time: datetime | None = None
     check_due_time: datetime | None = None
     version: int = 0

@@ -70,7 +70,7 @@ class GitHubProvider(OAuth2Provider):
         if response.status == 401:
             raise ProviderMisconfigured
         if not response.is_success and response.status not in {404, 422}:  # these mean that there is no such token
-            raise ProviderUnavailable(retry_after=response.retry_after, is_refusal=response.is_refusal)
+            raise ProviderUnavailable(retry_after=response.retry_after)
         return True
 
 

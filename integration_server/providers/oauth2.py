@@ -188,7 +188,7 @@ class OAuth2Provider(BaseProvider):
         if self.revokes_with_access_token:
             response = await self.send(self.revoke_method, revoke_url, headers=self.auth_headers(tokens))
             if not self.rejects_credentials(response) and (not response.is_success or self.is_failure(response)):
-                raise ProviderUnavailable(retry_after=response.retry_after, is_refusal=response.is_refusal)
+                raise ProviderUnavailable(retry_after=response.retry_after)
             return True
         kind = "access_token" if tokens.refresh_token is None else "refresh_token"
         body, _ = prepare_revoke_token_request(getattr(tokens, kind), kind)

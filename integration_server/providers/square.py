@@ -8,7 +8,8 @@
 - `session=false` makes the seller sign in, so that a session that happens to be open is not used [H].
 - Access tokens last 30 days, as an ISO 8601 `expires_at`; the response has `merchant_id` too [H]. Access tokens are to
   be renewed at an age of seven days or earlier: developer.squareup.com/docs/oauth-api/refresh-revoke-limit-scope [H].
-- Token errors have Square's own format, without an OAuth error code [M]. No token error counts as final.
+- Token errors have Square's own format, without an OAuth error code [M]. `service.not_authorized` means
+  either our client or the grant [K]; so no token error proves anything.
 - Verification is ListLocations [H]. The scope MERCHANT_PROFILE_READ allows it [K].
 - A revocation has `Authorization: Client <secret>`, and ends all of the merchant's tokens for the application:
   developer.squareup.com/reference/square/o-auth/revoke-token [H].
@@ -35,6 +36,8 @@ class SquareProvider(OAuth2Provider):
     required_scopes = ("MERCHANT_PROFILE_READ",)
     authorize_params = {"session": "false"}
     uses_pkce = False
+    error_field = "type"
+    error_codes = {"temporarily_unavailable": ("service.not_authorized",)}
     token_auth = "client_secret_post"
     extra_fields = ("merchant_id",)
     account_id_extra = "merchant_id"

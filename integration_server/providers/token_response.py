@@ -4,7 +4,8 @@ The result of exchanging a code or a refresh token:
 
     tokens                  2xx with a JSON object or a form that has an access token and no `error`
     ProviderRejected        2xx or 4xx with an OAuth error code
-    ProviderMisconfigured   the same, with the code `invalid_client` or `unauthorized_client`
+    ProviderMisconfigured   the same, with the code `invalid_client` or `unauthorized_client`; 401 with any code but
+                            `invalid_grant`, or without one (RFC 6749 §5.2)
     ProviderUnavailable     everything else; only the first case waits for the deadline:
         no complete response within the deadline: a hang, a body that arrives slowly
         a connection that is refused or reset, before or during the response
@@ -100,11 +101,15 @@ def raise_for_error(response: HttpResponse, fields: Mapping[str, Any], subject: 
     """
     is_refusal = response.is_refusal
     if (response.is_success or is_refusal) and code is not None and not _is_transient(code):
-        if code in _CLIENT_ERRORS:
+        if code in _CLIENT_ERRORS or (response.status == 401 and code != "invalid_grant"):
             raise ProviderMisconfigured(oauth_error=code)
         raise ProviderRejected(subject, oauth_error=code)
     if not response.is_success or fields.get("error"):
-        raise ProviderUnavailable(retry_after=response.retry_after, is_refusal=is_refusal and code is None)
+        if (
+            response.status == 401 and code is None
+        ):  # RFC 6749 §5.2: the client's authentication failed, whoever wrote the body
+            raise ProviderMisconfigured(oauth_error=code)
+        raise ProviderUnavailable(retry_after=response.retry_after)
 
 
 def _is_transient(code: str) -> bool:

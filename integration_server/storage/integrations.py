@@ -85,9 +85,18 @@ _NO_REFRESH_FAILURE: Mapping[str, Any] = {
     "reauthorization_required": False,
     "refresh_retry_time": None,
     "refresh_failures": 0,
-    "refresh_refusals": 0,
 }
 """For new credentials: the failures of the old ones do not concern them."""
+
+
+_RESUME = (
+    update(integrations)
+    .where(_T.integration_id == bindparam("id"), _T.refresh_failures > 0)
+    .values(
+        refresh_retry_time=None,
+        refresh_due_time=case((_T.refresh_due_time.is_not(None), bindparam("due_time", type_=UtcDateTime))),
+    )
+)
 
 
 class SqlIntegrations:
@@ -273,7 +282,6 @@ class SqlIntegrations:
         reauthorization_required: bool = False,
         retry_time: datetime | None = None,
         failures: int = 0,
-        refusals: int = 0,
         refresh_due_time: datetime | None = None,
     ) -> None:
         """Record a failed refresh, unless the credentials were replaced since `integration` was read."""
@@ -282,10 +290,27 @@ class SqlIntegrations:
             **({"reauthorization_required": True} if reauthorization_required else {}),
             "refresh_retry_time": retry_time,
             "refresh_failures": failures,
-            "refresh_refusals": refusals,
             "refresh_due_time": _next_due_time(refresh_due_time),
         }
         await self._write(integration.integration_id, _update_version(integration, values))
+
+    async def resume_refreshes(self, integration_type: str, due_times: Sequence[datetime]) -> int:
+        """End the pauses of integrations of a type whose last refresh failed; each is due at one of the times."""
+        paused = (
+            select(_T.integration_id)
+            .where(_T.integration_type == integration_type, _T.refresh_failures > 0)
+            .where(_T.refresh_retry_time > max(due_times))
+            .order_by(_T.refresh_retry_time)
+            .limit(len(due_times))
+        )
+        async with self._database.write_transaction() as connection:
+            ids = (await connection.scalars(paused)).all()
+            rows = [{"id": row_id, "due_time": due_time} for row_id, due_time in zip(ids, due_times, strict=False)]
+            if rows:
+                await connection.execute(_RESUME, rows)
+        for row_id in ids:
+            self._on_change(IntegrationId(row_id))
+        return len(ids)
 
     async def revert_failure(self, integration: Integration, retry_time: datetime | None) -> None:
         """Undo the end of a grant, unless the credentials were replaced since `integration` was read."""

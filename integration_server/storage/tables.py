@@ -97,7 +97,6 @@ integrations = Table(
     Column("settings_version", BigInteger, nullable=False, server_default="0"),
     Column("webhook_secret_id", String(128), nullable=False, server_default=""),
     Column("refresh_retry_time", UtcDateTime),
-    Column("refresh_refusals", Integer, nullable=False, server_default="0"),
     Column("refresh_failures", Integer, nullable=False, server_default="0"),
     Column("refresh_due_time", UtcDateTime),
     Column("check_due_time", UtcDateTime),
@@ -124,6 +123,11 @@ _partial_index(
     unique=True,
 )
 _partial_index("ix_integrations_pending", integrations.c.connect_time.is_(None), integrations.c.integration_id)
+_partial_index(
+    "ix_integrations_integration_type_refresh_retry_time",
+    integrations.c.refresh_failures > 0,
+    *(integrations.c.integration_type, integrations.c.refresh_retry_time),
+)
 for _due_time in (integrations.c.refresh_due_time, integrations.c.check_due_time):
     _name = f"ix_integrations_integration_type_{_due_time.name}"
     _partial_index(_name, is_usable, integrations.c.integration_type, _due_time)

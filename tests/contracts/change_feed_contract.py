@@ -160,6 +160,10 @@ WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
         [(CHANGED, ACTIVE, ERROR)],
     ),
     "revert_failure": (revert, [(CHANGED, ACTIVE, EXPIRED), (CHANGED, EXPIRED, ACTIVE)]),
+    "resume_refreshes": (
+        lambda s, integration: s.integrations.resume_refreshes(integration.integration_type, [NOW]),
+        [],
+    ),
     "record_call": (call, [(CHANGED, ACTIVE, ERROR), (CHANGED, ERROR, ACTIVE)]),
     "record (of checks)": (check, [(CHANGED, ACTIVE, ERROR), (CHANGED, ERROR, ACTIVE)]),
     "update of the name": (

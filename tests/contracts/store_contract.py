@@ -508,7 +508,7 @@ class IntegrationStoreContract:
         )
         assert proactive is not None
         for integration, due_time in ((on_demand, None), (proactive, EXPIRY)):
-            recorded: dict[str, Any] = {"reauthorization_required": True, "failures": 3, "refusals": 2}
+            recorded: dict[str, Any] = {"reauthorization_required": True, "failures": 3}
             await integrations.record_failure(integration, FAILURE, **recorded, refresh_due_time=LATER)
             await integrations.revert_failure(integration, EXPIRY)
             assert await reload(integrations, integration) == replace(
@@ -539,7 +539,7 @@ class IntegrationStoreContract:
         self, integrations: IntegrationStore
     ) -> None:
         integration = await create_connected(integrations)
-        await integrations.record_failure(integration, FAILURE, retry_time=EXPIRY, refusals=3)
+        await integrations.record_failure(integration, FAILURE, retry_time=EXPIRY, failures=3)
         before = await reload(integrations, integration)
         other = replace(FAILURE, error_class="PROVIDER_REJECTED", time=LATER)
         await integrations.record_call(integration, other)

@@ -2,6 +2,7 @@
 
 from collections import defaultdict, deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,7 +15,6 @@ from integration_server.domain.errors import (
     ProviderError,
     ProviderMisconfigured,
     ProviderRejected,
-    ProviderUnavailable,
     ReauthorizationRequired,
     StoreUnavailable,
 )
@@ -25,8 +25,11 @@ from integration_server.service.integrations.ports import IntegrationStore
 RETRY_SOON = timedelta(seconds=1)
 
 _FIRST_PAUSE = timedelta(seconds=2)
-_LONGEST_PAUSE = timedelta(minutes=5)
-_MAX_REFUSALS = 8  # with the pauses between them, these take one to two minutes; after that the refusal is final
+_LONGEST_PAUSE = timedelta(hours=1)
+
+_RESUME_INTERVAL = timedelta(seconds=1)  # between batches of resumed refreshes, for each type and process
+_RESUME_BATCH = 500
+_RESUME_SPREAD = timedelta(seconds=30)  # so that a provider that has just recovered is not overloaded
 
 _MASS_FAILURE_WINDOW = timedelta(minutes=1)
 _MASS_FAILURE_COUNT = 20
@@ -35,13 +38,12 @@ _MASS_FAILURE_PAUSE = timedelta(minutes=1)
 
 @dataclass(frozen=True, slots=True)
 class RefreshFailure:
-    """The error for the caller, and what to record. `failures` and `refusals` count consecutive ones, with this one."""
+    """The error for the caller, and what to record. `failures` counts consecutive ones, with this one."""
 
     error: IntegrationServerError
     reauthorization_required: bool = False
     retry_time: datetime | None = None
     failures: int = 0
-    refusals: int = 0
 
 
 def grant_lost() -> RefreshFailure:
@@ -60,32 +62,44 @@ class RefreshFailurePolicy:
         self._clock = clock
         self._jitter = jitter
         self._invalid_grants = InvalidGrantDetector()
+        self._next_resume: dict[str, datetime] = {}
         self._log = structlog.get_logger(__name__)
 
     def classify(self, integration: Integration, error: ProviderError) -> RefreshFailure:
         """The meaning of the provider's error. Raises `ProviderMisconfigured` as it is: no integration is affected.
 
-        `invalid_grant` ends the grant (RFC 6749 §5.2). Any other refusal may come from a proxy or concern this one
-        request, so it ends the grant only after several in a row. The pause before the next refresh is what the
-        provider asks for, and grows from the second failure on.
+        Only `invalid_grant`, or what the provider declares as such, ends a grant (RFC 6749 §5.2). Any other error may
+        come from a proxy or concern this one request, however often it is repeated. The pause before the next refresh
+        is what the provider asks for, and grows from the second failure on.
         """
         if isinstance(error, ProviderMisconfigured):
             self._log.error("invalid_client", integration_type=integration.integration_type)
             raise error
         if isinstance(error, ProviderRejected) and error.oauth_error == "invalid_grant":
             return grant_lost()
-        failures = integration.refresh_failures + 1
-        refusals = integration.refresh_refusals + 1 if _is_refusal(error) else 0
-        if refusals >= _MAX_REFUSALS:
-            return RefreshFailure(ReauthorizationRequired(), True, failures=failures, refusals=refusals)
         pause = error.retry_after or timedelta(0)
         if integration.refresh_failures:
             pause = max(pause, backoff(integration.refresh_failures, _FIRST_PAUSE, _LONGEST_PAUSE, self._jitter))
-        return RefreshFailure(error, False, self._clock() + pause if pause else None, failures, refusals)
+        return RefreshFailure(error, False, self._clock() + pause if pause else None, integration.refresh_failures + 1)
 
     def record_success(self, integration_type: str) -> None:
         """Count a refresh that succeeded."""
         self._invalid_grants.record(integration_type, is_invalid=False, now=self._clock())
+
+    async def resume(self, recovered: Integration) -> None:
+        """After a success that ends failures: end the pauses of other integrations of the type, which may be long.
+
+        The provider may have recovered for all of them.
+        """
+        integration_type, now = recovered.integration_type, self._clock()
+        if now < self._next_resume.get(integration_type, now):
+            return
+        self._next_resume[integration_type] = now + _RESUME_INTERVAL
+        with suppress(StoreUnavailable):  # they are refreshed after their pauses
+            due_times = [now + _RESUME_SPREAD * self._jitter() for _ in range(_RESUME_BATCH)]
+            count = await self._integrations.resume_refreshes(integration_type, due_times)
+            if count:
+                self._log.info("refreshes_resumed", integration_type=integration_type, integrations=count)
 
     async def record_failure(self, integration: Integration, failure: RefreshFailure) -> IntegrationServerError:
         """Record a classified failure and return the error for the caller.
@@ -114,7 +128,6 @@ class RefreshFailurePolicy:
             reauthorization_required=failure.reauthorization_required,
             retry_time=failure.retry_time,
             failures=failure.failures,
-            refusals=failure.refusals,
             refresh_due_time=failure.retry_time or now + RETRY_SOON,
         )
 
@@ -133,12 +146,7 @@ class RefreshFailurePolicy:
             ProviderMisconfigured(),
             retry_time=self._clock() + _MASS_FAILURE_PAUSE * (1 + self._jitter()),
             failures=integration.refresh_failures,
-            refusals=integration.refresh_refusals,
         )
-
-
-def _is_refusal(error: ProviderError) -> bool:
-    return isinstance(error, ProviderRejected) or (isinstance(error, ProviderUnavailable) and error.is_refusal)
 
 
 class InvalidGrantDetector:

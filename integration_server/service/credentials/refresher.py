@@ -215,6 +215,8 @@ class TokenRefresher:
         finally:
             if version == lease.version:  # a commit voids the lease
                 await self._release(lease, outcome_known=outcome_known, failure=reason)
+        if integration.refresh_failures:
+            await self.failures.resume(integration)
         if outcome_known:
             self.record_audit(background_entry(self.clock(), Action.REFRESH, integration, new_version=version))
             self._log.info(

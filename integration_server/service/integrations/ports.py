@@ -223,14 +223,19 @@ class IntegrationStore(IntegrationLookup, Protocol):
         reauthorization_required: bool = False,
         retry_time: datetime | None = None,
         failures: int = 0,
-        refusals: int = 0,
         refresh_due_time: datetime | None = None,
     ) -> None:
         """Record a failed refresh, unless the credentials were replaced since `integration` was read.
 
-        `failure` becomes the last error and is counted; None leaves the last error unchanged. `failures` and `refusals`
-        count consecutive ones. The provider is not called before `retry_time`. `refresh_due_time` is the next proactive
+        `failure` becomes the last error and is counted; None leaves the last error unchanged. `failures` counts
+        consecutive ones. The provider is not called before `retry_time`. `refresh_due_time` is the next proactive
         refresh, where the integration has one.
+        """
+
+    async def resume_refreshes(self, integration_type: str, due_times: Sequence[datetime]) -> int:
+        """End the pauses of integrations of a type whose last refresh failed, where they last beyond the due times.
+
+        Each gets one of the due times for its proactive refresh. Returns how many there were.
         """
 
     async def revert_failure(self, integration: Integration, retry_time: datetime | None) -> None:

@@ -155,13 +155,13 @@ async def test_a_committed_refresh_ends_its_lease_and_clears_failures(
 ) -> None:
     store = SqlIntegrations(database)
     await leases.claim(integration, "owner")
-    await store.record_failure(integration, FAILURE, reauthorization_required=True, retry_time=NOW, refusals=3)
+    await store.record_failure(integration, FAILURE, reauthorization_required=True, retry_time=NOW, failures=3)
     stored = await store.find(integration.integration_id, integration.user_id)
     assert stored is not None
-    assert (stored.integration.refresh_retry_time, stored.integration.refresh_refusals) == (NOW, 3)
+    assert (stored.integration.refresh_retry_time, stored.integration.refresh_failures) == (NOW, 3)
     refreshed = await store.commit_refresh(integration, new_credentials(), NOW)
     assert refreshed is not None
-    assert (refreshed.refresh_retry_time, refreshed.refresh_refusals, refreshed.reauthorization_required) == (
+    assert (refreshed.refresh_retry_time, refreshed.refresh_failures, refreshed.reauthorization_required) == (
         None,
         0,
         False,

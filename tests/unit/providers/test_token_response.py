@@ -371,14 +371,20 @@ def test_a_number_beside_a_token_is_an_error() -> None:
 def test_a_transient_code_is_not_a_refusal(code: str) -> None:
     error = failure_of({"error": code}, 400)
     assert isinstance(error, ProviderUnavailable)
-    assert not error.is_refusal
-
-
-@pytest.mark.parametrize("fields", [{"message": "gone"}, {"error": "Not a code, but a sentence"}, {"error": 0}])
-def test_a_refusal_without_a_code_is_reported_as_refusal(fields: object) -> None:
-    error = failure_of(fields, 400)
     assert isinstance(error, ProviderUnavailable)
-    assert error.is_refusal
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", {}, {"error": "invalid_token"}, {"message": "no"}, {"error": 7}], ids=str
+)
+def test_a_401_means_our_client_with_or_without_a_body(body: object) -> None:
+    """RFC 6749 §5.2: the client's authentication failed. The control is the same body with another status."""
+    assert isinstance(failure_of(body, 401), ProviderMisconfigured)
+    assert not isinstance(failure_of(body, 400), ProviderMisconfigured)
+
+
+def test_an_invalid_grant_with_401_is_an_invalid_grant() -> None:
+    assert failure_of({"error": "invalid_grant"}, 401).oauth_error == "invalid_grant"
 
 
 @pytest.mark.parametrize(
@@ -395,14 +401,12 @@ def test_a_refusal_without_a_code_is_reported_as_refusal(fields: object) -> None
         ({"error": "Not a code, but a sentence"}, 400),
         ({"error": "Not a code, but a sentence", "access_token": "at"}, 200),
         ({"error": "x" * 65}, 400),
-        ({"message": "no such grant"}, 401),
         ({"message": "gone"}, 404),
         ({}, 400),
         ({}, 200),
         ([], 200),
         ("at", 200),
         (b"", 200),
-        (b"", 401),
         (b"<html>Sign in to the hotel's network</html>", 200),
         (b'{"access_token": "at"', 200),
         (b"\xff\xfe", 200),

@@ -102,7 +102,6 @@ CREATE TABLE integrations (
     settings_version BIGINT DEFAULT '0' NOT NULL,
     webhook_secret_id VARCHAR(128) DEFAULT '' NOT NULL,
     refresh_retry_time DATETIME,
-    refresh_refusals INTEGER DEFAULT '0' NOT NULL,
     refresh_failures INTEGER DEFAULT '0' NOT NULL,
     refresh_due_time DATETIME,
     check_due_time DATETIME,
@@ -118,6 +117,8 @@ CREATE INDEX ix_integrations_data_key_id ON integrations (substr(encrypted_crede
 CREATE INDEX ix_integrations_integration_type_check_due_time ON integrations (integration_type, check_due_time) WHERE is_active IS 1 AND reauthorization_required IS 0;
 
 CREATE INDEX ix_integrations_integration_type_refresh_due_time ON integrations (integration_type, refresh_due_time) WHERE is_active IS 1 AND reauthorization_required IS 0;
+
+CREATE INDEX ix_integrations_integration_type_refresh_retry_time ON integrations (integration_type, refresh_retry_time) WHERE refresh_failures > 0;
 
 CREATE INDEX ix_integrations_pending ON integrations (integration_id) WHERE connect_time IS NULL;
 

@@ -57,7 +57,7 @@ OTHER_ASSOCIATED_DATA: list[dict[str, Any]] = [
 ]
 UNBOUND = {
     *("create_time", "update_time", "last_error", "error_count", "last_health_check", "reauthorization_required"),
-    *("refresh_retry_time", "refresh_failures", "refresh_refusals", "refresh_due_time", "check_due_time"),
+    *("refresh_retry_time", "refresh_failures", "refresh_due_time", "check_due_time"),
 }
 """What changes without the credentials; docs/database-tampering.md has the effect of altering each."""
 

@@ -108,7 +108,12 @@ async def test_negative_control_without_an_interval_every_call_refreshes(path: C
 
 @pytest.mark.parametrize(
     "error",
-    [ProviderUnavailable(), ProviderUnavailable(is_refusal=True), INVALID_GRANT, ProviderMisconfigured()],
+    [
+        ProviderUnavailable(),
+        ProviderRejected("grant", oauth_error="access_denied"),
+        INVALID_GRANT,
+        ProviderMisconfigured(),
+    ],
     ids=["outage", "refusal", "invalid_grant", "invalid_client"],
 )
 async def test_failed_refreshes_count(

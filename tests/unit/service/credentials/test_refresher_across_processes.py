@@ -12,6 +12,7 @@ import structlog.testing
 from sqlalchemy import update
 
 from integration_server.domain.errors import (
+    ProviderError,
     ProviderMisconfigured,
     ProviderRejected,
     ProviderUnavailable,
@@ -20,7 +21,6 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.events import EventKind
 from integration_server.domain.integration import Failure, Integration, Status
-from integration_server.domain.proxy_messages import ApiRequest
 from integration_server.service.credentials.ports import Lease, RefreshCause
 from integration_server.service.credentials.refresher import TokenRefresher
 from integration_server.service.integrations.ports import NewCredentials
@@ -496,10 +496,10 @@ async def test_every_invalid_client_error_is_logged(system: FakeSystem, integrat
     assert status(system, integration) is Status.ACTIVE
 
 
-async def test_backoff_grows_up_to_five_minutes(system: FakeSystem, integration: Integration) -> None:
+async def test_backoff_grows_up_to_an_hour(system: FakeSystem, integration: Integration) -> None:
     system.provider.refresh_error = ProviderUnavailable()
     pauses = []
-    for _ in range(12):
+    for _ in range(15):
         with pytest.raises(ProviderUnavailable):
             await system.refresher.refresh(integration)
         retry_time = system.row(integration.integration_id).refresh_retry_time
@@ -507,8 +507,8 @@ async def test_backoff_grows_up_to_five_minutes(system: FakeSystem, integration:
         system.clock.advance(pauses[-1])
     assert pauses == sorted(pauses)
     assert pauses[0] == timedelta(0)
-    assert timedelta(minutes=2) < pauses[-1] <= timedelta(minutes=5)
-    assert len(system.provider.refreshes) == 12
+    assert timedelta(minutes=30) <= pauses[-1] <= timedelta(hours=1)
+    assert len(system.provider.refreshes) == 15
 
 
 async def test_the_provider_is_not_called_during_the_backoff(system: FakeSystem, integration: Integration) -> None:
@@ -525,51 +525,58 @@ async def test_the_provider_is_not_called_during_the_backoff(system: FakeSystem,
     assert system.row(integration.integration_id).refresh_retry_time is None
 
 
-async def test_repeated_refusals_without_an_error_code_end_the_grant(
-    system: FakeSystem, integration: Integration
-) -> None:
-    system.provider.refresh_error = ProviderUnavailable(is_refusal=True)
-    for _ in range(7):
-        with pytest.raises(ProviderUnavailable):
-            await system.refresher.refresh(integration, RefreshCause.FORCE)
-        system.clock.advance(FORCED_INTERVAL)
-    with pytest.raises(ReauthorizationRequired):
-        await system.refresher.refresh(integration, RefreshCause.FORCE)
-
-
-@pytest.mark.parametrize("code", ["invalid_token", "access_denied", "bad_refresh_token", "unsupported_grant_type"])
-async def test_repeated_refusals_with_other_error_codes_end_the_grant(
-    system: FakeSystem, integration: Integration, code: str
-) -> None:
-    system.provider.refresh_error = ProviderRejected("grant", oauth_error=code)
-    for _ in range(2 * 60):
-        with pytest.raises((ProviderRejected, ProviderUnavailable, ReauthorizationRequired)):
+@pytest.mark.parametrize(
+    "error",
+    [
+        ProviderUnavailable(),
+        *(ProviderRejected("grant", oauth_error=code) for code in ("invalid_token", "access_denied", "40029", None)),
+        ProviderUnavailable(retry_after=timedelta(seconds=30)),
+    ],
+    ids=["no code", "invalid_token", "access_denied", "40029", "no code in a refusal", "Retry-After"],
+)
+async def test_only_proof_ends_a_grant(system: FakeSystem, integration: Integration, error: ProviderError) -> None:
+    """However long another error lasts; the pauses grow to an hour."""
+    system.provider.refresh_error = error
+    for _ in range(12 * 60):
+        with pytest.raises((ProviderRejected, ProviderUnavailable)):
             await system.credentials.get_credentials(integration.integration_id, ADA, None, [])
         system.clock.advance(timedelta(minutes=1))
-    assert len(system.provider.refreshes) == 8
+    print(f"12 hours of {error.reason}: {len(system.provider.refreshes)} token calls")
+    assert 12 <= len(system.provider.refreshes) <= 40
+    assert status(system, integration) is Status.ERROR
+    system.clock.advance(timedelta(hours=1))
+    system.provider.refresh_error = None
+    await system.credentials.get_credentials(integration.integration_id, ADA, None, [])
+    assert status(system, integration) is Status.ACTIVE
+
+
+async def test_negative_control_invalid_grant_ends_the_grant_at_once(
+    system: FakeSystem, integration: Integration
+) -> None:
+    system.provider.refresh_error = INVALID_GRANT
+    with pytest.raises(ReauthorizationRequired):
+        await system.credentials.get_credentials(integration.integration_id, ADA, None, [])
     assert status(system, integration) is Status.EXPIRED
 
 
-async def test_refusals_within_a_few_seconds_do_not_end_the_grant(system: FakeSystem, integration: Integration) -> None:
-    system.provider.refresh_error = ProviderUnavailable(is_refusal=True)
-    for _ in range(50):
-        with pytest.raises(ProviderUnavailable):
-            await system.api_proxy.call_provider(integration.integration_id, ADA, ApiRequest("GET", "/things"))
-        system.clock.advance(timedelta(milliseconds=100))
-    assert len(system.provider.refreshes) == 4  # at once, at once, and after 1.5 s and 3 s
-    system.clock.advance(timedelta(minutes=1))
-    system.provider.refresh_error = None
-    refreshed = await system.refresher.refresh(system.row(integration.integration_id))
-    assert refreshed.integration.status(system.clock()) is Status.ACTIVE
-
-
-async def test_outages_reset_the_count_of_refusals(system: FakeSystem, integration: Integration) -> None:
-    for is_refusal in (False, True, False) * 10:
-        system.provider.refresh_error = ProviderUnavailable(is_refusal=is_refusal)
-        with pytest.raises(ProviderUnavailable):
-            await system.refresher.refresh(integration, RefreshCause.FORCE)
+async def test_the_first_success_ends_the_pauses_of_the_type(system: FakeSystem) -> None:
+    """A provider recovers for all of its integrations at once."""
+    integrations = [await system.connect_account(f"account-{number}") for number in range(20)]
+    system.clock.advance(HOUR)
+    system.provider.refresh_error = ProviderRejected("grant", oauth_error="access_denied")
+    for _ in range(8):
+        for integration in integrations:
+            with pytest.raises(ProviderRejected):
+                await system.refresher.refresh(system.row(integration.integration_id), RefreshCause.FORCE)
         system.clock.advance(FORCED_INTERVAL)
-    assert len(system.provider.refreshes) == 30
+    system.provider.refresh_error = None
+    first, *others = integrations
+    await system.refresher.refresh(system.row(first.integration_id), RefreshCause.FORCE)
+    for integration in others:
+        row = system.row(integration.integration_id)
+        assert row.refresh_retry_time is None
+        assert row.refresh_due_time is not None
+        assert row.refresh_due_time - system.clock() <= timedelta(seconds=30)
 
 
 async def test_mass_invalid_grants_are_reverted_and_reported_as_misconfiguration(system: FakeSystem) -> None:
