@@ -1,7 +1,14 @@
 """Meta Business: Facebook Pages, ads and their insights.
 
 - Endpoints have the version in the path; client id and secret are sent in the form:
-  developers.facebook.com/docs/facebook-login/guides/advanced/manual-flow [H]. A version works for about two years [K].
+  developers.facebook.com/docs/facebook-login/guides/advanced/manual-flow [H]. The setting `META_BUSINESS_API_VERSION`
+  names another version.
+- A version of the Graph API works for two years and more, but its Marketing API for about one: v24.0 until 10 November
+  2026, v25.0 until 23 February 2027, v26.0 with no end yet:
+  developers.facebook.com/docs/marketing-api/marketing-api-changelog/versions [H 2026-11-29].
+- Facebook Login for Business takes `config_id`, a configuration of the app, in place of `scope`:
+  developers.facebook.com/docs/facebook-login/facebook-login-for-business [M 2026-11-29]. It is sent if the setting
+  `META_BUSINESS_LOGIN_CONFIG_ID` has a value.
 - The token of a code lasts an hour or two [M]. `grant_type=fb_exchange_token` exchanges it for one of 60 days [H]; the
   server does so at once.
 - Token responses have no scopes, so the requested ones count as granted; a user can decline some [K].
@@ -9,9 +16,13 @@
 - DELETE /me/permissions ends everything that the user has granted to the app [H].
 """
 
+from collections.abc import Sequence
+from datetime import date
+
 from authlib.oauth2.rfc6749.parameters import prepare_token_request
 
 from integration_server.domain.credentials import OAuthTokens
+from integration_server.providers.base import ExpiringFact
 from integration_server.providers.meta import MetaProvider
 
 
@@ -19,17 +30,30 @@ class MetaBusinessProvider(MetaProvider):
     """A user's Facebook Pages and ad accounts."""
 
     integration_type = "meta_business"
-    oauth_authorize_url = "https://www.facebook.com/v24.0/dialog/oauth"
-    oauth_token_url = "https://graph.facebook.com/v24.0/oauth/access_token"
-    revoke_url = "https://graph.facebook.com/v24.0/me/permissions"
+    default_api_version = "v26.0"
+    expiring_facts = (
+        ExpiringFact("Marketing API v24.0", date(2026, 11, 10), "v24.0"),
+        ExpiringFact("Marketing API v25.0", date(2027, 2, 23), "v25.0"),
+    )
+    oauth_authorize_url = "https://www.facebook.com/{api_version}/dialog/oauth"
+    oauth_token_url = "https://graph.facebook.com/{api_version}/oauth/access_token"
+    revoke_url = "https://graph.facebook.com/{api_version}/me/permissions"
     revoke_method = "DELETE"
     revokes_with_access_token = True
     revokes_whole_account = True
     required_scopes = ("business_management", "pages_show_list", "pages_read_engagement")
-    verify_url = "https://graph.facebook.com/v24.0/me?fields=id,name"
+    verify_url = "https://graph.facebook.com/{api_version}/me?fields=id,name"
     account_id_field = "id"
     account_label_field = "name"
-    api_base_url = "https://graph.facebook.com/v24.0"
+    api_base_url = "https://graph.facebook.com/{api_version}"
+
+    def authorization_url(self, *, redirect_uri: str, state: str, scopes: Sequence[str], code_challenge: str) -> str:
+        """The authorization URL, with the configuration of the login in place of the scopes if there is one."""
+        login = self._setting("LOGIN_CONFIG_ID")
+        provider = self.with_attributes(authorize_params={"config_id": login}) if login else self
+        return super(MetaBusinessProvider, provider).authorization_url(
+            redirect_uri=redirect_uri, state=state, scopes=() if login else scopes, code_challenge=code_challenge
+        )
 
     async def complete_tokens(self, tokens: OAuthTokens) -> OAuthTokens:
         """Exchange the short-lived token."""
