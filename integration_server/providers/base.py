@@ -4,6 +4,7 @@ docs/adding-a-provider.md explains how to write a provider.
 """
 
 import copy
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ from integration_server.providers.url_templates import fill, template_params
 from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys, WebhookScheme
 from integration_server.service.common_types import Clock
 from integration_server.service.integrations.ports import NewAccount
+from integration_server.text_escaping import has_control_characters
 
 if TYPE_CHECKING:
     from integration_server.providers.factory import ProviderFactory
@@ -45,6 +47,8 @@ MIN_RENEW_AFTER = timedelta(seconds=5)
 """The worker looks for due refreshes once a second; a shorter age would keep it refreshing."""
 
 _MAX_ERROR_SIZE = 1 << 16  # bytes; the longest errors, with a list of problems, have some ten kilobytes
+
+_WHITESPACE = re.compile("[\\s\u200b\u2060\ufeff]")  # also what has no width, and is copied from web pages
 
 _API_VERSION = "{api_version}"
 
@@ -116,6 +120,9 @@ class BaseProvider(ABC):
     account_id_field: str | None = None
     account_label_field: str | None = None
     required_fields: Sequence[str] = ()
+
+    allows_whitespace_in: Collection[str] = ()
+    """The fields of a key that may have white space inside: PEM files, application passwords."""
 
     required_settings: Sequence[str] = ()
     """Settings that must be set, without the prefix of the type: "DEVELOPER_TOKEN"."""
@@ -360,6 +367,8 @@ class BaseProvider(ABC):
 
     def webhook_secret_problem(self, secret: str) -> str | None:
         """Why webhooks cannot be verified with a secret, as the end of a sentence; None if they can."""
+        if has_control_characters(secret):
+            return "has a control character or a lone surrogate"
         return None if self.webhook_scheme is None else self.webhook_scheme.secret_problem(secret)
 
     def receive_webhook(self, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
@@ -377,6 +386,17 @@ class BaseProvider(ABC):
             return ReceivedWebhook(response=WebhookResponse(400))
 
     # --- use of credentials
+
+    def key_problem(self, field: str, value: str) -> str | None:
+        """Why a field of a key cannot be right, as the end of a sentence; None if it can."""
+        if field == "webhook_secret":
+            return self.webhook_secret_problem(value)
+        allows_whitespace = field in self.allows_whitespace_in
+        if not allows_whitespace and _WHITESPACE.search(value):
+            return "has white space inside it, which no key of this integration type has"
+        if has_control_characters("".join(value.split()) if allows_whitespace else value):
+            return "has a control character or a lone surrogate"
+        return None
 
     @abstractmethod
     def request_auth(self, credentials: Credentials) -> RequestAuth:
