@@ -95,6 +95,7 @@ def _require_false(value: bool) -> bool:  # a validator
     return value
 
 
+ApiName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 KeyField = Literal["api_key", "api_secret"]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 FieldPath = Annotated[str, StringConstraints(pattern=r"^[^.]+(\.[^.]+)*$")]
@@ -135,6 +136,7 @@ class Declaration(BaseModel):
     account_id_field: FieldPath | None = None
     account_label_field: FieldPath | None = None
     api_base_url: Url | None = None
+    api_base_urls: dict[ApiName, Url] = {}
     rate_limits: list[RateLimitDeclaration] = []
     calls_at_once: Annotated[int, Field(ge=1, le=10_000)] | None = None
     allowed_request_headers: list[HeaderName] = []

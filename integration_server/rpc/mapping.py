@@ -44,7 +44,7 @@ MAX_KEY_LENGTH = 4096
 MAX_URL_LENGTH = MAX_PATH_LENGTH = 2048
 MAX_PARAMETER_LENGTH = 8192  # of a callback: some providers' authorization codes have 2,000 characters
 MAX_WEBHOOK_URL_LENGTH = 16 * 1024
-MAX_CONSUMER_LENGTH = 64
+MAX_CONSUMER_LENGTH = MAX_API_LENGTH = 64
 MAX_METHOD_LENGTH = 16
 MAX_WEBHOOK_HEADERS = 200
 MAX_CONFIG_BYTES = 64 * 1024
@@ -237,6 +237,7 @@ def decode_api_request(request: pb.CallProviderRequest) -> ApiRequest:
         headers=_decode_pairs("headers", request.headers, MAX_HEADERS),
         body=request.body,
         idempotency_key=decode_text("idempotency_key", request.idempotency_key, MAX_IDEMPOTENCY_KEY_LENGTH),
+        api=decode_text("api", request.api, MAX_API_LENGTH),
     )
 
 

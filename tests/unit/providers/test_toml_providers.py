@@ -135,6 +135,15 @@ def test_a_declared_field_may_have_white_space(tmp_path: Path) -> None:
     assert load(write_files(tmp_path, paired=text))["paired"].key_problem("api_secret", "abcd efgh") is None
 
 
+async def test_a_file_may_declare_several_apis(tmp_path: Path) -> None:
+    text = f'{KEYED}api_base_urls = {{ content = "https://content.keyed.example/v2" }}\n'
+    provider = load(write_files(tmp_path, keyed=text))["keyed"]
+    assert provider.api_url(ApiKey("k"), "content") == "https://content.keyed.example/v2"
+    for wrong in ('{ Content = "https://x.example" }', '{ content = "http://x.example" }', '"https://x.example"'):
+        with pytest.raises(ProvidersError, match=r"keyed\.toml: api_base_urls"):
+            load(write_files(tmp_path, keyed=f"{KEYED}api_base_urls = {wrong}\n"))
+
+
 async def test_a_key_can_be_a_query_parameter(tmp_path: Path) -> None:
     queried = KEYED.replace('api_key_header = "X-Api-Key"', 'api_key_query_param = "key"')
     network = FakeTransport(json_response({}))
