@@ -23,7 +23,7 @@ from integration_server.providers.http import HttpResponse
 from integration_server.providers.oauth2 import OAuth2Provider
 
 _RATE_REASONS = frozenset({"rateLimitExceeded", "userRateLimitExceeded", "RATE_LIMIT_EXCEEDED"})
-_QUOTA_REASONS = _RATE_REASONS | {"quotaExceeded", "dailyLimitExceeded", "RESOURCE_EXHAUSTED"}
+QUOTA_REASONS = _RATE_REASONS | {"quotaExceeded", "dailyLimitExceeded", "RESOURCE_EXHAUSTED"}
 
 
 class GoogleProvider(OAuth2Provider):
@@ -41,7 +41,7 @@ class GoogleProvider(OAuth2Provider):
     error_codes = {"invalid_client": ("deleted_client", "disabled_client")}
     reason_paths = ("error.details.*.reason", "error.errors.*.reason", "error.status", "error")
     reasons = (
-        *_QUOTA_REASONS,
+        *QUOTA_REASONS,
         *("authError", "forbidden", "forbiddenForNonOrganizer", "insufficientPermissions", "notFound", "domainPolicy"),
         *("ACCESS_TOKEN_EXPIRED", "ACCESS_TOKEN_SCOPE_INSUFFICIENT", "ACCOUNT_STATE_INVALID", "CREDENTIALS_MISSING"),
         *("INVALID_ARGUMENT", "FAILED_PRECONDITION", "PERMISSION_DENIED", "UNAUTHENTICATED", "NOT_FOUND"),
@@ -53,7 +53,7 @@ class GoogleProvider(OAuth2Provider):
 
     def rejects_credentials(self, response: HttpResponse) -> bool:
         """401 or 403, except an exhausted quota."""
-        return super().rejects_credentials(response) and self.reason_in(response.json) not in _QUOTA_REASONS
+        return super().rejects_credentials(response) and self.reason_in(response.json) not in QUOTA_REASONS
 
     def is_rate_limited(self, response: HttpResponse) -> bool:
         """Also 403 with a rate limit as its reason; such a limit lasts for minutes at most."""
