@@ -24,13 +24,14 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from integration_server.domain.credentials import OAuthTokens
+from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.errors import ProviderRejected
 from integration_server.providers.base import ProviderConfig
 from integration_server.providers.http import HttpResponse
 from integration_server.providers.lenient_json import field_at, text_at
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.slack import SLACK
+from integration_server.service.integrations.ports import NewAccount
 
 _INVALID_TOKEN_ERRORS = frozenset(
     {"invalid_auth", "not_authed", "account_inactive", "token_revoked", "token_expired", "user_removed_from_team"}
@@ -101,6 +102,12 @@ class SlackProvider(OAuth2Provider):
         if "access_token" not in fields and isinstance(user, dict):
             fields = {**user, "team": fields.get("team"), "authed_user": {"id": user.get("id")}}
         return {**fields, "token_type": "bearer"}
+
+    def account_of(self, credentials: Credentials, fields: Mapping[str, Any]) -> NewAccount:
+        """The workspace, or the enterprise if the app is installed in a whole enterprise."""
+        account = super().account_of(credentials, fields)
+        enterprise = text_at(fields, "enterprise_id") if fields.get("is_enterprise_install") is True else None
+        return replace(account, account_id=enterprise) if enterprise else account
 
     def rejects_credentials(self, response: HttpResponse) -> bool:
         """Also an error code with HTTP 200."""
