@@ -10,7 +10,8 @@ from enum import StrEnum
 class ApiRequest:
     """A request. `path` extends the API's base URL. A request with an `idempotency_key` may be sent again.
 
-    `api` is the name of the API, if the provider has several; empty for the main one.
+    `api` is the name of the API, if the provider has several; empty for the main one. `sub_account` is an account below
+    the integration's own whose token the request uses; empty for the own one.
     """
 
     method: str
@@ -20,6 +21,7 @@ class ApiRequest:
     body: bytes = field(default=b"", repr=False)
     idempotency_key: str = field(default="", repr=False)
     api: str = ""
+    sub_account: str = ""
 
 
 @dataclass(frozen=True, slots=True)

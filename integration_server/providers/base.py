@@ -409,6 +409,8 @@ class BaseProvider(ABC):
         self, credentials: Credentials, request: ApiRequest, *, deadline: timedelta, body_limit: int
     ) -> ApiResponse:
         """Send an authenticated request to the account's API. Every status is returned as a response."""
+        if request.sub_account:
+            raise InvalidField("sub_account", "must be empty for this integration type")
         base, auth = self.api_url(credentials, request.api), self.request_auth(credentials)
         query = urlencode([*request.query, *auth.query_params.items()])
         headers = [*request.headers, *auth.headers.items()]

@@ -238,6 +238,7 @@ def decode_api_request(request: pb.CallProviderRequest) -> ApiRequest:
         body=request.body,
         idempotency_key=decode_text("idempotency_key", request.idempotency_key, MAX_IDEMPOTENCY_KEY_LENGTH),
         api=decode_text("api", request.api, MAX_API_LENGTH),
+        sub_account=decode_text("sub_account", request.sub_account, MAX_API_LENGTH),
     )
 
 

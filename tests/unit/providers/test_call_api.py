@@ -17,6 +17,7 @@ from integration_server.providers.factory import ProvidersError
 from integration_server.providers.google_calendar import GoogleCalendarProvider
 from integration_server.providers.google_my_business import GoogleMyBusinessProvider
 from integration_server.providers.http import UrlNotAllowed
+from integration_server.providers.meta_business import MetaBusinessProvider
 from tests.unit.providers.support import FakeTransport, build_provider, json_response
 
 TOKENS = OAuthTokens("token-1")
@@ -160,3 +161,61 @@ def test_each_base_url_is_checked_at_startup(url: str) -> None:
 
     with pytest.raises(ProvidersError, match=r"api_base_urls\.files"):
         build_provider(Insecure, FakeTransport())
+
+
+async def call_page(network: FakeTransport, sub_account: str) -> ApiResponse:
+    provider = build_provider(MetaBusinessProvider, network)
+    request = ApiRequest("POST", "/me/feed", body=b"{}", sub_account=sub_account)
+    return await provider.call_api(TOKENS, request, deadline=timedelta(seconds=2), body_limit=1000)
+
+
+async def test_a_call_can_use_the_token_of_a_page() -> None:
+    page_token = "page+token/1"
+    leak = {"Location": "https://x.example/?t=page%2Btoken%2F1", "X-App-Usage": "1"}
+    network = FakeTransport(json_response({"access_token": page_token, "id": "42"}), httpx.Response(200, headers=leak))
+    response = await call_page(network, "42")
+    question, sent = network.requests
+    assert (question.method, question.url.path, dict(question.url.params)) == (
+        "GET",
+        "/v26.0/42",
+        {"fields": "access_token"},
+    )
+    assert [one.headers["Authorization"] for one in (question, sent)] == ["Bearer token-1", f"Bearer {page_token}"]
+    assert (sent.method, sent.url.path, sent.content) == ("POST", "/v26.0/me/feed", b"{}")
+    names = {name.lower() for name, _ in response.headers}
+    assert "location" not in names
+    assert "x-app-usage" in names
+
+
+@pytest.mark.parametrize(("code", "is_unauthorized"), [(190, True), (10, False), (100, False)])
+async def test_an_error_instead_of_the_pages_token_is_the_response(code: int, is_unauthorized: bool) -> None:
+    response = await call_page(FakeTransport(json_response({"error": {"code": code}}, 400)), "42")
+    assert (response.status, response.is_unauthorized) == (400, is_unauthorized)
+
+
+@pytest.mark.parametrize("sub_account", ["me/accounts", "42?fields=x", "..", "42/../me", "\u0664\u0662", "4 2", "@me"])
+async def test_a_sub_account_is_the_id_of_a_page(sub_account: str) -> None:
+    network = FakeTransport()
+    with pytest.raises(InvalidField) as caught:
+        await call_page(network, sub_account)
+    assert (caught.value.field, network.requests) == ("sub_account", [])
+
+
+@pytest.mark.parametrize(
+    "answer", [{"id": "42"}, {"access_token": None}, {"access_token": "a b"}, {"access_token": ""}, []]
+)
+async def test_a_page_without_a_token_is_not_called_with_the_users(answer: Any) -> None:
+    network = FakeTransport(json_response(answer))
+    with pytest.raises(InvalidField) as caught:
+        await call_page(network, "42")
+    assert (caught.value.field, len(network.requests)) == ("sub_account", 1)
+
+
+@pytest.mark.parametrize("provider_class", [DropboxProvider, GoogleCalendarProvider])
+async def test_other_types_have_no_sub_accounts(provider_class: type[BaseProvider]) -> None:
+    network = FakeTransport()
+    with pytest.raises(InvalidField) as caught:
+        await build_provider(provider_class, network).call_api(
+            TOKENS, ApiRequest("GET", "/x", sub_account="42"), deadline=timedelta(seconds=1), body_limit=10
+        )
+    assert (caught.value.field, network.requests) == ("sub_account", [])
