@@ -2,8 +2,9 @@
 schemes' modules.
 
 Each item of such a docstring ("- …") contains facts. A fact ends with its confidence (`[H]`, `[M]`, `[K]`: see
-`integration_server/providers/__init__.py`), and may name its source: "Endpoints: docs.example.com/oauth [H]." The text
-after the last mark of an item says how the server uses the facts.
+`integration_server/providers/__init__.py`) and the day of its last check, if that is not `FIRST_CHECK`. It may name its
+source: "Endpoints: docs.example.com/oauth [H]." The text after the last mark of an item says how the server uses the
+facts.
 """
 
 import inspect
@@ -18,7 +19,7 @@ from integration_server.providers.webhooks.hmac_scheme import HmacScheme
 from integration_server.providers.webhooks.scheme import WebhookScheme
 
 _ITEM = re.compile(r"^- (.*(?:\n  .*)*)", re.MULTILINE)
-_FACT = re.compile(r"(?P<text>.+?)\s*\[(?P<mark>[HMK])\][.,:;]?\s*")
+_FACT = re.compile(r"(?P<text>.+?)\s*\[(?P<mark>[HMK])(?: (?P<checked>[0-9]{4}-[0-9]{2}-[0-9]{2}))?\][.,:;]?\s*")
 _SOURCE = re.compile(r"(?:[a-z0-9-]+\.)+[a-z]{2,}/[^\s,)]*[^\s,).:;]")
 
 
@@ -32,8 +33,11 @@ class Confidence(StrEnum):
     """Not a fact about the provider, but how the server uses one."""
 
 
+FIRST_CHECK = "2026-11-22"
+"""The day on which all facts were gathered; a fact that was checked later has its own day."""
+
 DEFAULT_SOURCES = {
-    Confidence.HIGH: "public documentation or software, gathered 2026-11-22",
+    Confidence.HIGH: "public documentation or software",
     Confidence.MEDIUM: "secondary sources",
     Confidence.KNOWLEDGE: "general knowledge: not confirmed",
     Confidence.DERIVED: "",
@@ -48,6 +52,8 @@ class Fact:
     text: str
     source: str
     confidence: Confidence
+    checked: str = ""
+    """The day of the last check, as YYYY-MM-DD; empty for a text that is not a fact about the provider."""
 
 
 def facts_of(provider: BaseProvider) -> Sequence[Fact]:
@@ -81,7 +87,7 @@ def _facts(item: str) -> Iterator[Fact]:
         source = (own or named or [DEFAULT_SOURCES[confidence]])[-1 if own else 0]
         if confidence is not Confidence.HIGH and not own:
             source = DEFAULT_SOURCES[confidence]
-        yield Fact(_without_sources(match["text"]), source, confidence)
+        yield Fact(_without_sources(match["text"]), source, confidence, match["checked"] or FIRST_CHECK)
         end = match.end()
     rest = item[end:].strip()
     if rest:

@@ -37,8 +37,14 @@ The columns of the overview:
 - **webhooks**: whether webhooks of the provider can be received.
 
 Each fact has a confidence: **H**: from the provider's own documentation or software; **M**: from secondary sources;
-**K**: general knowledge, not confirmed; check it first when something does not work. A row without source and
-confidence says how the server uses the facts above it.
+**K**: general knowledge, not confirmed; check it first when something does not work. **checked** is the day on which
+the fact was last compared with its source. A row without these says how the server uses the facts above it.
+
+Rows **ends** say until when an API version or a scope works. `python -m integration_server types` warns of those that
+concern the server ninety days ahead.
+
+Settings of every type: `<TYPE>_API_VERSION` replaces the API version in the addresses of a type that declares one, and
+`<TYPE>_SCOPES` the scopes of an OAuth type, separated by spaces or commas.
 """
 
 UNITS = {name: timedelta(**{name: 1}) for name in ("days", "hours", "minutes", "seconds")}
@@ -80,22 +86,23 @@ def section(provider: BaseProvider) -> Iterator[str]:
     yield ""
     yield from table(("declaration", "value"), declarations(provider))
     yield ""
-    yield from table(("fact", "source", "confidence"), map(fact_row, facts_of(provider)))
+    yield from table(("fact", "source", "confidence", "checked"), map(fact_row, facts_of(provider)))
     if provider.webhook_scheme is not None:
         title, facts = webhook_facts_of(provider.webhook_scheme)
         yield from ("", f"Webhooks, {title}:", "")
-        yield from table(("fact", "source", "confidence"), map(fact_row, facts))
+        yield from table(("fact", "source", "confidence", "checked"), map(fact_row, facts))
 
 
 def fact_row(fact: Fact) -> Sequence[str]:
     """The row of a fact."""
-    return (fact.text, link(fact.source), fact.confidence.value)
+    return (fact.text, link(fact.source), fact.confidence.value, fact.checked)
 
 
 def declarations(provider: BaseProvider) -> Iterator[tuple[str, str]]:
     """The rows of a provider's declarations."""
     for name, url in provider.url_templates.items():
         yield name, f"`{url}`"
+    yield from version_rows(provider)
     if provider.host_patterns:
         yield "host patterns", codes(provider.host_patterns)
     if provider.required_fields:
@@ -120,6 +127,14 @@ def declarations(provider: BaseProvider) -> Iterator[tuple[str, str]]:
             yield "authorization URL parameters", parameters
     for name, field in config_fields(provider.config_model).items():
         yield f"config `{name}`", describe_default(field)
+
+
+def version_rows(provider: BaseProvider) -> Iterator[tuple[str, str]]:
+    """The API version, and what ends at a known time."""
+    if provider.api_version:
+        yield "API version", f"`{provider.api_version}`"
+    for fact in provider.expiring_facts:
+        yield "ends", f"{fact.subject}: {fact.end}"
 
 
 def old_refresh_token(provider: BaseProvider) -> str:

@@ -1,6 +1,7 @@
 """Commands of operators: `migrate`, `types` and `expiring`."""
 
-from datetime import timedelta
+from collections.abc import Iterable, Iterator
+from datetime import date, timedelta
 from typing import Annotated
 
 import typer
@@ -10,12 +11,16 @@ from rich.text import Text
 
 from integration_server.bootstrap import build_providers
 from integration_server.cli.shared import command, load_settings
+from integration_server.providers.base import BaseProvider
 from integration_server.providers.http import ProviderHttp
 from integration_server.storage.engine import open_database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.schema import migrate as migrate_schema
 from integration_server.text_escaping import escape
 from integration_server.wiring.system import utc_now
+
+EXPIRY_NOTICE = timedelta(days=90)
+"""How long before the end of an API version the operators are warned: a new one takes a release and its tests."""
 
 
 @command
@@ -28,13 +33,27 @@ async def migrate() -> None:
 
 @command
 async def types() -> None:
-    """List the integration types of this server, and the settings that each still needs."""
+    """List the integration types of this server, and the settings that each still needs.
+
+    Warns of API versions and the like that have ended, or end within ninety days.
+    """
     settings, environment = await load_settings(needs_key=False)
+    providers = build_providers(settings, environment, ProviderHttp(utc_now)).all()
     table = Table("type", "name", "auth method", Column("missing settings", overflow="fold"))
-    for provider in build_providers(settings, environment, ProviderHttp(utc_now)).all():
+    for provider in providers:
         missing = "\n".join(provider.missing_settings)
         table.add_row(provider.integration_type, provider.display_name, provider.auth_method, missing)
     Console().print(table)
+    for warning in expiry_warnings(providers, utc_now().date()):
+        typer.echo(warning, err=True)
+
+
+def expiry_warnings(providers: Iterable[BaseProvider], today: date) -> Iterator[str]:
+    """A warning for each fact about a provider that has ended, or ends soon."""
+    for provider in providers:
+        for fact in provider.facts_ending_by(today + EXPIRY_NOTICE):
+            verb = "ended" if fact.end <= today else "ends"
+            yield f"warning: {provider.integration_type}: {fact.subject} {verb} on {fact.end}"
 
 
 @command

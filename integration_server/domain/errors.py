@@ -255,11 +255,15 @@ class RateLimited(IntegrationServerError):
 
 
 class ProviderError(IntegrationServerError):
-    """An error of a provider. `oauth_error` is its error code (RFC 6749 §5.2), if the response has one."""
+    """An error of a provider. `oauth_error` is its error code (RFC 6749 §5.2), if the response has one.
+
+    `provider_reason` is the provider's own code for it, if it is one of the codes that the provider's type declares.
+    """
 
     def __init__(self, message: str | None = None, *, oauth_error: str | None = None) -> None:
         super().__init__(message)
         self.oauth_error = oauth_error
+        self.provider_reason: str | None = None
 
 
 class ProviderUnavailable(ProviderError):

@@ -8,7 +8,11 @@ from enum import StrEnum
 
 @dataclass(frozen=True, slots=True)
 class ApiRequest:
-    """A request. `path` extends the API's base URL. A request with an `idempotency_key` may be sent again."""
+    """A request. `path` extends the API's base URL. A request with an `idempotency_key` may be sent again.
+
+    `api` is the name of the API, if the provider has several; empty for the main one. `sub_account` is an account below
+    the integration's own whose token the request uses; empty for the own one.
+    """
 
     method: str
     path: str
@@ -16,6 +20,8 @@ class ApiRequest:
     headers: Sequence[tuple[str, str]] = field(default=(), repr=False)
     body: bytes = field(default=b"", repr=False)
     idempotency_key: str = field(default="", repr=False)
+    api: str = ""
+    sub_account: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +39,10 @@ class ApiResponse:
     Attributes:
         is_rate_limited: the provider rejected the request because of too many calls.
         retry_after: the time until a retry may succeed, if the provider reports it.
-        rejects_access_token: the access token is invalid, although the status does not say so.
+        rejects_access_token: whether the access token is invalid; None if only the status says so.
         was_retried: the request had been sent before without a response, and may have been executed then.
+        reason: the provider's code for an error, from the codes that it declares.
+        is_client_fault: our app at the provider is at fault, and not the account.
     """
 
     status: int
@@ -43,13 +51,15 @@ class ApiResponse:
     is_rate_limited: bool = False
     retry_after: timedelta | None = None
     quotas: Sequence[Quota] = ()
-    rejects_access_token: bool = False
+    rejects_access_token: bool | None = None
     was_retried: bool = False
+    reason: str | None = None
+    is_client_fault: bool = False
 
     @property
     def is_unauthorized(self) -> bool:
         """Whether the credentials were rejected (RFC 6750 §3.1), by the status or in the provider's own way."""
-        return self.status == 401 or self.rejects_access_token
+        return self.status == 401 if self.rejects_access_token is None else self.rejects_access_token
 
 
 class LimitScope(StrEnum):

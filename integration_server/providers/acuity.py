@@ -11,6 +11,7 @@ from datetime import timedelta
 
 from integration_server.domain.proxy_messages import RateLimit
 from integration_server.providers.api_key import BasicAuthProvider
+from integration_server.providers.webhooks.acuity import ACUITY
 
 
 class AcuityProvider(BasicAuthProvider):
@@ -22,6 +23,7 @@ class AcuityProvider(BasicAuthProvider):
     account_id_field = "id"
     account_label_field = "email"
     api_base_url = "https://acuityscheduling.com/api/v1"
+    webhook_scheme = ACUITY
     rate_limits = (RateLimit(10, timedelta(seconds=1)),)
 
 

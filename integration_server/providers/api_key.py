@@ -8,7 +8,7 @@ from integration_server.domain.credentials import ApiKey, AuthMethod, Credential
 from integration_server.domain.errors import ProviderRejected
 from integration_server.providers.base import BaseProvider
 
-_HEADER_VALUE = re.compile(r"[\x21-\x7e]+")  # RFC 9110 §5.5, without spaces
+_HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")  # RFC 9110 §5.5, ASCII only
 
 
 class ApiKeyProvider(BaseProvider):
@@ -18,6 +18,13 @@ class ApiKeyProvider(BaseProvider):
     required_fields: Sequence[str] = ("api_key",)
     api_key_header: str | None = None
     api_key_query_param: str | None = None
+
+    def key_problem(self, field: str, value: str) -> str | None:
+        """Also characters that the header of the key cannot contain."""
+        problem = super().key_problem(field, value)
+        if problem is None and field == "api_key" and self.api_key_query_param is None:
+            return None if _HEADER_VALUE.fullmatch(value) else "has characters that a header cannot contain"
+        return problem
 
     def request_auth(self, credentials: Credentials) -> RequestAuth:
         """The header or query parameter with the key."""
@@ -32,10 +39,18 @@ class ApiKeyProvider(BaseProvider):
 
 
 class BasicAuthProvider(BaseProvider):
-    """A key and its secret as HTTP Basic user name and password (RFC 7617)."""
+    """A key and its secret as HTTP Basic user name and password, in UTF-8 (RFC 7617 §2.1).
+
+    Some providers want only one of them, with an empty password or user name: their `required_fields` name that one.
+    """
 
     auth_method = AuthMethod.BASIC
     required_fields: Sequence[str] = ("api_key", "api_secret")
+
+    def key_problem(self, field: str, value: str) -> str | None:
+        """Also a colon in the user name, which would end it (RFC 7617 §2)."""
+        has_colon = field == "api_key" and ":" in value
+        return "has a colon, which a user name cannot have" if has_colon else super().key_problem(field, value)
 
     def request_auth(self, credentials: Credentials) -> RequestAuth:
         """The Basic header."""

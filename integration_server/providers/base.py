@@ -4,10 +4,12 @@ docs/adding-a-provider.md explains how to write a provider.
 """
 
 import copy
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import date, timedelta
 from hashlib import sha256
 from json import dumps
 from types import MappingProxyType
@@ -20,6 +22,8 @@ from integration_server.domain.credentials import ApiKey, AuthMethod, Credential
 from integration_server.domain.errors import (
     ApiNotDeclared,
     InvalidField,
+    ProviderError,
+    ProviderMisconfigured,
     ProviderNotConfigured,
     ProviderRejected,
     ProviderUnavailable,
@@ -28,18 +32,25 @@ from integration_server.domain.errors import (
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, RateLimit
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest, WebhookResponse
 from integration_server.providers.http import DeclaredOrigins, HttpResponse, ProviderHttp, ResponseBodyTooLarge
-from integration_server.providers.lenient_json import text_at
+from integration_server.providers.lenient_json import text_at, texts_at
 from integration_server.providers.rate_limit_headers import parse_rate_limit_headers
 from integration_server.providers.url_templates import fill, template_params
 from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys, WebhookScheme
 from integration_server.service.common_types import Clock
 from integration_server.service.integrations.ports import NewAccount
+from integration_server.text_escaping import has_control_characters
 
 if TYPE_CHECKING:
     from integration_server.providers.factory import ProviderFactory
 
 MIN_RENEW_AFTER = timedelta(seconds=5)
 """The worker looks for due refreshes once a second; a shorter age would keep it refreshing."""
+
+_MAX_ERROR_SIZE = 1 << 16  # bytes; the longest errors, with a list of problems, have some ten kilobytes
+
+_WHITESPACE = re.compile("[\\s\u200b\u2060\ufeff]")  # also what has no width, and is copied from web pages
+
+_API_VERSION = "{api_version}"
 
 _URL_ATTRIBUTES = ("issuer", "oauth_authorize_url", "oauth_token_url", "verify_url", "revoke_url", "api_base_url")
 
@@ -51,6 +62,18 @@ class ProviderContext:
     http: ProviderHttp
     clock: Clock
     environment: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpiringFact:
+    """A fact about a provider that ends on a day, such as the support of an API version.
+
+    With `only_for`, it concerns only servers that use this API version or scope.
+    """
+
+    subject: str
+    end: date
+    only_for: str = ""
 
 
 class ProviderConfig(BaseModel):
@@ -85,9 +108,21 @@ class BaseProvider(ABC):
     verify_url: str | None = None
     revoke_url: str | None = None
     api_base_url: str | None = None
+    api_base_urls: Mapping[str, str] = MappingProxyType({})
+    """Further base URLs of the API, by the names that callers use, for a provider that has several hosts."""
+
+    default_api_version: str = ""
+    """The API version in the declared URLs, as "{api_version}". The setting `<TYPE>_API_VERSION` replaces it."""
+
+    expiring_facts: Sequence[ExpiringFact] = ()
+    """What ends at a known time, so that this declaration or a setting has to change before."""
+
     account_id_field: str | None = None
     account_label_field: str | None = None
     required_fields: Sequence[str] = ()
+
+    allows_whitespace_in: Collection[str] = ()
+    """The fields of a key that may have white space inside: PEM files, application passwords."""
 
     required_settings: Sequence[str] = ()
     """Settings that must be set, without the prefix of the type: "DEVELOPER_TOKEN"."""
@@ -102,6 +137,15 @@ class BaseProvider(ABC):
 
     rate_limits: Sequence[RateLimit] = ()
     """The documented rate limits of the API."""
+
+    reason_paths: Sequence[str] = ("error", "error.code", "error_code", "code")
+    """Dotted paths of the machine-readable reason in error responses; "*" stands for each element of a list."""
+
+    reasons: Collection[str] = ()
+    """The codes that may be passed on to callers and logs. Other codes are not: they could be free text."""
+
+    client_fault_reasons: Collection[str] = ()
+    """The codes of errors of our app, such as a disabled API. No user's account is at fault."""
 
     calls_at_once: int | None = None
     """The documented maximum of concurrent calls per account; None if nothing is documented."""
@@ -129,6 +173,13 @@ class BaseProvider(ABC):
 
     def __init__(self, context: ProviderContext) -> None:
         self._context = context
+        for name in _URL_ATTRIBUTES:
+            url = getattr(self, name)
+            if url is not None and _API_VERSION in url:
+                setattr(self, name, url.replace(_API_VERSION, self.api_version))
+        self.api_base_urls = {
+            name: url.replace(_API_VERSION, self.api_version) for name, url in self.api_base_urls.items()
+        }
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.integration_type}>"
@@ -181,6 +232,19 @@ class BaseProvider(ABC):
         return self._setting("CLIENT_SECRET")
 
     @property
+    def api_version(self) -> str:
+        """The API version in the URLs; empty if they have none."""
+        return self.default_api_version and (self._setting("API_VERSION") or self.default_api_version)
+
+    def facts_ending_by(self, day: date) -> Sequence[ExpiringFact]:
+        """The facts that concern this server and end by a day, or have ended; the soonest first."""
+        used = {"", self.api_version, *self.required_scopes}
+        return sorted(
+            (fact for fact in self.expiring_facts if fact.only_for in used and fact.end <= day),
+            key=lambda fact: fact.end,
+        )
+
+    @property
     def missing_settings(self) -> Sequence[str]:
         """The full names of required settings that are not set."""
         return [self._setting_name(name) for name in self.required_settings if not self._setting(name)]
@@ -194,7 +258,8 @@ class BaseProvider(ABC):
     def url_templates(self) -> Mapping[str, str]:
         """The declared URLs, by the names of their attributes."""
         urls: dict[str, str | None] = {name: getattr(self, name) for name in _URL_ATTRIBUTES}
-        return {name: url for name, url in urls.items() if url is not None}
+        bases = {f"api_base_urls.{name}": url for name, url in self.api_base_urls.items()}
+        return {name: url for name, url in urls.items() if url is not None} | bases
 
     # --- config
 
@@ -228,9 +293,18 @@ class BaseProvider(ABC):
             return self
         return self.with_attributes(url_params={**self.url_params, **credentials.extras})
 
-    def api_url(self, credentials: Credentials) -> str | None:
-        """The base URL of the API for the account of these credentials; None if the provider declares no API."""
-        return self.api_base_url and fill(self.api_base_url, self.for_credentials(credentials).url_params)
+    def api_url(self, credentials: Credentials, api: str = "") -> str:
+        """The base URL of an API for the account of these credentials. `api` is a name of `api_base_urls`.
+
+        Raises `InvalidField` for an unknown name, and `ApiNotDeclared`.
+        """
+        if api and api not in self.api_base_urls:
+            names = ", ".join(sorted(self.api_base_urls))
+            raise InvalidField("api", f"must be empty or one of: {names}" if names else "must be empty for this type")
+        url = self.api_base_urls[api] if api else self.api_base_url
+        if url is None:
+            raise ApiNotDeclared
+        return fill(url, self.for_credentials(credentials).url_params)
 
     def with_attributes(self, **attributes: object) -> Self:
         """A copy with other values for some declarations."""
@@ -293,6 +367,8 @@ class BaseProvider(ABC):
 
     def webhook_secret_problem(self, secret: str) -> str | None:
         """Why webhooks cannot be verified with a secret, as the end of a sentence; None if they can."""
+        if has_control_characters(secret):
+            return "has a control character or a lone surrogate"
         return None if self.webhook_scheme is None else self.webhook_scheme.secret_problem(secret)
 
     def receive_webhook(self, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
@@ -311,6 +387,17 @@ class BaseProvider(ABC):
 
     # --- use of credentials
 
+    def key_problem(self, field: str, value: str) -> str | None:
+        """Why a field of a key cannot be right, as the end of a sentence; None if it can."""
+        if field == "webhook_secret":
+            return self.webhook_secret_problem(value)
+        allows_whitespace = field in self.allows_whitespace_in
+        if not allows_whitespace and _WHITESPACE.search(value):
+            return "has white space inside it, which no key of this integration type has"
+        if has_control_characters("".join(value.split()) if allows_whitespace else value):
+            return "has a control character or a lone surrogate"
+        return None
+
     @abstractmethod
     def request_auth(self, credentials: Credentials) -> RequestAuth:
         """The headers or query parameters that authenticate an API request.
@@ -322,9 +409,9 @@ class BaseProvider(ABC):
         self, credentials: Credentials, request: ApiRequest, *, deadline: timedelta, body_limit: int
     ) -> ApiResponse:
         """Send an authenticated request to the account's API. Every status is returned as a response."""
-        base, auth = self.api_url(credentials), self.request_auth(credentials)
-        if base is None:
-            raise ApiNotDeclared
+        if request.sub_account:
+            raise InvalidField("sub_account", "must be empty for this integration type")
+        base, auth = self.api_url(credentials, request.api), self.request_auth(credentials)
         query = urlencode([*request.query, *auth.query_params.items()])
         headers = [*request.headers, *auth.headers.items()]
         if request.idempotency_key:
@@ -350,15 +437,45 @@ class BaseProvider(ABC):
             response.retry_after,
             parse_rate_limit_headers(response.headers, self._context.clock()),
             self.rejects_access_token(response),
+            reason=None if response.is_success else self._reason_of(response),
+            is_client_fault=self.rejects_client(response),
         )
 
     def rejects_access_token(self, response: HttpResponse) -> bool:
-        """Whether an API response with another status than 401 means that the access token is invalid."""
-        return False
+        """Whether an API response means that the access token is invalid (RFC 6750 §3.1)."""
+        return response.status == 401
 
     def is_rate_limited(self, response: HttpResponse) -> bool:
-        """Whether an API response means that the request may be sent later (RFC 6585 §4, RFC 9110 §15.6.4)."""
-        return response.status in {429, 503}
+        """Whether a response means that the request may be sent later (RFC 6585 §4, RFC 9110 §15.6.4 and §10.2.3)."""
+        return response.status in {429, 503} or (response.status == 403 and response.retry_after is not None)
+
+    def rejects_client(self, response: HttpResponse) -> bool:
+        """Whether an error response means that our app or its settings are at fault, and no user's account."""
+        return response.is_refusal and self._reason_of(response) in self.client_fault_reasons
+
+    def _reason_of(self, response: HttpResponse) -> str | None:
+        """The reason in an error response; a long body is content, and is not parsed."""
+        return self.reason_in(response.json) if len(response.body) <= _MAX_ERROR_SIZE else None
+
+    def reason_in(self, fields: object) -> str | None:
+        """The machine-readable reason in the fields of an error response: a code that is declared, never free text."""
+        known = self.known_reasons
+        found = (code for path in self.reason_paths for code in texts_at(fields, path))
+        return next((code for code in found if code in known), None)
+
+    @property
+    def known_reasons(self) -> Collection[str]:
+        """The codes that are passed on as reasons."""
+        return {*self.reasons, *self.client_fault_reasons}
+
+    @contextmanager
+    def adding_reason(self, fields: object) -> Iterator[None]:
+        """Add the reason in the fields of a response to the errors that are raised because of it."""
+        try:
+            yield
+        except ProviderError as error:
+            error.provider_reason = self.reason_in(fields)
+            raise
 
     async def verify_connection(self, credentials: Credentials) -> NewAccount:
         """Check the credentials at the provider, and return their account. Without a `verify_url` nothing is sent.
@@ -381,11 +498,21 @@ class BaseProvider(ABC):
         response = await self.for_credentials(credentials).send(
             self.verify_method, self.verify_url or "", headers=auth.headers, query=auth.query_params
         )
-        if self.rejects_credentials(response):
-            raise ProviderRejected("credentials")
-        if not response.is_success or self.is_failure(response):
-            raise ProviderUnavailable(retry_after=response.retry_after)
+        with self.adding_reason(response.json):
+            # First of all: a request to wait comes with any status, also 403, and says nothing about the credentials.
+            if self.is_rate_limited(response):
+                raise ProviderUnavailable(retry_after=response.retry_after)
+            if self.rejects_client(response):
+                raise ProviderMisconfigured
+            if self.rejects_credentials(response):
+                raise ProviderRejected("credentials")
+            if not self.proves_credentials(response):
+                raise ProviderUnavailable(retry_after=response.retry_after)
         return response
+
+    def proves_credentials(self, response: HttpResponse) -> bool:
+        """Whether a response to a verification means that the credentials are valid."""
+        return response.is_success and not self.is_failure(response)
 
     def verification_auth(self, credentials: Credentials) -> RequestAuth:
         """The authentication of the verification request."""

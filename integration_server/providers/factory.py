@@ -10,7 +10,7 @@ from datetime import timedelta
 from integration_server.domain.errors import UnknownIntegrationType
 from integration_server.providers.base import MIN_RENEW_AFTER, BaseProvider, ProviderContext
 from integration_server.providers.http import url_problem
-from integration_server.providers.url_templates import fill_with_placeholders, host_pattern_problem
+from integration_server.providers.url_templates import fill_with_placeholders, host_pattern_problem, is_param_value
 from integration_server.service.proxy.proxy_policy import declaration_problem
 
 INTEGRATION_TYPE = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -100,6 +100,8 @@ def _problems_of(provider: BaseProvider, registered_as: str, *, dev_mode: bool) 
     for name, url in provider.url_templates.items():
         if problem := url_problem(fill_with_placeholders(url), dev_mode=dev_mode):
             yield f"{name}: {problem}"
+    if provider.api_version and not is_param_value(provider.api_version):
+        yield f"{registered_as.upper()}_API_VERSION: {provider.api_version!r} is not a version"
     for limit in provider.rate_limits:
         if limit.calls < 1 or limit.window < timedelta(seconds=1):
             yield f"rate_limits: {limit.calls} calls in {limit.window} is less than 1, or in less than a second"
@@ -107,6 +109,10 @@ def _problems_of(provider: BaseProvider, registered_as: str, *, dev_mode: bool) 
         yield f"renew_after: {provider.renew_after} is less than {MIN_RENEW_AFTER}"
     if provider.calls_at_once is not None and provider.calls_at_once < 1:
         yield f"calls_at_once: {provider.calls_at_once} is less than 1"
+    yield from _header_and_host_problems(provider)
+
+
+def _header_and_host_problems(provider: BaseProvider) -> Iterator[str]:
     for header in provider.allowed_request_headers:
         if problem := declaration_problem(header):
             yield f"allowed_request_headers: {header!r} {problem}"

@@ -11,6 +11,11 @@
 - PKCE with S256: github.blog/changelog/2025-07-14-pkce-support-for-oauth-and-github-app-authentication [H].
 - A revocation is DELETE of the grant, with client id and secret as HTTP Basic; it ends all tokens of the user for the
   app: docs.github.com/en/rest/apps/oauth-applications [H].
+- More than ten tokens of one user, app and set of scopes: the oldest is revoked:
+  docs.github.com/en/apps/oauth-apps/building-oauth-apps [H 2026-11-29]. Each connection of the same user makes one.
+- A rate limit is reported with 403 or 429, and `retry-after`, or `x-ratelimit-remaining: 0` with the time of its reset;
+  the limits are per `x-ratelimit-resource`:
+  docs.github.com/rest/using-the-rest-api/rate-limits-for-the-rest-api [H 2026-11-29].
 - 5,000 requests an hour per user, and 900 points a minute; a request costs one point, or five if it writes:
   docs.github.com/rest/using-the-rest-api/rate-limits-for-the-rest-api [H]. The server counts requests, not points.
 """
@@ -20,6 +25,7 @@ from datetime import timedelta
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import ProviderMisconfigured, ProviderUnavailable
 from integration_server.domain.proxy_messages import RateLimit
+from integration_server.providers.http import HttpResponse
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.github import GITHUB
 
@@ -56,8 +62,14 @@ class GitHubProvider(OAuth2Provider):
     account_id_field = "id"
     account_label_field = "login"
     api_base_url = "https://api.github.com"
+    reasons = ("bad_verification_code", "redirect_uri_mismatch", "unverified_user_email", "application_suspended")
     allowed_request_headers = ("X-GitHub-Api-Version",)
     rate_limits = (RateLimit(5_000, timedelta(hours=1)), RateLimit(900, timedelta(minutes=1)))
+
+    def is_rate_limited(self, response: HttpResponse) -> bool:
+        """Also 403 where no request remains."""
+        is_exhausted = response.status == 403 and response.headers.get("x-ratelimit-remaining") == "0"
+        return super().is_rate_limited(response) or is_exhausted
 
     async def revoke_tokens(self, revoke_url: str, tokens: OAuthTokens) -> bool:
         """Delete the grant."""

@@ -24,6 +24,8 @@ from integration_server.domain import calendar as domain
 from integration_server.domain.errors import (
     EtagMismatch,
     InvalidField,
+    ProviderError,
+    ProviderMisconfigured,
     ProviderRejected,
     ProviderUnavailable,
     ResourceAlreadyExists,
@@ -31,16 +33,10 @@ from integration_server.domain.errors import (
     SyncTokenExpired,
 )
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
+from integration_server.providers.google import QUOTA_REASONS
 from integration_server.providers.lenient_json import field_at, read_object
 
 _UPDATED_MIN_TOO_OLD = "updatedMinTooLongAgo"
-_QUOTA_REASONS = {
-    "quotaExceeded",
-    "dailyLimitExceeded",
-    "rateLimitExceeded",
-    "userRateLimitExceeded",
-    "RATE_LIMIT_EXCEEDED",
-}
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -274,14 +270,24 @@ def _reasons(response: ApiResponse) -> Collection[str]:
 
 
 def _require_success(response: ApiResponse, resource: str) -> None:
+    try:
+        _raise_for_status(response, resource)
+    except ProviderError as error:
+        error.provider_reason = response.reason
+        raise
+
+
+def _raise_for_status(response: ApiResponse, resource: str) -> None:
     match response.status:
         case status if 200 <= status < 300:
             return
+        case _ if response.is_client_fault:
+            raise ProviderMisconfigured("the API is not enabled for this server's app at the provider")
         case 401:
             raise ProviderRejected("credentials")
         case 429:
             raise ProviderUnavailable("the provider asks for a later retry", retry_after=response.retry_after)
-        case 403 if not _QUOTA_REASONS.isdisjoint(_reasons(response)):
+        case 403 if not QUOTA_REASONS.isdisjoint(_reasons(response)):
             raise ProviderUnavailable("the quota of the account or app is exhausted", retry_after=response.retry_after)
         case 404 | 410:
             raise ResourceNotFound(resource)

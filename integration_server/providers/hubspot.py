@@ -1,8 +1,9 @@
 """HubSpot.
 
 - Token and revocation endpoints have a dated version, 2026-03; the v1 endpoints end on 16 February 2027:
-  developers.hubspot.com/changelog/v1-oauth-api-deprecation [H]. Client id and secret are sent in the form:
-  developers.hubspot.com/docs/api-reference/latest/authentication/oauth-tokens/revoke-token [H].
+  developers.hubspot.com/changelog/v1-oauth-api-deprecation [H]. The setting `HUBSPOT_API_VERSION` names another one.
+  Responses have `scopes`, a list, and `hub_id`; certain for v1 [M 2026-11-29]. Client id and secret are sent in the
+  form: developers.hubspot.com/docs/api-reference/latest/authentication/oauth-tokens/revoke-token [H].
 - Errors are those of RFC 6749, with HubSpot's own `status` beside them:
   developers.hubspot.com/changelog/new-oauth-v3-api-endpoints-and-standardized-error-responses [H].
 - Access tokens last 30 minutes at present; the response has the lifetime [H]. The refresh token stays the same [K].
@@ -37,8 +38,9 @@ class HubSpotProvider(OAuth2Provider):
     integration_type = "hubspot"
     display_name = "HubSpot"
     oauth_authorize_url = "https://app.hubspot.com/oauth/authorize"
-    oauth_token_url = "https://api.hubapi.com/oauth/2026-03/token"
-    revoke_url = "https://api.hubapi.com/oauth/2026-03/token/revoke"
+    default_api_version = "2026-03"
+    oauth_token_url = "https://api.hubapi.com/oauth/{api_version}/token"
+    revoke_url = "https://api.hubapi.com/oauth/{api_version}/token/revoke"
     required_scopes = ("oauth", "crm.objects.contacts.read")
     token_auth = "client_secret_post"
     refresh_token_grace = timedelta.max
@@ -47,6 +49,11 @@ class HubSpotProvider(OAuth2Provider):
     account_id_field = "portalId"
     account_label_field = "uiDomain"
     api_base_url = "https://api.hubapi.com"
+    reason_paths = ("category", "status", "error")
+    reasons = (
+        *("EXPIRED_AUTHENTICATION", "INVALID_AUTHENTICATION", "MISSING_SCOPES", "RATE_LIMITS", "VALIDATION_ERROR"),
+        *("BAD_AUTH_CODE", "BAD_CLIENT_ID", "BAD_CLIENT_SECRET", "BAD_REFRESH_TOKEN", "BANNED"),
+    )
     rate_limits = (RateLimit(100, timedelta(seconds=10)),)
     config_model = HubSpotConfig
 

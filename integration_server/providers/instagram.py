@@ -5,7 +5,15 @@
   scopes.
 - The code ends in `#_`, which is not part of it [H].
 - The response to a code has `user_id`, `permissions` and a token of an hour, either directly or as the only element of
-  `data` [H]. Errors have `error_type` and `error_message` [K].
+  `data` [H]. Errors have `error_type` and `error_message` [K]. "Invalid platform app" in them is an error of our client
+  [H 2026-11-29].
+- The `user_id` of the response is the app-scoped id, which the deauthorize callback names too, and not the one of /me
+  [M 2026-11-29]. It is stored with the tokens.
+- Webhooks are signed with the secret of the Facebook app or of the Instagram app; which one is not documented
+  [K 2026-11-29]. With the setting `INSTAGRAM_WEBHOOK_SECRET`, both are tried.
+- Versions of the Graph API end two years after the next one appears; v24.0 on 18 February 2028:
+  developers.facebook.com/docs/graph-api/changelog/versions [H 2026-11-29]. The setting `INSTAGRAM_API_VERSION` names
+  another one.
 - GET graph.instagram.com/access_token exchanges that token for one of 60 days. GET /refresh_access_token renews that
   one, if it is 24 hours old and has not expired:
   developers.facebook.com/docs/instagram-platform/reference/refresh_access_token [H]. A younger one is not renewed.
@@ -14,14 +22,16 @@
 - PKCE is not documented; RFC 6749 §3.1 requires that unknown parameters are ignored, so it is sent [K].
 """
 
-from collections.abc import Mapping
-from datetime import timedelta
+from collections.abc import Mapping, Sequence
+from datetime import date, timedelta
 from typing import Any
 
-from integration_server.domain.credentials import OAuthTokens
-from integration_server.providers.lenient_json import field_at
+from integration_server.domain.credentials import Credentials, OAuthTokens
+from integration_server.providers.base import ExpiringFact
+from integration_server.providers.lenient_json import field_at, text_at
 from integration_server.providers.meta import MetaProvider
 
+_INVALID_CLIENT = "invalid platform app"  # there is no code for it, only this message
 _MIN_REFRESH_AGE = timedelta(hours=24)
 
 
@@ -33,7 +43,9 @@ class InstagramProvider(MetaProvider):
     oauth_token_url = "https://api.instagram.com/oauth/access_token"
     required_scopes = ("instagram_business_basic",)
     extra_fields = ("user_id",)
-    verify_url = "https://graph.instagram.com/v24.0/me?fields=user_id,username"
+    default_api_version = "v24.0"
+    expiring_facts = (ExpiringFact("Graph API v24.0", date(2028, 2, 18), "v24.0"),)
+    verify_url = "https://graph.instagram.com/{api_version}/me?fields=user_id,username"
     account_id_field = "user_id"
     account_label_field = "username"
     api_base_url = "https://graph.instagram.com"
@@ -49,8 +61,20 @@ class InstagramProvider(MetaProvider):
         return {"scope": fields.get("permissions"), **fields}
 
     def oauth_error(self, fields: object) -> str | None:
-        """`invalid_grant` for any `error_type`, which always concerns the code; otherwise the Graph API's number."""
+        """`invalid_grant` for any other `error_type`, which then concerns the code; else the Graph API's number."""
+        messages = (text_at(fields, path) or "" for path in ("error_message", "error.message"))
+        if any(message.casefold().rstrip(".") == _INVALID_CLIENT for message in messages):
+            return "invalid_client"
         return super().oauth_error(fields) if field_at(fields, "error_type") is None else "invalid_grant"
+
+    def webhook_secrets(self, credentials: Credentials | None) -> Sequence[str]:
+        """Also our client secret where another secret is set: either may sign."""
+        secrets = super().webhook_secrets(credentials)
+        return (
+            list(dict.fromkeys((*secrets, self.client_secret)))
+            if credentials is None and self.client_secret
+            else secrets
+        )
 
     async def complete_tokens(self, tokens: OAuthTokens) -> OAuthTokens:
         """Exchange the short-lived token."""

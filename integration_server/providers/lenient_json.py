@@ -6,10 +6,12 @@ strings in the result are valid Unicode; characters that could not be decoded be
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic_core import from_json
+
+from integration_server.text_escaping import has_control_characters
 
 UNREADABLE = "\ufffd"
 
@@ -60,13 +62,35 @@ def field_at(value: object, path: str) -> object:
 
 
 def text_at(value: object, path: str) -> str | None:
-    """The string or integer at a dotted path, as printable text of at most 255 characters; None otherwise.
+    """The string or integer at a dotted path, as text of at most 255 characters, unchanged; None otherwise.
 
-    Text that was not decoded completely is None as well: two different identifiers could have become equal.
+    None as well for blank text, and for text with control characters or lone surrogates. Other characters that are not
+    visible, such as joiners and all kinds of spaces, belong to how people write. Text that was not decoded completely
+    is None as well: two different identifiers could have become equal.
     """
-    found = field_at(value, path)
-    if isinstance(found, int) and not isinstance(found, bool):
-        found = str(found)
-    if not isinstance(found, str) or not found.isprintable() or UNREADABLE in found or len(found) > _MAX_TEXT_LENGTH:
+    return _text(field_at(value, path))
+
+
+def texts_at(value: object, path: str) -> Iterator[str]:
+    """The texts, as of `text_at`, at a dotted path in which "*" stands for each element of a list."""
+    head, _, rest = path.partition(".*")
+    found = field_at(value, head)
+    if head == path:
+        texts = [_text(found)]
+    elif rest:
+        texts = [text for element in _as_list(found) for text in texts_at(element, rest.removeprefix("."))]
+    else:
+        texts = list(map(_text, _as_list(found)))
+    yield from (text for text in texts if text is not None)
+
+
+def _as_list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _text(value: object) -> str | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not 0 < len(value) <= _MAX_TEXT_LENGTH or value.isspace():
         return None
-    return found.strip() or None
+    return None if UNREADABLE in value or has_control_characters(value) else value

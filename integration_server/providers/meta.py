@@ -1,11 +1,12 @@
 """The base of Meta's services: the Graph API, and tokens that are exchanged instead of refreshed.
 
 - There are no refresh tokens. A token of 60 days can be exchanged for another one until it expires, and stays valid:
-  developers.facebook.com/docs/facebook-login/guides/access-tokens/get-long-lived [H]. The access token is therefore
-  stored as its own refresh token, with the same expiry, and is renewed after half of its lifetime: an outage near the
-  expiry would otherwise end the grant.
+  developers.facebook.com/docs/facebook-login/guides/access-tokens/get-long-lived [M 2026-11-29]. The access token is
+  therefore stored as its own refresh token, with the same expiry, and is renewed after half of its lifetime: an outage
+  near the expiry would otherwise end the grant.
 - Errors have numbers, in `error.code`: developers.facebook.com/docs/graph-api/guides/error-handling [H]. 190 and 102:
-  the token is invalid. 1, 2, 4, 17, 32 and 613: transient. 101: our client [K].
+  the token is invalid. 101: our client [K]. 1 and 2: transient. 4, 17, 32, 341, 368, 613 and 80000 to 80014: wait;
+  they come with HTTP 400 or 403: developers.facebook.com/docs/graph-api/overview/rate-limiting [H 2026-11-29].
 """
 
 from dataclasses import replace
@@ -18,6 +19,7 @@ from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.meta import META
 
 _INVALID_TOKEN_CODES = (190, 102)
+_WAIT_CODES = frozenset({4, 17, 32, 341, 368, 613, *range(80_000, 80_015)})
 
 
 class MetaProvider(OAuth2Provider):
@@ -29,8 +31,13 @@ class MetaProvider(OAuth2Provider):
     error_codes = {
         "invalid_grant": ("190", "102"),
         "invalid_client": ("101",),
-        "temporarily_unavailable": ("1", "2", "4", "17", "32", "613"),
+        "temporarily_unavailable": ("1", "2", *map(str, sorted(_WAIT_CODES))),
     }
+    reason_paths = ("error.error_subcode", "error.code")
+    reasons = (
+        *("3", "10", "100", "200", "458", "459", "460", "463", "464", "467", "492", "506"),
+        *(str(code) for code in range(200, 300)),
+    )
     assumed_lifetime = timedelta(days=60)
     renew_after = timedelta(days=30)
     refresh_token_grace = timedelta.max
@@ -41,9 +48,15 @@ class MetaProvider(OAuth2Provider):
         tokens = super().read_tokens(http_response, subject)
         return replace(tokens, refresh_token=tokens.access_token, refresh_token_expire_time=tokens.expire_time)
 
+    def is_rate_limited(self, response: HttpResponse) -> bool:
+        """Also an error's number that asks to wait, which comes with HTTP 400 or 403."""
+        asks_to_wait = response.is_refusal and field_at(response.json, "error.code") in _WAIT_CODES
+        return super().is_rate_limited(response) or asks_to_wait
+
     def rejects_access_token(self, response: HttpResponse) -> bool:
-        """Decided by the error's number, which mostly comes with HTTP 400."""
-        return response.is_refusal and field_at(response.json, "error.code") in _INVALID_TOKEN_CODES
+        """Also an error's number, which mostly comes with HTTP 400."""
+        is_invalid = response.is_refusal and field_at(response.json, "error.code") in _INVALID_TOKEN_CODES
+        return super().rejects_access_token(response) or is_invalid
 
     def rejects_credentials(self, response: HttpResponse) -> bool:
         """Decided by the error's number; many errors share a status."""

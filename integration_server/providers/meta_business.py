@@ -1,35 +1,70 @@
 """Meta Business: Facebook Pages, ads and their insights.
 
 - Endpoints have the version in the path; client id and secret are sent in the form:
-  developers.facebook.com/docs/facebook-login/guides/advanced/manual-flow [H]. A version works for about two years [K].
+  developers.facebook.com/docs/facebook-login/guides/advanced/manual-flow [H]. The setting `META_BUSINESS_API_VERSION`
+  names another version.
+- A version of the Graph API works for two years and more, but its Marketing API for about one: v24.0 until 10 November
+  2026, v25.0 until 23 February 2027, v26.0 with no end yet:
+  developers.facebook.com/docs/marketing-api/marketing-api-changelog/versions [H 2026-11-29].
+- Facebook Login for Business takes `config_id`, a configuration of the app, in place of `scope`:
+  developers.facebook.com/docs/facebook-login/facebook-login-for-business [M 2026-11-29]. It is sent if the setting
+  `META_BUSINESS_LOGIN_CONFIG_ID` has a value.
 - The token of a code lasts an hour or two [M]. `grant_type=fb_exchange_token` exchanges it for one of 60 days [H]; the
   server does so at once.
 - Token responses have no scopes, so the requested ones count as granted; a user can decline some [K].
+- Most endpoints of a Page need the Page's own token, the field `access_token` of the Page for a user who may use it:
+  developers.facebook.com/docs/pages-api/getting-started [H 2026-11-29]. A call with `sub_account` uses that token.
 - Verification is GET /me [K]; `debug_token` would also verify a token, but its response has no name [H].
 - DELETE /me/permissions ends everything that the user has granted to the app [H].
 """
 
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date, timedelta
+from urllib.parse import unquote
+
 from authlib.oauth2.rfc6749.parameters import prepare_token_request
 
-from integration_server.domain.credentials import OAuthTokens
+from integration_server.domain.credentials import Credentials, OAuthTokens
+from integration_server.domain.errors import InvalidField
+from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
+from integration_server.providers.base import ExpiringFact
+from integration_server.providers.lenient_json import field_at, read_object
 from integration_server.providers.meta import MetaProvider
+
+_PAGE_ID = re.compile("[0-9]{1,64}")
+_TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
 
 
 class MetaBusinessProvider(MetaProvider):
     """A user's Facebook Pages and ad accounts."""
 
     integration_type = "meta_business"
-    oauth_authorize_url = "https://www.facebook.com/v24.0/dialog/oauth"
-    oauth_token_url = "https://graph.facebook.com/v24.0/oauth/access_token"
-    revoke_url = "https://graph.facebook.com/v24.0/me/permissions"
+    default_api_version = "v26.0"
+    expiring_facts = (
+        ExpiringFact("Marketing API v24.0", date(2026, 11, 10), "v24.0"),
+        ExpiringFact("Marketing API v25.0", date(2027, 2, 23), "v25.0"),
+    )
+    oauth_authorize_url = "https://www.facebook.com/{api_version}/dialog/oauth"
+    oauth_token_url = "https://graph.facebook.com/{api_version}/oauth/access_token"
+    revoke_url = "https://graph.facebook.com/{api_version}/me/permissions"
     revoke_method = "DELETE"
     revokes_with_access_token = True
     revokes_whole_account = True
     required_scopes = ("business_management", "pages_show_list", "pages_read_engagement")
-    verify_url = "https://graph.facebook.com/v24.0/me?fields=id,name"
+    verify_url = "https://graph.facebook.com/{api_version}/me?fields=id,name"
     account_id_field = "id"
     account_label_field = "name"
-    api_base_url = "https://graph.facebook.com/v24.0"
+    api_base_url = "https://graph.facebook.com/{api_version}"
+
+    def authorization_url(self, *, redirect_uri: str, state: str, scopes: Sequence[str], code_challenge: str) -> str:
+        """The authorization URL, with the configuration of the login in place of the scopes if there is one."""
+        login = self._setting("LOGIN_CONFIG_ID")
+        provider = self.with_attributes(authorize_params={"config_id": login}) if login else self
+        return super(MetaBusinessProvider, provider).authorization_url(
+            redirect_uri=redirect_uri, state=state, scopes=() if login else scopes, code_challenge=code_challenge
+        )
 
     async def complete_tokens(self, tokens: OAuthTokens) -> OAuthTokens:
         """Exchange the short-lived token."""
@@ -39,6 +74,31 @@ class MetaBusinessProvider(MetaProvider):
         """Exchange a token for a new long-lived one."""
         body = prepare_token_request("fb_exchange_token", fb_exchange_token=refresh_token)
         return await self.request_tokens(body, "grant")
+
+    async def call_api(
+        self, credentials: Credentials, request: ApiRequest, *, deadline: timedelta, body_limit: int
+    ) -> ApiResponse:
+        """Send a request with the user's token, or with that of the Page that `sub_account` names.
+
+        If the Page's token cannot be had, the response is the one that says so.
+        """
+        if not request.sub_account or not isinstance(credentials, OAuthTokens):
+            return await super().call_api(credentials, request, deadline=deadline, body_limit=body_limit)
+        if not _PAGE_ID.fullmatch(request.sub_account):
+            raise InvalidField("sub_account", "is not the id of a Page, which consists of digits")
+        question = ApiRequest("GET", f"/{request.sub_account}", query=[("fields", "access_token")])
+        response = await super().call_api(credentials, question, deadline=deadline / 2, body_limit=body_limit)
+        if not 200 <= response.status < 300:
+            return response
+        token = field_at(read_object(response.body), "access_token")
+        if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+            raise InvalidField("sub_account", "is not a Page whose token the user may use")
+        page = replace(credentials, access_token=token)
+        own = replace(request, sub_account="")
+        response = await super().call_api(page, own, deadline=deadline / 2, body_limit=body_limit)
+        # The proxy removes headers with the user's token; this one is known here only.
+        headers = [(name, value) for name, value in response.headers if token not in unquote(value)]
+        return replace(response, headers=headers)
 
 
 register = MetaBusinessProvider.register_in

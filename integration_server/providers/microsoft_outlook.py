@@ -10,6 +10,8 @@
   password was changed) and 50076 (a second factor is required) end the grant [M]; 50196, a client in a loop, is
   transient [K]. `interaction_required` and similar codes also end it [M].
 - A single token cannot be revoked [M]; the user removes the app at Microsoft.
+- Granted scopes may come with the resource, `https://graph.microsoft.com/mail.read` [K 2026-11-29]. Scopes are compared
+  without it and without case.
 - Verification is GET /me of Graph, which User.Read allows [H].
 - 10,000 requests in ten minutes per mailbox: learn.microsoft.com/graph/throttling-limits [H]. At most four concurrent
   requests [M].
@@ -55,6 +57,12 @@ class MicrosoftOutlookProvider(OAuth2Provider):
     allowed_request_headers = ("ConsistencyLevel", "client-request-id", "return-client-request-id")
     rate_limits = (RateLimit(10_000, timedelta(minutes=10)),)
     calls_at_once = 4
+    reason_paths = ("error_codes.*", "error.code", "error")
+    reasons = (
+        *("700082", "50173", "50076", "50079", "50105", "65001", "530003", "7000215", "7000222"),
+        *("InvalidAuthenticationToken", "ErrorAccessDenied", "Authorization_RequestDenied", "ErrorItemNotFound"),
+        *("MailboxNotEnabledForRESTAPI", "ErrorQuotaExceeded", "ApplicationThrottled", "TooManyRequests"),
+    )
     config_model = MicrosoftConfig
 
     async def refresh(self, tokens: OAuthTokens) -> OAuthTokens:

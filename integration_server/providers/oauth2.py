@@ -20,7 +20,7 @@ from authlib.oauth2.rfc7009.parameters import prepare_revoke_token_request
 
 from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.errors import ProviderError, ProviderRejected, ProviderUnavailable
-from integration_server.providers.base import BaseProvider
+from integration_server.providers.base import BaseProvider, ProviderContext
 from integration_server.providers.http import HttpResponse
 from integration_server.providers.token_response import error_code, parse_fields, parse_tokens, raise_for_error
 from integration_server.providers.url_templates import fill
@@ -32,6 +32,15 @@ RESERVED_PARAMS = frozenset(
     {"response_type", "client_id", "redirect_uri", "scope", "state", "code_challenge", "code_challenge_method"}
 )
 """Parameters of the authorization URL that a declaration cannot set."""
+
+_STANDARD_ERRORS = frozenset(
+    {
+        *("invalid_request", "invalid_client", "invalid_grant", "unauthorized_client"),  # RFC 6749 §5.2
+        *("unsupported_grant_type", "invalid_scope", "access_denied", "server_error", "temporarily_unavailable"),
+        *("invalid_token", "insufficient_scope", "unsupported_token_type"),  # RFC 6750 §3.1, RFC 7009 §2.2.1
+        *("interaction_required", "login_required", "consent_required"),  # OpenID Connect Core §3.1.2.6
+    }
+)
 
 _REFRESH_TOKEN_SCOPES = frozenset({"offline_access", "offline", "refresh_token"})
 """Scopes that request a refresh token (OpenID Connect Core §11 and similar); responses seldom list them."""
@@ -80,6 +89,11 @@ class OAuth2Provider(BaseProvider):
 
     revokes_with_access_token = False
     """Whether a revocation is a request with a valid access token, instead of one with a form (RFC 7009)."""
+
+    def __init__(self, context: ProviderContext) -> None:
+        super().__init__(context)
+        if scopes := self._setting("SCOPES"):
+            self.required_scopes = tuple(scopes.replace(",", " ").split())  # type: ignore[misc]  # an attribute mostly
 
     @property
     @abstractmethod
@@ -202,10 +216,20 @@ class OAuth2Provider(BaseProvider):
             return True  # not valid before the request either, which RFC 7009 §2.2 does not count as an error
         if http_response.is_refusal and code == "unsupported_token_type":
             return False  # RFC 7009 §2.2.1
-        raise_for_error(http_response, fields, "revocation", self.oauth_error(fields))
+        with self.adding_reason(fields):
+            raise_for_error(http_response, fields, "revocation", self.oauth_error(fields))
         return True
 
     # --- use of tokens
+
+    @property
+    def known_reasons(self) -> Collection[str]:
+        """Besides others, the codes of the standards, and those that `error_codes` declares."""
+        return {
+            *super().known_reasons,
+            *_STANDARD_ERRORS,
+            *(code for codes in self.error_codes.values() for code in codes),
+        }
 
     def request_auth(self, credentials: Credentials) -> RequestAuth:
         """The authentication of an API request: the headers of `auth_headers`."""
@@ -233,7 +257,8 @@ class OAuth2Provider(BaseProvider):
     def read_tokens(self, http_response: HttpResponse, subject: str) -> OAuthTokens:
         """The tokens in a token response. Raises `ProviderError`."""
         fields = parse_fields(http_response)
-        raise_for_error(http_response, fields, subject, self.oauth_error(fields))
+        with self.adding_reason(fields):
+            raise_for_error(http_response, fields, subject, self.oauth_error(fields))
         now = self._context.clock()
         tokens = parse_tokens(
             self.token_fields(fields),

@@ -3,7 +3,8 @@
 - Endpoints; client id and secret are sent as HTTP Basic:
   developer.intuit.com/app/developer/qbo/docs/develop/authentication-and-authorization/oauth-2.0 [H].
 - Only `realmId` in the callback identifies the company [H]. A callback without it is rejected.
-- Access tokens last an hour; refresh tokens 100 days, at most five years, as `x_refresh_token_expires_in` says [H].
+- Access tokens last an hour; refresh tokens 100 days, as `x_refresh_token_expires_in` says [H]. Five years after the
+  authorization they end in any case: a separate value, which is returned on request only [H 2026-11-29].
   Their value changes about once a day [M]. Whether the old one stays valid then is not documented, so it counts as
   spent [K].
 - A revocation is JSON, as Intuit's own library sends it: github.com/intuit/oauth-pythonclient [H].

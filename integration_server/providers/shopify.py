@@ -14,8 +14,11 @@
 - A used refresh token works for 30 days, unless its replacement is used:
   shopify.dev/changelog/more-resilient-refreshes-for-expiring-offline-access-tokens [H].
 - A shop has one valid set of expiring tokens per app; new ones end the old [H].
+- `app_not_installed` for a code, and `invalid_subject_token` for a refresh, mean that the grant has ended
+  [M 2026-11-29].
 - Requests carry `X-Shopify-Access-Token` [H]. Verification is the shop's own resource [K]. When its API version ends,
-  Shopify serves the oldest supported one [H].
+  Shopify serves the oldest supported one [H]. A version is supported for a year [H]. The setting
+  `SHOPIFY_API_VERSION` names another one.
 - A revocation is DELETE /admin/api_permissions/current.json, which uninstalls the app from the shop [K].
 - The rate limit depends on the shop's plan, from two calls a second: shopify.dev/docs/api/admin-rest/usage/rate-limits
   [H]. No limit is declared; the limits in response headers apply.
@@ -26,14 +29,14 @@ import hashlib
 import hmac
 import re
 from collections.abc import Collection, Mapping
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import Any
 
 from pydantic import Field, field_validator
 
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import InvalidField
-from integration_server.providers.base import ProviderConfig
+from integration_server.providers.base import ExpiringFact, ProviderConfig
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.shopify import SHOPIFY
 
@@ -62,13 +65,16 @@ class ShopifyProvider(OAuth2Provider):
     revoke_method = "DELETE"
     revokes_with_access_token = True
     revokes_whole_account = True
-    verify_url = "https://{shop}.myshopify.com/admin/api/2026-07/shop.json"
+    default_api_version = "2026-07"
+    expiring_facts = (ExpiringFact("Admin API 2026-07", date(2027, 7, 1), "2026-07"),)
+    verify_url = "https://{shop}.myshopify.com/admin/api/{api_version}/shop.json"
     webhook_scheme = SHOPIFY
     api_base_url = "https://{shop}.myshopify.com/admin/api"
     host_patterns = ("*.myshopify.com",)
     required_scopes = ("read_products", "read_orders")
     scope_separator = ","
     token_auth = "client_secret_post"
+    error_codes = {"invalid_grant": ("app_not_installed", "invalid_subject_token")}
     code_params = {"expiring": "1"}
     refresh_token_grace = timedelta(days=30)
     account_id_field = "shop.myshopify_domain"

@@ -5,35 +5,40 @@
   installing user [H]. `user_scopes` of the config are sent as `user_scope`.
 - Errors come with HTTP 200, `"ok": false` and Slack's own codes [H].
 - The response has a bot token, and the user's token in `authed_user` if user scopes were requested [H]. The bot token
-  is used and refreshed; the user's token only if there is no bot token. Both are revoked.
+  is used and refreshed; the user's token only if there is no bot token. Both are revoked. With token rotation the
+  user's token has a refresh token too [M 2026-11-29]; it is used to revoke a token that has expired.
 - Tokens do not expire, unless the app has enabled token rotation, which is permanent; then they last 12 hours, and
   refresh tokens are single-use: docs.slack.dev/authentication/using-token-rotation [H].
 - PKCE turns an app into a public client permanently: docs.slack.dev/changelog/2026/03/30/pkce [H]. Our client has a
   secret, so no challenge is sent.
 - Verification is auth.test [H]. A revocation is auth.revoke, which ends the token that authenticates it [H]. An account
   is a workspace; all users who install the app there receive the same bot token, if tokens are not rotated [K].
-- Rate limits are per method, from one call a minute: docs.slack.dev/apis/web-api/rate-limits [H]. No limit is declared;
-  the limits in response headers apply.
+- Rate limits are per method, and so is a 429 [H 2026-11-29]. They begin with one call a minute:
+  docs.slack.dev/apis/web-api/rate-limits [H]. No limit is declared; the limits in response headers apply.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from integration_server.domain.credentials import OAuthTokens
+from integration_server.domain.credentials import Credentials, OAuthTokens
+from integration_server.domain.errors import ProviderRejected
 from integration_server.providers.base import ProviderConfig
 from integration_server.providers.http import HttpResponse
 from integration_server.providers.lenient_json import field_at, text_at
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.slack import SLACK
+from integration_server.service.integrations.ports import NewAccount
 
 _INVALID_TOKEN_ERRORS = frozenset(
     {"invalid_auth", "not_authed", "account_inactive", "token_revoked", "token_expired", "user_removed_from_team"}
 )
 _MAX_ERROR_SIZE = 4096
 _USER_TOKEN = "authed_user.access_token"
+_USER_REFRESH_TOKEN = "authed_user.refresh_token"
 
 
 class SlackConfig(ProviderConfig):
@@ -69,7 +74,18 @@ class SlackProvider(OAuth2Provider):
             *("request_timeout", "service_unavailable"),
         ),
     }
-    extra_fields = ("team.id", "bot_user_id", "authed_user.id", _USER_TOKEN)
+    extra_fields = ("team.id", "bot_user_id", "authed_user.id", _USER_TOKEN, _USER_REFRESH_TOKEN)
+    reasons = (
+        *_INVALID_TOKEN_ERRORS,
+        *("missing_scope", "not_in_channel", "channel_not_found", "ratelimited", "ekm_access_denied", "access_denied"),
+        *(
+            "enterprise_is_restricted",
+            "team_access_not_granted",
+            "restricted_action",
+            "no_permission",
+            "org_login_required",
+        ),
+    )
     account_id_field = "team_id"
     account_label_field = "team"
     config_model = SlackConfig
@@ -87,13 +103,21 @@ class SlackProvider(OAuth2Provider):
             fields = {**user, "team": fields.get("team"), "authed_user": {"id": user.get("id")}}
         return {**fields, "token_type": "bearer"}
 
+    def account_of(self, credentials: Credentials, fields: Mapping[str, Any]) -> NewAccount:
+        """The workspace, or the enterprise if the app is installed in a whole enterprise."""
+        account = super().account_of(credentials, fields)
+        enterprise = text_at(fields, "enterprise_id") if fields.get("is_enterprise_install") is True else None
+        return replace(account, account_id=enterprise) if enterprise else account
+
     def rejects_credentials(self, response: HttpResponse) -> bool:
         """Also an error code with HTTP 200."""
         return super().rejects_credentials(response) or self.rejects_access_token(response)
 
     def rejects_access_token(self, response: HttpResponse) -> bool:
-        """Whether `error`, with HTTP 200, says so. A long body is not an error, and is not parsed."""
-        return len(response.body) <= _MAX_ERROR_SIZE and text_at(response.json, "error") in _INVALID_TOKEN_ERRORS
+        """Also `error` with HTTP 200. A long body is not an error, and is not parsed."""
+        return super().rejects_access_token(response) or (
+            len(response.body) <= _MAX_ERROR_SIZE and text_at(response.json, "error") in _INVALID_TOKEN_ERRORS
+        )
 
     def is_failure(self, response: HttpResponse) -> bool:
         """Everything but `"ok": true`."""
@@ -101,7 +125,12 @@ class SlackProvider(OAuth2Provider):
 
     async def revoke_tokens(self, revoke_url: str, tokens: OAuthTokens) -> bool:
         """Revoke the bot token and the user's token."""
-        for access_token in dict.fromkeys((tokens.access_token, tokens.extras.get(_USER_TOKEN, tokens.access_token))):
+        user_token, user_refresh_token = map(tokens.extras.get, (_USER_TOKEN, _USER_REFRESH_TOKEN))
+        if user_refresh_token is not None:
+            # The user's token is not refreshed otherwise. Its end would be taken for the end of the grant.
+            with suppress(ProviderRejected):  # that grant has ended already
+                user_token = (await self.refresh_access_token(user_refresh_token)).access_token
+        for access_token in dict.fromkeys((tokens.access_token, user_token or tokens.access_token)):
             await super().revoke_tokens(revoke_url, replace(tokens, access_token=access_token))
         return True
 

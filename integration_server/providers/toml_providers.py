@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -82,6 +82,21 @@ def _param_name(value: str) -> str:
     return value
 
 
+def _require_verification(value: str | None, info: ValidationInfo) -> str | None:
+    if "verify" in info.data and (value is not None) != info.data["verify"]:
+        problem = "is required, unless the file says verify = false" if value is None else "contradicts verify = false"
+        raise PydanticCustomError("verification", "{problem}", {"problem": problem})
+    return value
+
+
+def _require_false(value: bool) -> bool:  # a validator
+    if value:
+        raise PydanticCustomError("verify", "can only be false")
+    return value
+
+
+ApiName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+KeyField = Literal["api_key", "api_secret"]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 FieldPath = Annotated[str, StringConstraints(pattern=r"^[^.]+(\.[^.]+)*$")]
 Scope = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]+$")]
@@ -116,10 +131,12 @@ class Declaration(BaseModel):
     integration_type: Annotated[str, StringConstraints(pattern=f"^{INTEGRATION_TYPE.pattern}$")]
     auth_method: Annotated[AuthMethod, Field(strict=False)]
     display_name: Text | None = None
+    verify: Annotated[bool, AfterValidator(_require_false), Field(exclude=True)] = True
     verify_url: Url | None = None
     account_id_field: FieldPath | None = None
     account_label_field: FieldPath | None = None
     api_base_url: Url | None = None
+    api_base_urls: dict[ApiName, Url] = {}
     rate_limits: list[RateLimitDeclaration] = []
     calls_at_once: Annotated[int, Field(ge=1, le=10_000)] | None = None
     allowed_request_headers: list[HeaderName] = []
@@ -154,9 +171,13 @@ class OAuth2Declaration(Declaration):
 
 
 class KeyDeclaration(Declaration):
-    """The keys of providers with API keys. A key is verified before it is stored, which needs a `verify_url`."""
+    """The keys of providers with API keys.
 
-    verify_url: Url
+    A key is verified before it is stored, which needs a `verify_url`; `verify = false` declares that there is none.
+    """
+
+    verify_url: Annotated[Url | None, Field(validate_default=True), AfterValidator(_require_verification)] = None
+    allows_whitespace_in: list[KeyField] = []
 
 
 class ApiKeyDeclaration(KeyDeclaration):
@@ -174,6 +195,8 @@ class BasicDeclaration(KeyDeclaration):
 
     model_config = ConfigDict(extra="forbid")
     generic_class = BasicAuthProvider
+
+    required_fields: Annotated[list[KeyField], Field(min_length=1)] = ["api_key", "api_secret"]
 
 
 _MODELS: Mapping[object, type[Declaration]] = {

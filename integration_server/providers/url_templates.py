@@ -36,9 +36,14 @@ def fill(url: str, url_params: Mapping[str, str]) -> str:
     Raises `ValueError` for a parameter that is missing or has any other value.
     """
     for name in template_params(url):
-        if not _PARAM_VALUE.fullmatch(url_params.get(name, "")):
+        if not is_param_value(url_params.get(name, "")):
             raise ValueError(f"no valid value for the URL parameter {name}")
     return _PARAM.sub(lambda match: url_params[match[1]], url)
+
+
+def is_param_value(value: str) -> bool:
+    """Whether a text is a host, a part of a host, or one path segment."""
+    return _PARAM_VALUE.fullmatch(value) is not None
 
 
 def fill_with_placeholders(url: str) -> str:

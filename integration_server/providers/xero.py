@@ -9,9 +9,16 @@
 - The tenant is the one that `tenant_id` of the config names; otherwise the first that this authorization connected;
   otherwise the only one. Requests name it in `Xero-Tenant-Id` [H].
 - Verification succeeds if the list still has the tenant.
+- Apps made since 2 March 2026 have granular scopes only: `accounting.invoices`, `.payments`, `.banktransactions` and
+  `.manualjournals` in place of `accounting.transactions`, which older apps may use until September 2027;
+  `accounting.contacts` stays: developer.xero.com/documentation/guides/oauth2/scopes [H 2026-11-29]. The setting
+  `XERO_SCOPES` names other scopes.
+- 401 with `AuthorizationUnsuccessful` means a missing scope or tier, and not a dead token [H 2026-11-29].
 - 60 calls a minute, 5,000 a day and five at a time per tenant, and 10,000 a minute for all tenants:
-  developer.xero.com/faq/limits [H].
-- A revocation ends the refresh token and, with it, all connections of the user to the app [M].
+  developer.xero.com/faq/limits [H]. The starter tier has 1,000 a day [M 2026-11-29]. The response headers and 429 say
+  so, so the larger figure is declared.
+- Revoking a refresh token removes all connections of the user to the app [H 2026-11-29]. DELETE /connections/{id}
+  removes one organisation only [K 2026-11-29]. The refresh token is revoked when no organisation is left.
 - PKCE is supported [M].
 """
 
@@ -19,18 +26,29 @@ import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
+
+from authlib.oauth2.rfc7009.parameters import prepare_revoke_token_request
 
 from integration_server.domain.credentials import Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.errors import ProviderRejected, ProviderUnavailable
 from integration_server.domain.proxy_messages import LimitScope, RateLimit
-from integration_server.providers.base import ProviderConfig
+from integration_server.providers.base import ExpiringFact, ProviderConfig
+from integration_server.providers.http import HttpResponse
 from integration_server.providers.lenient_json import read_object, text_at
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.xero import XERO
 from integration_server.service.integrations.ports import NewAccount
+
+_NOT_AUTHORIZED = "AuthorizationUnsuccessful"
+_TRANSACTIONS = "accounting.transactions"
+_TRANSACTION_SCOPES = (
+    *("accounting.invoices", "accounting.payments"),
+    *("accounting.banktransactions", "accounting.manualjournals"),
+)
 
 
 class XeroConfig(ProviderConfig):
@@ -47,7 +65,13 @@ class XeroProvider(OAuth2Provider):
     oauth_token_url = "https://identity.xero.com/connect/token"
     revoke_url = "https://identity.xero.com/connect/revocation"
     revokes_whole_account = True
-    required_scopes = ("openid", "profile", "email", "accounting.transactions", "accounting.contacts", "offline_access")
+    revokes_with_access_token = True
+    required_scopes = (
+        *("openid", "profile", "email", "offline_access", "accounting.contacts"),
+        *_TRANSACTION_SCOPES,
+    )
+    implied_scopes = {_TRANSACTIONS: _TRANSACTION_SCOPES}
+    expiring_facts = (ExpiringFact(f"the scope {_TRANSACTIONS}", date(2027, 9, 1), _TRANSACTIONS),)
     refresh_token_grace = timedelta(minutes=30)
     verify_url = "https://api.xero.com/connections"
     webhook_scheme = XERO
@@ -59,6 +83,8 @@ class XeroProvider(OAuth2Provider):
         RateLimit(10_000, timedelta(minutes=1), LimitScope.APP),
     )
     calls_at_once = 5
+    reason_paths = ("Detail", "Title", "error")
+    reasons = (_NOT_AUTHORIZED, "TokenExpired", "AuthenticationUnsuccessful")
     config_model = XeroConfig
 
     configured_tenant: str | None = None
@@ -80,6 +106,36 @@ class XeroProvider(OAuth2Provider):
         """The bearer header, and the tenant if it is known."""
         tenant = {"Xero-Tenant-Id": tokens.extras["tenant_id"]} if "tenant_id" in tokens.extras else {}
         return {**super().auth_headers(tokens), **tenant}
+
+    def rejects_access_token(self, response: HttpResponse) -> bool:
+        """401, unless only a scope or tier is missing."""
+        return super().rejects_access_token(response) and text_at(response.json, "Detail") != _NOT_AUTHORIZED
+
+    def rejects_credentials(self, response: HttpResponse) -> bool:
+        """401 or 403, unless only a scope or tier is missing."""
+        return super().rejects_credentials(response) and text_at(response.json, "Detail") != _NOT_AUTHORIZED
+
+    async def revoke_tokens(self, revoke_url: str, tokens: OAuthTokens) -> bool:
+        """Disconnect the organisation; if it is the user's last one, also revoke the refresh token."""
+        try:
+            tenants = await self._tenants(tokens)
+        except ProviderRejected:
+            try:
+                tokens = tokens.updated_with(await self.refresh(tokens), self._context.clock())
+            except ProviderRejected:
+                return True  # the grant has ended already
+            tenants = await self._tenants(tokens)
+        for tenant in tenants:
+            connection = text_at(tenant, "id")
+            if text_at(tenant, "tenantId") == tokens.extras.get("tenant_id") and connection is not None:
+                url = f"{self.verify_url}/{quote(connection, safe='')}"
+                response = await self.send("DELETE", url, headers=super().auth_headers(tokens))
+                if not response.is_success and response.status != 404:
+                    raise ProviderUnavailable(retry_after=response.retry_after, is_refusal=response.is_refusal)
+        if any(text_at(tenant, "tenantId") != tokens.extras.get("tenant_id") for tenant in tenants):
+            return True
+        body, _ = prepare_revoke_token_request(tokens.refresh_token or tokens.access_token)
+        return self.read_revocation(await self.post_as_client(revoke_url, body))
 
     async def verify_connection(self, credentials: Credentials) -> NewAccount:
         """Check that the tenant is still connected, and return its name."""

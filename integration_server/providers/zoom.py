@@ -4,7 +4,10 @@
 - Access tokens last an hour [H]; each refresh returns another refresh token, of about 90 days [M]. Whether the old one
   stays valid is not documented, so it counts as spent [K].
 - The error for an invalid refresh token is `invalid_request` with the reason "Invalid Token!" [M].
-- A revocation has a token in a form; its response is `{"status": "success"}` [H]. A revocation removes the app from the
+- Granular and classic scopes do not mix, and admin scopes are refused for apps that users manage [M 2026-11-29]. The
+  setting `ZOOM_SCOPES` names the scopes of our app.
+- A revocation has a token in a form; its response is `{"status": "success"}` [H]. It is documented with the access
+  token only [H 2026-11-29], so an expired one is refreshed first. A revocation removes the app from the
   user's account [M].
 - Verification is GET /v2/users/me, which user:read:user allows [H].
 - Rate limits depend on the account's plan and on the method: developers.zoom.us/docs/commerce/rate-limits [H]. No limit
@@ -12,6 +15,9 @@
 - PKCE is supported [M].
 """
 
+from authlib.oauth2.rfc7009.parameters import prepare_revoke_token_request
+
+from integration_server.domain.credentials import OAuthTokens
 from integration_server.providers.lenient_json import text_at
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.zoom import ZOOM
@@ -24,6 +30,7 @@ class ZoomProvider(OAuth2Provider):
     oauth_authorize_url = "https://zoom.us/oauth/authorize"
     oauth_token_url = "https://zoom.us/oauth/token"
     revoke_url = "https://zoom.us/oauth/revoke"
+    revokes_with_access_token = True
     revokes_whole_account = True
     required_scopes = ("user:read:user", "meeting:read:meeting", "meeting:write:meeting")
     verify_url = "https://api.zoom.us/v2/users/me"
@@ -31,6 +38,11 @@ class ZoomProvider(OAuth2Provider):
     account_id_field = "id"
     account_label_field = "email"
     api_base_url = "https://api.zoom.us/v2"
+
+    async def revoke_tokens(self, revoke_url: str, tokens: OAuthTokens) -> bool:
+        """Revoke the access token, and the grant with it."""
+        body, _ = prepare_revoke_token_request(tokens.access_token)
+        return self.read_revocation(await self.post_as_client(revoke_url, body))
 
     def oauth_error(self, fields: object) -> str | None:
         """The error code; `invalid_grant` for the reason "Invalid Token!"."""

@@ -61,10 +61,12 @@ class CallLog:
         """Log a call of an unknown caller: one line for each peer."""
         self._log(UNAUTHENTICATED, peer, "info", method=method, problem=problem, peer=peer)
 
-    def rejected(self, method: str, reason: str, caller: str) -> None:
-        """Log a rejected call: one line for each caller, method and reason."""
-        key = f"{caller} {method} {reason}"
-        self._log(REJECTED, key, "info", method=method, reason=reason, **({"caller": caller} if caller else {}))
+    def rejected(self, method: str, reason: str, caller: str, provider_reason: str | None = None) -> None:
+        """Log a rejected call: one line for each caller, method and reason, ours and the provider's."""
+        key = f"{caller} {method} {reason} {provider_reason}"
+        fields = {"caller": caller, "provider_reason": provider_reason}
+        given = {name: value for name, value in fields.items() if value}
+        self._log(REJECTED, key, "info", method=method, reason=reason, **given)
 
     def unhandled(self, method: str, error: Exception) -> None:
         """Log a bug: one line for each method and class of exception.

@@ -2,6 +2,7 @@
 
 A domain error becomes its status code with `google.rpc.ErrorInfo`, `BadRequest` for fields, and `RetryInfo` where a
 retry can succeed. Any other error is a bug in this program: it is logged, and the caller gets INTERNAL without details.
+The metadata of `ErrorInfo` has the provider's own code as `provider_reason`, if the integration type declares the code.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from integration_server.domain import errors
-from integration_server.domain.errors import IntegrationServerError, InvalidField
+from integration_server.domain.errors import IntegrationServerError, InvalidField, ProviderError
 from integration_server.rpc.call_log import CallLog, is_call_over
 
 DOMAIN = "integrations.v1"
@@ -82,7 +83,9 @@ def status_of(error: Exception) -> status_pb2.Status:
     """Return the `google.rpc.Status` of an error; any error that is not ours is INTERNAL."""
     if not isinstance(error, IntegrationServerError):
         return status_pb2.Status(code=code_pb2.INTERNAL, message="internal error")
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
+    provider_reason = provider_reason_of(error)
+    metadata = {"provider_reason": provider_reason} if provider_reason else {}
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)]
     if isinstance(error, InvalidField):
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.problem)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
@@ -91,6 +94,16 @@ def status_of(error: Exception) -> status_pb2.Status:
     # Providers of other packages may raise their own subclasses.
     code = next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
     return status_pb2.Status(code=code, message=str(error), details=map(any_message.pack, details))
+
+
+def provider_reason_of(error: BaseException) -> str | None:
+    """Return the provider's own code for an error, or for the error that caused it; None if it is not known."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ProviderError) and cause.provider_reason is not None:
+            return cause.provider_reason
+        cause = cause.__cause__
+    return None
 
 
 async def abort_call(
@@ -108,7 +121,7 @@ async def abort_call(
         status = (grpc.StatusCode.UNAUTHENTICATED, error.public_message, ())
     elif not is_call_over(error):
         if isinstance(error, IntegrationServerError):
-            log.rejected(method, error.reason, caller)
+            log.rejected(method, error.reason, caller, provider_reason_of(error))
         else:
             log.unhandled(method, error)
         status = rpc_status.to_status(status_of(error))

@@ -44,7 +44,7 @@ MAX_KEY_LENGTH = 4096
 MAX_URL_LENGTH = MAX_PATH_LENGTH = 2048
 MAX_PARAMETER_LENGTH = 8192  # of a callback: some providers' authorization codes have 2,000 characters
 MAX_WEBHOOK_URL_LENGTH = 16 * 1024
-MAX_CONSUMER_LENGTH = 64
+MAX_CONSUMER_LENGTH = MAX_API_LENGTH = 64
 MAX_METHOD_LENGTH = 16
 MAX_WEBHOOK_HEADERS = 200
 MAX_CONFIG_BYTES = 64 * 1024
@@ -57,7 +57,9 @@ _UPDATABLE = frozenset({"name", "config", "is_active"})
 
 # RFC 6749 §3.3: a scope consists of visible ASCII characters other than quote and backslash.
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
-_HEADER_TEXT = re.compile(r"[\x20-\x7e]*")
+
+# White space, and characters without width, which text copied from web pages and documents has at its ends.
+_PASTED = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u2060\ufeff"
 
 E = TypeVar("E", bound=Enum)
 M = TypeVar("M", bound=Message)
@@ -133,8 +135,8 @@ def decode_matching(
 
 
 def decode_key(field: str, value: str) -> str:
-    """Return a key or secret that fits into an HTTP header."""
-    return decode_matching(field, value, _HEADER_TEXT, "has characters that a key cannot have", MAX_KEY_LENGTH)
+    """Return a key or secret without what was pasted with it. Its type says which characters it may have."""
+    return decode_text(field, value, MAX_KEY_LENGTH).strip(_PASTED)
 
 
 def require_at_most(field: str, values: Sequence[T], max_count: int) -> Sequence[T]:
@@ -235,6 +237,8 @@ def decode_api_request(request: pb.CallProviderRequest) -> ApiRequest:
         headers=_decode_pairs("headers", request.headers, MAX_HEADERS),
         body=request.body,
         idempotency_key=decode_text("idempotency_key", request.idempotency_key, MAX_IDEMPOTENCY_KEY_LENGTH),
+        api=decode_text("api", request.api, MAX_API_LENGTH),
+        sub_account=decode_text("sub_account", request.sub_account, MAX_API_LENGTH),
     )
 
 

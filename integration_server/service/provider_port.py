@@ -103,6 +103,9 @@ class Provider(Protocol):
     async def revoke_credentials(self, credentials: Credentials) -> bool:
         """Revoke the credentials at the provider; False if the provider has no way to."""
 
+    def key_problem(self, field: str, value: str) -> str | None:
+        """Why a field of an API key, or its webhook secret, cannot be right, as the end of a sentence, or None."""
+
     def request_auth(self, credentials: Credentials) -> RequestAuth:
         """The headers or query parameters that authenticate an API request."""
 

@@ -36,6 +36,7 @@ class FakeProvider:
     auth_method: AuthMethod = AuthMethod.OAUTH2
     required_scopes: Sequence[str] = ("read",)
     required_fields: Sequence[str] = ()
+    key_problems: Mapping[str, str] = field(default_factory=dict)
     missing_settings: Sequence[str] = ()
     issuer: str | None = None
     shares_grants_with: Sequence[str] = ()
@@ -183,6 +184,10 @@ class FakeProvider:
     def webhook_secret_problem(self, secret: str) -> str | None:
         """Every secret but "bad" is valid."""
         return "is bad" if secret == "bad" else None
+
+    def key_problem(self, field: str, value: str) -> str | None:
+        """The problem in `key_problems`."""
+        return self.webhook_secret_problem(value) if field == "webhook_secret" else self.key_problems.get(value)
 
     def receive_webhook(self, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
         """Verify and parse a webhook that `signed_webhook_provider.py` signed."""

@@ -464,7 +464,7 @@ class WatchIntegrationsResponse(_message.Message):
     def __init__(self, cursor: _Optional[str] = ..., event: _Optional[_Union[_event_pb2.IntegrationEvent, _Mapping]] = ...) -> None: ...
 
 class CallProviderRequest(_message.Message):
-    __slots__ = ("user_id", "integration_id", "method", "path", "query", "headers", "body", "idempotency_key")
+    __slots__ = ("user_id", "integration_id", "method", "path", "query", "headers", "body", "idempotency_key", "api", "sub_account")
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
@@ -473,6 +473,8 @@ class CallProviderRequest(_message.Message):
     HEADERS_FIELD_NUMBER: _ClassVar[int]
     BODY_FIELD_NUMBER: _ClassVar[int]
     IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    API_FIELD_NUMBER: _ClassVar[int]
+    SUB_ACCOUNT_FIELD_NUMBER: _ClassVar[int]
     user_id: str
     integration_id: int
     method: str
@@ -481,7 +483,9 @@ class CallProviderRequest(_message.Message):
     headers: _containers.RepeatedCompositeFieldContainer[HttpHeader]
     body: bytes
     idempotency_key: str
-    def __init__(self, user_id: _Optional[str] = ..., integration_id: _Optional[int] = ..., method: _Optional[str] = ..., path: _Optional[str] = ..., query: _Optional[_Iterable[_Union[QueryParameter, _Mapping]]] = ..., headers: _Optional[_Iterable[_Union[HttpHeader, _Mapping]]] = ..., body: _Optional[bytes] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
+    api: str
+    sub_account: str
+    def __init__(self, user_id: _Optional[str] = ..., integration_id: _Optional[int] = ..., method: _Optional[str] = ..., path: _Optional[str] = ..., query: _Optional[_Iterable[_Union[QueryParameter, _Mapping]]] = ..., headers: _Optional[_Iterable[_Union[HttpHeader, _Mapping]]] = ..., body: _Optional[bytes] = ..., idempotency_key: _Optional[str] = ..., api: _Optional[str] = ..., sub_account: _Optional[str] = ...) -> None: ...
 
 class CallProviderResponse(_message.Message):
     __slots__ = ("status_code", "headers", "body")

@@ -1,15 +1,16 @@
 """Microsoft Graph: `clientState`.
 
 - Nothing is signed. Each notification has the `clientState` that was given when its subscription was created, and that
-  must be a secret: learn.microsoft.com/graph/change-notifications-delivery-webhooks [H]. All notifications of a request
-  are checked.
+  must be a secret: learn.microsoft.com/graph/change-notifications-delivery-webhooks [H]. A request has notifications of
+  any number of subscriptions [H 2026-11-29]. Each is checked; those without the secret are dropped.
 - An address is verified with `?validationToken=…`, which the response repeats as text within ten seconds [H]. Anybody
   can get that response.
 - Lifecycle notifications (`reauthorizationRequired`, `subscriptionRemoved`, `missed`) arrive in the same way:
   learn.microsoft.com/graph/change-notifications-lifecycle-events [H]. None of them means that our access has ended.
 - A notification's `id` is optional [H]. Without one, the id of a change is its digest, because it has the resource's
   ETag [K]; lifecycle notifications repeat the same bytes, so each delivery of them is an event of its own.
-- The account is the user in `resource`, "Users/{id}/…" [H].
+- The account is the user in `resource`, "Users/{id}/…" [H]. The id may have the tenant's after "@" [K 2026-11-29],
+  which is removed. Lifecycle notifications name no user [H 2026-11-29].
 """
 
 import re
@@ -25,11 +26,10 @@ from integration_server.domain.webhooks import (
     WebhookEvent,
     WebhookRequest,
 )
-from integration_server.providers.lenient_json import text_at
+from integration_server.providers.lenient_json import field_at, text_at
 from integration_server.providers.webhooks.parsing import (
     UNKNOWN,
     EventBatch,
-    as_objects,
     as_payload,
     digest,
     query_of,
@@ -39,7 +39,8 @@ from integration_server.providers.webhooks.parsing import (
 from integration_server.providers.webhooks.scheme import MalformedWebhook, WebhookKeys, WebhookScheme
 from integration_server.providers.webhooks.verification import find_signing_secret, require_post
 
-_USER = re.compile(r"/?users/(?P<id>[^/]+)/.*", re.IGNORECASE)
+_GUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_USER = re.compile(rf"/?users/(?:(?P<guid>{_GUID})@{_GUID}|(?P<id>[^/]+))/.*", re.IGNORECASE)
 
 
 class MicrosoftGraphScheme(WebhookScheme):
@@ -52,15 +53,23 @@ class MicrosoftGraphScheme(WebhookScheme):
         if token is not None:
             return text_handshake(token)
         try:
-            notifications = as_objects(read_object(request.body).get("value"))[: MAX_EVENTS + 1]
+            notifications = read_object(request.body).get("value")
         except MalformedWebhook:
             raise InvalidWebhookSignature from None
-        if not notifications:
+        first = notifications[: MAX_EVENTS + 1] if isinstance(notifications, list) else []
+        verified = [one for one in first if _is_verified(one, keys)]
+        if not verified:
             raise InvalidWebhookSignature  # each notification has the secret, so without any nothing is verified
-        for notification in notifications:
-            state = notification.get("clientState")
-            find_signing_secret(keys.secrets, [state if isinstance(state, str) else ""], str)
-        return ReceivedWebhook(EventBatch(notifications, partial(_event, now)))
+        return ReceivedWebhook(EventBatch(verified, partial(_event, now)))
+
+
+def _is_verified(notification: object, keys: WebhookKeys) -> bool:
+    state = field_at(notification, "clientState")
+    try:
+        find_signing_secret(keys.secrets, [state if isinstance(state, str) else ""], str)
+    except InvalidWebhookSignature:
+        return False
+    return True
 
 
 def _event(now: datetime, notification: Mapping[str, Any]) -> WebhookEvent:
@@ -70,7 +79,7 @@ def _event(now: datetime, notification: Mapping[str, Any]) -> WebhookEvent:
     return WebhookEvent(
         event_id=text_at(notification, "id") or digest(payload, now.isoformat() if lifecycle else ""),
         event_type=f"lifecycle.{lifecycle}" if lifecycle else text_at(notification, "changeType") or UNKNOWN,
-        account_id=user["id"] if user else None,
+        account_id=(user["guid"] or user["id"]) if user else None,
         payload=payload,
         has_stable_id=not lifecycle,
     )

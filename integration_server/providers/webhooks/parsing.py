@@ -144,7 +144,7 @@ def digest(*parts: bytes | str) -> str:
 
 
 def build_event(
-    fields: Mapping[str, Any],
+    fields: object,
     payload: bytes | None = None,
     *,
     type_path: str,
@@ -169,8 +169,13 @@ def build_event(
 
 
 def received_events(items: object, **paths: str) -> ReceivedWebhook:
-    """The events in a list of JSON objects; `paths` as for `build_event`. Raises `MalformedWebhook`."""
-    return ReceivedWebhook(EventBatch(as_objects(items), partial(build_event, **paths)))  # type: ignore[arg-type]
+    """The events in a list, one for each element; `paths` as for `build_event`. Raises `MalformedWebhook`.
+
+    An element that is no object is an event of an unknown type: it does not cost the others of its batch.
+    """
+    if not isinstance(items, list) or (items and not any(isinstance(one, dict) for one in items)):
+        raise MalformedWebhook
+    return ReceivedWebhook(EventBatch(items, partial(build_event, **paths)))  # type: ignore[arg-type]
 
 
 # --- handshakes

@@ -3,14 +3,22 @@
 - HMAC-SHA256 in hex of "v0:", timestamp, ":" and body, with the app's signing secret; `X-Slack-Request-Timestamp`; five
   minutes: docs.slack.dev/authentication/verifying-requests-from-slack [H].
 - An address is verified with `url_verification`, signed like an event; the response has its `challenge` [H].
+- Slack checks the certificate of an address with `ssl_check=1`, unsigned, and expects 200 [H 2026-11-29]. Anybody can
+  get that response.
 - Events are JSON with `event_id` and `team_id`; commands and interactions are forms, the latter with JSON in `payload`
   [H].
 - `app_uninstalled` ends the team's grant, and so does `tokens_revoked` if it names bot tokens [H]; a revoked token of a
   single user does not end the bot's grant. The account is the team, or the enterprise if the app is installed in a
-  whole enterprise [H].
+  whole enterprise (`is_enterprise_install`) [H]. An event in a channel that organisations share names in
+  `authorizations` whose installation it is for [H 2026-11-29], and an interaction with a view in
+  `view.app_installed_team_id` [M 2026-11-29].
 """
 
-from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookRequest
 from integration_server.providers.lenient_json import field_at, text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timestamp, v0_message
 from integration_server.providers.webhooks.parsing import (
@@ -19,10 +27,34 @@ from integration_server.providers.webhooks.parsing import (
     as_payload,
     digest,
     json_handshake,
+    query_of,
     read_form,
     read_object,
+    text_handshake,
 )
-from integration_server.providers.webhooks.scheme import MalformedWebhook
+from integration_server.providers.webhooks.scheme import MalformedWebhook, WebhookKeys
+
+_MAX_SSL_CHECK = 1024  # bytes; it has two short fields
+
+
+class SlackScheme(HmacScheme):
+    """Also responds to the check of a certificate."""
+
+    def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
+        """Verify and read a request."""
+        if _is_ssl_check(request):
+            return text_handshake("")
+        return super().receive(request, keys, now)
+
+
+def _is_ssl_check(request: WebhookRequest) -> bool:
+    form = query_of(request) if request.method == "GET" else dict(read_form(request.body[:_MAX_SSL_CHECK]) or ())
+    return (
+        request.method in {"GET", "POST"}
+        and form.get("ssl_check") == "1"
+        and form.keys() <= {"ssl_check", "token"}
+        and len(request.body) < _MAX_SSL_CHECK
+    )
 
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
@@ -39,7 +71,7 @@ def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     event = WebhookEvent(
         event_id=text_at(fields, "event_id") or digest(verified.body),
         event_type=event_type,
-        account_id=text_at(fields, "team_id") or text_at(fields, "enterprise_id"),
+        account_id=_account(field_at(fields, "authorizations.0") or fields),
         payload=verified.body,
         reports_grant_end=event_type == "app_uninstalled" or (event_type == "tokens_revoked" and bool(bot_tokens)),
     )
@@ -51,16 +83,32 @@ def _read_form(body: bytes) -> WebhookEvent:
     if "payload" in form:
         payload = form["payload"].encode()
         fields = read_object(payload)
-        event_type, team = text_at(fields, "type"), text_at(fields, "team.id") or text_at(fields, "enterprise.id")
+        event_type, team = text_at(fields, "type"), _account_of_interaction(fields)
     elif "command" in form:
-        payload, event_type = as_payload(form), "slash_command"
-        team = text_at(form, "team_id") or text_at(form, "enterprise_id")
+        payload, event_type, team = as_payload(form), "slash_command", _account(form)
     else:
         raise MalformedWebhook
     return WebhookEvent(digest(body), event_type or UNKNOWN, team, payload)
 
 
-SLACK = HmacScheme(
+def _account(fields: object) -> str | None:
+    """The installation that an authorization, an event or a command is for: a team, or a whole enterprise."""
+    team, enterprise = text_at(fields, "team_id"), text_at(fields, "enterprise_id")
+    return (enterprise or team) if _is_of_enterprise(fields) else (team or enterprise)
+
+
+def _account_of_interaction(fields: Mapping[str, Any]) -> str | None:
+    enterprise = text_at(fields, "enterprise.id")
+    if enterprise is not None and _is_of_enterprise(fields):
+        return enterprise
+    return text_at(fields, "view.app_installed_team_id") or text_at(fields, "team.id") or enterprise
+
+
+def _is_of_enterprise(fields: object) -> bool:
+    return field_at(fields, "is_enterprise_install") in {True, "true"}  # JSON and forms
+
+
+SLACK = SlackScheme(
     "X-Slack-Signature",
     read=_read,
     prefix="v0=",

@@ -1,25 +1,34 @@
-"""Standard Webhooks: `webhook-id`, `webhook-timestamp`, `webhook-signature`.
+"""Standard Webhooks: `webhook-id`, `webhook-timestamp`, `webhook-signature`, or the same with `svix-`.
 
 - HMAC-SHA256 in base64 of id, ".", timestamp, "." and body, as "v1,…", several of them separated by spaces during a
-  rotation of the secret; the secret is base64 after "whsec_"; five minutes: version 1.0.0 of the specification,
-  github.com/standard-webhooks/standard-webhooks [H]. Signatures with a private key ("v1a") are not accepted.
+  rotation of the secret; the secret is base64 after "whsec_", some senders write "v1,whsec_"; five minutes: version
+  1.0.0 of the specification, github.com/standard-webhooks/standard-webhooks [H]. Signatures with a private key ("v1a")
+  are not accepted.
+- Svix, from which the specification comes, names the headers `svix-id`, `svix-timestamp` and `svix-signature`:
+  docs.svix.com/receiving/verifying-payloads/how-manual [H 2026-11-29].
 - The id is signed, and stays the same when a message is retried [H]. The body is JSON with a `type` [H].
 
 The package `standardwebhooks` is not used: its clock cannot be injected, it takes headers as a dict, which loses
 repeated headers, and it raises ValueError for malformed signatures and bodies.
 """
 
+import re
 from base64 import b64decode
+from dataclasses import replace
+from datetime import datetime
 
-from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent
+from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookRequest
 from integration_server.providers.lenient_json import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timestamp, base64_text
 from integration_server.providers.webhooks.parsing import UNKNOWN, VerifiedRequest, digest
-from integration_server.providers.webhooks.verification import single_header
+from integration_server.providers.webhooks.scheme import WebhookKeys
+from integration_server.providers.webhooks.verification import header_values, single_header
+
+_SVIX = re.compile("^svix-", re.IGNORECASE)
 
 
 def _key(secret: str) -> bytes | None:
-    encoded = secret.removeprefix("whsec_").rstrip("=")
+    encoded = secret.removeprefix("v1,").removeprefix("whsec_").rstrip("=")
     try:
         return b64decode(encoded + "=" * (-len(encoded) % 4), validate=True) or None
     except ValueError:
@@ -32,7 +41,18 @@ def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     return ReceivedWebhook([WebhookEvent(event_id, event_type, None, verified.body)])
 
 
-STANDARD = HmacScheme(
+class StandardScheme(HmacScheme):
+    """Takes the headers of either name."""
+
+    def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
+        """Verify and read a request."""
+        if not header_values(request, self.signature_header):
+            headers = [(_SVIX.sub("webhook-", name), value) for name, value in request.headers]
+            request = replace(request, headers=headers)
+        return super().receive(request, keys, now)
+
+
+STANDARD = StandardScheme(
     "webhook-signature",
     read=_read,
     encode=base64_text,

@@ -3,13 +3,16 @@
 - HMAC-SHA256 in hex of timestamp, "." and body, with the endpoint's `whsec_…` secret as written; 300 s; several `v1`
   during a rotation of the secret; other versions (`v0`) are for tests: docs.stripe.com/webhooks#verify-manually [H].
 - Events have an `id`, a `type`, and for connected accounts their `account` [H].
+- Thin events (v2) have `context` in place of `account`: a path, whose last segment is the account [M 2026-11-29].
 - `account.application.deauthorized`: the account has disconnected our platform:
   docs.stripe.com/connect/standard-accounts [H].
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook
+from integration_server.providers.lenient_json import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timestamp
 from integration_server.providers.webhooks.parsing import VerifiedRequest, build_event
 
@@ -31,7 +34,11 @@ def _timestamp(header: str) -> str:
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     fields, paths = verified.json_object(), {"id_path": "id", "type_path": "type", "account_path": "account"}
-    return ReceivedWebhook([build_event(fields, verified.body, reports_grant_end=_ENDS_GRANT, **paths)])
+    event = build_event(fields, verified.body, reports_grant_end=_ENDS_GRANT, **paths)
+    context = text_at(fields, "context")
+    if event.account_id is None and context is not None:
+        event = replace(event, account_id=context.rpartition("/")[2] or None)
+    return ReceivedWebhook([event])
 
 
 STRIPE = HmacScheme(

@@ -3,6 +3,10 @@
 - HMAC-SHA1 in base64, with the account's auth token, of the URL and, for a form, its fields sorted by name, with names
   and values concatenated, one of equal fields; for another body, the query's `bodySHA256` is its SHA-256 in hex, and
   the URL alone is signed: twilio.com/docs/usage/security, and the SDK's `RequestValidator` [H].
+- A webhook rule replaces the auth token by a shared key and the algorithm by HMAC-SHA256, announced by
+  `X-Twilio-Webhooks-Signature-Settings: key=…,algorithm=HMAC_SHA256` (beta since September 2026); the signed text is
+  the same: twilio.com/docs/usage/webhooks/webhook-settings, and the Node SDK [H 2026-11-29]. The shared key is set as
+  the webhook secret.
 - So the border between a field's name and its value is not signed. Twilio's scheme does not offer more.
 - The URL is signed with or without its port; both are tried [H].
 - There is no timestamp, and no id: the digest of what is signed is the id. The account is `AccountSid` [H].
@@ -30,9 +34,16 @@ from integration_server.providers.webhooks.parsing import (
     received_events,
 )
 from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys, WebhookScheme
-from integration_server.providers.webhooks.verification import constant_time_equal, find_signing_secret, single_header
+from integration_server.providers.webhooks.verification import (
+    constant_time_equal,
+    find_signing_secret,
+    header_values,
+    single_header,
+)
 
 _URL = re.compile(r"(?P<scheme>https?)(?P<host>://[^/?#]*?)(?::[0-9]+)?(?P<rest>[/?#].*)?")
+_SETTINGS_HEADER = "X-Twilio-Webhooks-Signature-Settings"
+_ALGORITHMS = {"HMAC_SHA1": "sha1", "HMAC_SHA256": "sha256"}
 _STATUSES = {"MessageStatus": "message", "SmsStatus": "message", "CallStatus": "call"}
 
 Fields = Sequence[tuple[str, str]]
@@ -55,7 +66,8 @@ class TwilioScheme(WebhookScheme):
         fields = "".join(name + value for name, value in sorted(set(form or ())))
         messages = [f"{url}{fields}" for url in _with_and_without_port(request.url)]
         candidates = [(secret, message) for message in messages for secret in keys.secrets]
-        find_signing_secret(candidates, [signature], _hmac_sha1)
+        algorithm = _algorithm(request)
+        find_signing_secret(candidates, [signature], lambda candidate: _sign(candidate, algorithm))
         if form is not None:
             return ReceivedWebhook([_form_event(request.url, form)])
         body = read_json(request.body)
@@ -84,10 +96,21 @@ def _with_and_without_port(url: str) -> Iterator[str]:
             yield f"{parts['scheme']}{parts['host']}{middle}{parts['rest'] or ''}"
 
 
-def _hmac_sha1(candidate: tuple[str, str]) -> str:
-    # Twilio's choice. Collisions, which SHA-1 has, do not break its HMAC (RFC 6194 §3.3).
+def _algorithm(request: WebhookRequest) -> str:
+    """The hash function that the request names. The header is not signed, but no choice of it forges a signature."""
+    if not header_values(request, _SETTINGS_HEADER):
+        return "sha1"
+    settings = dict(part.strip().partition("=")[::2] for part in single_header(request, _SETTINGS_HEADER).split(","))
+    algorithm = _ALGORITHMS.get(settings.get("algorithm", ""))
+    if algorithm is None:
+        raise InvalidWebhookSignature
+    return algorithm
+
+
+def _sign(candidate: tuple[str, str], algorithm: str) -> str:
+    # SHA-1 is Twilio's choice. Its collisions do not break its HMAC (RFC 6194 §3.3).
     secret, message = candidate
-    return base64_text(hmac.digest(secret.encode(), message.encode(), "sha1"))
+    return base64_text(hmac.digest(secret.encode(), message.encode(), algorithm))
 
 
 def _form_event(url: str, form: Fields) -> WebhookEvent:

@@ -31,7 +31,10 @@ class ApiKeyConnectionService:
     random_token: RandomToken
 
     async def connect_with_api_key(self, request: ApiKeyConnectionRequest) -> Integration:
-        """Verify the key and store it. Raises `ProviderRejected`, and stores nothing, if the provider rejects it."""
+        """Verify the key and store it. Raises `ProviderRejected`, and stores nothing, if the provider rejects it.
+
+        Raises `InvalidField` for what no key of the type can have, without a request to the provider.
+        """
         provider = self._api_key_provider(request)
         target = await self._target(request, provider)
         key = ApiKey(request.api_key, request.api_secret or None, request.webhook_secret or None)
@@ -45,9 +48,12 @@ class ApiKeyConnectionService:
         for name in provider.required_fields:
             if not getattr(request, name):
                 raise InvalidField(name, "is required for this integration type")
-        problem = provider.webhook_secret_problem(request.webhook_secret) if request.webhook_secret else None
-        if problem is not None:
-            raise InvalidField("webhook_secret", problem)
+        if not (request.api_key or request.api_secret):
+            raise InvalidField("api_key", "is required, or api_secret")
+        for name in ("api_key", "api_secret", "webhook_secret"):
+            value = getattr(request, name)
+            if value and (problem := provider.key_problem(name, value)) is not None:
+                raise InvalidField(name, problem)
         provider.require_configured()
         return provider
 

@@ -274,7 +274,11 @@ class TokenRefresher:
         """Return tokens that another replica has got meanwhile, or record the failure and raise its error."""
         self.record_audit(background_entry(self.clock(), Action.REFRESH, integration, error.reason))
         self._log.warning(
-            "refresh_failed", **integration.log_fields, error_class=error.reason, oauth_error=error.oauth_error
+            "refresh_failed",
+            **integration.log_fields,
+            error_class=error.reason,
+            oauth_error=error.oauth_error,
+            provider_reason=error.provider_reason,
         )
         failure = self.failures.classify(integration, error)
         if failure.reauthorization_required:

@@ -140,7 +140,9 @@ class _Call:
             if not response.is_rate_limited:
                 return replace(response, was_retried=was_lost)
             if not is_safe:
-                raise ProviderUnavailable("the provider asks for a later retry", retry_after=response.retry_after)
+                error = ProviderUnavailable("the provider asks for a later retry", retry_after=response.retry_after)
+                error.provider_reason = response.reason
+                raise error
 
     async def _attempt(self) -> ApiResponse:
         provider = self._proxy.provider_of(self.fresh.integration)

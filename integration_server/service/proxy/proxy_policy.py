@@ -13,6 +13,7 @@ from urllib.parse import quote, quote_plus, unquote, unquote_plus
 from integration_server.domain.credentials import ApiKey, Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.errors import InvalidField
 from integration_server.domain.proxy_messages import ApiRequest
+from integration_server.text_escaping import has_control_characters
 
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
 """Without TRACE, which echoes the request with its credentials, and CONNECT, which opens a tunnel."""
@@ -146,15 +147,19 @@ def path_problem(path: str) -> str | None:
 
 
 def _decoded_path_problem(path: str) -> str | None:
-    if any(character in path for character in "\\\x7f") or not path.isprintable():
+    if "\\" in path or has_control_characters(path):
         return "has a backslash or a control character, encoded or not"
     segments = path.split("/")
     if "" in segments[1:-1]:
         return "has '//', encoded or not"
-    # Some servers truncate a segment at ";" before they check it.
-    if any(segment.partition(";")[0].strip() in {".", ".."} for segment in segments):
+    # Some servers truncate a segment at ";" before they check it, and some file systems ignore characters of no width.
+    if any(_without_format_characters(segment.partition(";")[0]).strip() in {".", ".."} for segment in segments):
         return "has a segment '.' or '..', encoded or not"
     return None
+
+
+def _without_format_characters(text: str) -> str:
+    return text if text.isascii() else "".join(one for one in text if unicodedata.category(one) != "Cf")
 
 
 def require_no_credentials(request: ApiRequest, auth: RequestAuth) -> None:

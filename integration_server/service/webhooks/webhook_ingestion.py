@@ -34,6 +34,7 @@ from integration_server.service.credentials.credential_cipher import CredentialC
 from integration_server.service.provider_port import Provider, Providers
 from integration_server.service.webhooks.ports import NewWebhookEvent, WebhookEndpoint, WebhookEndpoints, WebhookInbox
 from integration_server.service.webhooks.webhook_secrets import WebhookSecrets
+from integration_server.text_escaping import has_control_characters
 
 APP = "app"
 """The endpoint of the app's own webhooks at a provider."""
@@ -333,9 +334,9 @@ def _storable(event: WebhookEvent) -> WebhookEvent:
     event_id = event.event_id
     if not _is_storable(event_id):
         event_id = f"sha256:{hashlib.sha256(event_id.encode(errors='surrogatepass') or event.payload).hexdigest()}"
-    event_type = "".join(filter(str.isprintable, event.event_type))[:_MAX_TEXT_LENGTH]
+    event_type = "".join(one for one in event.event_type if not has_control_characters(one))[:_MAX_TEXT_LENGTH]
     return replace(event, event_id=event_id, event_type=event_type)
 
 
 def _is_storable(text: str | None) -> bool:
-    return text is not None and 0 < len(text) <= _MAX_TEXT_LENGTH and text.isprintable()
+    return text is not None and 0 < len(text) <= _MAX_TEXT_LENGTH and not has_control_characters(text)

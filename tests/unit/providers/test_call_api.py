@@ -1,5 +1,6 @@
 """Calls of a provider's API: the request that is sent, and the response."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -7,11 +8,16 @@ import httpx
 import pytest
 
 from integration_server.domain.credentials import ApiKey, OAuthTokens
-from integration_server.domain.errors import ApiNotDeclared, ProviderUnavailable, ResponseTooLarge
+from integration_server.domain.errors import ApiNotDeclared, InvalidField, ProviderUnavailable, ResponseTooLarge
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
 from integration_server.providers.api_key import ApiKeyProvider
+from integration_server.providers.base import BaseProvider
+from integration_server.providers.dropbox import DropboxProvider
+from integration_server.providers.factory import ProvidersError
 from integration_server.providers.google_calendar import GoogleCalendarProvider
+from integration_server.providers.google_my_business import GoogleMyBusinessProvider
 from integration_server.providers.http import UrlNotAllowed
+from integration_server.providers.meta_business import MetaBusinessProvider
 from tests.unit.providers.support import FakeTransport, build_provider, json_response
 
 TOKENS = OAuthTokens("token-1")
@@ -97,3 +103,119 @@ async def test_google_is_rate_limited_with_403_and_a_reason(reason: str, waits: 
     provider = build_provider(GoogleCalendarProvider, network)
     response = await provider.call_api(TOKENS, ApiRequest("GET", "/x"), deadline=timedelta(seconds=1), body_limit=1000)
     assert response.is_rate_limited is waits
+
+
+class SeveralHosts(Acme):
+    api_base_urls: Mapping[str, str] = {
+        "files": "https://files.acme.example/v2",
+        "shop": "https://{shop}.acme.example/api",
+    }
+    url_params: Mapping[str, str] = {"shop": "north"}
+    host_patterns = ("*.acme.example",)
+
+
+@pytest.mark.parametrize(
+    ("provider_class", "api", "url"),
+    [
+        (DropboxProvider, "", "https://api.dropboxapi.com/2/files/download"),
+        (DropboxProvider, "content", "https://content.dropboxapi.com/2/files/download"),
+        (DropboxProvider, "notify", "https://notify.dropboxapi.com/2/files/download"),
+        (GoogleMyBusinessProvider, "v4", "https://mybusiness.googleapis.com/v4/files/download"),
+        (
+            GoogleMyBusinessProvider,
+            "performance",
+            "https://businessprofileperformance.googleapis.com/v1/files/download",
+        ),
+        (SeveralHosts, "files", "https://files.acme.example/v2/files/download?key=k"),
+        (SeveralHosts, "shop", "https://north.acme.example/api/files/download?key=k"),
+        (SeveralHosts, "", "https://api.acme.example/v1/files/download?key=k"),
+    ],
+)
+async def test_a_call_names_the_host_of_a_provider_with_several(
+    provider_class: type[BaseProvider], api: str, url: str
+) -> None:
+    network = FakeTransport(httpx.Response(200))
+    credentials = ApiKey("k") if provider_class is SeveralHosts else TOKENS
+    await build_provider(provider_class, network).call_api(
+        credentials, ApiRequest("GET", "/files/download", api=api), deadline=timedelta(seconds=1), body_limit=10
+    )
+    assert str(network.request.url) == url
+
+
+@pytest.mark.parametrize("provider_class", [DropboxProvider, GoogleCalendarProvider])
+@pytest.mark.parametrize("api", ["Content", "content2", "https://evil.example", "api_base_url", "..", "content/../x"])
+async def test_an_api_that_is_not_declared_is_named_in_the_error(provider_class: type[BaseProvider], api: str) -> None:
+    network = FakeTransport()
+    with pytest.raises(InvalidField) as caught:
+        await build_provider(provider_class, network).call_api(
+            TOKENS, ApiRequest("GET", "/x", api=api), deadline=timedelta(seconds=1), body_limit=10
+        )
+    assert (caught.value.field, network.requests) == ("api", [])
+    assert ("content, notify" in caught.value.problem) is (provider_class is DropboxProvider)
+
+
+@pytest.mark.parametrize("url", ["http://files.acme.example", "ftp://x.example", "https://user@files.acme.example", ""])
+def test_each_base_url_is_checked_at_startup(url: str) -> None:
+    class Insecure(Acme):
+        api_base_urls: Mapping[str, str] = {"files": url}
+
+    with pytest.raises(ProvidersError, match=r"api_base_urls\.files"):
+        build_provider(Insecure, FakeTransport())
+
+
+async def call_page(network: FakeTransport, sub_account: str) -> ApiResponse:
+    provider = build_provider(MetaBusinessProvider, network)
+    request = ApiRequest("POST", "/me/feed", body=b"{}", sub_account=sub_account)
+    return await provider.call_api(TOKENS, request, deadline=timedelta(seconds=2), body_limit=1000)
+
+
+async def test_a_call_can_use_the_token_of_a_page() -> None:
+    page_token = "page+token/1"
+    leak = {"Location": "https://x.example/?t=page%2Btoken%2F1", "X-App-Usage": "1"}
+    network = FakeTransport(json_response({"access_token": page_token, "id": "42"}), httpx.Response(200, headers=leak))
+    response = await call_page(network, "42")
+    question, sent = network.requests
+    assert (question.method, question.url.path, dict(question.url.params)) == (
+        "GET",
+        "/v26.0/42",
+        {"fields": "access_token"},
+    )
+    assert [one.headers["Authorization"] for one in (question, sent)] == ["Bearer token-1", f"Bearer {page_token}"]
+    assert (sent.method, sent.url.path, sent.content) == ("POST", "/v26.0/me/feed", b"{}")
+    names = {name.lower() for name, _ in response.headers}
+    assert "location" not in names
+    assert "x-app-usage" in names
+
+
+@pytest.mark.parametrize(("code", "is_unauthorized"), [(190, True), (10, False), (100, False)])
+async def test_an_error_instead_of_the_pages_token_is_the_response(code: int, is_unauthorized: bool) -> None:
+    response = await call_page(FakeTransport(json_response({"error": {"code": code}}, 400)), "42")
+    assert (response.status, response.is_unauthorized) == (400, is_unauthorized)
+
+
+@pytest.mark.parametrize("sub_account", ["me/accounts", "42?fields=x", "..", "42/../me", "\u0664\u0662", "4 2", "@me"])
+async def test_a_sub_account_is_the_id_of_a_page(sub_account: str) -> None:
+    network = FakeTransport()
+    with pytest.raises(InvalidField) as caught:
+        await call_page(network, sub_account)
+    assert (caught.value.field, network.requests) == ("sub_account", [])
+
+
+@pytest.mark.parametrize(
+    "answer", [{"id": "42"}, {"access_token": None}, {"access_token": "a b"}, {"access_token": ""}, []]
+)
+async def test_a_page_without_a_token_is_not_called_with_the_users(answer: Any) -> None:
+    network = FakeTransport(json_response(answer))
+    with pytest.raises(InvalidField) as caught:
+        await call_page(network, "42")
+    assert (caught.value.field, len(network.requests)) == ("sub_account", 1)
+
+
+@pytest.mark.parametrize("provider_class", [DropboxProvider, GoogleCalendarProvider])
+async def test_other_types_have_no_sub_accounts(provider_class: type[BaseProvider]) -> None:
+    network = FakeTransport()
+    with pytest.raises(InvalidField) as caught:
+        await build_provider(provider_class, network).call_api(
+            TOKENS, ApiRequest("GET", "/x", sub_account="42"), deadline=timedelta(seconds=1), body_limit=10
+        )
+    assert (caught.value.field, network.requests) == ("sub_account", [])

@@ -38,7 +38,6 @@ CATALOGUE = [
 
 ALIASES = {"mailchimp": ["email_marketing"], "twilio": ["sms_marketing"]}
 WITHOUT_SCOPES = {"mailchimp"}
-FURTHER_SETTINGS = {"google_ads": ["GOOGLE_ADS_DEVELOPER_TOKEN"]}
 
 
 def all_built() -> ProviderRegistry:
@@ -55,8 +54,7 @@ def test_a_built_in_provider_is_as_listed(integration_type: str, display_name: s
     assert (provider.display_name, provider.auth_method) == (display_name, auth_method)
     if auth_method is AuthMethod.OAUTH2:
         prefix = integration_type.upper()
-        more = FURTHER_SETTINGS.get(integration_type, [])
-        assert list(provider.missing_settings) == [f"{prefix}_CLIENT_ID", f"{prefix}_CLIENT_SECRET", *more]
+        assert list(provider.missing_settings) == [f"{prefix}_CLIENT_ID", f"{prefix}_CLIENT_SECRET"]
         assert bool(provider.required_scopes) == (integration_type not in WITHOUT_SCOPES)
         assert provider.issuer is None
     else:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from integration_server.providers.lenient_json import read_json, read_object, text_at
+from integration_server.providers.lenient_json import read_json, read_object, text_at, texts_at
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,46 @@ def test_every_parsed_value_can_be_serialized(body: bytes) -> None:
 @pytest.mark.parametrize("body", [rb'{"a": "x\ud83d"}', b'{"a": "x\xe9"}', '{"a": "x\ufffd"}'.encode()])
 def test_incompletely_decoded_text_is_not_an_identifier(body: bytes) -> None:
     assert text_at(read_object(body), "a") is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "株式会社\u3000山田",
+        "क्\u200cष",
+        "👩\u200d👩\u200d👧",
+        "Müller\u00a0GmbH",
+        "\u202babc\u202c",
+        "soft\u00adhyphen",
+        " Ada ",
+        "line\u2028separator",
+        "\ue000 private",
+    ],
+)
+def test_names_are_kept_as_people_write_them(name: str) -> None:
+    assert text_at(read_object(json.dumps({"a": name}).encode()), "a") == name
+
+
+@pytest.mark.parametrize("text", ["a\tb", "\x1b[1m", "a\x85b", "a\x7f", "a\0", "", " ", "\u3000\u00a0", "x" * 256])
+def test_text_with_control_characters_or_without_any_letter_is_no_name(text: str) -> None:
+    assert text_at({"a": text}, "a") is None
+
+
+@pytest.mark.parametrize(
+    ("path", "texts"),
+    [
+        ("errors.*.reason", ["first", "7"]),
+        ("errors.*.missing", []),
+        ("codes.*", ["50076", "x"]),
+        ("error.code", ["190"]),
+        ("error.*.code", []),
+        ("*.reason", []),
+    ],
+)
+def test_a_star_in_a_path_stands_for_each_element(path: str, texts: list[str]) -> None:
+    errors = [{"reason": "first"}, "text", {"reason": 7}, {"reason": None}]
+    value = {"errors": errors, "codes": [50076, None, "x", True], "error": {"code": 190}}
+    assert list(texts_at(value, path)) == texts
 
 
 def test_negative_control_a_lone_surrogate_cannot_be_encoded() -> None:

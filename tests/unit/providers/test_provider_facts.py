@@ -7,29 +7,31 @@ import pytest
 from integration_server.domain.credentials import AuthMethod
 from tests.unit.providers.test_catalogue import CATALOGUE, all_built
 from tools import providers_doc
-from tools.provider_facts import Confidence, Fact, facts_in, facts_of, webhook_facts_of
+from tools.provider_facts import FIRST_CHECK, Confidence, Fact, facts_in, facts_of, webhook_facts_of
 
 DOCSTRING = """Acme.
 
 - Endpoints: docs.acme.example/oauth [H]. Tokens last
   an hour [M]; nothing says so [K]. So one hour is assumed.
+- Codes are short [H 2027-01-31].
 - Nothing else.
 """
 
 
 def test_facts_are_extracted_with_their_sources() -> None:
     assert facts_in(DOCSTRING) == [
-        Fact("Endpoints", "docs.acme.example/oauth", Confidence.HIGH),
-        Fact("Tokens last an hour", "secondary sources", Confidence.MEDIUM),
-        Fact("Nothing says so", "general knowledge: not confirmed", Confidence.KNOWLEDGE),
+        Fact("Endpoints", "docs.acme.example/oauth", Confidence.HIGH, FIRST_CHECK),
+        Fact("Tokens last an hour", "secondary sources", Confidence.MEDIUM, FIRST_CHECK),
+        Fact("Nothing says so", "general knowledge: not confirmed", Confidence.KNOWLEDGE, FIRST_CHECK),
         Fact("So one hour is assumed", "", Confidence.DERIVED),
+        Fact("Codes are short", "public documentation or software", Confidence.HIGH, "2027-01-31"),
         Fact("Nothing else", "", Confidence.DERIVED),
     ]
 
 
 def test_text_after_a_fact_is_derived_from_it() -> None:
     assert facts_in("Acme.\n\n- Named in a header [H]: a caller sets it.\n") == [
-        Fact("Named in a header", "public documentation or software, gathered 2026-11-22", Confidence.HIGH),
+        Fact("Named in a header", "public documentation or software", Confidence.HIGH, FIRST_CHECK),
         Fact("A caller sets it", "", Confidence.DERIVED),
     ]
 

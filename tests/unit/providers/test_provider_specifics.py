@@ -122,11 +122,11 @@ async def test_github_counts_an_unknown_token_as_revoked() -> None:
     assert str(network.request.url) == "https://api.github.com/applications/our-id/grant"
 
 
-def test_google_ads_requires_a_developer_token() -> None:
-    assert build_provider(GoogleAdsProvider, FakeTransport()).missing_settings == ["GOOGLE_ADS_DEVELOPER_TOKEN"]
-    provider = build_provider(GoogleAdsProvider, FakeTransport(), GOOGLE_ADS_DEVELOPER_TOKEN="dev")
+@pytest.mark.parametrize(("setting", "sent"), [("dev", "dev"), ("", None), (" ", None)])
+def test_google_ads_sends_a_developer_token_only_if_there_is_one(setting: str, sent: str | None) -> None:
+    provider = build_provider(GoogleAdsProvider, FakeTransport(), GOOGLE_ADS_DEVELOPER_TOKEN=setting)
     assert provider.missing_settings == []
-    assert provider.request_auth(OAuthTokens("at")).headers["developer-token"] == "dev"
+    assert provider.request_auth(OAuthTokens("at")).headers.get("developer-token") == sent
 
 
 @pytest.mark.parametrize(

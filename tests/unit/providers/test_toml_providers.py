@@ -9,6 +9,7 @@ from integration_server.providers.api_key import ApiKeyProvider, BasicAuthProvid
 from integration_server.providers.factory import ProviderFactory, ProviderRegistry, ProvidersError
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.toml_providers import load_toml_providers
+from integration_server.service.integrations.ports import NewAccount
 from tests.unit.providers.support import FakeTransport, context, exception_text, json_response
 
 ACME = """
@@ -106,6 +107,43 @@ async def test_api_keys_require_only_a_verify_url(tmp_path: Path) -> None:
     assert network.request.headers["X-Api-Key"] == "k"
 
 
+async def test_a_provider_without_a_verification_address_is_declared_as_such(tmp_path: Path) -> None:
+    unverified = KEYED.replace('verify_url = "https://keyed.example/me"', "verify = false")
+    network = FakeTransport()
+    providers = load(write_files(tmp_path, keyed=unverified), network=network)
+    assert await providers["keyed"].verify_connection(ApiKey("k")) == NewAccount(None, None)
+    assert network.requests == []
+
+
+@pytest.mark.parametrize(
+    "verification", ["", "verify = true", 'verify = false\nverify_url = "https://keyed.example/me"', "verify = 0"]
+)
+def test_a_missing_verification_address_is_not_an_oversight(tmp_path: Path, verification: str) -> None:
+    text = KEYED.replace('verify_url = "https://keyed.example/me"', verification)
+    with pytest.raises(ProvidersError, match=r"keyed\.toml: verify"):
+        load(write_files(tmp_path, keyed=text))
+
+
+@pytest.mark.parametrize("fields", [["api_key"], ["api_secret"], ["api_key", "api_secret"]])
+def test_a_provider_may_need_one_part_of_http_basic_only(tmp_path: Path, fields: list[str]) -> None:
+    providers = load(write_files(tmp_path, paired=f"{PAIRED}required_fields = {fields}\n"))
+    assert list(providers["paired"].required_fields) == fields
+
+
+def test_a_declared_field_may_have_white_space(tmp_path: Path) -> None:
+    text = f'{PAIRED}allows_whitespace_in = ["api_secret"]\n'
+    assert load(write_files(tmp_path, paired=text))["paired"].key_problem("api_secret", "abcd efgh") is None
+
+
+async def test_a_file_may_declare_several_apis(tmp_path: Path) -> None:
+    text = f'{KEYED}api_base_urls = {{ content = "https://content.keyed.example/v2" }}\n'
+    provider = load(write_files(tmp_path, keyed=text))["keyed"]
+    assert provider.api_url(ApiKey("k"), "content") == "https://content.keyed.example/v2"
+    for wrong in ('{ Content = "https://x.example" }', '{ content = "http://x.example" }', '"https://x.example"'):
+        with pytest.raises(ProvidersError, match=r"keyed\.toml: api_base_urls"):
+            load(write_files(tmp_path, keyed=f"{KEYED}api_base_urls = {wrong}\n"))
+
+
 async def test_a_key_can_be_a_query_parameter(tmp_path: Path) -> None:
     queried = KEYED.replace('api_key_header = "X-Api-Key"', 'api_key_query_param = "key"')
     network = FakeTransport(json_response({}))
@@ -157,7 +195,7 @@ def test_reports_all_problems_of_all_files(tmp_path: Path) -> None:
         "e.toml: auth_method: Input should be 'oauth2', 'api_key' or 'basic'",
         "e.toml: verify_url: Input should be a valid string",
         "f.toml: token_url: is not known, or not allowed with this auth_method",
-        "g.toml: verify_url: is required",
+        "g.toml: verify_url: is required, unless the file says verify = false",
         "g.toml: api_key_header: is not known, or not allowed with this auth_method",
         "h.toml: integration_type: is required",
         "h.toml: auth_method: is required",

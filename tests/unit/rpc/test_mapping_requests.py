@@ -34,9 +34,10 @@ def test_an_optional_integration_can_be_omitted() -> None:
         mapping.decode_integration_id(0)
 
 
-def test_a_key_can_have_all_printable_ascii_characters() -> None:
-    key = "".join(map(chr, range(0x20, 0x7F)))
-    assert mapping.decode_key("api_key", key) == key
+@pytest.mark.parametrize("key", ["".join(map(chr, range(0x21, 0x7F))), "schlüssel", "a b", "-----BEGIN\nAA\n-----END"])
+@pytest.mark.parametrize("around", ["", " ", "\r\n", "\t", "\u00a0", "\u200b", "\ufeff \n", "\u3000"])
+def test_what_was_pasted_around_a_key_is_removed(key: str, around: str) -> None:
+    assert mapping.decode_key("api_key", f"{around}{key}{around}") == key
 
 
 @pytest.mark.parametrize("scope", ["https://www.googleapis.com/auth/calendar", "read:a", "a!#]^~", "s" * 255])

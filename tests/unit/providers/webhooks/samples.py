@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest
+from integration_server.providers.webhooks.acuity import ACUITY
 from integration_server.providers.webhooks.dropbox import DROPBOX
 from integration_server.providers.webhooks.github import GITHUB
 from integration_server.providers.webhooks.google_channel import GOOGLE_CHANNEL
@@ -222,6 +223,27 @@ def _graph(secret: str, body: bytes, at: datetime) -> WebhookRequest:
     return post(body.replace(b"our-client-state", secret.encode()), {})
 
 
+def _acuity(secret: str, body: bytes, at: datetime) -> WebhookRequest:
+    headers = {"X-Acuity-Signature": base64_hmac(secret, body), "Content-Type": "application/x-www-form-urlencoded"}
+    return post(body, headers)
+
+
+def _twilio_sha256(secret: str, body: bytes, at: datetime) -> WebhookRequest:
+    headers = {
+        "X-Twilio-Signature": base64_hmac(secret, twilio_message(URL, body).encode()),
+        "X-Twilio-Webhooks-Signature-Settings": "key=KY1,algorithm=HMAC_SHA256",
+        "Content-Type": "application/x-www-form-urlencoded",
+    }
+    return post(body, headers)
+
+
+def _svix(secret: str, body: bytes, at: datetime) -> WebhookRequest:
+    request = _standard(secret.removeprefix("v1,"), body, at)
+    return with_headers(
+        request, lambda headers: [(name.replace("webhook-", "svix-"), value) for name, value in headers]
+    )
+
+
 def _standard(secret: str, body: bytes, at: datetime) -> WebhookRequest:
     key = base64.b64decode(secret.removeprefix("whsec_"))
     message = f"msg_1.{seconds(at)}.".encode() + body
@@ -384,6 +406,37 @@ SAMPLES = (
         TWILIO_JSON,
         "X-Twilio-Signature",
         signs_url=True,
+    ),
+    Sample(
+        "twilio-sha256",
+        TWILIO,
+        "shared-key",
+        "other-key",
+        _twilio_sha256,
+        b"MessageSid=SM1&AccountSid=AC1&MessageStatus=delivered",
+        "X-Twilio-Signature",
+        signs_url=True,
+    ),
+    Sample(
+        "acuity",
+        ACUITY,
+        "api-key",
+        "other-key",
+        _acuity,
+        b"action=appointment.rescheduled&id=1&calendarID=2&appointmentTypeID=3",
+        "X-Acuity-Signature",
+    ),
+    Sample(
+        "svix",
+        STANDARD,
+        "v1,whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        "v1,whsec_" + base64.b64encode(b"another key of 24 bytes.").decode(),
+        _svix,
+        _json({"type": "user.created", "data": {"id": 1}}),
+        "svix-signature",
+        timestamp_header="svix-timestamp",
+        checks_timestamp=True,
+        lists_signatures=True,
     ),
     Sample(
         "sendgrid",

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -79,8 +80,11 @@ def test_event_id_type_and_account(name: str, expected: tuple[str | None, str, s
 
 # --- the same again, and another
 
+WITHOUT_IDS = {"dropbox", "acuity"}
+"""Their next notification has the same bytes."""
+
 each_repeated = pytest.mark.parametrize(
-    "sample", [sample for sample in SAMPLES if sample.name != "dropbox"], ids=lambda sample: sample.name
+    "sample", [sample for sample in SAMPLES if sample.name not in WITHOUT_IDS], ids=lambda sample: sample.name
 )
 
 
@@ -92,8 +96,9 @@ def test_a_repeated_delivery_has_the_same_id(sample: Sample) -> None:
     assert [event.event_id for event in first.events] == [event.event_id for event in second.events]
 
 
-def test_each_delivery_of_dropbox_is_an_event() -> None:
-    sample = BY_NAME["dropbox"]
+@pytest.mark.parametrize("name", sorted(WITHOUT_IDS))
+def test_each_delivery_without_an_id_is_an_event(name: str) -> None:
+    sample = BY_NAME[name]
     times = [NOW, NOW + timedelta(seconds=1)]
     ids = {received(sample.scheme, sample.request, sample.secret, now=now).events[0].event_id for now in times}
     assert len(ids) == 2
@@ -201,13 +206,129 @@ def test_a_batch_is_split_into_events(name: str, body: object, expected: list[tu
     assert all(isinstance(json.loads(event.payload), dict) for event in events)
 
 
-def test_all_notifications_of_a_graph_batch_are_verified() -> None:
-    good = {"clientState": "our-client-state", "changeType": "created", "resource": "users/u/events/1"}
-    for bad in ({**good, "clientState": "x"}, {"changeType": "created"}, {**good, "clientState": ["our-client-state"]}):
+GOOD_NOTIFICATION = {"clientState": "our-client-state", "changeType": "created", "resource": "users/u/events/1"}
+BAD_NOTIFICATIONS: list[Any] = [
+    {**GOOD_NOTIFICATION, "clientState": "x"},
+    {"changeType": "created"},
+    {**GOOD_NOTIFICATION, "clientState": ["our-client-state"]},
+    {**GOOD_NOTIFICATION, "clientState": None},
+    "our-client-state",
+    None,
+    ["our-client-state"],
+]
+
+
+@pytest.mark.parametrize("bad", BAD_NOTIFICATIONS)
+def test_a_graph_batch_is_complete_but_for_what_is_not_verified(bad: Any) -> None:
+    other = {**GOOD_NOTIFICATION, "resource": "users/v/events/2", "subscriptionId": "s2"}
+    events = events_of("microsoft-graph", {"value": [GOOD_NOTIFICATION, bad, other]})
+    assert [event.account_id for event in events] == ["u", "v"]
+    for batch in ([], [bad], [bad, bad]):
         with pytest.raises(InvalidWebhookSignature):
-            events_of("microsoft-graph", {"value": [good, bad]})
-    with pytest.raises(InvalidWebhookSignature):
-        events_of("microsoft-graph", {"value": []})
+            events_of("microsoft-graph", {"value": batch})
+
+
+@pytest.mark.parametrize("odd", [None, 7, "text", [], {"realmId": "2"}, {"dataChangeEvent": {}}, {"x": {"y": 1}}])
+def test_a_quickbooks_batch_is_complete_whatever_one_element_is(odd: Any) -> None:
+    entity = {"name": "Customer", "id": "1", "operation": "Create", "lastUpdated": "2026-11-22T12:00:00Z"}
+    first = {"realmId": "1", "dataChangeEvent": {"entities": [entity, odd, {**entity, "id": "2"}]}}
+    last = {"realmId": "3", "dataChangeEvent": {"entities": [entity]}}
+    events = events_of("quickbooks", {"eventNotifications": [first, odd, last]})
+    assert [(event.event_type, event.account_id) for event in events if event.event_type != "unknown.unknown"] == [
+        ("Customer.Create", "1"),
+        ("Customer.Create", "1"),
+        ("Customer.Create", "3"),
+    ]
+    assert len(events) == 5
+    cloud = {"id": "e1", "type": "qbo.customer.created.v1", "intuitaccountid": "1"}
+    assert [event.event_id for event in events_of("quickbooks", [cloud, odd, {**cloud, "id": "e2"}])][::2] == [
+        "e1",
+        "e2",
+    ]
+    assert [event.event_id for event in events_of("quickbooks", cloud)] == ["e1"]
+
+
+GUIDS = "11111111-2222-4333-8444-555555555555", "66666666-7777-4888-8999-000000000000"
+
+
+@pytest.mark.parametrize(
+    ("user", "account"),
+    [
+        (f"{GUIDS[0]}@{GUIDS[1]}", GUIDS[0]),
+        (GUIDS[0], GUIDS[0]),
+        ("ada@example.com", "ada@example.com"),
+        (f"{GUIDS[0]}@example.com", f"{GUIDS[0]}@example.com"),
+    ],
+)
+def test_graph_users_have_no_tenant(user: str, account: str) -> None:
+    (event,) = events_of("microsoft-graph", {"value": [{**GOOD_NOTIFICATION, "resource": f"Users/{user}/Messages/m"}]})
+    assert event.account_id == account
+
+
+@pytest.mark.parametrize(
+    ("fields", "account"),
+    [
+        ({"context": "acct_1"}, "acct_1"),
+        ({"context": "org_1/acct_2"}, "acct_2"),
+        ({"context": "org_1/acct_2", "account": "acct_3"}, "acct_3"),
+        ({"context": {"id": "acct_1"}}, None),
+        ({"context": "org_1/"}, None),
+        ({}, None),
+    ],
+)
+def test_thin_events_of_stripe_name_the_account_in_their_context(fields: dict[str, Any], account: str | None) -> None:
+    (event,) = events_of("stripe", {"id": "evt_1", "object": "v2.core.event", "type": "v1.billing.meter", **fields})
+    assert event.account_id == account
+
+
+OWN, OTHERS, ENTERPRISE = "T0OWN", "T0OTHERS", "E0"
+
+
+@pytest.mark.parametrize(
+    ("body", "account"),
+    [
+        ({"team_id": OTHERS, "authorizations": [{"team_id": OWN, "enterprise_id": None}]}, OWN),
+        ({"team_id": OTHERS, "authorizations": [{"team_id": OWN, "enterprise_id": ENTERPRISE}]}, OWN),
+        (
+            {
+                "team_id": OWN,
+                "authorizations": [{"team_id": OWN, "enterprise_id": ENTERPRISE, "is_enterprise_install": True}],
+            },
+            ENTERPRISE,
+        ),
+        ({"team_id": OWN, "enterprise_id": ENTERPRISE, "is_enterprise_install": True}, ENTERPRISE),
+        ({"team_id": OWN, "enterprise_id": ENTERPRISE, "is_enterprise_install": False}, OWN),
+        ({"team_id": None, "enterprise_id": ENTERPRISE}, ENTERPRISE),
+        ({"team_id": OWN, "authorizations": []}, OWN),
+        ({"team_id": OWN, "authorizations": None}, OWN),
+    ],
+)
+def test_events_of_slack_are_those_of_the_installation(body: dict[str, Any], account: str) -> None:
+    (event,) = events_of("slack", {"type": "event_callback", "event": {"type": "message"}, **body})
+    assert event.account_id == account
+
+
+@pytest.mark.parametrize(
+    ("payload", "account"),
+    [
+        ({"team": {"id": OTHERS}, "view": {"app_installed_team_id": OWN}}, OWN),
+        ({"team": {"id": OWN}, "enterprise": {"id": ENTERPRISE}, "is_enterprise_install": False}, OWN),
+        ({"team": {"id": OWN}, "enterprise": {"id": ENTERPRISE}, "is_enterprise_install": True}, ENTERPRISE),
+        ({"team": None, "enterprise": {"id": ENTERPRISE}}, ENTERPRISE),
+        ({"team": {"id": OWN}, "view": None}, OWN),
+    ],
+)
+def test_interactions_of_slack_are_those_of_the_installation(payload: dict[str, Any], account: str) -> None:
+    body = urlencode({"payload": json.dumps({"type": "view_submission", **payload})}).encode()
+    (event,) = events_of("slack", body)
+    assert (event.event_type, event.account_id) == ("view_submission", account)
+
+
+@pytest.mark.parametrize(("flag", "account"), [("true", ENTERPRISE), ("false", OWN)])
+def test_commands_of_slack_are_those_of_the_installation(flag: str, account: str) -> None:
+    form = {"command": "/x", "team_id": OWN, "enterprise_id": ENTERPRISE, "is_enterprise_install": flag}
+    (event,) = events_of("slack", urlencode(form).encode())
+    assert event.account_id == account
 
 
 def test_payloads_of_graph_do_not_contain_the_secret() -> None:
@@ -341,10 +462,12 @@ def test_events_that_do_not_end_our_access(name: str, body: object, headers: dic
 
 # --- signed, and senseless
 
+FORMS = {"twilio", "twilio-sha256", "acuity"}
+
 
 @pytest.mark.parametrize(
     "sample",
-    [sample for sample in SAMPLES if sample.signs_body and sample.name != "twilio"],
+    [sample for sample in SAMPLES if sample.signs_body and sample.name not in FORMS],
     ids=lambda sample: sample.name,
 )
 @pytest.mark.parametrize(
@@ -378,7 +501,8 @@ MALFORMED_BODIES: list[tuple[str, Any]] = [
     ("dropbox", {}),
     ("xero", {"events": {}}),
     ("xero", {"events": ["x"]}),
-    ("quickbooks", {"eventNotifications": [{"realmId": "1"}]}),
+    ("quickbooks", {"eventNotifications": {"realmId": "1"}}),
+    ("quickbooks", {"eventNotifications": ["x"]}),
     ("meta", {"object": "page"}),
     ("meta", {"object": "page", "entry": [{"id": "1", "changes": "x"}]}),
     ("meta", b"signed_request"),

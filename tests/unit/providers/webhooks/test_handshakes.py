@@ -68,6 +68,42 @@ def test_slack_challenge_is_echoed() -> None:
     assert not accepts(SLACK, replace(request, headers=[]), sample.secret)
 
 
+def form(body: bytes, method: str = "POST", url: str = URL) -> WebhookRequest:
+    return WebhookRequest(method, url, [("Content-Type", b"application/x-www-form-urlencoded")], body)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        form(b"ssl_check=1&token=t"),
+        form(b"token=t&ssl_check=1"),
+        form(b"ssl_check=1"),
+        get("ssl_check=1&token=t"),
+        form(b"ssl_check=1&token="),
+    ],
+)
+def test_slack_may_check_the_certificate_without_a_signature(request_: WebhookRequest) -> None:
+    response = response_of(SLACK, request_, "s").response
+    assert (response.body, response.is_verified) == (b"", False)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        form(b"ssl_check=0&token=t"),
+        form(b"ssl_check=1&command=/pay&team_id=T1"),
+        form(b"ssl_check=1&payload={}"),
+        form(b"command=/pay&team_id=T1", url=f"{URL}?ssl_check=1"),
+        form(b'{"ssl_check":"1"}'),
+        form(b""),
+        get("ssl_check=2"),
+        form(b"ssl_check=1", method="PUT"),
+    ],
+)
+def test_nothing_else_of_slack_is_accepted_without_a_signature(request_: WebhookRequest) -> None:
+    assert not accepts(SLACK, request_, "s")
+
+
 # --- Zoom
 
 
@@ -235,7 +271,7 @@ def test_the_sync_message_of_google_has_no_events() -> None:
 
 @pytest.mark.parametrize(
     "sample",
-    [sample for sample in SAMPLES if sample.name not in {"dropbox", "meta", "twilio", "twilio-json"}],
+    [sample for sample in SAMPLES if sample.name not in {"dropbox", "meta", "twilio", "twilio-json", "twilio-sha256"}],
     ids=lambda sample: sample.name,
 )
 def test_other_schemes_reject_get(sample: Sample) -> None:

@@ -1,6 +1,7 @@
 """The use of a scheme by its provider, and the providers with schemes."""
 
 from base64 import b64encode
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from integration_server.domain.credentials import ApiKey, Credentials, OAuthTokens
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookEvent, WebhookRequest
+from integration_server.providers.acuity import AcuityProvider
 from integration_server.providers.api_key import ApiKeyProvider
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.google_calendar import GoogleCalendarProvider
@@ -25,7 +27,7 @@ from integration_server.providers.webhooks.shopify import SHOPIFY
 from integration_server.providers.webhooks.standard import STANDARD
 from integration_server.service.provider_port import Provider
 from tests.unit.providers.support import NOW, FakeTransport, build_provider
-from tests.unit.providers.webhooks.samples import SAMPLES, URL, hex_hmac, post
+from tests.unit.providers.webhooks.samples import SAMPLES, URL, accepts, hex_hmac, post, with_header
 
 BY_NAME = {sample.name: sample for sample in SAMPLES}
 
@@ -205,6 +207,60 @@ def test_a_malformed_standard_secret_verifies_nothing(secret: str) -> None:
     # It does not affect a valid secret.
     request = sample.sign(sample.secret, sample.body, NOW)
     assert build_provider(Custom, FakeTransport()).receive_webhook(request, [secret, sample.secret]).events
+
+
+@pytest.mark.parametrize("names", ["standard", "svix"])
+@pytest.mark.parametrize("secret_prefix", ["", "whsec_", "v1,whsec_"])
+def test_standard_webhooks_have_headers_and_secrets_of_either_name(names: str, secret_prefix: str) -> None:
+    sample = BY_NAME[names]
+    secret = secret_prefix + sample.secret.removeprefix("v1,").removeprefix("whsec_")
+    custom = build_provider(Custom, FakeTransport())
+    (event,) = custom.receive_webhook(sample.request, [secret]).events
+    assert event.event_id == "msg_1"
+    assert custom.webhook_secret_problem(secret) is None
+
+
+@pytest.mark.parametrize("missing", ["svix-id", "svix-timestamp", "svix-signature"])
+@pytest.mark.parametrize("instead", [(), ("webhook",)])
+def test_the_headers_of_one_name_are_complete(missing: str, instead: tuple[str, ...]) -> None:
+    sample = BY_NAME["svix"]
+    value = dict(sample.request.headers)[missing]
+    others = [(name, given) for name, given in sample.request.headers if name != missing]
+    mixed = [(missing.replace("svix", name), value) for name in instead]
+    if missing != "svix-signature" and instead:
+        mixed.append((f"webhook-{missing.removeprefix('svix-')}", value))  # twice: one of them may have been checked
+    request = replace(sample.request, headers=[*others, *mixed])
+    with pytest.raises(InvalidWebhookSignature):
+        build_provider(Custom, FakeTransport()).receive_webhook(request, [sample.secret])
+
+
+@pytest.mark.parametrize(
+    ("settings", "accepted"),
+    [
+        ("key=KY1,algorithm=HMAC_SHA256", True),
+        ("algorithm=HMAC_SHA256", True),
+        ("key=, algorithm=HMAC_SHA256", True),
+        ("key=KY1,algorithm=HMAC_SHA1", False),
+        ("key=KY1,algorithm=NONE", False),
+        ("key=KY1", False),
+        ("", False),
+    ],
+)
+def test_twilio_names_the_algorithm_of_a_shared_key(settings: str, accepted: bool) -> None:
+    sample = BY_NAME["twilio-sha256"]
+    request = with_header(sample.request, "X-Twilio-Webhooks-Signature-Settings", settings.encode())
+    assert accepts(sample.scheme, request, sample.secret) is accepted
+    absent = replace(sample.request, headers=[pair for pair in sample.request.headers if "Settings" not in pair[0]])
+    assert not accepts(sample.scheme, absent, sample.secret)
+
+
+def test_webhooks_of_acuity_are_verified_with_the_api_key_of_the_integration() -> None:
+    sample = BY_NAME["acuity"]
+    acuity = build_provider(AcuityProvider, FakeTransport())
+    (event,) = acuity.receive_webhook(sample.request, acuity.webhook_secrets(ApiKey("1001", "api-key"))).events
+    assert (event.event_type, event.account_id) == ("appointment.rescheduled", None)
+    with pytest.raises(InvalidWebhookSignature):
+        acuity.receive_webhook(sample.request, acuity.webhook_secrets(ApiKey("api-key", "1001")))
 
 
 def test_a_standard_secret_may_lack_prefix_or_padding() -> None:

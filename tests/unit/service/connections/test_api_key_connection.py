@@ -74,6 +74,25 @@ async def test_the_error_names_the_missing_field(system: FakeSystem, missing: st
     assert not system.key_provider.verifications
 
 
+@pytest.mark.parametrize("fields", [{"api_key": ""}, {"api_key": "", "api_secret": ""}])
+async def test_a_key_has_at_least_one_part(system: FakeSystem, fields: dict[str, Any]) -> None:
+    system.key_provider.required_fields = ()
+    with pytest.raises(InvalidField) as caught:
+        await system.connect_key(**fields)
+    assert caught.value.field == "api_key"
+    await system.connect_key(api_key="", api_secret="secret")
+
+
+@pytest.mark.parametrize("field", ["api_key", "api_secret", "webhook_secret"])
+async def test_what_cannot_be_a_key_is_not_sent_to_the_provider(system: FakeSystem, field: str) -> None:
+    system.key_provider.key_problems = {"bad": "is bad"}
+    fields: dict[str, Any] = {"api_key": "key", field: "bad"}
+    with pytest.raises(InvalidField) as caught:
+        await system.connect_key(**fields)
+    assert caught.value.field == field
+    assert not system.key_provider.verifications
+
+
 async def test_connecting_the_same_account_updates_its_row(system: FakeSystem) -> None:
     first = await system.connect_key(api_key="old", name="Mine")
     updated = await system.connect_key(api_key="new", name="Other")

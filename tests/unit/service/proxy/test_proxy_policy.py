@@ -1,7 +1,7 @@
 """The proxy policy: no path leaves the API's base URL, and no header carries credentials in either direction."""
 
 from collections.abc import Iterator
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import pytest
 
@@ -69,7 +69,9 @@ ELSEWHERE = [
     "/things%zz",
     "/th\u00efngs",
     "/things\u2028",
-    "/things%E2%80%A8",
+    "/things%C2%85",
+    "/%2e%2e%E2%80%8B/things",
+    "/.%E2%81%A0./things",
     "/./things",
     "/%2e/things",
     "/things//more",
@@ -100,6 +102,13 @@ def test_no_path_leaves_the_base_url(path: str) -> None:
     with pytest.raises(InvalidField) as rejected:
         require_valid_request(ApiRequest("GET", path))
     assert rejected.value.field == "path"
+
+
+@pytest.mark.parametrize(
+    "name", ["株式会社\u3000山田.pdf", "क्\u200cष", "👩\u200d👧", "a\u00a0b", "soft\u00adhyphen", "a\u2028b", "Ünï"]
+)
+def test_names_in_paths_are_as_people_write_them(name: str) -> None:
+    assert path_problem(f"/files/{quote(name)}") is None
 
 
 def lands_outside(url: str) -> bool:
