@@ -131,7 +131,7 @@ class XeroProvider(OAuth2Provider):
                 url = f"{self.verify_url}/{quote(connection, safe='')}"
                 response = await self.send("DELETE", url, headers=super().auth_headers(tokens))
                 if not response.is_success and response.status != 404:
-                    raise ProviderUnavailable(retry_after=response.retry_after, is_refusal=response.is_refusal)
+                    raise ProviderUnavailable(retry_after=response.retry_after)
         if any(text_at(tenant, "tenantId") != tokens.extras.get("tenant_id") for tenant in tenants):
             return True
         body, _ = prepare_revoke_token_request(tokens.refresh_token or tokens.access_token)

@@ -5,7 +5,7 @@ import httpx
 import pytest
 
 from integration_server.domain.credentials import OAuthTokens
-from integration_server.domain.errors import ProviderUnavailable
+from integration_server.domain.errors import ProviderMisconfigured, ProviderRejected, ProviderUnavailable
 from integration_server.providers.square import SquareProvider
 from integration_server.service.integrations.ports import NewAccount
 from tests.unit.providers.support import NOW, FakeTransport, build_provider, json_response
@@ -45,10 +45,15 @@ async def test_reads_the_expiry_and_the_merchant() -> None:
     assert "code_verifier" not in network.form
 
 
-async def test_an_error_without_an_oauth_code_is_not_final() -> None:
-    network = FakeTransport(json_response({"message": "cannot renew", "type": "bad_request"}, 400))
-    with pytest.raises(ProviderUnavailable):
+@pytest.mark.parametrize(
+    ("kind", "status", "error"),
+    [("bad_request", 400, ProviderRejected), ("service.not_authorized", 401, ProviderUnavailable)],
+)
+async def test_no_error_of_the_token_endpoint_proves_anything(kind: str, status: int, error: type[Exception]) -> None:
+    network = FakeTransport(json_response({"message": "cannot renew", "type": kind}, status))
+    with pytest.raises(error) as raised:
         await build_provider(SquareProvider, network).refresh_access_token("rt")
+    assert getattr(raised.value, "oauth_error", None) != "invalid_grant"
 
 
 async def test_the_account_is_the_merchant() -> None:
@@ -66,7 +71,7 @@ async def test_revokes_with_the_client_secret() -> None:
 
 
 async def test_a_failed_revocation_is_reported() -> None:
-    with pytest.raises(ProviderUnavailable):
+    with pytest.raises(ProviderMisconfigured):
         await build_provider(SquareProvider, FakeTransport(httpx.Response(401))).revoke_credentials(TOKENS)
 
 
