@@ -41,9 +41,10 @@ _READ_BYTES = 64 * 1024  # at a time
 _CONTROL, _ERRORS = 0, 2  # the child's standard input and standard error
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LINE_BYTES = 1024 * 1024  # longer lines are written in pieces, so that a child cannot fill the memory
-# Of a process in a minute, after the start, besides events. gRPC's C core prints a line for each malformed call and
-# each failed handshake; a traceback fits.
-_PRINTED_BYTES = 32 * 1024
+# Of a process in a minute, after the start, besides events: each line once, whatever its digits (times, addresses), and
+# no more than a few tracebacks. gRPC's C core prints a line for each malformed call and each failed handshake.
+_PRINTED_BYTES = 16 * 1024
+_DIGITS = b"0123456789"
 _PRINTED_INTERVAL = timedelta(minutes=1)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _STABLE_AFTER = timedelta(minutes=1)  # a process that ran for this long counts as healthy
@@ -201,15 +202,19 @@ class _PrintLimiter:
     interval_end: float = 0.0
     remaining_bytes: int = 0
     suppressed: int = 0
+    kinds: set[bytes] = field(default_factory=set)
 
     def admit(self, line: bytes) -> int | None:
         """None if the line is not written, else the number of lines that were not written before it."""
         if time.monotonic() >= self.interval_end:
             self.interval_end = time.monotonic() + _PRINTED_INTERVAL.total_seconds()
             self.remaining_bytes = _PRINTED_BYTES
-        if len(line) > self.remaining_bytes:
+            self.kinds.clear()
+        kind = line.translate(None, _DIGITS)
+        if kind in self.kinds or len(line) > self.remaining_bytes:
             self.suppressed += 1
             return None
+        self.kinds.add(kind)
         self.remaining_bytes -= len(line)
         suppressed, self.suppressed = self.suppressed, 0
         return suppressed

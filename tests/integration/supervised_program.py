@@ -139,8 +139,10 @@ def print_lines(channel: SupervisorChannel | None) -> int:
         async with channel.commands() as stop:
             channel.report_ready(**{channel_name(): "address"})
             await asyncio.sleep(0.1)  # until the supervisor has read the report
-            for _ in range(PRINTED_LINES):
-                print("x" * 99, file=sys.stderr)
+            for number in range(PRINTED_LINES):
+                print(f"the same but for {number}", file=sys.stderr)
+            for length in range(1, 500):
+                print("x" * length, file=sys.stderr)
             structlog.get_logger().info("printed")
             await stop.wait()
 
