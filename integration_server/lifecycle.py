@@ -94,8 +94,8 @@ async def serving(
     try:
         yield port
     finally:
-        watch.cancel()
         await server.stop(grace.total_seconds())
+        await watch  # a cancellation would cancel the stop, too
 
 
 async def _end_with(server: grpc.aio.Server) -> None:

@@ -1,6 +1,9 @@
 """The loop that accepts calls survives every path, with the negative control of gRPC's own server."""
 
 import asyncio
+import signal
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -105,3 +108,37 @@ async def test_negative_control_one_path_ends_the_server_of_grpc() -> None:
         async with asyncio.timeout(DEADLINE):
             with pytest.raises(UnicodeDecodeError):
                 await server.wait_for_termination()
+
+
+VULNERABLE_PROGRAM = """
+import asyncio
+from datetime import timedelta
+
+import grpc
+
+from integration_server.lifecycle import serving
+
+
+async def main() -> None:
+    async with serving(grpc.aio.server(), "127.0.0.1:0", timedelta(0)) as port:
+        print(port, flush=True)
+        await asyncio.Event().wait()
+
+
+asyncio.run(main())
+"""
+
+
+async def test_a_process_whose_server_has_ended_by_itself_ends() -> None:
+    """The supervisor starts it again. With gRPC's own server alone it would stay, and serve nobody."""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", VULNERABLE_PROGRAM, stdout=PIPE, stderr=PIPE)
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(DEADLINE):
+            await call(int(await process.stdout.readline()), PATHS["not UTF-8"])
+            output, _ = await process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert b"grpc_server_failed" in output
+    finally:
+        if process.returncode is None:
+            process.kill()
