@@ -201,6 +201,19 @@ async def metadata_entries(target: Target) -> int:
 async def unknown_methods(target: Target) -> int:
     """Paths that the server does not have."""
     calls = [_empty_call(f"/no.such.Service/{os.urandom(8).hex()}", ()) for _ in range(1_000)]
+    return await _call_at(target, 200, itertools.cycle([*calls, _empty_call("/\udcff/\udcfe", ())]))
+
+
+async def malformed_headers(target: Target) -> int:
+    """Headers that are not UTF-8, which gRPC's Python code decodes, and values that its C core does not accept."""
+    fields = (
+        ("authorization", "Bearer \udcff"),
+        ("x-\udcff", "x"),
+        ("te", "gzip"),
+        ("grpc-timeout", "-5S"),
+        ("grpc-encoding", "x"),
+    )
+    calls = [_empty_call(f"{SERVICE}/ListIntegrations", (entry,)) for entry in fields]
     return await _call_at(target, 200, itertools.cycle(calls))
 
 
@@ -270,6 +283,7 @@ ATTACKS: Mapping[str, Callable[[Target], Awaitable[int]]] = {
     "forged-tokens": forged_tokens,
     "metadata-entries": metadata_entries,
     "unknown-methods": unknown_methods,
+    "malformed-headers": malformed_headers,
     "grpc-connections": grpc_connections,
     "unknown-webhooks": unknown_webhooks,
     "kept-alive-connections": kept_alive_connections,

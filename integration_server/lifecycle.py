@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import gc
+import os
 import resource
 import signal
 import sys
@@ -89,10 +90,21 @@ async def serving(
     except RuntimeError as error:
         raise AddressTaken(f"cannot listen on {address} (GRPC_ADDRESS): is another server running there?") from error
     await server.start()
+    watch = asyncio.create_task(_end_with(server), name="watch server")
     try:
         yield port
     finally:
         await server.stop(grace.total_seconds())
+        await watch  # a cancellation would cancel the stop, too
+
+
+async def _end_with(server: grpc.aio.Server) -> None:
+    """End the process if gRPC's loop ends by itself, so that it is started again instead of serving nobody."""
+    try:
+        await server.wait_for_termination()
+    except Exception as error:
+        structlog.get_logger(__name__).critical("grpc_server_failed", kind=type(error).__qualname__)
+        os.kill(os.getpid(), signal.SIGKILL)  # what was to be finished waits for calls that nobody answers
 
 
 @asynccontextmanager

@@ -41,6 +41,11 @@ _READ_BYTES = 64 * 1024  # at a time
 _CONTROL, _ERRORS = 0, 2  # the child's standard input and standard error
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LINE_BYTES = 1024 * 1024  # longer lines are written in pieces, so that a child cannot fill the memory
+# Of a process in a minute, after the start, besides events: each line once, whatever its digits (times, addresses), and
+# no more than a few tracebacks. gRPC's C core prints a line for each malformed call and each failed handshake.
+_PRINTED_BYTES = 16 * 1024
+_DIGITS = b"0123456789"
+_PRINTED_INTERVAL = timedelta(minutes=1)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _STABLE_AFTER = timedelta(minutes=1)  # a process that ran for this long counts as healthy
 
@@ -191,6 +196,31 @@ class SupervisorChannel:
 
 
 @dataclass(slots=True)
+class _PrintLimiter:
+    """Bounds what a process prints: clients make libraries print lines as often as they like."""
+
+    interval_end: float = 0.0
+    remaining_bytes: int = 0
+    suppressed: int = 0
+    kinds: set[bytes] = field(default_factory=set)
+
+    def admit(self, line: bytes) -> int | None:
+        """None if the line is not written, else the number of lines that were not written before it."""
+        if time.monotonic() >= self.interval_end:
+            self.interval_end = time.monotonic() + _PRINTED_INTERVAL.total_seconds()
+            self.remaining_bytes = _PRINTED_BYTES
+            self.kinds.clear()
+        kind = line.translate(None, _DIGITS)
+        if kind in self.kinds or len(line) > self.remaining_bytes:
+            self.suppressed += 1
+            return None
+        self.kinds.add(kind)
+        self.remaining_bytes -= len(line)
+        suppressed, self.suppressed = self.suppressed, 0
+        return suppressed
+
+
+@dataclass(slots=True)
 class _Process:
     """A running process. `details` are those of its report, None until it is ready."""
 
@@ -203,6 +233,7 @@ class _Process:
     details: Mapping[str, str] | None = None
     received: bytes = b""
     unwritten: bytes = b""
+    printed: _PrintLimiter = field(default_factory=_PrintLimiter)
 
     def send(self, **message: object) -> None:
         """Send a message, unless the process has died, which the supervisor notices by itself."""
@@ -362,16 +393,21 @@ class Supervisor:
         *lines, process.unwritten = (process.unwritten + chunk).split(b"\n")
         if len(process.unwritten) > _LINE_BYTES:
             lines, process.unwritten = [*lines, process.unwritten], b""
-        _write(self._labelled(process, line) for line in lines)
+        _write(self._labelled(process, lines))
         return True
 
-    def _labelled(self, process: _Process, line: bytes) -> bytes:
-        """The line, with the name of its process unless the line has it: events do, what libraries print does not.
+    def _labelled(self, process: _Process, lines: Iterable[bytes]) -> Iterator[bytes]:
+        """The lines, with the name of their process unless they have it: events do, what libraries print does not.
 
         Until all processes serve, what they print are messages of the command that the operator has just typed.
         """
-        is_event = line.startswith(b"{") or sys.stderr.isatty()
-        return line if is_event or not self._has_served else f"{process.spec.name}: ".encode() + line
+        for line in lines:
+            if line.startswith(b"{") or sys.stderr.isatty() or not self._has_served:
+                yield line
+            elif (suppressed := process.printed.admit(line)) is not None:
+                if suppressed:
+                    self._log.warning("printed_lines_suppressed", name=process.spec.name, suppressed=suppressed)
+                yield f"{process.spec.name}: ".encode() + line
 
     def _unregister(self, end: socket.socket | int) -> None:
         with suppress(KeyError):
@@ -385,7 +421,7 @@ class Supervisor:
                 del self._processes[name]
                 while self._relay_errors(process):
                     pass
-                _write([process.unwritten] if process.unwritten else [])
+                _write(self._labelled(process, [process.unwritten] if process.unwritten else []))
                 self._unregister(process.control)
                 self._unregister(process.errors)
                 process.control.close()

@@ -9,6 +9,7 @@ Network: TypeAlias = IPv4Network | IPv6Network
 
 _MAX_ENTRY_LENGTH = 64  # characters: longer than any address with a port
 _MAX_HOPS = 32  # proxies in a row; more are a loop or a forged list
+_IPV4_MAPPED = IPv6Network("::ffff:0:0/96")  # RFC 4291 §2.5.5.2
 _IPV6_PREFIX = 64  # bits: RFC 6177 §2, the least that a site gets; a single host may use all of it
 
 
@@ -49,12 +50,16 @@ class TrustedProxies:
 
 def parse_networks(text: str) -> tuple[Network, ...]:
     """Parse comma-separated addresses and networks. Raises `ValueError`."""
-    networks = []
+    networks = list[Network]()
     for part in filter(None, map(str.strip, text.split(","))):
         try:
-            network = ip_network(part)
+            network: Network = ip_network(part)
         except ValueError:
             raise ValueError(f"{part!r} is not an address or a network such as 10.0.0.0/8") from None
+        if isinstance(network, IPv6Network) and network.subnet_of(_IPV4_MAPPED):
+            # Addresses are compared as IPv4: see `_parse_address`.
+            address = IPv4Address(int(network.network_address) & (2**32 - 1))
+            network = IPv4Network((address, network.prefixlen - _IPV4_MAPPED.prefixlen))
         if not network.prefixlen:
             raise ValueError(f"{part!r} contains every client, who could then name any address")
         networks.append(network)

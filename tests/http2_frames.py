@@ -57,8 +57,8 @@ def reset(stream_id: int) -> bytes:
 
 
 def _literal(name: str, value: str) -> bytes:
-    """A literal header field that is not indexed (RFC 7541 §6.2.2)."""
-    return b"\0" + _string(name.encode()) + _string(value.encode())
+    """A literal header field that is not indexed (RFC 7541 §6.2.2). `\\udcff` is the byte 0xff (PEP 383)."""
+    return b"\0" + b"".join(_string(text.encode(errors="surrogateescape")) for text in (name, value))
 
 
 def _string(text: bytes) -> bytes:

@@ -19,6 +19,7 @@ import structlog
 from integration_server.peer_limiter import LogLimiter
 
 CLIENT_GONE = "client_gone"
+INVALID_METADATA = "invalid_metadata"  # entries that are not UTF-8, each time that one is read
 UNAUTHENTICATED = "unauthenticated"
 REJECTED = "rpc_rejected"
 UNHANDLED = "unhandled_exception"
@@ -86,7 +87,8 @@ class CallLog:
 
     @contextmanager
     def watching_grpc_log(self) -> Iterator[None]:
-        """Count the clients that are gone when gRPC itself sends a response, which it logs as an error."""
+        """Count what gRPC itself logs as an error, with a traceback, although a client causes it at will: clients that
+        are gone when it sends a response, and metadata that is not UTF-8, whose bytes it would log too."""
         logger = logging.getLogger(_GRPC_LOGGER)
         logger.addFilter(self._is_fault)
         try:
@@ -95,10 +97,14 @@ class CallLog:
             logger.removeFilter(self._is_fault)
 
     def _is_fault(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and is_call_over(record.exc_info[1]):
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, UnicodeDecodeError):
+            self._counts[INVALID_METADATA] += 1
+        elif is_call_over(error):
             self.client_gone()
-            return False
-        return True
+        else:
+            return True
+        return False
 
     def _log(self, event: str, key: str, level: str, **fields: Any) -> None:  # noqa: ANN401  # what structlog takes
         self._counts[event] += 1

@@ -16,7 +16,7 @@ The server applies them in this order:
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -139,6 +139,11 @@ class ProtectedHandlers(grpc.GenericRpcHandler):
         for name, handler in handlers.items():
             path = f"/{service}/{name}"
             self._handlers[path] = self._protect(describe_method(path), handler)
+
+    @property
+    def paths(self) -> Collection[str]:
+        """The paths of all methods."""
+        return self._handlers.keys()
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> RpcHandler:
         """Return the handler of a call."""

@@ -9,6 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from integration_server.lifecycle import cap_to_fd_limit
+from integration_server.rpc.accept_loop import surviving_server
 from integration_server.rpc.authorization import caller_name, quota_key
 from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.google_calendar import GoogleCalendarService
@@ -44,8 +45,8 @@ SERVICE_NAME = integration_service_pb2.DESCRIPTOR.services_by_name["IntegrationS
 CALENDARS_NAME = google_calendar_pb2.DESCRIPTOR.services_by_name["GoogleCalendarService"].full_name
 HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
-# Over all connections, at 10 kB each: a second's calls of a caller, and several bursts of a thousand calls.
-_MAX_PENDING_CALLS = 3_000
+# Of one method, over all connections, at 16 kB each: as many as a caller may have at the same time.
+_MAX_PENDING_CALLS = 2_000
 
 
 def build_grpc_server(
@@ -91,9 +92,7 @@ def build_grpc_server(
         names = (SERVICE_NAME, CALENDARS_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
         # `enable_server_reflection` adds the threaded servicer to any server but grpc.aio's own.
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), target)
-    server = grpc.aio.server(options=grpc_options(settings))
-    server.add_generic_rpc_handlers([handlers])
-    return server
+    return surviving_server(handlers, handlers.paths, grpc_options(settings))
 
 
 def grpc_options(settings: Settings) -> Sequence[tuple[str, int]]:

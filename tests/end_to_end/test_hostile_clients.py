@@ -28,6 +28,7 @@ GRPC_ATTACKS = (
     "forged-tokens",
     "metadata-entries",
     "unknown-methods",
+    "malformed-headers",
     "grpc-connections",
 )
 METHODS = (

@@ -18,6 +18,7 @@ from integration_server.logs import configure_logging
 from integration_server.supervisor import ChildSpec, RestartBackoff, Spawn, Supervisor, SupervisorChannel, fork_into
 
 LINES = 300
+PRINTED_LINES = 10_000
 VALID = b'{"ready": {"second": "address"}}\n'
 LIES = [
     [b"not JSON\n"],
@@ -130,6 +131,25 @@ def write_lines(channel: SupervisorChannel | None) -> int:
     return 0 if channel is None else serve(channel)
 
 
+def print_lines(channel: SupervisorChannel | None) -> int:
+    """Print, as libraries do, more than is written, and then log an event."""
+
+    async def run() -> None:
+        assert channel is not None
+        async with channel.commands() as stop:
+            channel.report_ready(**{channel_name(): "address"})
+            await asyncio.sleep(0.1)  # until the supervisor has read the report
+            for number in range(PRINTED_LINES):
+                print(f"the same but for {number}", file=sys.stderr)
+            for length in range(1, 500):
+                print("x" * length, file=sys.stderr)
+            structlog.get_logger().info("printed")
+            await stop.wait()
+
+    asyncio.run(run())
+    return 0
+
+
 def fail_to_start(_channel: SupervisorChannel | None) -> int:
     """End before being ready."""
     print("a message for the operator", file=sys.stderr)
@@ -156,6 +176,7 @@ def ignore_stop(channel: SupervisorChannel | None) -> int:
 FIRST_AND_SECOND: Mapping[str, Mapping[str, Behaviour]] = {
     "serve": {"first": serve, "second": serve},
     "write": {"first": write_lines, "second": write_lines},
+    "second prints": {"first": serve, "second": print_lines},
     "first fails": {"first": fail_to_start, "second": serve},
     "second fails": {"first": serve, "second": fail_to_start},
     "second dies": {"first": serve, "second": die},

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from integration_server.supervisor import RestartBackoff
-from tests.integration.supervised_program import LIES, LINES, VALID
+from tests.integration.supervised_program import LIES, LINES, PRINTED_LINES, VALID
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 60.0  # seconds; the machine may be busy
@@ -165,6 +165,17 @@ def test_no_process_outlives_the_supervisor(behaviour: str) -> None:
         program.process.kill()
         program.end()
         wait_until_gone(list(pids.values()))
+
+
+def test_what_a_process_prints_is_bounded_and_its_events_are_all_written() -> None:
+    """Clients make gRPC's C core print lines. The negative control is the next test: all events are written."""
+    with running("second prints") as program:
+        program.read_until('"printed", "process"')
+        os.kill(program.process.pid, signal.SIGTERM)
+        assert program.end() == 0
+    assert len([line for line in program.lines if "the same" in line]) == 1 < PRINTED_LINES
+    printed = [line for line in program.lines if line.startswith("second: x")]
+    assert 16 * 1024 - 1_000 < sum(map(len, printed)) < 20 * 1024 < sum(range(500))
 
 
 def broken_lines(lines: list[str]) -> list[str]:

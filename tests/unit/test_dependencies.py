@@ -55,7 +55,11 @@ def test_the_lock_files_keep_the_bounds(lock: str, extras: Sequence[str]) -> Non
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [("grpcio>=1.85.1,<2", "grpcio>=1.85.1,<1.85"), ("limits>=5,<6", "limits>=6"), ("limits>=5,<6", "not-locked>=1")],
+    [
+        ("grpcio>=1.85.1,<1.86", "grpcio>=1.85.1,<1.85"),
+        ("limits>=5,<6", "limits>=6"),
+        ("limits>=5,<6", "not-locked>=1"),
+    ],
 )
 def test_negative_control_a_bound_that_the_lock_file_breaks_is_found(before: str, after: str) -> None:
     assert before in PYPROJECT

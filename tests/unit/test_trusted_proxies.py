@@ -70,6 +70,15 @@ def test_a_host_cannot_change_its_key_within_its_network(one: str, other: str, s
     assert (peer_key(one) == peer_key(other)) is same
 
 
+@pytest.mark.parametrize("text", ["::ffff:10.0.0.1", "::ffff:10.0.0.0/104", "::ffff:a00:0/104"])
+def test_a_network_of_ipv4_addresses_in_ipv6_is_that_of_ipv4(text: str) -> None:
+    """Addresses are compared as IPv4, so that an IPv6 network would trust nobody."""
+    proxies = TrustedProxies(parse_networks(text))
+    assert proxies.is_proxy("10.0.0.1")
+    assert proxies.is_proxy("::ffff:10.0.0.1")
+    assert not proxies.is_proxy("203.0.113.9")
+
+
 def test_networks_are_parsed() -> None:
     assert parse_networks("10.0.0.0/8, 192.0.2.1,::1, ") == (
         ip_network("10.0.0.0/8"),
@@ -78,7 +87,9 @@ def test_networks_are_parsed() -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["proxy.internal", "10.0.0.1/8", "10.0.0.0/33", "0.0.0.0/0", "10.0.0.1,::/0"])
+@pytest.mark.parametrize(
+    "text", ["proxy.internal", "10.0.0.1/8", "10.0.0.0/33", "0.0.0.0/0", "10.0.0.1,::/0", "::ffff:0:0/96"]
+)
 def test_names_and_networks_of_everybody_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not an address|contains every client"):
         parse_networks(text)

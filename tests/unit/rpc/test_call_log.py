@@ -128,6 +128,21 @@ def test_what_grpc_itself_logs_of_clients_that_are_gone_is_only_counted(
     assert len(caplog.records) == logged + 1
 
 
+def test_metadata_that_is_not_utf_8_is_only_counted(calls: Calls, caplog: pytest.LogCaptureFixture) -> None:
+    def decode(metadata: bytes) -> None:
+        try:
+            metadata.decode()
+        except UnicodeDecodeError:
+            logging.getLogger("grpc._cython.cygrpc").exception("Invalid encoding on %s", metadata)  # as gRPC does
+
+    with calls.log.watching_grpc_log():
+        decode(b"Bearer \xff")
+    assert not caplog.records
+    assert calls.log.counts == {"invalid_metadata": 1}
+    decode(b"Bearer \xff")  # the negative control: without the filter, what the client sent is in the log
+    assert "Bearer" in caplog.text
+
+
 # --- bounded logs ----------------------------------------------------------------------------------------------------
 
 
