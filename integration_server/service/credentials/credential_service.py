@@ -144,13 +144,17 @@ class CredentialService:
     def _refresh_cause(self, tokens: OAuthTokens, min_ttl: timedelta | None) -> RefreshCause | None:
         """Why to refresh tokens so that they last for `min_ttl`, or for the buffer if None; None if they do.
 
-        No token lasts longer than its lifetime, whatever a caller asks for.
+        No token lasts longer than its lifetime, whatever a caller asks for. One that had expired when it was issued is
+        no reason to call the provider more often.
         """
         buffer, now = tokens.buffer(self.buffer), self.clock()
         ttl = buffer if min_ttl is None else min_ttl
         if tokens.is_good_for(ttl if tokens.lifetime is None else min(ttl, tokens.lifetime), now):
             return None
-        return RefreshCause.DEMAND if tokens.is_good_for(min(ttl, buffer), now) else RefreshCause.EXPIRY
+        was_usable = tokens.lifetime is None or tokens.lifetime > timedelta(0)
+        if was_usable and not tokens.is_good_for(min(ttl, buffer), now):
+            return RefreshCause.EXPIRY
+        return RefreshCause.DEMAND
 
 
 def _is_untried(integration: Integration) -> bool:

@@ -260,6 +260,25 @@ async def test_force_on_an_expired_token_calls_a_failing_provider_once_per_inter
         system.clock.advance(FORCED_INTERVAL)
 
 
+@pytest.mark.parametrize("path", [force, get])
+async def test_a_provider_that_issues_expired_tokens_is_called_once_per_interval(
+    system: FakeSystem, integration: Integration, path: CallOfIntegration
+) -> None:
+    system.provider.lifetime = timedelta(0)
+    with pytest.raises(ProviderUnavailable):
+        await force(system, integration)
+    system.clock.advance(FORCED_INTERVAL)
+    for _ in range(2):
+        assert await repeat(system, integration, path) == 1
+        with pytest.raises(ProviderUnavailable) as caught:
+            await path(system, integration)
+        assert caught.value.retry_after is not None
+        system.clock.advance(FORCED_INTERVAL)
+    system.provider.lifetime = HOUR
+    assert await repeat(system, integration, path) == 1
+    assert await get(system, integration)
+
+
 async def test_negative_control_without_force_a_necessary_refresh_is_repeated_after_its_pause(
     system: FakeSystem, integration: Integration
 ) -> None:

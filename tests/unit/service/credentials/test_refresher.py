@@ -211,6 +211,7 @@ async def test_a_token_response_that_is_already_expired_is_stored_but_not_served
     assert (await system.tokens(integration.integration_id)).refresh_token == "renewed-refresh-1"
 
     system.provider.lifetime = HOUR
+    system.clock.advance(FORCED_INTERVAL)
     assert await access_token(system, integration) == "renewed-access-2"
     assert system.provider.refreshes == ["refresh-1", "renewed-refresh-1"]
 
