@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from integration_server.cli.shared import command, fail, load_settings, open_prepared_storage
@@ -25,8 +25,15 @@ from integration_server.text_escaping import escape_again
 from integration_server.wiring.audit_heads import open_head_recorder
 from integration_server.wiring.system import utc_now
 
-ALTERED, NOT_VERIFIED = 1, 3
-"""Exit codes of `audit verify`; 0 means intact, and 2 that an option is wrong."""
+ALTERED, WRONG_OPTION, NOT_VERIFIED = 1, 2, 3
+"""Exit codes of `audit verify`; 0 means intact."""
+
+_MAX_ID = 2**63 - 1  # of both databases
+_MAX_LIMIT = 1_000_000  # entries, which are all in memory
+_MAX_SHOWN_LINES = 10
+_WIDTH_OF_FILES = (
+    50_000  # columns, where the output is no terminal: an entry is one line, so that programs can search it
+)
 
 
 @partial(command, exit_code=NOT_VERIFIED)
@@ -80,22 +87,25 @@ def _read_recorded_heads(settings: Settings, path: Path | None, *, may_be_missin
         typer.echo("Without recorded heads (AUDIT_HEADS, --heads), an older database is not detected.", err=True)
         return None
     recorded = read_heads(path)
-    for number in recorded.unreadable_lines:
+    for number in recorded.unreadable_lines[:_MAX_SHOWN_LINES]:
         typer.echo(f"{path}: line {number} is not a head and was ignored", err=True)
-    if recorded.unreadable_lines and not recorded.heads:
-        fail(f"{path} has no heads.", exit_code=NOT_VERIFIED)
+    if (more := len(recorded.unreadable_lines) - _MAX_SHOWN_LINES) > 0:
+        typer.echo(f"{path}: {more:,} more lines are not heads and were ignored", err=True)
+    if not recorded.heads and not may_be_missing:
+        fail(f"{path} has no heads. `audit verify --record-heads` records them.", exit_code=NOT_VERIFIED)
     return recorded
 
 
 @command
 async def list_audit(
     user: Annotated[str, typer.Option(help="List only this user's entries.")] = "",
-    integration: Annotated[int, typer.Option(min=0, help="List only this integration's entries.")] = 0,
-    limit: Annotated[int, typer.Option(min=1, help="The maximum number of entries.")] = 100,
+    integration: Annotated[int, typer.Option(min=0, max=_MAX_ID, help="List only this integration's entries.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=_MAX_LIMIT, help="The maximum number of entries.")] = 100,
 ) -> None:
     """List the entries of the audit log, the newest first. Names are escaped: docs/audit.md describes how."""
     settings, _ = await load_settings(needs_key=False)
-    table = Table("time", "caller", "action", "user", "integration", "outcome", "purpose", "details")
+    names = ("time", "caller", "action", "user", "integration", "outcome", "purpose", "details")
+    table = Table(*(Column(name, overflow="fold") for name in names))
     async with open_database(settings.database_url) as database:
         for entry in await list_audit_entries(database, user, integration, limit):
             if entry is None:
@@ -111,8 +121,11 @@ async def list_audit(
                 entry.purpose,
                 entry.details,
             )
-            table.add_row(f"{entry.time:%F %T} UTC", *(Text(escape_again(text), overflow="fold") for text in cells))
-    Console().print(table)
+            table.add_row(f"{entry.time:%F %T} UTC", *(Text(escape_again(text)) for text in cells))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH_OF_FILES)
+    console.print(table)
 
 
 @command
@@ -124,6 +137,8 @@ async def erase_user(
 
     The entries stay, and `audit verify` still detects what was altered. After a failure, run it again: it continues.
     """
+    if not user:  # entries without a user, and those that are erased already
+        fail("The user is empty.", exit_code=WRONG_OPTION)
     async with open_prepared_storage() as (_, storage):
         erasure = UserErasure(storage.database, storage.keyring, user)
         if not (count := await erasure.count_entries()):

@@ -55,7 +55,9 @@ def report_errors(function: Callable[P, None], *, exit_code: int = 1) -> Callabl
             fail("Invalid providers:", *error.problems, exit_code=exit_code)
         except InvalidFile as error:
             fail("Invalid files of authentication and authorization:", *error.problems, exit_code=exit_code)
-        except (AddressTaken, KeyringError, SchemaError, StoreUnavailable, OSError) as error:
+        except OSError as error:
+            fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), exit_code=exit_code)
+        except (AddressTaken, KeyringError, SchemaError, StoreUnavailable) as error:
             fail(str(error), exit_code=exit_code)
 
     return run_command

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Row, Select, func, select
 
+from integration_server.domain.audit import SUCCESS, Action
 from integration_server.domain.errors import CredentialsUnreadable
 from integration_server.service.audit.audit_heads import Head
 from integration_server.service.common_types import Aead
@@ -51,6 +52,7 @@ class AuditVerification:
         self._recorded_heads = recorded_heads or RecordedHeads()
         self._states = states
         self._versions: dict[int, int] = {}
+        self._disconnected: set[int] = set()
         self.on_page: Callable[[], None] = lambda: None
         self.chains = 0
         self.entries = 0
@@ -67,8 +69,9 @@ class AuditVerification:
         rows = await self._database.fetch(_CHAINS)  # read second: a chain is stored before its entries
         for row in rows:
             try:
-                for number in range(self.chains + 1, row.number):
-                    yield f"chain {number} is missing"
+                first, last = self.chains + 1, row.number - 1
+                if first <= last:  # one line: an altered number may be huge
+                    yield f"chain {first} is missing" if first == last else f"chains {first} to {last} are missing"
                 self.chains = row.number
                 async for problem in self._problems_of_chain(row):
                     yield f"chain {row.number}: {problem}"
@@ -147,6 +150,8 @@ class AuditVerification:
                     yield f"entry {entry.sequence}: {problem}"
                 if any(head.version == chain.entries and head.mac != chain.head for head in heads):
                     yield f"entry {entry.sequence} or an entry before it is not the one that its head shows"
+                if entry.action == Action.DISCONNECT and entry.outcome == SUCCESS:
+                    self._disconnected.add(entry.integration_id)
                 if entry.integration_version > self._versions.get(entry.integration_id, 0):
                     self._versions[entry.integration_id] = entry.integration_version
             else:
@@ -175,11 +180,13 @@ class AuditVerification:
         return "it was not erased by `audit erase-user`"
 
     async def _problems_of_integrations(self) -> AsyncIterator[str]:
-        """Compare the versions of stored credentials with those that the log has: they never become lower."""
+        """Compare the integrations with the log: versions never become lower, and what is disconnected stays away."""
         query = select(_I.integration_id, _I.version).order_by(_I.integration_id).limit(_PAGE)
-        rows = await self._database.fetch(query) if self._versions else ()
+        rows = await self._database.fetch(query) if self._versions or self._disconnected else ()
         while rows:
             for row in rows:
+                if row.integration_id in self._disconnected:
+                    yield f"integration {row.integration_id} was put back: the log has its disconnection"
                 newest = self._versions.get(row.integration_id, 0)
                 if newest and not (isinstance(row.version, int) and row.version >= newest):
                     yield (

@@ -283,6 +283,7 @@ class SqlIntegrations:
         retry_time: datetime | None = None,
         failures: int = 0,
         refresh_due_time: datetime | None = None,
+        may_be_due_earlier: bool = True,
     ) -> None:
         """Record a failed refresh, unless the credentials were replaced since `integration` was read."""
         values = {
@@ -290,7 +291,7 @@ class SqlIntegrations:
             **({"reauthorization_required": True} if reauthorization_required else {}),
             "refresh_retry_time": retry_time,
             "refresh_failures": failures,
-            "refresh_due_time": _next_due_time(refresh_due_time),
+            "refresh_due_time": _next_due_time(refresh_due_time, may_be_earlier=may_be_due_earlier),
         }
         await self._write(integration.integration_id, _update_version(integration, values))
 
@@ -445,9 +446,11 @@ def failure_values(failure: Failure) -> dict[str, Any]:
     }
 
 
-def _next_due_time(due_time: datetime | None) -> ColumnElement[datetime | None]:
+def _next_due_time(due_time: datetime | None, *, may_be_earlier: bool = True) -> ColumnElement[datetime | None]:
     """The next due time. NULL stays NULL: such an integration is never refreshed proactively."""
-    return case((_T.refresh_due_time.is_not(None), bindparam(None, due_time, UtcDateTime)))
+    new = bindparam(None, due_time, UtcDateTime)
+    is_replaced = _T.refresh_due_time.is_not(None) if may_be_earlier else _T.refresh_due_time <= new
+    return case((is_replaced, new), else_=_T.refresh_due_time)
 
 
 # --- statements --------------------------------------------------------------------------------------------------

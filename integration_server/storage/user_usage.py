@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.errors import QuotaExceeded
 from integration_server.domain.integration import UserId
+from integration_server.storage.engine import Database
 from integration_server.storage.tables import integrations, user_usage, webhook_consumer_offsets, webhook_events
 
 _U = user_usage.c
@@ -60,6 +61,17 @@ _oldest_acknowledged = (
     .with_for_update(skip_locked=True, of=webhook_events)
 )
 _DELETE_OLDEST_ACKNOWLEDGED = delete(webhook_events).where(_E.webhook_event_id.in_(_oldest_acknowledged))
+
+
+# A row without bytes is needed only as a lock, and created again for that. Locked ones are in use.
+_unused = select(_U.user_id).where(_U.webhook_bytes == 0).limit(_BATCH_SIZE).with_for_update(skip_locked=True)
+_DELETE_UNUSED = delete(user_usage).where(_U.user_id.in_(_unused))
+
+
+async def remove_unused(database: Database) -> None:
+    """Delete the rows that count nothing, so that no user is named who has nothing here."""
+    while await database.write(_DELETE_UNUSED) >= _BATCH_SIZE:
+        pass
 
 
 async def lock_user(connection: AsyncConnection, user_id: UserId) -> None:

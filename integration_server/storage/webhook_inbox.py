@@ -25,7 +25,7 @@ from integration_server.storage.engine import Database, from_row
 from integration_server.storage.integrations import matches_integration, stored_integration_of
 from integration_server.storage.pruning import prune
 from integration_server.storage.tables import integrations, webhook_consumer_offsets, webhook_events
-from integration_server.storage.user_usage import DEFAULT_USER_QUOTAS, UserQuotas, use_webhook_bytes
+from integration_server.storage.user_usage import DEFAULT_USER_QUOTAS, UserQuotas, remove_unused, use_webhook_bytes
 
 _I = integrations.c
 _E = webhook_events.c
@@ -164,7 +164,10 @@ class SqlWebhookInbox:
 
     async def prune(self, before: datetime) -> int:
         """Delete a batch of events received before then, of any user. Returns how many."""
-        return await prune(self._database, _E.receive_time, before)
+        removed = await prune(self._database, _E.receive_time, before)
+        if not removed:
+            await remove_unused(self._database)
+        return removed
 
 
 async def _append(

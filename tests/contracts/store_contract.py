@@ -515,6 +515,18 @@ class IntegrationStoreContract:
                 integration, refresh_retry_time=EXPIRY, refresh_due_time=due_time
             )
 
+    async def test_a_failure_can_leave_a_later_due_time(self, integrations: IntegrationStore) -> None:
+        on_demand = await create_connected(integrations, ANN, "a")
+        proactive = await integrations.commit_refresh(
+            await create_connected(integrations, ANN, "b"), new_credentials(refresh_due_time=LATER), LATER
+        )
+        assert proactive is not None
+        for integration, changes in ((proactive, {NOW: LATER, EXPIRY: EXPIRY}), (on_demand, {NOW: None})):
+            for due_time, expected in changes.items():
+                recorded: dict[str, Any] = {"refresh_due_time": due_time, "may_be_due_earlier": False}
+                await integrations.record_failure(integration, FAILURE, **recorded)
+                assert (await reload(integrations, integration)).refresh_due_time == expected
+
     async def test_other_failures_and_those_of_other_credentials_are_not_reverted(
         self, integrations: IntegrationStore
     ) -> None:

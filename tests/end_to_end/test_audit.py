@@ -35,7 +35,7 @@ async def test_audit_entries_are_listed_and_altered_entries_are_detected(postgre
         )
         system.command.send(signal.SIGTERM)  # the last heads are recorded at the end
         assert (await system.command.finished()).code == 0
-    environment = server_environment(postgres_url, ENCRYPTION_KEY=key, COLUMNS="250")
+    environment = server_environment(postgres_url, ENCRYPTION_KEY=key)
     listed = await run(tmp_path, environment, "audit", "list")
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in listed.out.splitlines() if "│" in line]
     done = [(action, user, outcome, purpose) for _, _, action, user, _, outcome, purpose, _ in rows][::-1]
@@ -76,12 +76,18 @@ async def test_audit_entries_are_listed_and_altered_entries_are_detected(postgre
     altered = await run(tmp_path, environment, "audit", "verify")
     assert altered.code == 1
     assert "was altered" in altered.err
-    absent = await run(tmp_path, environment, "audit", "verify", "--heads", str(tmp_path / "absent"))
-    assert absent.code == 3
+    absent, empty = tmp_path / "absent", tmp_path / "empty"
+    empty.touch()
+    for path, message in ((absent, "absent: No such file"), (empty, "empty has no heads")):
+        unverified = await run(tmp_path, environment, "audit", "verify", "--heads", str(path))
+        assert (unverified.code, message in unverified.err) == (3, True)
     listed = await run(tmp_path, environment, "audit", "list")
     assert (listed.code, listed.out.count("cannot be read: see `audit verify`")) == (0, 1)
     assert "eve" not in listed.out
     assert listed.out.count("nightly sync") == 3
+    for arguments in (("erase-user", "", "--yes"), ("list", "--integration", str(2**63)), ("list", "--limit", "0")):
+        wrong = await run(tmp_path, environment, "audit", *arguments)
+        assert (wrong.code, "Traceback" in wrong.err) == (2, False)
 
 
 async def test_audit_entries_of_callbacks_have_the_user_and_the_outcome(sqlite_url: str, tmp_path: Path) -> None:

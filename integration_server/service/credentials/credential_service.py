@@ -87,16 +87,18 @@ class CredentialService:
         _require_scopes(fresh.integration, required_scopes)  # a refresh may grant less (RFC 6749 §6)
         return fresh
 
-    async def refreshed(self, rejected: RefreshResult) -> RefreshResult | None:
+    async def refreshed(
+        self, rejected: RefreshResult, cause: RefreshCause = RefreshCause.DEMAND
+    ) -> RefreshResult | None:
         """Credentials newer than rejected ones, from a refresh by any process. None if there are none.
 
-        An API that rejects every token causes one refresh per minimum interval. Raises `ProviderUnavailable` during the
-        pause after a failed one.
+        An API that rejects every token causes one refresh per minimum interval, unless `cause` is another. Raises
+        `ProviderUnavailable` during the pause after a failed one.
         """
         credentials = rejected.credentials
         if not isinstance(credentials, OAuthTokens) or credentials.refresh_token is None:
             return None
-        refreshed = await self.refresher.refresh(rejected.integration, RefreshCause.DEMAND)
+        refreshed = await self.refresher.refresh(rejected.integration, cause)
         return refreshed if refreshed.retry_after is None else None
 
     async def fresh(self, stored: StoredIntegration, min_ttl: timedelta | None = None) -> RefreshResult:
@@ -130,7 +132,7 @@ class CredentialService:
             stored.integration.require_usable()
             return TokenState(refreshed=False, expire_time=None)
         cause = self._refresh_cause(credentials, None)
-        if force and (cause is None or not self._may_call(stored.integration)):
+        if force and (cause is None or not _is_untried(stored.integration)):
             cause = RefreshCause.FORCE
         if cause is None:
             return TokenState(refreshed=False, expire_time=credentials.expire_time)
@@ -142,18 +144,22 @@ class CredentialService:
     def _refresh_cause(self, tokens: OAuthTokens, min_ttl: timedelta | None) -> RefreshCause | None:
         """Why to refresh tokens so that they last for `min_ttl`, or for the buffer if None; None if they do.
 
-        No token lasts longer than its lifetime, whatever a caller asks for.
+        No token lasts longer than its lifetime, whatever a caller asks for. One that had expired when it was issued is
+        no reason to call the provider more often.
         """
         buffer, now = tokens.buffer(self.buffer), self.clock()
         ttl = buffer if min_ttl is None else min_ttl
         if tokens.is_good_for(ttl if tokens.lifetime is None else min(ttl, tokens.lifetime), now):
             return None
-        return RefreshCause.DEMAND if tokens.is_good_for(min(ttl, buffer), now) else RefreshCause.EXPIRY
+        was_usable = tokens.lifetime is None or tokens.lifetime > timedelta(0)
+        if was_usable and not tokens.is_good_for(min(ttl, buffer), now):
+            return RefreshCause.EXPIRY
+        return RefreshCause.DEMAND
 
-    def _may_call(self, integration: Integration) -> bool:
-        """Whether an expired token of the integration would be refreshed without force."""
-        pause_end = integration.refresh_retry_time
-        return integration.is_usable and (pause_end is None or pause_end <= self.clock())
+
+def _is_untried(integration: Integration) -> bool:
+    """Whether no refresh of these credentials has failed. Otherwise a necessary refresh with `force` is forced too."""
+    return integration.is_usable and integration.refresh_retry_time is None and not integration.refresh_failures
 
 
 def _require_scopes(integration: Integration, scopes: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import Clock
 from integration_server.service.credentials.credential_service import CredentialService
+from integration_server.service.credentials.ports import RefreshCause
 from integration_server.service.credentials.refresh_commit import RefreshResult
 from integration_server.service.credentials.refresh_failures import RefreshFailurePolicy, grant_lost
 from integration_server.service.integrations.ports import IntegrationStore
@@ -60,9 +61,9 @@ class GrantConfirmation:
     async def _confirm(self, reported: Integration) -> None:
         try:
             stored = await self.integrations.get(reported.integration_id, reported.user_id)
+            if stored.integration.reauthorization_required or stored.integration.connect_time != reported.connect_time:
+                return  # ended already, or connected again since
             stored.integration.require_usable()
-            if stored.integration.connect_time != reported.connect_time:
-                return  # connected again since
             if not await self._has_ended(await self.credentials.fresh(stored)):
                 self._log.warning("grant_end_not_confirmed", **reported.log_fields)
                 return
@@ -78,7 +79,9 @@ class GrantConfirmation:
         """Whether the provider rejects the credentials, and newer ones too. Records it."""
         if self.requires_rejection and await self._is_accepted(fresh):
             return False
-        refreshed = await self.credentials.refreshed(fresh) if self.requires_rejection else None
+        # Not a forced refresh: its minimum interval would leave the question open. A repeated report refreshes nothing,
+        # because the refresh either ends the grant or gets a token that the provider accepts.
+        refreshed = await self.credentials.refreshed(fresh, RefreshCause.EXPIRY) if self.requires_rejection else None
         if refreshed is not None and await self._is_accepted(refreshed):
             return False
         await self.failures.record((refreshed or fresh).integration, grant_lost())

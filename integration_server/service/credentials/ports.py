@@ -14,7 +14,7 @@ class RefreshCause(Enum):
     """Why a token is refreshed. All causes but `EXPIRY` together call the provider once per minimum interval."""
 
     EXPIRY = auto()
-    """The token has expired or is about to."""
+    """The token has expired or is about to, or a webhook and the provider's API say that the grant has ended."""
 
     DEMAND = auto()
     """A caller needs another token than one that lasts: its `min_ttl` is longer, or the provider's API responds 401."""

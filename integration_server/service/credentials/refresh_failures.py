@@ -101,8 +101,10 @@ class RefreshFailurePolicy:
             if count:
                 self._log.info("refreshes_resumed", integration_type=integration_type, integrations=count)
 
-    async def record_failure(self, integration: Integration, failure: RefreshFailure) -> IntegrationServerError:
-        """Record a classified failure and return the error for the caller.
+    async def record_failure(
+        self, integration: Integration, failure: RefreshFailure, *, is_forced: bool
+    ) -> IntegrationServerError:
+        """Record a classified failure of a refresh, forced or not, and return the error for the caller.
 
         During a mass failure the integration stays usable, and those marked in the minute before are reverted.
         """
@@ -112,14 +114,17 @@ class RefreshFailurePolicy:
             if self._invalid_grants.is_mass_failure(integration_type):
                 self._log.error("mass_invalid_grant", integration_type=integration_type)
                 failure = self._mass_failure(integration)
-        await self.record(integration, failure)
+        await self.record(integration, failure, is_forced=is_forced)
         if failure.reauthorization_required:
             self._invalid_grants.track_reauthorization(integration, self._clock())
         await self._revert_reauthorizations(integration_type)
         return failure.error
 
-    async def record(self, integration: Integration, failure: RefreshFailure) -> None:
-        """Store a failure, unless the credentials were replaced since `integration` was read."""
+    async def record(self, integration: Integration, failure: RefreshFailure, *, is_forced: bool = False) -> None:
+        """Store a failure, unless the credentials were replaced since `integration` was read.
+
+        A forced refresh that fails is not repeated by the background job before the token is due.
+        """
         now = self._clock()
         is_misconfiguration = isinstance(failure.error, ProviderMisconfigured)
         await self._integrations.record_failure(
@@ -129,6 +134,7 @@ class RefreshFailurePolicy:
             retry_time=failure.retry_time,
             failures=failure.failures,
             refresh_due_time=failure.retry_time or now + RETRY_SOON,
+            may_be_due_earlier=not is_forced,
         )
 
     async def _revert_reauthorizations(self, integration_type: str) -> None:

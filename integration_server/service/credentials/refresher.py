@@ -40,12 +40,12 @@ from integration_server.service.provider_port import Provider, Providers
 
 _POLL_INTERVAL = 0.05  # seconds between polls of another refresh, growing to ten times that; most take 0.1 to 0.5 s
 
-_LAST_ERRORS: Mapping[str, Callable[[], IntegrationServerError]] = {
+_ERRORS: Mapping[str, Callable[[], IntegrationServerError]] = {
     ProviderMisconfigured.reason: ProviderMisconfigured,
     ProviderRejected.reason: lambda: ProviderRejected("grant"),
     ReauthorizationRequired.reason: ReauthorizationRequired,
 }
-"""The errors of the last refresh by their recorded reasons; for any other reason `ProviderUnavailable`."""
+"""The errors of refreshes by their recorded reasons; for any other reason `ProviderUnavailable`."""
 
 
 @dataclass(eq=False, repr=False)
@@ -151,6 +151,8 @@ class TokenRefresher:
             if state.is_free:
                 if cause.is_forced and state.forced_wait:
                     return self._last_outcome(current, state)
+                if polls and state.failure is not None:  # of the refresh that this one has waited for
+                    raise _error_of(state.failure)
                 refreshed = await self._refresh_under_lease(current, cause)
                 if refreshed is not None:
                     return refreshed
@@ -167,7 +169,7 @@ class TokenRefresher:
             failure = ReauthorizationRequired.reason
         if failure is None and not current.tokens.has_expired(self.clock()):
             return replace(current, retry_after=state.forced_wait)
-        error = _LAST_ERRORS.get(failure or "", ProviderUnavailable)()
+        error = _error_of(failure)
         error.retry_after = state.forced_wait
         raise error
 
@@ -204,7 +206,7 @@ class TokenRefresher:
                 token_response = await provider.refresh(current.tokens)
             except ProviderError as error:
                 outcome_known = True
-                return await self._handle_failure(integration, error)
+                return await self._handle_failure(integration, error, cause)
             tokens = current.tokens.updated_with(token_response, self.clock())
             self.failures.record_success(integration.integration_type)
             refreshed, outcome_known = await self.committer.commit(integration, tokens, provider)
@@ -270,7 +272,9 @@ class TokenRefresher:
 
     # --- failure -----------------------------------------------------------------------------------------------------
 
-    async def _handle_failure(self, integration: Integration, error: ProviderError) -> RefreshResult:
+    async def _handle_failure(
+        self, integration: Integration, error: ProviderError, cause: RefreshCause
+    ) -> RefreshResult:
         """Return tokens that another replica has got meanwhile, or record the failure and raise its error."""
         self.record_audit(background_entry(self.clock(), Action.REFRESH, integration, error.reason))
         self._log.warning(
@@ -289,6 +293,10 @@ class TokenRefresher:
         if integration.reauthorization_required:
             # Forced, after the grant has ended. Its end was counted then: counted again, a few users who force dead
             # grants would look like a mass failure.
-            await self.failures.record(integration, failure)
+            await self.failures.record(integration, failure, is_forced=cause.is_forced)
             raise failure.error from error
-        raise await self.failures.record_failure(integration, failure) from error
+        raise await self.failures.record_failure(integration, failure, is_forced=cause.is_forced) from error
+
+
+def _error_of(failure: str | None) -> IntegrationServerError:
+    return _ERRORS.get(failure or "", ProviderUnavailable)()

@@ -224,12 +224,13 @@ class IntegrationStore(IntegrationLookup, Protocol):
         retry_time: datetime | None = None,
         failures: int = 0,
         refresh_due_time: datetime | None = None,
+        may_be_due_earlier: bool = True,
     ) -> None:
         """Record a failed refresh, unless the credentials were replaced since `integration` was read.
 
         `failure` becomes the last error and is counted; None leaves the last error unchanged. `failures` counts
         consecutive ones. The provider is not called before `retry_time`. `refresh_due_time` is the next proactive
-        refresh, where the integration has one.
+        refresh, where the integration has one; without `may_be_due_earlier` only if it is later than the present one.
         """
 
     async def resume_refreshes(self, integration_type: str, due_times: Sequence[datetime]) -> int:

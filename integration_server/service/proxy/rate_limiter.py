@@ -1,9 +1,10 @@
 """Keeps calls within the rate limits of providers: a call waits here instead of being rejected by the provider.
 
 Limits are declared by providers, and learned from their responses (`rate_limit_budget.py`). What responses report
-applies to their account. It applies to all accounts of the type only after several users in a row, without a success of
-anybody between, have been rejected: otherwise one user could stop the calls of all others. Users who wait for the same
-provider take turns (`fair_queue.py`), so that a flood of calls delays only the user who causes it.
+applies to their account. It applies to all accounts of the type only after several accounts of several users in a row,
+without a success of anybody between, have been rejected: otherwise one user, or one account that several users share,
+could stop the calls of all others. Users who wait for the same provider take turns (`fair_queue.py`), so that a flood
+of calls delays only the user who causes it.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ from integration_server.service.proxy.rate_limit_budget import MAX_APP_PAUSE, MI
 _SWEEP_INTERVAL = 1000  # permits
 
 _APP_LIMIT_USERS = 3
-"""How many users must be rejected before a limit applies to everybody."""
+"""How many users and how many accounts must be rejected before a limit applies to everybody."""
 
 ObserveResponse = Callable[[ApiResponse], timedelta]
 
@@ -66,7 +67,7 @@ class ProviderRateLimiter:
         self._app_limits = [limit for limit in self.limits if limit.scope is LimitScope.APP]
         self._own_limits = [limit for limit in self.limits if limit.scope is LimitScope.INTEGRATION]
         self._app = AdaptiveLimit(self._app_limits, self.jitter, max_pause=MAX_APP_PAUSE)
-        self._rejected_users: set[UserId] = set()  # since the last success
+        self._rejected: set[tuple[UserId, str | IntegrationId]] = set()  # users and accounts, since the last success
         self._integrations = defaultdict[IntegrationId, AdaptiveLimit](
             lambda: AdaptiveLimit(self._own_limits, self.jitter, self.calls_at_once)
         )
@@ -206,13 +207,14 @@ class ProviderRateLimiter:
         now, own = self.monotonic(), self._integrations[integration.integration_id]
         own.observe(response, now)
         if not response.is_rate_limited:
-            self._rejected_users.clear()
+            self._rejected.clear()
             self._app.observe_success(now)
         else:
-            self._rejected_users.add(integration.user_id)
-            if len(self._rejected_users) >= self.app_limit_users:
+            self._rejected.add((integration.user_id, integration.account_id or integration.integration_id))
+            # Several users may have connected one account, and one user several.
+            if min(len(set(column)) for column in zip(*self._rejected, strict=True)) >= self.app_limit_users:
                 self._app.pause(own.provider_wait(now), now)
-                self._rejected_users.clear()
+                self._rejected.clear()
         return timedelta(seconds=max(own.provider_wait(now), self._app.provider_wait(now)))
 
 

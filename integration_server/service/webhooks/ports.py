@@ -121,4 +121,7 @@ class WebhookInbox(Protocol):
         """Advance the consumer's offset to `number`, never back. Returns the offset; None if there is no such event."""
 
     async def prune(self, before: datetime) -> int:
-        """Delete a batch of events received before then, of any user. Returns how many; 0 if none are left."""
+        """Delete a batch of events received before then, of any user. Returns how many; 0 if none are left.
+
+        Then it also deletes what is stored about the usage of users who have no events.
+        """

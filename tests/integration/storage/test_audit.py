@@ -126,6 +126,15 @@ async def test_altered_personal_fields_are_found(database: Database, keyring: Ke
     assert await problems(database, keyring) == ["chain 2: entry 3: its user, purpose or details were altered"]
 
 
+@pytest.mark.usefixtures("written_entries")
+async def test_a_huge_number_of_a_chain_is_one_line(database: Database, keyring: Keyring) -> None:
+    number = 2**62
+    await execute(database, update(audit_chains).where(_C.number == CHAINS).values(number=number))
+    reported = await problems(database, keyring)
+    assert reported[0] == f"chains {CHAINS} to {number - 1} are missing"
+    assert len(reported) < 5
+
+
 @pytest.mark.parametrize("sequence", [1, 5, BATCHES * BATCH])
 @pytest.mark.usefixtures("written_entries")
 async def test_a_removed_entry_is_found(database: Database, keyring: Keyring, sequence: int) -> None:

@@ -249,6 +249,20 @@ async def test_an_integration_row_that_is_put_back_is_found(log: WrittenLog) -> 
     assert await log.problems() == []
 
 
+async def test_the_row_of_a_disconnected_integration_that_is_put_back_is_found(log: WrittenLog) -> None:
+    integration_id = await stored_integration(log)
+    older = await log.snapshot(with_integrations=True)
+    disconnected = replace(entry(0), action=Action.DISCONNECT, integration_id=integration_id)
+    writer = SqlAuditLog(log.database, log.keyring)
+    await writer.append([replace(disconnected, outcome="INTEGRATION_NOT_FOUND")])  # by another user
+    assert await log.problems() == []
+    await writer.append([disconnected])
+    await log.execute(delete(integrations))
+    assert await log.problems() == []
+    await log.put_back({integrations: older[integrations]})
+    assert await log.problems() == [f"integration {integration_id} was put back: the log has its disconnection"]
+
+
 async def test_the_row_and_the_whole_log_put_back_are_found_with_heads_only(log: WrittenLog) -> None:
     integration_id = await stored_integration(log)
     older = await log.snapshot(with_integrations=True)

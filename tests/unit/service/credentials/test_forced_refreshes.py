@@ -250,6 +250,86 @@ async def test_force_during_the_pause_after_failures_calls_once_per_interval(
     assert await repeat(system, integration, force) == 1
 
 
+async def test_force_on_an_expired_token_calls_a_failing_provider_once_per_interval(
+    system: FakeSystem, integration: Integration
+) -> None:
+    system.clock.advance(HOUR)
+    system.provider.refresh_error = ProviderUnavailable()
+    for _ in range(2):
+        assert await repeat(system, integration, force) == 1
+        system.clock.advance(FORCED_INTERVAL)
+
+
+@pytest.mark.parametrize("path", [force, get])
+async def test_a_provider_that_issues_expired_tokens_is_called_once_per_interval(
+    system: FakeSystem, integration: Integration, path: CallOfIntegration
+) -> None:
+    system.provider.lifetime = timedelta(0)
+    with pytest.raises(ProviderUnavailable):
+        await force(system, integration)
+    system.clock.advance(FORCED_INTERVAL)
+    for _ in range(2):
+        assert await repeat(system, integration, path) == 1
+        with pytest.raises(ProviderUnavailable) as caught:
+            await path(system, integration)
+        assert caught.value.retry_after is not None
+        system.clock.advance(FORCED_INTERVAL)
+    system.provider.lifetime = HOUR
+    assert await repeat(system, integration, path) == 1
+    assert await get(system, integration)
+
+
+async def test_negative_control_without_force_a_necessary_refresh_is_repeated_after_its_pause(
+    system: FakeSystem, integration: Integration
+) -> None:
+    system.clock.advance(HOUR)
+    system.provider.refresh_error = ProviderUnavailable()
+    assert await repeat(system, integration, get) > 2
+
+
+async def test_processes_that_wait_for_a_refresh_share_its_failure(
+    system: FakeSystem, integration: Integration
+) -> None:
+    system.clock.advance(HOUR)
+    system.provider.refresh_error = ProviderUnavailable()
+    system.provider.gate = asyncio.Event()
+    processes = [system.another_process().use_cases.credentials for _ in range(3)]
+    calls = [
+        asyncio.create_task(process.refresh_token(integration.integration_id, ADA, force=True))
+        for process in processes
+        for _ in range(5)
+    ]
+    await wait_until(lambda: system.provider.refreshes)
+    await asyncio.sleep(0.1)  # the others find the lease taken
+    system.provider.gate.set()
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {ProviderUnavailable}
+    assert len(system.provider.refreshes) == 1
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_forced_refresh_that_fails_is_not_repeated_in_the_background(
+    system: FakeSystem, integration: Integration, path: CallOfIntegration
+) -> None:
+    due_time = system.row(integration.integration_id).refresh_due_time
+    assert due_time is not None
+    system.provider.refresh_error = ProviderUnavailable()
+    await asyncio.gather(path(system, integration), return_exceptions=True)
+    assert system.row(integration.integration_id).refresh_due_time == due_time
+
+
+async def test_a_necessary_refresh_that_fails_is_soon_repeated_in_the_background(
+    system: FakeSystem, integration: Integration
+) -> None:
+    system.clock.advance(HOUR)
+    system.provider.refresh_error = ProviderUnavailable()
+    with pytest.raises(ProviderUnavailable):
+        await get(system, integration)
+    due_time = system.row(integration.integration_id).refresh_due_time
+    assert due_time is not None
+    assert system.clock() < due_time < system.clock() + 2 * SECOND
+
+
 async def test_a_necessary_refresh_does_not_join_a_forced_one_that_makes_no_call(
     system: FakeSystem, integration: Integration
 ) -> None:

@@ -211,6 +211,7 @@ async def test_a_token_response_that_is_already_expired_is_stored_but_not_served
     assert (await system.tokens(integration.integration_id)).refresh_token == "renewed-refresh-1"
 
     system.provider.lifetime = HOUR
+    system.clock.advance(FORCED_INTERVAL)
     assert await access_token(system, integration) == "renewed-access-2"
     assert system.provider.refreshes == ["refresh-1", "renewed-refresh-1"]
 
@@ -249,7 +250,7 @@ async def test_a_temporary_failure_is_recorded_and_cleared_by_the_next_success(
     system.provider.refresh_error = ProviderUnavailable()
     for _ in range(2):
         with pytest.raises(ProviderUnavailable):
-            await system.credentials.refresh_token(integration.integration_id, ADA, force=True)
+            await system.credentials.refresh_token(integration.integration_id, ADA, force=False)
     row = system.row(integration.integration_id)
     assert row.last_error == Failure("PROVIDER_UNAVAILABLE", system.clock(), str(ProviderUnavailable()))
     assert (row.error_count, row.status(system.clock())) == (2, Status.ERROR)

@@ -30,7 +30,8 @@ async def sample() -> Integration:
 
 
 def integration_of(sample: Integration, user: str, number: int = 1) -> Integration:
-    return replace(sample, user_id=UserId(user), integration_id=IntegrationId(number))
+    row = IntegrationId(number)
+    return replace(sample, user_id=UserId(user), integration_id=row, account_id=f"account-{number}")
 
 
 async def acquire(
@@ -300,6 +301,16 @@ async def test_a_limit_that_several_users_show_pauses_everybody_for_a_minute(sam
     now.seconds += 2
     assert not await is_paused(limiter, integration_of(sample, "tim", 9))
     assert await is_paused(limiter, integration_of(sample, "ada", 0))
+
+
+@pytest.mark.parametrize("accounts", [("same",) * 4, ("one", "two", "one", "two")], ids=str)
+async def test_a_limit_of_accounts_that_many_users_share_is_not_everybodys(
+    sample: Integration, accounts: Sequence[str]
+) -> None:
+    limiter = ProviderRateLimiter("acme", [], None, ManualTime(), lambda: 1.0)
+    for number, (user, account) in enumerate(zip(("eve", "mallory", "trudy", "oscar"), accounts, strict=True)):
+        await report(limiter, replace(integration_of(sample, user, number), account_id=account), LIMITED)
+    assert not await is_paused(limiter, integration_of(sample, "ada", 100))
 
 
 async def test_a_success_between_shows_that_the_limit_is_not_everybodys(sample: Integration) -> None:

@@ -254,6 +254,28 @@ async def test_a_new_access_token_shows_that_the_grant_has_not_ended(system: Fak
     assert system.row(ours.integration_id).version == ours.version + 1
 
 
+async def test_the_question_is_not_answered_from_the_interval_of_forced_refreshes(system: FakeSystem) -> None:
+    system.provider.app_secrets = [APP_SECRET]
+    ours = await system.connect_account("a-1")
+    assert (await system.credentials.refresh_token(ours.integration_id, ADA, force=True)).refreshed
+    system.provider.rejected_access_tokens = ["access-1", "renewed-access-1"]
+    await deliver_to_app(system, BYE)
+    assert await settled(system, ours) is Status.ACTIVE
+    assert system.row(ours.integration_id).version == ours.version + 2
+
+
+async def test_a_further_report_after_the_end_records_nothing(system: FakeSystem) -> None:
+    system.provider.app_secrets = [APP_SECRET]
+    ours = await system.connect_account("a-1")
+    system.provider.verify_error = REJECTED
+    for number in range(3):
+        await deliver_to_app(system, {**BYE, "id": f"bye-{number}"})
+        assert await settled(system, ours) is Status.EXPIRED
+        system.clock.advance(timedelta(minutes=1))
+    assert [entry.action for entry in system.trail.entries].count(Action.LOSE_GRANT) == 1
+    assert system.row(ours.integration_id).error_count == 1
+
+
 async def test_repeated_reports_cause_one_question(system: FakeSystem, integration: Integration) -> None:
     ours = await system.connect_account("a-1")
     before = len(system.provider.verifications)
