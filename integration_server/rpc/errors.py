@@ -98,10 +98,12 @@ def status_of(error: Exception) -> status_pb2.Status:
 
 def provider_reason_of(error: BaseException) -> str | None:
     """Return the provider's own code for an error, or for the error that caused it; None if it is not known."""
+    causes: list[BaseException] = []
     cause: BaseException | None = error
-    while cause is not None:
+    while cause is not None and cause not in causes:  # an error may be among its own causes
         if isinstance(cause, ProviderError) and cause.provider_reason is not None:
             return cause.provider_reason
+        causes.append(cause)
         cause = cause.__cause__
     return None
 

@@ -294,8 +294,10 @@ class TokenRefresher:
             # Forced, after the grant has ended. Its end was counted then: counted again, a few users who force dead
             # grants would look like a mass failure.
             await self.failures.record(integration, failure, is_forced=cause.is_forced)
-            raise failure.error from error
-        raise await self.failures.record_failure(integration, failure, is_forced=cause.is_forced) from error
+            recorded = failure.error
+        else:
+            recorded = await self.failures.record_failure(integration, failure, is_forced=cause.is_forced)
+        raise recorded from (None if recorded is error else error)  # never its own cause
 
 
 def _error_of(failure: str | None) -> IntegrationServerError:

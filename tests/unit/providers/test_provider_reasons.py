@@ -15,6 +15,7 @@ from integration_server.domain.errors import (
     InvalidField,
     ProviderError,
     ProviderRejected,
+    ProviderUnavailable,
     ReauthorizationRequired,
 )
 from integration_server.domain.proxy_messages import ApiRequest
@@ -173,3 +174,9 @@ def test_the_reason_is_in_the_log(reason: str | None) -> None:
     with capture_logs() as logs:
         CallLog().rejected("/service/Method", "PROVIDER_REJECTED", "", reason)
     assert [entry.get("provider_reason") for entry in logs] == [reason]
+
+
+def test_an_error_among_its_own_causes_has_no_reason() -> None:
+    first, second = ProviderUnavailable(), ProviderUnavailable()
+    first.__cause__, second.__cause__ = second, first
+    assert provider_reason_of(first) is None

@@ -550,6 +550,14 @@ async def test_only_proof_ends_a_grant(system: FakeSystem, integration: Integrat
     assert status(system, integration) is Status.ACTIVE
 
 
+async def test_the_error_of_a_refresh_is_not_its_own_cause(system: FakeSystem, integration: Integration) -> None:
+    """Whoever follows the causes would never end."""
+    system.provider.refresh_error = ProviderUnavailable()
+    with pytest.raises(ProviderUnavailable) as raised:
+        await system.refresher.refresh(integration)
+    assert raised.value.__cause__ is None
+
+
 async def test_negative_control_invalid_grant_ends_the_grant_at_once(
     system: FakeSystem, integration: Integration
 ) -> None:
