@@ -7,8 +7,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 
-from integration_server.domain.credentials import OAuthTokens, RequestAuth
-from integration_server.domain.errors import ProviderError
+from integration_server.domain.credentials import Credentials, OAuthTokens, RequestAuth
+from integration_server.domain.errors import ApiNotDeclared, ProviderError
 from integration_server.domain.integration import Integration, UserId
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.factory import ProviderRegistry
@@ -100,6 +100,13 @@ class Scenario:
         page = await self._browser.handle_async_request(request)
         await page.aread()
         return page
+
+    def api_url(self, credentials: Credentials) -> str | None:
+        """The base URL of the API for the account of these credentials; None if the type declares none."""
+        try:
+            return self.provider.api_url(credentials)
+        except ApiNotDeclared:
+            return None
 
     async def connect_key(self, *, api_key: str | None = None, api_secret: str | None = None) -> Integration:
         """Connect with the API key of the profile, or another one."""

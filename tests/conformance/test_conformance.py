@@ -62,7 +62,7 @@ async def test_credentials_can_be_put_on_requests(scenario: Scenario, profile: P
     tokens = await scenario.tokens(integration)
     auth = await scenario.get_credentials(integration)
     assert auth == RequestAuth(scenario.expected(profile.request, access_token=tokens.access_token))
-    assert scenario.provider.api_url(tokens) == scenario.expected(profile.api_url)
+    assert scenario.api_url(tokens) == scenario.expected(profile.api_url)
 
 
 @oauth2
@@ -367,7 +367,7 @@ async def test_a_key_is_stored_and_returned(scenario: Scenario, profile: Profile
     key = profile.key
     assert key is not None
     assert await scenario.get_credentials(integration) == key_auth(key)
-    assert scenario.provider.api_url(ApiKey(key.api_key, key.api_secret)) == profile.api_url
+    assert scenario.api_url(ApiKey(key.api_key, key.api_secret)) == profile.api_url
     state = await scenario.system.revocation_service.disconnect_integration(integration.integration_id, ADA)
     assert state is RevocationState.NOT_SUPPORTED
 

@@ -108,7 +108,7 @@ integration_type = "keyed"
 url = "https://keyed.example/me"
 response = {}
 [key]
-api_key = "k 1"
+api_key = "k&1"
 query = { key = "$api_key" }
 """
 

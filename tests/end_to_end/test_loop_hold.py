@@ -54,5 +54,6 @@ async def test_a_page_of_the_worst_configs(probe: HoldProbe) -> None:
     assert not await probe.measure_call(probe.system.service.ListIntegrations(page))
 
 
+@pytest.mark.slow
 async def test_the_worst_http_request_of_each_shape(probe: HoldProbe) -> None:
     assert not await probe.measure_http(http_inputs())

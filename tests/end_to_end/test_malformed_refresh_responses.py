@@ -71,7 +71,7 @@ def expected_next(outcome: Tokens | Failure, *, was_spent: bool) -> ObservedErro
         return VALID if outcome.has_refresh_token else INVALID_GRANT
     if isinstance(outcome, RefreshTokenOnly):
         return VALID
-    return INVALID_GRANT if was_spent or issubclass(outcome.error, ProviderRejected) else VALID
+    return INVALID_GRANT if was_spent else VALID  # a forced refresh also tries a grant that has ended
 
 
 CASES: Mapping[str, str] = {
