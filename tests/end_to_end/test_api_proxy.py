@@ -205,6 +205,7 @@ async def expect_success(pending_call: Any) -> None:
 # --- several servers -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_two_servers_share_a_rate_limit_in_redis(tmp_path: Path, sqlite_url: str) -> None:
     with run_redis(tmp_path, free_port()) as redis:
         assert await max_calls_of_two_servers(tmp_path, sqlite_url, RATE_LIMIT_REDIS_URL=redis.url) <= 10
@@ -241,6 +242,7 @@ async def max_calls_of_two_servers(tmp_path: Path, database_url: str, **settings
         return most
 
 
+@pytest.mark.slow
 async def test_calls_continue_while_redis_is_down_and_use_it_again_afterwards(tmp_path: Path, sqlite_url: str) -> None:
     with run_redis(tmp_path, free_port()) as redis:
         limits = APP_LIMIT.format(calls=1000, seconds=1)

@@ -31,6 +31,7 @@ async def fuzzer(directory: Path, database_url: str) -> AsyncIterator[Fuzzer]:
         yield Fuzzer(system, sandbox, holds)
 
 
+@pytest.mark.slow
 async def test_every_fuzzed_request_gets_a_valid_response_without_secrets(database_url: str, tmp_path: Path) -> None:
     async with fuzzer(tmp_path, database_url) as fuzz:
         report = await fuzz.run(CASES, seed=20_010)

@@ -29,6 +29,7 @@ async def probe(_sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory
         yield running
 
 
+@pytest.mark.slow
 async def test_the_worst_request_of_each_shape(probe: HoldProbe) -> None:
     before = probe.cases
     assert not await probe.measure_rpcs(rpc_inputs(probe.known, all_sizes=False))

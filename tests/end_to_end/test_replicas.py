@@ -73,6 +73,7 @@ async def force(clients: Clients, integration_id: int) -> None:
     await force_refresh(clients, integration_id)
 
 
+@pytest.mark.slow
 async def test_a_replica_serves_a_change_of_another_within_a_second(tmp_path: Path, url: str) -> None:
     async with run_replicas(tmp_path, url, servers=2, lease=10) as pair:
         for change in (disconnect, switch_off, force):

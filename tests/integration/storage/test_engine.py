@@ -363,6 +363,7 @@ class TestCancellation:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
+    @pytest.mark.slow
     async def test_cancellation_at_any_moment_returns_all_connections(self, database_url: str) -> None:
         async with open_database(database_url, pool_size=2) as database:
             store = SqlIntegrations(database)
