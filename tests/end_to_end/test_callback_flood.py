@@ -14,6 +14,7 @@ from datetime import timedelta
 
 import grpc
 import httpx
+import pytest
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool
