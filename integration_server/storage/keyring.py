@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 import structlog
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy import Row, exists, insert, or_, select
+from sqlalchemy import Row, and_, exists, insert, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -245,7 +245,8 @@ class Keyring:
     async def _require_new_database(self) -> None:
         """Raise `KeyringError` if the key set of this database was lost: a new first key would hide that."""
         remains = exists().where(integrations.c.encrypted_credentials.is_not(None)), exists(select(data_keys))
-        if await self._database.fetch_value(select(or_(*remains))):
+        # In one statement: another server may just have created the key set with its first key.
+        if await self._database.fetch_value(select(and_(or_(*remains), ~exists(select(key_sets))))):
             raise KeyringError(
                 "the database has encrypted values or data keys, but no key set: restore the tables key_sets and "
                 "data_keys from a backup"
