@@ -74,7 +74,8 @@ def mutated(column: Column[Any], value: object) -> object:
         return value + 1
     if value is None:
         return DatabaseTime()
-    return "complete" if value == "rotating" else f"f{str(value)[1:]}"
+    first, rest = str(value)[0], str(value)[1:]
+    return "complete" if value == "rotating" else f"{'e' if first == 'f' else 'f'}{rest}"
 
 
 async def test_a_removed_key_that_is_put_back_is_not_used(database: Database) -> None:
