@@ -49,6 +49,7 @@ Of an error only its code is kept, and only if it has the form of a code. No oth
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -176,7 +177,7 @@ def _access_token(fields: Mapping[str, Any]) -> str | None:
 def _lifetime(fields: Mapping[str, Any], now: datetime) -> timedelta | None:
     """How long the access token is valid; None if not known."""
     by_name: dict[str, object] = {}
-    for name, value in fields.items():
+    for name, value in islice(fields.items(), _MAX_MEMBERS):  # a megabyte of members would hold the event loop
         by_name.setdefault(re.sub("[^a-z]", "", name.lower()), value)
     found = (seconds_until(by_name[name], now) for name in _LIFETIME_NAMES if name in by_name)
     seconds = next((seconds for seconds in found if seconds is not None), None)

@@ -1,5 +1,6 @@
 """Token responses as providers really send them: nothing that can be read is lost."""
 
+import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from types import MappingProxyType
@@ -13,6 +14,7 @@ from integration_server.domain.errors import ProviderError, ProviderRejected, Pr
 from integration_server.providers.http import HttpResponse
 from integration_server.providers.lenient_time import seconds_until
 from integration_server.providers.oauth2 import OAuth2Provider
+from integration_server.providers.token_response import parse_tokens
 from tests.unit.providers.support import NOW, FakeTransport, build_provider, http_response, json_response
 
 HOUR = timedelta(hours=1)
@@ -154,6 +156,14 @@ async def test_without_a_lifetime_the_last_known_one_applies(value: object) -> N
 @pytest.mark.parametrize("value", ["x" * 100_000, "9" * 100_000, "1 " * 50_000, "P" + "1D" * 50_000, "Mon, " * 20_000])
 def test_a_long_text_costs_little(value: str) -> None:
     assert seconds_until(value, datetime(2026, 1, 1, tzinfo=UTC)) in {None, float("inf")}
+
+
+def test_a_response_with_many_members_holds_the_loop_shortly() -> None:
+    fields = {"access_token": "at", "expires": 7200, **{f"member-{number}": 1 for number in range(100_000)}}
+    begin = time.thread_time()
+    tokens = parse_tokens(fields, NOW)
+    assert time.thread_time() - begin < 0.05
+    assert tokens.lifetime == timedelta(hours=2)
 
 
 # --- unexpected values
