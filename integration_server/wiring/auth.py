@@ -14,7 +14,7 @@ from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.hot_reload import ReloadedFile
 from integration_server.peer_limiter import PeerLimiter
 from integration_server.providers.http import ProviderHttp, origin_of
-from integration_server.providers.ssrf_guard import SsrfGuardedBackend
+from integration_server.providers.outbound_connections import SsrfGuardedBackend
 from integration_server.rpc.authentication import (
     IdentityKind,
     SidecarAuthenticator,
