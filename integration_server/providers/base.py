@@ -32,7 +32,7 @@ from integration_server.domain.errors import (
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, RateLimit
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest, WebhookResponse
 from integration_server.providers.http import DeclaredOrigins, HttpResponse, ProviderHttp, ResponseBodyTooLarge
-from integration_server.providers.lenient_json import text_at, texts_at
+from integration_server.providers.lenient_values import text_at, texts_at
 from integration_server.providers.rate_limit_headers import parse_rate_limit_headers
 from integration_server.providers.url_templates import fill, template_params
 from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys, WebhookScheme

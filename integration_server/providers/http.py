@@ -21,8 +21,7 @@ import httpx
 import structlog
 
 from integration_server.domain.errors import ProviderUnavailable
-from integration_server.providers.lenient_json import read_json
-from integration_server.providers.lenient_time import bounded, seconds_until
+from integration_server.providers.lenient_values import bounded, read_json, seconds_until
 from integration_server.providers.outbound_connections import (
     CREDENTIALS_KEY,
     PooledTransport,

@@ -36,7 +36,7 @@ _CONNECT_TIMEOUT_SECONDS = 2.0
 _READ_ITERATIONS = 4  # of the event loop, in which a read returns bytes that have arrived, also below TLS
 
 
-# --- the addresses that requests to providers may go to ---------------------------------------------------------------
+# --- the addresses that requests to providers may go to --------------------------------------------------------------
 
 
 # IANA IPv4 Special-Purpose Address Registry (RFC 6890), and metadata services of clouds.
@@ -93,7 +93,7 @@ def is_public_or_loopback(address: Address) -> bool:
     return is_public(address) or any(address in network for network in _LOOPBACK)
 
 
-# --- how a connection is opened ---------------------------------------------------------------------------------------
+# --- how a connection is opened --------------------------------------------------------------------------------------
 
 
 class AddressNotAllowed(OSError):
@@ -172,7 +172,7 @@ def _resolve_in_thread(host: str) -> Future[Sequence[Address]]:
     return found
 
 
-# --- which requests may share a connection ----------------------------------------------------------------------------
+# --- which requests may share a connection ---------------------------------------------------------------------------
 
 
 class PooledTransport(httpx.AsyncBaseTransport):
