@@ -21,9 +21,8 @@ from cachetools import TTLCache
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from integration_server.peer_limiter import LogLimiter, PeerLimiter
+from integration_server.peers import LogLimiter, PeerLimiter, TrustedProxies, peer_key
 from integration_server.sidecar.http_limits import HttpLimits
-from integration_server.trusted_proxies import TrustedProxies, peer_key
 
 _VERIFIED_TTL = timedelta(days=1).total_seconds()  # many accounts have a webhook or more on a working day
 _MAX_VERIFIED = 10_000  # pairs of peer and path; each has once delivered a verified webhook

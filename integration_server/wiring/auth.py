@@ -12,7 +12,7 @@ import grpc
 from integration_server.domain.errors import ProviderUnavailable
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.hot_reload import ReloadedFile
-from integration_server.peer_limiter import PeerLimiter
+from integration_server.peers import PeerLimiter, TrustedProxies
 from integration_server.providers.http import ProviderHttp, origin_of
 from integration_server.providers.outbound_connections import SsrfGuardedBackend
 from integration_server.rpc.authentication import (
@@ -38,7 +38,6 @@ from integration_server.service.common_types import Clock
 from integration_server.service.integrations.integration_manager import IntegrationManager
 from integration_server.setting_types import is_url
 from integration_server.settings import Settings
-from integration_server.trusted_proxies import TrustedProxies
 from integration_server.wiring.system import monotonic
 
 # Of tokens that are not valid, from one address. A caller whose token source is broken retries about once a second.

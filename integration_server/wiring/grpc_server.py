@@ -9,6 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from integration_server.lifecycle import cap_to_fd_limit
+from integration_server.peers import TrustedProxies, peer_key
 from integration_server.rpc.accept_loop import surviving_server
 from integration_server.rpc.authorization import caller_name, quota_key
 from integration_server.rpc.call_log import CallLog
@@ -32,7 +33,6 @@ from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.calendar.google_calendar import GoogleCalendar
 from integration_server.service.common_types import Clock
 from integration_server.settings import Settings
-from integration_server.trusted_proxies import TrustedProxies, peer_key
 from integration_server.wiring.auth import AuthStack
 from integrations.v1 import (
     google_calendar_pb2,
