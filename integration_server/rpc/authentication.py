@@ -169,11 +169,6 @@ _identity: ContextVar[Identity] = ContextVar("identity")
 """The identity of the current call's caller: gRPC runs each call in its own task."""
 
 
-def is_over_sidecar_socket(context: Context) -> bool:
-    """Whether a call came over the Unix socket, on which the server listens for its sidecar only."""
-    return context.peer().startswith("unix:")
-
-
 def current_identity() -> Identity:
     """Return the identity of the current call's caller. Raises `LookupError` if `authenticate` has not run."""
     return _identity.get()
