@@ -24,7 +24,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from integration_server.text_escaping import has_control_characters
+from integration_server.domain.text import has_control_characters
 
 UNREADABLE = "\ufffd"
 
