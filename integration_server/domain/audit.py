@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from integration_server.domain.integration import Integration
 from integration_server.text_escaping import EscapedText, escape
@@ -78,7 +79,8 @@ class AuditEntry:
 
     def escaped(self) -> "AuditEntry":
         """The entry as it is stored. An `EscapedText` stays as it is."""
-        return replace(self, **{name: escape(getattr(self, name)) for name in _MAX_LENGTHS})
+        texts: dict[str, Any] = {name: escape(getattr(self, name)) for name in _MAX_LENGTHS}
+        return replace(self, **texts)
 
 
 def recorded_user_id(user_id: str) -> EscapedText:
