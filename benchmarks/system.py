@@ -219,9 +219,10 @@ async def _row(
     )
     tokens = OAuthTokens(grant.access_token, grant.refresh_token, expire_time, lifetime, scopes=SCOPES)
     now, account = utc_now(), NewAccount(grant.account_id, grant.account_id)
+    connected = new.as_stored(now).connected_to(account.account_id, account.account_label, now)
     return {
         **new_integration_values(new, now),
-        **asdict(await encrypt(account.connected_to(new.as_stored(now), now), tokens)),
+        **asdict(await encrypt(connected, tokens)),
         **asdict(account),
         "connect_time": now,
     }

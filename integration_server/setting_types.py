@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from integration_server.trusted_proxies import Network, parse_networks
+from integration_server.peers import Network, parse_networks
 
 T = TypeVar("T")
 

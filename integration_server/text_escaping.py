@@ -10,8 +10,6 @@ import re
 import unicodedata
 from collections.abc import Mapping
 
-_FORBIDDEN_CATEGORIES = frozenset({"Cc", "Cs"})
-
 # Beyond these categories: letters, marks and symbols that have no glyph. Most are Default_Ignorable_Code_Point in
 # DerivedCoreProperties.txt of Unicode: grapheme joiner, Hangul fillers, Khmer vowels, Mongolian and other variation
 # selectors. The last two are the blank Braille pattern and the musical null note.
@@ -21,15 +19,6 @@ _WITHOUT_GLYPH = re.compile(
 
 _BACKSLASH: Mapping[str, str] = {"\\": "\\\\"}
 _ESCAPED = re.compile(r"\\(?:\\|u\{([0-9a-f]{1,6})\})")
-
-
-def has_control_characters(text: str) -> bool:
-    """Whether a text has a control character or a lone surrogate: Unicode categories Cc and Cs.
-
-    No other character is refused in names: joiners and non-breaking spaces belong to how people write.
-    """
-    is_plain = text.isascii() and text.isprintable()
-    return not is_plain and any(unicodedata.category(character) in _FORBIDDEN_CATEGORIES for character in text)
 
 
 class EscapedText(str):

@@ -1,8 +1,9 @@
 """Entries of the audit log: caller, action and integration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from integration_server.domain.integration import Integration
 from integration_server.text_escaping import EscapedText, escape
@@ -56,7 +57,8 @@ class AuditEntry:
     the method, path and status of a proxy call. `action` is a plain string only if a stored entry was altered.
     `integration_version` is the version of the credentials that the action has stored, else 0.
 
-    Texts are escaped, and bounded, when the entry is made; an `EscapedText` is taken as it is.
+    Texts are bounded when the entry is made: of a longer one, the escaped beginning stays, with a digest of the whole.
+    All are escaped when the entry is stored, so that two different ones are never recorded as the same.
     """
 
     time: datetime
@@ -72,7 +74,13 @@ class AuditEntry:
 
     def __post_init__(self) -> None:
         for name, max_length in _MAX_LENGTHS.items():
-            object.__setattr__(self, name, escape(getattr(self, name), max_length))
+            if len(text := getattr(self, name)) > max_length:
+                object.__setattr__(self, name, escape(text, max_length))
+
+    def escaped(self) -> "AuditEntry":
+        """The entry as it is stored. An `EscapedText` stays as it is."""
+        texts: dict[str, Any] = {name: escape(getattr(self, name)) for name in _MAX_LENGTHS}
+        return replace(self, **texts)
 
 
 def recorded_user_id(user_id: str) -> EscapedText:

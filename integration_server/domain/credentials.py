@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 
 
 class AuthMethod(StrEnum):
@@ -63,6 +63,24 @@ class OAuthTokens:
             scopes=self.scopes if response.scopes is None else response.scopes,
             extras={**self.extras, **response.extras},
         )
+
+
+class RefreshCause(Enum):
+    """Why a token is refreshed. All causes but `EXPIRY` together call the provider once per minimum interval."""
+
+    EXPIRY = auto()
+    """The token has expired or is about to, or a webhook and the provider's API say that the grant has ended."""
+
+    DEMAND = auto()
+    """A caller needs another token than one that lasts: its `min_ttl` is longer, or the provider's API responds 401."""
+
+    FORCE = auto()
+    """`RefreshToken` with `force`: also during the pause after a failure, and after the grant has ended."""
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether the minimum interval applies."""
+        return self is not RefreshCause.EXPIRY
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """An integration: the connection of one user to one account at a provider, and its status."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, NewType
@@ -123,6 +123,19 @@ class Integration:
         self.require_active()
         if self.reauthorization_required:
             raise ReauthorizationRequired
+
+    def connected_to(self, account_id: str | None, account_label: str | None, now: datetime) -> "Integration":
+        """The integration as a connection of an account leaves it, without its new credentials.
+
+        Account fields that the provider does not give keep their values.
+        """
+        return replace(
+            self,
+            account_id=account_id or self.account_id,
+            account_label=account_label or self.account_label,
+            is_active=True,
+            connect_time=now,
+        )
 
     def _has_expired(self, now: datetime) -> bool:
         expire_time = self.access_token_expire_time

@@ -30,15 +30,15 @@ from integration_server.domain.errors import (
     ResponseTooLarge,
 )
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, RateLimit
+from integration_server.domain.text import has_control_characters
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest, WebhookResponse
 from integration_server.providers.http import DeclaredOrigins, HttpResponse, ProviderHttp, ResponseBodyTooLarge
-from integration_server.providers.lenient_json import text_at, texts_at
+from integration_server.providers.lenient_values import text_at, texts_at
 from integration_server.providers.rate_limit_headers import parse_rate_limit_headers
 from integration_server.providers.url_templates import fill, template_params
 from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys, WebhookScheme
 from integration_server.service.common_types import Clock
 from integration_server.service.integrations.ports import NewAccount
-from integration_server.text_escaping import has_control_characters
 
 if TYPE_CHECKING:
     from integration_server.providers.factory import ProviderFactory

@@ -34,7 +34,7 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
 from integration_server.providers.google import QUOTA_REASONS
-from integration_server.providers.lenient_json import field_at, read_object
+from integration_server.providers.lenient_values import field_at, read_object
 
 _UPDATED_MIN_TOO_OLD = "updatedMinTooLongAgo"
 

@@ -1,4 +1,4 @@
-"""Outbound HTTP. The only module that uses httpx and httpcore, apart from `connection_pool.py` and `ssrf_guard.py`.
+"""Outbound HTTP. The only module that uses httpx and httpcore, apart from `outbound_connections.py`.
 
 No text of httpx or its parser is passed on, neither as a message nor as a cause: h11 quotes the bytes that it could not
 parse, and they may be a token.
@@ -21,11 +21,14 @@ import httpx
 import structlog
 
 from integration_server.domain.errors import ProviderUnavailable
-from integration_server.providers.connection_pool import CREDENTIALS_KEY, PooledTransport
-from integration_server.providers.ip_policy import is_public, is_public_or_loopback
-from integration_server.providers.lenient_json import read_json
-from integration_server.providers.lenient_time import bounded, seconds_until
-from integration_server.providers.ssrf_guard import SsrfGuardedBackend
+from integration_server.providers.lenient_values import bounded, read_json, seconds_until
+from integration_server.providers.outbound_connections import (
+    CREDENTIALS_KEY,
+    PooledTransport,
+    SsrfGuardedBackend,
+    is_public,
+    is_public_or_loopback,
+)
 from integration_server.service.common_types import Clock
 
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
@@ -142,7 +145,7 @@ class ProviderHttp:
     """An HTTP client with a deadline, a body size limit and SSRF protection. Use it as an async context manager.
 
     It uses httpx without its client: it follows no redirect, keeps no cookies (all users share it), and uses no proxy
-    from the environment, which would resolve names itself, past the checks of `ssrf_guard.py`.
+    from the environment, which would resolve names itself, past the checks of `outbound_connections.py`.
     `deadline` covers everything from connecting to the last byte; a timeout per read never ends on a body that arrives
     slowly. Ten seconds is longer than any healthy token endpoint takes, and shorter than callers usually wait.
     `network` opens the connections; the default connects to public addresses only, and in dev mode also to loopback.

@@ -28,7 +28,7 @@ from typing import Any
 
 from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.providers.base import ExpiringFact
-from integration_server.providers.lenient_json import field_at, text_at
+from integration_server.providers.lenient_values import field_at, text_at
 from integration_server.providers.meta import MetaProvider
 
 _INVALID_CLIENT = "invalid platform app"  # there is no code for it, only this message

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from integration_server.domain.credentials import Credentials, OAuthTokens, RequestAuth
 from integration_server.providers.http import HttpResponse
-from integration_server.providers.lenient_json import text_at
+from integration_server.providers.lenient_values import text_at
 from integration_server.providers.oauth2 import OAuth2Provider
 
 _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")

@@ -14,7 +14,7 @@ from datetime import timedelta
 
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.providers.http import HttpResponse
-from integration_server.providers.lenient_json import field_at
+from integration_server.providers.lenient_values import field_at
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.meta import META
 

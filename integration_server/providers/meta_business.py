@@ -30,7 +30,7 @@ from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.errors import InvalidField
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
 from integration_server.providers.base import ExpiringFact
-from integration_server.providers.lenient_json import field_at, read_object
+from integration_server.providers.lenient_values import field_at, read_object
 from integration_server.providers.meta import MetaProvider
 
 _PAGE_ID = re.compile("[0-9]{1,64}")

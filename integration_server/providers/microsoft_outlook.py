@@ -25,7 +25,7 @@ from pydantic import Field
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.proxy_messages import RateLimit
 from integration_server.providers.base import ProviderConfig
-from integration_server.providers.lenient_json import field_at
+from integration_server.providers.lenient_values import field_at
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.microsoft_graph import MICROSOFT_GRAPH
 

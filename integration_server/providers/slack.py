@@ -28,7 +28,7 @@ from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.errors import ProviderRejected
 from integration_server.providers.base import ProviderConfig
 from integration_server.providers.http import HttpResponse
-from integration_server.providers.lenient_json import field_at, text_at
+from integration_server.providers.lenient_values import field_at, text_at
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.slack import SLACK
 from integration_server.service.integrations.ports import NewAccount

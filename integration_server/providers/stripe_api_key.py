@@ -14,7 +14,7 @@ from datetime import timedelta
 from integration_server.domain.proxy_messages import RateLimit
 from integration_server.providers.api_key import ApiKeyProvider
 from integration_server.providers.http import HttpResponse
-from integration_server.providers.lenient_json import field_at
+from integration_server.providers.lenient_values import field_at
 from integration_server.providers.webhooks.stripe import STRIPE
 
 

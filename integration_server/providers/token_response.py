@@ -22,7 +22,7 @@ after that error the code or the refresh token may or may not be spent, and the 
 An `error` of null, "", false or 0 counts as absent. A transient code is never a refusal (`is_refusal`), whatever its
 status.
 
-A body is parsed once, as JSON whatever its media type (`lenient_json.py`). A body that is not a JSON object is parsed
+A body is parsed once, as JSON whatever its media type (`lenient_values.py`). A body that is not a JSON object is parsed
 as a form if its media type is that of a form, or if it is plain text and has an `access_token` or an `error`, as old
 servers send it.
 
@@ -36,7 +36,7 @@ has already rotated:
   counts as absent. If a refresh then still brings a refresh token, the result has that and no access token.
 - `token_type` may be missing; any spelling that begins with "bearer" is accepted.
 - The lifetime is the first of the members of `_LIFETIME_NAMES`, however they are spelt, that is a duration or a time
-  (`lenient_time.py`). 0 and below: expired already. More than ten years: ten years. Without any: no known expiry.
+  (`lenient_values.py`). 0 and below: expired already. More than ten years: ten years. Without any: no known expiry.
 - `scope` or `scopes` may be a string, with spaces or the given separators between scopes, or a list; null, empty or
   absent means as requested (RFC 6749 §5.1).
 - A `refresh_token` that is not a string, is empty, or could not be decoded completely counts as absent. Its lifetime is
@@ -56,8 +56,14 @@ from urllib.parse import parse_qsl
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import ProviderMisconfigured, ProviderRejected, ProviderUnavailable
 from integration_server.providers.http import HttpResponse
-from integration_server.providers.lenient_json import UNREADABLE, field_at, read_object, text_at
-from integration_server.providers.lenient_time import bounded, seconds_until
+from integration_server.providers.lenient_values import (
+    UNREADABLE,
+    bounded,
+    field_at,
+    read_object,
+    seconds_until,
+    text_at,
+)
 
 _MAX_LIFETIME = timedelta(days=3650)
 _ERROR_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")

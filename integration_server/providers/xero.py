@@ -38,7 +38,7 @@ from integration_server.domain.errors import ProviderRejected, ProviderUnavailab
 from integration_server.domain.proxy_messages import LimitScope, RateLimit
 from integration_server.providers.base import ExpiringFact, ProviderConfig
 from integration_server.providers.http import HttpResponse
-from integration_server.providers.lenient_json import read_object, text_at
+from integration_server.providers.lenient_values import read_object, text_at
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.xero import XERO
 from integration_server.service.integrations.ports import NewAccount

@@ -18,7 +18,7 @@
 from authlib.oauth2.rfc7009.parameters import prepare_revoke_token_request
 
 from integration_server.domain.credentials import OAuthTokens
-from integration_server.providers.lenient_json import text_at
+from integration_server.providers.lenient_values import text_at
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.zoom import ZOOM
 

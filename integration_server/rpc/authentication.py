@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from cachetools import LRUCache
 
 from integration_server.domain.errors import QuotaExceeded
-from integration_server.peer_limiter import PeerLimiter
+from integration_server.peers import PeerLimiter, peer_key
 from integration_server.rpc.certificate_names import CertificateNames
 from integration_server.rpc.errors import KeysNotAvailable, TokenExpired, Unauthenticated
 from integration_server.rpc.interceptors import (
@@ -30,7 +30,6 @@ from integration_server.rpc.interceptors import (
 )
 from integration_server.rpc.methods import Method
 from integration_server.service.common_types import Clock
-from integration_server.trusted_proxies import peer_key
 
 MAX_TOKEN_LENGTH = 8 * 1024
 """Characters of a bearer token: the usual limit of a header line in proxies. One with hundreds of groups is shorter."""
@@ -168,11 +167,6 @@ class SidecarAuthenticator:
 
 _identity: ContextVar[Identity] = ContextVar("identity")
 """The identity of the current call's caller: gRPC runs each call in its own task."""
-
-
-def is_over_sidecar_socket(context: Context) -> bool:
-    """Whether a call came over the Unix socket, on which the server listens for its sidecar only."""
-    return context.peer().startswith("unix:")
 
 
 def current_identity() -> Identity:

@@ -18,9 +18,10 @@ from google.protobuf.message import Message
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, NO_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.errors import CallerNotAllowed, IntegrationNotFound
 from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.peers import peer_key
 from integration_server.rpc import mapping
 from integration_server.rpc.authentication import Identity, IdentityKind, current_identity
-from integration_server.rpc.interceptors import Behavior, Context, Interceptor, wrap_in_context_manager
+from integration_server.rpc.interceptors import Behavior, CallerLookup, Context, Interceptor, wrap_in_context_manager
 from integration_server.rpc.methods import SIDECAR_PERMISSIONS, Method, Permission
 
 IntegrationTypeLookup = Callable[[IntegrationId, UserId], Awaitable[str]]
@@ -99,6 +100,16 @@ def quota_key(context: Context) -> str:
     return caller_name(context) if user_id is None else f"{caller_name(context)}\0{user_id}"
 
 
+def caller_or_address(address_of: CallerLookup) -> CallerLookup:
+    """Return a lookup of the caller's name; where callers are not authenticated, of the client's address."""
+    return lambda context: caller_name(context) or address_of(context)
+
+
+def quota_key_or_peer(address_of: CallerLookup) -> CallerLookup:
+    """Return a lookup of the caller's quota key; where callers are not authenticated, of the client's peer key."""
+    return lambda context: quota_key(context) or peer_key(address_of(context))
+
+
 # --- interceptors ----------------------------------------------------------------------------------------------------
 
 
@@ -147,6 +158,30 @@ def authorize_request(authorizer: "RequestAuthorizer") -> Interceptor:
         if method.streams_requests:
             raise NotImplementedError(f"{method.path} takes a stream of requests, which are not authorized")
         return wrap_in_context_manager(method, behavior, authorize)
+
+    return wrap
+
+
+def except_health(interceptor: Interceptor) -> Interceptor:
+    """Return an interceptor that leaves the health methods to everybody."""
+
+    def wrap(method: Method, behavior: Behavior) -> Behavior:
+        return behavior if method.permission is Permission.HEALTH else interceptor(method, behavior)
+
+    return wrap
+
+
+def only_sidecar(interceptor: Interceptor) -> Interceptor:
+    """Return an interceptor for the calls over the Unix socket of the server's sidecar; all others pass."""
+
+    def wrap(method: Method, behavior: Behavior) -> Behavior:
+        intercepted = interceptor(method, behavior)
+
+        def choose(request: Any, context: Context) -> Any:  # noqa: ANN401  # as `Behavior`
+            is_over_socket = context.peer().startswith("unix:")
+            return (intercepted if is_over_socket else behavior)(request, context)
+
+        return choose
 
     return wrap
 

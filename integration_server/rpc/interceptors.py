@@ -32,6 +32,8 @@ from limits.aio.strategies import FixedWindowRateLimiter
 
 from integration_server.domain.audit import SUCCESS, Action, AuditEntry
 from integration_server.domain.errors import IntegrationServerError, InvalidField, QuotaExceeded, StoreUnavailable
+from integration_server.domain.text import has_control_characters
+from integration_server.peers import TrustedProxies, peer_key
 from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.errors import abort_call
 from integration_server.rpc.methods import UNKNOWN_METHOD, Method, Permission, describe_method
@@ -39,8 +41,6 @@ from integration_server.rpc.request_limits import REQUEST, RequestMeter
 from integration_server.service.audit.audit_trail import AuditTrail, audit_user
 from integration_server.service.background.detached_tasks import CallBudget
 from integration_server.service.common_types import Clock
-from integration_server.text_escaping import has_control_characters
-from integration_server.trusted_proxies import TrustedProxies, peer_key
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 

@@ -18,11 +18,11 @@ from joserfc.jwk import JWKRegistry, KeySet
 from joserfc.jws import JWSRegistry, extract_compact, validate_compact
 from joserfc.jwt import JWTClaimsRegistry
 
+from integration_server.domain.text import has_control_characters
 from integration_server.hot_reload import Contents, InvalidFile, ReloadedFile
 from integration_server.rpc.authentication import Identity, IdentityKind
 from integration_server.rpc.errors import KeysNotAvailable, TokenExpired, Unauthenticated
 from integration_server.service.common_types import Clock
-from integration_server.text_escaping import has_control_characters
 
 Fetch = Callable[[], Awaitable[bytes]]
 """Fetches the body of a published key set. Any exception means that it is not available."""

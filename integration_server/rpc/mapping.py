@@ -28,12 +28,12 @@ from integration_server.domain.health import HealthCheck
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
 from integration_server.domain.revocation import RevocationState
+from integration_server.domain.text import has_control_characters
 from integration_server.domain.webhooks import WebhookRequest, WebhookResponse
 from integration_server.service.credentials.credential_service import TokenState, UsableCredentials
 from integration_server.service.events.event_stream import StreamItem
 from integration_server.service.integrations.ports import IntegrationUpdate
 from integration_server.service.provider_port import Provider
-from integration_server.text_escaping import has_control_characters
 from integrations.v1 import credentials_pb2, event_pb2, integration_pb2, webhook_pb2
 from integrations.v1 import integration_service_pb2 as pb
 

@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.audit import OPERATOR, SERVER
+from integration_server.domain.text import has_control_characters
 from integration_server.hot_reload import Contents, InvalidFile
 from integration_server.rpc.authentication import IdentityKind
 from integration_server.rpc.authorization import (
@@ -38,7 +39,6 @@ from integration_server.rpc.methods import (
     USER_PERMISSIONS,
     Permission,
 )
-from integration_server.text_escaping import has_control_characters
 
 ALL_TYPES = "*"
 

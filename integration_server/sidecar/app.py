@@ -11,14 +11,20 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from integration_server.sidecar.anonymous_limits import AnonymousLimits, Area
 from integration_server.sidecar.bodies import BodyReader
 from integration_server.sidecar.callback import CallbackReceiver
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.http_limits import HttpLimits
-from integration_server.sidecar.middleware import OuterMiddleware
+from integration_server.sidecar.middleware import (
+    LIVE_PATH,
+    READY_PATH,
+    AnonymousLimits,
+    Area,
+    OuterMiddleware,
+    Probes,
+    Readiness,
+)
 from integration_server.sidecar.pages import ResultPages
-from integration_server.sidecar.probes import LIVE_PATH, READY_PATH, Probes, Readiness
 from integration_server.sidecar.responses import Responses, security_headers
 from integration_server.sidecar.webhooks import WebhookReceiver
 

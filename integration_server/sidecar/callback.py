@@ -7,9 +7,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from integration_server.sidecar.anonymous_limits import mark_verified
 from integration_server.sidecar.error_mapping import to_http_error
 from integration_server.sidecar.grpc_client import ServerClient
+from integration_server.sidecar.middleware import mark_verified
 from integration_server.sidecar.responses import Responses
 from integrations.v1.integration_service_pb2 import HandleCallbackRequest
 

@@ -20,11 +20,11 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from integration_server.http_serving import reset_connection
-from integration_server.sidecar.anonymous_limits import AnonymousLimits, is_verified
+from integration_server.peers import peer_key
 from integration_server.sidecar.http_limits import HttpLimits
+from integration_server.sidecar.middleware import AnonymousLimits, is_verified
 from integration_server.sidecar.responses import security_headers
 from integration_server.sidecar.strict_http import StrictConnection
-from integration_server.trusted_proxies import peer_key
 
 _SLICE_BYTES = 4 * 1024
 _MAX_DISCARDED_BODIES = 16  # of the largest size: far more than a client sends by mistake

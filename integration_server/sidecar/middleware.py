@@ -1,28 +1,212 @@
-"""Middleware for every request: limits for anonymous clients, security headers, access log, unhandled exceptions.
+"""What a request passes before it gets to an endpoint: probes, limits for anonymous clients, headers, the access log.
+
+Requests that prove nothing are limited by peer, and so are their lines in the log. Everybody can send a request to an
+unknown path, to an unknown webhook address, or with a forged state. Such requests are counted as failures, and a peer
+with too many gets 429 before anything else is done. Never limited are
+
+- webhooks to an address at which the same peer has delivered a verified one, so that nobody can stop a provider's
+  deliveries with failures from the provider's own addresses,
+- probes, which come before the limits, so that they are cheap.
 
 Limits on times, connections and sizes of heads are enforced below the app, in `http_protocol.py` and `strict_http.py`.
 """
 
+import asyncio
 import math
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
+from enum import Enum
 from http import HTTPStatus
 from urllib.parse import quote
 
+import grpc.aio
 import structlog
+from cachetools import TTLCache
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from integration_server.sidecar.anonymous_limits import AnonymousLimits, is_verified
+from integration_server.peers import LogLimiter, PeerLimiter, TrustedProxies, peer_key
 from integration_server.sidecar.error_mapping import INTERNAL_ERROR, HttpError
+from integration_server.sidecar.grpc_client import ServerClient
+from integration_server.sidecar.http_limits import HttpLimits
 from integration_server.sidecar.responses import Responses
 
+LIVE_PATH, READY_PATH = "/healthz", "/readyz"
+
+# Seconds. The server responds from memory, and a prober has a deadline of its own and retries soon.
+_PROBE_DEADLINE = 1.0
+
+_VERIFIED_TTL = timedelta(days=1).total_seconds()  # many accounts have a webhook or more on a working day
+_MAX_VERIFIED = 10_000  # pairs of peer and path; each has once delivered a verified webhook
+_VERIFIED = "verified"
+
+# The server itself fails, or is full. The client may have done nothing wrong.
+_NOT_THE_PEERS_FAULT = frozenset({HTTPStatus.TOO_MANY_REQUESTS, *(status for status in HTTPStatus if status >= 500)})
 _TOO_MANY_FAILURES = HttpError(
     HTTPStatus.TOO_MANY_REQUESTS, "QUOTA_EXCEEDED", "Too many requests from this address failed"
 )
+
+
+# --- probes ----------------------------------------------------------------------------------------------------------
+
+
+class Readiness:
+    """Whether the gRPC server serves. The result may be `max_age` old, and all who wait for one share it."""
+
+    def __init__(
+        self, server: ServerClient, max_age: timedelta, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._server = server
+        self._max_age = max_age.total_seconds()
+        self._monotonic = monotonic
+        self._check: asyncio.Task[bool] | None = None
+        self._check_time = 0.0
+
+    async def is_ready(self) -> bool:
+        """Whether it serves."""
+        is_old = self._monotonic() - self._check_time >= self._max_age
+        if self._check is None or (self._check.done() and is_old):
+            self._check = asyncio.create_task(self._ask())
+            self._check_time = self._monotonic()
+        return await asyncio.shield(self._check)
+
+    async def _ask(self) -> bool:
+        try:
+            health = await self._server.check_health(HealthCheckRequest(service=""), timeout=_PROBE_DEADLINE)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(health.status == HealthCheckResponse.SERVING)
+
+
+class Probes:
+    """Responds to the probes of an orchestrator or a load balancer; other requests go to the app."""
+
+    def __init__(self, app: ASGIApp, readiness: Readiness, headers: Mapping[str, str]) -> None:
+        self._app = app
+        self._readiness = readiness
+        text = {"Content-Type": "text/plain; charset=utf-8"}
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in {**headers, **text}.items()]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Respond to GET and HEAD of a probe's path."""
+        if scope["path"] not in (LIVE_PATH, READY_PATH) or scope["method"] not in ("GET", "HEAD"):
+            await self._app(scope, receive, send)
+        # Liveness depends on this process only, because a restart would repair nothing else.
+        elif scope["path"] == LIVE_PATH or await self._readiness.is_ready():
+            await self._respond(scope, send, HTTPStatus.OK, b"ok")
+        else:
+            await self._respond(scope, send, HTTPStatus.SERVICE_UNAVAILABLE, b"not ready")
+
+    async def _respond(self, scope: Scope, send: Send, status: HTTPStatus, body: bytes) -> None:
+        headers = [*self._headers, (b"content-length", str(len(body)).encode())]
+        if announces_body(scope):
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+# --- limits for anonymous clients ------------------------------------------------------------------------------------
+
+
+def mark_verified(scope: Scope) -> None:
+    """Record that a request has proven that it comes from a provider or from a user's authorization attempt."""
+    scope.setdefault("state", {})[_VERIFIED] = True
+
+
+def is_verified(scope: Scope) -> bool:
+    """Whether `mark_verified` was called for a request."""
+    return bool(scope.get("state", {}).get(_VERIFIED))
+
+
+class Area(Enum):
+    """The parts of the sidecar, with the prefixes of their paths. Failures in one do not count in another."""
+
+    CALLBACK = "/api/v1/integrations/callback"
+    WEBHOOKS = "/api/v1/webhooks/"
+    OTHER = "/"
+
+    @classmethod
+    def of(cls, path: str) -> "Area":
+        """The first area with the prefix of a path."""
+        return next((area for area in cls if path.startswith(area.value)), cls.OTHER)
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Who sent a request, and where to."""
+
+    peer: str
+    path: str = ""
+    area: Area = Area.OTHER
+
+    @property
+    def key(self) -> str:
+        """What failures are counted by."""
+        return f"{self.area.name} {self.peer}"
+
+
+class AnonymousLimits:
+    """Counts the failures of each peer, and logs them."""
+
+    def __init__(
+        self, limits: HttpLimits, proxies: TrustedProxies, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._proxies = proxies
+        self._failures = PeerLimiter(
+            burst=limits.failure_burst, per_second=limits.failures_per_second, monotonic=monotonic
+        )
+        self._verified: TTLCache[tuple[str, str], None] = TTLCache(_MAX_VERIFIED, _VERIFIED_TTL, monotonic)
+        self._log_limiter = LogLimiter(monotonic=monotonic)
+        self._log = structlog.get_logger(__name__)
+
+    def is_proxy(self, host: str) -> bool:
+        """Whether a connection comes from a trusted proxy."""
+        return self._proxies.is_proxy(host)
+
+    def sender_of(self, scope: Scope) -> Sender:
+        """The sender of a request."""
+        host = scope["client"][0] if scope.get("client") else ""
+        address = self._proxies.client_address(host, Headers(scope=scope).getlist("x-forwarded-for"))
+        return Sender(peer_key(address), scope["path"], Area.of(scope["path"]))
+
+    def retry_after(self, sender: Sender) -> timedelta | None:
+        """How long a sender has to wait; None if its request may be handled now."""
+        if (sender.peer, sender.path) in self._verified:
+            return None
+        return self._failures.retry_after(sender.key)
+
+    def record(self, sender: Sender, scope: Scope, status: int) -> None:
+        """Count a request that failed. A verified webhook clears its sender's failures."""
+        if is_verified(scope):
+            # Not so a callback: every user of an app has a valid state, and could then send forged ones.
+            if sender.area is Area.WEBHOOKS:
+                self._failures.forgive(sender.key)
+                self._verified[sender.peer, sender.path] = None
+            return
+        self._log_failure(sender, scope["method"], status)
+        if status not in _NOT_THE_PEERS_FAULT:
+            self._failures.record_failure(sender.key)
+
+    def record_refusal(self, peer: str, status: HTTPStatus) -> None:
+        """Log a request that the parser or a limit refused, of which nothing is known but its peer."""
+        self._log_failure(Sender(peer), "", status)
+
+    def _log_failure(self, sender: Sender, method: str, status: int) -> None:
+        """One line for each peer and minute, with the number of failures that had none."""
+        suppressed = self._log_limiter.admit(sender.peer)
+        if suppressed is not None:
+            # Quoted, so that a path cannot add lines to the log.
+            path = quote(sender.path)[:200]
+            fields = {"peer": sender.peer, "method": method, "path": path, "status": status}
+            self._log.info("http_request_unverified", **fields, suppressed=suppressed)
+
+
+# --- every other request ---------------------------------------------------------------------------------------------
 
 
 class OuterMiddleware:

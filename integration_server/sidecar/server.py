@@ -6,12 +6,12 @@ from contextlib import aclosing, asynccontextmanager
 import uvicorn
 
 from integration_server.http_serving import SignalFreeServer, serving_http
-from integration_server.sidecar.anonymous_limits import AnonymousLimits
+from integration_server.peers import Network, TrustedProxies
 from integration_server.sidecar.app import create_app
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.http_limits import HttpLimits
 from integration_server.sidecar.http_protocol import limited_protocol
-from integration_server.trusted_proxies import Network, TrustedProxies
+from integration_server.sidecar.middleware import AnonymousLimits
 
 
 @asynccontextmanager

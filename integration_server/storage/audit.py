@@ -131,7 +131,7 @@ class SqlAuditLog:
         before = self._chain or await self._start_chain()
         self._chain = None  # until the commit is certain
         chain, rows = before, []
-        for entry in entries:
+        for entry in (entry.escaped() for entry in entries):
             salt = secrets.token_bytes(_SALT_BYTES)
             commitment = commitment_of(entry, salt)
             chain = chain.extended_with(entry, commitment)

@@ -246,7 +246,7 @@ class SqlIntegrations:
         Account fields that the provider does not give keep their values. None, and no change, if the integration is
         gone or has another version or settings version, or if another row has its account.
         """
-        connected = account.connected_to(integration, now)
+        connected = integration.connected_to(account.account_id, account.account_label, now)
         connect = replace_credentials(
             integration,
             {

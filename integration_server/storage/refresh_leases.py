@@ -27,8 +27,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from integration_server.domain.credentials import RefreshCause
 from integration_server.domain.integration import Integration
-from integration_server.service.credentials.ports import Lease, LeaseState, RefreshCause
+from integration_server.service.credentials.ports import Lease, LeaseState
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database
 from integration_server.storage.tables import integrations, refresh_leases

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from integration_server.domain.errors import ProviderUnavailable
 from integration_server.providers.http import ProviderHttp, origin_of
-from integration_server.providers.ssrf_guard import SsrfGuardedBackend
+from integration_server.providers.outbound_connections import SsrfGuardedBackend
 from integration_server.service.audit.audit_heads import Head, HeadRecorder, HeadSink
 from integration_server.service.common_types import Clock
 from integration_server.setting_types import is_url

@@ -5,22 +5,20 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import grpc
 
 from integration_server.domain.errors import ProviderUnavailable
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.hot_reload import ReloadedFile
-from integration_server.peer_limiter import PeerLimiter
+from integration_server.peers import PeerLimiter, TrustedProxies
 from integration_server.providers.http import ProviderHttp, origin_of
-from integration_server.providers.ssrf_guard import SsrfGuardedBackend
+from integration_server.providers.outbound_connections import SsrfGuardedBackend
 from integration_server.rpc.authentication import (
     IdentityKind,
     SidecarAuthenticator,
     TokenAuthenticator,
     authenticate,
-    is_over_sidecar_socket,
 )
 from integration_server.rpc.authorization import (
     Permissions,
@@ -28,17 +26,17 @@ from integration_server.rpc.authorization import (
     RequestAuthorizer,
     authorize_method,
     authorize_request,
+    except_health,
+    only_sidecar,
 )
-from integration_server.rpc.interceptors import Behavior, Context, Interceptor, client_address
+from integration_server.rpc.interceptors import Interceptor, client_address
 from integration_server.rpc.jwt_verifier import FileJwks, Issuer, Jwks, JwtVerifier, RemoteJwks
-from integration_server.rpc.methods import Method, Permission
 from integration_server.rpc.policy import read_policy
 from integration_server.rpc.tls import ReloadingServerCredentials
 from integration_server.service.common_types import Clock
 from integration_server.service.integrations.integration_manager import IntegrationManager
 from integration_server.setting_types import is_url
 from integration_server.settings import Settings
-from integration_server.trusted_proxies import TrustedProxies
 from integration_server.wiring.system import monotonic
 
 # Of tokens that are not valid, from one address. A caller whose token source is broken retries about once a second.
@@ -77,8 +75,8 @@ async def open_auth_stack(
             credentials, reloaders = certificates.credentials(), [certificates.poll]
         if settings.policy_file is None:
             yield AuthStack(
-                authenticate=[_only_sidecar(authenticate(SidecarAuthenticator(sidecar_token), clock))],
-                authorize_method=[_only_sidecar(authorize_method(partial(Policy, {}, Permissions())))],
+                authenticate=[only_sidecar(authenticate(SidecarAuthenticator(sidecar_token), clock))],
+                authorize_method=[only_sidecar(authorize_method(partial(Policy, {}, Permissions())))],
                 credentials=credentials,
                 reloaders=reloaders,
             )
@@ -98,7 +96,7 @@ async def open_auth_stack(
             return (await integration_manager.get_integration(integration_id, user_id)).integration_type
 
         authorizer = RequestAuthorizer(find_type, integration_manager.canonical_type)
-        allow_public = _except_health if settings.health_allow_unauthenticated else lambda interceptor: interceptor
+        allow_public = except_health if settings.health_allow_unauthenticated else lambda interceptor: interceptor
         yield AuthStack(
             authenticate=[allow_public(authenticate(SidecarAuthenticator(sidecar_token, tokens), clock, address_of))],
             authorize_method=[allow_public(authorize_method(partial(getattr, policy, "value")))],
@@ -106,29 +104,6 @@ async def open_auth_stack(
             credentials=credentials,
             reloaders=[*reloaders, policy.poll, *(issuer.keys.poll for issuer in issuers)],
         )
-
-
-def _except_health(interceptor: Interceptor) -> Interceptor:
-    """Return an interceptor that leaves the health methods to everybody."""
-
-    def wrap(method: Method, behavior: Behavior) -> Behavior:
-        return behavior if method.permission is Permission.HEALTH else interceptor(method, behavior)
-
-    return wrap
-
-
-def _only_sidecar(interceptor: Interceptor) -> Interceptor:
-    """Return an interceptor for the calls over the sidecar's socket; all others pass."""
-
-    def wrap(method: Method, behavior: Behavior) -> Behavior:
-        intercepted = interceptor(method, behavior)
-
-        def choose(request: Any, context: Context) -> Any:  # noqa: ANN401  # as `Behavior`
-            return (intercepted if is_over_sidecar_socket(context) else behavior)(request, context)
-
-        return choose
-
-    return wrap
 
 
 def _build_issuers(settings: Settings, http: ProviderHttp, clock: Clock) -> Sequence[Issuer]:

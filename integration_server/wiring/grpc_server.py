@@ -9,14 +9,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from integration_server.lifecycle import cap_to_fd_limit
+from integration_server.peers import TrustedProxies
 from integration_server.rpc.accept_loop import surviving_server
-from integration_server.rpc.authorization import caller_name, quota_key
+from integration_server.rpc.authorization import caller_name, caller_or_address, quota_key_or_peer
 from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.health import ServerHealthServicer
 from integration_server.rpc.integration_service import IntegrationService, UseCases
 from integration_server.rpc.interceptors import (
-    Context,
     Interceptor,
     ProtectedHandlers,
     client_address,
@@ -32,7 +32,6 @@ from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.calendar.google_calendar import GoogleCalendar
 from integration_server.service.common_types import Clock
 from integration_server.settings import Settings
-from integration_server.trusted_proxies import TrustedProxies, peer_key
 from integration_server.wiring.auth import AuthStack
 from integrations.v1 import (
     google_calendar_pb2,
@@ -63,10 +62,7 @@ def build_grpc_server(
     # The outermost first.
     address_of = client_address(TrustedProxies(settings.trusted_proxies))
     convert = convert_errors(caller_name, call_log, address_of)
-
-    def caller_of(context: Context) -> str:
-        return quota_key(context) or peer_key(address_of(context))
-
+    caller_of = quota_key_or_peer(address_of)
     interceptors: Sequence[Interceptor] = (
         convert,
         *auth.authenticate,
@@ -80,7 +76,7 @@ def build_grpc_server(
         enforce_deadline(),
         *auth.authorize_request,
         limit_streams(caller_of, per_caller=settings.caller_max_streams, per_user=settings.caller_max_streams_per_user),
-        record_audit(trail, lambda context: caller_name(context) or address_of(context), clock),
+        record_audit(trail, caller_or_address(address_of), clock),
     )
     handlers = ProtectedHandlers(interceptors, unknown_method=(convert, *auth.authenticate))
     target: Any = handlers  # the generated functions are typed for servers

@@ -18,7 +18,7 @@ from sqlalchemy import insert
 from integration_server.domain.credentials import ApiKey, AuthMethod
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.service.credentials.credential_cipher import CredentialCipher
-from integration_server.service.integrations.ports import NewAccount, NewIntegration
+from integration_server.service.integrations.ports import NewIntegration
 from integration_server.storage.data_keys import count_encrypted_values, describe_data_keys
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.integrations import new_integration_values
@@ -59,7 +59,7 @@ async def _row(cipher: CredentialCipher, integration_id: int) -> Mapping[str, An
         f"uid-{integration_id}", USER, "sandbox_api_key", AuthMethod.API_KEY, "", {}, IntegrationId(integration_id)
     )
     now = datetime.now(UTC)
-    connected = NewAccount(None, None).connected_to(new.as_stored(now), now)
+    connected = new.as_stored(now).connected_to(None, None, now)
     return {
         **new_integration_values(new, now),
         "encrypted_credentials": await cipher.encrypt(connected, ApiKey(api_key_of(integration_id))),

@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 import structlog
 
 from integration_server.bootstrap import BuildStores, Stores, running_server, sql_stores
+from integration_server.domain.credentials import RefreshCause
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.lifecycle import stop_signals
 from integration_server.logs import configure_logging
 from integration_server.providers.factory import ProviderFactory
 from integration_server.service.background.detached_tasks import DetachedTasks
-from integration_server.service.credentials.ports import Lease, LeaseState, RefreshCause
+from integration_server.service.credentials.ports import Lease, LeaseState
 from integration_server.service.integrations.ports import NewCredentials
 from integration_server.service.webhooks.ports import NewWebhookEvent, WebhookPage
 from integration_server.settings import Settings

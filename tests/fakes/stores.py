@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 from sqlalchemy import select, update
 
 from integration_server.bootstrap import Stores
+from integration_server.domain.credentials import RefreshCause
 from integration_server.domain.integration import Integration
 from integration_server.service.background.ports import Claim, JobKind
 from integration_server.service.connections.ports import AuthorizationAttempt
-from integration_server.service.credentials.ports import JournaledRefresh, Lease, LeaseState, RefreshCause
+from integration_server.service.credentials.ports import JournaledRefresh, Lease, LeaseState
 from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts, attempt_of
 from integration_server.storage.due_work import SqlDueWork
 from integration_server.storage.tables import AttemptState, authorization_attempts

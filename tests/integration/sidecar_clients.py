@@ -9,9 +9,9 @@ from typing import NoReturn
 
 import httpx
 
+from integration_server.peers import parse_networks
 from integration_server.sidecar.http_limits import HttpLimits
 from integration_server.sidecar.server import run_sidecar
-from integration_server.trusted_proxies import parse_networks
 from tests.fakes.limits import LIMITS
 from tests.unit.sidecar.fakes import FakeServer
 

@@ -10,7 +10,7 @@
 """
 
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent
-from integration_server.providers.lenient_json import text_at
+from integration_server.providers.lenient_values import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, base64_text
 from integration_server.providers.webhooks.parsing import UNKNOWN, VerifiedRequest, as_payload, digest, read_form
 from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource

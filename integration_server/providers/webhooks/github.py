@@ -10,7 +10,7 @@
 """
 
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent
-from integration_server.providers.lenient_json import text_at
+from integration_server.providers.lenient_values import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme
 from integration_server.providers.webhooks.parsing import UNKNOWN, VerifiedRequest, digest, read_form, read_object
 

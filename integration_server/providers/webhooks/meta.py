@@ -27,7 +27,7 @@ from integration_server.domain.webhooks import (
     WebhookEvent,
     WebhookRequest,
 )
-from integration_server.providers.lenient_json import text_at
+from integration_server.providers.lenient_values import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, hmac_sha256
 from integration_server.providers.webhooks.parsing import (
     UNKNOWN,

@@ -26,7 +26,7 @@ from integration_server.domain.webhooks import (
     WebhookEvent,
     WebhookRequest,
 )
-from integration_server.providers.lenient_json import field_at, text_at
+from integration_server.providers.lenient_values import field_at, text_at
 from integration_server.providers.webhooks.parsing import (
     UNKNOWN,
     EventBatch,

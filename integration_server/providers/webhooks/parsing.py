@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 from pydantic_core import from_json, to_json
 
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookRequest, WebhookResponse
-from integration_server.providers.lenient_json import text_at
+from integration_server.providers.lenient_values import text_at
 from integration_server.providers.webhooks.scheme import MalformedWebhook
 from integration_server.providers.webhooks.verification import header_values
 

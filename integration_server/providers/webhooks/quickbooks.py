@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from integration_server.domain.webhooks import MAX_EVENTS, ReceivedWebhook
-from integration_server.providers.lenient_json import field_at, text_at
+from integration_server.providers.lenient_values import field_at, text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, base64_text
 from integration_server.providers.webhooks.parsing import VerifiedRequest, as_object, received_events
 from integration_server.providers.webhooks.scheme import MalformedWebhook

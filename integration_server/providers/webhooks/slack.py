@@ -19,7 +19,7 @@ from datetime import datetime
 from typing import Any
 
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookRequest
-from integration_server.providers.lenient_json import field_at, text_at
+from integration_server.providers.lenient_values import field_at, text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timestamp, v0_message
 from integration_server.providers.webhooks.parsing import (
     UNKNOWN,

@@ -18,7 +18,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookRequest
-from integration_server.providers.lenient_json import text_at
+from integration_server.providers.lenient_values import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timestamp, base64_text
 from integration_server.providers.webhooks.parsing import UNKNOWN, VerifiedRequest, digest
 from integration_server.providers.webhooks.scheme import WebhookKeys

@@ -21,7 +21,7 @@ from datetime import datetime
 from hashlib import sha256
 
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookEvent, WebhookRequest
-from integration_server.providers.lenient_json import text_at
+from integration_server.providers.lenient_values import text_at
 from integration_server.providers.webhooks.hmac_scheme import base64_text
 from integration_server.providers.webhooks.parsing import (
     UNKNOWN,

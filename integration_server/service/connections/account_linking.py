@@ -74,9 +74,10 @@ class AccountLinker:
             target, now = await self._find_target(requested, account), self.clock()
             if isinstance(target, NewIntegration):
                 target = replace(target, integration_id=await self.integrations.reserve_id())
-                after = account.connected_to(target.as_stored(now), now)
+                stored = target.as_stored(now)
             else:
-                after = account.connected_to(replace(target, version=target.version + 1), now)
+                stored = replace(target, version=target.version + 1)
+            after = stored.connected_to(account.account_id, account.account_label, now)
             check = self.schedule.next_check_time(now)
             new = await self.cipher.encrypt_new(after, credentials, provider, requested_scopes, self.schedule)
             if isinstance(target, NewIntegration):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime, timedelta
 
-from integration_server.domain.credentials import Credentials, OAuthTokens, RequestAuth
+from integration_server.domain.credentials import Credentials, OAuthTokens, RefreshCause, RequestAuth
 from integration_server.domain.errors import (
     ProviderError,
     ProviderNotConfigured,
@@ -15,7 +15,6 @@ from integration_server.domain.errors import (
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.common_types import Clock
 from integration_server.service.credentials.credential_cipher import CredentialCipher
-from integration_server.service.credentials.ports import RefreshCause
 from integration_server.service.credentials.refresh_commit import RefreshResult
 from integration_server.service.credentials.refresher import TokenRefresher
 from integration_server.service.integrations.ports import IntegrationLookup, IntegrationStore, StoredIntegration

@@ -12,12 +12,12 @@ import structlog
 from cachetools import TTLCache
 
 from integration_server.domain.audit import Action, AuditEntry, background_entry
+from integration_server.domain.credentials import RefreshCause
 from integration_server.domain.errors import IntegrationServerError, ProviderRejected, ReauthorizationRequired
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import Clock
 from integration_server.service.credentials.credential_service import CredentialService
-from integration_server.service.credentials.ports import RefreshCause
 from integration_server.service.credentials.refresh_commit import RefreshResult
 from integration_server.service.credentials.refresh_failures import RefreshFailurePolicy, grant_lost
 from integration_server.service.integrations.ports import IntegrationStore

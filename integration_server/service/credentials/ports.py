@@ -3,29 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from enum import Enum, auto
 from typing import Protocol
 
+from integration_server.domain.credentials import RefreshCause
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.integrations.ports import NewCredentials
-
-
-class RefreshCause(Enum):
-    """Why a token is refreshed. All causes but `EXPIRY` together call the provider once per minimum interval."""
-
-    EXPIRY = auto()
-    """The token has expired or is about to, or a webhook and the provider's API say that the grant has ended."""
-
-    DEMAND = auto()
-    """A caller needs another token than one that lasts: its `min_ttl` is longer, or the provider's API responds 401."""
-
-    FORCE = auto()
-    """`RefreshToken` with `force`: also during the pause after a failure, and after the grant has ended."""
-
-    @property
-    def is_forced(self) -> bool:
-        """Whether the minimum interval applies."""
-        return self is not RefreshCause.EXPIRY
 
 
 @dataclass(frozen=True, slots=True)

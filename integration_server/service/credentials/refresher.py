@@ -19,6 +19,7 @@ from datetime import timedelta
 import structlog
 
 from integration_server.domain.audit import Action, AuditEntry, background_entry
+from integration_server.domain.credentials import RefreshCause
 from integration_server.domain.errors import (
     IntegrationServerError,
     ProviderError,
@@ -32,7 +33,7 @@ from integration_server.domain.errors import (
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import Clock, Jitter, RandomToken
-from integration_server.service.credentials.ports import Lease, LeaseState, RefreshCause, RefreshLeases
+from integration_server.service.credentials.ports import Lease, LeaseState, RefreshLeases
 from integration_server.service.credentials.refresh_commit import RefreshCommitter, RefreshResult
 from integration_server.service.credentials.refresh_failures import RETRY_SOON, RefreshFailurePolicy, grant_lost
 from integration_server.service.integrations.ports import IntegrationStore, StoredIntegration

@@ -99,19 +99,6 @@ class NewAccount:
     account_id: str | None
     account_label: str | None
 
-    def connected_to(self, integration: Integration, now: datetime) -> Integration:
-        """The integration as a connection of this account leaves it, without its new credentials.
-
-        Account fields that the provider does not give keep their values.
-        """
-        return replace(
-            integration,
-            account_id=self.account_id or integration.account_id,
-            account_label=self.account_label or integration.account_label,
-            is_active=True,
-            connect_time=now,
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class RemovalResult:

@@ -13,7 +13,7 @@ from urllib.parse import quote, quote_plus, unquote, unquote_plus
 from integration_server.domain.credentials import ApiKey, Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.errors import InvalidField
 from integration_server.domain.proxy_messages import ApiRequest
-from integration_server.text_escaping import has_control_characters
+from integration_server.domain.text import has_control_characters
 
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
 """Without TRACE, which echoes the request with its credentials, and CONNECT, which opens a tunnel."""

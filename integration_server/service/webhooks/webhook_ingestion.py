@@ -21,6 +21,7 @@ from cachetools import TTLCache
 
 from integration_server.domain.errors import InvalidField, QuotaExceeded, UnknownIntegrationType
 from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.domain.text import has_control_characters
 from integration_server.domain.webhooks import (
     MAX_EVENTS,
     InvalidWebhookSignature,
@@ -34,7 +35,6 @@ from integration_server.service.credentials.credential_cipher import CredentialC
 from integration_server.service.provider_port import Provider, Providers
 from integration_server.service.webhooks.ports import NewWebhookEvent, WebhookEndpoint, WebhookEndpoints, WebhookInbox
 from integration_server.service.webhooks.webhook_secrets import WebhookSecrets
-from integration_server.text_escaping import has_control_characters
 
 APP = "app"
 """The endpoint of the app's own webhooks at a provider."""

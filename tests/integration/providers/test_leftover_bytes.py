@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from integration_server.providers.connection_pool import PooledTransport
 from integration_server.providers.http import ProviderHttp
-from integration_server.providers.ssrf_guard import SsrfGuardedBackend
+from integration_server.providers.outbound_connections import PooledTransport, SsrfGuardedBackend
 from tests.integration.providers.socket_servers import server_tls
 
 ADA, EVE = b"key of ada", b"key of eve"

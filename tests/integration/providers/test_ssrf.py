@@ -21,8 +21,15 @@ import pytest
 
 from integration_server.domain.errors import ProviderUnavailable
 from integration_server.providers.http import HttpResponse, ProviderHttp, UrlNotAllowed, origin_of
-from integration_server.providers.ip_policy import Address, is_public, is_public_or_loopback
-from integration_server.providers.ssrf_guard import AddressPolicy, Resolve, SsrfGuardedBackend, SystemResolver
+from integration_server.providers.outbound_connections import (
+    Address,
+    AddressPolicy,
+    Resolve,
+    SsrfGuardedBackend,
+    SystemResolver,
+    is_public,
+    is_public_or_loopback,
+)
 from tests.integration.providers.socket_servers import server_tls, serving
 
 NAME = "rebinding.example"

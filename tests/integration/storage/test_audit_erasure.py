@@ -78,7 +78,9 @@ async def test_an_erased_log_is_intact_and_names_the_user_nowhere(database: Data
     for row in await rows_of(database, _E.salt.is_(None)):
         assert (row.user_id, row.purpose, row.details) == ("", "", "")
         assert (row.caller, row.action, row.outcome) == ("billing", "call", "OK")
-        assert b"ada" not in repr(tuple(row)).encode()
+        texts = {value for value in row if isinstance(value, str)} - {row.chain_id}  # which is random
+        assert not any("ada" in text for text in texts)
+        assert not any(b"ada" in value for value in row if isinstance(value, bytes))
     listed = [found.user_id for found in await list_audit_entries(database, "", 0, 100) if found is not None]
     assert listed.count("\\{erased}") == ADAS
     assert listed.count("ada\\u{200b}") == listed.count("eve") == CHAINS * BATCH // 4

@@ -88,7 +88,7 @@ async def store_integration(database: Database, keyring: Keyring, content: bytes
     """Store a connected integration whose decrypted credentials have this content."""
     store = SqlIntegrations(database)
     new = new_integration(uid=f"uid-{number}-{os.urandom(4).hex()}", integration_id=await store.reserve_id())
-    after = described_by(new_credentials(), account(None).connected_to(new.as_stored(NOW), NOW))
+    after = described_by(new_credentials(), new.as_stored(NOW).connected_to(None, None, NOW))
     encrypted = await keyring.encrypt(content, associated_data_of(after))
     row = await store.add_connected(new, account(None), new_credentials(encrypted), NOW)
     assert row is not None

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import select
 
+from integration_server.domain.credentials import RefreshCause
 from integration_server.domain.integration import Integration
-from integration_server.service.credentials.ports import RefreshCause
 from integration_server.service.integrations.ports import IntegrationUpdate
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database

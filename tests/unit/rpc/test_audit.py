@@ -25,7 +25,7 @@ CONNECT = f"/{SERVICE.full_name}/ConnectWithApiKey"
 
 
 class Trail(AuditTrail):
-    """Keeps its entries, unless it is full."""
+    """Keeps its entries as the log stores them, unless it is full."""
 
     def __init__(self, *, full: bool = False) -> None:
         self.entries: list[AuditEntry] = []
@@ -34,12 +34,12 @@ class Trail(AuditTrail):
     def enqueue(self, entry: AuditEntry) -> bool:
         """Keep the entry."""
         if not self.full:
-            self.entries.append(entry)
+            self.entries.append(entry.escaped())
         return not self.full
 
     async def record(self, entry: AuditEntry) -> None:
         """Keep the entry."""
-        self.entries.append(entry)
+        self.entries.append(entry.escaped())
 
 
 class FakeContext:
@@ -217,10 +217,10 @@ def test_negative_control_filtered_and_shortened_names_become_one() -> None:
 
 
 async def test_every_text_of_an_entry_is_escaped() -> None:
-    entry = AuditEntry(NOON, "a\x1b", Action.CALL, "b\x1b", 7, "c\x1b", "d\x1b", "e\x1b", "f\x1b")
+    entry = AuditEntry(NOON, "a\x1b", Action.CALL, "b\x1b", 7, "c\x1b", "d\x1b", "e\x1b", "f\x1b").escaped()
     texts = [getattr(entry, field.name) for field in fields(entry) if field.type == "str" or field.type is str]
     assert texts == [f"{letter}\\u{{1b}}" for letter in "abcdef"]
-    assert replace(entry, integration_id=8).user_id == "b\\u{1b}"  # not escaped twice
+    assert replace(entry, integration_id=8).escaped().user_id == "b\\u{1b}"  # not escaped twice
 
 
 async def test_credentials_are_not_returned_without_an_entry() -> None:

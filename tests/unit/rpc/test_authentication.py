@@ -10,7 +10,7 @@ from cryptography.x509 import UniformResourceIdentifier
 from structlog.testing import capture_logs
 
 from integration_server.domain.errors import QuotaExceeded
-from integration_server.peer_limiter import PeerLimiter
+from integration_server.peers import PeerLimiter, TrustedProxies, parse_networks
 from integration_server.rpc.authentication import (
     Identity,
     IdentityKind,
@@ -22,7 +22,6 @@ from integration_server.rpc.authentication import (
 from integration_server.rpc.errors import KeysNotAvailable, TokenExpired, Unauthenticated
 from integration_server.rpc.interceptors import ProtectedHandlers, client_address, compose, convert_errors
 from integration_server.rpc.methods import Method
-from integration_server.trusted_proxies import TrustedProxies, parse_networks
 from tests.fakes.clock import SettableClock
 from tests.fakes.inmemory_grpc import FakeContext
 from tests.unit.rpc.fake_tokens import FakeTokenVerifier, fake_tokens

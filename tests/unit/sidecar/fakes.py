@@ -12,13 +12,13 @@ from grpc_status import rpc_status
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
-from integration_server.sidecar.anonymous_limits import AnonymousLimits
+from integration_server.peers import TrustedProxies, parse_networks
 from integration_server.sidecar.app import create_app, create_endpoints
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.http_limits import HttpLimits
+from integration_server.sidecar.middleware import AnonymousLimits
 from integration_server.sidecar.pages import ResultPages
 from integration_server.sidecar.responses import Responses
-from integration_server.trusted_proxies import TrustedProxies, parse_networks
 from integrations.v1.integration_service_pb2 import (
     HandleCallbackRequest,
     HandleCallbackResponse,

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
-from integration_server.sidecar.probes import Readiness
+from integration_server.sidecar.middleware import Readiness
 from tests.unit.sidecar.fakes import FakeServer, rpc_error
 
 

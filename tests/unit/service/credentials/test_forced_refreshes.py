@@ -7,7 +7,7 @@ from itertools import cycle
 
 import pytest
 
-from integration_server.domain.credentials import OAuthTokens
+from integration_server.domain.credentials import OAuthTokens, RefreshCause
 from integration_server.domain.errors import (
     IntegrationInactive,
     IntegrationServerError,
@@ -20,7 +20,6 @@ from integration_server.domain.errors import (
 from integration_server.domain.integration import Integration, Status
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
 from integration_server.service.credentials.credential_service import TokenState
-from integration_server.service.credentials.ports import RefreshCause
 from integration_server.service.integrations.ports import IntegrationUpdate
 from tests.fakes.provider import HOUR, wait_until
 from tests.fakes.system import ADA, EVE, FORCED_INTERVAL, FakeSystem

@@ -11,6 +11,7 @@ import structlog
 import structlog.testing
 from sqlalchemy import update
 
+from integration_server.domain.credentials import RefreshCause
 from integration_server.domain.errors import (
     ProviderError,
     ProviderMisconfigured,
@@ -21,7 +22,7 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.events import EventKind
 from integration_server.domain.integration import Failure, Integration, Status
-from integration_server.service.credentials.ports import Lease, RefreshCause
+from integration_server.service.credentials.ports import Lease
 from integration_server.service.credentials.refresher import TokenRefresher
 from integration_server.service.integrations.ports import NewCredentials
 from integration_server.storage.tables import refresh_leases

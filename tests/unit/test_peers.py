@@ -1,12 +1,33 @@
-"""The client's address behind proxies: only what trusted proxies have added is believed."""
+"""Of the client's address, only what trusted proxies have added is believed. Failures and log lines are limited."""
 
+from datetime import timedelta
 from ipaddress import ip_network
 
 import pytest
 
-from integration_server.trusted_proxies import TrustedProxies, parse_networks, peer_key
+from integration_server.peers import LogLimiter, PeerLimiter, TrustedProxies, parse_networks, peer_key
 
 PROXIES = TrustedProxies(parse_networks("10.0.0.0/8, 2001:db8:1::/48"))
+
+
+class Monotonic:
+    """A clock in seconds that tests set."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def monotonic() -> Monotonic:
+    return Monotonic()
+
+
+def fail(limiter: PeerLimiter, peer: str, times: int) -> None:
+    for _ in range(times):
+        limiter.record_failure(peer)
 
 
 @pytest.mark.parametrize(
@@ -93,3 +114,75 @@ def test_networks_are_parsed() -> None:
 def test_names_and_networks_of_everybody_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not an address|contains every client"):
         parse_networks(text)
+
+
+def test_a_peer_is_refused_after_a_burst_of_failures(monotonic: Monotonic) -> None:
+    limiter = PeerLimiter(burst=3, per_second=0.5, monotonic=monotonic)
+
+    fail(limiter, "bad", 2)
+    assert limiter.retry_after("bad") is None
+    fail(limiter, "bad", 1)
+
+    assert limiter.retry_after("bad") == timedelta(seconds=2)
+    assert limiter.retry_after("good") is None
+
+
+def test_failures_are_forgiven_at_the_rate(monotonic: Monotonic) -> None:
+    limiter = PeerLimiter(burst=3, per_second=0.5, monotonic=monotonic)
+    fail(limiter, "bad", 3)
+
+    monotonic.now += 2
+    assert limiter.retry_after("bad") is None
+    limiter.record_failure("bad")
+    assert limiter.retry_after("bad") == timedelta(seconds=2)
+
+    monotonic.now += 100
+    fail(limiter, "bad", 2)
+    assert limiter.retry_after("bad") is None
+
+
+def test_a_forgiven_peer_may_fail_again(monotonic: Monotonic) -> None:
+    limiter = PeerLimiter(burst=3, per_second=0.5, monotonic=monotonic)
+    fail(limiter, "good", 3)
+
+    limiter.forgive("good")
+    limiter.forgive("never seen")
+
+    fail(limiter, "good", 2)
+    assert limiter.retry_after("good") is None
+
+
+def test_the_number_of_peers_is_bounded(monotonic: Monotonic) -> None:
+    limiter = PeerLimiter(burst=1, per_second=1, monotonic=monotonic, max_peers=10)
+
+    for number in range(1_000):
+        limiter.record_failure(str(number))
+
+    assert sum(limiter.retry_after(str(number)) is not None for number in range(1_000)) == 10
+
+
+def test_many_addresses_do_not_free_one_that_is_over_its_limit(monotonic: Monotonic) -> None:
+    limiter = PeerLimiter(burst=2, per_second=0.001, monotonic=monotonic, max_peers=10)
+    fail(limiter, "bad", 2)
+
+    for number in range(1_000):
+        limiter.record_failure(str(number))
+
+    assert limiter.retry_after("bad") is not None
+    assert limiter.retry_after("999") is None
+
+
+def test_each_key_is_logged_once_in_an_interval(monotonic: Monotonic) -> None:
+    log = LogLimiter(monotonic=monotonic, interval=timedelta(minutes=1))
+
+    assert [log.admit("a"), log.admit("a"), log.admit("a"), log.admit("b")] == [0, None, None, 2]
+    monotonic.now += 60
+    assert log.admit("a") == 0
+
+
+def test_lines_of_all_keys_are_bounded(monotonic: Monotonic) -> None:
+    log = LogLimiter(monotonic=monotonic, max_lines=5)
+
+    assert sum(log.admit(str(number)) is not None for number in range(1_000)) == 5
+    monotonic.now += 60
+    assert log.admit("1000") == 995
