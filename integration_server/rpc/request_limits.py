@@ -5,8 +5,9 @@ bytes of a request are limited, but also the fields that it contains at all leve
 https://protobuf.dev/programming-guides/encoding/ describes the wire format.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import asyncio
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -26,6 +27,8 @@ DEFAULT_MAX_BYTES = 16 * 1024
 _MAX_FIELDS = 10_000
 # Twenty levels of JSON objects: each is a Struct, an entry of its map, and a Value.
 _MAX_DEPTH = 64
+
+_STEP = 1_000  # fields: some 300 microseconds
 
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 _MAX_VARINT_BYTES = 10
@@ -56,15 +59,12 @@ class _Field:
 
 
 @dataclass(slots=True)
-class _Measured:
-    """What a walk has found so far."""
+class _Message:
+    """A message whose fields are being walked over: where it ends, what it contains, and its name in errors."""
 
-    remaining_fields: int
-    bulk_bytes: int = 0
-    path: list[str] = field(default_factory=list)
-
-    def error(self, name: str, problem: str) -> InvalidField:
-        return InvalidField(".".join(filter(None, [*self.path, name])) or REQUEST, problem)
+    end: int
+    fields: Mapping[int, _Field]
+    name: str = ""
 
 
 class RequestMeter:
@@ -74,42 +74,65 @@ class RequestMeter:
         self._limits = limits
         self._fields = _describe(descriptor, {}, limits.bulk_field)
 
-    def check(self, raw: bytes) -> None:
-        """Raise `InvalidField` if a request is too large, has too many fields, is nested too deep or is malformed."""
-        limits = self._limits
-        if not limits.bulk_field:
+    async def check(self, raw: bytes) -> None:
+        """Raise `InvalidField` if a request is too large, has too many fields, is nested too deep or is malformed.
+
+        Other calls proceed while a large request is measured.
+        """
+        for _ in self.measure(raw):
+            await asyncio.sleep(0)
+
+    def measure(self, raw: bytes) -> Iterator[None]:
+        """As `check`, in steps of some hundred microseconds."""
+        if not self._limits.bulk_field:
             self._check_size(len(raw))
-        measured = _Measured(limits.max_fields)
         try:
-            self._walk(raw, 0, len(raw), self._fields, measured)
+            bulk_bytes = yield from self._walk(raw)
         except IndexError:
             raise _malformed() from None
-        self._check_size(len(raw) - measured.bulk_bytes)
+        self._check_size(len(raw) - bulk_bytes)
 
     def _check_size(self, size: int) -> None:
         if size > self._limits.max_bytes:
             besides = f" besides {self._limits.bulk_field}" if self._limits.bulk_field else ""
             raise InvalidField(REQUEST, f"has {size} bytes{besides}; the maximum is {self._limits.max_bytes}")
 
-    def _walk(self, raw: bytes, at: int, end: int, fields: Mapping[int, _Field], measured: _Measured) -> None:
-        """Walk over the fields of the message at `raw[at:end]`."""
-        while at < end:
+    def _walk(self, raw: bytes) -> Generator[None, None, int]:
+        """Walk over the fields at all levels, without recursion. Return the number of bytes in the bulk field."""
+        at, count, next_step, bulk_bytes = 0, 0, _STEP, 0
+        message = _Message(len(raw), self._fields)
+        outer = list[_Message]()
+        while True:
+            while at == message.end:
+                if not outer:
+                    return bulk_bytes
+                message = outer.pop()
             tag = raw[at]
             at += 1
             if tag >= 0x80:
                 tag, at = _varint(raw, at - 1)
-            found, wire_type = fields.get(tag >> 3), tag & 7
-            self._count(1, found, measured)
+            found, wire_type = message.fields.get(tag >> 3), tag & 7
+            count += 1
             if wire_type == _DELIMITED:
                 size = raw[at]
                 at += 1
                 if size >= 0x80:
                     size, at = _varint(raw, at - 1)
-                if size > end - at:
+                end = at + size
+                if end > message.end:
                     raise _malformed()
-                if found is not None:
-                    self._enter(raw, at, at + size, found, measured)
-                at += size
+                if found is not None and found.message is not None:
+                    outer.append(message)
+                    message = _Message(end, found.message, found.name)
+                    if len(outer) > self._limits.max_depth:
+                        problem = f"is nested deeper than {self._limits.max_depth} messages"
+                        raise InvalidField(_path(outer, message.name), problem)
+                else:
+                    at = end
+                    if found is not None and found.is_packed:
+                        count += size  # an element has at least one byte
+                    elif found is not None and found.is_bulk:
+                        bulk_bytes += size
             elif wire_type == _VARINT:
                 _, at = _varint(raw, at)
             elif wire_type == _FIXED64:
@@ -118,28 +141,21 @@ class RequestMeter:
                 at += 4
             else:  # groups, which proto3 does not have
                 raise _malformed()
-        if at != end:
-            raise _malformed()
+            if at > message.end:
+                raise _malformed()
+            if count > self._limits.max_fields:
+                # The field that is too many; that of the message which has just begun is the message's own.
+                levels = outer if found is not None and found.message is not None else [*outer, message]
+                problem = f"has too many fields and entries; a request has at most {self._limits.max_fields}"
+                raise InvalidField(_path(levels, "" if found is None else found.name), problem)
+            if count >= next_step:
+                next_step = count + _STEP
+                yield
 
-    def _enter(self, raw: bytes, start: int, end: int, found: _Field, measured: _Measured) -> None:
-        """Measure the content of a length-delimited field."""
-        if found.message is not None:
-            if len(measured.path) >= self._limits.max_depth:
-                raise measured.error(found.name, f"is nested deeper than {self._limits.max_depth} messages")
-            measured.path.append(found.name)
-            self._walk(raw, start, end, found.message, measured)
-            measured.path.pop()
-        elif found.is_packed:
-            self._count(end - start, found, measured)  # an element has at least one byte
-        elif found.is_bulk:
-            measured.bulk_bytes += end - start
 
-    def _count(self, count: int, found: _Field | None, measured: _Measured) -> None:
-        measured.remaining_fields -= count
-        if measured.remaining_fields < 0:
-            name = "" if found is None else found.name
-            problem = f"has too many fields and entries; a request has at most {self._limits.max_fields}"
-            raise measured.error(name, problem)
+def _path(messages: Sequence[_Message], name: str) -> str:
+    """The name of a field, in errors, within these messages."""
+    return ".".join(filter(None, [*(message.name for message in messages), name])) or REQUEST
 
 
 def _malformed() -> InvalidField:
