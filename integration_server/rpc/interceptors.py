@@ -336,9 +336,9 @@ def read_request(
     def wrap(method: Method, behavior: Behavior) -> Behavior:
         meter = RequestMeter(method.request_class.DESCRIPTOR, method.request_limits)
 
-        def decode(raw: bytes) -> Message:
+        async def decode(raw: bytes) -> Message:
             if enforce_limits:
-                meter.check(raw)
+                await meter.check(raw)
             try:
                 return method.request_class.FromString(raw)
             except DecodeError:
@@ -347,14 +347,14 @@ def read_request(
         @asynccontextmanager
         async def decode_single(_requests: object, context: Context) -> AsyncIterator[Message]:
             raw = await read(context)
-            request = decode(raw)
+            request = await decode(raw)
             if len(raw) > _LARGE_REQUEST:
                 await asyncio.sleep(0)  # other calls proceed before the request is converted
             yield request
 
         @asynccontextmanager
         async def decode_stream(requests: AsyncIterator[bytes], _context: Context) -> AsyncIterator[Any]:
-            yield (decode(raw) async for raw in requests)
+            yield (await decode(raw) async for raw in requests)
 
         return wrap_in_context_manager(method, behavior, decode_stream if method.streams_requests else decode_single)
 

@@ -5,8 +5,9 @@ bytes of a request are limited, but also the fields that it contains at all leve
 https://protobuf.dev/programming-guides/encoding/ describes the wire format.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import asyncio
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -27,7 +28,10 @@ _MAX_FIELDS = 10_000
 # Twenty levels of JSON objects: each is a Struct, an entry of its map, and a Value.
 _MAX_DEPTH = 64
 
-_VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
+_STEP = 500  # fields, at most: some 300 microseconds
+
+_VARINT, _DELIMITED = 0, 2
+_FIXED_SIZES = {1: 8, 5: 4}  # bytes by wire type
 _MAX_VARINT_BYTES = 10
 _NOT_PACKED = frozenset({FieldDescriptor.CPPTYPE_MESSAGE, FieldDescriptor.CPPTYPE_STRING})  # also bytes
 
@@ -56,15 +60,12 @@ class _Field:
 
 
 @dataclass(slots=True)
-class _Measured:
-    """What a walk has found so far."""
+class _Message:
+    """A message whose fields are being walked over: where it ends, what it contains, and its name in errors."""
 
-    remaining_fields: int
-    bulk_bytes: int = 0
-    path: list[str] = field(default_factory=list)
-
-    def error(self, name: str, problem: str) -> InvalidField:
-        return InvalidField(".".join(filter(None, [*self.path, name])) or REQUEST, problem)
+    end: int
+    fields: Mapping[int, _Field]
+    name: str = ""
 
 
 class RequestMeter:
@@ -74,72 +75,111 @@ class RequestMeter:
         self._limits = limits
         self._fields = _describe(descriptor, {}, limits.bulk_field)
 
-    def check(self, raw: bytes) -> None:
-        """Raise `InvalidField` if a request is too large, has too many fields, is nested too deep or is malformed."""
-        limits = self._limits
-        if not limits.bulk_field:
+    async def check(self, raw: bytes) -> None:
+        """Raise `InvalidField` if a request is too large, has too many fields, is nested too deep or is malformed.
+
+        Other calls proceed while a large request is measured.
+        """
+        for _ in self.measure(raw):
+            await asyncio.sleep(0)
+
+    def measure(self, raw: bytes) -> Iterator[None]:
+        """As `check`, in steps of some hundred microseconds."""
+        if not self._limits.bulk_field:
             self._check_size(len(raw))
-        measured = _Measured(limits.max_fields)
+        walk = _Walk(raw, self._fields, self._limits)
         try:
-            self._walk(raw, 0, len(raw), self._fields, measured)
+            while walk.advance():
+                yield
         except IndexError:
             raise _malformed() from None
-        self._check_size(len(raw) - measured.bulk_bytes)
+        self._check_size(len(raw) - walk.bulk_bytes)
 
     def _check_size(self, size: int) -> None:
         if size > self._limits.max_bytes:
             besides = f" besides {self._limits.bulk_field}" if self._limits.bulk_field else ""
             raise InvalidField(REQUEST, f"has {size} bytes{besides}; the maximum is {self._limits.max_bytes}")
 
-    def _walk(self, raw: bytes, at: int, end: int, fields: Mapping[int, _Field], measured: _Measured) -> None:
-        """Walk over the fields of the message at `raw[at:end]`."""
-        while at < end:
-            tag = raw[at]
-            at += 1
-            if tag >= 0x80:
-                tag, at = _varint(raw, at - 1)
-            found, wire_type = fields.get(tag >> 3), tag & 7
-            self._count(1, found, measured)
-            if wire_type == _DELIMITED:
-                size = raw[at]
-                at += 1
-                if size >= 0x80:
-                    size, at = _varint(raw, at - 1)
-                if size > end - at:
-                    raise _malformed()
-                if found is not None:
-                    self._enter(raw, at, at + size, found, measured)
-                at += size
-            elif wire_type == _VARINT:
-                _, at = _varint(raw, at)
-            elif wire_type == _FIXED64:
-                at += 8
-            elif wire_type == _FIXED32:
-                at += 4
-            else:  # groups, which proto3 does not have
-                raise _malformed()
-        if at != end:
+
+class _Walk:
+    """A walk over the fields of a message at all levels, without recursion."""
+
+    def __init__(self, raw: bytes, fields: Mapping[int, _Field], limits: RequestLimits) -> None:
+        self.bulk_bytes = 0
+        self._raw = raw
+        self._at = 0
+        self._limits = limits
+        self._count = 0  # fields so far
+        self._message = _Message(len(raw), fields)
+        self._outer: list[_Message] = []  # the messages that contain it
+
+    def advance(self) -> bool:
+        """Walk over the next fields. Return whether there are more. Raises `IndexError` at missing bytes."""
+        next_step = self._count + _STEP
+        while self._count < next_step:
+            while self._at == self._message.end:
+                if not self._outer:
+                    return False
+                self._message = self._outer.pop()
+            self._field()
+        return True
+
+    def _field(self) -> None:
+        """Go past a field, or into the message that is its value."""
+        message, tag = self._message, self._varint()
+        found = message.fields.get(tag >> 3)
+        self._add(1, found)
+        size = self._size(tag & 7)
+        end = self._at + size
+        if end > message.end:
             raise _malformed()
+        if found is None or tag & 7 != _DELIMITED:
+            self._at = end
+        elif found.message is not None:
+            self._enter(found.name, found.message, end)
+        else:
+            self._at = end
+            if found.is_packed:
+                self._add(size, found)  # an element has at least one byte
+            elif found.is_bulk:
+                self.bulk_bytes += size
 
-    def _enter(self, raw: bytes, start: int, end: int, found: _Field, measured: _Measured) -> None:
-        """Measure the content of a length-delimited field."""
-        if found.message is not None:
-            if len(measured.path) >= self._limits.max_depth:
-                raise measured.error(found.name, f"is nested deeper than {self._limits.max_depth} messages")
-            measured.path.append(found.name)
-            self._walk(raw, start, end, found.message, measured)
-            measured.path.pop()
-        elif found.is_packed:
-            self._count(end - start, found, measured)  # an element has at least one byte
-        elif found.is_bulk:
-            measured.bulk_bytes += end - start
+    def _size(self, wire_type: int) -> int:
+        """The number of bytes of a value, after its length or its varint."""
+        if wire_type == _DELIMITED:
+            return self._varint()
+        if wire_type == _VARINT:
+            self._varint()
+            return 0
+        try:
+            return _FIXED_SIZES[wire_type]
+        except KeyError:  # groups, which proto3 does not have
+            raise _malformed() from None
 
-    def _count(self, count: int, found: _Field | None, measured: _Measured) -> None:
-        measured.remaining_fields -= count
-        if measured.remaining_fields < 0:
-            name = "" if found is None else found.name
+    def _varint(self) -> int:
+        number = self._raw[self._at]
+        self._at += 1
+        if number >= 0x80:
+            number, self._at = _varint(self._raw, self._at - 1)
+        return number
+
+    def _add(self, count: int, found: _Field | None) -> None:
+        """Count fields and entries."""
+        self._count += count
+        if self._count > self._limits.max_fields:
             problem = f"has too many fields and entries; a request has at most {self._limits.max_fields}"
-            raise measured.error(name, problem)
+            raise self._error("" if found is None else found.name, problem)
+
+    def _enter(self, name: str, fields: Mapping[int, _Field], end: int) -> None:
+        """Begin a message in the message."""
+        self._outer.append(self._message)
+        self._message = _Message(end, fields, name)
+        if len(self._outer) > self._limits.max_depth:
+            raise self._error("", f"is nested deeper than {self._limits.max_depth} messages")
+
+    def _error(self, name: str, problem: str) -> InvalidField:
+        path = [*(message.name for message in self._outer), self._message.name, name]
+        return InvalidField(".".join(filter(None, path)) or REQUEST, problem)
 
 
 def _malformed() -> InvalidField:

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import pytest
 
-from benchmarks.attacks import Target, run_attack
+from benchmarks.attacks import ATTACKS, Target, run_attack
 from benchmarks.harness import load
 from benchmarks.hostile_clients import MAX_LOG_GROWTH, MAX_MEMORY_GROWTH, AuthenticatedServer, authenticated_server
 from benchmarks.system import DatabaseKind
@@ -22,15 +22,6 @@ pytestmark = pytest.mark.slow
 
 SECONDS = 5.0
 RATE = 20.0  # calls of the victim per second
-GRPC_ATTACKS = (
-    "anonymous-worst-messages",
-    "rapid-reset",
-    "forged-tokens",
-    "metadata-entries",
-    "unknown-methods",
-    "malformed-headers",
-    "grpc-connections",
-)
 METHODS = (
     *(
         f"/integrations.v1.IntegrationService/{method.name}"
@@ -55,12 +46,12 @@ def logged(server: AuthenticatedServer) -> Sequence[str]:
     return server.system.servers[0].log.read_text().splitlines()
 
 
-async def test_attacks_over_grpc_affect_no_other_caller(server: AuthenticatedServer) -> None:
+async def test_all_attacks_at_once_affect_no_other_caller(server: AuthenticatedServer) -> None:
     await load(server.calls, RATE, 1, server.system.cpu_seconds)
     memory, log = server.system.memory_bytes(), server.system.log_bytes()
 
     sent, victim = await asyncio.gather(
-        run_attack(server.target, *GRPC_ATTACKS),
+        run_attack(server.target, *ATTACKS),
         load(server.calls, RATE, SECONDS + 2, server.system.cpu_seconds),
     )
 

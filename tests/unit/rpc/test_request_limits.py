@@ -29,7 +29,7 @@ def meter(request: Any, **limits: Any) -> RequestMeter:
 
 def error_of(request: Any, **limits: Any) -> tuple[str, str]:
     with pytest.raises(InvalidField) as refused:
-        meter(request, **limits).check(request.SerializeToString())
+        list(meter(request, **limits).measure(request.SerializeToString()))
     return refused.value.field, refused.value.problem
 
 
@@ -76,13 +76,13 @@ def test_a_bulk_field_must_exist() -> None:
 def test_a_request_may_have_its_maximum_of_bytes_and_not_one_more() -> None:
     request = pb.GetIntegrationRequest(user_id="x" * 100)
     size = request.ByteSize()
-    meter(request, max_bytes=size).check(request.SerializeToString())
+    list(meter(request, max_bytes=size).measure(request.SerializeToString()))
     assert error_of(request, max_bytes=size - 1) == ("request", f"has {size} bytes; the maximum is {size - 1}")
 
 
 def test_the_bulk_field_does_not_count_and_everything_else_does() -> None:
     request = pb.CallProviderRequest(user_id="ada", body=b"x" * 100_000)
-    meter(request, max_bytes=100, bulk_field="body").check(request.SerializeToString())
+    list(meter(request, max_bytes=100, bulk_field="body").measure(request.SerializeToString()))
     request.headers.add(name="n", value="v" * 200)
     field, problem = error_of(request, max_bytes=100, bulk_field="body")
     assert (field, problem.endswith("besides body; the maximum is 100")) == ("request", True)
@@ -93,7 +93,7 @@ def test_a_field_with_the_number_of_the_bulk_field_in_another_message_counts() -
     inner = pb.QueryParameter(value="v").SerializeToString() + b"\x3a\x7f" + b"x" * 127  # an unknown field 7
     raw = b"\x2a\x84\x01" + inner + b"\x3a\x03abc"
     with pytest.raises(InvalidField, match="besides body"):
-        meter(pb.CallProviderRequest(), max_bytes=100, bulk_field="body").check(raw)
+        list(meter(pb.CallProviderRequest(), max_bytes=100, bulk_field="body").measure(raw))
 
 
 # --- fields ----------------------------------------------------------------------------------------------------------
@@ -121,20 +121,20 @@ def test_a_field_with_the_number_of_the_bulk_field_in_another_message_counts() -
 def test_fields_count_at_all_levels(request_: Any, field: str) -> None:
     found, problem = error_of(request_, max_fields=100)
     assert (found, problem) == (field, "has too many fields and entries; a request has at most 100")
-    meter(request_).check(request_.SerializeToString())
+    list(meter(request_).measure(request_.SerializeToString()))
 
 
 def test_unknown_fields_and_repeated_single_fields_count() -> None:
-    check = meter(pb.ConnectRequest(), max_fields=100).check
+    checked = meter(pb.ConnectRequest(), max_fields=100)
     for unit in (b"\xf8\x7f\x00", b"\x0a\x00", b"\xfa\x7f\x00", b"\x40\x00"):
-        check(unit * 100)
+        list(checked.measure(unit * 100))
         with pytest.raises(InvalidField, match="too many"):
-            check(unit * 101)
+            list(checked.measure(unit * 101))
 
 
 def test_packed_numbers_count() -> None:
     location = SourceCodeInfo(location=[SourceCodeInfo.Location(path=[1] * 97)])  # no request has any
-    meter(location, max_fields=100).check(location.SerializeToString())
+    list(meter(location, max_fields=100).measure(location.SerializeToString()))
     location.location[0].path.extend([1, 1, 1, 1])
     assert error_of(location, max_fields=100)[1] == "has too many fields and entries; a request has at most 100"
 
@@ -144,7 +144,11 @@ def test_packed_numbers_count() -> None:
 
 @pytest.mark.parametrize("lists", [False, True])
 def test_nesting_is_limited(lists: bool) -> None:
-    meter(pb.ConnectRequest()).check(pb.ConnectRequest(config=struct(a=nested(20, lists=lists))).SerializeToString())
+    list(
+        meter(pb.ConnectRequest()).measure(
+            pb.ConnectRequest(config=struct(a=nested(20, lists=lists))).SerializeToString()
+        )
+    )
     field, problem = error_of(pb.ConnectRequest(config=struct(a=nested(32, lists=lists))))
     assert (field, problem) == ("config", "is nested deeper than 64 messages")
 
@@ -177,13 +181,13 @@ def test_the_deepest_accepted_request_can_be_parsed() -> None:
 )
 def test_malformed_bytes_are_refused(raw: bytes) -> None:
     with pytest.raises(InvalidField, match="request cannot be decoded"):
-        meter(pb.ConnectRequest()).check(raw)
+        list(meter(pb.ConnectRequest()).measure(raw))
 
 
 @given(st.binary(max_size=40))
 def test_whatever_protobuf_parses_is_measured_without_another_error(raw: bytes) -> None:
     try:
-        meter(pb.ConnectRequest()).check(raw)
+        list(meter(pb.ConnectRequest()).measure(raw))
     except InvalidField:
         # Groups are the only thing that protobuf accepts and the contract cannot have.
         try:
@@ -198,4 +202,10 @@ def test_every_encoded_request_is_accepted(texts: list[str], number: int, value:
     connect = pb.ConnectRequest(scopes=texts, integration_id=number, config=struct(value=value, texts=texts))
     update = pb.UpdateIntegrationRequest(integration_id=number, is_active=flag, update_mask=FieldMask(paths=texts))
     for request in (connect, update):
-        meter(request).check(request.SerializeToString())
+        list(meter(request).measure(request.SerializeToString()))
+
+
+def test_a_large_request_is_measured_in_steps() -> None:
+    raw = pb.ConnectRequest(config=struct(values=[{}] * 4_900)).SerializeToString()
+    assert len(list(meter(pb.ConnectRequest()).measure(raw))) >= 9
+    assert not list(meter(pb.ConnectRequest()).measure(pb.ConnectRequest(user_id="ada").SerializeToString()))
