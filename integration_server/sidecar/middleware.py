@@ -42,6 +42,8 @@ LIVE_PATH, READY_PATH = "/healthz", "/readyz"
 _PROBE_DEADLINE = 1.0
 
 _VERIFIED_TTL = timedelta(days=1).total_seconds()  # many accounts have a webhook or more on a working day
+_MAX_UNTRUSTED = 100  # proxies
+_WARNING_INTERVAL = timedelta(hours=1).total_seconds()
 _MAX_VERIFIED = 10_000  # pairs of peer and path; each has once delivered a verified webhook
 _VERIFIED = "verified"
 
@@ -161,6 +163,7 @@ class AnonymousLimits:
             burst=limits.failure_burst, per_second=limits.failures_per_second, monotonic=monotonic
         )
         self._verified: TTLCache[tuple[str, str], None] = TTLCache(_MAX_VERIFIED, _VERIFIED_TTL, monotonic)
+        self._untrusted: TTLCache[str, None] = TTLCache(_MAX_UNTRUSTED, _WARNING_INTERVAL, monotonic)
         self._log_limiter = LogLimiter(monotonic=monotonic)
         self._log = structlog.get_logger(__name__)
 
@@ -183,6 +186,7 @@ class AnonymousLimits:
     def record(self, sender: Sender, scope: Scope, status: int) -> None:
         """Count a request that failed. A verified webhook clears its sender's failures."""
         if is_verified(scope):
+            self._warn_of_untrusted_proxy(scope)
             # Not so a callback: every user of an app has a valid state, and could then send forged ones.
             if sender.area is Area.WEBHOOKS:
                 self._failures.forgive(sender.key)
@@ -191,6 +195,13 @@ class AnonymousLimits:
         self._log_failure(sender, scope["method"], status)
         if status not in _NOT_THE_PEERS_FAULT:
             self._failures.record_failure(sender.key)
+
+    def _warn_of_untrusted_proxy(self, scope: Scope) -> None:
+        """A request that is genuine, and whose sender a proxy names that is not trusted: all clients look like one."""
+        host = scope["client"][0] if scope.get("client") else ""
+        if "x-forwarded-for" in Headers(scope=scope) and not self.is_proxy(host) and host not in self._untrusted:
+            self._untrusted[host] = None
+            self._log.warning("proxy_not_trusted", peer=host, setting="TRUSTED_PROXIES")
 
     def record_refusal(self, peer: str, status: HTTPStatus) -> None:
         """Log a request that the parser or a limit refused, of which nothing is known but its peer."""

@@ -98,3 +98,16 @@ async def test_a_path_cannot_inject_log_lines(client: httpx.AsyncClient, log: li
 
     assert log[0]["path"].startswith("/x%0Aevent%3Dforged%1B%5B31myyy")
     assert len(log[0]["path"]) == 200
+
+
+async def test_a_proxy_that_is_not_trusted_is_reported_once(client: httpx.AsyncClient, log: list[Any]) -> None:
+    """A forged request is not: anybody could write to the log with it."""
+    forwarded = {"X-Forwarded-For": "203.0.113.9"}
+    await client.get("/no-such-path", headers=forwarded)
+    assert not any(line["event"] == "proxy_not_trusted" for line in log)
+
+    for _ in range(3):
+        await client.get(f"{CALLBACK_PATH}/stripe", params={"code": "c", "state": "s"}, headers=forwarded)
+
+    (warning,) = (line for line in log if line["event"] == "proxy_not_trusted")
+    assert warning["setting"] == "TRUSTED_PROXIES"
