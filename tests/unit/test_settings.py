@@ -371,7 +371,9 @@ LOOPBACK = ["127.0.0.1", "127.8.9.10", "localhost", "LOCALHOST", "[::1]", "[::1%
 DEV_MODE_PROBLEM = "must be on loopback in dev mode"
 
 
-@pytest.mark.parametrize("name", ["GRPC_ADDRESS", "SIDECAR_ADDRESS", "SANDBOX_ADDRESS", "PUBLIC_URL"])
+@pytest.mark.parametrize(
+    "name", ["GRPC_ADDRESS", "SIDECAR_ADDRESS", "SANDBOX_ADDRESS", "METRICS_ADDRESS", "PUBLIC_URL"]
+)
 @pytest.mark.parametrize("host", [*NOT_LOOPBACK, *LOOPBACK])
 def test_dev_mode_is_on_loopback_only(files: Files, host: str, name: str) -> None:
     """Also with authenticated callers. Negative control: outside dev mode the same address is accepted."""
@@ -387,7 +389,8 @@ def test_dev_mode_is_on_loopback_only(files: Files, host: str, name: str) -> Non
 
 
 def test_all_addresses_of_dev_mode_are_reported_at_once() -> None:
-    addresses = dict.fromkeys(("GRPC_ADDRESS", "SIDECAR_ADDRESS", "SANDBOX_ADDRESS"), "0.0.0.0:1")
+    names = ("GRPC_ADDRESS", "SIDECAR_ADDRESS", "SANDBOX_ADDRESS", "METRICS_ADDRESS")
+    addresses = dict.fromkeys(names, "0.0.0.0:1")
     problems = problems_of({**DEV, **addresses, "PUBLIC_URL": "https://tunnel.example"})
     assert set(names_of(problems)) == {*addresses, "PUBLIC_URL"}
     assert names_of(problems_of({**DEV, "SIDECAR_ADDRESS": "0.0.0.0:1"})) == ["SIDECAR_ADDRESS"]
