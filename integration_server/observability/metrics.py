@@ -301,7 +301,7 @@ class _StateCollector(Collector):
     def _samples(self, read: Read) -> Sequence[Sample]:
         """Values that cannot be read are absent; the others are still reported. Logged once for each reader."""
         try:
-            return list(read())
+            return [(metric, labels, float(value)) for metric, labels, value in read()]
         except Exception as error:
             if read not in self._failed:
                 self._failed.add(read)

@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from integration_server.observability.metrics import METRICS, Metric, Metrics
 
 MAX_SNAPSHOT_BYTES = 16 * 1024 * 1024  # several times what all metrics with all their series take
 
 _SEND_TIMEOUT = 2.0  # seconds; the reader has a shorter one
+_RETRY_INTERVAL = 0.5  # seconds
 _MAX_LABEL_LENGTH = 200
 
 SampleKey = tuple[str, tuple[tuple[str, str], ...]]
@@ -92,6 +95,16 @@ def _value(value: object) -> float:
     return float(value)
 
 
+def _send(connection: socket.socket, take: Callable[[], bytes]) -> None:
+    """Send a snapshot. An error ends this response, and not the thread."""
+    try:
+        connection.sendall(take())
+    except OSError:  # the reader has gone
+        pass
+    except Exception as error:
+        structlog.get_logger(__name__).error("metrics_not_sent", kind=type(error).__qualname__)
+
+
 @contextmanager
 def answering_snapshots(path: Path, take: Callable[[], bytes]) -> Iterator[None]:
     """Send what `take` returns to everybody who connects to the Unix socket, from a thread, until exit."""
@@ -103,12 +116,15 @@ def answering_snapshots(path: Path, take: Callable[[], bytes]) -> Iterator[None]
 
         def answer() -> None:
             while not is_ending.is_set():
-                with suppress(OSError):  # the reader has gone
+                try:
                     connection, _ = listener.accept()
-                    with connection:
-                        connection.settimeout(_SEND_TIMEOUT)
-                        if not is_ending.is_set():
-                            connection.sendall(take())
+                except OSError:  # the limit of open files
+                    time.sleep(_RETRY_INTERVAL)
+                    continue
+                with connection:
+                    connection.settimeout(_SEND_TIMEOUT)
+                    if not is_ending.is_set():
+                        _send(connection, take)
 
         thread = threading.Thread(target=answer, name="metrics", daemon=True)
         thread.start()

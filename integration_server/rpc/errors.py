@@ -102,8 +102,7 @@ def outcome_of(error: Exception, context: grpc.aio.ServicerContext[Any, Any]) ->
     if isinstance(error, IntegrationServerError):
         return code_pb2.Code.Name(_code_of(error)), error.reason
     if isinstance(error, grpc.aio.AbortError):
-        code: Any = context.code()  # a number, whatever its type says
-        return code_pb2.Code.Name(code), ""
+        return context.code().name, ""
     if isinstance(error, Unauthenticated):
         return "UNAUTHENTICATED", ""
     return ("CANCELLED" if is_call_over(error) else "INTERNAL"), ""

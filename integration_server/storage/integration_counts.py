@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Integer, Row, Select, and_, case, func, not_, or_, select, type_coerce
+from sqlalchemy import BigInteger, ColumnElement, Row, Select, and_, case, cast, func, not_, or_, select
 
 from integration_server.domain.integration import Status
 from integration_server.storage.engine import Database, from_row
@@ -73,7 +73,7 @@ def batch_statement(after: int, limit: int, now: datetime, within: tuple[timedel
         b.status,
         func.count().label("count"),
         *sums,
-        type_coerce(func.sum(b.unacknowledged), Integer).label("unacknowledged"),
+        cast(func.sum(b.unacknowledged), BigInteger).label("unacknowledged"),  # PostgreSQL's sums are numeric
         func.max(b.integration_id).label("last_id"),
     ).group_by(b.integration_type, b.status)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
+from operator import attrgetter
 
 from integration_server.observability.metrics import METRICS, UNKNOWN, Metric, Metrics, Sample
 from integration_server.providers.base import BaseProvider
@@ -189,8 +190,9 @@ class DatabaseSampler:
         samples: list[Sample] = [(METRICS.journal_entries, (), await self.journal.count())]
         for (kind, job_type), age in (await self.due_work.oldest_ages()).items():
             samples.append((METRICS.due_age, (kind.value, _type_of(kind, job_type)), age.total_seconds()))
-        (active,) = [key for key in await describe_data_keys(self.database) if key.is_active]
-        return [*samples, (METRICS.data_key_age, (), (active.now - active.active_time).total_seconds())]
+        for key in filter(attrgetter("is_active"), await describe_data_keys(self.database)):
+            samples.append((METRICS.data_key_age, (), (key.now - key.active_time).total_seconds()))  # noqa: PERF401  # one
+        return samples
 
     async def _count(self) -> None:
         """Count the next batch, or begin a new count when it is due."""
