@@ -235,11 +235,11 @@ async def running_server(
     build_stores: BuildStores = sql_stores,
     server_tasks: Callable[[], DetachedTasks] = DetachedTasks,
 ) -> AsyncIterator[ServerAddresses]:
-    """Run the gRPC server and its sidecar in this process, for development and tests. `serve` runs two processes.
+    """Run the gRPC server and its sidecar in this process, for development and tests. `serve` runs a process for each.
 
     Raises what `running_grpc_server` and `running_sidecar` raise.
     """
-    metrics = Metrics()
+    metrics = Metrics(is_on=settings.metrics_address is not None)
     with new_sidecar_link() as link:
         server = running_grpc_server(
             settings,
@@ -280,7 +280,7 @@ async def running_grpc_server(
     `settings.encryption_key` is set unless AWS KMS wraps the data keys. Raises `AddressTaken`, `InvalidFile`,
     `KeyringError`, `ProvidersError`, `SettingsError` or `StoreUnavailable`.
     """
-    metrics = metrics or Metrics()
+    metrics = metrics or Metrics(is_on=False)
     await asyncio.to_thread(require_writable, settings.refresh_journal_dir)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
@@ -344,7 +344,7 @@ async def running_grpc_server(
             (use_cases.webhook_ingestion.prune, _RETENTION_INTERVAL),
             *([(head_recorder.record, settings.audit_heads_interval)] if head_recorder else []),
             (call_log.report, _REPORT_INTERVAL),
-            *([(sampler.poll, SAMPLE_INTERVAL)] if settings.metrics_address else []),
+            *([(sampler.poll, SAMPLE_INTERVAL)] if metrics.is_on else []),
         ]
         await enter(service.worker)
         for job, interval in jobs:
@@ -385,7 +385,7 @@ def build_service(
     replace: `revocation_wait` is how long `DisconnectIntegration` waits for the provider, `heartbeat` the interval
     between cursors of a quiet event stream.
     """
-    metrics = metrics or Metrics()
+    metrics = metrics or Metrics(is_on=False)
     integrations = stores.integrations
     # The rest of a message is for the other fields. A page of a megabyte holds the event loop for some milliseconds.
     max_page_bytes = min(settings.grpc_max_message_bytes * 3 // 4, _MAX_PAGE_BYTES)

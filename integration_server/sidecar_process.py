@@ -22,7 +22,7 @@ async def serve_sidecar(
     channel: SupervisorChannel, settings: SidecarSettings, link: SidecarLink, metrics_socket: Path | None
 ) -> None:
     """Serve until the supervisor stops this process. Raises `AddressTaken`."""
-    metrics = Metrics()
+    metrics = Metrics(is_on=metrics_socket is not None)
     async with (
         measured_process(metrics, "sidecar", metrics_socket),
         running_sidecar(settings, link.client(), metrics) as url,

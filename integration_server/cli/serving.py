@@ -98,9 +98,9 @@ def _serve_grpc(settings: Settings, environment: Mapping[str, str], link: Sideca
     async def serve_grpc() -> None:
         channel.receive_config()
         prepared = await prepare_database(settings)
-        metrics, is_read = Metrics(), settings.metrics_address is not None
+        metrics = Metrics(is_on=settings.metrics_address is not None)
         async with (
-            measured_process(metrics, "server", link.metrics_socket("server") if is_read else None),
+            measured_process(metrics, "server", link.metrics_socket("server") if metrics.is_on else None),
             running_grpc_server(prepared, environment, link, metrics=metrics) as server,
             channel.commands(server.drain) as stop,
         ):
@@ -123,7 +123,7 @@ def _serve_grpc(settings: Settings, environment: Mapping[str, str], link: Sideca
 async def sidecar() -> None:
     """Serve only the HTTP sidecar: it listens on SIDECAR_ADDRESS and calls the server at GRPC_ADDRESS."""
     settings, _ = await load_settings(needs_key=False)
-    metrics = Metrics()
+    metrics = Metrics(is_on=settings.metrics_address is not None)
     async with (
         stop_signals() as stop,
         measured_process(metrics, "sidecar"),

@@ -212,8 +212,9 @@ Read = Callable[[], Iterable[Sample]]
 class Metrics:
     """The metrics of this process."""
 
-    def __init__(self, *, max_series: int = MAX_SERIES, bounds_labels: bool = True) -> None:
-        """`bounds_labels` is off only for negative controls."""
+    def __init__(self, *, is_on: bool = True, max_series: int = MAX_SERIES, bounds_labels: bool = True) -> None:
+        """Unless `is_on`, nothing is recorded. `bounds_labels` is off only for negative controls."""
+        self.is_on = is_on
         self.types = set[str]()
         """The integration types of this server, which are known later than the first record."""
         self._max_series = max_series
@@ -230,6 +231,8 @@ class Metrics:
 
     def counter(self, metric: Metric) -> Callable[..., None]:
         """A function of the labels' values that counts one."""
+        if not self.is_on:
+            return _record_nothing
         if metric not in self._counters:
             counter = Counter(metric.name, metric.help, metric.labels, registry=self._registry)
             child = self._children(metric, counter)
@@ -238,6 +241,8 @@ class Metrics:
 
     def histogram(self, metric: Metric) -> Callable[..., None]:
         """A function of a value and the labels' values that records the value."""
+        if not self.is_on:
+            return _record_nothing
         if metric not in self._histograms:
             histogram = Histogram(
                 metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=self._registry
@@ -276,6 +281,10 @@ class Metrics:
             UNKNOWN if name == TYPE_LABEL and value and value not in self.types else value
             for name, value in zip(metric.labels, labels, strict=True)
         )
+
+
+def _record_nothing(*_: object) -> None:
+    pass
 
 
 class _StateCollector(Collector):

@@ -6,7 +6,7 @@ statements as there are batches.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -37,6 +37,18 @@ class IntegrationCount:
     ending_later: int
     unacknowledged: int
     last_id: int
+
+    def __add__(self, other: "IntegrationCount") -> "IntegrationCount":
+        """The sum of two groups of the same type and status."""
+        return replace(
+            self,
+            count=self.count + other.count,
+            refresh_failing=self.refresh_failing + other.refresh_failing,
+            ending_soon=self.ending_soon + other.ending_soon,
+            ending_later=self.ending_later + other.ending_later,
+            unacknowledged=self.unacknowledged + other.unacknowledged,
+            last_id=max(self.last_id, other.last_id),
+        )
 
 
 async def count_batch(

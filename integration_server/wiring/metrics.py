@@ -225,17 +225,5 @@ def _added(groups: Sequence[IntegrationCount], more: Sequence[IntegrationCount])
     sums: dict[tuple[str, str], IntegrationCount] = {}
     for group in (*groups, *more):
         key = group.integration_type, group.status
-        before = sums.get(key)
-        sums[key] = (
-            group
-            if before is None
-            else IntegrationCount(
-                *key,
-                *(getattr(before, name) + getattr(group, name) for name in _SUMMED),
-                max(before.last_id, group.last_id),
-            )
-        )
+        sums[key] = sums[key] + group if key in sums else group
     return list(sums.values())
-
-
-_SUMMED = ("count", "refresh_failing", "ending_soon", "ending_later", "unacknowledged")

@@ -76,7 +76,7 @@ async def running_sidecar(
                 limits=limits,
                 public_url=settings.public_url,
                 trusted_proxies=settings.trusted_proxies,
-                record=record_requests(metrics or Metrics()),
+                record=record_requests(metrics or Metrics(is_on=False)),
             )
             url = await stack.enter_async_context(sidecar)
         except OSError as error:

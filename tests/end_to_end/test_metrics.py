@@ -4,10 +4,11 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -70,8 +71,10 @@ def up(values: Values) -> Mapping[tuple[str, ...], float]:
 @asynccontextmanager
 async def running(directory: Path, database_url: str) -> AsyncIterator[ProcessSystem]:
     """A server with a metrics listener; its gRPC port is the same after a restart."""
-    addresses = {"METRICS_ADDRESS": "127.0.0.1:0", "GRPC_ADDRESS": f"127.0.0.1:{free_port()}"}
-    async with run_server_process(directory, database_url, **addresses) as system:
+    grpc_address = f"127.0.0.1:{free_port()}"
+    async with run_server_process(
+        directory, database_url, METRICS_ADDRESS="127.0.0.1:0", GRPC_ADDRESS=grpc_address
+    ) as system:
         yield system
 
 
@@ -82,7 +85,7 @@ async def call_as(system: ProcessSystem, name: str) -> None:
     assert await system.bearer_token(integration_id, name)
     await system.service.RefreshToken(pb.RefreshTokenRequest(integration_id=integration_id, user_id=name, force=True))
     metadata = (("x-purpose", name), ("x-request-id", name))
-    refused = [
+    refused: list[Awaitable[Any]] = [
         system.service.GetIntegration(pb.GetIntegrationRequest(integration_id=999, user_id=name), metadata=metadata),
         system.service.Connect(pb.ConnectRequest(user_id=name, integration_type=name)),
         system.service.HandleCallback(pb.HandleCallbackRequest(state=name, code=name, integration_type=name)),
