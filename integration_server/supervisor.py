@@ -447,8 +447,11 @@ class Supervisor:
         has_failed = False
         running = [self._processes[spec.name] for spec in self._specs if spec.name in self._processes]
         for process in running:
-            process.send(command="drain")
+            if process.is_configured:  # others wait for their config, and take nothing else
+                process.send(command="drain")
         for process in reversed(running):
+            if process.spec.name not in self._processes:
+                continue  # it has ended meanwhile
             process.send(command="stop")
             if not process.is_configured:
                 os.kill(process.pid, signal.SIGKILL)  # it has not begun to serve

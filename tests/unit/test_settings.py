@@ -154,9 +154,25 @@ def test_the_error_text_has_one_line_for_each_problem() -> None:
 
 
 def test_an_empty_variable_counts_as_not_set() -> None:
-    fields = [name.upper() for name in Settings.model_fields]
+    fields = [name.upper() for name in Settings.model_fields if name != "metrics_address"]
     nothing = dict.fromkeys(fields, "")
     assert Settings.from_environment({**nothing, **PRODUCTION}) == Settings.from_environment(PRODUCTION)
+
+
+def test_an_empty_address_switches_the_metrics_off() -> None:
+    assert str(Settings.from_environment(PRODUCTION).metrics_address) == "127.0.0.1:9464"
+    assert Settings.from_environment({**PRODUCTION, "METRICS_ADDRESS": ""}).metrics_address is None
+    everywhere = Settings.from_environment(
+        {**PRODUCTION, "METRICS_ADDRESS": "[::]:9464"}
+    )  # for another machine's scrapes
+    assert str(everywhere.metrics_address) == "[::]:9464"
+
+
+@pytest.mark.parametrize(
+    "address", ["off", "9464", ":9464", " ", "http://127.0.0.1:9464", "127.0.0.1:99999", "::1:9464"]
+)
+def test_an_invalid_metrics_address_is_named(address: str) -> None:
+    assert names_of(problems_of({**PRODUCTION, "METRICS_ADDRESS": address})) == ["METRICS_ADDRESS"]
 
 
 def test_unknown_variables_are_ignored() -> None:
