@@ -127,6 +127,19 @@ async def test_the_processes_add_up_and_a_killed_one_takes_nothing_away(sqlite_u
         assert total(values, METRICS.provider_requests, "sandbox", "2xx") >= 9
         assert total(values, METRICS.webhooks, "unknown", "not_found") == 3
         assert values[METRICS.database_up.name] == {(): 1}
+        for state in (
+            "audit_lag",
+            "data_key_age",
+            "due_age",
+            "breakers_open",
+            "journal_entries",
+            "feed_lag",
+            "streams",
+        ):
+            assert values[getattr(METRICS, state).name], state
+        assert values[f"{METRICS.connection_wait.name}_count"][()] > 0
+        assert total(values, METRICS.cache_lookups) >= 3
+        assert total(values, METRICS.fact_remaining, "instagram") > 0
         assert up(values) == {("server",): 1, ("sidecar",): 1}
         assert set(values[METRICS.loop_lag.name]) == {("server",), ("sidecar",)}
         assert not [name for name in names if name in exposition]

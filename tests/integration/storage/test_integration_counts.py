@@ -117,7 +117,7 @@ async def test_failing_refreshes_and_unacknowledged_events_are_counted(database:
 @pytest.mark.postgres
 async def test_a_batch_reads_its_rows_only_on_postgres(postgres_url: str) -> None:
     async with open_database(postgres_url) as database:
-        await add(database, [{}] * 3000)
+        await add_due_rows(database, 3000)
     connection = await asyncpg.connect(postgres_url)
     try:
         await connection.execute("ANALYZE")
@@ -129,6 +129,7 @@ async def test_a_batch_reads_its_rows_only_on_postgres(postgres_url: str) -> Non
 
         for after in (0, 1500, 2990):
             assert await explain(batch_statement(after, 100, NOW, WITHIN)) <= 100
+        assert await explain(OLDEST_DUE) <= 2 * (3 + 1) * len(JobKind)  # probes of three types
         # Negative control: the measure detects a scan.
         everything = select(integrations.c.integration_type, func.count()).group_by(integrations.c.integration_type)
         assert await explain(everything) >= 3000

@@ -43,7 +43,7 @@ from integration_server.wiring.metrics import (
 from integration_server.wiring.metrics_listener import record_requests
 from tests.fakes.clock import SettableClock
 from tests.fakes.inmemory_grpc import FakeContext, RpcError
-from tests.fakes.system import ADA, FakeSystem
+from tests.fakes.system import ADA, LEASE, FakeSystem
 from tests.unit.service.webhooks.test_webhook_ingestion import APP_SECRET, SECRET, deliver, deliver_to_app
 
 UNARY = Method("/integrations.v1.IntegrationService/GetIntegration")
@@ -179,6 +179,16 @@ async def test_a_refresh_is_recorded_with_its_outcome(
     assert counts(metrics, METRICS.refresh_calls) == {("fake",): 1}
     await refresh(system, integration)  # a pause, or a fresh token: no call
     assert sum(counts(metrics, METRICS.refreshes).values()) == len(system.provider.refreshes)
+
+
+async def test_a_refresh_whose_outcome_is_unknown_is_lost(system: FakeSystem, metrics: Metrics) -> None:
+    integration = await system.connect()
+    system.clock.advance(timedelta(hours=1))
+    assert await system.leases.claim(integration, "crashed process") is not None
+    system.clock.advance(3 * LEASE)
+    await refresh(system, integration)
+    assert counts(metrics, METRICS.refreshes) == {("fake", "lost"): 1}
+    assert counts(metrics, METRICS.refresh_calls) == {}
 
 
 async def refresh(system: FakeSystem, integration: Integration) -> None:
