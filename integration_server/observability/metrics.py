@@ -9,6 +9,7 @@ No label has a value that users, callers or senders choose. An integration type 
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from math import isfinite
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import structlog
@@ -23,6 +24,8 @@ Recorder: TypeAlias = Any
 PREFIX = "integration_server_"
 MAX_SERIES = 2_000
 """Of one metric: more than 40 integration types have with all their outcomes."""
+
+MAX_LABEL_LENGTH = 200  # characters
 
 UNKNOWN, OTHER = "unknown", "other"
 TYPE_LABEL = "integration_type"
@@ -278,7 +281,7 @@ class Metrics:
         if not self._bounds_labels:
             return labels
         return tuple(
-            UNKNOWN if name == TYPE_LABEL and value and value not in self.types else value
+            UNKNOWN if name == TYPE_LABEL and value and value not in self.types else value[:MAX_LABEL_LENGTH]
             for name, value in zip(metric.labels, labels, strict=True)
         )
 
@@ -300,7 +303,7 @@ class _StateCollector(Collector):
         values: dict[Metric, dict[Labels, float]] = {}
         for read in self.reads:
             for metric, labels, value in self._samples(read):
-                merge(metric, values.setdefault(metric, {}), self._bounded(metric, labels), value)
+                merge(metric, values.setdefault(metric, {}), labels, value)
         for metric, by_labels in values.items():
             family = new_family(metric)
             for labels, value in by_labels.items():
@@ -310,7 +313,11 @@ class _StateCollector(Collector):
     def _samples(self, read: Read) -> Sequence[Sample]:
         """Values that cannot be read are absent; the others are still reported. Logged once for each reader."""
         try:
-            return [(metric, labels, float(value)) for metric, labels, value in read()]
+            return [
+                (metric, self._bounded(metric, labels), float(value))
+                for metric, labels, value in read()
+                if isfinite(value)
+            ]
         except Exception as error:
             if read not in self._failed:
                 self._failed.add(read)

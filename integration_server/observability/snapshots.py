@@ -17,13 +17,12 @@ from typing import Any
 
 import structlog
 
-from integration_server.observability.metrics import METRICS, Metric, Metrics
+from integration_server.observability.metrics import MAX_LABEL_LENGTH, METRICS, Metric, Metrics
 
 MAX_SNAPSHOT_BYTES = 16 * 1024 * 1024  # several times what all metrics with all their series take
 
 _SEND_TIMEOUT = 2.0  # seconds; the reader has a shorter one
 _RETRY_INTERVAL = 0.5  # seconds
-_MAX_LABEL_LENGTH = 200
 
 SampleKey = tuple[str, tuple[tuple[str, str], ...]]
 """The name of a sample and its labels, in the order of the declaration."""
@@ -73,7 +72,7 @@ def decode_snapshot(data: bytes, allowed: Collection[Metric] | None = None) -> S
     try:
         message = json.loads(data)
         values = {_key(name, labels, allowed): _value(value) for name, labels, value in message["samples"]}
-        return Snapshot(str(message["instance"])[:_MAX_LABEL_LENGTH], values)
+        return Snapshot(str(message["instance"])[:MAX_LABEL_LENGTH], values)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InvalidSnapshot("not a snapshot of declared metrics") from error
 
@@ -84,7 +83,7 @@ def _key(name: str, labels: Any, allowed: Collection[Metric] | None) -> SampleKe
     key = tuple((label, value) for label, value in labels)
     if tuple(label for label, _ in key) != names or (allowed is not None and metric not in allowed):
         raise InvalidSnapshot(metric.name)
-    if not all(isinstance(value, str) and len(value) <= _MAX_LABEL_LENGTH for _, value in key):
+    if not all(isinstance(value, str) and len(value) <= MAX_LABEL_LENGTH for _, value in key):
         raise InvalidSnapshot(metric.name)
     return name, key
 

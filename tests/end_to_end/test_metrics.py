@@ -128,15 +128,14 @@ async def test_the_processes_add_up_and_a_killed_one_takes_nothing_away(sqlite_u
         assert total(values, METRICS.webhooks, "unknown", "not_found") == 3
         assert values[METRICS.database_up.name] == {(): 1}
         for state in (
-            "audit_lag",
-            "data_key_age",
-            "due_age",
-            "breakers_open",
-            "journal_entries",
-            "feed_lag",
-            "streams",
+            METRICS.audit_lag,
+            METRICS.data_key_age,
+            METRICS.due_age,
+            METRICS.breakers_open,
+            METRICS.feed_lag,
         ):
-            assert values[getattr(METRICS, state).name], state
+            assert values[state.name]
+        assert values[METRICS.journal_entries.name] == {(): 0}
         assert values[f"{METRICS.connection_wait.name}_count"][()] > 0
         assert total(values, METRICS.cache_lookups) >= 3
         assert total(values, METRICS.fact_remaining, "instagram") > 0

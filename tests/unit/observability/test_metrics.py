@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from integration_server.observability.event_loop import INTERVAL, EventLoopLag
 from integration_server.observability.merging import SnapshotMerger
 from integration_server.observability.metrics import METRICS, OTHER, PREFIX, UNKNOWN, Metrics, Sample
-from integration_server.observability.snapshots import take_snapshot
+from integration_server.observability.snapshots import decode_snapshot, encode_snapshot, take_snapshot
 
 PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
 UNBOUNDED = {
@@ -116,6 +116,22 @@ def test_states_are_read_when_the_metrics_are() -> None:
     assert values(metrics)[METRICS.audit_pending.name] == {(): 3}
     waiting.clear()
     assert values(metrics)[METRICS.audit_pending.name] == {(): 0}
+
+
+def test_what_a_listener_would_refuse_is_not_sent() -> None:
+    """A long fact of a plugin, or a number that is none, costs its own sample and no other."""
+    metrics = Metrics()
+    metrics.read(
+        lambda: [
+            (METRICS.fact_remaining, ("", "x" * 5000), 1.0),
+            (METRICS.fact_remaining, ("", "forever"), float("inf")),
+            (METRICS.audit_lag, (), float("nan")),
+        ]
+    )
+    metrics.read(lambda: [(METRICS.loop_lag, (), 1.0)])  # a label too few
+    metrics.read(lambda: [(METRICS.streams, (), 2.0)])
+    sent = decode_snapshot(encode_snapshot(take_snapshot(metrics, "1")))
+    assert list(sent.values.values()) == [1.0, 2.0]
 
 
 def test_what_cannot_be_read_is_absent_and_logged_once() -> None:
