@@ -452,8 +452,9 @@ class Supervisor:
         for process in reversed(running):
             if process.spec.name not in self._processes:
                 continue  # it has ended meanwhile
-            process.send(command="stop")
-            if not process.is_configured:
+            if process.is_configured:
+                process.send(command="stop")
+            else:
                 os.kill(process.pid, signal.SIGKILL)  # it has not begun to serve
             deadline = time.monotonic() + process.spec.stop_timeout.total_seconds()
             is_killed = not process.is_configured
