@@ -10,7 +10,14 @@ import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import event_fan_out, existence_oracle, hostile_clients, proactive_refresh, slow_provider
+from benchmarks import (
+    event_fan_out,
+    existence_oracle,
+    hostile_clients,
+    metrics_cost,
+    proactive_refresh,
+    slow_provider,
+)
 from benchmarks.attacks import ATTACKS
 from benchmarks.harness import NotMeasured, Result, report
 from benchmarks.system import DatabaseKind
@@ -50,6 +57,7 @@ def run_all(context: typer.Context) -> bool:
         run_existence_oracle(),
         run_event_fan_out(),
         run_hostile_clients(),
+        run_metrics_cost(),
     ]
     return all(all_hold)
 
@@ -66,6 +74,19 @@ def run_slow_provider(
     """A provider that does not respond to refreshes delays no other RPC."""
     plan = slow_provider.SlowProviderPlan(database, refreshes, rounds, seconds, rate, bound)
     return _run("slow-provider", slow_provider.__doc__, plan, partial(slow_provider.measure, plan))
+
+
+@app.command("metrics-cost")
+def run_metrics_cost(
+    database: Database = DatabaseKind.POSTGRES,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of phases.")] = 7,
+    seconds: Seconds = 20,
+    rate: Rate = 150,
+    bound: Annotated[float, typer.Option(help="Maximum ratio of the CPU time with metrics to that without.")] = 1.05,
+) -> bool:
+    """Metrics, scraped every second, cost little CPU."""
+    plan = metrics_cost.MetricsCostPlan(database, rounds, seconds, rate, bound)
+    return _run("metrics-cost", metrics_cost.__doc__, plan, partial(metrics_cost.measure, plan))
 
 
 @app.command("proactive-refresh")
@@ -132,6 +153,7 @@ Plan = (
     | existence_oracle.ExistenceOraclePlan
     | event_fan_out.EventFanOutPlan
     | hostile_clients.HostileClientsPlan
+    | metrics_cost.MetricsCostPlan
 )
 
 

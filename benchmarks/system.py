@@ -75,6 +75,7 @@ class Server:
     log: Path
     service: "IntegrationServiceAsyncStub" = field(repr=False)
     health: Any = field(repr=False)  # the stub has no types
+    metrics_url: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +164,7 @@ async def _running_server(directory: Path, environment: Mapping[str, str]) -> As
             command.err_path,
             IntegrationServiceStub(channel),
             HealthStub(channel),
+            command.serving.get("metrics", ""),
         )
 
 

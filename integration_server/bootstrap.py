@@ -9,12 +9,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import structlog
 
 from integration_server.domain.due_times import Schedule
 from integration_server.domain.integration import IntegrationId
 from integration_server.lifecycle import periodic_job, serving
+from integration_server.observability.listener import LocalSource
+from integration_server.observability.metrics import METRICS, Metrics
 from integration_server.providers.base import ProviderContext
 from integration_server.providers.built_in import register_built_in
 from integration_server.providers.factory import ProviderFactory, ProviderRegistry
@@ -31,7 +34,7 @@ from integration_server.service.background.background_worker import BackgroundWo
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.background.ports import DueWork, JobKind
 from integration_server.service.calendar.google_calendar import GoogleCalendar
-from integration_server.service.common_types import Aead, Clock, Jitter, RandomToken
+from integration_server.service.common_types import Aead, Clock, Jitter, RandomToken, Record, record_nothing
 from integration_server.service.connections.account_linking import AccountLinker
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionService
 from integration_server.service.connections.oauth_connection import OAuthConnectionService
@@ -53,7 +56,7 @@ from integration_server.service.events.ports import ChangeFeed
 from integration_server.service.health.health_checks import HealthChecker
 from integration_server.service.health.ports import HealthHistory
 from integration_server.service.integrations.integration_manager import IntegrationManager
-from integration_server.service.integrations.ports import IntegrationStore
+from integration_server.service.integrations.ports import IntegrationLookup, IntegrationStore
 from integration_server.service.provider_port import Providers
 from integration_server.service.proxy.calls import ApiProxy
 from integration_server.service.proxy.rate_limiter import DistributedLimiter, RateLimiters
@@ -81,6 +84,15 @@ from integration_server.wiring.auth import open_auth_stack
 from integration_server.wiring.distributed_limiter import open_distributed_limiter
 from integration_server.wiring.grpc_server import CALENDARS_NAME, SERVICE_NAME, build_grpc_server
 from integration_server.wiring.keys import key_rotation_job, open_key_encryptions
+from integration_server.wiring.metrics import (
+    SAMPLE_INTERVAL,
+    read_cache,
+    read_calls,
+    read_metrics,
+    record_calls,
+    record_provider_requests,
+)
+from integration_server.wiring.metrics_listener import measured_process, running_metrics_listener
 from integration_server.wiring.sidecar import SidecarLink, new_sidecar_link, running_sidecar
 from integration_server.wiring.system import jitter as secure_jitter
 from integration_server.wiring.system import monotonic, random_token, utc_now
@@ -103,6 +115,7 @@ class ServerAddresses:
 
     grpc_address: str
     sidecar_url: str
+    metrics_url: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +172,14 @@ class Storage:
 
 
 @asynccontextmanager
-async def open_storage(settings: Settings) -> AsyncIterator[Storage]:
-    """Open the database and its keyring. Raises `KeyringError` or `StoreUnavailable`."""
+async def open_storage(settings: Settings, record_wait: Record = record_nothing) -> AsyncIterator[Storage]:
+    """Open the database and its keyring. `record_wait` gets the seconds of each wait for a connection.
+
+    Raises `KeyringError` or `StoreUnavailable`.
+    """
     keys = await open_key_encryptions(settings)
-    async with open_database(settings.database_url, pool_size=settings.database_pool_size) as database:
+    pool_size = settings.database_pool_size
+    async with open_database(settings.database_url, pool_size=pool_size, record_wait=record_wait) as database:
         keyring = await open_keyring(database, keys)
         yield Storage(database, keys, keyring, SqlAuditLog(database, keyring))
 
@@ -189,12 +206,13 @@ def build_providers(
     http: ProviderHttp,
     clock: Clock = utc_now,
     extra: Sequence[RegisterProviders] = (),
+    record_request: Record = record_nothing,
 ) -> ProviderRegistry:
     """The registered providers and the extra ones, configured. Raises `ProvidersError`."""
     factory = registered_providers(settings)
     for register in extra:
         register(factory)
-    return factory.build(ProviderContext(http, clock, environment))
+    return factory.build(ProviderContext(http, clock, environment, record_request))
 
 
 def registered_providers(settings: Settings) -> ProviderFactory:
@@ -217,10 +235,11 @@ async def running_server(
     build_stores: BuildStores = sql_stores,
     server_tasks: Callable[[], DetachedTasks] = DetachedTasks,
 ) -> AsyncIterator[ServerAddresses]:
-    """Run the gRPC server and its sidecar in this process, for development and tests. `serve` runs two processes.
+    """Run the gRPC server and its sidecar in this process, for development and tests. `serve` runs a process for each.
 
     Raises what `running_grpc_server` and `running_sidecar` raise.
     """
+    metrics = Metrics(is_on=settings.metrics_address is not None)
     with new_sidecar_link() as link:
         server = running_grpc_server(
             settings,
@@ -230,12 +249,18 @@ async def running_server(
             clock=clock,
             build_stores=build_stores,
             server_tasks=server_tasks,
+            metrics=metrics,
         )
-        async with server as running, running_sidecar(settings, link.client()) as sidecar_url:
-            try:
-                yield ServerAddresses(running.address, sidecar_url)
-            finally:
-                running.drain()
+        async with AsyncExitStack() as stack:
+            metrics_url = ""
+            if settings.metrics_address is not None:
+                await stack.enter_async_context(measured_process(metrics, "server"))
+                listener = running_metrics_listener(settings.metrics_address, {"server": LocalSource(metrics)})
+                metrics_url = await stack.enter_async_context(listener)
+            running = await stack.enter_async_context(server)
+            sidecar_url = await stack.enter_async_context(running_sidecar(settings, link.client(), metrics))
+            stack.callback(running.drain)
+            yield ServerAddresses(running.address, sidecar_url, metrics_url)
 
 
 @asynccontextmanager
@@ -248,18 +273,21 @@ async def running_grpc_server(
     clock: Clock = utc_now,
     build_stores: BuildStores = sql_stores,
     server_tasks: Callable[[], DetachedTasks] = DetachedTasks,
+    metrics: Metrics | None = None,
 ) -> AsyncIterator[GrpcServer]:
     """Run the gRPC server, which a sidecar reaches over the link. On exit it drains, and calls get time to finish.
 
     `settings.encryption_key` is set unless AWS KMS wraps the data keys. Raises `AddressTaken`, `InvalidFile`,
     `KeyringError`, `ProvidersError`, `SettingsError` or `StoreUnavailable`.
     """
+    metrics = metrics or Metrics(is_on=False)
     await asyncio.to_thread(require_writable, settings.refresh_journal_dir)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         http = await enter(ProviderHttp(clock, dev_mode=settings.dev_mode, deadline=settings.provider_timeout))
-        providers = build_providers(settings, environment, http, clock, extra_providers)
-        storage = await enter(open_storage(settings))
+        record_request = record_provider_requests(metrics)
+        providers = build_providers(settings, environment, http, clock, extra_providers, record_request)
+        storage = await enter(open_storage(settings, metrics.histogram(METRICS.connection_wait)))
         database, keyring = storage.database, storage.keyring
         head_recorder = await enter(open_head_recorder(settings, storage.heads, clock))
         trail = await enter(AuditTrail(storage.audit_log))
@@ -270,15 +298,33 @@ async def running_grpc_server(
         limiter = await enter(open_distributed_limiter(settings.rate_limit_redis_url))
         rotation = key_rotation_job(settings, database, keyring, stores.due_work, trail, clock)
         service = build_service(
-            settings, stores, providers, keyring, tasks, trail, clock, limiter, rotation, cache=used_cache
+            settings,
+            stores,
+            providers,
+            keyring,
+            tasks,
+            trail,
+            clock,
+            limiter,
+            rotation,
+            cache=used_cache,
+            metrics=metrics,
+        )
+        sampler = read_metrics(
+            metrics, settings, providers.all(), database, service.reader, service.worker, trail, clock
         )
 
         use_cases = service.use_cases
-        auth = await enter(open_auth_stack(settings, use_cases.integration_manager, clock, link.token))
+        count_refusal = metrics.counter(METRICS.peers_limited)
+        auth = await enter(open_auth_stack(settings, use_cases.integration_manager, clock, link.token, count_refusal))
         health = ServerHealthServicer([SERVICE_NAME, CALENDARS_NAME])
         call_log = CallLog(monotonic)
         stack.enter_context(call_log.watching_grpc_log())
-        server = build_grpc_server(settings, use_cases, service.google_calendar, health, auth, trail, clock, call_log)
+        metrics.read(partial(read_calls, call_log))
+        record_call = record_calls(metrics)
+        server = build_grpc_server(
+            settings, use_cases, service.google_calendar, health, auth, trail, clock, call_log, record_call
+        )
         grpc_address, grace = settings.grpc_address, settings.shutdown_grace
         listening = serving(server, str(grpc_address), grace, auth.credentials, local_target=link.target)
         port = await enter(listening)
@@ -298,6 +344,7 @@ async def running_grpc_server(
             (use_cases.webhook_ingestion.prune, _RETENTION_INTERVAL),
             *([(head_recorder.record, settings.audit_heads_interval)] if head_recorder else []),
             (call_log.report, _REPORT_INTERVAL),
+            *([(sampler.poll, SAMPLE_INTERVAL)] if metrics.is_on else []),
         ]
         await enter(service.worker)
         for job, interval in jobs:
@@ -323,6 +370,7 @@ def build_service(
     key_rotation: DueJob | None = None,
     *,
     cache: RaceSafeCache | None = None,
+    metrics: Metrics | None = None,
     random_token: RandomToken = random_token,
     jitter: Jitter = secure_jitter,
     monotonic: Callable[[], float] = monotonic,
@@ -337,15 +385,22 @@ def build_service(
     replace: `revocation_wait` is how long `DisconnectIntegration` waits for the provider, `heartbeat` the interval
     between cursors of a quiet event stream.
     """
+    metrics = metrics or Metrics(is_on=False)
     integrations = stores.integrations
     # The rest of a message is for the other fields. A page of a megabyte holds the event loop for some milliseconds.
     max_page_bytes = min(settings.grpc_max_message_bytes * 3 // 4, _MAX_PAGE_BYTES)
-    lookup = integrations if cache is None else CachedLookup(cache, integrations)
+    lookup: IntegrationLookup = integrations
+    if cache is not None:
+        cached = CachedLookup(cache, integrations)
+        metrics.read(partial(read_cache, cached))
+        lookup = cached
     reader = ChangeFeedReader(stores.change_feed, cache, monotonic)
     cipher = CredentialCipher(aead)
     schedule = Schedule(settings.refresh_buffer, settings.health_check_interval or None, jitter)
     account_linker = AccountLinker(integrations, providers, cipher, clock, schedule, trail.enqueue)
-    failures = RefreshFailurePolicy(integrations, clock, jitter)
+    failures = RefreshFailurePolicy(
+        integrations, clock, jitter, record_mass_failure=metrics.counter(METRICS.mass_invalid_grants)
+    )
     refresher = TokenRefresher(
         integrations,
         stores.leases,
@@ -359,6 +414,8 @@ def build_service(
         trail.enqueue,
         lease_duration=settings.refresh_lease,
         pause=pause,
+        record_call=metrics.counter(METRICS.refresh_calls),
+        record_outcome=metrics.counter(METRICS.refreshes),
     )
     credentials = CredentialService(
         lookup, integrations, providers, cipher, refresher, clock, buffer=settings.refresh_buffer
@@ -404,7 +461,13 @@ def build_service(
         credentials,
         integrations,
         providers,
-        RateLimiters(distributed_limiter, monotonic, jitter),
+        RateLimiters(
+            distributed_limiter,
+            monotonic,
+            jitter,
+            metrics.histogram(METRICS.rate_limit_wait),
+            metrics.counter(METRICS.rate_limit_refusals),
+        ),
         tasks,
         clock,
         deadline=settings.proxy_timeout,
@@ -442,6 +505,8 @@ def build_service(
             grant_confirmation.start,
             retention=settings.webhook_retention,
             monotonic=monotonic,
+            record_outcome=metrics.counter(METRICS.webhooks),
+            record_unrouted=metrics.counter(METRICS.webhooks_unrouted),
         ),
         # The payloads of a page leave room for the other fields of the message.
         webhook_delivery=WebhookDelivery(

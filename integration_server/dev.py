@@ -146,6 +146,8 @@ def _print_addresses(console: Console, addresses: ServerAddresses, sandbox_url: 
     table.add_row("gRPC", addresses.grpc_address)
     table.add_row("Sidecar (HTTP)", addresses.sidecar_url)
     table.add_row("Sandbox provider", sandbox_url)
+    if addresses.metrics_url:
+        table.add_row("Metrics", addresses.metrics_url)
     console.print(table)
 
 

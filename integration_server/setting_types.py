@@ -112,6 +112,7 @@ Seconds = Annotated[timedelta, from_text(partial(_parse_duration, SECOND))]
 Hours = Annotated[timedelta, from_text(partial(_parse_duration, HOUR))]
 Days = Annotated[timedelta, from_text(partial(_parse_duration, DAY))]
 ListenAddress = Annotated[Address, from_text(parse_address)]
+OptionalListenAddress = Annotated[Address | None, from_text(lambda text: parse_address(text) if text else None)]
 ExistingFile = Annotated[Path, require(Path.is_file, "{} is not a file; create it or correct the path")]
 ExistingDirectory = Annotated[Path, require(Path.is_dir, "{} is not a directory; create it or correct the path")]
 # RFC 6749 §3.1.2: an absolute URI without a fragment.

@@ -27,6 +27,7 @@ from integration_server.setting_types import (
     ExistingFile,
     Hours,
     ListenAddress,
+    OptionalListenAddress,
     Seconds,
     duration,
     from_text,
@@ -113,6 +114,8 @@ Algorithm = Literal[
 AlgorithmList = Annotated[tuple[Algorithm, ...], from_text(split_list), Field(min_length=1)]
 
 
+_MAY_BE_EMPTY = frozenset({"METRICS_ADDRESS"})
+
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
@@ -144,6 +147,7 @@ class Settings(SidecarSettings):
     # Longer than a server needs to notice that it cannot read the data keys: a second and the database's timeouts.
     data_key_activation: Seconds = duration("DATA_KEY_ACTIVATION_SECONDS", 30 * SECOND, ge=SECOND, le=HOUR)
     grpc_address: ListenAddress = Address("127.0.0.1", 50051)
+    metrics_address: OptionalListenAddress = Address("127.0.0.1", 9464)  # None: no listener
     sidecar_tls_ca_file: ExistingFile | None = None
     sidecar_tls_cert_file: ExistingFile | None = None
     sidecar_tls_key_file: ExistingFile | None = None
@@ -205,11 +209,13 @@ class Settings(SidecarSettings):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], *, needs_key: bool = True) -> Self:
-        """The settings in these variables. An empty variable counts as not set. Raises `SettingsError`.
+        """The settings in these variables. An empty variable counts as not set, unless it switches something off.
+
+        Raises `SettingsError`.
 
         `needs_key=False` is for commands that neither decrypt nor serve gRPC: `SERVER_RULES` are not checked.
         """
-        variables = {name: value for name, value in environment.items() if value}
+        variables = {name: value for name, value in environment.items() if value or name in _MAY_BE_EMPTY}
         problems: dict[str, list[str]] = {}
         try:
             settings = cls.model_validate(variables)
@@ -306,6 +312,7 @@ SERVER_RULES = (
 
 RULES = (
     Rule(("SIDECAR_ADDRESS", "DEV_MODE"), lambda s: _is_open_in_dev_mode(s, s.sidecar_address), _DEV_MODE_MESSAGE),
+    Rule(("METRICS_ADDRESS", "DEV_MODE"), lambda s: _is_open_in_dev_mode(s, s.metrics_address), _DEV_MODE_MESSAGE),
     Rule(("SANDBOX_ADDRESS", "DEV_MODE"), lambda s: _is_open_in_dev_mode(s, s.sandbox_address), _DEV_MODE_MESSAGE),
     Rule(
         ("SANDBOX_ADDRESS", "DEV_MODE"),

@@ -11,14 +11,23 @@ import uvloop
 
 from integration_server.lifecycle import AddressTaken, freeze_gc, protect_memory, raise_fd_limit
 from integration_server.logs import configure_logging
+from integration_server.observability.metrics import Metrics
 from integration_server.sidecar_settings import SidecarSettings
 from integration_server.supervisor import SupervisorChannel
+from integration_server.wiring.metrics_listener import measured_process
 from integration_server.wiring.sidecar import SidecarLink, running_sidecar
 
 
-async def serve_sidecar(channel: SupervisorChannel, settings: SidecarSettings, link: SidecarLink) -> None:
+async def serve_sidecar(
+    channel: SupervisorChannel, settings: SidecarSettings, link: SidecarLink, metrics_socket: Path | None
+) -> None:
     """Serve until the supervisor stops this process. Raises `AddressTaken`."""
-    async with running_sidecar(settings, link.client()) as url, channel.commands() as stop:
+    metrics = Metrics(is_on=metrics_socket is not None)
+    async with (
+        measured_process(metrics, "sidecar", metrics_socket),
+        running_sidecar(settings, link.client(), metrics) as url,
+        channel.commands() as stop,
+    ):
         freeze_gc()
         channel.report_ready(sidecar=url)
         await stop.wait()
@@ -33,7 +42,9 @@ def main() -> None:
     configure_logging(settings.log_level, process="sidecar", terminal=config["terminal"])
     protect_memory()
     try:
-        uvloop.run(serve_sidecar(channel, settings, SidecarLink(Path(config["socket"]), config["token"])))
+        link = SidecarLink(Path(config["socket"]), config["token"])
+        metrics_socket = link.metrics_socket("sidecar") if config["metrics"] else None
+        uvloop.run(serve_sidecar(channel, settings, link, metrics_socket))
     except (AddressTaken, OSError) as error:
         sys.exit(str(error))
 

@@ -447,10 +447,14 @@ class Supervisor:
         has_failed = False
         running = [self._processes[spec.name] for spec in self._specs if spec.name in self._processes]
         for process in running:
-            process.send(command="drain")
+            if process.is_configured:  # others wait for their config, and take nothing else
+                process.send(command="drain")
         for process in reversed(running):
-            process.send(command="stop")
-            if not process.is_configured:
+            if process.spec.name not in self._processes:
+                continue  # it has ended meanwhile
+            if process.is_configured:
+                process.send(command="stop")
+            else:
                 os.kill(process.pid, signal.SIGKILL)  # it has not begun to serve
             deadline = time.monotonic() + process.spec.stop_timeout.total_seconds()
             is_killed = not process.is_configured

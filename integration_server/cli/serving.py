@@ -1,7 +1,8 @@
 """The commands that serve: `serve`, `sidecar` and `dev`."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from datetime import timedelta
 
 import structlog
@@ -14,10 +15,13 @@ from integration_server.cli.shared import command, load_settings, prepare_databa
 from integration_server.dev import DEFAULT_SANDBOX_ADDRESS, run_dev
 from integration_server.lifecycle import freeze_gc, stop_signals
 from integration_server.logs import configure_logging, is_terminal
+from integration_server.observability.listener import LocalSource
+from integration_server.observability.metrics import Metrics
 from integration_server.settings import Settings
 from integration_server.sidecar.grpc_client import ServerClient, TlsFiles
 from integration_server.sidecar_settings import SidecarSettings
 from integration_server.supervisor import ChildSpec, Supervisor, SupervisorChannel, execute, fork_into
+from integration_server.wiring.metrics_listener import measured_process, running_metrics_listener
 from integration_server.wiring.sidecar import SidecarLink, new_sidecar_link, reachable_address, running_sidecar
 
 # Above what a stop takes: the sidecar gives requests in progress 5 seconds, the server calls SHUTDOWN_GRACE_SECONDS.
@@ -50,11 +54,33 @@ def serve() -> None:
                 "socket": str(link.socket),
                 "token": link.token,
                 "terminal": is_terminal(),
+                "metrics": settings.metrics_address is not None,
             },
         )
         freeze_gc()  # the server's process shares what is imported, until something writes to it
-        code = Supervisor([server, sidecar]).run()
+        # The listener of the metrics stops last: it also shows how the others stop.
+        code = Supervisor([*_metrics_listener(settings, link), server, sidecar]).run()
     raise typer.Exit(code)
+
+
+def _metrics_listener(settings: Settings, link: SidecarLink) -> Sequence[ChildSpec]:
+    """The process of the metrics listener, if there is one."""
+    if settings.metrics_address is None:
+        return ()
+    return [
+        ChildSpec(
+            "metrics",
+            execute("integration_server.metrics_process", _sidecar_environment(os.environ)),
+            _STOP_MARGIN,
+            reports=["metrics"],
+            config={
+                "address": settings.metrics_address,
+                "sockets": {name: str(link.metrics_socket(name)) for name in ("server", "sidecar")},
+                "log_level": settings.log_level,
+                "terminal": is_terminal(),
+            },
+        )
+    ]
 
 
 def _sidecar_environment(environment: Mapping[str, str]) -> Mapping[str, str]:
@@ -72,7 +98,12 @@ def _serve_grpc(settings: Settings, environment: Mapping[str, str], link: Sideca
     async def serve_grpc() -> None:
         channel.receive_config()
         prepared = await prepare_database(settings)
-        async with running_grpc_server(prepared, environment, link) as server, channel.commands(server.drain) as stop:
+        metrics = Metrics(is_on=settings.metrics_address is not None)
+        async with (
+            measured_process(metrics, "server", link.metrics_socket("server") if metrics.is_on else None),
+            running_grpc_server(prepared, environment, link, metrics=metrics) as server,
+            channel.commands(server.drain) as stop,
+        ):
             freeze_gc()
             channel.report_ready(grpc=server.address)
             await stop.wait()
@@ -92,8 +123,18 @@ def _serve_grpc(settings: Settings, environment: Mapping[str, str], link: Sideca
 async def sidecar() -> None:
     """Serve only the HTTP sidecar: it listens on SIDECAR_ADDRESS and calls the server at GRPC_ADDRESS."""
     settings, _ = await load_settings(needs_key=False)
-    async with stop_signals() as stop, running_sidecar(settings, remote_client(settings)) as url:
-        structlog.get_logger(__name__).info("serving", sidecar=url, grpc=str(settings.grpc_address))
+    metrics = Metrics(is_on=settings.metrics_address is not None)
+    async with (
+        stop_signals() as stop,
+        measured_process(metrics, "sidecar"),
+        AsyncExitStack() as stack,
+        running_sidecar(settings, remote_client(settings), metrics) as url,
+    ):
+        urls = {"sidecar": url, "grpc": str(settings.grpc_address)}
+        if settings.metrics_address is not None:
+            listener = running_metrics_listener(settings.metrics_address, {"sidecar": LocalSource(metrics)})
+            urls["metrics"] = await stack.enter_async_context(listener)
+        structlog.get_logger(__name__).info("serving", **urls)
         await stop.wait()
 
 

@@ -5,6 +5,7 @@ docs/adding-a-provider.md explains how to write a provider.
 
 import copy
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ from integration_server.providers.lenient_values import text_at, texts_at
 from integration_server.providers.rate_limit_headers import parse_rate_limit_headers
 from integration_server.providers.url_templates import fill, template_params
 from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys, WebhookScheme
-from integration_server.service.common_types import Clock
+from integration_server.service.common_types import Clock, Record, record_nothing
 from integration_server.service.integrations.ports import NewAccount
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class ProviderContext:
     http: ProviderHttp
     clock: Clock
     environment: Mapping[str, str] = field(repr=False)
+    record_request: Record = record_nothing  # seconds, integration type, class of the status
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,7 +419,7 @@ class BaseProvider(ABC):
         if request.idempotency_key:
             headers.append((self.idempotency_key_header, request.idempotency_key))
         try:
-            response = await self._context.http.request(
+            response = await self._request(
                 request.method,
                 f"{base.rstrip('/')}{request.path}{'?' if query else ''}{query}",
                 allowed_origins=self._origins(),
@@ -549,7 +551,7 @@ class BaseProvider(ABC):
         """
         if json is not None:
             headers, content = {**headers, "Content-Type": "application/json"}, dumps(json)
-        return await self._context.http.request(
+        return await self._request(
             method,
             fill(url, self.url_params) if "{" in url else url,
             allowed_origins=self._origins(),
@@ -557,6 +559,16 @@ class BaseProvider(ABC):
             query=query,
             content=content,
         )
+
+    async def _request(self, method: str, url: str, **options: Any) -> HttpResponse:  # noqa: ANN401  # those of http
+        """`ProviderHttp.request`, recorded for the metrics."""
+        begin, result = time.perf_counter(), "no_response"
+        try:
+            response = await self._context.http.request(method, url, **options)
+            result = f"{response.status // 100}xx"
+            return response
+        finally:
+            self._context.record_request(time.perf_counter() - begin, self.integration_type, result)
 
     def _origins(self) -> DeclaredOrigins:
         return DeclaredOrigins(self.url_templates.values(), self.host_patterns)

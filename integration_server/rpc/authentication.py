@@ -4,7 +4,7 @@ A call with a token has the identity of the token's subject. A client certificat
 to it and does not replace a bad token.
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -94,11 +94,13 @@ class TokenAuthenticator:
         *,
         max_token_length: int = MAX_TOKEN_LENGTH,
         cache_size: int = _VERIFIED_TOKENS,
+        record_refusal: Callable[[], object] = lambda: None,
     ) -> None:
         self._verifier = verifier
         self._limiter = limiter
         self._clock = clock
         self._max_token_length = max_token_length
+        self._record_refusal = record_refusal
         # By digest: a memory dump has no tokens. No identity: the token has expired.
         self._verified: LRUCache[bytes, tuple[Identity | None, object]] = LRUCache(cache_size)
         self._failed_connections: LRUCache[str, bool] = LRUCache(_FAILED_CONNECTIONS)
@@ -139,6 +141,7 @@ class TokenAuthenticator:
     def _require_few_failures(self, peer: Peer) -> None:
         retry_after = None if self._limiter is None else self._limiter.retry_after(peer.address)
         if retry_after is not None and peer.connection in self._failed_connections:
+            self._record_refusal()
             raise QuotaExceeded("whose tokens are not valid", retry_after)
 
 

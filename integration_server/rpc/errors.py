@@ -91,9 +91,26 @@ def status_of(error: Exception) -> status_pb2.Status:
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after is not None:
         details.append(error_details_pb2.RetryInfo(retry_delay=error.retry_after))
+    return status_pb2.Status(code=_code_of(error), message=str(error), details=map(any_message.pack, details))
+
+
+def outcome_of(error: Exception, context: grpc.aio.ServicerContext[Any, Any]) -> tuple[str, str]:
+    """Return the name of the status that a call gets for an error, and its reason; empty if it has none.
+
+    An abort of the handler itself has the status that it set.
+    """
+    if isinstance(error, IntegrationServerError):
+        return code_pb2.Code.Name(_code_of(error)), error.reason
+    if isinstance(error, grpc.aio.AbortError):
+        return context.code().name, ""
+    if isinstance(error, Unauthenticated):
+        return "UNAUTHENTICATED", ""
+    return ("CANCELLED" if is_call_over(error) else "INTERNAL"), ""
+
+
+def _code_of(error: IntegrationServerError) -> int:
     # Providers of other packages may raise their own subclasses.
-    code = next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
-    return status_pb2.Status(code=code, message=str(error), details=map(any_message.pack, details))
+    return next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
 
 
 def provider_reason_of(error: BaseException) -> str | None:

@@ -15,6 +15,7 @@ The server applies them in this order:
 """
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
@@ -35,7 +36,7 @@ from integration_server.domain.errors import IntegrationServerError, InvalidFiel
 from integration_server.domain.text import has_control_characters
 from integration_server.peers import TrustedProxies, peer_key
 from integration_server.rpc.call_log import CallLog
-from integration_server.rpc.errors import abort_call
+from integration_server.rpc.errors import abort_call, outcome_of
 from integration_server.rpc.methods import UNKNOWN_METHOD, Method, Permission, describe_method
 from integration_server.rpc.request_limits import REQUEST, RequestMeter
 from integration_server.service.audit.audit_trail import AuditTrail, audit_user
@@ -54,6 +55,9 @@ RpcHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 CallerLookup: TypeAlias = Callable[[Context], str]
 """Returns the name of a call's caller."""
+
+RecordCall: TypeAlias = Callable[[Method, str, str, float], object]
+"""Records a call: its method, the name of its status, the reason of its error or "", and the seconds that it took."""
 
 MAX_METADATA_ENTRIES = 128
 """The metadata entries of a call. Proxies and tracing add some thirty; the limit of their bytes allows hundreds."""
@@ -192,24 +196,30 @@ def convert_errors(
     caller_of: CallerLookup | None = None,
     log: CallLog | None = None,
     address_of: CallerLookup = peer_address,
+    record: RecordCall = lambda *_: None,
 ) -> Interceptor:
     """End calls that raise an error with its status. `caller_of` adds the caller to the log.
 
-    A call whose client is gone raises no error: it is only counted.
+    A call whose client is gone raises no error: it is only counted. Each call is recorded.
     """
     call_log = log or CallLog()
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
         @asynccontextmanager
         async def abort_on_error(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message
+            begin, outcome = time.perf_counter(), ("OK", "")
             try:
                 yield request
             except (asyncio.CancelledError, GeneratorExit):
+                outcome = "CANCELLED", ""
                 call_log.client_gone()
                 raise
             except Exception as error:
+                outcome = outcome_of(error, context)
                 caller, peer = caller_of(context) if caller_of else "", peer_key(address_of(context))
                 await abort_call(error, method.path, context, call_log, caller=caller, peer=peer)
+            finally:
+                record(method, *outcome, time.perf_counter() - begin)
 
         return wrap_in_context_manager(method, behavior, abort_on_error)
 

@@ -14,6 +14,13 @@ RandomToken = Callable[[], str]
 Jitter = Callable[[], float]
 """Returns a random number from 0 to 1."""
 
+Record = Callable[..., object]
+"""Records an event for the metrics: an optional number, and labels, of which none is chosen by users or callers."""
+
+
+def record_nothing(*_: object) -> None:
+    """The default `Record`."""
+
 
 @dataclass(frozen=True, slots=True)
 class AssociatedData:

@@ -156,8 +156,13 @@ class AnonymousLimits:
     """Counts the failures of each peer, and logs them."""
 
     def __init__(
-        self, limits: HttpLimits, proxies: TrustedProxies, monotonic: Callable[[], float] = time.monotonic
+        self,
+        limits: HttpLimits,
+        proxies: TrustedProxies,
+        monotonic: Callable[[], float] = time.monotonic,
+        record_refusal: Callable[[int], object] = lambda _status: None,
     ) -> None:
+        self._record_refusal = record_refusal
         self._proxies = proxies
         self._failures = PeerLimiter(
             burst=limits.failure_burst, per_second=limits.failures_per_second, monotonic=monotonic
@@ -205,6 +210,7 @@ class AnonymousLimits:
 
     def record_refusal(self, peer: str, status: HTTPStatus) -> None:
         """Log a request that the parser or a limit refused, of which nothing is known but its peer."""
+        self._record_refusal(status)
         self._log_failure(Sender(peer), "", status)
 
     def _log_failure(self, sender: Sender, method: str, status: int) -> None:

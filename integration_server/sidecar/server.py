@@ -12,6 +12,7 @@ from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.http_limits import HttpLimits
 from integration_server.sidecar.http_protocol import limited_protocol
 from integration_server.sidecar.middleware import AnonymousLimits
+from integration_server.sidecar.request_metrics import MALFORMED, RecordedApp, RecordRequest
 
 
 @asynccontextmanager
@@ -23,15 +24,18 @@ async def run_sidecar(
     limits: HttpLimits,
     public_url: str,
     trusted_proxies: tuple[Network, ...] = (),
+    record: RecordRequest = lambda *_: None,
 ) -> AsyncIterator[str]:
     """Run the sidecar; yields its local base URL. Port 0 selects a free port. Closes `server` at the end.
 
     Raises `OSError`, with the address in it, if the port is taken. The gRPC server may start later: until then
     `/readyz` responds 503. At exit the listener closes, and requests in progress have 5 seconds to finish.
     """
-    anonymous = AnonymousLimits(limits, TrustedProxies(trusted_proxies))
+    anonymous = AnonymousLimits(
+        limits, TrustedProxies(trusted_proxies), record_refusal=lambda status: record(MALFORMED, status, 0.0)
+    )
     config = uvicorn.Config(
-        create_app(server, limits, public_url, anonymous),
+        RecordedApp(create_app(server, limits, public_url, anonymous), record),
         http=limited_protocol(limits, anonymous),
         ws="none",
         lifespan="off",

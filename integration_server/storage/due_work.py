@@ -13,7 +13,20 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import Column, ColumnElement, Row, Select, func, literal, select, true, union_all, update
+from sqlalchemy import (
+    CTE,
+    Column,
+    ColumnElement,
+    Row,
+    ScalarSelect,
+    Select,
+    func,
+    literal,
+    select,
+    true,
+    union_all,
+    update,
+)
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from integration_server.service.background.ports import Claim, JobKind
@@ -76,6 +89,15 @@ class SqlDueWork:
         """The jobs with due rows, each with the types of those rows."""
         return [(JobKind(row.job_kind), row.job_type) for row in await self._database.fetch(DUE_TYPES)]
 
+    async def oldest_ages(self) -> Mapping[tuple[JobKind, str], timedelta]:
+        """For each job and type with rows, for how long the oldest due row has been due; 0 if none is due."""
+        return {
+            (JobKind(row.job_kind), row.job_type): max(row.now - row.earliest, timedelta(0))
+            if row.earliest
+            else timedelta(0)
+            for row in await self._database.fetch(OLDEST_DUE)
+        }
+
     async def claim(
         self, job_kind: JobKind, job_type: str, limit: int, *, claim_duration: timedelta
     ) -> Sequence[Claim[Any]]:
@@ -121,16 +143,36 @@ def claim_statement(job_kind: JobKind, job_type: str, limit: int, claim_duration
     )
 
 
-def _due_types(job_kind: JobKind, table: _DueTable) -> Select[Any]:
-    """The job's types with due rows: one index probe finds the next type, and one finds whether a row of it is due."""
+def _types(job_kind: JobKind, table: _DueTable) -> CTE:
+    """The job's types: one index probe finds the next type."""
     first_type = select(func.min(table.type).label("job_type")).where(table.is_enabled)
     types = first_type.cte(f"{job_kind.value}_types", recursive=True)
     next_type = select(func.min(table.type)).where(table.is_enabled, table.type > types.c.job_type).scalar_subquery()
-    types = types.union_all(select(next_type).where(types.c.job_type.is_not(None)))
+    return types.union_all(select(next_type).where(types.c.job_type.is_not(None)))
+
+
+def _earliest(table: _DueTable, types: CTE) -> ScalarSelect[Any]:
+    """The earliest time of the due rows of a type: one index probe finds it."""
     # Not EXISTS: PostgreSQL may turn it into a join that reads every due row.
-    earliest = select(func.min(table.due_time)).where(*table.due_rows(types.c.job_type)).scalar_subquery()
+    return select(func.min(table.due_time)).where(*table.due_rows(types.c.job_type)).scalar_subquery()
+
+
+def _due_types(job_kind: JobKind, table: _DueTable) -> Select[Any]:
+    """The job's types with due rows."""
+    types = _types(job_kind, table)
+    earliest = _earliest(table, types)
     return select(literal(job_kind.value).label("job_kind"), types.c.job_type).where(earliest.is_not(None))
 
+
+def _oldest_due(job_kind: JobKind, table: _DueTable) -> Select[Any]:
+    """The job's types, each with the earliest time of its due rows."""
+    types = _types(job_kind, table)
+    columns = types.c.job_type, _earliest(table, types).label("earliest"), DatabaseTime().label("now")
+    return select(literal(job_kind.value).label("job_kind"), *columns).where(types.c.job_type.is_not(None))
+
+
+OLDEST_DUE = union_all(*(_oldest_due(job_kind, table) for job_kind, table in _TABLES.items()))
+"""The statement for the age of the oldest due row of each job and type."""
 
 DUE_TYPES = union_all(*(_due_types(job_kind, table) for job_kind, table in _TABLES.items()))
 """The statement that lists the jobs and types with due rows."""

@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import sqlite3
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager, suppress
@@ -30,6 +31,7 @@ from sqlalchemy.types import TypeDecorator
 
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.service.background.detached_tasks import waiting_for_store
+from integration_server.service.common_types import Record, record_nothing
 
 T = TypeVar("T")
 
@@ -137,18 +139,19 @@ class Database:
     _autocommit_writers: AsyncEngine
     _monitors: AsyncEngine
     change_notified: asyncio.Event = field(default_factory=asyncio.Event)
+    record_wait: Record = record_nothing  # seconds until a connection was lent
 
     def read_connection(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """A connection for reads. Each statement sees what is committed when it begins."""
-        return _lend(self._readers.connect())
+        return _lend(self._readers.connect(), self.record_wait)
 
     def write_transaction(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """A connection in a transaction: committed at the end of the block, rolled back by an exception."""
-        return _lend(self._writers.begin())
+        return _lend(self._writers.begin(), self.record_wait)
 
     def write_statement(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """A connection for one statement that writes: one round trip to PostgreSQL instead of three."""
-        return _lend(self._autocommit_writers.begin())
+        return _lend(self._autocommit_writers.begin(), self.record_wait)
 
     def monitor_connection(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """The monitoring connection. It only reads, and fails within two seconds."""
@@ -196,9 +199,13 @@ class Database:
 
 
 @asynccontextmanager
-async def _lend(context: AbstractAsyncContextManager[AsyncConnection]) -> AsyncIterator[AsyncConnection]:
+async def _lend(
+    context: AbstractAsyncContextManager[AsyncConnection], record_wait: Record = record_nothing
+) -> AsyncIterator[AsyncConnection]:
+    begin = time.perf_counter()
     with waiting_for_store(), _convert_connection_errors():
         async with context as connection:
+            record_wait(time.perf_counter() - begin)
             yield connection
 
 
@@ -210,18 +217,21 @@ async def open_database(
     connect_timeout: float = 5,  # most callers have given up by then
     command_timeout: float | None = 10,  # statements take milliseconds: after this time none returns
     monitor_timeout: float = 1,  # a database that is available again is noticed within two seconds
+    record_wait: Record = record_nothing,
 ) -> AsyncIterator[Database]:
     """Open the database at `url`. Connections are made on demand.
 
     `pool_size` is the number of connections (with SQLite, for reads) beside the monitoring connection. The timeouts are
     in seconds: `connect_timeout` to get a connection or SQLite's lock, `command_timeout` for a statement (PostgreSQL),
-    `monitor_timeout` for both on the monitoring connection. Raises `ValueError` for a bad URL.
+    `monitor_timeout` for both on the monitoring connection. `record_wait` gets the seconds of each wait for
+    a connection. Raises `ValueError` for a bad URL.
     """
     target = parse_database_url(url)
     if isinstance(target, SqliteLocation):
         database = _sqlite_database(target, pool_size, connect_timeout, monitor_timeout)
     else:
         database = await _postgres_database(target, pool_size, connect_timeout, command_timeout, monitor_timeout)
+    database.record_wait = record_wait
     async with aclosing(database):
         yield database
 

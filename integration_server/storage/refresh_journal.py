@@ -44,6 +44,11 @@ class FileRefreshJournal:
         """All refreshes. An unreadable file is logged and stays for an operator."""
         return [*await asyncio.to_thread(self._read), *self._unwritten.values()]
 
+    async def count(self) -> int:
+        """The number of refreshes, without reading them."""
+        files = await asyncio.to_thread(lambda: sum(1 for _ in self._directory.glob("*.refresh")))
+        return files + len(self._unwritten)
+
     async def remove(self, refresh: JournaledRefresh) -> None:
         """Delete the file of a refresh."""
         if self._unwritten.pop(self._path(refresh), None) is None:

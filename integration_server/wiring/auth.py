@@ -58,7 +58,11 @@ class AuthStack:
 
 @asynccontextmanager
 async def open_auth_stack(
-    settings: Settings, integration_manager: IntegrationManager, clock: Clock, sidecar_token: str
+    settings: Settings,
+    integration_manager: IntegrationManager,
+    clock: Clock,
+    sidecar_token: str,
+    record_refusal: Callable[[], object] = lambda: None,
 ) -> AsyncIterator[AuthStack]:
     """Build the stack that the settings describe. Raises `InvalidFile` with the problems of its files.
 
@@ -89,7 +93,7 @@ async def open_auth_stack(
         if issuers:
             verifier = JwtVerifier(issuers, settings.jwt_algorithms, settings.jwt_leeway, clock)
             limiter = PeerLimiter(burst=_MAX_FAILURES, per_second=_FAILURES_PER_SECOND, monotonic=monotonic)
-            tokens = TokenAuthenticator(verifier, limiter, clock)
+            tokens = TokenAuthenticator(verifier, limiter, clock, record_refusal=record_refusal)
         address_of = client_address(TrustedProxies(settings.trusted_proxies))
 
         async def find_type(integration_id: IntegrationId, user_id: UserId) -> str:

@@ -19,6 +19,7 @@ from integration_server.rpc.integration_service import IntegrationService, UseCa
 from integration_server.rpc.interceptors import (
     Interceptor,
     ProtectedHandlers,
+    RecordCall,
     client_address,
     convert_errors,
     enforce_deadline,
@@ -57,11 +58,12 @@ def build_grpc_server(
     trail: AuditTrail,
     clock: Clock,
     call_log: CallLog,
+    record: RecordCall = lambda *_: None,
 ) -> grpc.aio.Server:
     """Build the server. In dev mode, or where callers are authenticated, it has reflection (grpcurl uses it)."""
     # The outermost first.
     address_of = client_address(TrustedProxies(settings.trusted_proxies))
-    convert = convert_errors(caller_name, call_log, address_of)
+    convert = convert_errors(caller_name, call_log, address_of, record)
     caller_of = quota_key_or_peer(address_of)
     interceptors: Sequence[Interceptor] = (
         convert,

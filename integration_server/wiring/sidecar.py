@@ -13,11 +13,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 
 from integration_server.lifecycle import AddressTaken, cap_to_fd_limit, periodic_job
+from integration_server.observability.metrics import Metrics
 from integration_server.setting_types import Address
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.http_limits import HttpLimits
 from integration_server.sidecar.server import run_sidecar
 from integration_server.sidecar_settings import SidecarSettings
+from integration_server.wiring.metrics_listener import record_requests
 from integration_server.wiring.system import random_token
 
 _POLL_INTERVAL = timedelta(seconds=0.5)  # of the TLS and token files, which may be replaced at any time
@@ -40,6 +42,10 @@ class SidecarLink:
         """The address of the socket, as gRPC names it."""
         return f"unix:{self.socket}"
 
+    def metrics_socket(self, process: str) -> Path:
+        """The socket on which a process of this server gives its metrics."""
+        return self.socket.with_name(f"{process}.metrics")
+
     def client(self) -> ServerClient:
         """A client of the server."""
         return ServerClient(self.target, token=self.token)
@@ -55,7 +61,9 @@ def new_sidecar_link() -> Iterator[SidecarLink]:
 
 
 @asynccontextmanager
-async def running_sidecar(settings: SidecarSettings, client: ServerClient) -> AsyncIterator[str]:
+async def running_sidecar(
+    settings: SidecarSettings, client: ServerClient, metrics: Metrics | None = None
+) -> AsyncIterator[str]:
     """The sidecar on its address; yields its local URL. Closes the client at the end. Raises `AddressTaken`."""
     listen = settings.sidecar_address
     limits = http_limits_of(settings)
@@ -68,6 +76,7 @@ async def running_sidecar(settings: SidecarSettings, client: ServerClient) -> As
                 limits=limits,
                 public_url=settings.public_url,
                 trusted_proxies=settings.trusted_proxies,
+                record=record_requests(metrics or Metrics(is_on=False)),
             )
             url = await stack.enter_async_context(sidecar)
         except OSError as error:

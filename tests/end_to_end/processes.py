@@ -67,6 +67,7 @@ def server_environment(database_url: str, **settings: str) -> dict[str, str]:
         "ENCRYPTION_KEY": new_key(),
         "GRPC_ADDRESS": "127.0.0.1:0",
         "SIDECAR_ADDRESS": "127.0.0.1:0",
+        "METRICS_ADDRESS": "",
         "PUBLIC_URL": PUBLIC_URL,
         "ALLOWED_REDIRECT_URIS": APP_CALLBACK,
         "ALLOWED_RETURN_URLS": RETURN_URL,

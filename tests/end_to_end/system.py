@@ -275,6 +275,7 @@ def settings_for(database_url: str, **settings: str) -> Settings:
             "ENCRYPTION_KEY": base64.b64encode(KEY).decode(),
             "GRPC_ADDRESS": "127.0.0.1:0",
             "SIDECAR_ADDRESS": "127.0.0.1:0",
+            "METRICS_ADDRESS": "",
             "PUBLIC_URL": PUBLIC_URL,
             "ALLOWED_REDIRECT_URIS": APP_CALLBACK,
             "ALLOWED_RETURN_URLS": RETURN_URL,

@@ -403,6 +403,7 @@ async def test_server_and_sidecar_run_in_separate_processes(sqlite_url: str, tmp
         alone = {name: value for name, value in credential_issuer.settings.items() if name.startswith("SIDECAR_")} | {
             "GRPC_ADDRESS": process.grpc_address,
             "SIDECAR_ADDRESS": "127.0.0.1:0",
+            "METRICS_ADDRESS": "127.0.0.1:0",
         }
         async with started(tmp_path, alone, "sidecar") as command:
             output = await command.wait_for_output('"event": "serving"')

@@ -53,6 +53,7 @@ async def test_the_commands_on_the_page_work(tmp_path: Path) -> None:
         "GRPC_ADDRESS": address,
         "SIDECAR_ADDRESS": f"127.0.0.1:{free_port()}",
         "SANDBOX_ADDRESS": f"127.0.0.1:{free_port()}",
+        "METRICS_ADDRESS": "",
     }
     async with started(tmp_path, {**settings, **addresses}, "dev") as command:
         await command.wait_for_output("Callers must authenticate")

@@ -69,6 +69,16 @@ async def test_proactive_refresh_fails_with_an_unreachable_latency_bound(tmp_pat
     assert raw["raw"]["samples"][-1]["token_calls"]["refreshed"] == 5
 
 
+@pytest.mark.parametrize(("bound", "holds"), [(UNBOUNDED, True), (UNREACHABLE, False)])
+async def test_metrics_cost_judges_the_cpu_and_counts_every_rpc(tmp_path: Path, bound: str, holds: bool) -> None:
+    code, output = await bench(tmp_path, "metrics-cost", "--rounds=1", bound)
+
+    raw = raw_figures(tmp_path, "metrics-cost-sqlite")
+    assert verdicts(raw)[:2] == [holds, True], output
+    assert code == (0 if all(verdicts(raw)) else 1), "an RPC may fail on a busy machine"
+    assert raw["raw"]["scrape_bytes"][-1] > 1000
+
+
 async def test_hostile_clients_holds_without_a_latency_bound(tmp_path: Path) -> None:
     code, output = await bench(tmp_path, "hostile-clients", "--attack=rapid-reset", "--rounds=1", UNBOUNDED)
 

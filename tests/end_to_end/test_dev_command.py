@@ -13,7 +13,7 @@ from tests.end_to_end.system import clients_of
 
 def dev_environment() -> dict[str, str]:
     """Free ports; all other settings have their defaults."""
-    names = ("GRPC_ADDRESS", "SIDECAR_ADDRESS", "SANDBOX_ADDRESS")
+    names = ("GRPC_ADDRESS", "SIDECAR_ADDRESS", "SANDBOX_ADDRESS", "METRICS_ADDRESS")
     return {"COLUMNS": "200", **{name: f"127.0.0.1:{free_port()}" for name in names}}
 
 

@@ -23,7 +23,7 @@ EXAMPLES = ROOT / "examples"
 @asynccontextmanager
 async def dev_server(directory: Path, **settings: str) -> AsyncIterator[tuple[Command, dict[str, str]]]:
     """The server of `make run`, on free ports."""
-    names = ("GRPC_ADDRESS", "SIDECAR_ADDRESS", "SANDBOX_ADDRESS")
+    names = ("GRPC_ADDRESS", "SIDECAR_ADDRESS", "SANDBOX_ADDRESS", "METRICS_ADDRESS")
     environment = {"COLUMNS": "200", **{name: f"127.0.0.1:{free_port()}" for name in names}, **settings}
     async with started(directory, environment, "dev") as command:
         await command.wait_for_output("Press Ctrl-C to stop.")

@@ -152,6 +152,7 @@ async def test_what_a_server_would_protect_badly_is_refused_all_at_once(
         "ENCRYPTION_KEY": key,
         "GRPC_ADDRESS": "0.0.0.0:0",
         "SIDECAR_ADDRESS": "[::]:0",
+        "METRICS_ADDRESS": "0.0.0.0:0",
         "SANDBOX_ADDRESS": "0.0.0.0:0",
         "PUBLIC_URL": "https://integrations.example",
     }
@@ -215,7 +216,7 @@ def problems_of(text: str, providers: Path) -> list[tuple[str, str]]:
 
 
 async def test_a_used_address_is_reported_with_its_setting(sqlite_url: str, tmp_path: Path) -> None:
-    environment = server_environment(sqlite_url)
+    environment = server_environment(sqlite_url, METRICS_ADDRESS="127.0.0.1:0")
     async with (
         serving(tmp_path, environment) as first,
         clients_of(first.serving["grpc"], first.serving["sidecar"]) as clients,
@@ -223,6 +224,7 @@ async def test_a_used_address_is_reported_with_its_setting(sqlite_url: str, tmp_
         taken = {
             "GRPC_ADDRESS": first.serving["grpc"],
             "SIDECAR_ADDRESS": first.serving["sidecar"].removeprefix("http://"),
+            "METRICS_ADDRESS": first.serving["metrics"].removeprefix("http://").removesuffix("/metrics"),
         }
         finished = await asyncio.gather(
             *(

@@ -95,6 +95,10 @@ class FakeContext:
         """Seconds until the deadline; None without one."""
         return self._remaining
 
+    def code(self) -> grpc.StatusCode:
+        """The status of the call so far."""
+        return grpc.StatusCode.OK if self.error is None else self.error.code
+
     async def abort(
         self, code: grpc.StatusCode, details: str = "", trailing_metadata: Sequence[tuple[str, Any]] = ()
     ) -> None:

@@ -39,7 +39,7 @@ Behaviour = Callable[[SupervisorChannel | None], int]
 
 def main() -> int:
     configure_logging("INFO", process="supervisor")
-    children = {name: FIRST_AND_SECOND[sys.argv[1]][name] for name in ("first", "second")}
+    children = FIRST_AND_SECOND[sys.argv[1]]
     if sys.argv[2:] == ["unsupervised"]:  # the same processes, with the log of this one
         for write in children.values():
             if os.fork() == 0:
@@ -178,6 +178,7 @@ FIRST_AND_SECOND: Mapping[str, Mapping[str, Behaviour]] = {
     "write": {"first": write_lines, "second": write_lines},
     "second prints": {"first": serve, "second": print_lines},
     "first fails": {"first": fail_to_start, "second": serve},
+    "first of three fails": {"first": fail_to_start, "second": serve, "third": serve},
     "second fails": {"first": serve, "second": fail_to_start},
     "second dies": {"first": serve, "second": die},
     **{f"second lies {number}": {"first": serve, "second": report(*lie)} for number, lie in enumerate(LIES)},

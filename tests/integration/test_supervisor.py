@@ -96,11 +96,12 @@ def test_processes_start_in_order_and_stop_in_reverse_also_if_the_whole_group_is
         wait_until_gone(list(serving["pids"].values()))
 
 
-@pytest.mark.parametrize("behaviour", ["first fails", "second fails"])
+@pytest.mark.parametrize("behaviour", ["first fails", "first of three fails", "second fails"])
 def test_a_process_that_cannot_start_ends_all_with_its_code_and_message(behaviour: str) -> None:
     with running(behaviour) as program:
         assert program.end() == 7
         assert "a message for the operator\n" in program.lines
+        assert not any("Error" in line for line in program.lines), program.lines
         assert program.names_of("serving") == []
         # A process whose turn has not come begins nothing.
         assert ("second may start\n" in program.lines) == (behaviour == "second fails")

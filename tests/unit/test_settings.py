@@ -154,9 +154,25 @@ def test_the_error_text_has_one_line_for_each_problem() -> None:
 
 
 def test_an_empty_variable_counts_as_not_set() -> None:
-    fields = [name.upper() for name in Settings.model_fields]
+    fields = [name.upper() for name in Settings.model_fields if name != "metrics_address"]
     nothing = dict.fromkeys(fields, "")
     assert Settings.from_environment({**nothing, **PRODUCTION}) == Settings.from_environment(PRODUCTION)
+
+
+def test_an_empty_address_switches_the_metrics_off() -> None:
+    assert str(Settings.from_environment(PRODUCTION).metrics_address) == "127.0.0.1:9464"
+    assert Settings.from_environment({**PRODUCTION, "METRICS_ADDRESS": ""}).metrics_address is None
+    everywhere = Settings.from_environment(
+        {**PRODUCTION, "METRICS_ADDRESS": "[::]:9464"}
+    )  # for another machine's scrapes
+    assert str(everywhere.metrics_address) == "[::]:9464"
+
+
+@pytest.mark.parametrize(
+    "address", ["off", "9464", ":9464", " ", "http://127.0.0.1:9464", "127.0.0.1:99999", "::1:9464"]
+)
+def test_an_invalid_metrics_address_is_named(address: str) -> None:
+    assert names_of(problems_of({**PRODUCTION, "METRICS_ADDRESS": address})) == ["METRICS_ADDRESS"]
 
 
 def test_unknown_variables_are_ignored() -> None:
@@ -371,7 +387,9 @@ LOOPBACK = ["127.0.0.1", "127.8.9.10", "localhost", "LOCALHOST", "[::1]", "[::1%
 DEV_MODE_PROBLEM = "must be on loopback in dev mode"
 
 
-@pytest.mark.parametrize("name", ["GRPC_ADDRESS", "SIDECAR_ADDRESS", "SANDBOX_ADDRESS", "PUBLIC_URL"])
+@pytest.mark.parametrize(
+    "name", ["GRPC_ADDRESS", "SIDECAR_ADDRESS", "SANDBOX_ADDRESS", "METRICS_ADDRESS", "PUBLIC_URL"]
+)
 @pytest.mark.parametrize("host", [*NOT_LOOPBACK, *LOOPBACK])
 def test_dev_mode_is_on_loopback_only(files: Files, host: str, name: str) -> None:
     """Also with authenticated callers. Negative control: outside dev mode the same address is accepted."""
@@ -387,7 +405,8 @@ def test_dev_mode_is_on_loopback_only(files: Files, host: str, name: str) -> Non
 
 
 def test_all_addresses_of_dev_mode_are_reported_at_once() -> None:
-    addresses = dict.fromkeys(("GRPC_ADDRESS", "SIDECAR_ADDRESS", "SANDBOX_ADDRESS"), "0.0.0.0:1")
+    names = ("GRPC_ADDRESS", "SIDECAR_ADDRESS", "SANDBOX_ADDRESS", "METRICS_ADDRESS")
+    addresses = dict.fromkeys(names, "0.0.0.0:1")
     problems = problems_of({**DEV, **addresses, "PUBLIC_URL": "https://tunnel.example"})
     assert set(names_of(problems)) == {*addresses, "PUBLIC_URL"}
     assert names_of(problems_of({**DEV, "SIDECAR_ADDRESS": "0.0.0.0:1"})) == ["SIDECAR_ADDRESS"]

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from contextvars import ContextVar
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Protocol, Self
 
 import structlog
@@ -61,6 +61,16 @@ class AuditTrail:
                 await self._write_batch()
         if self._pending:
             self._logger.error("audit_entries_lost", entries=len(self._pending))
+
+    @property
+    def pending_count(self) -> int:
+        """The number of entries that are not written yet."""
+        return len(self._pending)
+
+    def pending_age(self, now: datetime) -> timedelta:
+        """The age of the oldest entry that is not written yet; 0 if there is none."""
+        oldest = next(iter(self._pending), None)
+        return timedelta(0) if oldest is None else now - oldest[0].time
 
     def enqueue(self, entry: AuditEntry) -> bool:
         """Queue an entry. Returns False, without queuing it, while the queue is full."""

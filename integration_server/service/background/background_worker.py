@@ -7,7 +7,7 @@ has concurrency limits and a circuit breaker of its own, so that one slow or fai
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime, timedelta
@@ -85,6 +85,10 @@ class BackgroundWorker:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
+    def open_breakers(self) -> Sequence[tuple[JobKind, str]]:
+        """The jobs and types whose calls are stopped, or tried one at a time."""
+        return [key for key, breaker in list(self._breakers.items()) if breaker.is_open]
+
     @property
     def is_busy(self) -> bool:
         """Whether a handler is running."""
@@ -148,15 +152,20 @@ class CircuitBreaker:
         self._failures = 0
         self._open_until: datetime | None = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the last calls have failed."""
+        return self._failures >= _FAILURE_THRESHOLD
+
     def capacity(self, max_concurrent: int, now: datetime) -> int:
         """The number of calls allowed at a time: 0 while open, 1 for a trial, else `max_concurrent`."""
-        if self._failures < _FAILURE_THRESHOLD:
+        if not self.is_open:
             return max_concurrent
         return 1 if self._open_until is None or self._open_until <= now else 0
 
     def record(self, is_healthy: bool, now: datetime) -> None:
         """Count the outcome of a call."""
         self._failures = 0 if is_healthy else self._failures + 1
-        if self._failures >= _FAILURE_THRESHOLD:
+        if self.is_open:
             pause = backoff(self._failures - _FAILURE_THRESHOLD + 1, _FIRST_PAUSE, _LONGEST_PAUSE, self._jitter)
             self._open_until = now + pause

@@ -87,11 +87,14 @@ class CachedLookup:
         self._cache = cache
         self._integrations = integrations
         self._max_config_length = max_config_length
+        self.hits = self.misses = 0
 
     async def get(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration:
         """The user's integration. Raises `IntegrationNotFound`."""
         if (cached := self._cache.get(integration_id, user_id)) is not None:
+            self.hits += 1
             return cached
+        self.misses += 1
         read_token, cacheable = self._cache.begin_read(integration_id), None
         try:
             found = await self._integrations.get(integration_id, user_id)

@@ -19,7 +19,7 @@ from integration_server.domain.errors import (
     StoreUnavailable,
 )
 from integration_server.domain.integration import Failure, Integration
-from integration_server.service.common_types import Clock, Jitter
+from integration_server.service.common_types import Clock, Jitter, Record, record_nothing
 from integration_server.service.integrations.ports import IntegrationStore
 
 RETRY_SOON = timedelta(seconds=1)
@@ -57,10 +57,18 @@ def grant_lost() -> RefreshFailure:
 class RefreshFailurePolicy:
     """Classifies failed refreshes and records them."""
 
-    def __init__(self, integrations: IntegrationStore, clock: Clock, jitter: Jitter) -> None:
+    def __init__(
+        self,
+        integrations: IntegrationStore,
+        clock: Clock,
+        jitter: Jitter,
+        *,
+        record_mass_failure: Record = record_nothing,  # integration type
+    ) -> None:
         self._integrations = integrations
         self._clock = clock
         self._jitter = jitter
+        self._record_mass_failure = record_mass_failure
         self._invalid_grants = InvalidGrantDetector()
         self._next_resume: dict[str, datetime] = {}
         self._log = structlog.get_logger(__name__)
@@ -112,6 +120,7 @@ class RefreshFailurePolicy:
         if failure.reauthorization_required:
             self._invalid_grants.record(integration_type, is_invalid=True, now=self._clock())
             if self._invalid_grants.is_mass_failure(integration_type):
+                self._record_mass_failure(integration_type)
                 self._log.error("mass_invalid_grant", integration_type=integration_type)
                 failure = self._mass_failure(integration)
         await self.record(integration, failure, is_forced=is_forced)

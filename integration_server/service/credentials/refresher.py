@@ -32,7 +32,7 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.background.detached_tasks import DetachedTasks
-from integration_server.service.common_types import Clock, Jitter, RandomToken
+from integration_server.service.common_types import Clock, Jitter, RandomToken, Record, record_nothing
 from integration_server.service.credentials.ports import Lease, LeaseState, RefreshLeases
 from integration_server.service.credentials.refresh_commit import RefreshCommitter, RefreshResult
 from integration_server.service.credentials.refresh_failures import RETRY_SOON, RefreshFailurePolicy, grant_lost
@@ -47,6 +47,9 @@ _ERRORS: Mapping[str, Callable[[], IntegrationServerError]] = {
     ReauthorizationRequired.reason: ReauthorizationRequired,
 }
 """The errors of refreshes by their recorded reasons; for any other reason `ProviderUnavailable`."""
+
+_FAILED_OUTCOMES = {ReauthorizationRequired.reason: "terminal", ProviderMisconfigured.reason: "client"}
+"""The outcomes of refreshes for the metrics, by the reasons of their errors; for any other reason `transient`."""
 
 
 @dataclass(eq=False, repr=False)
@@ -66,6 +69,8 @@ class TokenRefresher:
     _: KW_ONLY
     lease_duration: timedelta
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+    record_call: Record = record_nothing  # integration type
+    record_outcome: Record = record_nothing  # integration type, outcome
 
     def __post_init__(self) -> None:
         # For a lease to end; after a database outage, for journaled tokens to be committed.
@@ -198,11 +203,14 @@ class TokenRefresher:
         if lease is None:
             return None
         outcome_known, version, reason = True, lease.version, None
+        was_called = False
         try:
             await self._require_unused_token(lease, integration, provider)
             if provider.refresh_token_grace and self.clock() - start_time >= self.lease_duration:
                 return None  # the process was suspended, and another may have used the token within its grace
             outcome_known = False
+            was_called = True
+            self.record_call(integration.integration_type)
             try:
                 token_response = await provider.refresh(current.tokens)
             except ProviderError as error:
@@ -212,8 +220,11 @@ class TokenRefresher:
             self.failures.record_success(integration.integration_type)
             refreshed, outcome_known = await self.committer.commit(integration, tokens, provider)
             version = refreshed.integration.version
+            self.record_outcome(integration.integration_type, "success")
         except IntegrationServerError as error:
             reason = error.reason
+            if was_called:
+                self.record_outcome(integration.integration_type, _FAILED_OUTCOMES.get(reason, "transient"))
             raise
         finally:
             if version == lease.version:  # a commit voids the lease
@@ -259,6 +270,7 @@ class TokenRefresher:
             raise ProviderUnavailable("the outcome of an earlier refresh is not known yet", retry_after=wait)
         if await self.committer.is_journaled(integration):
             raise ProviderUnavailable("an earlier refresh is about to be committed", retry_after=RETRY_SOON)
+        self.record_outcome(integration.integration_type, "lost")
         self._log.error("refresh_outcome_unknown", **integration.log_fields)
         if integration.reauthorization_required:
             return  # forced: the grant is given up already, so that another use of the token loses nothing

@@ -97,6 +97,11 @@ class Subscription:
         self.start = position
         self.changed.set()
 
+    @property
+    def waiting_count(self) -> int:
+        """The number of events that wait in memory."""
+        return len(self._waiting)
+
     def next_event(self) -> SharedEvent | None:
         """The oldest event that waits; None clears `changed`."""
         if self._waiting:
@@ -159,13 +164,19 @@ class EventBuffer:
             if not group:
                 self._subscriptions.pop(event_filter.user_id, None)
 
+    @property
+    def waiting_counts(self) -> Sequence[int]:
+        """For each stream, the number of events that wait for it in memory."""
+        return [subscription.waiting_count for subscription in self._all()]
+
     def wake(self) -> None:
         """Wake all streams."""
         for subscription in self._all():
             subscription.changed.set()
 
     def _all(self) -> Iterator[Subscription]:
-        return (subscription for group in self._subscriptions.values() for subscription in group)
+        # Copies: another thread may add a subscription meanwhile, or read them for the metrics.
+        return (subscription for group in list(self._subscriptions.values()) for subscription in list(group))
 
 
 @dataclass(eq=False, repr=False)
@@ -179,6 +190,7 @@ class ChangeFeedReader:
     def __post_init__(self) -> None:
         self._cursor: ChangeCursor | None = None
         self._subscribers = 0
+        self._poll_time: float | None = None
         self._lock = asyncio.Lock()
         self.events = EventBuffer()
 
@@ -190,6 +202,11 @@ class ChangeFeedReader:
             yield
         finally:
             self._subscribers -= 1
+
+    @property
+    def lag(self) -> float | None:
+        """Seconds since the feed was last read; None while it is not read."""
+        return None if self._cursor is None or self._poll_time is None else self.monotonic() - self._poll_time
 
     async def poll_when_due(self) -> None:
         """Poll after a notification, or after `POLL_INTERVAL`. To be called every `MIN_POLL_INTERVAL`."""
@@ -204,7 +221,7 @@ class ChangeFeedReader:
         async with self._lock:
             start = self.monotonic()
             batch = await self.feed.poll(self._cursor, _MAX_BATCH)
-            self._cursor = batch.cursor
+            self._cursor, self._poll_time = batch.cursor, start
             if self.cache is not None:
                 self.cache.apply_changes(batch.changed_ids, start)
             self.events.add(batch)

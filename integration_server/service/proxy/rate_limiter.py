@@ -20,7 +20,7 @@ from typing import Protocol
 from integration_server.domain.errors import ProviderUnavailable, RateLimited
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.domain.proxy_messages import ApiResponse, LimitScope, RateLimit
-from integration_server.service.common_types import Jitter
+from integration_server.service.common_types import Jitter, Record, record_nothing
 from integration_server.service.provider_port import Provider
 from integration_server.service.proxy.fair_queue import FairQueue, Waiter
 from integration_server.service.proxy.rate_limit_budget import MAX_APP_PAUSE, MIN_PAUSE, AdaptiveLimit
@@ -62,6 +62,8 @@ class ProviderRateLimiter:
     jitter: Jitter
     calls_at_once: int | None = None
     app_limit_users: int = _APP_LIMIT_USERS
+    record_wait: Record = record_nothing  # seconds, integration type
+    record_refusal: Record = record_nothing  # integration type
 
     def __post_init__(self) -> None:
         self._app_limits = [limit for limit in self.limits if limit.scope is LimitScope.APP]
@@ -86,7 +88,13 @@ class ProviderRateLimiter:
         The block calls the yielded function with the response. It returns how long the provider accepts no more calls.
         Raises `RateLimited`, or `ProviderUnavailable` if the provider itself has asked for a longer pause.
         """
-        await self._wait(Waiter(integration.user_id, integration.integration_id), within, is_retry=is_retry)
+        begin = self.monotonic()
+        try:
+            await self._wait(Waiter(integration.user_id, integration.integration_id), within, is_retry=is_retry)
+        except (ProviderUnavailable, RateLimited):
+            self.record_refusal(self.integration_type)
+            raise
+        self.record_wait(self.monotonic() - begin, self.integration_type)
         try:
             yield partial(self._observe, integration)
         finally:
@@ -225,6 +233,8 @@ class RateLimiters:
     shared: DistributedLimiter | None
     monotonic: Callable[[], float]
     jitter: Jitter
+    record_wait: Record = record_nothing
+    record_refusal: Record = record_nothing
 
     def __post_init__(self) -> None:
         self._limiters: dict[str, ProviderRateLimiter] = {}
@@ -234,6 +244,13 @@ class RateLimiters:
         name = provider.integration_type
         if name not in self._limiters:
             self._limiters[name] = ProviderRateLimiter(
-                name, provider.rate_limits, self.shared, self.monotonic, self.jitter, provider.calls_at_once
+                name,
+                provider.rate_limits,
+                self.shared,
+                self.monotonic,
+                self.jitter,
+                provider.calls_at_once,
+                record_wait=self.record_wait,
+                record_refusal=self.record_refusal,
             )
         return self._limiters[name]

@@ -30,7 +30,7 @@ from integration_server.domain.webhooks import (
     WebhookRequest,
     WebhookResponse,
 )
-from integration_server.service.common_types import Aead, Clock, RandomToken
+from integration_server.service.common_types import Aead, Clock, RandomToken, Record, record_nothing
 from integration_server.service.credentials.credential_cipher import CredentialCipher, payload_aad
 from integration_server.service.provider_port import Provider, Providers
 from integration_server.service.webhooks.ports import NewWebhookEvent, WebhookEndpoint, WebhookEndpoints, WebhookInbox
@@ -48,6 +48,9 @@ TOO_MANY_NEW_EVENTS = WebhookResponse(503, {"Retry-After": "5"})
 USER_QUOTA_EXCEEDED = WebhookResponse(503, {"Retry-After": "300"})
 TOO_MANY_EVENTS = WebhookResponse(413)
 """A request has more events than are read. Another delivery does not help."""
+
+_OUTCOMES = {401: "invalid_signature", 404: "not_found", 413: "too_large", 503: "refused"}
+"""The outcomes of webhooks for the metrics, by the status of their response; for any other status `accepted`."""
 
 _UID = re.compile(r"[\w-]{1,128}", re.ASCII)
 _MAX_TEXT_LENGTH = 255
@@ -143,6 +146,8 @@ class WebhookIngestion:
     max_events: int = MAX_EVENTS
     recipients_page: int = 100  # integrations that one query reads, whose rows are verified without a pause
     max_new_events: int = 1000  # no provider documents larger batches
+    record_outcome: Record = record_nothing  # integration type, outcome
+    record_unrouted: Record = record_nothing  # integration type
 
     def __post_init__(self) -> None:
         self._large_reads = asyncio.Semaphore(_MAX_CONCURRENT_READS)
@@ -152,9 +157,15 @@ class WebhookIngestion:
 
     async def receive_webhook(self, integration_type: str, endpoint: str, request: WebhookRequest) -> WebhookResponse:
         """The response, after all events of the request are stored. Raises `StoreUnavailable`."""
-        provider = self._provider(integration_type)
-        if provider is None:
-            return NOT_FOUND
+        provider, outcome = self._provider(integration_type), "error"
+        try:
+            response = NOT_FOUND if provider is None else await self._receive(provider, endpoint, request)
+            outcome = _OUTCOMES.get(response.status, "accepted")
+            return response
+        finally:
+            self.record_outcome(integration_type if provider is None else provider.integration_type, outcome)
+
+    async def _receive(self, provider: Provider, endpoint: str, request: WebhookRequest) -> WebhookResponse:
         if endpoint == APP:
             return await self._receive_for_app(provider, request)
         # The address may contain an alias of the provider's type.
@@ -179,12 +190,16 @@ class WebhookIngestion:
         if not secrets:
             return NOT_FOUND
         batch = _Batch(await self._verified(provider, request, secrets), self.max_events)
+        is_routed = not batch.received.events
         try:
             async for events in batch.slices():
                 async for integrations in self._recipients(provider.integration_type, events):
+                    is_routed = is_routed or bool(integrations)
                     await self._store(batch, _addressed(integrations, events))
         except _TooManyNewEvents:
             return self._refuse_rest(provider, batch)
+        if not is_routed:
+            self.record_unrouted(provider.integration_type)
         return batch.response
 
     async def _recipients(

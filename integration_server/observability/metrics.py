@@ -1,0 +1,339 @@
+"""The metrics of this server: their declarations, and the numbers of one process.
+
+A metric is declared here and nowhere else. What happens is recorded with a function of `Metrics`; what has a state (a
+queue, a cache) is read from its owner when the metrics are read. docs/metrics.md describes each of them.
+
+No label has a value that users, callers or senders choose. An integration type that this server does not have becomes
+`unknown`, and a metric has at most `MAX_SERIES` combinations of labels.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from math import isfinite
+from typing import Any, Literal, TypeAlias, TypeVar
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import Metric as Family
+from prometheus_client.registry import Collector
+
+K = TypeVar("K", bound=Hashable)
+Recorder: TypeAlias = Any
+"""A counter or histogram of the library, or one of its children."""
+
+PREFIX = "integration_server_"
+MAX_SERIES = 2_000
+"""Of one metric: more than 40 integration types have with all their outcomes."""
+
+MAX_LABEL_LENGTH = 200  # characters
+
+UNKNOWN, OTHER = "unknown", "other"
+TYPE_LABEL = "integration_type"
+
+# Seconds. From a response out of the cache to the deadline of the slowest calls.
+_LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_WAITS = (0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 30.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Metric:
+    """A declared metric. `merge` says how the gauges of several processes become one; all else is added up."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: Sequence[str] = ()
+    buckets: Sequence[float] = ()
+    merge: Literal["sum", "max"] = "sum"
+
+    @property
+    def family(self) -> str:
+        """The name of its family in the exposition format."""
+        return self.name.removesuffix("_total")
+
+    @property
+    def sample_names(self) -> Sequence[str]:
+        """The names of its samples."""
+        if self.kind == "histogram":
+            return tuple(f"{self.name}_{part}" for part in ("bucket", "count", "sum"))
+        return (self.name,)
+
+
+def _counter(name: str, text: str, *labels: str) -> Metric:
+    return Metric(f"{PREFIX}{name}", "counter", text, labels)
+
+
+def _gauge(name: str, text: str, *labels: str, merge: Literal["sum", "max"] = "max") -> Metric:
+    return Metric(f"{PREFIX}{name}", "gauge", text, labels, merge=merge)
+
+
+def _histogram(name: str, text: str, *labels: str, buckets: Sequence[float] = _LATENCIES) -> Metric:
+    return Metric(f"{PREFIX}{name}", "histogram", text, labels, buckets)
+
+
+@dataclass(frozen=True, slots=True)
+class Declarations:
+    """All metrics."""
+
+    # Calls
+    rpcs: Metric = _counter(
+        "rpcs_total", "RPCs by their gRPC status and the reason of their ErrorInfo.", "method", "status", "reason"
+    )
+    rpc_duration: Metric = _histogram(
+        "rpc_duration_seconds", "Time that unary RPCs take, in all interceptors and the handler.", "method"
+    )
+    calls_not_served: Metric = _counter(
+        "calls_not_served_total",
+        "RPCs without success: client_gone, invalid_metadata, unauthenticated, rpc_rejected, or unhandled_exception.",
+        "outcome",
+    )
+    peers_limited: Metric = _counter(
+        "authentication_refusals_total", "Calls refused unverified, because their peer sent too many invalid tokens."
+    )
+    http_requests: Metric = _counter(
+        "http_requests_total",
+        "Requests of the sidecar. Status 0: the client has gone. Route malformed: refused unread.",
+        "route",
+        "status",
+    )
+    http_duration: Metric = _histogram(
+        "http_request_duration_seconds", "Time that the sidecar's requests take.", "route"
+    )
+
+    # Integrations
+    integrations: Metric = _gauge("integrations", "Integrations, as of the last count.", TYPE_LABEL, "status")
+    refresh_failing: Metric = _gauge(
+        "integrations_refresh_failing", "Integrations in status error whose refreshes keep failing.", TYPE_LABEL
+    )
+    grants_ending: Metric = _gauge(
+        "grants_ending",
+        "Usable integrations whose grant ends at a known time within 7 or 30 days.",
+        TYPE_LABEL,
+        "within",
+    )
+    count_age: Metric = _gauge("integrations_count_age_seconds", "Age of the last complete count of integrations.")
+
+    # Refreshes and providers
+    refreshes: Metric = _counter(
+        "token_refreshes_total",
+        "Refreshes by outcome: success; transient (retried); terminal (the user has to authorize again); client (our "
+        "client was refused); lost (the outcome of a call is unknown).",
+        TYPE_LABEL,
+        "outcome",
+    )
+    refresh_calls: Metric = _counter("token_refresh_calls_total", "Calls of token endpoints to refresh.", TYPE_LABEL)
+    mass_invalid_grants: Metric = _counter(
+        "mass_invalid_grants_total", "Refreshes not counted against users, because most of a minute failed.", TYPE_LABEL
+    )
+    journal_entries: Metric = _gauge("refresh_journal_entries", "Refreshes in the journal on disk, to be committed.")
+    provider_requests: Metric = _counter(
+        "provider_requests_total", "Requests to providers by class of status, or no_response.", TYPE_LABEL, "class"
+    )
+    provider_duration: Metric = _histogram(
+        "provider_request_duration_seconds", "Time that requests to providers take.", TYPE_LABEL
+    )
+    rate_limit_wait: Metric = _histogram(
+        "rate_limit_wait_seconds", "Time that calls wait for a permit of the rate limiter.", TYPE_LABEL, buckets=_WAITS
+    )
+    rate_limit_refusals: Metric = _counter(
+        "rate_limit_refusals_total", "Calls that could not get a permit within their deadline.", TYPE_LABEL
+    )
+    fact_remaining: Metric = _gauge(
+        "provider_fact_remaining_seconds",
+        "Time until a fact about a provider ends, such as the support of an API version; negative afterwards.",
+        TYPE_LABEL,
+        "fact",
+    )
+
+    # Background work
+    due_age: Metric = _gauge(
+        "due_work_oldest_age_seconds",
+        "Time for which the oldest due row of a job has been due; 0 if none is.",
+        "job",
+        TYPE_LABEL,
+    )
+    breakers_open: Metric = _gauge(
+        "circuit_breakers_open",
+        "Processes whose circuit breaker for a job and type is open.",
+        "job",
+        TYPE_LABEL,
+        merge="sum",
+    )
+
+    # Webhooks
+    webhooks: Metric = _counter(
+        "webhooks_total",
+        "Webhook requests: accepted, invalid_signature, not_found, refused (to be delivered again), too_large, error.",
+        TYPE_LABEL,
+        "outcome",
+    )
+    webhooks_unrouted: Metric = _counter(
+        "webhooks_unrouted_total", "Verified webhook requests whose accounts belong to no integration.", TYPE_LABEL
+    )
+    consumer_lag: Metric = _gauge(
+        "webhook_consumer_lag_events",
+        "Webhook events that the slowest consumer of their integration has not acknowledged, as of the last count.",
+        TYPE_LABEL,
+    )
+
+    # Events, cache, database
+    feed_lag: Metric = _gauge("event_feed_lag_seconds", "Time since the change feed was last read, while it is read.")
+    streams: Metric = _gauge("event_streams_open", "Open event streams.", merge="sum")
+    stream_waiting: Metric = _gauge("event_stream_waiting_events", "Events that wait in memory for the slowest stream.")
+    cache_lookups: Metric = _counter("credentials_cache_lookups_total", "Lookups in the credentials cache.", "result")
+    connection_wait: Metric = _histogram(
+        "database_connection_wait_seconds", "Time that statements wait for a database connection.", buckets=_WAITS
+    )
+    database_up: Metric = _gauge("database_up", "1 if the statements of these metrics succeed, else 0.")
+    audit_lag: Metric = _gauge("audit_lag_seconds", "Age of the oldest audit entry that is not written yet.")
+    audit_pending: Metric = _gauge("audit_pending_entries", "Audit entries that are not written yet.", merge="sum")
+    data_key_age: Metric = _gauge("data_key_age_seconds", "Age of the data key that encrypts new values.")
+
+    # Processes
+    loop_lag: Metric = _gauge(
+        "event_loop_lag_seconds", "Longest delay of the event loop in the last 15 seconds.", "process"
+    )
+    process_up: Metric = _gauge("process_up", "1 if the process has given its metrics in time, else 0.", "process")
+
+    def __iter__(self) -> Iterator[Metric]:
+        return (getattr(self, one.name) for one in fields(self))
+
+
+METRICS = Declarations()
+
+SIDECAR_METRICS = frozenset({METRICS.http_requests, METRICS.http_duration, METRICS.loop_lag})
+"""What the sidecar may report. An attacker who controls it cannot report anything else."""
+
+Labels = tuple[str, ...]
+Sample = tuple[Metric, Labels, float]
+"""A metric, the values of its labels, and its value."""
+
+Read = Callable[[], Iterable[Sample]]
+"""Reads values from their owner. It is called in another thread than the event loop's."""
+
+
+class Metrics:
+    """The metrics of this process."""
+
+    def __init__(self, *, is_on: bool = True, max_series: int = MAX_SERIES, bounds_labels: bool = True) -> None:
+        """Unless `is_on`, nothing is recorded. `bounds_labels` is off only for negative controls."""
+        self.is_on = is_on
+        self.types = set[str]()
+        """The integration types of this server, which are known later than the first record."""
+        self._max_series = max_series
+        self._bounds_labels = bounds_labels
+        self._registry = CollectorRegistry()
+        self._states = _StateCollector(self._bounded)
+        self._registry.register(self._states)
+        self._counters: dict[Metric, Callable[..., None]] = {}
+        self._histograms: dict[Metric, Callable[..., None]] = {}
+
+    def read(self, read: Read) -> None:
+        """Call `read` whenever the metrics are read."""
+        self._states.reads.append(read)
+
+    def counter(self, metric: Metric) -> Callable[..., None]:
+        """A function of the labels' values that counts one."""
+        if not self.is_on:
+            return _record_nothing
+        if metric not in self._counters:
+            counter = Counter(metric.name, metric.help, metric.labels, registry=self._registry)
+            child = self._children(metric, counter)
+            self._counters[metric] = lambda *labels: child(labels).inc()
+        return self._counters[metric]
+
+    def histogram(self, metric: Metric) -> Callable[..., None]:
+        """A function of a value and the labels' values that records the value."""
+        if not self.is_on:
+            return _record_nothing
+        if metric not in self._histograms:
+            histogram = Histogram(
+                metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=self._registry
+            )
+            child = self._children(metric, histogram)
+            self._histograms[metric] = lambda value, *labels: child(labels).observe(value)
+        return self._histograms[metric]
+
+    def families(self) -> Iterable[Family]:
+        """What was recorded, and the states as they are now."""
+        return self._registry.collect()
+
+    def _children(self, metric: Metric, recorder: Recorder) -> Callable[[Labels], Recorder]:
+        """A lookup of the recorder for the labels' values. `labels` of the library takes twice the time."""
+        if not metric.labels:
+            return lambda _labels: recorder
+        known: dict[Labels, Recorder] = {}
+        rest = (OTHER,) * len(metric.labels)
+
+        def child(labels: Labels) -> Recorder:
+            found = known.get(labels)
+            if found is None:
+                bounded = self._bounded(metric, labels)
+                if self._bounds_labels and bounded not in known and len(known) >= self._max_series:
+                    bounded = rest
+                found = known.setdefault(bounded, recorder.labels(*bounded))
+            return found
+
+        return child
+
+    def _bounded(self, metric: Metric, labels: Labels) -> Labels:
+        """The labels with an integration type that this server has, or `unknown`; empty where there is no type."""
+        if not self._bounds_labels:
+            return labels
+        return tuple(
+            UNKNOWN if name == TYPE_LABEL and value and value not in self.types else value[:MAX_LABEL_LENGTH]
+            for name, value in zip(metric.labels, labels, strict=True)
+        )
+
+
+def _record_nothing(*_: object) -> None:
+    pass
+
+
+class _StateCollector(Collector):
+    """Makes families of the values that are read. Values whose labels become equal are merged."""
+
+    def __init__(self, bounded: Callable[[Metric, Labels], Labels]) -> None:
+        self.reads: list[Read] = []
+        self._bounded = bounded
+        self._failed = set[Read]()
+
+    def collect(self) -> Iterator[Family]:
+        """The families of all values that could be read."""
+        values: dict[Metric, dict[Labels, float]] = {}
+        for read in self.reads:
+            for metric, labels, value in self._samples(read):
+                merge(metric, values.setdefault(metric, {}), labels, value)
+        for metric, by_labels in values.items():
+            family = new_family(metric)
+            for labels, value in by_labels.items():
+                family.add_sample(metric.name, dict(zip(metric.labels, labels, strict=True)), value)
+            yield family
+
+    def _samples(self, read: Read) -> Sequence[Sample]:
+        """Values that cannot be read are absent; the others are still reported. Logged once for each reader."""
+        try:
+            return [
+                (metric, self._bounded(metric, labels), float(value))
+                for metric, labels, value in read()
+                if isfinite(value)
+            ]
+        except Exception as error:
+            if read not in self._failed:
+                self._failed.add(read)
+                structlog.get_logger(__name__).error("metrics_not_read", kind=type(error).__qualname__)
+            return ()
+
+
+def merge(metric: Metric, values: dict[K, float], key: K, value: float) -> None:
+    """Add a value to those of a metric, or keep the larger one."""
+    before = values.get(key)
+    if before is None:
+        values[key] = value
+    else:
+        values[key] = max(before, value) if metric.merge == "max" else before + value
+
+
+def new_family(metric: Metric) -> Family:
+    """A family of the metric without samples."""
+    return Family(metric.family, metric.help, metric.kind)

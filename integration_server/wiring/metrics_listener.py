@@ -1,0 +1,89 @@
+"""Serves the metrics of all processes, and makes one process give its own.
+
+Nothing of the server is imported here, and nothing that holds a key.
+"""
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import uvicorn
+
+from integration_server.http_serving import SignalFreeServer, serving_http
+from integration_server.lifecycle import AddressTaken, periodic_job
+from integration_server.observability.event_loop import INTERVAL, EventLoopLag
+from integration_server.observability.listener import PATH, MetricsApp, MetricsCollector, SnapshotSource
+from integration_server.observability.metrics import METRICS, Metrics, Sample
+from integration_server.observability.snapshots import answering_snapshots, encode_snapshot, take_snapshot
+from integration_server.peers import TrustedProxies
+from integration_server.setting_types import Address
+from integration_server.sidecar.http_limits import HttpLimits
+from integration_server.sidecar.http_protocol import limited_protocol
+from integration_server.sidecar.middleware import AnonymousLimits
+from integration_server.sidecar.request_metrics import RecordRequest
+from integration_server.wiring.system import random_token
+
+# Scrapers of some Prometheus servers, and people. Whoever opens more connections closes their own.
+_LIMITS = HttpLimits(
+    connections=64,
+    body_bytes=1024,
+    header_timeout=timedelta(seconds=10),
+    body_timeout=timedelta(seconds=10),
+    keepalive_timeout=timedelta(seconds=75),
+)
+
+
+@asynccontextmanager
+async def running_metrics_listener(address: Address, sources: Mapping[str, SnapshotSource]) -> AsyncIterator[str]:
+    """Serve the metrics of the processes with these names; yields the URL. Raises `AddressTaken`."""
+    limits = AnonymousLimits(_LIMITS, TrustedProxies(()))
+    config = uvicorn.Config(
+        MetricsApp(MetricsCollector(sources)),
+        http=limited_protocol(_LIMITS, limits),
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        log_level="error",
+        proxy_headers=False,
+        server_header=False,
+        backlog=64,
+        timeout_keep_alive=round(_LIMITS.keepalive_timeout.total_seconds()),
+        timeout_graceful_shutdown=1,
+    )
+    async with AsyncExitStack() as stack:
+        try:
+            url = await stack.enter_async_context(serving_http(SignalFreeServer(config), *address))
+        except OSError as error:
+            problem = f"cannot listen on {address} (METRICS_ADDRESS): {error.strerror}; an empty value switches it off"
+            raise AddressTaken(problem) from error
+        yield f"{url}{PATH}"
+
+
+@asynccontextmanager
+async def measured_process(metrics: Metrics, name: str, socket: Path | None = None) -> AsyncIterator[None]:
+    """Measure the event loop of this process, and give the metrics to whoever connects to the Unix socket."""
+    lag = EventLoopLag()
+
+    def read() -> Iterator[Sample]:
+        yield METRICS.loop_lag, (name,), lag.seconds()
+
+    metrics.read(read)
+    instance = random_token()
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(periodic_job(lag.tick, INTERVAL))
+        if socket is not None:
+            stack.enter_context(answering_snapshots(socket, lambda: encode_snapshot(take_snapshot(metrics, instance))))
+        yield
+
+
+def record_requests(metrics: Metrics) -> RecordRequest:
+    """The function that records the sidecar's requests."""
+    count, observe = metrics.counter(METRICS.http_requests), metrics.histogram(METRICS.http_duration)
+
+    def record(route: str, status: int, seconds: float) -> None:
+        count(route, str(status))
+        observe(seconds, route)
+
+    return record
