@@ -16,6 +16,7 @@ from integration_server.sandbox.behaviour import Fault
 from integration_server.sandbox.faults import Hang
 from integration_server.storage.schema import migrate
 from integrations.v1 import integration_pb2
+from tests.end_to_end.prefork import PreforkServer
 from tests.end_to_end.replicas import (
     LEASE,
     Replicas,
@@ -35,16 +36,16 @@ SLOW = Fault(delay=1)
 
 
 @pytest.fixture
-async def replicas(tmp_path: Path, database_url: str) -> AsyncIterator[Replicas]:
-    """Four servers."""
-    async with run_replicas(tmp_path, database_url, SERVERS, lease=10) as running:
+async def replicas(tmp_path: Path, database_url: str, prefork: PreforkServer) -> AsyncIterator[Replicas]:
+    """Four servers, each without a process for its sidecar: those take most of the time of a start."""
+    async with run_replicas(tmp_path, database_url, SERVERS, lease=10, start=prefork.serving) as running:
         yield running
 
 
 @pytest.fixture
-async def pair(tmp_path: Path, database_url: str) -> AsyncIterator[Replicas]:
+async def pair(tmp_path: Path, database_url: str, prefork: PreforkServer) -> AsyncIterator[Replicas]:
     """Two servers."""
-    async with run_replicas(tmp_path, database_url, servers=2) as running:
+    async with run_replicas(tmp_path, database_url, servers=2, start=prefork.serving) as running:
         yield running
 
 
