@@ -21,8 +21,15 @@ USERS = ("ada", "bob", "eve", "joe", "zoe")
 @pytest.fixture
 async def pair(tmp_path: Path, database_url: str, prefork: PreforkServer) -> AsyncIterator[Replicas]:
     """Two servers that check health every second."""
-    settings = {"HEALTH_CHECK_INTERVAL_SECONDS": "1", "BACKGROUND_CALLS_PER_PROVIDER": "2"}
-    async with run_replicas(tmp_path, database_url, 2, lease=10, start=prefork.serving, **settings) as running:
+    async with run_replicas(
+        tmp_path,
+        database_url,
+        servers=2,
+        lease=10,
+        start=prefork.serving,
+        HEALTH_CHECK_INTERVAL_SECONDS="1",
+        BACKGROUND_CALLS_PER_PROVIDER="2",
+    ) as running:
         yield running
 
 
