@@ -3,7 +3,7 @@
 PYTHON ?= # the Python to make .venv with; otherwise the first of python3.13, python3.12, python3.11, python3 that will do
 ARGS ?=   # more arguments: make test ARGS="-k callback", make bench ARGS="slow-provider --database sqlite"
 CASES ?=  # how many for make test-fuzz
-ROUNDS ?= # how many for make test-faults
+ROUNDS ?= # how many for make test-faults, and how many kills for make test-rotation
 SEED ?=   # and which
 
 # Half of the tests wait for processes and clocks.
