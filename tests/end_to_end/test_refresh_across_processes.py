@@ -16,6 +16,7 @@ from integration_server.sandbox.behaviour import Fault
 from integration_server.sandbox.faults import Hang
 from integration_server.storage.schema import migrate
 from integrations.v1 import integration_pb2
+from tests.end_to_end.faults import HeldResponse
 from tests.end_to_end.prefork import PreforkServer
 from tests.end_to_end.replicas import (
     LEASE,
@@ -64,10 +65,12 @@ async def test_a_token_is_refreshed_once_for_all_callers_of_all_servers(replicas
 
 async def test_a_server_suspended_past_its_lease_loses_no_token(pair: Replicas) -> None:
     integration_id = await pair.clients[0].connect()
-    pair.sandbox.behaviour = replace(pair.sandbox.behaviour, faults={"token": SLOW})
+    held = HeldResponse()
+    pair.sandbox.behaviour = replace(pair.sandbox.behaviour, faults={"token": held})
     sleeping = asyncio.create_task(force_refresh(pair.clients[0], integration_id))
-    await wait_until(has_called(pair))
+    await held.wait_for_requests(1)
     pair.commands[0].send(signal.SIGSTOP)
+    held.released.set()  # the response arrives at a suspended server, however busy the machine is
     await asyncio.sleep(LEASE + 1)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await force_refresh(pair.clients[1], integration_id)
