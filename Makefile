@@ -3,7 +3,7 @@
 PYTHON ?= # the Python to make .venv with; otherwise the first of python3.13, python3.12, python3.11, python3 that will do
 ARGS ?=   # more arguments: make test ARGS="-k callback", make bench ARGS="slow-provider --database sqlite"
 CASES ?=  # how many for make test-fuzz
-ROUNDS ?= # how many for make test-faults
+ROUNDS ?= # how many for make test-faults, and how many kills for make test-rotation
 SEED ?=   # and which
 
 # Half of the tests wait for processes and clocks.
@@ -94,8 +94,9 @@ bench: $(STAMP) ## Run the benchmarks against their bounds (ARGS="slow-provider"
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: test-rotation
-test-rotation: $(STAMP) ## Rotate 100,000 rows under load, killed 20 times, on both databases (minutes)
-	@$(BIN)/python -m pytest --no-header -o faulthandler_timeout=3600 tests/faults/test_rotation.py $(ARGS)
+test-rotation: $(STAMP) ## Rotate 100,000 rows under load, killed 20 times, on both databases (ROUNDS=: kills, SEED=, ROTATION_ROWS=)
+	@$(BIN)/python -m pytest --no-header -o faulthandler_timeout=3600 tests/faults/test_rotation.py \
+	    $(if $(ROUNDS),--rounds=$(ROUNDS)) $(if $(SEED),--seed=$(SEED)) $(ARGS)
 
 .PHONY: test-fuzz
 test-fuzz: $(STAMP) ## Send 100,000 hostile calls to a real server (other numbers: CASES=1000 SEED=1)

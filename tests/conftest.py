@@ -1,8 +1,9 @@
 """Fixtures for all tests. Tests in `tests/unit` cannot open sockets, not even on loopback."""
 
+import gc
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +17,8 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 import grpc.aio
 import hypothesis
 
+from integration_server.lifecycle import freeze_gc
+
 # A test must not fail because the machine is slow, nor at hypothesis' own time limits.
 hypothesis.settings.register_profile(
     "without time limits", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -25,6 +28,25 @@ hypothesis.settings.load_profile("without time limits")
 pytest_plugins = ["tests.databases", "tests.end_to_end.prefork", "tests.pgbouncer"]
 
 UNIT = Path(__file__).resolve().parent / "unit"
+
+# Files with a minute of work. `--dist loadfile` gives a file to one worker, and the others would wait for the last one.
+LONG_FILES = frozenset({UNIT / "rpc" / "test_bad_input.py"})
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect no garbage: half a million objects are made, and stay. Later collections do not scan them either."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        freeze_gc()
+        gc.enable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files."""
+    items.sort(key=lambda item: item.path not in LONG_FILES)
 
 
 class SocketOpenedInUnitTest(Exception):

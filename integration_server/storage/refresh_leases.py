@@ -8,7 +8,9 @@ Leases differ from the claims of due work (`due_work.py`): a refresh also runs o
 lease records whether the provider was called, because the refresh token may then be spent.
 """
 
+from collections.abc import Mapping
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
@@ -78,10 +80,7 @@ class SqlRefreshLeases:
     def __init__(self, database: Database, duration: timedelta, forced_interval: timedelta) -> None:
         self._database = database
         self._forced_interval = forced_interval
-        self._claims = {
-            "postgresql": _claim(postgresql.insert(refresh_leases), duration, forced_interval),
-            "sqlite": _claim(sqlite.insert(refresh_leases), duration, forced_interval),
-        }
+        self._claims = _claims(duration, forced_interval)
 
     async def state(self, integration: Integration) -> LeaseState:
         """The state of the lease."""
@@ -119,6 +118,15 @@ class SqlRefreshLeases:
             await self._database.write(_RESOLVE, {**parameters, "of_failure": failure})
         else:
             await self._database.write(_EXPIRE, parameters)
+
+
+@lru_cache(maxsize=8)
+def _claims(duration: timedelta, forced_interval: timedelta) -> Mapping[str, Executable]:
+    """The claim statement of each dialect. Cached, because building one takes milliseconds."""
+    return {
+        "postgresql": _claim(postgresql.insert(refresh_leases), duration, forced_interval),
+        "sqlite": _claim(sqlite.insert(refresh_leases), duration, forced_interval),
+    }
 
 
 def _claim(insert: Any, duration: timedelta, forced_interval: timedelta) -> Executable:  # noqa: ANN401  # the inserts of the two dialects share no type

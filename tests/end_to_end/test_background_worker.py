@@ -11,6 +11,7 @@ import pytest
 from integration_server.sandbox.behaviour import Fault
 from integrations.v1 import event_pb2, integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
+from tests.end_to_end.prefork import PreforkServer
 from tests.end_to_end.replicas import Replicas, run_replicas, wait_until
 
 LIFETIME = 12  # seconds: a refresh is due after 4.8 to 6
@@ -18,10 +19,16 @@ USERS = ("ada", "bob", "eve", "joe", "zoe")
 
 
 @pytest.fixture
-async def pair(tmp_path: Path, database_url: str) -> AsyncIterator[Replicas]:
+async def pair(tmp_path: Path, database_url: str, prefork: PreforkServer) -> AsyncIterator[Replicas]:
     """Two servers that check health every second."""
     async with run_replicas(
-        tmp_path, database_url, 2, lease=10, HEALTH_CHECK_INTERVAL_SECONDS="1", BACKGROUND_CALLS_PER_PROVIDER="2"
+        tmp_path,
+        database_url,
+        servers=2,
+        lease=10,
+        start=prefork.serving,
+        HEALTH_CHECK_INTERVAL_SECONDS="1",
+        BACKGROUND_CALLS_PER_PROVIDER="2",
     ) as running:
         yield running
 

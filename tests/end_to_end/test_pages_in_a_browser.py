@@ -60,8 +60,10 @@ class ObservedPage:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
-    """A headless browser. Chromium's sandbox does not work for root."""
-    arguments = ["--no-sandbox"] if os.getuid() == 0 else []
+    """A headless browser, with one process for all pages. Chromium's sandbox does not work for root."""
+    arguments = ["--disable-site-isolation-trials", "--renderer-process-limit=1"]
+    if os.getuid() == 0:
+        arguments.append("--no-sandbox")
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=120_000)
         yield browser

@@ -22,6 +22,7 @@ from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.databases import execute, fetch
 from tests.end_to_end.faults import HeldResponse
+from tests.end_to_end.prefork import PreforkServer
 from tests.end_to_end.replicas import Replicas, run_replicas, wait_until
 from tests.end_to_end.rpc_errors import NOT_FOUND, expect_rpc_error
 from tests.end_to_end.system import Clients, System, callback_url, run_system
@@ -172,9 +173,9 @@ async def test_a_reconnected_account_keeps_its_grant_when_the_previous_one_is_re
 
 
 @pytest.fixture
-async def pair(tmp_path: Path, database_url: str) -> AsyncIterator[Replicas]:
+async def pair(tmp_path: Path, database_url: str, prefork: PreforkServer) -> AsyncIterator[Replicas]:
     """Two servers."""
-    async with run_replicas(tmp_path, database_url, servers=2) as running:
+    async with run_replicas(tmp_path, database_url, servers=2, start=prefork.serving) as running:
         yield running
 
 

@@ -1,10 +1,8 @@
 """A rotation of 100,000 rows under load by a command that is killed 20 times. `make test-rotation` runs it."""
 
 import os
-import random
 import re
 import time
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -23,32 +21,21 @@ from tests.end_to_end.key_rotation import (
 from tests.end_to_end.processes import serving
 from tests.end_to_end.system import clients_of
 from tests.end_to_end.test_key_rotation import environment_for, run_command
+from tests.faults.conftest import FaultTrial
 
 ROWS = int(os.environ.get("ROTATION_ROWS", "100000"))
-KILLS = int(os.environ.get("ROTATION_KILLS", "20"))
-SEED = int(os.environ.get("ROTATION_SEED", random.randrange(2**32)))
+KILLS = 20
 SERVERS = 2
 READERS = 8
 DEADLINE = 3600.0  # seconds for a rotation: many times what it takes
 
 
-@pytest.fixture
-def report_line(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Print a line in spite of pytest's capture."""
-
-    def report_line(line: str) -> None:
-        with capsys.disabled():
-            print(f"  {line}", flush=True)
-
-    return report_line
-
-
 @pytest.mark.slow
 async def test_every_value_is_readable_and_no_call_fails_during_rotations(
-    tmp_path: Path, database_url: str, report_line: Callable[[str], None]
+    tmp_path: Path, database_url: str, trial: FaultTrial
 ) -> None:
-    report_line(f"\n  {database_url.partition(':')[0]}: {ROWS:,} rows, {KILLS} kills, seed {SEED} (ROTATION_SEED)")
-    rng = random.Random(SEED)
+    rng = trial.rng(0)
+    kills_needed = len(trial.rounds(KILLS))
     environment = environment_for(tmp_path, database_url)
     await fill(database_url, environment["ENCRYPTION_KEY"], ROWS)
     async with AsyncExitStack() as stack:
@@ -61,19 +48,19 @@ async def test_every_value_is_readable_and_no_call_fails_during_rotations(
         start_time = time.monotonic()
         async with run_readers(clients, ROWS, READERS, rng) as load:
             kills = 0
-            while kills < KILLS:
+            while kills < kills_needed:
                 kills += await kill_rotation(tmp_path, database, environment, delay=rng.uniform(0, 1))
             finished, *_ = await run_rotation(tmp_path, environment, DEADLINE)
         assert finished.code == 0, finished.err
         assert load.failures == []
         keys = await describe_data_keys(database)
         assert keys[-1].is_rotation_complete
-        report_line(
+        trial.report(
             f"killed {kills} times over {len(keys) - 1} rotations, finished in {time.monotonic() - start_time:.0f} s; "
             f"meanwhile {load.calls:,} calls, none failed"
         )
         assert await find_read_failures(clients, ROWS) == []
-        report_line(f"all {ROWS:,} rows read")
+        trial.report(f"all {ROWS:,} rows read")
 
         start_time = time.monotonic()
         async with run_readers(clients, ROWS, READERS, rng) as load:
@@ -83,12 +70,12 @@ async def test_every_value_is_readable_and_no_call_fails_during_rotations(
         assert load.failures == []
         took = time.monotonic() - start_time
         server_peak = max(peak_memory(command.pid("server")) for command in commands)
-        report_line(
+        trial.report(
             f"once more, undisturbed: {took:.0f} s, {ROWS / took:,.0f} rows/s with start and waits, beside "
             f"{load.calls / took:,.0f} calls/s, none failed; CPU of the command: {cpu:.0f} s, "
             f"{cpu / ROWS * 1e6:.0f} µs a row; peak memory: command {peak} MiB, server {server_peak} MiB"
         )
-        report_line(finished.out.strip().splitlines()[-1])
+        trial.report(finished.out.strip().splitlines()[-1])
 
         newest = (await describe_data_keys(database))[-1].key_id
         for key in await describe_data_keys(database):
@@ -96,7 +83,7 @@ async def test_every_value_is_readable_and_no_call_fails_during_rotations(
                 await remove(tmp_path, environment, key.key_id)
         assert [key.key_id for key in await describe_data_keys(database)] == [newest]
         assert await find_read_failures(clients, ROWS) == []
-        report_line("former keys removed; all rows still read")
+        trial.report("former keys removed; all rows still read")
 
 
 def reencrypted(said: str) -> int:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -259,7 +259,7 @@ class EncryptedTokens(Generic[T]):
     def __init__(self, aead: Aead, purpose: str, content: type[T]) -> None:
         self._aead = aead
         self._associated_data = AssociatedData(table="tokens", column=purpose, uid="")
-        self._content = TypeAdapter(content)
+        self._content: TypeAdapter[T] = _adapter(content)  # type: ignore[arg-type]  # a class is hashable
 
     async def make(self, content: T) -> str:
         """A URL-safe token with this content."""
@@ -275,6 +275,12 @@ class EncryptedTokens(Generic[T]):
             return self._content.validate_json(await self._aead.decrypt(encrypted, self._associated_data))
         except (ValueError, CredentialsUnreadable):  # binascii's and pydantic's errors are ValueErrors
             return None
+
+
+@lru_cache(maxsize=64)
+def _adapter(content: type[T]) -> TypeAdapter[T]:
+    """Cached, because making one takes milliseconds, and each service has several."""
+    return TypeAdapter(content)
 
 
 def _to_text(encrypted: bytes) -> str:

@@ -3,13 +3,13 @@
 The CPU time of this thread is measured, so that a busy machine does not matter.
 """
 
-import gc
 import time
 from collections.abc import Callable
 
 import pytest
 
 from integration_server.domain.webhooks import MAX_EVENTS, WebhookRequest
+from integration_server.lifecycle import freeze_gc
 from integration_server.providers.webhooks.parsing import as_payload
 from integration_server.providers.webhooks.scheme import MalformedWebhook
 from tests.unit.providers.webhooks.samples import NOW, SAMPLES, Sample, received
@@ -48,15 +48,11 @@ def batches() -> dict[str, tuple[Sample, bytes]]:
 def hold(call: Callable[[], object]) -> float:
     """The CPU seconds of the fastest of three calls, without the collection of earlier tests' garbage."""
     durations = []
-    gc.collect()
-    gc.freeze()
-    try:
-        for _ in range(3):
-            begin = time.thread_time()
-            call()
-            durations.append(time.thread_time() - begin)
-    finally:
-        gc.unfreeze()
+    freeze_gc()
+    for _ in range(3):
+        begin = time.thread_time()
+        call()
+        durations.append(time.thread_time() - begin)
     return min(durations)
 
 
