@@ -255,7 +255,10 @@ async def running_server(
             metrics_url = ""
             if settings.metrics_address is not None:
                 await stack.enter_async_context(measured_process(metrics, "server"))
-                listener = running_metrics_listener(settings.metrics_address, {"server": LocalSource(metrics)})
+                sources = {"server": LocalSource(metrics)}
+                listener = running_metrics_listener(
+                    settings.metrics_address, sources, may_move=settings.metrics_may_move
+                )
                 metrics_url = await stack.enter_async_context(listener)
             running = await stack.enter_async_context(server)
             sidecar_url = await stack.enter_async_context(running_sidecar(settings, link.client(), metrics))

@@ -19,9 +19,11 @@ from integration_server.supervisor import SupervisorChannel
 from integration_server.wiring.metrics_listener import running_metrics_listener
 
 
-async def serve_metrics(channel: SupervisorChannel, address: Address, sources: Mapping[str, SocketSource]) -> None:
+async def serve_metrics(
+    channel: SupervisorChannel, address: Address, sources: Mapping[str, SocketSource], *, may_move: bool
+) -> None:
     """Serve until the supervisor stops this process. Raises `AddressTaken`."""
-    async with running_metrics_listener(address, sources) as url, channel.commands() as stop:
+    async with running_metrics_listener(address, sources, may_move=may_move) as url, channel.commands() as stop:
         freeze_gc()
         channel.report_ready(metrics=url)
         await stop.wait()
@@ -39,7 +41,7 @@ def main() -> None:
         for name, socket in config["sockets"].items()
     }
     try:
-        uvloop.run(serve_metrics(channel, Address(*config["address"]), sources))
+        uvloop.run(serve_metrics(channel, Address(*config["address"]), sources, may_move=config["may_move"]))
     except (AddressTaken, OSError) as error:
         sys.exit(str(error))
 

@@ -236,6 +236,11 @@ class Settings(SidecarSettings):
         return settings
 
     @property
+    def metrics_may_move(self) -> bool:
+        """Whether a free port may take the place of METRICS_ADDRESS, so that several servers run on one machine."""
+        return "metrics_address" not in self.model_fields_set
+
+    @property
     def authenticates_callers(self) -> bool:
         """Whether callers must authenticate."""
         return self.policy_file is not None

@@ -75,6 +75,7 @@ def _metrics_listener(settings: Settings, link: SidecarLink) -> Sequence[ChildSp
             reports=["metrics"],
             config={
                 "address": settings.metrics_address,
+                "may_move": settings.metrics_may_move,
                 "sockets": {name: str(link.metrics_socket(name)) for name in ("server", "sidecar")},
                 "log_level": settings.log_level,
                 "terminal": is_terminal(),
@@ -132,7 +133,8 @@ async def sidecar() -> None:
     ):
         urls = {"sidecar": url, "grpc": str(settings.grpc_address)}
         if settings.metrics_address is not None:
-            listener = running_metrics_listener(settings.metrics_address, {"sidecar": LocalSource(metrics)})
+            sources = {"sidecar": LocalSource(metrics)}
+            listener = running_metrics_listener(settings.metrics_address, sources, may_move=settings.metrics_may_move)
             urls["metrics"] = await stack.enter_async_context(listener)
         structlog.get_logger(__name__).info("serving", **urls)
         await stop.wait()

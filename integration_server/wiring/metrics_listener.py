@@ -6,8 +6,10 @@ Nothing of the server is imported here, and nothing that holds a key.
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
+import structlog
 import uvicorn
 
 from integration_server.http_serving import SignalFreeServer, serving_http
@@ -35,8 +37,13 @@ _LIMITS = HttpLimits(
 
 
 @asynccontextmanager
-async def running_metrics_listener(address: Address, sources: Mapping[str, SnapshotSource]) -> AsyncIterator[str]:
-    """Serve the metrics of the processes with these names; yields the URL. Raises `AddressTaken`."""
+async def running_metrics_listener(
+    address: Address, sources: Mapping[str, SnapshotSource], *, may_move: bool = False
+) -> AsyncIterator[str]:
+    """Serve the metrics of the processes with these names; yields the URL. Raises `AddressTaken`.
+
+    With `may_move`, if the address is taken, a free port of the same host takes its place.
+    """
     limits = AnonymousLimits(_LIMITS, TrustedProxies(()))
     config = uvicorn.Config(
         MetricsApp(MetricsCollector(sources)),
@@ -53,11 +60,15 @@ async def running_metrics_listener(address: Address, sources: Mapping[str, Snaps
         timeout_graceful_shutdown=1,
     )
     async with AsyncExitStack() as stack:
+        serve = partial(serving_http, SignalFreeServer(config), address.host)
         try:
-            url = await stack.enter_async_context(serving_http(SignalFreeServer(config), *address))
+            url = await stack.enter_async_context(serve(address.port))
         except OSError as error:
             problem = f"cannot listen on {address} (METRICS_ADDRESS): {error.strerror}; an empty value switches it off"
-            raise AddressTaken(problem) from error
+            if not may_move:
+                raise AddressTaken(problem) from error
+            structlog.get_logger(__name__).warning("metrics_address_taken", address=str(address))
+            url = await stack.enter_async_context(serve(0))
         yield f"{url}{PATH}"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from integration_server.lifecycle import AddressTaken
 from integration_server.observability.listener import MetricsCollector, SocketSource
 from integration_server.observability.metrics import METRICS, Metrics
 from integration_server.observability.snapshots import (
@@ -106,3 +107,14 @@ async def test_a_snapshot_leaves_the_interpreter_to_others(tmp_path: Path) -> No
             metrics.counter(metric)
     take_snapshot(metrics, "1", pauses.append)
     assert len(pauses) >= len([metric for metric in METRICS if metric.kind == "counter"])
+
+
+async def test_the_default_port_moves_where_another_server_has_it_and_a_set_one_does_not() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = Address(*other.getsockname())
+        with pytest.raises(AddressTaken, match="METRICS_ADDRESS"):
+            async with running_metrics_listener(taken, {}):
+                pass
+        async with running_metrics_listener(taken, {}, may_move=True) as url, httpx.AsyncClient() as client:
+            assert f":{taken.port}/" not in url
+            assert (await client.get(url)).status_code == 200

@@ -161,6 +161,8 @@ def test_an_empty_variable_counts_as_not_set() -> None:
 
 def test_an_empty_address_switches_the_metrics_off() -> None:
     assert str(Settings.from_environment(PRODUCTION).metrics_address) == "127.0.0.1:9464"
+    assert Settings.from_environment(PRODUCTION).metrics_may_move
+    assert not Settings.from_environment({**PRODUCTION, "METRICS_ADDRESS": "127.0.0.1:9464"}).metrics_may_move
     assert Settings.from_environment({**PRODUCTION, "METRICS_ADDRESS": ""}).metrics_address is None
     everywhere = Settings.from_environment(
         {**PRODUCTION, "METRICS_ADDRESS": "[::]:9464"}
