@@ -66,7 +66,8 @@ async def catch_up(channel: grpc.aio.Channel, user_id: str, integration_id: int)
 
 def handle(event: webhook_pb2.WebhookEvent) -> None:
     """Your backend's work. After a crash the same event may be delivered again, with the same `event_id`."""
-    print(f"Event {event.number}: {event.event_type} {event.payload.decode()}", flush=True)
+    payload = event.payload.decode(errors="backslashreplace")  # whatever the provider has sent
+    print(f"Event {event.number}: {event.event_type} {payload}", flush=True)
 
 
 # --- the provider -------------------------------------------------------------------------------------------------

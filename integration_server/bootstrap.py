@@ -60,9 +60,11 @@ from integration_server.service.integrations.ports import IntegrationLookup, Int
 from integration_server.service.provider_port import Providers
 from integration_server.service.proxy.calls import ApiProxy
 from integration_server.service.proxy.rate_limiter import DistributedLimiter, RateLimiters
-from integration_server.service.webhooks.ports import WebhookEndpoints, WebhookInbox
+from integration_server.service.webhooks.ports import UnroutedWebhooks, WebhookEndpoints, WebhookInbox, WebhookRoutes
+from integration_server.service.webhooks.unrouted_webhooks import UnroutedWebhookLog
 from integration_server.service.webhooks.webhook_delivery import WebhookDelivery
 from integration_server.service.webhooks.webhook_ingestion import EndpointCache, WebhookIngestion
+from integration_server.service.webhooks.webhook_router import WebhookRouter
 from integration_server.service.webhooks.webhook_secrets import WebhookSecrets
 from integration_server.settings import Settings
 from integration_server.storage.audit import SqlAuditLog
@@ -79,10 +81,11 @@ from integration_server.storage.refresh_leases import SqlRefreshLeases
 from integration_server.storage.revocations import SqlRevocationOutbox
 from integration_server.storage.webhook_endpoints import SqlWebhookEndpoints
 from integration_server.storage.webhook_inbox import SqlWebhookInbox
+from integration_server.storage.webhook_routing import SqlUnroutedWebhooks, SqlWebhookRoutes, UnroutedLimits
 from integration_server.wiring.audit_heads import open_head_recorder
 from integration_server.wiring.auth import open_auth_stack
 from integration_server.wiring.distributed_limiter import open_distributed_limiter
-from integration_server.wiring.grpc_server import CALENDARS_NAME, SERVICE_NAME, build_grpc_server
+from integration_server.wiring.grpc_server import CALENDARS_NAME, OPERATOR_NAME, SERVICE_NAME, build_grpc_server
 from integration_server.wiring.keys import key_rotation_job, open_key_encryptions
 from integration_server.wiring.metrics import (
     SAMPLE_INTERVAL,
@@ -139,6 +142,8 @@ class Stores:
     journal: RefreshJournal
     endpoints: WebhookEndpoints
     inbox: WebhookInbox
+    webhook_routes: WebhookRoutes
+    unrouted_webhooks: UnroutedWebhooks
     change_feed: ChangeFeed
 
 
@@ -196,6 +201,8 @@ def sql_stores(settings: Settings, database: Database, on_change: Callable[[Inte
         FileRefreshJournal(settings.refresh_journal_dir),
         SqlWebhookEndpoints(database, on_change),
         SqlWebhookInbox(database, settings.user_quotas),
+        SqlWebhookRoutes(database),
+        SqlUnroutedWebhooks(database, UnroutedLimits(max_bytes=settings.unrouted_webhook_max_bytes)),
         SqlChangeFeed(database),
     )
 
@@ -320,7 +327,7 @@ async def running_grpc_server(
         use_cases = service.use_cases
         count_refusal = metrics.counter(METRICS.peers_limited)
         auth = await enter(open_auth_stack(settings, use_cases.integration_manager, clock, link.token, count_refusal))
-        health = ServerHealthServicer([SERVICE_NAME, CALENDARS_NAME])
+        health = ServerHealthServicer([SERVICE_NAME, CALENDARS_NAME, OPERATOR_NAME])
         call_log = CallLog(monotonic)
         stack.enter_context(call_log.watching_grpc_log())
         metrics.read(partial(read_calls, call_log))
@@ -400,7 +407,8 @@ def build_service(
     reader = ChangeFeedReader(stores.change_feed, cache, monotonic)
     cipher = CredentialCipher(aead)
     schedule = Schedule(settings.refresh_buffer, settings.health_check_interval or None, jitter)
-    account_linker = AccountLinker(integrations, providers, cipher, clock, schedule, trail.enqueue)
+    webhook_router = WebhookRouter(stores.webhook_routes, aead, clock, monotonic=monotonic)
+    account_linker = AccountLinker(integrations, providers, cipher, clock, schedule, trail.enqueue, webhook_router.add)
     failures = RefreshFailurePolicy(
         integrations, clock, jitter, record_mass_failure=metrics.counter(METRICS.mass_invalid_grants)
     )
@@ -451,6 +459,14 @@ def build_service(
         min_interval=settings.health_check_min_interval,
         max_page_bytes=max_page_bytes,
     )
+    unrouted_webhooks = UnroutedWebhookLog(
+        stores.unrouted_webhooks,
+        aead,
+        clock,
+        random_token,
+        retention=settings.unrouted_webhook_retention,
+        monotonic=monotonic,
+    )
     webhook_secrets = WebhookSecrets(
         stores.endpoints,
         providers,
@@ -500,6 +516,8 @@ def build_service(
         webhook_ingestion=WebhookIngestion(
             EndpointCache(stores.endpoints, monotonic),
             stores.inbox,
+            webhook_router,
+            unrouted_webhooks,
             webhook_secrets,
             providers,
             aead,
@@ -516,6 +534,7 @@ def build_service(
             integrations, stores.inbox, aead, max_page_bytes=settings.grpc_max_message_bytes * 3 // 4
         ),
         webhook_secrets=webhook_secrets,
+        unrouted_webhooks=unrouted_webhooks,
         event_stream=EventStream(
             stores.change_feed, reader, providers, aead, retention=settings.event_retention, heartbeat=heartbeat
         ),

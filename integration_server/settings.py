@@ -41,6 +41,7 @@ from integration_server.sidecar_settings import SidecarSettings
 from integration_server.storage.engine import DEFAULT_DATABASE_URL, parse_database_url
 from integration_server.storage.key_encryption import parse_key
 from integration_server.storage.user_usage import DEFAULT_USER_QUOTAS, UserQuotas
+from integration_server.storage.webhook_routing import UnroutedLimits
 
 GENERATE_KEY = "generate a key with: openssl rand -base64 32"
 
@@ -177,6 +178,7 @@ class Settings(SidecarSettings):
     )
     health_history: Days = duration("HEALTH_HISTORY_DAYS", 30 * DAY, le=3650 * DAY)
     webhook_retention: Days = duration("WEBHOOK_RETENTION_DAYS", 7 * DAY, le=365 * DAY)
+    unrouted_webhook_retention: Days = duration("UNROUTED_WEBHOOK_RETENTION_DAYS", 3 * DAY, le=30 * DAY)
     webhook_secret_grace: Hours = duration("WEBHOOK_SECRET_GRACE_HOURS", 24 * HOUR, ge=0 * HOUR, le=720 * HOUR)
     event_retention: Days = duration("EVENT_RETENTION_DAYS", 7 * DAY, le=365 * DAY)
     background_calls_per_provider: Annotated[int, Field(ge=1, le=1000)] = 8
@@ -198,6 +200,7 @@ class Settings(SidecarSettings):
     user_max_integrations: Count = DEFAULT_USER_QUOTAS.integrations
     user_max_authorization_attempts: Count = DEFAULT_USER_QUOTAS.authorization_attempts
     user_max_webhook_bytes: Annotated[int, Field(ge=1024 * 1024, le=1024**4)] = DEFAULT_USER_QUOTAS.webhook_bytes
+    unrouted_webhook_max_bytes: Annotated[int, Field(ge=1024, le=1024**3)] = UnroutedLimits().max_bytes
     grpc_max_connections: Count = 1_000
     grpc_max_streams_per_connection: Count = 1_000
     grpc_max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=64 * 1024 * 1024)] = 4 * 1024 * 1024

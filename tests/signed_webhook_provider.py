@@ -27,7 +27,9 @@ SIGNATURE = "X-Signature"
 
 
 def webhook_body(*events: Mapping[str, Any]) -> bytes:
-    """A body with these events: each has an `id`, and may have `type`, `account`, `reports_grant_end`, `unstable`."""
+    """A body with these events: each has an `id`, and may have `type`, `account`, `route`, `reports_grant_end`,
+    `unstable`.
+    """
     return json.dumps({"events": events}).encode()
 
 
@@ -58,6 +60,7 @@ def _event(event: Mapping[str, Any]) -> WebhookEvent:
         payload=json.dumps(event).encode(),
         reports_grant_end=event.get("reports_grant_end", False),
         has_stable_id=not event.get("unstable", False),
+        route=event.get("route"),
     )
 
 

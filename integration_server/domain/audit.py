@@ -33,6 +33,7 @@ class Action(StrEnum):
     SET_WEBHOOK_SECRET = "set_webhook_secret"
     READ_WEBHOOKS = "read_webhooks"
     ACK_WEBHOOKS = "ack_webhooks"
+    READ_UNROUTED_WEBHOOKS = "read_unrouted_webhooks"
     LOSE_GRANT = "lose_grant"
     ERASE_USER = "erase_user"
     STORE_CREDENTIALS = "store_credentials"

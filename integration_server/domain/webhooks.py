@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 MAX_EVENTS = 10_000
 """The events of one request that are read. Providers document batches of at most 1,000."""
@@ -41,7 +42,9 @@ class WebhookEvent:
     `event_id` is the provider's id, or a digest of the event if it has none: a repeated delivery has the same id,
     unless `has_stable_id` is False. `account_id` is the account that the event belongs to, as in
     `Integration.account_id`; None if only the address identifies it. `reports_grant_end`: the account seems to have
-    revoked our access, which is confirmed at the provider before the grant is ended.
+    revoked our access, which is confirmed at the provider before the grant is ended. `route`: another key of the
+    recipient, such as "subscription:…", by which an event whose account is not known is routed. `is_readable`: False if
+    the event could not be parsed, so that only its bytes are known.
     """
 
     event_id: str
@@ -50,6 +53,33 @@ class WebhookEvent:
     payload: bytes = field(repr=False)
     reports_grant_end: bool = False
     has_stable_id: bool = True
+    route: str | None = None
+    is_readable: bool = True
+
+
+class UnroutedReason(StrEnum):
+    """Why a verified event at the app's address belongs to no integration."""
+
+    UNREADABLE = "unreadable"
+    """The event could not be parsed."""
+
+    NO_ACCOUNT = "no_account"
+    """The event names no account."""
+
+    UNKNOWN_ACCOUNT = "unknown_account"
+    """No connected integration of the type has the account."""
+
+    UNKNOWN_ROUTE = "unknown_route"
+    """The event names no account, but another key, such as a subscription, that is not known to be an integration's."""
+
+    @classmethod
+    def of(cls, event: WebhookEvent) -> "UnroutedReason":
+        """Why an event has no recipient."""
+        if event.account_id is not None:
+            return cls.UNKNOWN_ACCOUNT
+        if event.route is not None:
+            return cls.UNKNOWN_ROUTE
+        return cls.NO_ACCOUNT if event.is_readable else cls.UNREADABLE
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,7 +168,7 @@ class Declarations:
         "outcome",
     )
     webhooks_unrouted: Metric = _counter(
-        "webhooks_unrouted_total", "Verified webhook requests whose accounts belong to no integration.", TYPE_LABEL
+        "webhooks_unrouted_total", "Verified webhook requests with an event that belongs to no integration.", TYPE_LABEL
     )
     consumer_lag: Metric = _gauge(
         "webhook_consumer_lag_events",

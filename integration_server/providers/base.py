@@ -32,11 +32,12 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, RateLimit
 from integration_server.domain.text import has_control_characters
-from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest, WebhookResponse
+from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest
 from integration_server.providers.http import DeclaredOrigins, HttpResponse, ProviderHttp, ResponseBodyTooLarge
 from integration_server.providers.lenient_values import text_at, texts_at
 from integration_server.providers.rate_limit_headers import parse_rate_limit_headers
 from integration_server.providers.url_templates import fill, template_params
+from integration_server.providers.webhooks.parsing import unread_event
 from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys, WebhookScheme
 from integration_server.service.common_types import Clock, Record, record_nothing
 from integration_server.service.integrations.ports import NewAccount
@@ -376,7 +377,7 @@ class BaseProvider(ABC):
     def receive_webhook(self, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
         """The events in a webhook request that one of the secrets signs. Raises `InvalidWebhookSignature`.
 
-        The response to a signed request that cannot be parsed is 400, without events.
+        The body of a signed request that cannot be read is one event.
         """
         if self.webhook_scheme is None:
             raise InvalidWebhookSignature
@@ -385,7 +386,7 @@ class BaseProvider(ABC):
         try:
             return self.webhook_scheme.receive(request, keys, self._context.clock())
         except MalformedWebhook:
-            return ReceivedWebhook(response=WebhookResponse(400))
+            return ReceivedWebhook([unread_event(request)])
 
     # --- use of credentials
 

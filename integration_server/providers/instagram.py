@@ -8,7 +8,7 @@
   `data` [H]. Errors have `error_type` and `error_message` [K]. "Invalid platform app" in them is an error of our client
   [H 2026-11-29].
 - The `user_id` of the response is the app-scoped id, which the deauthorize callback names too, and not the one of /me
-  [M 2026-11-29]. It is stored with the tokens.
+  [M 2026-11-29]. It is stored with the tokens, and as a route of the integration's webhooks.
 - Webhooks are signed with the secret of the Facebook app or of the Instagram app; which one is not documented
   [K 2026-11-29]. With the setting `INSTAGRAM_WEBHOOK_SECRET`, both are tried.
 - Versions of the Graph API end two years after the next one appears; v24.0 on 18 February 2028:
@@ -23,6 +23,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import date, timedelta
 from typing import Any
 
@@ -30,6 +31,8 @@ from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.providers.base import ExpiringFact
 from integration_server.providers.lenient_values import field_at, text_at
 from integration_server.providers.meta import MetaProvider
+from integration_server.providers.webhooks.meta import INSTAGRAM, app_user_route
+from integration_server.service.integrations.ports import NewAccount
 
 _INVALID_CLIENT = "invalid platform app"  # there is no code for it, only this message
 _MIN_REFRESH_AGE = timedelta(hours=24)
@@ -43,6 +46,7 @@ class InstagramProvider(MetaProvider):
     oauth_token_url = "https://api.instagram.com/oauth/access_token"
     required_scopes = ("instagram_business_basic",)
     extra_fields = ("user_id",)
+    webhook_scheme = INSTAGRAM
     default_api_version = "v24.0"
     expiring_facts = (ExpiringFact("Graph API v24.0", date(2028, 2, 18), "v24.0"),)
     verify_url = "https://graph.instagram.com/{api_version}/me?fields=user_id,username"
@@ -75,6 +79,12 @@ class InstagramProvider(MetaProvider):
             if credentials is None and self.client_secret
             else secrets
         )
+
+    async def verify_connection(self, credentials: Credentials) -> NewAccount:
+        """Check the credentials. The account has the route of the deauthorize callback."""
+        account = await super().verify_connection(credentials)
+        user_id = credentials.extras.get("user_id") if isinstance(credentials, OAuthTokens) else None
+        return replace(account, webhook_routes=(app_user_route(user_id),) if user_id else ())
 
     async def complete_tokens(self, tokens: OAuthTokens) -> OAuthTokens:
         """Exchange the short-lived token."""

@@ -74,7 +74,7 @@ def read_object(body: bytes) -> Mapping[str, Any] | None:
 
 def _read_leniently(body: bytes) -> object:
     try:
-        value = json.loads(body.decode("utf-8-sig", "replace"), strict=False, parse_int=_parse_int)
+        value = json.loads(body.decode("utf-8-sig", "replace"), strict=False, parse_int=parse_int)
         # UTF-16 can encode lone surrogates, and its decoder replaces them.
         encoded = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass")
         return json.loads(encoded.decode("utf-16", "replace"))
@@ -82,7 +82,7 @@ def _read_leniently(body: bytes) -> object:
         return None
 
 
-def _parse_int(digits: str) -> int | float:
+def parse_int(digits: str) -> int | float:
     """An int, or a float for more digits than an identifier has: Python refuses ints of thousands of digits."""
     return int(digits) if len(digits) <= _MAX_TEXT_LENGTH else float(digits)
 

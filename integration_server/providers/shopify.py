@@ -88,7 +88,7 @@ class ShopifyProvider(OAuth2Provider):
     def read_callback(self, query: Mapping[str, str]) -> Mapping[str, str]:
         """Verify the callback's signature and shop. Raises `InvalidField`. The config has the shop already.
 
-        Shopify signs webhooks with the same key. Their bodies begin with "{", and no message of these names does.
+        Shopify signs webhooks with the same key. Their bodies begin with "{" or have no "=", unlike these messages.
         """
         if not all(map(_PARAMETER.fullmatch, query)):
             raise InvalidField("query", "has a parameter that Shopify does not send")

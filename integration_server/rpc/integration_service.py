@@ -20,6 +20,7 @@ from integration_server.service.events.event_stream import EventStream, StreamIt
 from integration_server.service.health.health_checks import HealthChecker
 from integration_server.service.integrations.integration_manager import IntegrationManager
 from integration_server.service.proxy.calls import ApiProxy
+from integration_server.service.webhooks.unrouted_webhooks import UnroutedWebhookLog
 from integration_server.service.webhooks.webhook_delivery import WebhookDelivery
 from integration_server.service.webhooks.webhook_ingestion import WebhookIngestion
 from integration_server.service.webhooks.webhook_secrets import WebhookSecrets
@@ -41,6 +42,7 @@ class UseCases:
     webhook_ingestion: WebhookIngestion
     webhook_delivery: WebhookDelivery
     webhook_secrets: WebhookSecrets
+    unrouted_webhooks: UnroutedWebhookLog
     event_stream: EventStream
     api_proxy: ApiProxy
 

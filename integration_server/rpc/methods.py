@@ -30,6 +30,7 @@ class Permission(StrEnum):
     WATCH = "watch"
     WEBHOOKS = "webhooks"
     WEBHOOK_DELIVERY = "webhook_delivery"
+    OPERATE = "operate"
     HEALTH = "health"
     REFLECTION = "reflection"
 
@@ -37,7 +38,7 @@ class Permission(StrEnum):
 USER_PERMISSIONS = frozenset(
     {Permission.READ, Permission.CONNECT, Permission.MANAGE, Permission.CHECK, Permission.CALLBACKS, Permission.WATCH}
 )
-"""The permissions that a policy can grant to users. Credentials, calls and webhooks are for backends only."""
+"""The permissions that a policy can grant to users. The others are for backends and operators only."""
 
 SIDECAR_PERMISSIONS = frozenset({Permission.CALLBACKS, Permission.WEBHOOK_DELIVERY, Permission.HEALTH})
 """The fixed permissions of the sidecar."""

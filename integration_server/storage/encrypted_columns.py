@@ -16,6 +16,8 @@ from integration_server.service.credentials.credential_cipher import (
     chain_key_aad,
     credentials_aad,
     payload_aad,
+    route_aad,
+    unrouted_payload_aad,
     webhook_secret_aad,
 )
 from integration_server.storage.integrations import integration_of
@@ -25,7 +27,9 @@ from integration_server.storage.tables import (
     data_key_id,
     integrations,
     revocations,
+    unrouted_webhooks,
     webhook_events,
+    webhook_routes,
     webhook_secrets,
 )
 
@@ -87,6 +91,14 @@ def _of_event(row: Row[Any]) -> AssociatedData:
     return payload_aad(*_names(row), row.integration_id, row.event_id, row.event_type, row.receive_time)
 
 
+def _of_route(row: Row[Any]) -> AssociatedData:
+    return route_aad(*_names(row), row.route)
+
+
+def _of_unrouted(row: Row[Any]) -> AssociatedData:
+    return unrouted_payload_aad(row.uid, row.integration_type, row.event_id, row.event_type, row.receive_time)
+
+
 _SECRETS = (webhook_secrets.c.encrypted_secret, webhook_secrets.c.encrypted_previous_secret)
 
 ENCRYPTED_COLUMNS = (
@@ -96,6 +108,8 @@ ENCRYPTED_COLUMNS = (
     EncryptedColumn(authorization_attempts.c.encrypted_callback, partial(_of_attempt, callback_aad)),
     *(EncryptedColumn(column, partial(_of_secret, column)) for column in _SECRETS),
     EncryptedColumn(webhook_events.c.encrypted_payload, _of_event),
+    EncryptedColumn(webhook_routes.c.encrypted_copy, _of_route),
+    EncryptedColumn(unrouted_webhooks.c.encrypted_payload, _of_unrouted),
     EncryptedColumn(audit_chains.c.encrypted_key, lambda row: chain_key_aad(row.chain_id)),
 )
 

@@ -219,7 +219,8 @@ class SqlIntegrations:
         values = {
             **new_integration_values(integration, now),
             **asdict(credentials),
-            **asdict(account),
+            "account_id": account.account_id,
+            "account_label": account.account_label,
             "check_due_time": check_due_time,
             "connect_time": now,
         }

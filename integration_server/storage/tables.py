@@ -257,6 +257,44 @@ webhook_consumer_offsets = Table(
 )
 """The last webhook event of an integration that each consumer has acknowledged."""
 
+unrouted_webhooks = Table(
+    "unrouted_webhooks",
+    metadata,
+    Column("unrouted_webhook_id", _Id, Identity(), primary_key=True),
+    Column("integration_type", String(255), nullable=False),
+    Column("event_id", String(255), nullable=False),
+    Column("uid", String(255), nullable=False),
+    Column("event_type", String(255), nullable=False),
+    Column("account_id", String(255)),
+    Column("route", String(255)),
+    Column("reason", String(32), nullable=False),
+    Column("payload_bytes", BigInteger, nullable=False),
+    Column("receive_time", UtcDateTime, nullable=False, index=True),
+    Column("encrypted_payload", LargeBinary, nullable=False),
+    UniqueConstraint("integration_type", "event_id"),
+    Index("ix_unrouted_webhooks_integration_type", "integration_type", "unrouted_webhook_id"),
+    sqlite_autoincrement=True,
+)
+"""Verified webhook events that belong to no integration. `uid` is as in `webhook_events`."""
+
+webhook_routes = Table(
+    "webhook_routes",
+    metadata,
+    Column("webhook_route_id", _Id, Identity(), primary_key=True),
+    Column("integration_id", _Id, ForeignKey(integrations.c.integration_id, ondelete="CASCADE"), nullable=False),
+    Column("uid", String(255), nullable=False),
+    Column("user_id", String(255), nullable=False),
+    Column("integration_type", String(255), nullable=False),
+    Column("route", String(255), nullable=False),
+    Column("encrypted_copy", LargeBinary, nullable=False),
+    Column("expire_time", UtcDateTime, index=True),
+    UniqueConstraint("integration_id", "route"),
+    Index("ix_webhook_routes_integration_type_route", "integration_type", "route"),
+    sqlite_autoincrement=True,
+)
+"""Keys of integrations, such as subscriptions, by which events are routed that do not name the account. `uid`, user and
+type are copies of the integration's; `encrypted_copy` is the route, encrypted and bound to them."""
+
 integration_changes = Table(
     "integration_changes",
     metadata,

@@ -11,7 +11,7 @@ from itertools import accumulate, groupby
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import bindparam, case, func, insert, select, update
+from sqlalchemy import bindparam, case, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -34,7 +34,10 @@ _O = webhook_consumer_offsets.c
 _RECIPIENTS = (
     select(integrations)
     .where(
-        _I.account_id.in_(bindparam("account_ids", expanding=True)),
+        or_(
+            _I.account_id.in_(bindparam("account_ids", expanding=True)),
+            _I.integration_id.in_(bindparam("integration_ids", expanding=True)),
+        ),
         _I.integration_type == bindparam("type"),
         _I.connect_time.is_not(None),
         _I.integration_id > bindparam("after"),
@@ -65,11 +68,17 @@ class SqlWebhookInbox:
         self._quotas = quotas
 
     async def find_recipients(
-        self, integration_type: str, account_ids: Collection[str], after: IntegrationId, limit: int
+        self,
+        integration_type: str,
+        account_ids: Collection[str],
+        after: IntegrationId,
+        limit: int,
+        integration_ids: Collection[IntegrationId] = (),
     ) -> Sequence[StoredIntegration]:
-        """The connected integrations of these accounts, of any user, with an id above `after`, ordered by id."""
+        """The connected integrations of these accounts or with these ids, that have an id above `after`, in order."""
         parameters = {
             "account_ids": sorted(account_ids),
+            "integration_ids": sorted(integration_ids),
             "type": integration_type,
             "after": after,
             "limit": limit,

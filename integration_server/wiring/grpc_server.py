@@ -28,6 +28,7 @@ from integration_server.rpc.interceptors import (
     read_request,
     record_audit,
 )
+from integration_server.rpc.operator_service import OperatorService
 from integration_server.rpc.request_limits import MAX_BYTES
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.calendar.google_calendar import GoogleCalendar
@@ -39,10 +40,13 @@ from integrations.v1 import (
     google_calendar_pb2_grpc,
     integration_service_pb2,
     integration_service_pb2_grpc,
+    operator_service_pb2,
+    operator_service_pb2_grpc,
 )
 
 SERVICE_NAME = integration_service_pb2.DESCRIPTOR.services_by_name["IntegrationService"].full_name
 CALENDARS_NAME = google_calendar_pb2.DESCRIPTOR.services_by_name["GoogleCalendarService"].full_name
+OPERATOR_NAME = operator_service_pb2.DESCRIPTOR.services_by_name["OperatorService"].full_name
 HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 # Of one method, over all connections, at 16 kB each: as many as a caller may have at the same time.
@@ -84,10 +88,11 @@ def build_grpc_server(
     target: Any = handlers  # the generated functions are typed for servers
     integration_service_pb2_grpc.add_IntegrationServiceServicer_to_server(IntegrationService(use_cases, clock), target)
     google_calendar_pb2_grpc.add_GoogleCalendarServiceServicer_to_server(GoogleCalendarService(google_calendar), target)
+    operator_service_pb2_grpc.add_OperatorServiceServicer_to_server(OperatorService(use_cases), target)
     health_pb2_grpc.add_HealthServicer_to_server(health, target)
     # Where callers are authenticated, the policy decides who may use reflection.
     if settings.dev_mode or settings.authenticates_callers:
-        names = (SERVICE_NAME, CALENDARS_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
+        names = (SERVICE_NAME, CALENDARS_NAME, OPERATOR_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
         # `enable_server_reflection` adds the threaded servicer to any server but grpc.aio's own.
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), target)
     return surviving_server(handlers, handlers.paths, grpc_options(settings))

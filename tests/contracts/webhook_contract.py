@@ -7,16 +7,23 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.integration import Integration, IntegrationId
+from integration_server.domain.webhooks import UnroutedReason
 from integration_server.service.connections.ports import AuthorizationAttemptStore
 from integration_server.service.integrations.ports import IntegrationStore, StoredIntegration
 from integration_server.service.webhooks.ports import (
+    NewUnroutedWebhook,
     NewWebhookEvent,
+    NewWebhookRoute,
     StoredWebhookSecrets,
+    UnroutedWebhook,
+    UnroutedWebhooks,
     WebhookEndpoint,
     WebhookEndpoints,
     WebhookInbox,
     WebhookPage,
+    WebhookRoutes,
 )
 from tests.contracts.store_contract import (
     ANN,
@@ -272,3 +279,135 @@ class WebhookEndpointsContract:
         found = await endpoints.find("acme", anns.uid)
         assert found is not None
         assert found.secrets is None
+
+
+def new_unrouted(event_id: str, size: int = 10, integration_type: str = "stripe", **changes: Any) -> NewUnroutedWebhook:
+    """An unrouted event to store."""
+    defaults = UnroutedWebhook(integration_type, event_id, "paid", "a", None, UnroutedReason.UNKNOWN_ACCOUNT, 7, LATER)
+    return NewUnroutedWebhook(f"uid-{next(_numbers)}", replace(defaults, **changes), b"\0" * size)
+
+
+class UnroutedWebhooksContract:
+    """Subclasses provide the fixture `unrouted`, with at most 5 rows and 1,000 bytes of each type."""
+
+    async def ids(self, unrouted: UnroutedWebhooks, integration_type: str = "") -> list[str]:
+        """The ids of what is kept, the newest first."""
+        rows = await unrouted.list(integration_type, ALL_INTEGRATION_TYPES, None, 100)
+        assert [number for number, _ in rows] == sorted((number for number, _ in rows), reverse=True)
+        return [event.event_id for _, event in rows]
+
+    async def test_unrouted_events_are_listed_unchanged(self, unrouted: UnroutedWebhooks) -> None:
+        events = [
+            new_unrouted("é", reason=UnroutedReason.UNREADABLE, account_id=None, payload_bytes=0),
+            new_unrouted("x" * 255, event_type="t" * 255, account_id="a" * 255, route="r" * 255),
+        ]
+        await unrouted.add(events)
+        rows = await unrouted.list("", ALL_INTEGRATION_TYPES, None, 10)
+        assert {event for _, event in rows} == {new.event for new in events}
+
+    async def test_unrouted_events_are_stored_once_by_type_and_id(self, unrouted: UnroutedWebhooks) -> None:
+        await unrouted.add([new_unrouted("a"), new_unrouted("a"), new_unrouted("b")])
+        await unrouted.add([new_unrouted("b", account_id="other"), new_unrouted("c")])
+        await unrouted.add([new_unrouted("a", integration_type="square")])
+        assert sorted(await self.ids(unrouted)) == ["a", "a", "b", "c"]
+        assert await self.ids(unrouted, "square") == ["a"]
+        assert (await unrouted.list("stripe", ALL_INTEGRATION_TYPES, None, 10))[1][1].account_id == "a"
+
+    async def test_unrouted_events_are_limited_for_each_type(self, unrouted: UnroutedWebhooks) -> None:
+        await unrouted.add([new_unrouted("mine", integration_type="square")])
+        for number in range(8):
+            await unrouted.add([new_unrouted(f"e-{number}")])
+        assert await self.ids(unrouted, "stripe") == ["e-7", "e-6", "e-5", "e-4", "e-3"]
+        await unrouted.add([new_unrouted("large", size=900), new_unrouted("larger", size=95)])
+        assert await self.ids(unrouted, "stripe") == ["larger", "large"]
+        await unrouted.add([new_unrouted("too large", size=1001)])
+        assert await self.ids(unrouted, "stripe") == []
+        assert await self.ids(unrouted, "square") == ["mine"]
+
+    async def test_concurrent_unrouted_events_are_limited(self, unrouted: UnroutedWebhooks) -> None:
+        await asyncio.gather(
+            *(unrouted.add([new_unrouted(f"{one}-{other}") for other in range(4)]) for one in range(10))
+        )
+        await unrouted.add([new_unrouted("last")])
+        kept = await self.ids(unrouted)
+        assert len(kept) == 5
+        assert kept[0] == "last"
+
+    async def test_unrouted_events_are_paged_and_filtered(self, unrouted: UnroutedWebhooks) -> None:
+        await unrouted.add([new_unrouted(f"e-{number}") for number in range(4)])
+        await unrouted.add([new_unrouted("mine", integration_type="square")])
+        first = await unrouted.list("stripe", ALL_INTEGRATION_TYPES, None, 3)
+        rest = await unrouted.list("stripe", ALL_INTEGRATION_TYPES, first[-1][0], 3)
+        assert [event.event_id for _, event in (*first, *rest)] == ["e-3", "e-2", "e-1", "e-0"]
+        assert await unrouted.list("stripe", AllowedTypes(frozenset({"square"})), None, 3) == []
+        (only,) = await unrouted.list("", AllowedTypes(frozenset({"square", "x"})), None, 3)
+        assert only[1].event_id == "mine"
+        assert await unrouted.list("", AllowedTypes(frozenset()), None, 3) == []
+
+    async def test_old_unrouted_events_are_pruned(self, unrouted: UnroutedWebhooks) -> None:
+        await unrouted.add([new_unrouted("old", receive_time=NOW), new_unrouted("new")])
+        assert [await unrouted.prune(LATER) for _ in range(2)] == [1, 0]
+        assert await self.ids(unrouted) == ["new"]
+
+
+class WebhookRoutesContract:
+    """Subclasses provide the fixtures `routes`, `inbox`, `integrations` and `attempts`."""
+
+    async def test_routes_are_found_by_type(self, integrations: IntegrationStore, routes: WebhookRoutes) -> None:
+        first, second = await create_connected(integrations), await create_connected(integrations, BOB)
+        await routes.add([NewWebhookRoute(first, "r", b"1"), NewWebhookRoute(second, "r", b"2")], LATER)
+        await routes.add([NewWebhookRoute(second, "s", b"3")], None)
+        assert set(await routes.find(first.integration_type, {"r", "s", "t"})) == {
+            ("r", first.integration_id, b"1"),
+            ("r", second.integration_id, b"2"),
+            ("s", second.integration_id, b"3"),
+        }
+        assert list(await routes.find("another", {"r"})) == []
+        assert list(await routes.find(first.integration_type, set())) == []
+
+    async def test_a_route_that_is_added_again_gets_the_new_expiry(
+        self, integrations: IntegrationStore, routes: WebhookRoutes
+    ) -> None:
+        integration = await create_connected(integrations)
+        for copy, expire_time in ((b"1", NOW), (b"2", LATER)):
+            await routes.add([NewWebhookRoute(integration, "r", copy)], expire_time)
+        await routes.add([NewWebhookRoute(integration, "for ever", b"3")], None)
+        assert await routes.prune(LATER) == 0
+        assert ("r", integration.integration_id, b"2") in await routes.find(integration.integration_type, {"r"})
+        assert [await routes.prune(LATER + timedelta(seconds=1)) for _ in range(2)] == [1, 0]
+        found = await routes.find(integration.integration_type, {"r", "for ever"})
+        assert [route for route, *_ in found] == ["for ever"]
+
+    async def test_routes_are_limited_for_each_integration(
+        self, integrations: IntegrationStore, routes: WebhookRoutes
+    ) -> None:
+        first, second = await create_connected(integrations), await create_connected(integrations, BOB)
+        await routes.add([NewWebhookRoute(second, "mine", b"")], NOW)
+        await routes.add([NewWebhookRoute(first, "for ever", b"")], None)
+        for start in range(0, 300, 100):
+            new = [NewWebhookRoute(first, f"r-{number}", b"") for number in range(start, start + 100)]
+            await routes.add(new, LATER + timedelta(seconds=start))
+        names = {"mine", "for ever", *(f"r-{number}" for number in range(300))}
+        found = {route for route, *_ in await routes.find(first.integration_type, names)}
+        assert len(found) == 201  # of the first 200, the other one's
+        assert {"mine", "for ever", "r-299", "r-200"} <= found
+        assert "r-0" not in found
+
+    async def test_routes_end_with_their_integration(
+        self, integrations: IntegrationStore, routes: WebhookRoutes
+    ) -> None:
+        integration = await create_connected(integrations)
+        await routes.add([NewWebhookRoute(integration, "r", b"")], None)
+        await integrations.remove(integration.integration_id, integration.user_id)
+        await routes.add([NewWebhookRoute(integration, "s", b"")], None)
+        assert list(await routes.find(integration.integration_type, {"r", "s"})) == []
+
+    async def test_recipients_are_found_by_id_too(
+        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, inbox: WebhookInbox
+    ) -> None:
+        first, second = await create_connected(integrations), await create_connected(integrations, BOB)
+        pending = await create_pending(integrations, attempts)
+        ids = [first.integration_id, second.integration_id, pending.integration_id]
+        found = await inbox.find_recipients(first.integration_type, [], IntegrationId(0), 10, ids)
+        assert [row.integration.integration_id for row in found] == ids[:2]
+        assert list(await inbox.find_recipients("another", [], IntegrationId(0), 10, ids)) == []

@@ -34,13 +34,13 @@ certificates = ["{TRUST_DOMAIN}/sidecar"]
 certificates = ["{TRUST_DOMAIN}/backend"]
 tokens = ["backend"]
 permissions = ["read", "connect", "manage", "check", "credentials", "calls", "callbacks", "watch", "webhooks",
-  "health", "reflection"]
+  "operate", "health", "reflection"]
 integration_types = ["*"]
 
 [services.other_type]
 certificates = ["other-type.integrations.example"]
 permissions = ["read", "connect", "manage", "check", "credentials", "calls", "callbacks", "watch", "webhooks",
-  "health", "reflection"]
+  "operate", "health", "reflection"]
 integration_types = ["sandbox_api_key"]
 
 [services.bystander]

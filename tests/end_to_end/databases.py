@@ -12,6 +12,7 @@ from integration_server.storage.tables import (
     integration_changes,
     integrations,
     revocations,
+    unrouted_webhooks,
 )
 
 
@@ -30,5 +31,5 @@ async def fetch(database_url: str, statement: Executable) -> Sequence[Row[Any]]:
 
 async def wipe(database_url: str) -> None:
     """Delete all rows except the keys."""
-    tables = (authorization_attempts, health_checks, integrations, revocations, integration_changes)
+    tables = (authorization_attempts, health_checks, integrations, revocations, integration_changes, unrouted_webhooks)
     await execute(database_url, *map(delete, tables))

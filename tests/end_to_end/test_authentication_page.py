@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from integration_server.rpc.methods import USER_PERMISSIONS, Permission, method_of
-from integrations.v1 import google_calendar_pb2, integration_service_pb2
+from integrations.v1 import google_calendar_pb2, integration_service_pb2, operator_service_pb2
 from tests.end_to_end.commands import ROOT
 from tests.end_to_end.processes import free_port, started
 
@@ -72,8 +72,8 @@ def test_the_table_of_permissions_is_complete() -> None:
     assert granted_to_users == USER_PERMISSIONS
     documented = {permission: set(re.findall(r"`(\w+)`", methods)) for permission, methods, _ in rows}
     contract: dict[str, set[str]] = {}
-    for file in (integration_service_pb2.DESCRIPTOR, google_calendar_pb2.DESCRIPTOR):
-        for service in file.services_by_name.values():
+    for file in (integration_service_pb2, google_calendar_pb2, operator_service_pb2):
+        for service in file.DESCRIPTOR.services_by_name.values():
             for descriptor in service.methods:
                 contract.setdefault(str(method_of(descriptor).permission), set()).add(descriptor.name)
     assert {permission: methods for permission, methods in documented.items() if methods} == contract

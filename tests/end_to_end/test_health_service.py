@@ -30,6 +30,7 @@ from tests.postgres import PostgresServer, run_postgres
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 SERVICE = "integrations.v1.IntegrationService"
 CALENDARS = "integrations.v1.GoogleCalendarService"
+OPERATOR = "integrations.v1.OperatorService"
 
 
 async def status_of(clients: Clients, service: str = "") -> int:
@@ -42,13 +43,14 @@ async def test_each_service_and_liveness_have_a_status(sqlite_url: str) -> None:
         watch = system.health.Watch(HealthCheckRequest())
         while (await watch.read()).status != SERVING:
             pass
-        for service in ("", SERVICE, CALENDARS, "liveness"):
+        for service in ("", SERVICE, CALENDARS, OPERATOR, "liveness"):
             assert await status_of(system, service) == SERVING
         listed = await system.health.List(HealthListRequest())
         assert {name: response.status for name, response in listed.statuses.items()} == {
             "": SERVING,
             SERVICE: SERVING,
             CALENDARS: SERVING,
+            OPERATOR: SERVING,
             "liveness": SERVING,
         }
         with pytest.raises(grpc.aio.AioRpcError) as unknown:
@@ -173,7 +175,7 @@ async def reflected_services(clients: Clients) -> list[str]:
 
 async def test_services_are_reflected_in_dev_mode(sqlite_url: str) -> None:
     async with run_system(sqlite_url) as system:
-        assert {SERVICE, CALENDARS, "grpc.health.v1.Health"} <= set(await reflected_services(system))
+        assert {SERVICE, CALENDARS, OPERATOR, "grpc.health.v1.Health"} <= set(await reflected_services(system))
 
 
 async def test_services_are_not_reflected_outside_dev_mode(sqlite_url: str) -> None:

@@ -12,7 +12,7 @@ from google.protobuf.struct_pb2 import Struct
 from hypothesis import strategies as st
 
 from integration_server.rpc.methods import method_of
-from integrations.v1 import google_calendar_pb2, integration_service_pb2
+from integrations.v1 import google_calendar_pb2, integration_service_pb2, operator_service_pb2
 from tests.attack_inputs import HOSTILE_TEXTS
 from tests.loop_hold.worst_requests import Shape, largest_of, oversized_of, shapes_of, valid_request
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 METHODS: Sequence[MethodDescriptor] = [
     method
-    for file in (integration_service_pb2.DESCRIPTOR, google_calendar_pb2.DESCRIPTOR)
+    for file in (integration_service_pb2.DESCRIPTOR, google_calendar_pb2.DESCRIPTOR, operator_service_pb2.DESCRIPTOR)
     for service in file.services_by_name.values()
     for method in service.methods
 ]

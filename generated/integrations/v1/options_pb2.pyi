@@ -19,6 +19,7 @@ class Permission(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PERMISSION_WATCH: _ClassVar[Permission]
     PERMISSION_WEBHOOKS: _ClassVar[Permission]
     PERMISSION_WEBHOOK_DELIVERY: _ClassVar[Permission]
+    PERMISSION_OPERATE: _ClassVar[Permission]
 
 class AuditAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -35,6 +36,7 @@ class AuditAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     AUDIT_ACTION_SET_WEBHOOK_SECRET: _ClassVar[AuditAction]
     AUDIT_ACTION_READ_WEBHOOKS: _ClassVar[AuditAction]
     AUDIT_ACTION_ACK_WEBHOOKS: _ClassVar[AuditAction]
+    AUDIT_ACTION_READ_UNROUTED_WEBHOOKS: _ClassVar[AuditAction]
 PERMISSION_UNSPECIFIED: Permission
 PERMISSION_READ: Permission
 PERMISSION_CONNECT: Permission
@@ -46,6 +48,7 @@ PERMISSION_CALLBACKS: Permission
 PERMISSION_WATCH: Permission
 PERMISSION_WEBHOOKS: Permission
 PERMISSION_WEBHOOK_DELIVERY: Permission
+PERMISSION_OPERATE: Permission
 AUDIT_ACTION_UNSPECIFIED: AuditAction
 AUDIT_ACTION_NONE: AuditAction
 AUDIT_ACTION_CONNECT: AuditAction
@@ -59,6 +62,7 @@ AUDIT_ACTION_DISCONNECT: AuditAction
 AUDIT_ACTION_SET_WEBHOOK_SECRET: AuditAction
 AUDIT_ACTION_READ_WEBHOOKS: AuditAction
 AUDIT_ACTION_ACK_WEBHOOKS: AuditAction
+AUDIT_ACTION_READ_UNROUTED_WEBHOOKS: AuditAction
 ACCESS_FIELD_NUMBER: _ClassVar[int]
 access: _descriptor.FieldDescriptor
 REQUEST_SIZE_FIELD_NUMBER: _ClassVar[int]

@@ -12,17 +12,15 @@
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent
 from integration_server.providers.lenient_values import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, base64_text
-from integration_server.providers.webhooks.parsing import UNKNOWN, VerifiedRequest, as_payload, digest, read_form
-from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource
+from integration_server.providers.webhooks.parsing import UNKNOWN, VerifiedRequest, digest, read_form
+from integration_server.providers.webhooks.scheme import SecretSource
 
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     fields = dict(read_form(verified.body) or ())
-    if not fields:
-        raise MalformedWebhook
     event_id = digest(verified.now.isoformat(), verified.body)
     event_type = text_at(fields, "action") or UNKNOWN
-    return ReceivedWebhook([WebhookEvent(event_id, event_type, None, as_payload(fields), has_stable_id=False)])
+    return ReceivedWebhook([WebhookEvent(event_id, event_type, None, verified.body, has_stable_id=False)])
 
 
 ACUITY = HmacScheme("X-Acuity-Signature", read=_read, encode=base64_text, secret_source=SecretSource.API_SECRET)

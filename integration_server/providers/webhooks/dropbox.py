@@ -13,23 +13,23 @@ from datetime import datetime
 from functools import partial
 
 from integration_server.domain.webhooks import (
-    MAX_EVENTS,
     InvalidWebhookSignature,
     ReceivedWebhook,
     WebhookEvent,
     WebhookRequest,
 )
-from integration_server.providers.lenient_values import field_at, text_at
+from integration_server.providers.lenient_values import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme
+from integration_server.providers.webhooks.json_text import JsonText
 from integration_server.providers.webhooks.parsing import (
     EventBatch,
     VerifiedRequest,
-    as_payload,
     digest,
+    first_elements,
     query_of,
     text_handshake,
 )
-from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys
+from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys
 
 
 class DropboxScheme(HmacScheme):
@@ -46,20 +46,14 @@ class DropboxScheme(HmacScheme):
 
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
-    accounts = field_at(verified.json_object(), "list_folder.accounts")
-    if not isinstance(accounts, list):
-        raise MalformedWebhook
-    texts = [text_at([account], "0") for account in accounts[: MAX_EVENTS + 1]]
-    if None in texts:
-        raise MalformedWebhook
-    return ReceivedWebhook(
-        EventBatch(list(dict.fromkeys(filter(None, texts))), partial(_event, verified.now.isoformat()))
-    )
+    accounts = {account.text: account for account in first_elements(verified.json().at("list_folder.accounts"))}
+    return ReceivedWebhook(EventBatch(list(accounts.values()), partial(_event, verified.now.isoformat())))
 
 
-def _event(time: str, account: str) -> WebhookEvent:
-    payload = as_payload({"list_folder": {"accounts": [account]}})
-    return WebhookEvent(digest(time, account), "list_folder", account, payload, has_stable_id=False)
+def _event(time: str, account: JsonText) -> WebhookEvent:
+    payload = account.raw_object([f'"list_folder":{{"accounts":[{account.text}]}}'])
+    account_id = text_at([account.value], "0")
+    return WebhookEvent(digest(time, payload), "list_folder", account_id, payload, has_stable_id=False)
 
 
 DROPBOX = DropboxScheme("X-Dropbox-Signature", read=_read, secret_source=SecretSource.CLIENT_SECRET)

@@ -12,22 +12,22 @@
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent
 from integration_server.providers.lenient_values import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme
-from integration_server.providers.webhooks.parsing import UNKNOWN, VerifiedRequest, digest, read_form, read_object
+from integration_server.providers.webhooks.json_text import read_json_text
+from integration_server.providers.webhooks.parsing import UNKNOWN, VerifiedRequest, digest, encode_text, read_form
 
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
-    payload = verified.body
-    if payload.startswith(b"payload="):
-        payload = dict(read_form(payload) or ()).get("payload", "").encode()
-    fields = read_object(payload)
+    form = dict(read_form(verified.body) or ()) if verified.body.startswith(b"payload=") else {}
+    body = read_json_text(encode_text(form["payload"])) if form else verified.json()
+    fields = {} if body is None else body.value
     name = verified.header("X-GitHub-Event") or UNKNOWN
     action = text_at(fields, "action")
     is_revoked = (name, action) == ("github_app_authorization", "revoked")
     event = WebhookEvent(
-        event_id=verified.header("X-GitHub-Delivery") or digest(name, payload),
+        event_id=verified.header("X-GitHub-Delivery") or digest(name, verified.body),
         event_type=f"{name}.{action}" if action else name,
         account_id=text_at(fields, "sender.id") if is_revoked else None,
-        payload=payload,
+        payload=verified.body,
         reports_grant_end=is_revoked,
     )
     return ReceivedWebhook([event])

@@ -11,8 +11,8 @@
 from datetime import datetime
 
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookRequest
-from integration_server.providers.webhooks.parsing import VerifiedRequest, as_payload
-from integration_server.providers.webhooks.scheme import MalformedWebhook, WebhookKeys, WebhookScheme
+from integration_server.providers.webhooks.parsing import UNKNOWN, VerifiedRequest, as_payload, digest
+from integration_server.providers.webhooks.scheme import WebhookKeys, WebhookScheme
 from integration_server.providers.webhooks.verification import find_signing_secret, require_post, single_header
 
 _REQUIRED_FIELDS = ("channel_id", "message_number", "resource_state")
@@ -31,7 +31,8 @@ class GoogleChannelScheme(WebhookScheme):
         headers = {name: verified.header(f"X-Goog-{name.replace('_', '-')}") for name in names}
         fields = {name: value for name, value in headers.items() if value is not None}
         if not fields.keys() >= set(_REQUIRED_FIELDS):
-            raise MalformedWebhook
+            payload = as_payload(fields)
+            return ReceivedWebhook([WebhookEvent(digest(payload), UNKNOWN, None, payload, is_readable=False)])
         if fields["resource_state"] == "sync":
             return ReceivedWebhook()
         event_id = f"{fields['channel_id']}:{fields['message_number']}"

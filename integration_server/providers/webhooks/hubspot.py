@@ -11,20 +11,18 @@
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookRequest
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timestamp, base64_text
+from integration_server.providers.webhooks.json_text import JsonText
 from integration_server.providers.webhooks.parsing import (
     EventBatch,
     VerifiedRequest,
-    as_objects,
-    as_payload,
     build_event,
     digest,
+    first_elements,
 )
 from integration_server.providers.webhooks.scheme import SecretSource
 
@@ -39,13 +37,13 @@ def _signed_message(request: WebhookRequest, timestamp: str) -> bytes:
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     body = verified.json()
-    return ReceivedWebhook(EventBatch(as_objects(body if isinstance(body, list) else [body]), _event))
+    return ReceivedWebhook(EventBatch(first_elements(body) if isinstance(body.value, list) else [body], _event))
 
 
-def _event(fields: Mapping[str, Any]) -> WebhookEvent:
-    event = build_event(fields, type_path="subscriptionType", account_path="portalId")
-    stable_fields = sorted((name, value) for name, value in fields.items() if name != "attemptNumber")
-    return replace(event, event_id=digest(as_payload(stable_fields)))
+def _event(item: JsonText) -> WebhookEvent:
+    event = build_event(item.value, item.raw, type_path="subscriptionType", account_path="portalId")
+    members = sorted(member.text for member in item.members() if member.name != "attemptNumber")
+    return replace(event, event_id=digest(*members)) if members else event
 
 
 HUBSPOT = HmacScheme(

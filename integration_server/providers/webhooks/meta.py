@@ -8,17 +8,17 @@
 - The body has entries, and an entry has changes or messages, none with an id [K]: the id is the digest of the change
   with its entry's id and time. The account is the entry's: a page, a user, or an Instagram account.
 - The deauthorize callback is a form with `signed_request`: signature and JSON in base64url, the former being the
-  HMAC-SHA256 of the latter as written, with the app's secret; it names `user_id` [K]. The data deletion callback has
+  HMAC-SHA256 of the latter as written, with the app's secret; it names `user_id` [K], which for Instagram is not the id
+  of the account but the user's id in our app [M 2026-11-29]. The data deletion callback has
   the same form and expects another response, so it must not be configured with this address.
 """
 
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
-from typing import Any
 
 from integration_server.domain.webhooks import (
     MAX_EVENTS,
@@ -29,32 +29,43 @@ from integration_server.domain.webhooks import (
 )
 from integration_server.providers.lenient_values import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, hmac_sha256
+from integration_server.providers.webhooks.json_text import JsonMember, JsonText, read_json_text
 from integration_server.providers.webhooks.parsing import (
     UNKNOWN,
     EventBatch,
     VerifiedRequest,
-    as_objects,
-    as_payload,
     build_event,
     digest,
+    first_elements,
     query_of,
     read_form,
-    read_object,
     text_handshake,
 )
-from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys
+from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys
 from integration_server.providers.webhooks.verification import constant_time_equal, find_signing_secret, require_post
 
 _BASE64URL = re.compile("[A-Za-z0-9_-]+={0,2}")
 _LISTS = ("changes", "messaging", "standby")
-_MAX_SHARED_BYTES = 4096  # of an entry without its lists, which each of its events repeats; it has an id and a time
+# Of an entry without its lists, which each of its events repeats: an id and a time. Another entry is one event.
+_MAX_SHARED_LENGTH = 4096
 
-_Part = tuple[Mapping[str, Any], str, Mapping[str, Any]]
-"""An entry without its lists, the name of a list, and one item of it."""
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """An entry without its lists, the name of a list, and one item of it; or a whole entry."""
+
+    topic: JsonText | None
+    entry: JsonText
+    shared: Sequence[JsonMember]
+    list_name: str = ""
+    item: JsonText | None = None
 
 
 class MetaScheme(HmacScheme):
     """Also responds to the challenge, and reads the deauthorize callback."""
+
+    deauthorizes_account = True
+    """Whether the deauthorize callback names the account. If not, it names the route `app_user_route`."""
 
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
         """Verify and read a request."""
@@ -62,8 +73,42 @@ class MetaScheme(HmacScheme):
             return _challenge(query_of(request), keys)
         if request.body.startswith(b"signed_request="):
             require_post(request)
-            return ReceivedWebhook([_deauthorization(request.body, keys)])
+            return ReceivedWebhook([self._deauthorization(request.body, keys)])
         return super().receive(request, keys, now)
+
+    def _deauthorization(self, body: bytes, keys: WebhookKeys) -> WebhookEvent:
+        fields = read_form(body) or ()
+        signature, dot, encoded_payload = fields[0][1].partition(".") if len(fields) == 1 else ("", "", "")
+        if not dot or not signature.isascii():
+            raise InvalidWebhookSignature
+
+        def sign(secret: str) -> str:
+            return urlsafe_b64encode(hmac_sha256(secret.encode(), encoded_payload.encode())).decode().rstrip("=")
+
+        find_signing_secret(keys.secrets, [signature], sign)
+        payload = _decoded(encoded_payload)
+        if payload is None or (text_at(payload.value, "algorithm") or "").upper() != "HMAC-SHA256":
+            raise InvalidWebhookSignature
+        user_id = text_at(payload.value, "user_id")
+        return WebhookEvent(
+            digest(payload.raw),
+            "deauthorize",
+            user_id if self.deauthorizes_account else None,
+            body,
+            reports_grant_end=user_id is not None,
+            route=None if user_id is None or self.deauthorizes_account else app_user_route(user_id),
+        )
+
+
+class InstagramScheme(MetaScheme):
+    """The deauthorize callback names the user's id in our app, which is not the account."""
+
+    deauthorizes_account = False
+
+
+def app_user_route(user_id: str) -> str:
+    """The route of a user's id in our app."""
+    return f"app_user:{user_id}"
 
 
 def _challenge(query: Mapping[str, str], keys: WebhookKeys) -> ReceivedWebhook:
@@ -75,53 +120,55 @@ def _challenge(query: Mapping[str, str], keys: WebhookKeys) -> ReceivedWebhook:
     return text_handshake(challenge)
 
 
-def _deauthorization(body: bytes, keys: WebhookKeys) -> WebhookEvent:
-    fields = read_form(body) or ()
-    signature, dot, encoded_payload = fields[0][1].partition(".") if len(fields) == 1 else ("", "", "")
+def _decoded(payload: str) -> JsonText | None:
+    """The JSON object in base64url; None if it is anything else."""
     # Python's decoder skips other characters, so that a webhook's signed JSON could be read as a payload.
-    if not dot or not signature.isascii() or not _BASE64URL.fullmatch(encoded_payload):
-        raise InvalidWebhookSignature
-
-    def sign(secret: str) -> str:
-        return urlsafe_b64encode(hmac_sha256(secret.encode(), encoded_payload.encode())).decode().rstrip("=")
-
-    find_signing_secret(keys.secrets, [signature], sign)
+    if not _BASE64URL.fullmatch(payload):
+        return None
     try:
-        payload = urlsafe_b64decode(encoded_payload + "=" * (-len(encoded_payload) % 4))
+        found = read_json_text(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
     except ValueError:
-        raise MalformedWebhook from None
-    request = read_object(payload)
-    if str(request.get("algorithm")).upper() != "HMAC-SHA256":
-        raise InvalidWebhookSignature
-    user_id = text_at(request, "user_id")
-    return WebhookEvent(digest(payload), "deauthorize", user_id, payload, reports_grant_end=user_id is not None)
+        return None
+    return found if found is not None and isinstance(found.value, dict) else None
 
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
-    fields = verified.json_object()
-    topic = text_at(fields, "object") or UNKNOWN
-    parts = (part for entry in as_objects(fields.get("entry")) for part in _parts(topic, entry))
+    if _decoded(verified.body.decode("latin-1")) is not None:
+        raise InvalidWebhookSignature  # the payload of a signed request, which browsers see with its signature
+    members = {member.name: member.value for member in verified.json().members()}
+    entries = first_elements(members.get("entry"))
+    parts = (part for entry in entries for part in _parts(members.get("object"), entry))
     return ReceivedWebhook(EventBatch(list(islice(parts, MAX_EVENTS + 1)), _event))
 
 
-def _parts(topic: str, entry: Mapping[str, Any]) -> Iterator[_Part]:
+def _parts(topic: JsonText | None, entry: JsonText) -> Iterator[_Part]:
     """One part for each item of the entry's lists, or one for the whole entry if it has none."""
-    shared = {"object": topic, **{name: value for name, value in entry.items() if name not in _LISTS}}
-    lists = [name for name in _LISTS if name in entry]
-    if not lists:
-        yield shared, "", {}
-    elif len(as_payload(shared)) > _MAX_SHARED_BYTES:
-        raise MalformedWebhook
-    for name in lists:
-        for item in as_objects(entry[name]):
-            yield shared, name, item
+    members = list(entry.members())
+    lists = [one for one in members if one.name in _LISTS and isinstance(one.value.value, list) and one.value.value]
+    shared = [member for member in members if member not in lists]
+    if not lists or sum(len(member.text) for member in shared) > _MAX_SHARED_LENGTH:
+        yield _Part(topic, entry, members)
+        return
+    for one in lists:
+        for item in one.value.elements():
+            yield _Part(topic, entry, shared, one.name, item)
 
 
 def _event(part: _Part) -> WebhookEvent:
-    shared, name, item = part
-    fields = {**shared, name: [item]} if name else shared
-    event = build_event(fields, type_path="object", account_path="id" if text_at(shared, "id") else "uid")
-    return replace(event, event_type=f"{event.event_type}.{text_at(item, 'field') or name}") if name else event
+    members = [member.text for member in part.shared]
+    if part.topic is not None:
+        members.insert(0, f'"object":{part.topic.text}')
+    if part.item is not None:
+        members.append(f'"{part.list_name}":[{part.item.text}]')
+    payload = part.entry.raw_object(members) if isinstance(part.entry.value, dict) else part.entry.raw
+    topic = text_at([part.topic and part.topic.value], "0") or UNKNOWN
+    account_path = "id" if text_at(part.entry.value, "id") else "uid"
+    event = build_event(part.entry.value, payload, type_path="object", account_path=account_path)
+    field = part.item and (text_at(part.item.value, "field") or part.list_name)
+    return replace(event, event_type=f"{topic}.{field}" if field else topic)
 
 
 META = MetaScheme("X-Hub-Signature-256", read=_read, prefix="sha256=", secret_source=SecretSource.CLIENT_SECRET)
+INSTAGRAM = InstagramScheme(
+    "X-Hub-Signature-256", read=_read, prefix="sha256=", secret_source=SecretSource.CLIENT_SECRET
+)

@@ -10,37 +10,39 @@
 - A notification's `id` is optional [H]. Without one, the id of a change is its digest, because it has the resource's
   ETag [K]; lifecycle notifications repeat the same bytes, so each delivery of them is an event of its own.
 - The account is the user in `resource`, "Users/{id}/…" [H]. The id may have the tenant's after "@" [K 2026-11-29],
-  which is removed. Lifecycle notifications name no user [H 2026-11-29].
+  which is removed; resources may also be written as "Users('{id}')/…" [K]. Lifecycle notifications name no user, only
+  `subscriptionId` [H 2026-11-29], by which they go to the account that earlier changes of the subscription have named.
 """
 
 import re
-from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
-from typing import Any
 
 from integration_server.domain.webhooks import (
-    MAX_EVENTS,
     InvalidWebhookSignature,
     ReceivedWebhook,
     WebhookEvent,
     WebhookRequest,
 )
 from integration_server.providers.lenient_values import field_at, text_at
+from integration_server.providers.webhooks.json_text import JsonText
 from integration_server.providers.webhooks.parsing import (
     UNKNOWN,
     EventBatch,
-    as_payload,
     digest,
+    first_elements,
     query_of,
-    read_object,
+    read_json,
     text_handshake,
 )
 from integration_server.providers.webhooks.scheme import MalformedWebhook, WebhookKeys, WebhookScheme
 from integration_server.providers.webhooks.verification import find_signing_secret, require_post
 
 _GUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-_USER = re.compile(rf"/?users/(?:(?P<guid>{_GUID})@{_GUID}|(?P<id>[^/]+))/.*", re.IGNORECASE)
+_USER = re.compile(
+    rf"/?(?:users|communications/presences)(?:/|\(')(?:(?P<guid>{_GUID})@{_GUID}|(?P<id>[^/']+))(?:'\))?(?:/.*)?",
+    re.IGNORECASE,
+)
 
 
 class MicrosoftGraphScheme(WebhookScheme):
@@ -53,11 +55,10 @@ class MicrosoftGraphScheme(WebhookScheme):
         if token is not None:
             return text_handshake(token)
         try:
-            notifications = read_object(request.body).get("value")
+            notifications = first_elements(read_json(request).at("value"))
         except MalformedWebhook:
             raise InvalidWebhookSignature from None
-        first = notifications[: MAX_EVENTS + 1] if isinstance(notifications, list) else []
-        verified = [one for one in first if _is_verified(one, keys)]
+        verified = [one for one in notifications if _is_verified(one.value, keys)]
         if not verified:
             raise InvalidWebhookSignature  # each notification has the secret, so without any nothing is verified
         return ReceivedWebhook(EventBatch(verified, partial(_event, now)))
@@ -72,9 +73,10 @@ def _is_verified(notification: object, keys: WebhookKeys) -> bool:
     return True
 
 
-def _event(now: datetime, notification: Mapping[str, Any]) -> WebhookEvent:
-    payload = as_payload({name: value for name, value in notification.items() if name != "clientState"})
+def _event(now: datetime, item: JsonText) -> WebhookEvent:
+    notification, payload = item.value, item.raw_without("clientState")
     lifecycle = text_at(notification, "lifecycleEvent")
+    subscription = text_at(notification, "subscriptionId")
     user = _USER.fullmatch(text_at(notification, "resource") or "")
     return WebhookEvent(
         event_id=text_at(notification, "id") or digest(payload, now.isoformat() if lifecycle else ""),
@@ -82,6 +84,7 @@ def _event(now: datetime, notification: Mapping[str, Any]) -> WebhookEvent:
         account_id=(user["guid"] or user["id"]) if user else None,
         payload=payload,
         has_stable_id=not lifecycle,
+        route=subscription and f"subscription:{subscription}",
     )
 
 

@@ -1,17 +1,26 @@
 """Reads the bodies of verified requests and makes events from them."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from hashlib import sha256
+from itertools import islice
 from typing import Any, Generic, TypeVar, overload
 from urllib.parse import parse_qsl
 
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
-from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookRequest, WebhookResponse
+from integration_server.domain.text import has_control_characters
+from integration_server.domain.webhooks import (
+    MAX_EVENTS,
+    ReceivedWebhook,
+    WebhookEvent,
+    WebhookRequest,
+    WebhookResponse,
+)
 from integration_server.providers.lenient_values import text_at
+from integration_server.providers.webhooks.json_text import JsonText, read_json_text
 from integration_server.providers.webhooks.scheme import MalformedWebhook
 from integration_server.providers.webhooks.verification import header_values
 
@@ -21,9 +30,6 @@ UNKNOWN = "unknown"
 """The type of an event that states none."""
 
 _MAX_FIELDS = 1000  # of a form or query
-# Lists and objects of a JSON body, counted by their brackets. A parser needs about 20 ms for so many, during which the
-# event loop waits; 350,000 empty ones fit into 1 MiB. A batch of 1,000 rich events has some 20,000.
-_MAX_CONTAINERS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +45,13 @@ class VerifiedRequest:
         """The body as received."""
         return self.request.body
 
-    def json(self) -> Any:  # noqa: ANN401  # whatever the provider sent
+    def json(self) -> JsonText:
         """The JSON value in the body. Raises `MalformedWebhook`."""
-        return read_json(self.body)
+        return read_json(self.request)
 
     def json_object(self) -> Mapping[str, Any]:
         """The JSON object in the body. Raises `MalformedWebhook`."""
-        return read_object(self.body)
+        return as_object(self.json().value)
 
     def header(self, name: str) -> str | None:
         """The value of a header if it occurs once and can be stored. Most such headers are not signed."""
@@ -56,19 +62,13 @@ class VerifiedRequest:
 # --- bodies
 
 
-def read_json(body: bytes) -> Any:  # noqa: ANN401  # whatever the provider sent
-    """The JSON value in a body. Raises `MalformedWebhook`, also for more lists and objects than providers send."""
-    if body.count(b"{") + body.count(b"[") > _MAX_CONTAINERS:
+def read_json(request: WebhookRequest) -> JsonText:
+    """The JSON value in the body of a request. Raises `MalformedWebhook`."""
+    content_types = header_values(request, "Content-Type")
+    found = read_json_text(request.body, content_types[0] if content_types else b"")
+    if found is None:
         raise MalformedWebhook
-    try:
-        return from_json(body, allow_inf_nan=False)
-    except ValueError:  # not chained, because the error quotes the body
-        raise MalformedWebhook from None
-
-
-def read_object(body: bytes) -> Mapping[str, Any]:
-    """The JSON object in a body. Raises `MalformedWebhook`."""
-    return as_object(read_json(body))
+    return found
 
 
 def as_object(value: object) -> Mapping[str, Any]:
@@ -78,32 +78,33 @@ def as_object(value: object) -> Mapping[str, Any]:
     return value
 
 
-def as_objects(value: object) -> Sequence[Mapping[str, Any]]:
-    """A JSON value that must be a list of objects. Raises `MalformedWebhook`."""
-    if not isinstance(value, list):
-        raise MalformedWebhook
-    return [as_object(item) for item in value]
-
-
 def as_payload(value: object) -> bytes:
-    """A part of a body, encoded as JSON."""
-    return to_json(value, inf_nan_mode="null")  # JSON has no infinity, but may have 1e999
+    """A value that is not in a body, encoded as JSON."""
+    return to_json(value)
 
 
 def read_form(encoded: str | bytes) -> Sequence[tuple[str, str]] | None:
-    """The fields of a form or query, in order; None if it is malformed or has too many."""
+    """The fields of a form or query, in order, with repeated ones; None if there are too many.
+
+    Bytes that are not UTF-8 become lone surrogates, from which `encode_text` makes the same bytes again.
+    """
+    text = encoded if isinstance(encoded, str) else encoded.decode(errors="surrogateescape")
     try:
-        text = encoded if isinstance(encoded, str) else encoded.decode()
-        return parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MAX_FIELDS)
+        return parse_qsl(text, keep_blank_values=True, errors="surrogateescape", max_num_fields=_MAX_FIELDS)
     except ValueError:
         return None
 
 
+def encode_text(text: str) -> bytes:
+    """The bytes from which `read_form` has made a text."""
+    return text.encode(errors="surrogateescape")
+
+
 def query_of(request: WebhookRequest) -> Mapping[str, str]:
-    """The query of the called URL without repeated parameters, which are ambiguous."""
+    """The query of the called URL without repeated parameters, which are ambiguous, and without invalid text."""
     fields = read_form(request.url.partition("#")[0].partition("?")[2]) or ()
-    names = [name for name, _ in fields]
-    return {name: value for name, value in fields if names.count(name) == 1}
+    counts = Counter(name for name, _ in fields)
+    return {name: value for name, value in fields if counts[name] == 1 and not has_control_characters(value)}
 
 
 # --- events
@@ -138,14 +139,19 @@ def digest(*parts: bytes | str) -> str:
     """An id for an event without one: equal for equal parts."""
     total = sha256()
     for part in parts:
-        octets = part.encode() if isinstance(part, str) else part
+        octets = part.encode(errors="surrogatepass") if isinstance(part, str) else part
         total.update(b"%d:" % len(octets) + octets)
     return f"sha256-{total.hexdigest()}"
 
 
+def unread_event(request: WebhookRequest) -> WebhookEvent:
+    """The event of a verified request that cannot be read: all of its body."""
+    return WebhookEvent(digest(request.body), UNKNOWN, None, request.body, is_readable=False)
+
+
 def build_event(
     fields: object,
-    payload: bytes | None = None,
+    payload: bytes,
     *,
     type_path: str,
     id_path: str | None = None,
@@ -154,10 +160,9 @@ def build_event(
 ) -> WebhookEvent:
     """An event whose id, type and account are at dotted paths in `fields`.
 
-    `payload` is the fields as JSON if None. `type_path` may be several paths separated by "+". Without an id, a digest
-    of the payload is the id. `reports_grant_end` are the types that revoke our access.
+    `type_path` may be several paths separated by "+". Without an id, a digest of the payload is the id.
+    `reports_grant_end` are the types that revoke our access.
     """
-    payload = as_payload(fields) if payload is None else payload
     event_type = ".".join(text_at(fields, path) or UNKNOWN for path in type_path.split("+"))
     return WebhookEvent(
         event_id=(id_path and text_at(fields, id_path)) or digest(payload),
@@ -165,17 +170,23 @@ def build_event(
         account_id=text_at(fields, account_path) if account_path else None,
         payload=payload,
         reports_grant_end=event_type in reports_grant_end,
+        is_readable=isinstance(fields, dict),
     )
 
 
-def received_events(items: object, **paths: str) -> ReceivedWebhook:
-    """The events in a list, one for each element; `paths` as for `build_event`. Raises `MalformedWebhook`.
-
-    An element that is no object is an event of an unknown type: it does not cost the others of its batch.
-    """
-    if not isinstance(items, list) or (items and not any(isinstance(one, dict) for one in items)):
+def first_elements(items: JsonText | None) -> Sequence[JsonText]:
+    """The elements of a list, as many as are read of a request. Raises `MalformedWebhook` if it is not a list."""
+    if items is None or not isinstance(items.value, list):
         raise MalformedWebhook
-    return ReceivedWebhook(EventBatch(items, partial(build_event, **paths)))  # type: ignore[arg-type]
+    return list(islice(items.elements(), MAX_EVENTS + 1))
+
+
+def received_events(items: Sequence[JsonText], **paths: str) -> ReceivedWebhook:
+    """One event for each of these values, with its bytes as payload; `paths` as for `build_event`.
+
+    A value that is no object is an event of an unknown type: it does not cost the others of its batch.
+    """
+    return ReceivedWebhook(EventBatch(items, lambda item: build_event(item.value, item.raw, **paths)))  # type: ignore[arg-type]
 
 
 # --- handshakes

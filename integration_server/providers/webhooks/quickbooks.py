@@ -12,35 +12,49 @@
 from collections.abc import Iterator
 from itertools import islice
 
-from integration_server.domain.webhooks import MAX_EVENTS, ReceivedWebhook
-from integration_server.providers.lenient_values import field_at, text_at
+from integration_server.domain.webhooks import MAX_EVENTS, ReceivedWebhook, WebhookEvent
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, base64_text
-from integration_server.providers.webhooks.parsing import VerifiedRequest, as_object, received_events
-from integration_server.providers.webhooks.scheme import MalformedWebhook
+from integration_server.providers.webhooks.json_text import JsonText
+from integration_server.providers.webhooks.parsing import (
+    EventBatch,
+    VerifiedRequest,
+    build_event,
+    first_elements,
+    received_events,
+)
 
 _CLOUD_EVENT = {"id_path": "id", "type_path": "type", "account_path": "intuitaccountid"}
 
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     body = verified.json()
-    if isinstance(body, list):
-        return received_events(body, **_CLOUD_EVENT)
-    if "eventNotifications" not in as_object(body):
+    if isinstance(body.value, list):
+        return received_events(first_elements(body), **_CLOUD_EVENT)
+    notifications = body.at("eventNotifications")
+    if notifications is None:
         return received_events([body], **_CLOUD_EVENT)
-    changes = islice(_changes(body["eventNotifications"]), MAX_EVENTS + 1)
-    return received_events(list(changes), type_path="name+operation", account_path="realmId")
+    changes = (change for notification in first_elements(notifications) for change in _changes(notification))
+    return ReceivedWebhook(EventBatch(list(islice(changes, MAX_EVENTS + 1)), _event))
 
 
-def _changes(notifications: object) -> Iterator[object]:
+def _changes(notification: JsonText) -> Iterator[tuple[JsonText | None, JsonText]]:
     """The changed entities, each with its realm; a notification without entities is a change itself."""
-    if not isinstance(notifications, list):
-        raise MalformedWebhook
-    for notification in notifications:
-        entities, realm = field_at(notification, "dataChangeEvent.entities"), text_at(notification, "realmId")
-        if not isinstance(entities, list) or not entities:
-            yield notification
-        else:
-            yield from ({"realmId": realm, **one} if isinstance(one, dict) else one for one in entities)
+    members = {member.name: member.value for member in notification.members()}
+    change = members.get("dataChangeEvent")
+    entities = change and change.at("entities")
+    if entities is None or not isinstance(entities.value, list) or not entities.value:
+        yield None, notification
+    else:
+        yield from ((members.get("realmId"), entity) for entity in entities.elements())
+
+
+def _event(change: tuple[JsonText | None, JsonText]) -> WebhookEvent:
+    realm, entity = change
+    fields, payload = entity.value, entity.raw
+    if realm is not None and isinstance(fields, dict):
+        fields = {"realmId": realm.value, **fields}
+        payload = entity.raw_object([f'"realmId":{realm.text}', *(member.text for member in entity.members())])
+    return build_event(fields, payload, type_path="name+operation", account_path="realmId")
 
 
 QUICKBOOKS = HmacScheme("intuit-signature", read=_read, encode=base64_text)

@@ -10,7 +10,7 @@ from integration_server.domain.webhooks import InvalidWebhookSignature, Received
 
 
 class MalformedWebhook(Exception):
-    """A verified request has a body that the provider does not send. The response is 400."""
+    """The body of a verified request cannot be read. It is stored as one event, with all of its bytes."""
 
 
 class SecretSource(Enum):

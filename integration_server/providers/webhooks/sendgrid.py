@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest
-from integration_server.providers.webhooks.parsing import read_json, received_events
+from integration_server.providers.webhooks.parsing import first_elements, read_json, received_events
 from integration_server.providers.webhooks.scheme import WebhookKeys, WebhookScheme
 from integration_server.providers.webhooks.verification import require_post, single_header
 
@@ -56,7 +56,7 @@ class SendGridScheme(WebhookScheme):
         message = timestamp.encode() + request.body
         if not any(self.is_signed(key, signature, message) for key in keys.secrets):
             raise InvalidWebhookSignature
-        return received_events(read_json(request.body), id_path="sg_event_id", type_path="event")
+        return received_events(first_elements(read_json(request)), id_path="sg_event_id", type_path="event")
 
     def is_signed(self, key: str, signature: bytes, message: bytes) -> bool:
         """Whether the signature is by the owner of the public key."""

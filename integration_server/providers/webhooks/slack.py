@@ -21,18 +21,19 @@ from typing import Any
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookRequest
 from integration_server.providers.lenient_values import field_at, text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timestamp, v0_message
+from integration_server.providers.webhooks.json_text import read_json_text
 from integration_server.providers.webhooks.parsing import (
     UNKNOWN,
     VerifiedRequest,
-    as_payload,
+    as_object,
     digest,
+    encode_text,
     json_handshake,
     query_of,
     read_form,
-    read_object,
     text_handshake,
 )
-from integration_server.providers.webhooks.scheme import MalformedWebhook, WebhookKeys
+from integration_server.providers.webhooks.scheme import WebhookKeys
 
 _MAX_SSL_CHECK = 1024  # bytes; it has two short fields
 
@@ -58,13 +59,12 @@ def _is_ssl_check(request: WebhookRequest) -> bool:
 
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
-    if not verified.body.startswith(b"{"):
-        return ReceivedWebhook([_read_form(verified.body)])
+    form = dict(read_form(verified.body) or ())
+    if form.keys() & {"payload", "command"}:
+        return ReceivedWebhook([_read_form(form, verified.body)])
     fields = verified.json_object()
-    if fields.get("type") == "url_verification":
-        challenge = fields.get("challenge")
-        if not isinstance(challenge, str):
-            raise MalformedWebhook
+    challenge = text_at(fields, "challenge")
+    if fields.get("type") == "url_verification" and challenge is not None:
         return json_handshake({"challenge": challenge})
     event_type = text_at(fields, "event.type" if fields.get("type") == "event_callback" else "type") or UNKNOWN
     bot_tokens = field_at(fields, "event.tokens.bot")
@@ -78,17 +78,12 @@ def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     return ReceivedWebhook([event])
 
 
-def _read_form(body: bytes) -> WebhookEvent:
-    form = dict(read_form(body) or ())
-    if "payload" in form:
-        payload = form["payload"].encode()
-        fields = read_object(payload)
-        event_type, team = text_at(fields, "type"), _account_of_interaction(fields)
-    elif "command" in form:
-        payload, event_type, team = as_payload(form), "slash_command", _account(form)
-    else:
-        raise MalformedWebhook
-    return WebhookEvent(digest(body), event_type or UNKNOWN, team, payload)
+def _read_form(form: Mapping[str, str], body: bytes) -> WebhookEvent:
+    if "payload" not in form:
+        return WebhookEvent(digest(body), "slash_command", _account(form), body)
+    interaction = read_json_text(encode_text(form["payload"]))
+    fields = {} if interaction is None else as_object(interaction.value)
+    return WebhookEvent(digest(body), text_at(fields, "type") or UNKNOWN, _account_of_interaction(fields), body)
 
 
 def _account(fields: object) -> str | None:

@@ -20,6 +20,7 @@ from datetime import datetime
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookRequest
 from integration_server.providers.lenient_values import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timestamp, base64_text
+from integration_server.providers.webhooks.json_text import read_json_text
 from integration_server.providers.webhooks.parsing import UNKNOWN, VerifiedRequest, digest
 from integration_server.providers.webhooks.scheme import WebhookKeys
 from integration_server.providers.webhooks.verification import header_values, single_header
@@ -36,9 +37,10 @@ def _key(secret: str) -> bytes | None:
 
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
-    event_type = text_at(verified.json_object(), "type") or UNKNOWN
+    body = read_json_text(verified.body)  # which may be anything, because the id is in a header
+    event_type = None if body is None else text_at(body.value, "type")
     event_id = verified.header("webhook-id") or digest(single_header(verified.request, "webhook-id"))
-    return ReceivedWebhook([WebhookEvent(event_id, event_type, None, verified.body)])
+    return ReceivedWebhook([WebhookEvent(event_id, event_type or UNKNOWN, None, verified.body)])
 
 
 class StandardScheme(HmacScheme):

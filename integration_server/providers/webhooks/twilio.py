@@ -26,8 +26,9 @@ from integration_server.providers.webhooks.hmac_scheme import base64_text
 from integration_server.providers.webhooks.parsing import (
     UNKNOWN,
     VerifiedRequest,
-    as_payload,
     digest,
+    encode_text,
+    first_elements,
     query_of,
     read_form,
     read_json,
@@ -69,9 +70,9 @@ class TwilioScheme(WebhookScheme):
         algorithm = _algorithm(request)
         find_signing_secret(candidates, [signature], lambda candidate: _sign(candidate, algorithm))
         if form is not None:
-            return ReceivedWebhook([_form_event(request.url, form)])
-        body = read_json(request.body)
-        items = body if isinstance(body, list) else [body]
+            return ReceivedWebhook([_form_event(request, form)])
+        body = read_json(request)
+        items = first_elements(body) if isinstance(body.value, list) else [body]
         return received_events(items, id_path="id", type_path="type", account_path="data.accountSid")
 
 
@@ -101,7 +102,7 @@ def _algorithm(request: WebhookRequest) -> str:
     if not header_values(request, _SETTINGS_HEADER):
         return "sha1"
     settings = dict(part.strip().partition("=")[::2] for part in single_header(request, _SETTINGS_HEADER).split(","))
-    algorithm = _ALGORITHMS.get(settings.get("algorithm", ""))
+    algorithm = _ALGORITHMS.get(settings.get("algorithm", "").strip(' "').upper())
     if algorithm is None:
         raise InvalidWebhookSignature
     return algorithm
@@ -110,13 +111,14 @@ def _algorithm(request: WebhookRequest) -> str:
 def _sign(candidate: tuple[str, str], algorithm: str) -> str:
     # SHA-1 is Twilio's choice. Its collisions do not break its HMAC (RFC 6194 §3.3).
     secret, message = candidate
-    return base64_text(hmac.digest(secret.encode(), message.encode(), algorithm))
+    return base64_text(hmac.digest(secret.encode(), encode_text(message), algorithm))
 
 
-def _form_event(url: str, form: Fields) -> WebhookEvent:
-    fields = dict([*(read_form(url.partition("?")[2]) or ()), *form])
-    payload = as_payload(fields)
-    return WebhookEvent(digest(url, payload), _type(fields), text_at(fields, "AccountSid"), payload)
+def _form_event(request: WebhookRequest, form: Fields) -> WebhookEvent:
+    query = request.url.partition("?")[2]
+    fields = dict([*(read_form(query) or ()), *form])
+    payload = request.body or encode_text(query)
+    return WebhookEvent(digest(request.url, payload), _type(fields), text_at(fields, "AccountSid"), payload)
 
 
 def _type(fields: Mapping[str, str]) -> str:

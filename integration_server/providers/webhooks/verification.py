@@ -30,7 +30,7 @@ def single_header(request: WebhookRequest, name: str) -> str:
 
 def constant_time_equal(expected: str, actual: str) -> bool:
     """Whether two texts are equal. The duration does not reveal where they differ."""
-    return hmac.compare_digest(expected.encode(), actual.encode())
+    return hmac.compare_digest(expected.encode(errors="surrogatepass"), actual.encode(errors="surrogatepass"))
 
 
 def find_signing_secret(candidates: Iterable[T], signatures: Sequence[str], sign: Callable[[T], str]) -> T:

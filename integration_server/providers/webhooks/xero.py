@@ -11,11 +11,11 @@
 
 from integration_server.domain.webhooks import ReceivedWebhook
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, base64_text
-from integration_server.providers.webhooks.parsing import VerifiedRequest, received_events
+from integration_server.providers.webhooks.parsing import VerifiedRequest, first_elements, received_events
 
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
-    events = verified.json_object().get("events")
+    events = first_elements(verified.json().at("events"))
     return received_events(events, type_path="eventCategory+eventType", account_path="tenantId")
 
 

@@ -8,8 +8,11 @@
   events, so it is never computed for a text that could be a signed message.
 - Events have no id [H]; the digest of the body is one, because the body has the time of the event in milliseconds and
   stays the same when it is retried [K].
-- `app_deauthorized`: the user has removed our app [H]; `user_id` is the user. The account of a meeting's event is its
-  host.
+- `app_deauthorized`: the user has removed our app [H]; `user_id` is the user.
+- The account of an event is a user: of meetings, webinars and recordings the host, `object.host_id`; of events about a
+  user (`user.…`) that user, `object.id`; of other events `object.user_id`, or who caused the event, `operator_id`:
+  developers.zoom.us/docs/api/users/events and …/meetings/events [M 2026-11-29]. `account_id` is the company's account,
+  which many users share.
 """
 
 import re
@@ -29,15 +32,25 @@ def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     if event_type == "endpoint.url_validation":
         token = text_at(fields, "payload.plainToken")
         if token is None or not _PLAIN_TOKEN.fullmatch(token):
-            raise MalformedWebhook
+            raise MalformedWebhook  # kept, but gets no response that anybody could use
         token_digest = hmac_sha256(verified.secret.encode(), token.encode()).hex()
         return json_handshake({"plainToken": token, "encryptedToken": token_digest})
     is_deauthorized = event_type == "app_deauthorized"
-    account_id = text_at(fields, "payload.user_id" if is_deauthorized else "payload.object.host_id")
+    account_id = _user(event_type, fields.get("payload"))
     event_id = digest(verified.body)
     return ReceivedWebhook(
         [WebhookEvent(event_id, event_type, account_id, verified.body, reports_grant_end=is_deauthorized)]
     )
+
+
+def _user(event_type: str, payload: object) -> str | None:
+    """The user that an event belongs to."""
+    if event_type == "app_deauthorized":
+        return text_at(payload, "user_id")
+    paths: tuple[str, ...] = ("object.host_id", "object.user_id", "operator_id")
+    if event_type.startswith("user."):
+        paths = ("object.id",)
+    return next((user for path in paths if (user := text_at(payload, path)) is not None), None)
 
 
 ZOOM = HmacScheme(

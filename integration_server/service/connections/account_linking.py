@@ -1,8 +1,10 @@
 """The part that OAuth and API key connections share: choosing the row of an account and committing credentials."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
+
+import structlog
 
 from integration_server.domain.audit import Action, AuditEntry, background_entry
 from integration_server.domain.credentials import Credentials
@@ -49,6 +51,7 @@ class AccountLinker:
     clock: Clock
     schedule: Schedule
     record_audit: Callable[[AuditEntry], object]
+    add_webhook_routes: Callable[[Integration, Collection[str]], Awaitable[None]] | None = None
 
     async def existing(self, request: AccountRequest, provider: Provider) -> Integration:
         """The integration to reconnect. Raises `IntegrationNotFound` or `InvalidField`."""
@@ -93,8 +96,18 @@ class AccountLinker:
                 # The caller's entry has no version, which shows a row that was put back.
                 version = committed.version
                 self.record_audit(background_entry(now, Action.STORE_CREDENTIALS, committed, new_version=version))
+                await self._add_webhook_routes(committed, account.webhook_routes)
                 return committed
         raise StoreUnavailable
+
+    async def _add_webhook_routes(self, integration: Integration, routes: Sequence[str]) -> None:
+        """Store other keys of the account. The connection is not undone if the database fails now."""
+        if not routes or self.add_webhook_routes is None:
+            return
+        try:
+            await self.add_webhook_routes(integration, routes)
+        except StoreUnavailable:
+            structlog.get_logger(__name__).warning("webhook_routes_not_stored", **integration.log_fields)
 
     async def _find_target(
         self, requested: Integration | NewIntegration, account: NewAccount

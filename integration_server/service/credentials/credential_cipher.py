@@ -245,6 +245,19 @@ def payload_aad(
     return AssociatedData("webhook_events", "encrypted_payload", uid, user_id, integration_type, bound_values)
 
 
+def route_aad(uid: str, user_id: str, integration_type: str, route: str) -> AssociatedData:
+    """Of the copy of a route of an integration's webhooks."""
+    return AssociatedData("webhook_routes", "encrypted_copy", uid, user_id, integration_type, _to_json(route))
+
+
+def unrouted_payload_aad(
+    uid: str, integration_type: str, event_id: str, event_type: str, receive_time: datetime
+) -> AssociatedData:
+    """Of the payload of a webhook event without an integration, which belongs to no user."""
+    bound_values = _to_json(event_id, event_type, receive_time)
+    return AssociatedData("unrouted_webhooks", "encrypted_payload", uid, "", integration_type, bound_values)
+
+
 def chain_key_aad(chain_id: str) -> AssociatedData:
     """Of the key of an audit chain, which belongs to no user."""
     return AssociatedData("audit_chains", "encrypted_key", chain_id)

@@ -94,10 +94,14 @@ class NewCredentials:
 
 @dataclass(frozen=True, slots=True)
 class NewAccount:
-    """The account of credentials; None where the provider does not name it."""
+    """The account of credentials; None where the provider does not name it.
+
+    `webhook_routes` are other keys by which webhooks name the account, as in `WebhookEvent.route`.
+    """
 
     account_id: str | None
     account_label: str | None
+    webhook_routes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
+from integration_server.domain.allowed_types import AllowedTypes
 from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.domain.webhooks import UnroutedReason
 from integration_server.service.integrations.ports import StoredIntegration
 
 
@@ -89,9 +91,17 @@ class WebhookInbox(Protocol):
     """
 
     async def find_recipients(
-        self, integration_type: str, account_ids: Collection[str], after: IntegrationId, limit: int
+        self,
+        integration_type: str,
+        account_ids: Collection[str],
+        after: IntegrationId,
+        limit: int,
+        integration_ids: Collection[IntegrationId] = (),
     ) -> Sequence[StoredIntegration]:
-        """The connected integrations of these accounts, of any user, with an id above `after`, ordered by id."""
+        """The connected integrations of these accounts or with these ids, of any user, that have an id above `after`.
+
+        They are ordered by id.
+        """
 
     async def known(
         self, integration_ids: Collection[IntegrationId], event_ids: Collection[str]
@@ -125,3 +135,72 @@ class WebhookInbox(Protocol):
 
         Then it also deletes what is stored about the usage of users who have no events.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class UnroutedWebhook:
+    """A verified event at the app's address that belongs to no integration, without its payload."""
+
+    integration_type: str
+    event_id: str
+    event_type: str
+    account_id: str | None
+    route: str | None
+    reason: UnroutedReason
+    payload_bytes: int
+    receive_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class NewUnroutedWebhook:
+    """An event to store. Its payload is bound to `uid` and to the id, type and time of the event."""
+
+    uid: str
+    event: UnroutedWebhook
+    encrypted_payload: bytes = field(repr=False)
+
+
+class UnroutedWebhooks(Protocol):
+    """Verified events that belong to no integration, kept for a while so that operators find them."""
+
+    async def add(self, events: Sequence[NewUnroutedWebhook]) -> None:
+        """Store events of one type; one with the id of a stored event is ignored.
+
+        Of each type so many rows and bytes are kept. The oldest beyond that are deleted.
+        """
+
+    async def list(
+        self, integration_type: str, allowed_types: AllowedTypes, before: int | None, limit: int
+    ) -> Sequence[tuple[int, UnroutedWebhook]]:
+        """Events with their numbers, the newest first, with a number below `before`. An empty type means all types."""
+
+    async def prune(self, before: datetime) -> int:
+        """Delete a batch of events received before then. Returns how many; 0 if none are left."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewWebhookRoute:
+    """A route of an integration to store, and its encrypted copy."""
+
+    integration: Integration
+    route: str
+    encrypted_copy: bytes = field(repr=False)
+
+
+class WebhookRoutes(Protocol):
+    """Keys of integrations, such as subscriptions, by which events are routed that do not name the account."""
+
+    async def find(
+        self, integration_type: str, routes: Collection[str]
+    ) -> Collection[tuple[str, IntegrationId, bytes]]:
+        """The integrations that have one of these routes, with the route and its encrypted copy."""
+
+    async def add(self, routes: Collection[NewWebhookRoute], expire_time: datetime | None) -> None:
+        """Add routes, or replace their expiry; None means that they expire with their integration.
+
+        Of an integration that no longer exists none are stored. Of each integration so many routes are kept; those
+        beyond that which expire first are deleted.
+        """
+
+    async def prune(self, now: datetime) -> int:
+        """Delete a batch of expired routes. Returns how many; 0 if none are left."""

@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import timedelta
 
@@ -34,6 +34,8 @@ from integration_server.service.common_types import Aead, Clock, RandomToken, Re
 from integration_server.service.credentials.credential_cipher import CredentialCipher, payload_aad
 from integration_server.service.provider_port import Provider, Providers
 from integration_server.service.webhooks.ports import NewWebhookEvent, WebhookEndpoint, WebhookEndpoints, WebhookInbox
+from integration_server.service.webhooks.unrouted_webhooks import UnroutedWebhookLog
+from integration_server.service.webhooks.webhook_router import WebhookRouter
 from integration_server.service.webhooks.webhook_secrets import WebhookSecrets
 
 APP = "app"
@@ -101,6 +103,7 @@ class _Batch:
     received: ReceivedWebhook
     max_events: int
     stored: int = 0
+    has_unrouted: bool = False
     full_users: set[UserId] = field(default_factory=set)
 
     async def slices(self) -> AsyncIterator[Sequence[WebhookEvent]]:
@@ -133,6 +136,8 @@ class WebhookIngestion:
 
     endpoints: EndpointCache
     inbox: WebhookInbox
+    router: WebhookRouter
+    unrouted: UnroutedWebhookLog
     secrets: WebhookSecrets
     providers: Providers
     aead: Aead
@@ -173,9 +178,11 @@ class WebhookIngestion:
         return NOT_FOUND if found is None else await self._receive_for(found, provider, request)
 
     async def prune(self) -> None:
-        """Delete events that are older than `retention`."""
+        """Delete events that are older than `retention`, unrouted ones, and expired routes."""
         while await self.inbox.prune(self.clock() - self.retention):
             pass
+        await self.router.prune()
+        await self.unrouted.prune()
 
     def _provider(self, integration_type: str) -> Provider | None:
         try:
@@ -190,27 +197,38 @@ class WebhookIngestion:
         if not secrets:
             return NOT_FOUND
         batch = _Batch(await self._verified(provider, request, secrets), self.max_events)
-        is_routed = not batch.received.events
         try:
             async for events in batch.slices():
-                async for integrations in self._recipients(provider.integration_type, events):
-                    is_routed = is_routed or bool(integrations)
-                    await self._store(batch, _addressed(integrations, events))
+                await self._route(batch, provider.integration_type, [_storable(event) for event in events])
         except _TooManyNewEvents:
             return self._refuse_rest(provider, batch)
-        if not is_routed:
+        if batch.has_unrouted:
             self.record_unrouted(provider.integration_type)
         return batch.response
 
+    async def _route(self, batch: _Batch, integration_type: str, events: Sequence[WebhookEvent]) -> None:
+        """Store events for all integrations that they belong to, or as unrouted. Raises `_TooManyNewEvents`."""
+        events = _with_known_accounts(events)
+        accounts = {event.account_id for event in events if event.account_id is not None}
+        routed, unrouted = await self.router.find(integration_type, events), dict(enumerate(events))
+        async for integrations in self._recipients(integration_type, accounts, routed.integration_ids):
+            addressed = list(_addressed(integrations, events, await routed.routes_of(integrations)))
+            deliveries = [(integration, events[index]) for integration, index in addressed]
+            await self._store(batch, deliveries)
+            await self.router.learn(deliveries)
+            for _, index in addressed:
+                unrouted.pop(index, None)
+        if unrouted:
+            batch.has_unrouted = True
+            await self.unrouted.record(integration_type, list(unrouted.values()))
+
     async def _recipients(
-        self, integration_type: str, events: Sequence[WebhookEvent]
+        self, integration_type: str, accounts: Collection[str], ids: Collection[IntegrationId]
     ) -> AsyncIterator[Sequence[Integration]]:
-        """The connected integrations of the accounts of these events, in pages. An altered row receives nothing."""
-        accounts = {event.account_id for event in events if _is_storable(event.account_id)}
+        """The connected integrations with these accounts or ids, in pages. An altered row receives nothing."""
         last = IntegrationId(0)
-        while accounts:
-            names = [*filter(None, accounts)]
-            page = await self.inbox.find_recipients(integration_type, names, last, self.recipients_page)
+        while accounts or ids:
+            page = await self.inbox.find_recipients(integration_type, accounts, last, self.recipients_page, ids)
             verified = [await self._cipher.redacted(stored) for stored in page]
             yield [integration for integration in verified if integration.account_id is not None]
             if len(page) < self.recipients_page:
@@ -233,7 +251,8 @@ class WebhookIngestion:
         batch = _Batch(await self._verified(provider, request, secrets), self.max_events)
         try:
             async for events in batch.slices():
-                await self._store(batch, [(integration, _restrict_to_account(integration, event)) for event in events])
+                restricted = [_storable(_restrict_to_account(integration, event)) for event in events]
+                await self._store(batch, [(integration, event) for event in restricted])
         except _TooManyNewEvents:
             return self._refuse_rest(provider, batch)
         return batch.response
@@ -282,16 +301,15 @@ class WebhookIngestion:
     async def _new(
         self, deliveries: Sequence[tuple[Integration, WebhookEvent]]
     ) -> Sequence[tuple[Integration, WebhookEvent]]:
-        """The events that are not stored yet, in the form in which they are stored."""
-        events = [(integration, _storable(event)) for integration, event in deliveries]
-        if not events:
+        """The events that are not stored yet."""
+        if not deliveries:
             return []
         known = await self.inbox.known(
-            {integration.integration_id for integration, _ in events}, {event.event_id for _, event in events}
+            {integration.integration_id for integration, _ in deliveries}, {event.event_id for _, event in deliveries}
         )
         return [
             (integration, event)
-            for integration, event in events
+            for integration, event in deliveries
             if (integration.integration_id, event.event_id) not in known
         ]
 
@@ -328,14 +346,31 @@ class WebhookIngestion:
         )
 
 
+def _with_known_accounts(events: Sequence[WebhookEvent]) -> Sequence[WebhookEvent]:
+    """The events. Those that name only a route have the account that another of these events names with it."""
+    accounts = {event.route: event.account_id for event in events if event.route and event.account_id}
+    return [
+        replace(event, account_id=accounts[event.route])
+        if event.account_id is None and event.route in accounts
+        else event
+        for event in events
+    ]
+
+
 def _addressed(
-    integrations: Sequence[Integration], events: Sequence[WebhookEvent]
-) -> Sequence[tuple[Integration, WebhookEvent]]:
-    """Each event with each integration of its account, in the order of the events."""
+    integrations: Sequence[Integration],
+    events: Sequence[WebhookEvent],
+    by_route: Mapping[str, Sequence[Integration]],
+) -> Iterator[tuple[Integration, int]]:
+    """Each integration with the index of each event of its account or route, in the order of the events."""
     by_account = defaultdict(list)
     for integration in integrations:
         by_account[integration.account_id].append(integration)
-    return [(integration, event) for event in events for integration in by_account.get(event.account_id, ())]
+    for index, event in enumerate(events):
+        if event.account_id is not None:
+            yield from ((integration, index) for integration in by_account.get(event.account_id, ()))
+        elif event.route is not None:
+            yield from ((integration, index) for integration in by_route.get(event.route, ()))
 
 
 def _restrict_to_account(integration: Integration, event: WebhookEvent) -> WebhookEvent:
@@ -350,7 +385,8 @@ def _storable(event: WebhookEvent) -> WebhookEvent:
     if not _is_storable(event_id):
         event_id = f"sha256:{hashlib.sha256(event_id.encode(errors='surrogatepass') or event.payload).hexdigest()}"
     event_type = "".join(one for one in event.event_type if not has_control_characters(one))[:_MAX_TEXT_LENGTH]
-    return replace(event, event_id=event_id, event_type=event_type)
+    account_id, route = (text if _is_storable(text) else None for text in (event.account_id, event.route))
+    return replace(event, event_id=event_id, event_type=event_type, account_id=account_id, route=route)
 
 
 def _is_storable(text: str | None) -> bool:

@@ -27,6 +27,8 @@ from integration_server.service.credentials.credential_cipher import (
     credentials_aad,
     described_by,
     payload_aad,
+    route_aad,
+    unrouted_payload_aad,
     webhook_secret_aad,
 )
 from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
@@ -46,7 +48,9 @@ from integration_server.storage.tables import (
     metadata,
     revocations,
     singleton_jobs,
+    unrouted_webhooks,
     webhook_events,
+    webhook_routes,
     webhook_secrets,
 )
 from tests.contracts.store_contract import LATER, NOW, account, new_attempt, new_credentials, new_integration
@@ -180,6 +184,21 @@ async def store_webhooks(database: Database, keyring: Keyring, row: Integration)
                 event_type="type",
                 receive_time=NOW,
                 encrypted_payload=await keyring.encrypt(b"webhook_events.encrypted_payload", event_aad),
+            )
+        )
+        copy = await keyring.encrypt(b"webhook_routes.encrypted_copy", route_aad(*names, "route"))
+        await connection.execute(insert(webhook_routes).values(**owner, route="route", encrypted_copy=copy))
+        unrouted_aad = unrouted_payload_aad(row.uid, row.integration_type, row.uid, "type", NOW)
+        await connection.execute(
+            insert(unrouted_webhooks).values(
+                uid=row.uid,
+                integration_type=row.integration_type,
+                event_id=row.uid,
+                event_type="type",
+                reason="no_account",
+                payload_bytes=1,
+                receive_time=NOW,
+                encrypted_payload=await keyring.encrypt(b"unrouted_webhooks.encrypted_payload", unrouted_aad),
             )
         )
 

@@ -99,6 +99,7 @@ async def test_the_migrated_schema_equals_the_declared_tables(database: Database
             "fk_refresh_leases_integration_id",
             "fk_webhook_events_integration_id",
             "fk_webhook_consumer_offsets_integration_id",
+            "fk_webhook_routes_integration_id",
             "fk_webhook_secrets_integration_id",
         }
 

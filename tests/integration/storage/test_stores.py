@@ -2,6 +2,7 @@
 
 import pytest
 
+from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES
 from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
 from integration_server.storage.change_feed import SqlChangeFeed
 from integration_server.storage.due_work import SqlDueWork
@@ -11,11 +12,18 @@ from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.revocations import SqlRevocationOutbox
 from integration_server.storage.webhook_endpoints import SqlWebhookEndpoints
 from integration_server.storage.webhook_inbox import SqlWebhookInbox
+from integration_server.storage.webhook_routing import SqlUnroutedWebhooks, SqlWebhookRoutes, UnroutedLimits
 from tests.contracts.change_feed_contract import ChangeFeedContract, Stores
 from tests.contracts.due_work_contract import DueWorkContract, RefreshDueTimeContract
 from tests.contracts.health_history_contract import HealthHistoryContract
 from tests.contracts.store_contract import AttemptStoreContract, IntegrationStoreContract, RevocationOutboxContract
-from tests.contracts.webhook_contract import WebhookEndpointsContract, WebhookInboxContract
+from tests.contracts.webhook_contract import (
+    UnroutedWebhooksContract,
+    WebhookEndpointsContract,
+    WebhookInboxContract,
+    WebhookRoutesContract,
+    new_unrouted,
+)
 
 
 class _SqlStores:
@@ -42,6 +50,14 @@ class _SqlStores:
     @pytest.fixture
     def inbox(self, database: Database) -> SqlWebhookInbox:
         return SqlWebhookInbox(database)
+
+    @pytest.fixture
+    def unrouted(self, database: Database) -> SqlUnroutedWebhooks:
+        return SqlUnroutedWebhooks(database, UnroutedLimits(max_rows=5, max_bytes=1000))
+
+    @pytest.fixture
+    def routes(self, database: Database) -> SqlWebhookRoutes:
+        return SqlWebhookRoutes(database)
 
     @pytest.fixture
     def endpoints(self, database: Database) -> SqlWebhookEndpoints:
@@ -80,6 +96,18 @@ class TestSqlRevocationOutbox(_SqlStores, RevocationOutboxContract):
 
 
 class TestSqlWebhookInbox(_SqlStores, WebhookInboxContract):
+    pass
+
+
+class TestSqlUnroutedWebhooks(_SqlStores, UnroutedWebhooksContract):
+    async def test_negative_control_without_limits_everything_is_kept(self, database: Database) -> None:
+        unrouted = SqlUnroutedWebhooks(database, UnroutedLimits(max_rows=10**6, max_bytes=10**9))
+        for start in range(0, 2000, 500):
+            await unrouted.add([new_unrouted(f"e-{number}", size=1000) for number in range(start, start + 500)])
+        assert len(await unrouted.list("", ALL_INTEGRATION_TYPES, None, 10_000)) == 2000
+
+
+class TestSqlWebhookRoutes(_SqlStores, WebhookRoutesContract):
     pass
 
 

@@ -13,13 +13,14 @@ from integration_server.rpc.authentication import Identity, IdentityKind, TokenA
 from integration_server.rpc.authorization import Caller, Permissions, Policy, authorize_method
 from integration_server.rpc.interceptors import compose
 from integration_server.rpc.methods import TYPELESS_PERMISSIONS, Method, Permission, describe_method, method_of
-from integrations.v1 import google_calendar_pb2, integration_service_pb2, options_pb2
+from integrations.v1 import google_calendar_pb2, integration_service_pb2, operator_service_pb2, options_pb2
 from tests.fakes.clock import SettableClock
 from tests.fakes.inmemory_grpc import FakeContext
 
 OURS = (
     integration_service_pb2.DESCRIPTOR.services_by_name["IntegrationService"],
     google_calendar_pb2.DESCRIPTOR.services_by_name["GoogleCalendarService"],
+    operator_service_pb2.DESCRIPTOR.services_by_name["OperatorService"],
 )
 THIRD_PARTY = (
     health_pb2.DESCRIPTOR.services_by_name["Health"],

@@ -120,12 +120,23 @@ def test_permissions_of_services_cannot_be_granted_to_users(permission: Permissi
         Permission.CREDENTIALS,
         Permission.CALLS,
         Permission.HEALTH,
+        Permission.OPERATE,
         Permission.REFLECTION,
         Permission.WEBHOOKS,
         Permission.WEBHOOK_DELIVERY,
     }
     assert problems_of(f'[users]\npermissions = ["{permission}"]\nintegration_types = ["*"]\n') == [
         "users.permissions.0: cannot be granted to users"
+    ]
+
+
+def test_only_services_operate() -> None:
+    assert Permission.OPERATE not in USER_PERMISSIONS | SIDECAR_PERMISSIONS
+    text = '[services.console]\ntokens = ["console"]\npermissions = ["operate"]\nintegration_types = ["stripe"]\n'
+    caller = policy(text).caller_of(Identity(IdentityKind.TOKEN, "console"))
+    assert caller.permissions.granted == {Permission.OPERATE}
+    assert problems_of(text.replace('integration_types = ["stripe"]\n', "")) == [
+        'services.console.integration_types: must name types, or be ["*"] for all, with these permissions'
     ]
 
 

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from integration_server.domain.errors import InvalidField
 from integration_server.rpc.methods import describe_method
 from integration_server.rpc.request_limits import RequestLimits, RequestMeter
-from integrations.v1 import google_calendar_pb2, integration_service_pb2
+from integrations.v1 import google_calendar_pb2, integration_service_pb2, operator_service_pb2
 from integrations.v1 import integration_service_pb2 as pb
 
 SERVICES = (
     integration_service_pb2.DESCRIPTOR.services_by_name["IntegrationService"],
     google_calendar_pb2.DESCRIPTOR.services_by_name["GoogleCalendarService"],
+    operator_service_pb2.DESCRIPTOR.services_by_name["OperatorService"],
 )
 METHODS = [f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods]
 

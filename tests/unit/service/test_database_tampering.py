@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.types import Boolean, Integer, LargeBinary
 
 from integration_server.bootstrap import Service
+from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES
 from integration_server.domain.errors import CredentialsUnreadable, IntegrationServerError, ProviderUnavailable
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.background.ports import JobKind
@@ -84,6 +85,7 @@ class _Observer:
                 await self._ask(f"credentials of {name} for {user_id}", self._credentials(integration_id, user_id))
                 await self._ask(f"checks of {name} for {user_id}", self._checks(integration_id, user_id), shown=True)
             await self._ask(f"stream of {user_id}", self._stream(user_id), shown=True)
+        await self._ask("unrouted webhooks", self._unrouted(), shown=True)
         await self._ask("revoked", self._revoked())
         await self._ask("secrets that verify webhooks", self._webhooks())
         for user_id in USERS:
@@ -163,13 +165,18 @@ class _Observer:
                 continue
             if response not in (UNAUTHORIZED, NOT_FOUND):
                 accepted.add(secret)
-        event = {"id": "app-event", "account": "account-ada"}
-        await self._use_cases.webhook_ingestion.receive_webhook("fake", "app", request(webhook_body(event), APP_SECRET))
+        events = {"id": "app-event", "account": "account-ada"}, {"id": "by-route", "route": "subscription:account-ada"}
+        signed = request(webhook_body(*events), APP_SECRET)
+        await self._use_cases.webhook_ingestion.receive_webhook("fake", "app", signed)
         return accepted
 
     async def _events(self, integration_id: IntegrationId, user_id: UserId, consumer: str) -> set[str]:
         page = await self._use_cases.webhook_delivery.list_webhook_events(integration_id, user_id, consumer, 50, "")
         return {repr((event.event_id, event.event_type, event.payload)) for event in page.items}
+
+    async def _unrouted(self) -> set[str]:
+        page = await self._use_cases.unrouted_webhooks.list_unrouted_webhooks("", 50, "", ALL_INTEGRATION_TYPES)
+        return {repr(event) for event in page.items}
 
     async def _callback(self) -> set[str]:
         self._system.provider.account = NewAccount("account-callback", None)
@@ -255,8 +262,9 @@ class World:
         self.system.clock.advance(timedelta(seconds=2))
 
     async def _receive(self, row: Integration, event_id: str) -> None:
-        event = {"id": event_id, "account": row.account_id}
-        signed = request(webhook_body(event), APP_SECRET)
+        event = {"id": event_id, "account": row.account_id, "route": f"subscription:{row.account_id}"}
+        unrouted = {"id": f"{event_id} of {row.user_id}", "account": f"gone-{row.user_id}", "route": "r"}
+        signed = request(webhook_body(event, unrouted), APP_SECRET)
         await self.system.another_process().use_cases.webhook_ingestion.receive_webhook("fake", "app", signed)
 
     async def _attempts(self, user_id: UserId) -> None:

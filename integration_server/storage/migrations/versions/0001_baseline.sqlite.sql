@@ -178,6 +178,25 @@ CREATE INDEX ix_authorization_attempts_integration_id ON authorization_attempts 
 
 CREATE INDEX ix_authorization_attempts_user_id_create_time ON authorization_attempts (user_id, create_time);
 
+CREATE TABLE unrouted_webhooks (
+    unrouted_webhook_id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    integration_type VARCHAR(255) NOT NULL,
+    event_id VARCHAR(255) NOT NULL,
+    uid VARCHAR(255) NOT NULL,
+    event_type VARCHAR(255) NOT NULL,
+    account_id VARCHAR(255),
+    route VARCHAR(255),
+    reason VARCHAR(32) NOT NULL,
+    payload_bytes BIGINT NOT NULL,
+    receive_time DATETIME NOT NULL,
+    encrypted_payload BLOB NOT NULL,
+    CONSTRAINT uq_unrouted_webhooks_integration_type_event_id UNIQUE (integration_type, event_id)
+);
+
+CREATE INDEX ix_unrouted_webhooks_integration_type ON unrouted_webhooks (integration_type, unrouted_webhook_id);
+
+CREATE INDEX ix_unrouted_webhooks_receive_time ON unrouted_webhooks (receive_time);
+
 CREATE TABLE user_usage (
     user_id VARCHAR(255) NOT NULL,
     webhook_bytes BIGINT NOT NULL,
@@ -238,6 +257,23 @@ CREATE TABLE webhook_events (
 );
 
 CREATE INDEX ix_webhook_events_receive_time ON webhook_events (receive_time);
+
+CREATE TABLE webhook_routes (
+    webhook_route_id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    integration_id INTEGER NOT NULL,
+    uid VARCHAR(255) NOT NULL,
+    user_id VARCHAR(255) NOT NULL,
+    integration_type VARCHAR(255) NOT NULL,
+    route VARCHAR(255) NOT NULL,
+    encrypted_copy BLOB NOT NULL,
+    expire_time DATETIME,
+    CONSTRAINT uq_webhook_routes_integration_id_route UNIQUE (integration_id, route),
+    CONSTRAINT fk_webhook_routes_integration_id FOREIGN KEY(integration_id) REFERENCES integrations (integration_id) ON DELETE CASCADE
+);
+
+CREATE INDEX ix_webhook_routes_expire_time ON webhook_routes (expire_time);
+
+CREATE INDEX ix_webhook_routes_integration_type_route ON webhook_routes (integration_type, route);
 
 CREATE TABLE webhook_secrets (
     integration_id INTEGER NOT NULL,

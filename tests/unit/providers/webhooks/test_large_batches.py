@@ -66,17 +66,17 @@ def test_a_large_batch_is_read_without_a_long_pause(name: str) -> None:
     assert hold(lambda: events[:SLICE]) < MAX_HOLD
 
 
-@pytest.mark.parametrize("name", ["hubspot", "sendgrid"])
+@pytest.mark.parametrize("name", ["meta", "graph"])
 def test_negative_control_all_events_made_at_once_hold_the_loop(name: str) -> None:
     sample, body = batches()[name]
     events = received(sample.scheme, sample.sign(sample.secret, body, NOW), sample.secret).events
     begin = time.thread_time()
-    assert len(events[:30_000]) == 30_000
+    assert len(events[:]) == MAX_EVENTS + 1
     assert time.thread_time() - begin > MAX_HOLD
 
 
 @pytest.mark.parametrize("body", [fill("[", "[]", "]"), fill("[", "{}", "]"), fill("[", '{"a":[]}', "]")])
-def test_a_body_of_more_lists_and_objects_than_any_batch_has_is_malformed(body: bytes) -> None:
+def test_a_body_of_more_lists_and_objects_than_any_batch_has_is_not_parsed(body: bytes) -> None:
     request = signed("sendgrid", body)
     with pytest.raises(MalformedWebhook):
         received(BY_NAME["sendgrid"].scheme, request, BY_NAME["sendgrid"].secret)
@@ -90,11 +90,13 @@ def test_a_batch_of_a_thousand_rich_events_is_not_malformed() -> None:
     assert len(events) == 1000
 
 
-def test_fields_that_every_event_of_an_entry_repeats_are_limited() -> None:
+def test_an_entry_with_much_that_every_event_would_repeat_is_one_event() -> None:
     entry = '{"object":"page","entry":[{"id":"1","text":"%s","changes":['
     request = signed("meta", fill(entry % ("x" * 5000), "{}", "]}]}", 1000))
-    with pytest.raises(MalformedWebhook):  # otherwise a body of 1 MiB would become events of gigabytes
-        received(BY_NAME["meta"].scheme, request, BY_NAME["meta"].secret)
+    # Otherwise a body of 1 MiB would become events of gigabytes.
+    (event,) = received(BY_NAME["meta"].scheme, request, BY_NAME["meta"].secret).events
+    assert (event.event_type, event.account_id) == ("page", "1")
+    assert len(event.payload) < len(request.body)
 
 
 def signed(name: str, body: bytes) -> WebhookRequest:

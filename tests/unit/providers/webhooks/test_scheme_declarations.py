@@ -104,15 +104,6 @@ def test_a_provider_without_a_scheme_rejects_webhooks() -> None:
         provider.receive_webhook(WebhookRequest("POST", URL, [], b"{}"), ["s"])
 
 
-def test_a_signed_malformed_body_gets_400() -> None:
-    sample = BY_NAME["stripe"]
-    for body in (b"{", b"[]", b""):
-        result = build_provider(StripeProvider, FakeTransport()).receive_webhook(
-            sample.sign(sample.secret, body, NOW), [sample.secret]
-        )
-        assert (result.response.status, result.response.body, list(result.events)) == (400, b"", [])
-
-
 # --- secrets
 
 

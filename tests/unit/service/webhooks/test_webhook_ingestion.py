@@ -157,6 +157,9 @@ async def test_events_without_a_recipient_are_accepted(system: FakeSystem, integ
         assert await deliver_to_app(system, {"id": "1", "account": account}) == STORED
 
 
+# test_webhook_routing.py has the tests of routes and of unrouted events.
+
+
 async def test_a_handshake_does_not_read_the_inbox(system: FakeSystem, integration: Integration) -> None:
     query = "challenge=text"
     handshake = request(query.encode(), APP_SECRET, method="GET", url=f"https://hooks.example/hook?{query}", body=b"")
