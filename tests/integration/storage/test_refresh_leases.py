@@ -343,13 +343,15 @@ async def test_the_latest_outcomes_of_a_type_are_those_of_all_owners(
 ) -> None:
     store = SqlIntegrations(database)
 
-    async def connect(name: str, **changes: str) -> Integration:
-        row = await store.add_connected(new_integration(**changes), account(name), new_credentials(), NOW)
+    async def connect(name: str) -> Integration:
+        integration_type = "other" if name == "other type" else "acme"
+        new = new_integration(integration_type=integration_type)
+        row = await store.add_connected(new, account(name), new_credentials(), NOW)
         assert row is not None
         return row
 
     refused, spared, refreshed, failed, running, untouched, other_type = [
-        await connect(name, **({"integration_type": "other"} if name == "other type" else {}))
+        await connect(name)
         for name in ("refused", "spared", "refreshed", "failed", "running", "untouched", "other type")
     ]
     for row in (refused, other_type, integration):
