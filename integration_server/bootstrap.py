@@ -48,7 +48,11 @@ from integration_server.service.credentials.grant_confirmation import GrantConfi
 from integration_server.service.credentials.integration_cache import CachedLookup, RaceSafeCache
 from integration_server.service.credentials.ports import RefreshJournal, RefreshLeases
 from integration_server.service.credentials.refresh_commit import RefreshCommitter
-from integration_server.service.credentials.refresh_failures import RefreshFailurePolicy
+from integration_server.service.credentials.refresh_failures import (
+    MASS_FAILURE_COUNT,
+    InvalidGrantDetector,
+    RefreshFailurePolicy,
+)
 from integration_server.service.credentials.refresher import TokenRefresher
 from integration_server.service.events.change_feed_reader import MIN_POLL_INTERVAL, ChangeFeedReader
 from integration_server.service.events.event_stream import EventStream
@@ -388,12 +392,13 @@ def build_service(
     redirects: RedirectAllowlist | None = None,
     revocation_wait: timedelta = timedelta(seconds=3),
     heartbeat: timedelta = timedelta(seconds=15),
+    mass_failure_count: int = MASS_FAILURE_COUNT,
 ) -> Service:
     """Build the use cases and the background work.
 
     `cache` is the cache of `GetCredentials`. The other keyword arguments are constants of the server, which tests
     replace: `revocation_wait` is how long `DisconnectIntegration` waits for the provider, `heartbeat` the interval
-    between cursors of a quiet event stream.
+    between cursors of a quiet event stream, `mass_failure_count` the smallest mass failure of refreshes.
     """
     metrics = metrics or Metrics(is_on=False)
     integrations = stores.integrations
@@ -409,8 +414,9 @@ def build_service(
     schedule = Schedule(settings.refresh_buffer, settings.health_check_interval or None, jitter)
     webhook_router = WebhookRouter(stores.webhook_routes, aead, clock, monotonic=monotonic)
     account_linker = AccountLinker(integrations, providers, cipher, clock, schedule, trail.enqueue, webhook_router.add)
+    detector = InvalidGrantDetector(stores.leases, mass_failure_count)
     failures = RefreshFailurePolicy(
-        integrations, clock, jitter, record_mass_failure=metrics.counter(METRICS.mass_invalid_grants)
+        integrations, detector, clock, jitter, record_mass_failure=metrics.counter(METRICS.mass_invalid_grants)
     )
     refresher = TokenRefresher(
         integrations,

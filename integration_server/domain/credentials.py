@@ -72,7 +72,10 @@ class RefreshCause(Enum):
     """The token has expired or is about to, or a webhook and the provider's API say that the grant has ended."""
 
     DEMAND = auto()
-    """A caller needs another token than one that lasts: its `min_ttl` is longer, or the provider's API responds 401."""
+    """A caller needs another token than one that lasts, because its `min_ttl` is longer."""
+
+    REJECTION = auto()
+    """The provider's API has rejected the access token with 401, although it should last."""
 
     FORCE = auto()
     """`RefreshToken` with `force`: also during the pause after a failure, and after the grant has ended."""

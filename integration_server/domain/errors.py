@@ -267,23 +267,33 @@ class ProviderError(IntegrationServerError):
 
 
 class ProviderUnavailable(ProviderError):
-    """The provider is down, too slow or unreadable, or asks to wait. A retry after `retry_after` may succeed."""
+    """The provider is down, too slow or unreadable, or asks to wait. A retry after `retry_after` may succeed.
+
+    `outcome_unknown`: the provider may have done what was requested, and its response is lost.
+    """
 
     reason = "PROVIDER_UNAVAILABLE"
     message = "the provider does not respond as expected"
 
-    def __init__(self, message: str | None = None, *, retry_after: timedelta | None = None) -> None:
+    def __init__(
+        self, message: str | None = None, *, retry_after: timedelta | None = None, outcome_unknown: bool = False
+    ) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.outcome_unknown = outcome_unknown
 
 
 class ProviderRejected(ProviderError):
-    """The provider rejects this code, key, token or grant. A retry does not help."""
+    """The provider rejects this code, key, token or grant. A retry does not help.
+
+    `needs_new_token`: it rejects the access token, so that a refresh may help (RFC 6750 §3.1).
+    """
 
     reason = "PROVIDER_REJECTED"
 
-    def __init__(self, subject: str, *, oauth_error: str | None = None) -> None:
+    def __init__(self, subject: str, *, oauth_error: str | None = None, needs_new_token: bool = False) -> None:
         super().__init__(f"the provider rejected the {subject}", oauth_error=oauth_error)
+        self.needs_new_token = needs_new_token
 
 
 class ProviderMisconfigured(ProviderError):

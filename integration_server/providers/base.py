@@ -508,7 +508,7 @@ class BaseProvider(ABC):
             if self.rejects_client(response):
                 raise ProviderMisconfigured
             if self.rejects_credentials(response):
-                raise ProviderRejected("credentials")
+                raise ProviderRejected("credentials", needs_new_token=self.rejects_access_token(response))
             if not self.proves_credentials(response):
                 raise ProviderUnavailable(retry_after=response.retry_after)
         return response

@@ -57,6 +57,12 @@ _FAILURES = (
 )
 """The errors of sending a request and reading a response. TimeoutError is an OSError."""
 
+_NOT_SENT = (
+    *(httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL),
+    *(httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.PoolTimeout, httpcore.UnsupportedProtocol),
+)
+"""The failures before a request is sent."""
+
 
 class UrlNotAllowed(ValueError):
     """The URL of a request is not https, or not at an origin that the provider declares. Nothing was sent."""
@@ -196,7 +202,8 @@ class ProviderHttp:
 
         `deadline` and `body_limit` override the client's. Only requests with the same `credentials_key` reuse a
         connection. Raises `UrlNotAllowed` before anything is sent, and `ProviderUnavailable`, with the Retry-After of
-        the headers if they had one, if there is no complete response within the deadline and the size limit.
+        the headers if they had one, if there is no complete response within the deadline and the size limit. Then the
+        outcome is unknown unless no byte of the request was sent.
         """
         problem = url_problem(url, dev_mode=self.dev_mode)
         if problem is not None:
@@ -206,14 +213,16 @@ class ProviderHttp:
             raise UrlNotAllowed(f"{origin} is not an origin that the provider declares")
         log = self._log.bind(method=method, origin=origin)
         begin = time.perf_counter()
-        kind, retry_after = ProviderUnavailable, None
+        kind, retry_after, connecting = ProviderUnavailable, None, _Connecting()
         try:
             target = httpx.URL(url).copy_merge_params(query) if query else url
             all_headers = httpx.Headers(_DEFAULT_HEADERS)
             all_headers.update(headers)
             if "range" in all_headers:
                 all_headers["Accept-Encoding"] = "identity"  # the range is of the encoded bytes (RFC 9110 §14)
-            extensions = {} if credentials_key is None else {CREDENTIALS_KEY: credentials_key}
+            extensions: dict[str, object] = {"trace": connecting}
+            if credentials_key is not None:
+                extensions[CREDENTIALS_KEY] = credentials_key
             request = httpx.Request(method, target, headers=all_headers, content=content, extensions=extensions)
             async with _timeout(self._deadline if deadline is None else deadline.total_seconds()):
                 response = await self._transport.handle_async_request(request)
@@ -231,11 +240,25 @@ class ProviderHttp:
         except _FAILURES as error:
             failure = type(error).__name__.strip("_")
             kind = ResponseBodyTooLarge if isinstance(error, _BodyTooLarge) else ProviderUnavailable
+            is_sent = not (connecting.in_progress or isinstance(error, _NOT_SENT))
         else:
             log.info("provider_request_completed", status=http_response.status, seconds=_elapsed_since(begin))
             return http_response
         log.warning("provider_request_failed", failure=failure, seconds=_elapsed_since(begin))
-        raise kind(f"no usable response from the provider ({failure})", retry_after=retry_after)
+        message = f"no usable response from the provider ({failure})"
+        raise kind(message, retry_after=retry_after, outcome_unknown=is_sent)
+
+
+class _Connecting:
+    """Whether a request waits for its connection: httpcore's trace of it (httpcore documentation, extensions)."""
+
+    in_progress = False
+
+    async def __call__(self, event: str, _details: object) -> None:
+        if event.startswith("connection.") and event.endswith(".started"):
+            self.in_progress = True
+        elif event.endswith("send_request_headers.started"):
+            self.in_progress = False
 
 
 async def _read(stream: httpx.AsyncByteStream, decoder: "_Gunzip | None", limit: int) -> bytes:

@@ -79,7 +79,7 @@ class SalesforceProvider(OAuth2Provider):
         tokens = super().read_tokens(http_response, subject)
         url = tokens.extras.get("instance_url", "")
         if url_problem(url, dev_mode=False) or origin_of(url) not in DeclaredOrigins((), self.host_patterns):
-            raise ProviderUnavailable
+            raise ProviderUnavailable(outcome_unknown=True)
         return replace(tokens, extras={"instance": origin_of(url).removeprefix("https://").removesuffix(":443")})
 
 

@@ -16,8 +16,10 @@ The result of exchanging a code or a refresh token:
         2xx with HTML, an empty body, invalid JSON, JSON that is not an object, or no usable token
         a compressed body that ends early; the names of other content codings than gzip are ignored
 
-`ProviderUnavailable` carries the response's Retry-After, if its headers arrived and had one. Nothing is retried here:
-after that error the code or the refresh token may or may not be spent, and the client cannot find out.
+`ProviderUnavailable` carries the response's Retry-After, if its headers arrived and had one. Nothing is retried here.
+Its `outcome_unknown` says that the code or the refresh token may be spent: there is no response to a request that may
+have been sent, or only a part of it, or 5xx, or 2xx without a usable token and without an error. A gateway may send any
+5xx after the token endpoint has issued a token.
 
 An `error` of null, "", false or 0 counts as absent. A transient code is never a refusal (`is_refusal`), whatever its
 status.
@@ -116,7 +118,7 @@ def raise_for_error(response: HttpResponse, fields: Mapping[str, Any], subject: 
             response.status == 401 and code is None
         ):  # RFC 6749 §5.2: the client's authentication failed, whoever wrote the body
             raise ProviderMisconfigured(oauth_error=code)
-        raise ProviderUnavailable(retry_after=response.retry_after)
+        raise ProviderUnavailable(retry_after=response.retry_after, outcome_unknown=response.status >= 500)
 
 
 def _is_transient(code: str) -> bool:
@@ -139,7 +141,7 @@ def parse_tokens(
     """
     access_token, refresh_token = _access_token(fields), _text_or_none(fields.get("refresh_token"))
     if access_token is None and not (is_refresh and refresh_token):
-        raise ProviderUnavailable
+        raise ProviderUnavailable(outcome_unknown=True)
     lifetime = _lifetime(fields, now)
     refresh_token_lifetime = _refresh_token_lifetime(fields, now)
     return OAuthTokens(

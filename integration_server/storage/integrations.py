@@ -49,7 +49,8 @@ from integration_server.storage.user_usage import DEFAULT_USER_QUOTAS, UserQuota
 
 _T = integrations.c
 
-_PLAINTEXT_COLUMNS = [column for column in _T if column is not _T.encrypted_credentials]
+PLAINTEXT_COLUMNS = [column for column in _T if column is not _T.encrypted_credentials]
+"""The columns of `integration_of`."""
 
 _FIND = select(integrations).where(_T.integration_id == bindparam("integration_id"), _T.user_id == bindparam("user_id"))
 
@@ -197,7 +198,7 @@ class SqlIntegrations:
             (_T.is_renewable.is_(True), _T.refresh_token_expire_time), else_=_T.access_token_expire_time
         )
         query = (
-            select(*_PLAINTEXT_COLUMNS)
+            select(*PLAINTEXT_COLUMNS)
             .where(is_usable, grant_expire_time < before)
             .order_by(grant_expire_time, _T.integration_id)
         )
@@ -224,7 +225,7 @@ class SqlIntegrations:
             "check_due_time": check_due_time,
             "connect_time": now,
         }
-        statement = insert(integrations).values(values).returning(*_PLAINTEXT_COLUMNS)
+        statement = insert(integrations).values(values).returning(*PLAINTEXT_COLUMNS)
         row = None
         with _suppress_account_conflict():
             async with self._database.write_transaction() as connection:
@@ -490,7 +491,7 @@ def _update_version(integration: Integration, values: Mapping[str, Any]) -> Retu
         .where(*matches_integration(integration.integration_id, integration.user_id))
         .where(_T.version == integration.version)
         .values(values)
-        .returning(*_PLAINTEXT_COLUMNS)
+        .returning(*PLAINTEXT_COLUMNS)
     )
 
 

@@ -8,7 +8,7 @@ Leases differ from the claims of due work (`due_work.py`): a refresh also runs o
 lease records whether the provider was called, because the refresh token may then be spent.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
@@ -17,10 +17,13 @@ from sqlalchemy import (
     Boolean,
     ColumnElement,
     Executable,
+    Integer,
+    Row,
     String,
     and_,
     bindparam,
     case,
+    func,
     not_,
     null,
     or_,
@@ -30,10 +33,12 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from integration_server.domain.credentials import RefreshCause
+from integration_server.domain.errors import ProviderMisconfigured, ReauthorizationRequired
 from integration_server.domain.integration import Integration
-from integration_server.service.credentials.ports import Lease, LeaseState
+from integration_server.service.credentials.ports import Lease, LeaseState, RefreshOutcome
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database
+from integration_server.storage.integrations import PLAINTEXT_COLUMNS, integration_of
 from integration_server.storage.tables import integrations, refresh_leases
 
 _I = integrations.c
@@ -43,9 +48,7 @@ _NO_OWNER = ""
 _IS_OWNER = _L.owner == bindparam("of_owner")
 _IS_CALLER = _L.called_by == bindparam("of_owner")
 
-_STATE = select(_L.version, _L.expire_time, _L.claim_time, _L.failure, DatabaseTime().label("now")).where(
-    _IS_OF_INTEGRATION
-)
+_STATE = select(refresh_leases, DatabaseTime().label("now")).where(_IS_OF_INTEGRATION)
 _EXPIRE = (
     update(refresh_leases).where(_IS_OF_INTEGRATION, _IS_OWNER).values(owner=_NO_OWNER, expire_time=DatabaseTime())
 )
@@ -69,6 +72,39 @@ _RESOLVE = (
         ),
     )
 )
+_LOSE = (
+    update(refresh_leases)
+    .where(_IS_OF_INTEGRATION, or_(_IS_OWNER, _IS_CALLER))
+    .values(
+        owner=case((_IS_OWNER, _NO_OWNER), else_=_L.owner),
+        expire_time=case((_IS_OWNER, DatabaseTime()), else_=_L.expire_time),
+        failure=case((_IS_OWNER, bindparam("of_failure", type_=String(64))), else_=_L.failure),
+        called_by=case((_IS_OWNER, _NO_OWNER), else_=_L.owner),  # the owner that took the lease over may have called
+    )
+)
+
+_REFUSED = (ReauthorizationRequired.reason, ProviderMisconfigured.reason)
+"""The failures of a refresh with `invalid_grant`: the second one during a mass failure."""
+
+_REFUSE = (
+    update(refresh_leases)
+    .where(_IS_OF_INTEGRATION, _IS_OWNER)
+    .values(refusal_time=func.coalesce(_L.refusal_time, DatabaseTime()), failure=ReauthorizationRequired.reason)
+)
+_HAS_SUCCEEDED = _L.version < _I.version
+# Not a forced refresh of a grant that had ended before: users who force dead grants are no mass failure.
+_IS_REFUSED = and_(
+    _L.refusal_time.is_not(None),
+    or_(_I.reauthorization_required.is_(False), _L.refusal_time >= _L.claim_time),
+)
+_OUTCOMES = (
+    select(*PLAINTEXT_COLUMNS, not_(_HAS_SUCCEEDED).label("is_refused"))
+    .join_from(refresh_leases, integrations)
+    .where(_L.integration_type == bindparam("of_type"), _L.integration_id != bindparam("of_integration"))
+    .where(or_(_HAS_SUCCEEDED, and_(_L.failure.in_(_REFUSED), _IS_REFUSED)))
+    .order_by(_L.claim_time.desc())
+    .limit(bindparam("of_limit", type_=Integer))
+)
 
 
 class SqlRefreshLeases:
@@ -91,6 +127,7 @@ class SqlRefreshLeases:
             is_free=row.version < integration.version or row.expire_time <= row.now,
             forced_wait=max(timedelta(0), row.claim_time + self._forced_interval - row.now),
             failure=row.failure if row.version == integration.version else None,
+            **_previous_call(row, integration.version),
         )
 
     async def claim(
@@ -108,16 +145,49 @@ class SqlRefreshLeases:
             row = (await connection.execute(self._claims[connection.dialect.name], parameters)).one_or_none()
         if row is None:
             return None
-        previous_call_age = None if row.called_by == owner else row.now - row.call_time
-        return Lease(integration.integration_id, integration.version, owner, previous_call_age)
+        previous_call = {} if row.called_by == owner else _previous_call(row, integration.version)
+        return Lease(
+            integration.integration_id,
+            integration.version,
+            owner,
+            **{"previous_call_age": None, **previous_call},
+            refusal_age=None if row.refusal_time is None else row.now - row.refusal_time,
+        )
 
-    async def release(self, lease: Lease, *, outcome_known: bool, failure: str | None = None) -> None:
+    async def release(
+        self, lease: Lease, *, outcome_known: bool, is_lost: bool = False, failure: str | None = None
+    ) -> None:
         """Release the lease if it is still the owner's. `outcome_known` removes the record of the owner's call."""
         parameters: dict[str, Any] = {"of_integration": lease.integration_id, "of_owner": lease.owner}
-        if outcome_known:
-            await self._database.write(_RESOLVE, {**parameters, "of_failure": failure})
+        if outcome_known or is_lost:
+            await self._database.write(_RESOLVE if outcome_known else _LOSE, {**parameters, "of_failure": failure})
         else:
             await self._database.write(_EXPIRE, parameters)
+
+    async def record_refusal(self, lease: Lease) -> None:
+        """Record that the provider responded `invalid_grant`."""
+        await self._database.write(_REFUSE, {"of_integration": lease.integration_id, "of_owner": lease.owner})
+
+    async def latest_outcomes(
+        self, integration: Integration, within: timedelta, limit: int
+    ) -> Sequence[RefreshOutcome]:
+        """The outcomes of the latest refreshes of other integrations of the type, the newest first."""
+        # Evaluated once: with a volatile function PostgreSQL would not use the index.
+        begin = select(DatabaseTime(-within)).scalar_subquery()
+        parameters = {
+            "of_type": integration.integration_type,
+            "of_integration": integration.integration_id,
+            "of_limit": limit,
+        }
+        rows = await self._database.fetch(_OUTCOMES.where(_L.claim_time > begin), parameters)
+        return [RefreshOutcome(integration_of(row), bool(row.is_refused)) for row in rows]
+
+
+def _previous_call(row: Row[Any], version: int) -> dict[str, Any]:
+    """The fields of a lease that describe an earlier call for this version, whose outcome is unknown."""
+    if row.call_time is None or row.version != version:
+        return {}
+    return {"previous_call_age": row.now - row.call_time, "previous_call_is_lost": row.called_by == _NO_OWNER}
 
 
 @lru_cache(maxsize=8)
@@ -134,6 +204,7 @@ def _claim(insert: Any, duration: timedelta, forced_interval: timedelta) -> Exec
     owner = bindparam("of_owner", type_=String(255))
     columns = {
         "integration_id": _I.integration_id,
+        "integration_type": _I.integration_type,
         "version": _I.version,
         "owner": owner,
         "expire_time": DatabaseTime(duration),
@@ -156,6 +227,7 @@ def _claim(insert: Any, duration: timedelta, forced_interval: timedelta) -> Exec
         set_={
             **{name: new.excluded[name] for name in ("version", "owner", "expire_time", "claim_time")},
             "failure": null(),
+            "refusal_time": case((is_same_version, _L.refusal_time)),
             "call_time": case((was_called, _L.call_time), else_=new.excluded.call_time),
             "called_by": case((was_called, _L.called_by), else_=new.excluded.called_by),
         },
@@ -163,7 +235,7 @@ def _claim(insert: Any, duration: timedelta, forced_interval: timedelta) -> Exec
             or_(_L.version < new.excluded.version, and_(is_same_version, _L.expire_time <= DatabaseTime())),
             or_(not_(_flag("is_forced")), _L.claim_time <= DatabaseTime(-forced_interval)),
         ),
-    ).returning(_L.call_time, _L.called_by, DatabaseTime().label("now"))
+    ).returning(_L.version, _L.call_time, _L.called_by, _L.refusal_time, DatabaseTime().label("now"))
     return claim
 
 

@@ -155,6 +155,7 @@ refresh_leases = Table(
     "refresh_leases",
     metadata,
     Column("integration_id", _Id, ForeignKey(integrations.c.integration_id, ondelete="CASCADE"), primary_key=True),
+    Column("integration_type", String(255), nullable=False),
     Column("version", BigInteger, nullable=False),
     Column("owner", String(255), nullable=False),
     Column("expire_time", UtcDateTime, nullable=False),
@@ -162,10 +163,13 @@ refresh_leases = Table(
     Column("called_by", String(255)),
     Column("claim_time", UtcDateTime, nullable=False),
     Column("failure", String(64)),
+    Column("refusal_time", UtcDateTime),
+    Index("ix_refresh_leases_integration_type_claim_time", "integration_type", "claim_time"),
 )
 """Leases of refreshes, on the database's clock. `call_time` is the first call to the provider for this version, and
-`called_by` the owner that made it. Both stay until the outcome of the call is known. `claim_time` is the last claim,
-for any version; `failure` is the reason of the error with which its refresh ended, if it did."""
+`called_by` the owner that made it; it is empty once the owner knows that the response is lost. Both stay until the
+outcome of the call is known. `claim_time` is the last claim, for any version; `failure` is the reason of the error with
+which its refresh ended, if it did. `refusal_time` is the first `invalid_grant` for this version."""
 
 health_checks = Table(
     "health_checks",

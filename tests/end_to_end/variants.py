@@ -6,7 +6,7 @@ The variant "" is the unchanged server. The others are negative controls: withou
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import structlog
@@ -18,7 +18,7 @@ from integration_server.lifecycle import stop_signals
 from integration_server.logs import configure_logging
 from integration_server.providers.factory import ProviderFactory
 from integration_server.service.background.detached_tasks import DetachedTasks
-from integration_server.service.credentials.ports import Lease, LeaseState
+from integration_server.service.credentials.ports import Lease, LeaseState, RefreshOutcome
 from integration_server.service.integrations.ports import NewCredentials
 from integration_server.service.webhooks.ports import NewWebhookEvent, WebhookPage
 from integration_server.settings import Settings
@@ -49,8 +49,20 @@ class AlwaysGrantedLeases:
         del cause
         return Lease(integration.integration_id, integration.version, owner, previous_call_age=None)
 
-    async def release(self, lease: Lease, *, outcome_known: bool, failure: str | None = None) -> None:
+    async def release(
+        self, lease: Lease, *, outcome_known: bool, is_lost: bool = False, failure: str | None = None
+    ) -> None:
         """Do nothing."""
+
+    async def record_refusal(self, lease: Lease) -> None:
+        """Do nothing."""
+
+    async def latest_outcomes(
+        self, integration: Integration, within: timedelta, limit: int
+    ) -> Sequence[RefreshOutcome]:
+        """None."""
+        del integration, within, limit
+        return ()
 
 
 class CallerBoundTasks(DetachedTasks):

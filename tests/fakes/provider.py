@@ -126,7 +126,7 @@ class FakeProvider:
         self.verifications.append(credentials)
         await self._finish_call(self.verify_error)
         if isinstance(credentials, OAuthTokens) and credentials.access_token in self.rejected_access_tokens:
-            raise ProviderRejected("credentials")
+            raise ProviderRejected("credentials", needs_new_token=True)
         return self.account
 
     async def revoke_credentials(self, credentials: Credentials) -> bool:

@@ -73,7 +73,7 @@ def _result_of(call: Coroutine[None, None, T]) -> T:
 
 
 @cache
-def _default_settings() -> Settings:
+def default_settings() -> Settings:
     return Settings.from_environment(
         {
             "DATABASE_URL": "sqlite:///unused.db",
@@ -143,7 +143,7 @@ class FakeSystem:
         self.cipher = CredentialCipher(self._aead)
         self.trail = RecordingAuditTrail()
         self.database = InMemoryDatabase(self.clock)
-        self.server_settings = _default_settings().model_copy(update=self.settings)
+        self.server_settings = default_settings().model_copy(update=self.settings)
         self.journal = InMemoryRefreshJournal()
         stores = sql_stores(self.server_settings, self.database, lambda _: None)
         stores = self.wrap_stores(replace(stores, journal=self.journal), self.database)

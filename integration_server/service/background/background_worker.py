@@ -30,7 +30,7 @@ The handler stores the next due time with the outcome of its work. If it raises,
 
 _FAILURE_THRESHOLD = 5  # in a row, over all rows of a type: one row alone is not the cause
 _FIRST_PAUSE = timedelta(seconds=2)
-_LONGEST_PAUSE = timedelta(minutes=1)
+_LONGEST_PAUSE = timedelta(seconds=30)  # so that all integrations recover within a minute after their provider
 
 
 @dataclass(frozen=True, slots=True)

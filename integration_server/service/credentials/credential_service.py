@@ -86,8 +86,18 @@ class CredentialService:
         _require_scopes(fresh.integration, required_scopes)  # a refresh may grant less (RFC 6749 §6)
         return fresh
 
+    async def newer(self, rejected: RefreshResult) -> RefreshResult | None:
+        """Credentials newer than those whose access token the provider's API has rejected. None if there are none now.
+
+        Raises `ReauthorizationRequired` if the token endpoint has refused the grant.
+        """
+        try:
+            return await self.refreshed(rejected)
+        except (ProviderError, ProviderNotConfigured):
+            return None  # recorded by the refresher; the rejection is what the caller knows
+
     async def refreshed(
-        self, rejected: RefreshResult, cause: RefreshCause = RefreshCause.DEMAND
+        self, rejected: RefreshResult, cause: RefreshCause = RefreshCause.REJECTION
     ) -> RefreshResult | None:
         """Credentials newer than rejected ones, from a refresh by any process. None if there are none.
 

@@ -15,12 +15,14 @@ class LeaseState:
     """The state of an integration's lease. By default there has been none.
 
     `forced_wait` is the time until a forced refresh may call the provider; 0 if it may. `failure` is the reason of the
-    error with which the last refresh of this version ended, if it did.
+    error with which the last refresh of this version ended, if it did. The rest is as in `Lease`.
     """
 
     is_free: bool = True
     forced_wait: timedelta = timedelta(0)
     failure: str | None = None
+    previous_call_age: timedelta | None = None
+    previous_call_is_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +30,25 @@ class Lease:
     """The exclusive right to refresh one version of an integration's tokens, until it expires on the database's clock.
 
     `previous_call_age` is the time since an earlier owner claimed the lease to call the provider with the same refresh
-    token, if the outcome of that call is unknown; otherwise None.
+    token, if the outcome of that call is unknown; otherwise None. `previous_call_is_lost`: that owner knows that it
+    gets no response; otherwise it may still commit one. `refusal_age` is the time since the provider first responded
+    `invalid_grant` for this version, if it did.
     """
 
     integration_id: IntegrationId
     version: int
     owner: str
     previous_call_age: timedelta | None
+    previous_call_is_lost: bool = False
+    refusal_age: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshOutcome:
+    """The outcome of the last refresh of an integration: it succeeded, or the provider responded `invalid_grant`."""
+
+    integration: Integration
+    is_refused: bool
 
 
 class RefreshLeases(Protocol):
@@ -52,11 +66,26 @@ class RefreshLeases(Protocol):
         forced refresh comes too early. `FORCE` also claims for a grant that has ended.
         """
 
-    async def release(self, lease: Lease, *, outcome_known: bool, failure: str | None = None) -> None:
+    async def release(
+        self, lease: Lease, *, outcome_known: bool, is_lost: bool = False, failure: str | None = None
+    ) -> None:
         """Release the lease, if it is still the owner's. `outcome_known` also removes the record of the owner's call.
 
         An owner whose lease has expired can still remove the record of its own call, but not of another owner's call.
-        `failure` is the reason of the error with which the refresh ended.
+        `is_lost` keeps the record, and records that the owner gets no response. `failure` is the reason of the error
+        with which the refresh ended.
+        """
+
+    async def record_refusal(self, lease: Lease) -> None:
+        """Record that the provider responded `invalid_grant`, so that other processes count it."""
+
+    async def latest_outcomes(
+        self, integration: Integration, within: timedelta, limit: int
+    ) -> Sequence[RefreshOutcome]:
+        """The outcomes of the latest refreshes of other integrations of the type, at most `limit`, at most so old.
+
+        Refreshes of all processes; of each integration only the last one, and none that is running or failed in another
+        way.
         """
 
 

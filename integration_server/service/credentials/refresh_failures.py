@@ -1,11 +1,9 @@
 """The failure policy of refreshes: retry after a pause, require reauthorization, or report our own client."""
 
-from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 import structlog
 
@@ -20,6 +18,7 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.integration import Failure, Integration
 from integration_server.service.common_types import Clock, Jitter, Record, record_nothing
+from integration_server.service.credentials.ports import Lease, RefreshLeases
 from integration_server.service.integrations.ports import IntegrationStore
 
 RETRY_SOON = timedelta(seconds=1)
@@ -29,21 +28,34 @@ _LONGEST_PAUSE = timedelta(hours=1)
 
 _RESUME_INTERVAL = timedelta(seconds=1)  # between batches of resumed refreshes, for each type and process
 _RESUME_BATCH = 500
-_RESUME_SPREAD = timedelta(seconds=30)  # so that a provider that has just recovered is not overloaded
+_RESUME_SPREAD = timedelta(seconds=20)  # so that a provider that has just recovered is not overloaded
 
-_MASS_FAILURE_WINDOW = timedelta(minutes=1)
-_MASS_FAILURE_COUNT = 20
-_MASS_FAILURE_PAUSE = timedelta(minutes=1)
+_MASS_FAILURE_WINDOW = timedelta(minutes=20)
+"""In which the health checks of all integrations run once (`HEALTH_CHECK_INTERVAL_SECONDS` by default)."""
+
+MASS_FAILURE_COUNT = 3
+"""The number of refused integrations that may be a mass failure. Two may be those of one user."""
+
+_MASS_FAILURE_SAMPLE = 20  # latest refreshes that are judged: in a large fleet those of seconds
+_MASS_FAILURE_PAUSE = timedelta(minutes=2)
+_LONGEST_MASS_FAILURE = timedelta(days=1)
+"""After which a grant that is still refused has ended. In a small fleet all users may have ended theirs."""
 
 
 @dataclass(frozen=True, slots=True)
 class RefreshFailure:
-    """The error for the caller, and what to record. `failures` counts consecutive ones, with this one."""
+    """The error for the caller, and what to record. `failures` counts consecutive ones, with this one.
+
+    `due_time` is the next proactive refresh, if it is later than `retry_time`. `is_shown`: it becomes the integration's
+    last error.
+    """
 
     error: IntegrationServerError
     reauthorization_required: bool = False
     retry_time: datetime | None = None
     failures: int = 0
+    due_time: datetime | None = None
+    is_shown: bool = True
 
 
 def grant_lost() -> RefreshFailure:
@@ -54,27 +66,61 @@ def grant_lost() -> RefreshFailure:
     return RefreshFailure(ReauthorizationRequired(), reauthorization_required=True)
 
 
+class InvalidGrantDetector:
+    """Detects mass failures: most grants of a type are refused within minutes, which means our client, not the users.
+
+    It judges the latest refreshes of the type by all processes, which the leases record anyway, and reads them only
+    when a grant is refused. Successes therefore cost nothing, and a restart forgets nothing.
+
+    A fleet of one or two cannot be told apart from users who have ended their grants. `min_count` is the number of
+    refused integrations that are needed.
+    """
+
+    def __init__(self, leases: RefreshLeases, min_count: int = MASS_FAILURE_COUNT) -> None:
+        self._leases = leases
+        self._min_count = min_count
+
+    async def record(self, lease: Lease) -> None:
+        """Record a refusal. Before it is judged, so that of several at once at least the last one sees the others."""
+        await self._leases.record_refusal(lease)
+
+    async def refused_together(self, integration: Integration) -> Sequence[Integration] | None:
+        """The other integrations of a mass failure of which this refused one is part; None if there is none."""
+        outcomes = await self._leases.latest_outcomes(integration, _MASS_FAILURE_WINDOW, _MASS_FAILURE_SAMPLE)
+        refused = [outcome.integration for outcome in outcomes if outcome.is_refused]
+        is_mass_failure = len(refused) + 1 >= self._min_count and 2 * len(refused) + 1 > len(outcomes)
+        return refused if is_mass_failure else None
+
+    async def lasts_for(self, lease: Lease, integration: Integration) -> bool:
+        """Whether no grant of the type was accepted since this one, which was spared then, was first refused."""
+        if lease.refusal_age is None or integration.refresh_retry_time is None:
+            return False
+        outcomes = await self._leases.latest_outcomes(integration, lease.refusal_age, _MASS_FAILURE_SAMPLE)
+        return all(outcome.is_refused for outcome in outcomes)
+
+
 class RefreshFailurePolicy:
     """Classifies failed refreshes and records them."""
 
     def __init__(
         self,
         integrations: IntegrationStore,
+        detector: InvalidGrantDetector,
         clock: Clock,
         jitter: Jitter,
         *,
         record_mass_failure: Record = record_nothing,  # integration type
     ) -> None:
         self._integrations = integrations
+        self._detector = detector
         self._clock = clock
         self._jitter = jitter
         self._record_mass_failure = record_mass_failure
-        self._invalid_grants = InvalidGrantDetector()
         self._next_resume: dict[str, datetime] = {}
         self._log = structlog.get_logger(__name__)
 
     def classify(self, integration: Integration, error: ProviderError) -> RefreshFailure:
-        """The meaning of the provider's error. Raises `ProviderMisconfigured` as it is: no integration is affected.
+        """The meaning of the provider's error.
 
         Only `invalid_grant`, or what the provider declares as such, ends a grant (RFC 6749 §5.2). Any other error may
         come from a proxy or concern this one request, however often it is repeated. The pause before the next refresh
@@ -82,17 +128,12 @@ class RefreshFailurePolicy:
         """
         if isinstance(error, ProviderMisconfigured):
             self._log.error("invalid_client", integration_type=integration.integration_type)
-            raise error
         if isinstance(error, ProviderRejected) and error.oauth_error == "invalid_grant":
             return grant_lost()
         pause = error.retry_after or timedelta(0)
         if integration.refresh_failures:
             pause = max(pause, backoff(integration.refresh_failures, _FIRST_PAUSE, _LONGEST_PAUSE, self._jitter))
         return RefreshFailure(error, False, self._clock() + pause if pause else None, integration.refresh_failures + 1)
-
-    def record_success(self, integration_type: str) -> None:
-        """Count a refresh that succeeded."""
-        self._invalid_grants.record(integration_type, is_invalid=False, now=self._clock())
 
     async def resume(self, recovered: Integration) -> None:
         """After a success that ends failures: end the pauses of other integrations of the type, which may be long.
@@ -109,25 +150,41 @@ class RefreshFailurePolicy:
             if count:
                 self._log.info("refreshes_resumed", integration_type=integration_type, integrations=count)
 
-    async def record_failure(
-        self, integration: Integration, failure: RefreshFailure, *, is_forced: bool
+    async def record_refusal(
+        self, lease: Lease, integration: Integration, *, is_forced: bool
     ) -> IntegrationServerError:
-        """Record a classified failure of a refresh, forced or not, and return the error for the caller.
+        """Record `invalid_grant`, and return the error for the caller.
 
-        During a mass failure the integration stays usable, and those marked in the minute before are reverted.
+        During a mass failure the integration stays usable, and those that ended shortly before are reverted.
         """
-        integration_type = integration.integration_type
-        if failure.reauthorization_required:
-            self._invalid_grants.record(integration_type, is_invalid=True, now=self._clock())
-            if self._invalid_grants.is_mass_failure(integration_type):
-                self._record_mass_failure(integration_type)
-                self._log.error("mass_invalid_grant", integration_type=integration_type)
-                failure = self._mass_failure(integration)
-        await self.record(integration, failure, is_forced=is_forced)
-        if failure.reauthorization_required:
-            self._invalid_grants.track_reauthorization(integration, self._clock())
-        await self._revert_reauthorizations(integration_type)
-        return failure.error
+        await self._detector.record(lease)
+        refused = await self._mass_failure(lease, integration)
+        if refused is None:
+            await self.record(integration, grant_lost(), is_forced=is_forced)
+            # Another process that detects a mass failure meanwhile finds nothing to revert here.
+            refused = await self._mass_failure(lease, integration, may_last=False)
+            if refused is None:
+                return ReauthorizationRequired()
+            await self._revert(integration)
+        else:
+            await self.record(integration, self._spared(integration), is_forced=is_forced)
+        self._record_mass_failure(integration.integration_type)
+        self._log.error("mass_invalid_grant", integration_type=integration.integration_type)
+        for other in refused:
+            if other.reauthorization_required:
+                await self._revert(other)
+        return ProviderMisconfigured()
+
+    async def _mass_failure(
+        self, lease: Lease, integration: Integration, *, may_last: bool = True
+    ) -> Sequence[Integration] | None:
+        """The other refused integrations of a mass failure; None if the refusal proves that the grant has ended."""
+        if lease.refusal_age is not None and lease.refusal_age > _LONGEST_MASS_FAILURE:
+            return None
+        refused = await self._detector.refused_together(integration)
+        if refused is None and may_last and await self._detector.lasts_for(lease, integration):
+            return ()
+        return refused
 
     async def record(self, integration: Integration, failure: RefreshFailure, *, is_forced: bool = False) -> None:
         """Store a failure, unless the credentials were replaced since `integration` was read.
@@ -135,77 +192,24 @@ class RefreshFailurePolicy:
         A forced refresh that fails is not repeated by the background job before the token is due.
         """
         now = self._clock()
-        is_misconfiguration = isinstance(failure.error, ProviderMisconfigured)
+        is_shown = failure.is_shown and not isinstance(failure.error, ProviderMisconfigured)
         await self._integrations.record_failure(
             integration,
-            None if is_misconfiguration else Failure(failure.error.reason, now, str(failure.error)),
+            Failure(failure.error.reason, now, str(failure.error)) if is_shown else None,
             reauthorization_required=failure.reauthorization_required,
             retry_time=failure.retry_time,
             failures=failure.failures,
-            refresh_due_time=failure.retry_time or now + RETRY_SOON,
+            refresh_due_time=failure.due_time or failure.retry_time or now + RETRY_SOON,
             may_be_due_earlier=not is_forced,
         )
 
-    async def _revert_reauthorizations(self, integration_type: str) -> None:
-        now = self._clock()
-        for integration in self._invalid_grants.pop_reverted(integration_type, now):
-            try:
-                await self._integrations.revert_failure(integration, self._mass_failure(integration).retry_time)
-            except StoreUnavailable:
-                self._invalid_grants.track_reauthorization(integration, now)
-                raise
-            self._log.warning("reauthorization_reverted", **integration.log_fields)
+    async def _revert(self, integration: Integration) -> None:
+        """Make an integration usable again whose grant ended with its refusal."""
+        await self._integrations.revert_failure(integration, self._spared(integration).retry_time)
+        self._log.warning("reauthorization_reverted", **integration.log_fields)
 
-    def _mass_failure(self, integration: Integration) -> RefreshFailure:
-        return RefreshFailure(
-            ProviderMisconfigured(),
-            retry_time=self._clock() + _MASS_FAILURE_PAUSE * (1 + self._jitter()),
-            failures=integration.refresh_failures,
-        )
-
-
-class InvalidGrantDetector:
-    """Detects mass failures: many `invalid_grant` responses within a minute mean our client, not the users.
-
-    During a mass failure no `invalid_grant` of that type counts until a refresh succeeds, nor do those of the minute
-    before. Each process counts its own refreshes.
-    """
-
-    def __init__(self) -> None:
-        self._outcomes: defaultdict[str, deque[tuple[datetime, bool]]] = defaultdict(deque)
-        self._mass_failures: set[str] = set()
-        self._tracked: defaultdict[str, deque[tuple[datetime, Integration]]] = defaultdict(deque)
-
-    def record(self, integration_type: str, *, is_invalid: bool, now: datetime) -> None:
-        """Count the outcome of a refresh."""
-        outcomes = self._outcomes[integration_type]
-        outcomes.append((now, is_invalid))
-        _expire(outcomes, now)
-        invalid_count = sum(is_invalid for _, is_invalid in outcomes)
-        if not is_invalid:
-            self._mass_failures.discard(integration_type)
-        elif invalid_count >= _MASS_FAILURE_COUNT and 2 * invalid_count > len(outcomes):
-            self._mass_failures.add(integration_type)
-
-    def is_mass_failure(self, integration_type: str) -> bool:
-        """Whether most refreshes of a minute, and many, were `invalid_grant`, and none has succeeded since."""
-        return integration_type in self._mass_failures
-
-    def track_reauthorization(self, integration: Integration, now: datetime) -> None:
-        """Store for a minute that an integration was marked for reauthorization."""
-        tracked = self._tracked[integration.integration_type]
-        tracked.append((now, integration))
-        _expire(tracked, now)
-
-    def pop_reverted(self, integration_type: str, now: datetime) -> Iterator[Integration]:
-        """During a mass failure: the tracked integrations, each once, to be reverted by the caller."""
-        if self.is_mass_failure(integration_type):
-            tracked = self._tracked[integration_type]
-            _expire(tracked, now)
-            while tracked:
-                yield tracked.popleft()[1]
-
-
-def _expire(entries: deque[tuple[datetime, Any]], now: datetime) -> None:
-    while entries and entries[0][0] <= now - _MASS_FAILURE_WINDOW:
-        entries.popleft()
+    def _spared(self, integration: Integration) -> RefreshFailure:
+        """The failure of an integration during a mass failure: it is asked again after a pause."""
+        failures = integration.refresh_failures + 1
+        pause = backoff(failures, _MASS_FAILURE_PAUSE, _LONGEST_PAUSE, self._jitter)
+        return RefreshFailure(ProviderMisconfigured(), retry_time=self._clock() + pause, failures=failures)

@@ -4,8 +4,9 @@ docs/refreshing.md describes the steps, what is durable when, and every crash po
 
 - A refresh is a detached task. Callers of one process share it, and it runs to its end without them.
 - Between processes, a lease in the database admits one refresh at a time.
-- An expired lease means that its refresh token may be spent. The next owner waits for the outcome of that call, and
-  uses the token again only if the provider documents that it still works.
+- A call whose outcome is unknown may have spent the refresh token. A second use may end the grant, and with it the
+  access token that still works. It is therefore repeated only when that token is about to expire, unless the provider
+  documents that a used refresh token still works.
 - A forced refresh, of a token that still lasts, calls the provider once per minimum interval, over all callers and
   processes: the claim of the lease enforces it. Within the interval the last outcome is the result.
 """
@@ -15,11 +16,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from datetime import timedelta
+from typing import Any
 
 import structlog
 
 from integration_server.domain.audit import Action, AuditEntry, background_entry
-from integration_server.domain.credentials import RefreshCause
+from integration_server.domain.credentials import OAuthTokens, RefreshCause
 from integration_server.domain.errors import (
     IntegrationServerError,
     ProviderError,
@@ -35,9 +37,17 @@ from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import Clock, Jitter, RandomToken, Record, record_nothing
 from integration_server.service.credentials.ports import Lease, LeaseState, RefreshLeases
 from integration_server.service.credentials.refresh_commit import RefreshCommitter, RefreshResult
-from integration_server.service.credentials.refresh_failures import RETRY_SOON, RefreshFailurePolicy, grant_lost
+from integration_server.service.credentials.refresh_failures import (
+    RETRY_SOON,
+    RefreshFailure,
+    RefreshFailurePolicy,
+    grant_lost,
+)
 from integration_server.service.integrations.ports import IntegrationStore, StoredIntegration
-from integration_server.service.provider_port import Provider, Providers
+from integration_server.service.provider_port import Providers
+
+_UNKNOWN_EXPIRY = timedelta(hours=1)
+"""When to look again at a lost call if the access token has no known expiry: it works until the API rejects it."""
 
 _POLL_INTERVAL = 0.05  # seconds between polls of another refresh, growing to ten times that; most take 0.1 to 0.5 s
 
@@ -79,7 +89,7 @@ class TokenRefresher:
         self._lost_call_wait = 3 * self.lease_duration
         self._log = structlog.get_logger(__name__)
         self._flights: dict[tuple[IntegrationId, RefreshCause], asyncio.Task[RefreshResult]] = {}
-        self._unreleased: deque[tuple[Lease, bool, str | None]] = deque()
+        self._unreleased: deque[tuple[Lease, dict[str, Any]]] = deque()
         self._outage_until = self.clock()  # as far as this process knows
 
     async def refresh(self, observed: Integration, cause: RefreshCause = RefreshCause.EXPIRY) -> RefreshResult:
@@ -114,11 +124,11 @@ class TokenRefresher:
             await self.committer.recover_journal()
         finally:
             while self._unreleased:
-                lease, outcome_known, failure = self._unreleased.popleft()
+                lease, outcome = self._unreleased.popleft()
                 try:
-                    await self.leases.release(lease, outcome_known=outcome_known, failure=failure)
+                    await self.leases.release(lease, **outcome)
                 except Exception:
-                    self._unreleased.append((lease, outcome_known, failure))
+                    self._unreleased.append((lease, outcome))
                     raise
 
     # --- single flight -----------------------------------------------------------------------------------------------
@@ -152,13 +162,16 @@ class TokenRefresher:
             if current.integration.version != observed.version and not current.tokens.has_expired(self.clock()):
                 return current
             await self._require_refreshable(current, cause)
-            # Forced, or after a wait, read first: only processes that may refresh write.
-            state = await self.leases.state(current.integration) if polls or cause.is_forced else LeaseState()
+            # Forced, or after a wait or a failure, read first: only processes that may refresh write.
+            reads = polls or cause.is_forced or current.integration.refresh_failures
+            state = await self.leases.state(current.integration) if reads else LeaseState()
             if state.is_free:
                 if cause.is_forced and state.forced_wait:
                     return self._last_outcome(current, state)
                 if polls and state.failure is not None:  # of the refresh that this one has waited for
                     raise _error_of(state.failure)
+                if (wait := self._wait_for_earlier_call(state, current, cause)) > timedelta(0):
+                    raise _outcome_unknown(wait)
                 refreshed = await self._refresh_under_lease(current, cause)
                 if refreshed is not None:
                     return refreshed
@@ -202,10 +215,10 @@ class TokenRefresher:
         lease = await self._claim(integration, cause)
         if lease is None:
             return None
-        outcome_known, version, reason = True, lease.version, None
+        outcome_known, is_lost, version, reason = True, False, lease.version, None
         was_called = False
         try:
-            await self._require_unused_token(lease, integration, provider)
+            await self._require_unused_token(lease, current, cause)
             if provider.refresh_token_grace and self.clock() - start_time >= self.lease_duration:
                 return None  # the process was suspended, and another may have used the token within its grace
             outcome_known = False
@@ -214,21 +227,22 @@ class TokenRefresher:
             try:
                 token_response = await provider.refresh(current.tokens)
             except ProviderError as error:
-                outcome_known = True
-                return await self._handle_failure(integration, error, cause)
+                is_lost = isinstance(error, ProviderUnavailable) and error.outcome_unknown
+                outcome_known = not is_lost
+                return await self._handle_failure(lease, current, error, cause)
             tokens = current.tokens.updated_with(token_response, self.clock())
-            self.failures.record_success(integration.integration_type)
             refreshed, outcome_known = await self.committer.commit(integration, tokens, provider)
             version = refreshed.integration.version
             self.record_outcome(integration.integration_type, "success")
         except IntegrationServerError as error:
             reason = error.reason
             if was_called:
-                self.record_outcome(integration.integration_type, _FAILED_OUTCOMES.get(reason, "transient"))
+                outcome = "lost" if is_lost else _FAILED_OUTCOMES.get(reason, "transient")
+                self.record_outcome(integration.integration_type, outcome)
             raise
         finally:
             if version == lease.version:  # a commit voids the lease
-                await self._release(lease, outcome_known=outcome_known, failure=reason)
+                await self._release(lease, outcome_known=outcome_known, is_lost=is_lost, failure=reason)
         if integration.refresh_failures:
             await self.failures.resume(integration)
         if outcome_known:
@@ -251,44 +265,85 @@ class TokenRefresher:
         except (StoreUnavailable, asyncio.CancelledError) as error:
             unknown = Lease(integration.integration_id, integration.version, owner, previous_call_age=None)
             if isinstance(error, StoreUnavailable):
-                self._unreleased.append((unknown, True, None))
+                self._unreleased.append((unknown, {"outcome_known": True}))
             else:
                 await self._release(unknown, outcome_known=True)
             raise
 
-    async def _require_unused_token(self, lease: Lease, integration: Integration, provider: Provider) -> None:
-        """Raise if an earlier call may have spent the refresh token and the provider gives no grace for it."""
-        if lease.previous_call_age is None or lease.previous_call_age < provider.refresh_token_grace:
-            return
-        # The owner of that call cannot commit during a database outage, however old the call gets.
-        since_outage = self.clock() - self._outage_until
-        wait = max(
-            self._lost_call_wait - lease.previous_call_age,
-            self._holder_wait - since_outage,
-        )
+    async def _require_unused_token(self, lease: Lease, current: RefreshResult, cause: RefreshCause) -> None:
+        """Raise while an earlier call may have spent the refresh token and a second use may lose more than it gains."""
+        integration = current.integration
+        wait = self._wait_for_earlier_call(lease, current, cause)
         if wait > timedelta(0):
-            raise ProviderUnavailable("the outcome of an earlier refresh is not known yet", retry_after=wait)
+            failures = max(1, integration.refresh_failures)  # so that the next ones read this without a lease
+            failure = self._due_after(wait, RefreshFailure(_outcome_unknown(wait), failures=failures, is_shown=False))
+            await self.failures.record(integration, failure, is_forced=cause.is_forced)
+            raise failure.error
+        if lease.previous_call_age is None or lease.previous_call_age < self._grace(integration):
+            return
         if await self.committer.is_journaled(integration):
             raise ProviderUnavailable("an earlier refresh is about to be committed", retry_after=RETRY_SOON)
-        self.record_outcome(integration.integration_type, "lost")
-        self._log.error("refresh_outcome_unknown", **integration.log_fields)
-        if integration.reauthorization_required:
-            return  # forced: the grant is given up already, so that another use of the token loses nothing
-        await self.failures.record(integration, grant_lost())
-        raise ReauthorizationRequired
+        if not lease.previous_call_is_lost:  # otherwise its owner has recorded it
+            self.record_outcome(integration.integration_type, "lost")
+        self._log.warning("refresh_outcome_unknown", **integration.log_fields)
 
-    async def _release(self, lease: Lease, *, outcome_known: bool, failure: str | None = None) -> None:
+    def _wait_for_earlier_call(
+        self, found: Lease | LeaseState, current: RefreshResult, cause: RefreshCause
+    ) -> timedelta:
+        """How long to wait before the refresh token is used again that an earlier call may have spent.
+
+        - As long as the process of that call may commit its response.
+        - As long as the access token works, which the provider may end with the grant. It does not work if the API has
+          rejected it. `FORCE` does not wait for it, unless the process may still commit: then nothing is lost yet.
+        """
+        age, tokens = found.previous_call_age, current.tokens
+        if age is None or age < self._grace(current.integration):
+            return timedelta(0)
+        waits = [timedelta(0)]
+        if not found.previous_call_is_lost:
+            # It cannot commit during a database outage, however old the call gets.
+            waits += [self._lost_call_wait - age, self._holder_wait - (self.clock() - self._outage_until)]
+        is_explicit = cause is RefreshCause.FORCE and found.previous_call_is_lost
+        if not (is_explicit or cause is RefreshCause.REJECTION or current.integration.reauthorization_required):
+            waits.append(self._time_until_last_moment(tokens))
+        return max(waits)
+
+    def _time_until_last_moment(self, tokens: OAuthTokens) -> timedelta:
+        """The time until an access token is about to expire: a refresh then still ends before the expiry.
+
+        That is two lease durations, or a tenth of the token's lifetime if less: time for a few attempts.
+        """
+        if tokens.expire_time is None:
+            return _UNKNOWN_EXPIRY
+        margin = 2 * self.lease_duration
+        if tokens.lifetime is not None:
+            margin = min(margin, tokens.lifetime / 10)
+        return tokens.expire_time - margin - self.clock()
+
+    def _due_after(self, wait: timedelta, failure: RefreshFailure) -> RefreshFailure:
+        """The failure with the next proactive refresh after the wait for an earlier call."""
+        due_time = self.clock() + max(wait, RETRY_SOON)
+        return replace(failure, due_time=max(due_time, failure.retry_time or due_time))
+
+    def _grace(self, integration: Integration) -> timedelta:
+        return self.providers[integration.integration_type].refresh_token_grace
+
+    async def _release(
+        self, lease: Lease, *, outcome_known: bool, is_lost: bool = False, failure: str | None = None
+    ) -> None:
+        outcome = {"outcome_known": outcome_known, "is_lost": is_lost, "failure": failure}
         try:
-            await self.leases.release(lease, outcome_known=outcome_known, failure=failure)
+            await self.leases.release(lease, outcome_known=outcome_known, is_lost=is_lost, failure=failure)
         except Exception:  # `recover` retries
-            self._unreleased.append((lease, outcome_known, failure))
+            self._unreleased.append((lease, outcome))
 
     # --- failure -----------------------------------------------------------------------------------------------------
 
     async def _handle_failure(
-        self, integration: Integration, error: ProviderError, cause: RefreshCause
+        self, lease: Lease, current: RefreshResult, error: ProviderError, cause: RefreshCause
     ) -> RefreshResult:
         """Return tokens that another replica has got meanwhile, or record the failure and raise its error."""
+        integration = current.integration
         self.record_audit(background_entry(self.clock(), Action.REFRESH, integration, error.reason))
         self._log.warning(
             "refresh_failed",
@@ -298,19 +353,24 @@ class TokenRefresher:
             provider_reason=error.provider_reason,
         )
         failure = self.failures.classify(integration, error)
+        if isinstance(error, ProviderUnavailable) and error.outcome_unknown:
+            lost = replace(lease, previous_call_age=timedelta(0), previous_call_is_lost=True)
+            failure = self._due_after(self._wait_for_earlier_call(lost, current, RefreshCause.EXPIRY), failure)
         if failure.reauthorization_required:
             # The token may be invalid because another replica has used it.
-            current = await self.committer.read(integration, may_have_ended=integration.reauthorization_required)
-            if current.integration.version != integration.version:
-                return current
-        if integration.reauthorization_required:
-            # Forced, after the grant has ended. Its end was counted then: counted again, a few users who force dead
-            # grants would look like a mass failure.
+            newest = await self.committer.read(integration, may_have_ended=integration.reauthorization_required)
+            if newest.integration.version != integration.version:
+                return newest
+        if failure.reauthorization_required and not integration.reauthorization_required:
+            recorded = await self.failures.record_refusal(lease, integration, is_forced=cause.is_forced)
+        else:  # a forced refresh after the grant has ended is no new refusal
             await self.failures.record(integration, failure, is_forced=cause.is_forced)
             recorded = failure.error
-        else:
-            recorded = await self.failures.record_failure(integration, failure, is_forced=cause.is_forced)
         raise recorded from (None if recorded is error else error)  # never its own cause
+
+
+def _outcome_unknown(wait: timedelta) -> ProviderUnavailable:
+    return ProviderUnavailable("the outcome of an earlier refresh is not known yet", retry_after=wait)
 
 
 def _error_of(failure: str | None) -> IntegrationServerError:

@@ -11,6 +11,7 @@ from integration_server.domain.due_times import Schedule
 from integration_server.domain.errors import (
     IntegrationServerError,
     ProviderMisconfigured,
+    ProviderRejected,
     ProviderUnavailable,
     ReauthorizationRequired,
     ScopeMissing,
@@ -171,7 +172,10 @@ class HealthChecker:
                 integration.require_usable()
                 fresh = await self.credentials.fresh(stored)
                 integration = fresh.integration
-                await self._verify(fresh)
+                newer = await self._verify_or_refresh(fresh)
+                if newer is not None:
+                    integration = newer.integration
+                    await self._verify(newer)
         except TimeoutError:
             error = ProviderUnavailable("the provider did not respond in time")
         except StoreUnavailable:
@@ -182,6 +186,20 @@ class HealthChecker:
         failures = 0 if check.healthy else integration.error_count + 1
         await self.history.record(check, self.schedule.next_check_time(self.clock(), failures))
         return check
+
+    async def _verify_or_refresh(self, fresh: RefreshResult) -> RefreshResult | None:
+        """Verify the credentials. If the provider rejects the access token, as it may before its expiry: newer ones.
+
+        Raises the rejection if there are none.
+        """
+        try:
+            await self._verify(fresh)
+        except ProviderRejected as error:
+            newer = await self.credentials.newer(fresh) if error.needs_new_token else None
+            if newer is None:
+                raise
+            return newer
+        return None
 
     async def _verify(self, fresh: RefreshResult) -> None:
         """Call the provider with the credentials, and check the scopes. Raises what makes the integration unusable."""

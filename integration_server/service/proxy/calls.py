@@ -133,7 +133,7 @@ class _Call:
                 continue
             if response.is_unauthorized and not was_refreshed:
                 was_refreshed = True
-                refreshed = await self._proxy.credentials.refreshed(self.fresh)
+                refreshed = await self._proxy.credentials.newer(self.fresh)
                 if refreshed is not None:
                     self.fresh = refreshed
                     continue

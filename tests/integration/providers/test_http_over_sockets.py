@@ -3,6 +3,7 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 
+import httpcore
 import httpx
 import pytest
 
@@ -88,8 +89,42 @@ async def test_a_refused_connection_is_provider_unavailable() -> None:
     async with serving(respond) as url:
         pass
     async with ProviderHttp(lambda: datetime.now(UTC), dev_mode=True) as http:
-        with pytest.raises(ProviderUnavailable, match="ConnectError"):
+        with pytest.raises(ProviderUnavailable, match="ConnectError") as raised:
             await http.request("GET", url, allowed_origins={url})
+    assert not raised.value.outcome_unknown
+
+
+@pytest.mark.parametrize(
+    "handler", [hang, send_slowly, flood, reset, stop_halfway, send_other_protocol, send_endless_headers]
+)
+async def test_the_outcome_of_a_request_that_was_sent_is_unknown(handler: SocketHandler) -> None:
+    with pytest.raises(ProviderUnavailable) as raised:
+        await send_request(handler, deadline=1)
+    assert raised.value.outcome_unknown
+
+
+class HangingNetwork(httpcore.AsyncNetworkBackend):
+    """Never connects, as where a firewall discards packets."""
+
+    async def connect_tcp(self, *_: object, **__: object) -> httpcore.AsyncNetworkStream:
+        """Wait without end."""
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+async def test_a_request_without_a_connection_has_no_effect_also_at_the_deadline() -> None:
+    network, deadline = HangingNetwork(), timedelta(seconds=0.1)
+    async with ProviderHttp(lambda: datetime.now(UTC), network=network, deadline=deadline) as http:
+        with pytest.raises(ProviderUnavailable, match="TimeoutError") as raised:
+            await http.request("GET", "https://a.example", allowed_origins={"https://a.example:443"})
+    assert not raised.value.outcome_unknown
+
+
+async def test_a_request_to_an_address_that_is_not_allowed_has_no_effect() -> None:
+    async with ProviderHttp(lambda: datetime.now(UTC), dev_mode=True) as http:
+        with pytest.raises(ProviderUnavailable, match="AddressNotAllowed") as raised:
+            await http.request("GET", "https://10.0.0.1", allowed_origins={"https://10.0.0.1:443"})
+    assert not raised.value.outcome_unknown
 
 
 @pytest.fixture

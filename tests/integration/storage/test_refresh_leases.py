@@ -285,6 +285,132 @@ async def test_only_force_claims_for_a_grant_that_has_ended(database: Database, 
     assert await leases.claim(integration, "forced", RefreshCause.FORCE) is None
 
 
+# --- lost calls, and refusals ----------------------------------------------------------------------------------------
+
+
+async def test_a_lost_call_is_reported_as_lost_until_there_are_new_credentials(
+    database: Database, leases: SqlRefreshLeases, integration: Integration
+) -> None:
+    lease = await leases.claim(integration, "owner")
+    assert lease is not None
+    assert not lease.previous_call_is_lost
+    await leases.release(lease, outcome_known=False, is_lost=True, failure="PROVIDER_UNAVAILABLE")
+    for _ in range(2):  # a later call with a known outcome says nothing about the earlier one
+        state = await leases.state(integration)
+        assert (state.is_free, state.failure) == (True, "PROVIDER_UNAVAILABLE")
+        assert (state.previous_call_is_lost, state.previous_call_age is not None) == (True, True)
+        next_lease = await leases.claim(integration, "next")
+        assert next_lease is not None
+        assert (next_lease.previous_call_is_lost, next_lease.previous_call_age is not None) == (True, True)
+        await leases.release(next_lease, outcome_known=True, failure="PROVIDER_UNAVAILABLE")
+    refreshed = await SqlIntegrations(database).commit_refresh(integration, new_credentials(), NOW)
+    assert refreshed is not None
+    state = await leases.state(refreshed)
+    assert (state.previous_call_age, state.previous_call_is_lost) == (None, False)
+
+
+async def test_a_repeated_call_that_is_lost_too_stays_lost(
+    leases: SqlRefreshLeases, expired_leases: SqlRefreshLeases, integration: Integration
+) -> None:
+    assert await expired_leases.claim(integration, "crashed")
+    repeating = await leases.claim(integration, "repeating")
+    assert repeating is not None
+    assert not repeating.previous_call_is_lost
+    await leases.release(repeating, outcome_known=False, is_lost=True)
+    assert (await leases.state(integration)).previous_call_is_lost
+
+
+async def test_an_owner_without_its_lease_that_loses_its_response_leaves_the_new_owners_call(
+    leases: SqlRefreshLeases, expired_leases: SqlRefreshLeases, integration: Integration
+) -> None:
+    paused = await expired_leases.claim(integration, "paused")
+    assert paused is not None
+    assert await leases.claim(integration, "replaying")
+    await leases.release(paused, outcome_known=False, is_lost=True)
+    state = await leases.state(integration)
+    assert (state.is_free, state.previous_call_is_lost) == (False, False)
+
+
+async def refuse(leases: SqlRefreshLeases, integration: Integration, failure: str = "REAUTHORIZATION_REQUIRED") -> None:
+    lease = await leases.claim(integration, f"owner of {integration.integration_id}")
+    assert lease is not None
+    await leases.record_refusal(lease)
+    await leases.release(lease, outcome_known=True, failure=failure)
+
+
+async def test_the_latest_outcomes_of_a_type_are_those_of_all_owners(
+    database: Database, leases: SqlRefreshLeases, integration: Integration
+) -> None:
+    store = SqlIntegrations(database)
+
+    async def connect(name: str) -> Integration:
+        integration_type = "other" if name == "other type" else "acme"
+        new = new_integration(integration_type=integration_type)
+        row = await store.add_connected(new, account(name), new_credentials(), NOW)
+        assert row is not None
+        return row
+
+    refused, spared, refreshed, failed, running, untouched, other_type = [
+        await connect(name)
+        for name in ("refused", "spared", "refreshed", "failed", "running", "untouched", "other type")
+    ]
+    for row in (refused, other_type, integration):
+        await refuse(leases, row)
+    await refuse(leases, spared, "PROVIDER_MISCONFIGURED")
+    assert await leases.claim(refreshed, "owner")
+    assert await store.commit_refresh(refreshed, new_credentials(), NOW)
+    lease = await leases.claim(failed, "owner")
+    assert lease is not None
+    await leases.release(lease, outcome_known=True, failure="PROVIDER_UNAVAILABLE")
+    assert await leases.claim(running, "owner")
+    assert untouched.version == 0
+
+    found = await leases.latest_outcomes(integration, LONG_DURATION, 10)
+    assert [(outcome.integration.integration_id, outcome.is_refused) for outcome in found] == [
+        (refreshed.integration_id, False),
+        (spared.integration_id, True),
+        (refused.integration_id, True),
+    ]
+    assert len(await leases.latest_outcomes(integration, LONG_DURATION, 2)) == 2
+    assert not await leases.latest_outcomes(integration, timedelta(0), 10)
+
+
+async def test_a_refusal_is_remembered_by_the_next_claim_until_there_are_new_credentials(
+    database: Database, leases: SqlRefreshLeases, integration: Integration
+) -> None:
+    await refuse(leases, integration)
+    ages = []
+    for number in range(2):
+        lease = await leases.claim(integration, f"owner-{number}")
+        assert lease is not None
+        assert lease.refusal_age is not None
+        ages.append(lease.refusal_age)
+        await leases.record_refusal(lease)
+        await leases.release(lease, outcome_known=True)
+    assert timedelta(0) <= ages[0] <= ages[1] < LONG_DURATION  # since the first one
+    refreshed = await SqlIntegrations(database).commit_refresh(integration, new_credentials(), NOW)
+    assert refreshed is not None
+    lease = await leases.claim(refreshed, "owner")
+    assert lease is not None
+    assert lease.refusal_age is None
+
+
+async def test_a_forced_refresh_of_an_ended_grant_is_no_outcome(
+    database: Database, leases: SqlRefreshLeases, integration: Integration
+) -> None:
+    other = await SqlIntegrations(database).add_connected(new_integration(), account("other"), new_credentials(), NOW)
+    assert other is not None
+    await refuse(leases, integration)
+    await SqlIntegrations(database).record_failure(integration, FAILURE, reauthorization_required=True)
+    assert len(await leases.latest_outcomes(other, LONG_DURATION, 10)) == 1
+    forced = await SqlRefreshLeases(database, LONG_DURATION, timedelta(0)).claim(
+        integration, "forced", RefreshCause.FORCE
+    )
+    assert forced is not None
+    await leases.release(forced, outcome_known=True, failure="REAUTHORIZATION_REQUIRED")
+    assert not await leases.latest_outcomes(other, LONG_DURATION, 10)
+
+
 # --- removal ---------------------------------------------------------------------------------------------------------
 
 

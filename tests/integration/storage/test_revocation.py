@@ -21,7 +21,7 @@ from integration_server.service.connections.account_linking import AccountLinker
 from integration_server.service.connections.revocation import RevocationService, RevocationTimes
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.credentials.refresh_commit import RefreshCommitter
-from integration_server.service.credentials.refresh_failures import RefreshFailurePolicy
+from integration_server.service.credentials.refresh_failures import InvalidGrantDetector, RefreshFailurePolicy
 from integration_server.service.credentials.refresher import TokenRefresher
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.due_work import SqlDueWork
@@ -84,11 +84,12 @@ def start_process(database: Database, provider: FakeProvider, tasks: DetachedTas
     integrations, outbox = SqlIntegrations(database), SqlRevocationOutbox(database)
     schedule = Schedule(timedelta(minutes=5), None, lambda: 0.5)
     account_linker = AccountLinker(integrations, providers, cipher, clock, schedule, lambda _: None)
+    leases = SqlRefreshLeases(database, MINUTE, MINUTE)
     refresher = TokenRefresher(
         integrations,
-        SqlRefreshLeases(database, MINUTE, MINUTE),
+        leases,
         RefreshCommitter(integrations, FileRefreshJournal(journal), outbox, cipher, clock, schedule),
-        RefreshFailurePolicy(integrations, clock, lambda: 0.5),
+        RefreshFailurePolicy(integrations, InvalidGrantDetector(leases), clock, lambda: 0.5),
         providers,
         tasks,
         clock,

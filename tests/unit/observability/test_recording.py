@@ -163,6 +163,7 @@ async def test_requests_of_the_sidecar_are_recorded_by_route(
     [
         (None, "success"),
         (ProviderUnavailable(), "transient"),
+        (ProviderUnavailable(outcome_unknown=True), "lost"),
         (ProviderRejected("grant", oauth_error="invalid_request"), "transient"),
         (ProviderRejected("grant", oauth_error="invalid_grant"), "terminal"),
         (ProviderMisconfigured(oauth_error="invalid_client"), "client"),
@@ -181,14 +182,16 @@ async def test_a_refresh_is_recorded_with_its_outcome(
     assert sum(counts(metrics, METRICS.refreshes).values()) == len(system.provider.refreshes)
 
 
-async def test_a_refresh_whose_outcome_is_unknown_is_lost(system: FakeSystem, metrics: Metrics) -> None:
+async def test_a_refresh_that_repeats_one_of_a_crashed_process_counts_it_as_lost(
+    system: FakeSystem, metrics: Metrics
+) -> None:
     integration = await system.connect()
     system.clock.advance(timedelta(hours=1))
     assert await system.leases.claim(integration, "crashed process") is not None
     system.clock.advance(3 * LEASE)
     await refresh(system, integration)
-    assert counts(metrics, METRICS.refreshes) == {("fake", "lost"): 1}
-    assert counts(metrics, METRICS.refresh_calls) == {}
+    assert counts(metrics, METRICS.refreshes) == {("fake", "lost"): 1, ("fake", "success"): 1}
+    assert counts(metrics, METRICS.refresh_calls) == {("fake",): 1}
 
 
 async def refresh(system: FakeSystem, integration: Integration) -> None:

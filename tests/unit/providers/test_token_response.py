@@ -445,6 +445,32 @@ def test_the_repr_hides_tokens() -> None:
     assert "s3cret" not in repr(read_tokens(response, extra_fields=("id",)))
 
 
+@pytest.mark.parametrize(
+    ("value", "status", "expected"),
+    [
+        (b"<html>Bad Gateway</html>", 502, True),
+        ({"error": "server_error"}, 500, True),
+        ({}, 503, True),
+        (b'{"access_token": "at", "refresh_to', 200, True),
+        (b"", 200, True),
+        ({"ok": True}, 201, True),
+        ({"access_token": "a token"}, 200, True),
+        (b"<html>Blocked</html>", 403, False),
+        ({}, 429, False),
+        ({}, 408, False),
+        ({"error": "temporarily_unavailable"}, 400, False),
+        ({"error": "temporarily_unavailable"}, 200, False),
+        (b"", 302, False),
+    ],
+)
+def test_a_response_that_may_follow_a_used_token_has_an_unknown_outcome(
+    value: object, status: int, expected: bool
+) -> None:
+    error = failure_of(value, status, subject="grant")
+    assert isinstance(error, ProviderUnavailable)
+    assert error.outcome_unknown is expected
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),

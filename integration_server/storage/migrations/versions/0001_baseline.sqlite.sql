@@ -221,6 +221,7 @@ CREATE INDEX ix_health_checks_integration_id_health_check_id ON health_checks (i
 
 CREATE TABLE refresh_leases (
     integration_id INTEGER NOT NULL,
+    integration_type VARCHAR(255) NOT NULL,
     version BIGINT NOT NULL,
     owner VARCHAR(255) NOT NULL,
     expire_time DATETIME NOT NULL,
@@ -228,9 +229,12 @@ CREATE TABLE refresh_leases (
     called_by VARCHAR(255),
     claim_time DATETIME NOT NULL,
     failure VARCHAR(64),
+    refusal_time DATETIME,
     CONSTRAINT pk_refresh_leases PRIMARY KEY (integration_id),
     CONSTRAINT fk_refresh_leases_integration_id FOREIGN KEY(integration_id) REFERENCES integrations (integration_id) ON DELETE CASCADE
 );
+
+CREATE INDEX ix_refresh_leases_integration_type_claim_time ON refresh_leases (integration_type, claim_time);
 
 CREATE TABLE webhook_consumer_offsets (
     integration_id INTEGER NOT NULL,

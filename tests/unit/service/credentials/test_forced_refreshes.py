@@ -17,6 +17,7 @@ from integration_server.domain.errors import (
     ReauthorizationRequired,
     ScopeMissing,
 )
+from integration_server.domain.health import HealthCheck
 from integration_server.domain.integration import Integration, Status
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
 from integration_server.service.credentials.credential_service import TokenState
@@ -65,8 +66,14 @@ async def call_api_that_rejects_tokens(system: FakeSystem, integration: Integrat
     return await system.api_proxy.call_provider(integration.integration_id, ADA, request)
 
 
+async def check_health_of_a_rejected_token(system: FakeSystem, integration: Integration) -> HealthCheck:
+    system.provider.verify_error = ProviderRejected("credentials", needs_new_token=True)
+    return await system.another_process().use_cases.health_checker.check_health(integration.integration_id, ADA)
+
+
 PATHS: tuple[CallOfIntegration, ...] = (
     force,
+    check_health_of_a_rejected_token,
     ask_for_ten_thousand_years,
     ask_for_more_than_is_left,
     call_api_that_rejects_tokens,
@@ -132,8 +139,10 @@ async def test_a_scope_that_is_missing_never_refreshes(system: FakeSystem, integ
     assert not system.provider.refreshes
 
 
-async def test_health_checks_of_a_rejected_token_never_refresh(system: FakeSystem, integration: Integration) -> None:
-    system.provider.verify_error = ProviderRejected("token")
+async def test_health_checks_of_credentials_that_lack_a_permission_never_refresh(
+    system: FakeSystem, integration: Integration
+) -> None:
+    system.provider.verify_error = ProviderRejected("credentials")
     for _ in range(3):
         await system.health_checker.check_health(integration.integration_id, ADA)
         system.clock.advance(FORCED_INTERVAL)
@@ -408,13 +417,15 @@ async def test_forced_refreshes_of_ended_grants_are_no_mass_failure(system: Fake
         assert system.row(integration.integration_id).reauthorization_required
 
 
-async def test_force_uses_a_token_whose_last_use_has_no_known_outcome(
+async def test_force_revives_a_grant_whose_last_refresh_has_no_known_outcome(
     system: FakeSystem, integration: Integration
 ) -> None:
     assert await system.leases.claim(integration, "crashed process")
     system.clock.advance(HOUR)
+    system.provider.refresh_error = INVALID_GRANT
     with pytest.raises(ReauthorizationRequired):
         await get(system, integration)
+    system.provider.refresh_error = None
     system.clock.advance(FORCED_INTERVAL)
     assert (await force(system, integration)).refreshed
     assert system.row(integration.integration_id).status(system.clock()) is Status.ACTIVE

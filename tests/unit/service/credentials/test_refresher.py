@@ -310,9 +310,13 @@ async def test_a_misconfigured_client_does_not_change_the_integration(
     system: FakeSystem, integration: Integration
 ) -> None:
     system.provider.refresh_error = ProviderMisconfigured(oauth_error="invalid_client")
-    with pytest.raises(ProviderMisconfigured):
-        await access_token(system, integration)
-    assert system.row(integration.integration_id) == integration
+    for _ in range(20):
+        with pytest.raises((ProviderMisconfigured, ProviderUnavailable)):
+            await access_token(system, integration)
+        system.clock.advance(timedelta(seconds=10))
+    row = system.row(integration.integration_id)
+    assert (row.last_error, row.error_count, row.status(system.clock())) == (None, 0, Status.ACTIVE)
+    assert len(system.provider.refreshes) < 10  # after pauses that grow
 
 
 async def test_a_failure_of_replaced_credentials_is_ignored(
