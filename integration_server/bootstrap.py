@@ -388,12 +388,13 @@ def build_service(
     redirects: RedirectAllowlist | None = None,
     revocation_wait: timedelta = timedelta(seconds=3),
     heartbeat: timedelta = timedelta(seconds=15),
+    keeps_shared_grants: bool = True,
 ) -> Service:
     """Build the use cases and the background work.
 
     `cache` is the cache of `GetCredentials`. The other keyword arguments are constants of the server, which tests
     replace: `revocation_wait` is how long `DisconnectIntegration` waits for the provider, `heartbeat` the interval
-    between cursors of a quiet event stream.
+    between cursors of a quiet event stream, `keeps_shared_grants` is a defence of `RevocationService`.
     """
     metrics = metrics or Metrics(is_on=False)
     integrations = stores.integrations
@@ -443,6 +444,7 @@ def build_service(
         tasks,
         jitter,
         times=RevocationTimes(settings.refresh_lease, revocation_wait, settings.revocation_give_up),
+        keeps_shared_grants=keeps_shared_grants,
     )
     health_checker = HealthChecker(
         integrations,
@@ -507,6 +509,7 @@ def build_service(
             clock,
             random_token,
             skip_confirmation=settings.skip_confirmation,
+            pause=pause,
         ),
         api_key_connection=ApiKeyConnectionService(account_linker, providers, tasks, random_token),
         integration_manager=IntegrationManager(integrations, providers, aead, clock, max_page_bytes=max_page_bytes),

@@ -24,6 +24,7 @@ Messages are built here from names, fields and numbers, so that none contains a 
     ├── RateLimited
     └── ProviderError
         ├── ProviderUnavailable     a retry may succeed
+        │   └── RevocationInProgress
         ├── ProviderRejected        of a code, key, token or grant
         ├── ProviderMisconfigured   of this server's client
         ├── ResponseTooLarge
@@ -34,6 +35,8 @@ Messages are built here from names, fields and numbers, so that none contains a 
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import ClassVar, Self
+
+from integration_server.domain.credentials import OAuthTokens
 
 
 class IntegrationServerError(Exception):
@@ -258,12 +261,14 @@ class ProviderError(IntegrationServerError):
     """An error of a provider. `oauth_error` is its error code (RFC 6749 §5.2), if the response has one.
 
     `provider_reason` is the provider's own code for it, if it is one of the codes that the provider's type declares.
+    `issued_tokens` are tokens that the provider has issued before the error, and that nobody will use.
     """
 
     def __init__(self, message: str | None = None, *, oauth_error: str | None = None) -> None:
         super().__init__(message)
         self.oauth_error = oauth_error
         self.provider_reason: str | None = None
+        self.issued_tokens: OAuthTokens | None = None
 
 
 class ProviderUnavailable(ProviderError):
@@ -275,6 +280,12 @@ class ProviderUnavailable(ProviderError):
     def __init__(self, message: str | None = None, *, retry_after: timedelta | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class RevocationInProgress(ProviderUnavailable):
+    """A revocation in progress may end the grant of a new connection, which is therefore not stored yet."""
+
+    message = "an earlier connection of this account is being revoked; connect again"
 
 
 class ProviderRejected(ProviderError):

@@ -6,7 +6,6 @@ Requests are built by Authlib's functions without I/O; docs/decisions/0002-oauth
 from abc import abstractmethod
 from base64 import b64encode
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from types import MappingProxyType
@@ -143,10 +142,8 @@ class OAuth2Provider(BaseProvider):
         tokens = replace(tokens, extras={**self.url_params, **tokens.extras})
         try:
             return await self.complete_tokens(tokens)
-        except ProviderError:
-            if not self.revokes_whole_account:  # otherwise the grants of other integrations would end too
-                with suppress(ProviderError):
-                    await self.revoke_credentials(tokens)
+        except ProviderError as error:
+            error.issued_tokens = tokens
             raise
 
     async def complete_tokens(self, tokens: OAuthTokens) -> OAuthTokens:

@@ -26,7 +26,7 @@ ACCOUNT = NewAccount("account-1", "ada@example.com")
 class FakeProvider:
     """A `Provider`. An error that is set makes its call fail; calls wait for `gate`, if it is set.
 
-    It issues numbered tokens ("access-1", "refresh-1"), and checks the PKCE verifier of the authorizations.
+    It issues numbered tokens ("access-1", "refresh-1"; of other types "other-access-1"), and checks the PKCE verifier of the authorizations.
     """
 
     clock: SettableClock
@@ -166,9 +166,10 @@ class FakeProvider:
             raise error
 
     def _tokens(self, number: int, access: str, refresh: str) -> OAuthTokens:
+        prefix = "" if self.integration_type == "fake" else f"{self.integration_type}-"
         return OAuthTokens(
-            access_token=f"{access}-{number}",
-            refresh_token=f"{refresh}-{number}" if self.issues_refresh_token else None,
+            access_token=f"{prefix}{access}-{number}",
+            refresh_token=f"{prefix}{refresh}-{number}" if self.issues_refresh_token else None,
             expire_time=None if self.lifetime is None else self.clock() + self.lifetime,
             lifetime=self.lifetime,
             scopes=self.granted_scopes,

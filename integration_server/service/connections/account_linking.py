@@ -70,9 +70,14 @@ class AccountLinker:
         """Store credentials in the requested integration, or in the row that has its account already.
 
         `requested` is a pending or connected row, or one that is not stored yet. Raises `AccountMismatch` if a
-        connected row has another account.
+        connected row has another account, or `RevocationInProgress`.
         """
         provider = self.providers[requested.integration_type]
+        ended_by = [
+            other.integration_type
+            for other in self.providers.all()
+            if provider.integration_type in other.shares_grants_with
+        ]
         for _ in range(_MAX_ATTEMPTS):
             target, now = await self._find_target(requested, account), self.clock()
             if isinstance(target, NewIntegration):
@@ -84,13 +89,15 @@ class AccountLinker:
             check = self.schedule.next_check_time(now)
             new = await self.cipher.encrypt_new(after, credentials, provider, requested_scopes, self.schedule)
             if isinstance(target, NewIntegration):
-                committed = await self.integrations.add_connected(target, account, new, now, check_due_time=check)
+                committed = await self.integrations.add_connected(
+                    target, account, new, now, check_due_time=check, ended_by=ended_by
+                )
             else:
                 # A pending row is not needed if its account has another row.
                 requested_id = requested.integration_id if isinstance(requested, Integration) else None
                 superseded_id = requested_id if requested_id != target.integration_id else None
                 committed = await self.integrations.commit_connection(
-                    target, account, new, now, check_due_time=check, superseded_id=superseded_id
+                    target, account, new, now, check_due_time=check, superseded_id=superseded_id, ended_by=ended_by
                 )
             if committed is not None:
                 # The caller's entry has no version, which shows a row that was put back.
