@@ -54,8 +54,8 @@ class SlackProvider(OAuth2Provider):
     oauth_authorize_url = "https://slack.com/oauth/v2/authorize"
     oauth_token_url = "https://slack.com/api/oauth.v2.access"
     revoke_url = "https://slack.com/api/auth.revoke"
-    revokes_with_access_token = True
-    revokes_whole_account = True
+    revoke_token = "bearer"
+    revocation_ends = "grant"
     verify_url = "https://slack.com/api/auth.test"
     webhook_scheme = SLACK
     api_base_url = "https://slack.com/api"

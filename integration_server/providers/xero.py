@@ -64,8 +64,8 @@ class XeroProvider(OAuth2Provider):
     oauth_authorize_url = "https://login.xero.com/identity/connect/authorize"
     oauth_token_url = "https://identity.xero.com/connect/token"
     revoke_url = "https://identity.xero.com/connect/revocation"
-    revokes_whole_account = True
-    revokes_with_access_token = True
+    revocation_ends = "grant"
+    revoke_token = "bearer"
     required_scopes = (
         *("openid", "profile", "email", "offline_access", "accounting.contacts"),
         *_TRANSACTION_SCOPES,

@@ -15,9 +15,6 @@
 - PKCE is supported [M].
 """
 
-from authlib.oauth2.rfc7009.parameters import prepare_revoke_token_request
-
-from integration_server.domain.credentials import OAuthTokens
 from integration_server.providers.lenient_values import text_at
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.zoom import ZOOM
@@ -30,19 +27,14 @@ class ZoomProvider(OAuth2Provider):
     oauth_authorize_url = "https://zoom.us/oauth/authorize"
     oauth_token_url = "https://zoom.us/oauth/token"
     revoke_url = "https://zoom.us/oauth/revoke"
-    revokes_with_access_token = True
-    revokes_whole_account = True
+    revoke_token = "access_token"
+    revocation_ends = "grant"
     required_scopes = ("user:read:user", "meeting:read:meeting", "meeting:write:meeting")
     verify_url = "https://api.zoom.us/v2/users/me"
     webhook_scheme = ZOOM
     account_id_field = "id"
     account_label_field = "email"
     api_base_url = "https://api.zoom.us/v2"
-
-    async def revoke_tokens(self, revoke_url: str, tokens: OAuthTokens) -> bool:
-        """Revoke the access token, and the grant with it."""
-        body, _ = prepare_revoke_token_request(tokens.access_token)
-        return self.read_revocation(await self.post_as_client(revoke_url, body))
 
     def oauth_error(self, fields: object) -> str | None:
         """The error code; `invalid_grant` for the reason "Invalid Token!"."""

@@ -907,11 +907,12 @@ class RevocationOutboxContract:
         credentials = new_credentials(token_fingerprint="new token")
         for number in range(20):
             name = f"account-{number}"
-            connection, (decision, _) = await asyncio.gather(
-                integrations.add_connected(new_integration(BOB), account(name), credentials, NOW, ended_by=["acme"]),
-                outbox.begin(new_grant(account_id=name), ["acme"]),
-                return_exceptions=True,
+            connecting = integrations.add_connected(
+                new_integration(BOB), account(name), credentials, NOW, ended_by=["acme"]
             )
+            revoking = asyncio.create_task(outbox.begin(new_grant(account_id=name), ["acme"]))
+            (connection,) = await asyncio.gather(connecting, return_exceptions=True)
+            decision, _ = await revoking
             is_connected = isinstance(connection, Integration)
             assert is_connected or isinstance(connection, RevocationInProgress)
             assert is_connected is (decision is not CallDecision.SEND)

@@ -26,7 +26,8 @@ ACCOUNT = NewAccount("account-1", "ada@example.com")
 class FakeProvider:
     """A `Provider`. An error that is set makes its call fail; calls wait for `gate`, if it is set.
 
-    It issues numbered tokens ("access-1", "refresh-1"; of other types "other-access-1"), and checks the PKCE verifier of the authorizations.
+    It issues numbered tokens ("access-1", "refresh-1"; of other types "other-access-1"), and checks the PKCE verifier
+    of the authorizations.
     """
 
     clock: SettableClock
