@@ -394,7 +394,8 @@ def build_service(
 
     `cache` is the cache of `GetCredentials`. The other keyword arguments are constants of the server, which tests
     replace: `revocation_wait` is how long `DisconnectIntegration` waits for the provider, `heartbeat` the interval
-    between cursors of a quiet event stream, `keeps_shared_grants` is a defence of `RevocationService`.
+    between cursors of a quiet event stream, `keeps_shared_grants` switches off that a
+    revocation ends no live integration.
     """
     metrics = metrics or Metrics(is_on=False)
     integrations = stores.integrations
@@ -409,7 +410,16 @@ def build_service(
     cipher = CredentialCipher(aead)
     schedule = Schedule(settings.refresh_buffer, settings.health_check_interval or None, jitter)
     webhook_router = WebhookRouter(stores.webhook_routes, aead, clock, monotonic=monotonic)
-    account_linker = AccountLinker(integrations, providers, cipher, clock, schedule, trail.enqueue, webhook_router.add)
+    account_linker = AccountLinker(
+        integrations,
+        providers,
+        cipher,
+        clock,
+        schedule,
+        trail.enqueue,
+        webhook_router.add,
+        waits_for_revocations=keeps_shared_grants,
+    )
     failures = RefreshFailurePolicy(
         integrations, clock, jitter, record_mass_failure=metrics.counter(METRICS.mass_invalid_grants)
     )

@@ -174,8 +174,12 @@ class BaseProvider(ABC):
     webhook_scheme: WebhookScheme | None = None
     """How its webhooks are verified and parsed; None if it sends none, or only unsigned ones."""
 
+    account_naming: str = ""
+    """What `account_id` is, where types of the same client name accounts alike without the same request: "email"."""
+
     shares_grants_with: Sequence[str] = ()
-    """Set by the registry, which knows the other providers."""
+    names_accounts_like: Sequence[str] = ()
+    """Both are set by the registry, which knows the other providers."""
 
     def __init__(self, context: ProviderContext) -> None:
         self._context = context

@@ -36,8 +36,10 @@ class ProviderRegistry(dict[str, BaseProvider]):
         super().__init__({alias: provider for provider in by_type.values() for alias in provider.aliases} | by_type)
         self._all = [by_type[name] for name in sorted(by_type)]
         for provider in self._all:
-            ended = (one.integration_type for one in self._all if _ends_grants(provider, one))
-            provider.shares_grants_with = tuple(ended)
+            ended = [one for one in self._all if _ends_grants(provider, one)]
+            provider.shares_grants_with = tuple(one.integration_type for one in ended)
+            alike = (one.integration_type for one in ended if _naming_of(one) == _naming_of(provider))
+            provider.names_accounts_like = tuple(alike)
 
     def __missing__(self, integration_type: str) -> BaseProvider:
         raise UnknownIntegrationType
@@ -130,6 +132,12 @@ def _ends_grants(provider: BaseProvider, other: BaseProvider) -> bool:
     is_same_client = provider.client_id != "" and provider.client_id == other.client_id
     is_same_server = not _servers_of(provider).isdisjoint(_servers_of(other))
     return is_same_server and (is_same_client or provider.revocation_ends == "account")
+
+
+def _naming_of(provider: BaseProvider) -> object:
+    """Equal for types that name accounts alike."""
+    extra = getattr(provider, "account_id_extra", None)
+    return provider.account_naming or (provider.verify_url, provider.account_id_field, extra)
 
 
 def _servers_of(provider: BaseProvider) -> set[str]:

@@ -56,6 +56,10 @@ class Provider(Protocol):
         """
 
     @property
+    def names_accounts_like(self) -> Sequence[str]:
+        """The types among them whose account ids are equal for the same account, and differ for different ones."""
+
+    @property
     def refresh_token_grace(self) -> timedelta:
         """How long a refresh token works after a refresh has replaced it, as the provider documents.
 

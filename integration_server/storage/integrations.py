@@ -29,7 +29,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
-from integration_server.service.connections.revocation_ports import OrphanedGrant
+from integration_server.service.connections.revocation_ports import GrantProof, OrphanedGrant
 from integration_server.service.credentials.credential_cipher import bound_values_of
 from integration_server.service.integrations.ports import (
     IntegrationUpdate,
@@ -42,7 +42,7 @@ from integration_server.service.integrations.ports import (
 )
 from integration_server.storage.bounded_pages import fetch_page, row_bytes
 from integration_server.storage.engine import Database, UtcDateTime, from_row
-from integration_server.storage.revocations import add_claimed, require_no_call
+from integration_server.storage.revocations import add_claimed, require_valid_grant
 from integration_server.storage.tables import integrations, is_usable, refresh_leases
 from integration_server.storage.user_usage import DEFAULT_USER_QUOTAS, UserQuotas, require_room_for_integration
 
@@ -195,7 +195,7 @@ class SqlIntegrations:
         now: datetime,
         *,
         check_due_time: datetime | None = None,
-        ended_by: Collection[str] = (),
+        proof: GrantProof | None = None,
     ) -> Integration | None:
         """Insert a connected integration. None if another row of the user has its account.
 
@@ -214,7 +214,7 @@ class SqlIntegrations:
         row = None
         with _suppress_account_conflict():
             async with self._database.write_transaction() as connection:
-                await require_no_call(connection, connected, credentials.token_fingerprint, ended_by)
+                await require_valid_grant(connection, connected, credentials.token_fingerprint, proof)
                 await require_room_for_integration(connection, integration.user_id, self._quotas)
                 row = (await connection.execute(statement)).one_or_none()
         return None if row is None else integration_of(row)
@@ -228,7 +228,7 @@ class SqlIntegrations:
         *,
         check_due_time: datetime | None = None,
         superseded_id: IntegrationId | None = None,
-        ended_by: Collection[str] = (),
+        proof: GrantProof | None = None,
     ) -> Integration | None:
         """Store the credentials of a pending or reconnected integration, and delete the pending `superseded_id`.
 
@@ -248,7 +248,7 @@ class SqlIntegrations:
         row = None
         with _suppress_account_conflict():
             async with self._change_transaction(integration.integration_id) as connection:
-                await require_no_call(connection, connected, credentials.token_fingerprint, ended_by)
+                await require_valid_grant(connection, connected, credentials.token_fingerprint, proof)
                 row = (await connection.execute(connect)).one_or_none()
                 if row is not None and superseded_id is not None:
                     is_superseded = matches_integration(superseded_id, integration.user_id)

@@ -1,13 +1,13 @@
 """SQL implementation of `RevocationOutbox`. `due_work.py` claims and postpones its rows.
 
 A revocation may end grants that others have: of the same token, or of the same account. `begin_call` looks for their
-integrations before the provider is called, and `require_no_call` for calls in progress before an integration is
-connected. Both lock the same row, the first exclusively, so that one of them sees the other.
+integrations before the provider is called, and `require_valid_grant` for calls in progress, and for those
+that have just ended, before an integration is connected. Both lock the same row, the first exclusively, so that one of them sees the other.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, and_, delete, exists, false, insert, or_, select, true, update
@@ -16,13 +16,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from integration_server.domain.errors import RevocationInProgress
 from integration_server.domain.integration import Integration
 from integration_server.service.background.ports import Claim, JobKind
-from integration_server.service.connections.revocation_ports import CallDecision, OrphanedGrant, Revocation
+from integration_server.service.connections.revocation_ports import CallDecision, GrantProof, OrphanedGrant, Revocation
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database, from_row
 from integration_server.storage.tables import integrations, locks, revocations
 
 _R = revocations.c
 _T = integrations.c
+
+# Longer than a connection takes, from the exchange of the code to its commit.
+_RECORD_DURATION = timedelta(minutes=5)
 
 _LOCK = select(locks).where(locks.c.lock_name == "revocation")  # SQLite serializes write transactions instead
 
@@ -41,6 +44,7 @@ class SqlRevocationOutbox:
         self,
         claim: Claim[Revocation],
         ended_types: Collection[str],
+        comparable_types: Collection[str],
         claim_duration: timedelta,
         *,
         keeps_shared_grants: bool = True,
@@ -51,13 +55,28 @@ class SqlRevocationOutbox:
             await connection.execute(_LOCK.with_for_update())
             if await connection.scalar(select(_R.revocation_id).where(*is_claimed)) is None:
                 return CallDecision.NOT_CLAIMED, claim
-            if keeps_shared_grants and (shared := await _sharing(connection, claim.item.grant, ended_types)):
-                await connection.execute(delete(revocations).where(*is_claimed))
-                return shared, claim
+            if keeps_shared_grants:
+                ended = list(_ended_integrations(claim.item.grant, ended_types, comparable_types))
+                if shared := await _sharing(connection, claim.item.grant, ended):
+                    await connection.execute(delete(revocations).where(*is_claimed))
+                    return shared, claim
             due_time = (await connection.execute(select(DatabaseTime(claim_duration)))).scalar_one()
             begin = update(revocations).where(*is_claimed).values(due_time=due_time, call_due_time=due_time)
             await connection.execute(begin)
         return CallDecision.SEND, replace(claim, due_time=due_time)
+
+    async def complete(self, claim: Claim[Revocation]) -> None:
+        """Record that the grant is revoked, and delete its credentials."""
+        await self._database.write(
+            update(revocations)
+            .where(_R.revocation_id == claim.row_id)
+            .values(encrypted_credentials=b"", revoke_time=DatabaseTime(), due_time=DatabaseTime(_RECORD_DURATION))
+        )
+
+    async def now(self) -> datetime:
+        """The time of the database's clock."""
+        async with self._database.read_connection() as connection:
+            return (await connection.execute(select(DatabaseTime()))).scalar_one()
 
     async def remove(self, claim: Claim[Revocation]) -> None:
         """Remove a grant; does nothing if it is gone."""
@@ -65,21 +84,22 @@ class SqlRevocationOutbox:
 
 
 async def _sharing(
-    connection: AsyncConnection, grant: OrphanedGrant, ended_types: Collection[str]
+    connection: AsyncConnection, grant: OrphanedGrant, ended: Sequence[ColumnElement[bool]]
 ) -> CallDecision | None:
     """Whose integrations the revocation of a grant would end; None if it ends none."""
-    conditions = list(_ended_integrations(grant, ended_types))
     for decision, whose in (
         (CallDecision.SHARED_WITH_OWN, _T.user_id == grant.user_id),
         (CallDecision.SHARED, _T.user_id != grant.user_id),
     ):
-        ended = [exists().where(_T.connect_time.is_not(None), whose, one) for one in conditions]
-        if await connection.scalar(select(or_(false(), *ended))):
+        found = [exists().where(_T.connect_time.is_not(None), whose, one) for one in ended]
+        if await connection.scalar(select(or_(false(), *found))):
             return decision
     return None
 
 
-def _ended_integrations(grant: OrphanedGrant, ended_types: Collection[str]) -> Iterator[ColumnElement[bool]]:
+def _ended_integrations(
+    grant: OrphanedGrant, ended_types: Collection[str], comparable_types: Collection[str]
+) -> Iterator[ColumnElement[bool]]:
     """The conditions of integrations that the revocation of a grant may end. Each of them has an index."""
     if grant.token_fingerprint is not None:
         yield _T.token_fingerprint == grant.token_fingerprint
@@ -91,28 +111,29 @@ def _ended_integrations(grant: OrphanedGrant, ended_types: Collection[str]) -> I
         return
     yield and_(is_ended_type, _T.account_id == grant.account_id)
     yield and_(is_ended_type, _T.account_id.is_(None), or_(is_own, _T.lacks_required_scope.is_(False)))
-    yield and_(is_ended_type, is_own, _T.integration_type != grant.integration_type)
+    others = set(ended_types) - {grant.integration_type, *comparable_types}
+    yield and_(is_own, _T.integration_type.in_(sorted(others)))
 
 
-async def require_no_call(
-    connection: AsyncConnection, integration: Integration, token_fingerprint: str | None, ended_by: Collection[str]
+async def require_valid_grant(
+    connection: AsyncConnection, integration: Integration, token_fingerprint: str | None, proof: GrantProof | None
 ) -> None:
-    """Raise `RevocationInProgress` if a call may end the grant of an integration that this transaction connects.
+    """Raise `RevocationInProgress` if a revocation may have ended the grant that this transaction stores.
 
-    The types `ended_by` are those whose revocations end grants of its type, with the account.
+    That is one in progress, or one that was completed after the proof. Without a proof nothing is checked.
     """
-    if token_fingerprint is None:
-        return  # an API key
+    if proof is None:
+        return
     await connection.execute(_LOCK.with_for_update(read=True))
-    is_called = _R.due_time == _R.call_due_time, _R.due_time > DatabaseTime()
-    is_ended_by = _R.integration_type.in_(sorted(ended_by))
+    is_called = or_(_R.revoke_time > proof.time, and_(_R.due_time == _R.call_due_time, _R.due_time > DatabaseTime()))
+    is_ended_by = _R.integration_type.in_(sorted(proof.ended_by))
     may_have_account = [
         _R.account_id.is_(None),
         true() if integration.account_id is None else _R.account_id == integration.account_id,
         and_(_R.user_id == integration.user_id, _R.integration_type != integration.integration_type),
     ]
     conditions = [_R.token_fingerprint == token_fingerprint, *(and_(is_ended_by, one) for one in may_have_account)]
-    if await connection.scalar(select(or_(*(exists().where(*is_called, one) for one in conditions)))):
+    if await connection.scalar(select(or_(*(exists().where(is_called, one) for one in conditions)))):
         raise RevocationInProgress
 
 
@@ -131,7 +152,9 @@ async def add_claimed(
 
 def revocation_of(row: Row[Any]) -> Revocation:
     """The revocation of a row that was selected with the database's time as `now`."""
-    return Revocation(from_row(OrphanedGrant, row), row.attempts, row.now - row.create_time)
+    return Revocation(
+        from_row(OrphanedGrant, row), row.attempts, row.now - row.create_time, row.revoke_time is not None
+    )
 
 
 def _values(grant: OrphanedGrant, *, attempts: int, claim_duration: timedelta) -> Mapping[str, Any]:

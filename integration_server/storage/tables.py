@@ -206,13 +206,15 @@ revocations = Table(
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("token_fingerprint", String(64), index=True),
     Column("call_due_time", UtcDateTime),
+    Column("revoke_time", UtcDateTime),
     Index("ix_revocations_integration_type_due_time", "integration_type", "due_time"),
     Index("ix_revocations_integration_type_account_id", "integration_type", "account_id"),
     sqlite_autoincrement=True,
 )
 """The outbox of grants to revoke: credentials of removed integrations, encrypted as in their former row, whose values
 that they are bound to are in `bound_values`. `call_due_time` is the `due_time` of the claim that has called the
-provider: while they are equal and in the future, the call is in progress."""
+provider: while they are equal and in the future, the call is in progress. From `revoke_time` on the grant is revoked;
+the row stays for a while, without credentials."""
 
 locks = Table("locks", metadata, Column("lock_name", String(64), primary_key=True))
 """Rows to lock in a transaction; the migration inserts them. `revocation`: see `revocations.py`."""

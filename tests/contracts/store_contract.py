@@ -23,6 +23,7 @@ from integration_server.service.connections.ports import (
 )
 from integration_server.service.connections.revocation_ports import (
     CallDecision,
+    GrantProof,
     OrphanedGrant,
     Revocation,
     RevocationOutbox,
@@ -820,6 +821,8 @@ class RevocationOutboxContract:
         assert await outbox.decide(new_grant(account_id="a"), types) is CallDecision.SEND
         await create_connected(integrations, ANN, "named differently", integration_type="sister")
         assert await outbox.decide(new_grant(account_id="a"), types) is CallDecision.SHARED_WITH_OWN
+        decision = await outbox.decide(new_grant(account_id="a"), types, comparable_types=types)
+        assert decision is CallDecision.SEND  # it names accounts alike, so that it is another one
 
     async def test_a_user_who_denies_a_scope_prevents_no_revocation_of_others(
         self, integrations: IntegrationStore, outbox: "Outbox"
@@ -834,12 +837,12 @@ class RevocationOutboxContract:
         await revocations.add(new_grant())
         (replaced,) = await claim_revocations(due_work, claim_duration=EXPIRED_CLAIM)
         (claim,) = await claim_revocations(due_work)
-        assert (await revocations.begin_call(replaced, [], LONG_CLAIM))[0] is CallDecision.NOT_CLAIMED
-        decision, claim = await revocations.begin_call(claim, [], LONG_CLAIM)
+        assert (await revocations.begin_call(replaced, [], [], LONG_CLAIM))[0] is CallDecision.NOT_CLAIMED
+        decision, claim = await revocations.begin_call(claim, [], [], LONG_CLAIM)
         assert decision is CallDecision.SEND
         assert await due_work.postpone(claim, LONG_CLAIM) is not None  # it is the claim that the row has now
         await revocations.remove(claim)
-        assert (await revocations.begin_call(claim, [], LONG_CLAIM))[0] is CallDecision.NOT_CLAIMED
+        assert (await revocations.begin_call(claim, [], [], LONG_CLAIM))[0] is CallDecision.NOT_CLAIMED
 
     @pytest.mark.parametrize(
         ("grant", "fingerprint", "account_id", "ended_by"),
@@ -865,21 +868,36 @@ class RevocationOutboxContract:
     ) -> None:
         pending = await create_pending(integrations, attempts, BOB)
         credentials = new_credentials(token_fingerprint=fingerprint)
+        begin = await revocations.now()
         decision, claim = await outbox.begin(new_grant(**grant, token_fingerprint="token"))
         assert decision is CallDecision.SEND
 
-        async def connect() -> None:
+        async def connect(proof: GrantProof) -> None:
             new = new_integration(BOB)
-            added = await integrations.add_connected(new, account(account_id), credentials, NOW, ended_by=ended_by)
+            added = await integrations.add_connected(new, account(account_id), credentials, NOW, proof=proof)
             assert added is not None
             await integrations.remove(added.integration_id, BOB)
 
+        proof = GrantProof(LATER + timedelta(weeks=10_000), ended_by)  # while the call is in progress, none is enough
         with pytest.raises(RevocationInProgress):
-            await connect()
+            await connect(proof)
         with pytest.raises(RevocationInProgress):
-            await integrations.commit_connection(pending, account(account_id), credentials, NOW, ended_by=ended_by)
-        assert await due_work.postpone(claim, LONG_CLAIM) is not None  # the call has failed
-        await connect()
+            await integrations.commit_connection(pending, account(account_id), credentials, NOW, proof=proof)
+        postponed = await due_work.postpone(claim, LONG_CLAIM)
+        assert postponed is not None
+        await connect(GrantProof(begin, ended_by))  # the call has failed
+        await revocations.complete(postponed)
+        with pytest.raises(RevocationInProgress):
+            await connect(GrantProof(begin, ended_by))
+        await connect(proof)
+
+    async def test_the_record_of_a_revocation_has_no_credentials_and_is_due_later(
+        self, revocations: RevocationOutbox, due_work: DueWork, outbox: "Outbox"
+    ) -> None:
+        _, claim = await outbox.begin(new_grant())
+        await revocations.complete(claim)
+        assert await claim_revocations(due_work) == []
+        assert await due_work.postpone(claim, EXPIRED_CLAIM) is None
 
     async def test_a_revocation_of_another_account_delays_no_connection(
         self, integrations: IntegrationStore, outbox: "Outbox"
@@ -888,7 +906,7 @@ class RevocationOutboxContract:
             assert (await outbox.begin(new_grant(**grant, token_fingerprint="token")))[0] is CallDecision.SEND
         credentials = new_credentials(token_fingerprint="new token")
         connected = await integrations.add_connected(
-            new_integration(BOB), account("a"), credentials, NOW, ended_by=("acme", "sister")
+            new_integration(BOB), account("a"), credentials, NOW, proof=GrantProof(LATER, ("acme", "sister"))
         )
         assert connected is not None
 
@@ -899,7 +917,8 @@ class RevocationOutboxContract:
         assert decision is CallDecision.SEND
         credentials = new_credentials(token_fingerprint="new token")
         new = new_integration(BOB)
-        assert await integrations.add_connected(new, account("a"), credentials, NOW, ended_by=["acme"]) is not None
+        proof = GrantProof(LATER, ["acme"])
+        assert await integrations.add_connected(new, account("a"), credentials, NOW, proof=proof) is not None
 
     async def test_of_a_revocation_and_a_connection_at_once_one_sees_the_other(
         self, integrations: IntegrationStore, revocations: RevocationOutbox, due_work: DueWork, outbox: "Outbox"
@@ -908,7 +927,7 @@ class RevocationOutboxContract:
         for number in range(20):
             name = f"account-{number}"
             connecting = integrations.add_connected(
-                new_integration(BOB), account(name), credentials, NOW, ended_by=["acme"]
+                new_integration(BOB), account(name), credentials, NOW, proof=GrantProof(LATER, ["acme"])
             )
             revoking = asyncio.create_task(outbox.begin(new_grant(account_id=name), ["acme"]))
             (connection,) = await asyncio.gather(connecting, return_exceptions=True)
@@ -930,6 +949,7 @@ class Outbox:
         grant: OrphanedGrant,
         ended_types: Sequence[str] = (),
         *,
+        comparable_types: Sequence[str] = (),
         claim_duration: timedelta = LONG_CLAIM,
         **options: Any,
     ) -> tuple[CallDecision, Claim[Revocation]]:
@@ -937,7 +957,8 @@ class Outbox:
         await self.revocations.add(grant)
         claims = await self.due_work.claim(JobKind.REVOCATION, grant.integration_type, 10, claim_duration=LONG_CLAIM)
         (claim,) = (claim for claim in claims if claim.item.grant == grant)
-        return await self.revocations.begin_call(claim, ended_types, claim_duration, **options)
+        comparable = comparable_types or [grant.integration_type]
+        return await self.revocations.begin_call(claim, ended_types, comparable, claim_duration, **options)
 
     async def decide(self, grant: OrphanedGrant, ended_types: Sequence[str] = (), **options: Any) -> CallDecision:
         """The decision about a revocation, which then leaves the outbox."""

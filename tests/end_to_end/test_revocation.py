@@ -53,7 +53,7 @@ async def is_invalid_grant(sandbox: Sandbox, account: str = "ada") -> bool:
 
 
 async def outbox_is_empty(database_url: str) -> bool:
-    ((count,),) = await fetch(database_url, select(func.count()).select_from(revocations))
+    ((count,),) = await fetch(database_url, select(func.count()).where(revocations.c.revoke_time.is_(None)))
     return int(count) == 0
 
 

@@ -41,6 +41,7 @@ class FakeProvider:
     missing_settings: Sequence[str] = ()
     issuer: str | None = None
     shares_grants_with: Sequence[str] = ()
+    names_accounts_like: Sequence[str] = ()
     refresh_token_grace: timedelta = timedelta(0)
 
     account: NewAccount = ACCOUNT

@@ -55,8 +55,8 @@ from integration_server.service.provider_port import Provider, Providers
 ATTEMPT_LIFETIME = timedelta(minutes=10)  # the requirements'; RFC 6749 §4.1.2 recommends it for codes
 # The row of an attempt stays longer: one that was consumed just before its end may still be calling the provider.
 _COMPLETION_GRACE = timedelta(minutes=1)
-# Seconds, until the end of a revocation that may end the new grant: in all as long as one may take by default.
-_REVOCATION_PAUSES = (0.5, 1, 2, 4, 8, 16)
+# Seconds, at first none for one that has ended, until the end of a revocation that may end the new grant: in all as long as one may take by default.
+_REVOCATION_PAUSES = (0, 0.5, 1, 2, 4, 8, 16)
 _SAFE_ERROR_CODE = re.compile(r"[a-z0-9_.-]{1,64}")
 
 CONFIRMATION_REQUIRED = "confirmation_required"
@@ -347,7 +347,7 @@ class OAuthConnectionService:
         target = await self._cipher.redacted(await self.integrations.get(details.integration_id, claims.user_id))
         provider = provider.for_config(target.config)
         extras = provider.read_callback(callback.query)
-        account = _UNKNOWN_ACCOUNT
+        account, proof_time = _UNKNOWN_ACCOUNT, await self.revocation_service.revocations.now()
         try:
             tokens = await provider.exchange_code_for_tokens(callback.code, details.redirect_uri, details.verifier)
         except ProviderError as error:
@@ -359,10 +359,12 @@ class OAuthConnectionService:
             for pause in _REVOCATION_PAUSES:
                 account = await _verify_account(provider, tokens, details.scopes)
                 try:
-                    return (await self.account_linker.commit(target, account, tokens, details.scopes)).integration_id
+                    integration = await self.account_linker.commit(target, account, tokens, details.scopes, proof_time)
+                    return integration.integration_id
                 except RevocationInProgress:
                     await self.pause(pause)
                 # The revocation may have ended this grant too. Then the provider rejects its tokens.
+                proof_time = await self.revocation_service.revocations.now()
                 if tokens.refresh_token is not None:
                     tokens = tokens.updated_with(await provider.refresh(tokens), self.clock())
             raise RevocationInProgress

@@ -140,6 +140,9 @@ class RevocationService:
 
     async def _attempt(self, claim: Claim[Revocation]) -> "_Attempt":
         """Revoke a claimed grant and record the outcome. If that cannot be recorded, the claim expires by itself."""
+        if claim.item.is_complete:  # the record of it is not needed any more
+            await self._record(claim, self.revocations.remove(claim))
+            return _Attempt(RevocationState.REVOKED)
         try:
             decision, claim = await self._begin_call(claim)
             if decision is not CallDecision.SEND:
@@ -156,13 +159,18 @@ class RevocationService:
         self._log.info(
             "revocation_ended", **_log_fields(claim.item.grant), state=state.value, attempts=claim.item.attempts
         )
-        await self._record(claim, self.revocations.remove(claim))
+        is_revoked = state is RevocationState.REVOKED
+        await self._record(claim, (self.revocations.complete if is_revoked else self.revocations.remove)(claim))
         return _Attempt(state)
 
     async def _begin_call(self, claim: Claim[Revocation]) -> tuple[CallDecision, Claim[Revocation]]:
-        ended_types = self.providers[claim.item.grant.integration_type].shares_grants_with
+        provider = self.providers[claim.item.grant.integration_type]
         return await self.revocations.begin_call(
-            claim, ended_types, self.times.claim, keeps_shared_grants=self.keeps_shared_grants
+            claim,
+            provider.shares_grants_with,
+            provider.names_accounts_like,
+            self.times.claim,
+            keeps_shared_grants=self.keeps_shared_grants,
         )
 
     async def _revoke(self, grant: OrphanedGrant) -> RevocationState:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import Protocol
 
@@ -29,11 +29,26 @@ class OrphanedGrant:
 
 @dataclass(frozen=True, slots=True)
 class Revocation:
-    """A grant to revoke. `attempts` counts the claims, `age` is the time since it was added to the outbox."""
+    """A grant to revoke. `attempts` counts the claims, `age` is the time since it was added to the outbox.
+
+    `is_complete`: it is revoked, and only the record of that is left.
+    """
 
     grant: OrphanedGrant
     attempts: int
     age: timedelta
+    is_complete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GrantProof:
+    """When the grant of a new connection was valid for certain, on the database's clock, and what may end it.
+
+    `ended_by` are the types whose revocations end the grants of its type, with the account.
+    """
+
+    time: datetime
+    ended_by: Collection[str] = ()
 
 
 class CallDecision(Enum):
@@ -62,6 +77,7 @@ class RevocationOutbox(Protocol):
         self,
         claim: Claim[Revocation],
         ended_types: Collection[str],
+        comparable_types: Collection[str],
         claim_duration: timedelta,
         *,
         keeps_shared_grants: bool = True,
@@ -75,12 +91,22 @@ class RevocationOutbox(Protocol):
         - if the account is unknown, every integration;
         - an integration whose account is unknown, except one of another user that lacks a required scope: a user can
           cause that on purpose, and would prevent the revocations of all others;
-        - an integration of the same user and another type, which may name the account differently.
+        - an integration of the same user, of a type that is not one of `comparable_types`: it names accounts
+          differently.
 
         The decision and the commits of connections exclude each other: an integration that is connected afterwards
-        waits for the end of the call (`RevocationInProgress`). Without `keeps_shared_grants`, which is for negative
+        waits for the end of the call, and its grant is proven anew (`RevocationInProgress`). Without `keeps_shared_grants`, which is for negative
         controls, nothing is compared.
         """
+
+    async def complete(self, claim: Claim[Revocation]) -> None:
+        """Record that the grant is revoked, and delete its credentials.
+
+        The record stays until it is due, for connections of the account that were in progress. Then `remove` it.
+        """
+
+    async def now(self) -> datetime:
+        """The time of the database's clock."""
 
     async def remove(self, claim: Claim[Revocation]) -> None:
         """Remove a grant that needs no further attempt; does nothing if it is gone."""

@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
 from integration_server.service.background.ports import Claim
-from integration_server.service.connections.revocation_ports import Revocation
+from integration_server.service.connections.revocation_ports import GrantProof, Revocation
 
 T = TypeVar("T")
 
@@ -174,12 +174,13 @@ class IntegrationStore(IntegrationLookup, Protocol):
         now: datetime,
         *,
         check_due_time: datetime | None = None,
-        ended_by: Collection[str] = (),
+        proof: GrantProof | None = None,
     ) -> Integration | None:
         """Store a connected integration. None if another row of the user has its account.
 
-        Raises `RevocationInProgress` while the provider handles a revocation that may end the new grant too: one of the
-        same token, or one of the types `ended_by` and maybe of the same account (see `RevocationOutbox.begin_call`).
+        Raises `RevocationInProgress` if a revocation that is in progress, or was completed since the `proof` that the
+        grant is valid, may have ended the grant too: one of the same token, or one of `proof.ended_by` and maybe of the
+        same account (see `RevocationOutbox.begin_call`). Without a proof nothing is checked.
         """
 
     async def commit_connection(
@@ -191,7 +192,7 @@ class IntegrationStore(IntegrationLookup, Protocol):
         *,
         check_due_time: datetime | None = None,
         superseded_id: IntegrationId | None = None,
-        ended_by: Collection[str] = (),
+        proof: GrantProof | None = None,
     ) -> Integration | None:
         """Store the credentials of a pending or reconnected integration, activate it and clear its errors.
 

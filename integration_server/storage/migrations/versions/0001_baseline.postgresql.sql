@@ -153,6 +153,7 @@ CREATE TABLE revocations (
     attempts INTEGER DEFAULT '0' NOT NULL,
     token_fingerprint VARCHAR(64),
     call_due_time TIMESTAMP WITH TIME ZONE,
+    revoke_time TIMESTAMP WITH TIME ZONE,
     CONSTRAINT pk_revocations PRIMARY KEY (revocation_id)
 );
 

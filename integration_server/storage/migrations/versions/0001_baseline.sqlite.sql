@@ -150,7 +150,8 @@ CREATE TABLE revocations (
     due_time DATETIME NOT NULL,
     attempts INTEGER DEFAULT '0' NOT NULL,
     token_fingerprint VARCHAR(64),
-    call_due_time DATETIME
+    call_due_time DATETIME,
+    revoke_time DATETIME
 );
 
 CREATE INDEX ix_revocations_integration_type_account_id ON revocations (integration_type, account_id);

@@ -14,8 +14,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
-from integration_server.domain.errors import IntegrationServerError
+from integration_server.domain.errors import IntegrationServerError, ProviderRejected
 from integration_server.domain.integration import Integration, UserId
 from integration_server.domain.revocation import RevocationState
 from integration_server.providers.base import ProviderContext
@@ -23,10 +26,11 @@ from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.http import ProviderHttp
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.sandbox.app import create_app
-from integration_server.sandbox.behaviour import Behaviour, Fault
+from integration_server.sandbox.behaviour import Behaviour, Fault, Handler
 from integration_server.sandbox.model import Account
 from integration_server.sandbox.state import Sandbox
-from tests.fakes.system import FakeSystem
+from tests.fakes.provider import wait_until
+from tests.fakes.system import ADA, EVE, FakeSystem
 
 Ends = Literal["token", "grant", "account"]
 
@@ -34,6 +38,7 @@ SERVER = "https://sandbox.example"
 ACCOUNTS = [f"account-{number}" for number in range(8)]
 USERS = [UserId(f"user-{number}") for number in range(3)]
 TYPES = ("first", "second")
+_REQUEST_TIME = timedelta(milliseconds=20)
 
 
 def provider_class(name: str, ends: Ends) -> type[OAuth2Provider]:
@@ -52,6 +57,28 @@ def provider_class(name: str, ends: Ends) -> type[OAuth2Provider]:
     return SandboxProvider
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlowRevocation(Fault):
+    """The provider revokes after other tasks have run for a while, or when it is released."""
+
+    turns: int = 40
+    released: asyncio.Event | None = None
+
+    async def respond(self, request: Request, handler: Handler) -> Response:
+        """Wait, and handle the request."""
+        for _ in range(self.turns):
+            await asyncio.sleep(0)
+        if self.released is not None:
+            await self.released.wait()
+        return await handler(request)
+
+
+async def take_turns(_seconds: float) -> None:
+    """Let other tasks run, in place of a pause."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
 @dataclass
 class World:
     """A system whose providers are the sandbox, and what has happened to its integrations."""
@@ -65,18 +92,20 @@ class World:
     steps: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.system = FakeSystem(options={"keeps_shared_grants": self.keeps_shared_grants})
+        self.system = FakeSystem(options={"keeps_shared_grants": self.keeps_shared_grants, "pause": take_turns})
         behaviour = Behaviour(
             access_token_lifetime=10**8,
             # A provider that repeats its tokens cannot rotate them: each refresh would end the other integrations.
             repeats_tokens=self.ends == "token",
             rotate_refresh_tokens=self.ends != "token",
             revocation_ends=self.ends,
+            faults={"revoke": SlowRevocation()},
         )
         accounts = [Account(sub, f"{sub}@example.com", sub) for sub in ACCOUNTS]
         self.sandbox = Sandbox(clock=self.system.clock, accounts=accounts, behaviour=behaviour)
-        http = ProviderHttp(self.system.clock, transport=httpx.ASGITransport(create_app(self.sandbox)))
-        settings = {}
+        self.app = create_app(self.sandbox)
+        http = ProviderHttp(self.system.clock, transport=httpx.ASGITransport(self.serve))
+        settings: dict[str, str] = {}
         factory = ProviderFactory()
         for name in TYPES:
             client_id = name if self.ends == "account" else "shared"
@@ -86,6 +115,12 @@ class World:
             factory.register(name, provider_class(name, self.declared or self.ends))
         registry = factory.build(ProviderContext(http, self.system.clock, settings))
         self.system.providers.by_type.update(registry)
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The sandbox, each of whose requests takes time."""
+        self.system.clock.advance(_REQUEST_TIME)
+        await self.app(scope, receive, send)
+        self.system.clock.advance(_REQUEST_TIME)
 
     @staticmethod
     def redirect_uri(integration_type: str) -> str:
@@ -195,16 +230,19 @@ class World:
 
     async def _outage(self, rng: random.Random) -> None:
         """The revocation endpoint fails, or recovers."""
-        is_down = bool(self.sandbox.behaviour.faults)
-        faults = {} if is_down else {"revoke": Fault(status=503)}
-        self.sandbox.behaviour = replace(self.sandbox.behaviour, faults=faults)
+        is_down = not isinstance(self.sandbox.behaviour.faults["revoke"], SlowRevocation)
+        self.set_revocation(SlowRevocation() if is_down else Fault(status=503))
 
     async def _background(self, rng: random.Random) -> None:
         await self.run_background()
 
+    def set_revocation(self, fault: Fault) -> None:
+        """Set the behaviour of the revocation endpoint."""
+        self.sandbox.behaviour = replace(self.sandbox.behaviour, faults={"revoke": fault})
+
     async def disconnect_everything(self) -> None:
         """Disconnect what is left, and send every revocation."""
-        self.sandbox.behaviour = replace(self.sandbox.behaviour, faults={})
+        self.set_revocation(Fault())
         for integration in [self.system.row(each) for each in self.system.ids()]:
             if integration.is_connected:
                 await self.disconnect(integration)
@@ -247,3 +285,43 @@ async def test_no_disconnection_ends_a_live_integration(ends: Ends, steps: int) 
 async def test_negative_control_without_the_defence_disconnections_end_live_integrations(ends: Ends) -> None:
     world = await run(ends, 100, keeps_shared_grants=False)
     assert len(world.ended) > 0
+
+
+# --- a revocation in progress ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_kept", [True, False], ids=["kept", "negative control"])
+@pytest.mark.parametrize("ends", ["grant", "account"])
+async def test_an_account_is_not_connected_while_a_revocation_ends_it(ends: Ends, is_kept: bool) -> None:
+    world = World(ends, keeps_shared_grants=is_kept)
+    async with world.system.tasks:
+        released = asyncio.Event()
+        world.set_revocation(SlowRevocation(released=released))
+        disconnection = asyncio.create_task(world.disconnect(await world.connect(ADA, ACCOUNTS[0])))
+        await wait_until(lambda: world.sandbox.in_flight["revoke"])
+        connection = asyncio.create_task(world.connect(EVE, ACCOUNTS[0]))
+        await take_turns(0)
+        released.set()
+        assert await disconnection is RevocationState.REVOKED
+        await asyncio.wait([connection])
+        await world.note_ended()
+        # Eve is told that it has failed, and can connect again at once.
+        assert isinstance(connection.exception(), ProviderRejected) is is_kept
+        assert bool(world.ended) is not is_kept
+        assert await world.is_alive(await world.connect(EVE, ACCOUNTS[0]))
+
+
+async def test_a_connection_that_outlives_the_revocation_is_stored() -> None:
+    world = World("token")
+    async with world.system.tasks:
+        released = asyncio.Event()
+        adas = await world.connect(ADA, ACCOUNTS[0])
+        world.set_revocation(SlowRevocation(released=released))
+        disconnection = asyncio.create_task(world.disconnect(adas))
+        await wait_until(lambda: world.sandbox.in_flight["revoke"])
+        world.sandbox.behaviour = replace(world.sandbox.behaviour, repeats_tokens=False)
+        assert await world.is_alive(await world.connect(EVE, ACCOUNTS[0]))  # with another token
+        released.set()
+        assert await disconnection is RevocationState.REVOKED
+        await world.note_ended()
+        assert not world.ended
