@@ -79,6 +79,9 @@ class OAuth2Provider(BaseProvider):
     implied_scopes: Mapping[str, Sequence[str]] = MappingProxyType({})
     """Scopes that a scope includes or is another name of, and that responses leave out beside it."""
 
+    retired_scopes: Collection[str] = ()
+    """Scopes that grants may have and that cannot be requested, such as older names; unless a request names them."""
+
     extra_fields: Sequence[str] = ()
     """Dotted paths of further values of the token response, to be stored with the tokens."""
 
@@ -152,6 +155,21 @@ class OAuth2Provider(BaseProvider):
         """The tokens of a code, after any further requests that are necessary before they can be used."""
         return tokens
 
+    def scopes_to_request(self, requested: Sequence[str], granted: Sequence[str]) -> Sequence[str]:
+        """Besides the required and requested scopes, the granted ones that these do not include.
+
+        Of several names of a scope, the one that was requested: it follows those of the token response.
+        """
+        scopes = list(super().scopes_to_request(requested, ()))
+        for scope in reversed(granted):
+            if self.can_request(scope) and not self._includes(scopes, scope):
+                scopes.append(scope)
+        return tuple(scopes)
+
+    def can_request(self, scope: str) -> bool:
+        """Whether an authorization can request a scope that was granted."""
+        return scope not in self.retired_scopes
+
     def missing_scopes(self, requested_scopes: Sequence[str], tokens: OAuthTokens) -> Sequence[str]:
         """The requested scopes that were not granted. A response without scopes means that all were granted."""
         return [scope for scope in requested_scopes if not self._is_granted(scope, tokens)]
@@ -161,11 +179,14 @@ class OAuth2Provider(BaseProvider):
             return tokens.refresh_token is not None
         if tokens.scopes is None or scope in _UNVERIFIED_SCOPES:
             return True
-        granted = self._with_implied(tokens.scopes)
-        if any(_is_same_scope(scope, other) for other in granted):
+        if self._includes(tokens.scopes, scope):
             return True
         # The response was split at commas, and so is a requested scope that contains one.
         return self._splits_scopes_at_commas and set(tokens.scopes).issuperset(scope.split(","))
+
+    def _includes(self, scopes: Iterable[str], scope: str) -> bool:
+        """Whether a scope is among these, under this or another name, or is included in one of them."""
+        return any(_is_same_scope(scope, other) for other in self._with_implied(scopes))
 
     def implied_by(self, scope: str) -> Collection[str]:
         """The scopes that a scope includes, and that responses leave out beside it."""

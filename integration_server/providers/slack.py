@@ -11,6 +11,7 @@
   refresh tokens are single-use: docs.slack.dev/authentication/using-token-rotation [H].
 - PKCE turns an app into a public client permanently: docs.slack.dev/changelog/2026/03/30/pkce [H]. Our client has a
   secret, so no challenge is sent.
+- Responses list the scope `identify`, which cannot be requested [K].
 - Verification is auth.test [H]. A revocation is auth.revoke, which ends the token that authenticates it [H]. An account
   is a workspace; all users who install the app there receive the same bot token, if tokens are not rotated [K].
 - Rate limits are per method, and so is a 429 [H 2026-11-29]. They begin with one call a minute:
@@ -61,6 +62,7 @@ class SlackProvider(OAuth2Provider):
     api_base_url = "https://slack.com/api"
     required_scopes = ("chat:write", "channels:read")
     scope_separator = ","
+    retired_scopes = ("identify",)
     token_auth = "client_secret_post"
     uses_pkce = False
     error_codes = {

@@ -71,6 +71,7 @@ class XeroProvider(OAuth2Provider):
         *_TRANSACTION_SCOPES,
     )
     implied_scopes = {_TRANSACTIONS: _TRANSACTION_SCOPES}
+    retired_scopes = (_TRANSACTIONS,)
     expiring_facts = (ExpiringFact(f"the scope {_TRANSACTIONS}", date(2027, 9, 1), _TRANSACTIONS),)
     refresh_token_grace = timedelta(minutes=30)
     verify_url = "https://api.xero.com/connections"

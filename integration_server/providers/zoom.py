@@ -36,9 +36,19 @@ class ZoomProvider(OAuth2Provider):
     account_label_field = "email"
     api_base_url = "https://api.zoom.us/v2"
 
+    def can_request(self, scope: str) -> bool:
+        """Whether the scope is granular or classic as the required ones are."""
+        return super().can_request(scope) and _is_granular(scope) == any(map(_is_granular, self.required_scopes))
+
     def oauth_error(self, fields: object) -> str | None:
         """The error code; `invalid_grant` for the reason "Invalid Token!"."""
         return "invalid_grant" if text_at(fields, "reason") == "Invalid Token!" else super().oauth_error(fields)
+
+
+def _is_granular(scope: str) -> bool:
+    """Whether a scope names a resource: "meeting:read:meeting:admin", in place of "meeting:read:admin"."""
+    parts = scope.split(":")
+    return len(parts) > 2 and parts[2] not in {"admin", "master"}
 
 
 register = ZoomProvider.register_in

@@ -1,8 +1,9 @@
 """SQL implementation of `RevocationOutbox`. `due_work.py` claims and postpones its rows.
 
 A revocation may end grants that others have: of the same token, or of the same account. `begin_call` looks for their
-integrations before the provider is called, and `require_valid_grant` for calls in progress, and for those
-that have just ended, before an integration is connected. Both lock the same row, the first exclusively, so that one of them sees the other.
+integrations before the provider is called. `require_valid_grant` looks for calls in progress, and for those that have
+just ended, before an integration is connected. Both lock the same row, the first exclusively, so that one of them sees
+the other.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence

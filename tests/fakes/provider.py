@@ -99,6 +99,10 @@ class FakeProvider:
         }
         return f"https://{self.integration_type}.example/authorize?{urlencode(params)}"
 
+    def scopes_to_request(self, requested: Sequence[str], granted: Sequence[str]) -> Sequence[str]:
+        """All of them, once each."""
+        return list(dict.fromkeys((*self.required_scopes, *requested, *granted)))
+
     def missing_scopes(self, requested_scopes: Sequence[str], tokens: OAuthTokens) -> Sequence[str]:
         """The requested scopes that were not granted, as OAuth 2 providers determine them."""
         return [scope for scope in requested_scopes if not _is_granted(scope, tokens)]

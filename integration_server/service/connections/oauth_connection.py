@@ -55,7 +55,8 @@ from integration_server.service.provider_port import Provider, Providers
 ATTEMPT_LIFETIME = timedelta(minutes=10)  # the requirements'; RFC 6749 §4.1.2 recommends it for codes
 # The row of an attempt stays longer: one that was consumed just before its end may still be calling the provider.
 _COMPLETION_GRACE = timedelta(minutes=1)
-# Seconds, at first none for one that has ended, until the end of a revocation that may end the new grant: in all as long as one may take by default.
+# Seconds until a revocation that may end the new grant has ended, the first for one that has. In all they last as long
+# as the call of one may take by default.
 _REVOCATION_PAUSES = (0, 0.5, 1, 2, 4, 8, 16)
 _SAFE_ERROR_CODE = re.compile(r"[a-z0-9_.-]{1,64}")
 
@@ -160,7 +161,7 @@ class OAuthConnectionService:
         current = await self._find_reconnected(request, provider)
         provider = provider.for_config(current.config if current else request.config)
         verifier = self.random_token()
-        scopes = tuple(dict.fromkeys((*provider.required_scopes, *request.scopes)))
+        scopes = tuple(provider.scopes_to_request(request.scopes, current.scopes if current else ()))
         details = AttemptDetails(
             integration_id=request.integration_id or await self.integrations.reserve_id(),
             is_reconnection=bool(request.integration_id),

@@ -95,8 +95,8 @@ class RevocationOutbox(Protocol):
           differently.
 
         The decision and the commits of connections exclude each other: an integration that is connected afterwards
-        waits for the end of the call, and its grant is proven anew (`RevocationInProgress`). Without `keeps_shared_grants`, which is for negative
-        controls, nothing is compared.
+        waits for the end of the call, and its grant is proven anew (`RevocationInProgress`). For negative controls,
+        nothing is compared without `keeps_shared_grants`.
         """
 
     async def complete(self, claim: Claim[Revocation]) -> None:
