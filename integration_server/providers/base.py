@@ -330,7 +330,7 @@ class BaseProvider(ABC):
         raise NotImplementedError(f"{self.integration_type} has no authorization page")
 
     def scopes_to_request(self, requested: Sequence[str], granted: Sequence[str]) -> Sequence[str]:
-        """The scopes of an authorization: the required and requested ones, and those that an integration has already."""
+        """The scopes of an authorization: the required, the requested, and those that an integration has already."""
         return tuple(dict.fromkeys((*self.required_scopes, *requested, *granted)))
 
     def missing_scopes(self, requested_scopes: Sequence[str], tokens: OAuthTokens) -> Sequence[str]:

@@ -201,7 +201,8 @@ class SqlIntegrations:
 
         Raises `QuotaExceeded`, or `RevocationInProgress`.
         """
-        connected = account.connected_to(integration.as_stored(now), now)
+        new = integration.as_stored(now)
+        connected = new.connected_to(account.account_id, account.account_label, now)
         values = {
             **new_integration_values(integration, now),
             **asdict(credentials),
