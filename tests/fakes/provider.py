@@ -50,6 +50,7 @@ class FakeProvider:
     issues_refresh_token: bool = True
     rotates_refresh_token: bool = True
     can_revoke: bool = True
+    repeated_tokens: OAuthTokens | None = None
 
     rate_limits: Sequence[RateLimit] = ()
     renew_after: timedelta = timedelta.max
@@ -172,6 +173,8 @@ class FakeProvider:
             raise error
 
     def _tokens(self, number: int, access: str, refresh: str) -> OAuthTokens:
+        if self.repeated_tokens is not None:
+            return self.repeated_tokens
         prefix = "" if self.integration_type == "fake" else f"{self.integration_type}-"
         return OAuthTokens(
             access_token=f"{prefix}{access}-{number}",
