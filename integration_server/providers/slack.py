@@ -13,8 +13,8 @@
   secret, so no challenge is sent.
 - Responses list the scope `identify`, which cannot be requested [K].
 - Verification is auth.test [H]. A revocation is auth.revoke, which ends the token that authenticates it [H]; that of a
-  bot deactivates the bot, for all who use it: docs.slack.dev/reference/methods/auth.revoke [H 2026-11-29]. An account is
-  a workspace; all users who install the app there receive the same bot token, if tokens are not rotated [K].
+  bot deactivates the bot for all who use it: docs.slack.dev/reference/methods/auth.revoke [H 2026-11-29]. An account
+  is a workspace; all users who install the app there receive the same bot token, if tokens are not rotated [K].
 - Rate limits are per method, and so is a 429 [H 2026-11-29]. They begin with one call a minute:
   docs.slack.dev/apis/web-api/rate-limits [H]. No limit is declared; the limits in response headers apply.
 """

@@ -6,12 +6,12 @@ just ended, before an integration is connected. Both lock the same row, the firs
 the other.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, delete, exists, false, insert, or_, select, true, update
+from sqlalchemy import ColumnElement, Row, Select, and_, delete, exists, false, insert, or_, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.errors import RevocationInProgress
@@ -57,10 +57,14 @@ class SqlRevocationOutbox:
             if await connection.scalar(select(_R.revocation_id).where(*is_claimed)) is None:
                 return CallDecision.NOT_CLAIMED, claim
             if keeps_shared_grants:
-                ended = list(_ended_integrations(claim.item.grant, ended_types, comparable_types))
-                if shared := await _sharing(connection, claim.item.grant, ended):
-                    await connection.execute(delete(revocations).where(*is_claimed))
-                    return shared, claim
+                for decision, whose in (
+                    (CallDecision.SHARED_WITH_OWN, _T.user_id == claim.item.grant.user_id),
+                    (CallDecision.SHARED, _T.user_id != claim.item.grant.user_id),
+                ):
+                    ends_one = ends_integration(claim.item.grant, ended_types, comparable_types, whose)
+                    if await connection.scalar(ends_one):
+                        await connection.execute(delete(revocations).where(*is_claimed))
+                        return decision, claim
             due_time = (await connection.execute(select(DatabaseTime(claim_duration)))).scalar_one()
             begin = update(revocations).where(*is_claimed).values(due_time=due_time, call_due_time=due_time)
             await connection.execute(begin)
@@ -84,18 +88,16 @@ class SqlRevocationOutbox:
         await self._database.write(delete(revocations).where(_R.revocation_id == claim.row_id))
 
 
-async def _sharing(
-    connection: AsyncConnection, grant: OrphanedGrant, ended: Sequence[ColumnElement[bool]]
-) -> CallDecision | None:
-    """Whose integrations the revocation of a grant would end; None if it ends none."""
-    for decision, whose in (
-        (CallDecision.SHARED_WITH_OWN, _T.user_id == grant.user_id),
-        (CallDecision.SHARED, _T.user_id != grant.user_id),
-    ):
-        found = [exists().where(_T.connect_time.is_not(None), whose, one) for one in ended]
-        if await connection.scalar(select(or_(false(), *found))):
-            return decision
-    return None
+def ends_integration(
+    grant: OrphanedGrant,
+    ended_types: Collection[str],
+    comparable_types: Collection[str],
+    whose: ColumnElement[bool],
+) -> Select[tuple[bool]]:
+    """The query whether the revocation of a grant may end a connected integration of some users."""
+    is_connected = _T.connect_time.is_not(None)
+    conditions = _ended_integrations(grant, ended_types, comparable_types)
+    return select(or_(false(), *(exists().where(is_connected, whose, one) for one in conditions)))
 
 
 def _ended_integrations(
