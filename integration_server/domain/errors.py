@@ -24,7 +24,6 @@ Messages are built here from names, fields and numbers, so that none contains a 
     ├── RateLimited
     └── ProviderError
         ├── ProviderUnavailable     a retry may succeed
-        │   └── RevocationInProgress
         ├── ProviderRejected        of a code, key, token or grant
         ├── ProviderMisconfigured   of this server's client
         ├── ResponseTooLarge
@@ -280,12 +279,6 @@ class ProviderUnavailable(ProviderError):
     def __init__(self, message: str | None = None, *, retry_after: timedelta | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
-
-
-class RevocationInProgress(ProviderUnavailable):
-    """A revocation in progress may end the grant of a new connection, which is therefore not stored yet."""
-
-    message = "an earlier connection of this account is being revoked; connect again"
 
 
 class ProviderRejected(ProviderError):

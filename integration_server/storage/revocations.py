@@ -14,10 +14,15 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Select, and_, delete, exists, false, insert, or_, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from integration_server.domain.errors import RevocationInProgress
 from integration_server.domain.integration import Integration
 from integration_server.service.background.ports import Claim, JobKind
-from integration_server.service.connections.revocation_ports import CallDecision, GrantProof, OrphanedGrant, Revocation
+from integration_server.service.connections.revocation_ports import (
+    CallDecision,
+    GrantProof,
+    OrphanedGrant,
+    Revocation,
+    RevocationInProgress,
+)
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database, from_row
 from integration_server.storage.tables import integrations, locks, revocations

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from integration_server.domain.credentials import AuthMethod
-from integration_server.domain.errors import IntegrationNotFound, RevocationInProgress
+from integration_server.domain.errors import IntegrationNotFound
 from integration_server.domain.health import HealthCheck
 from integration_server.domain.integration import Failure, Integration, IntegrationId, Status, UserId
 from integration_server.service.background.ports import Claim, DueWork, JobKind
@@ -26,6 +26,7 @@ from integration_server.service.connections.revocation_ports import (
     GrantProof,
     OrphanedGrant,
     Revocation,
+    RevocationInProgress,
     RevocationOutbox,
 )
 from integration_server.service.credentials.credential_cipher import bound_values_of

@@ -23,7 +23,7 @@ from integration_server.domain.errors import (
     IssuerMismatch,
     ProviderError,
     ProviderRejected,
-    RevocationInProgress,
+    ProviderUnavailable,
     StateExpired,
     StateInvalid,
     StateUsed,
@@ -43,6 +43,7 @@ from integration_server.service.connections.ports import (
 )
 from integration_server.service.connections.redirect_allowlist import RedirectAllowlist, with_result_params
 from integration_server.service.connections.revocation import RevocationService
+from integration_server.service.connections.revocation_ports import RevocationInProgress
 from integration_server.service.credentials.credential_cipher import (
     CredentialCipher,
     EncryptedTokens,
@@ -368,7 +369,7 @@ class OAuthConnectionService:
                 proof_time = await self.revocation_service.revocations.now()
                 if tokens.refresh_token is not None:
                     tokens = tokens.updated_with(await provider.refresh(tokens), self.clock())
-            raise RevocationInProgress
+            raise ProviderUnavailable("an earlier connection of this account is being revoked; connect again")
         except StoreUnavailable:
             raise  # it is not known whether the tokens were committed
         except Exception:

@@ -51,6 +51,10 @@ class GrantProof:
     ended_by: Collection[str] = ()
 
 
+class RevocationInProgress(Exception):  # not an error: the connection is stored later
+    """A revocation may have ended the grant of a new connection, which is therefore not stored yet."""
+
+
 class CallDecision(Enum):
     """Whether a revocation may be sent to the provider."""
 
