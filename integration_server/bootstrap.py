@@ -393,12 +393,14 @@ def build_service(
     revocation_wait: timedelta = timedelta(seconds=3),
     heartbeat: timedelta = timedelta(seconds=15),
     mass_failure_count: int = MASS_FAILURE_COUNT,
+    keeps_shared_grants: bool = True,
 ) -> Service:
     """Build the use cases and the background work.
 
     `cache` is the cache of `GetCredentials`. The other keyword arguments are constants of the server, which tests
     replace: `revocation_wait` is how long `DisconnectIntegration` waits for the provider, `heartbeat` the interval
     between cursors of a quiet event stream, `mass_failure_count` the smallest mass failure of refreshes.
+    `keeps_shared_grants` switches off that a revocation ends no live integration.
     """
     metrics = metrics or Metrics(is_on=False)
     integrations = stores.integrations
@@ -413,8 +415,17 @@ def build_service(
     cipher = CredentialCipher(aead)
     schedule = Schedule(settings.refresh_buffer, settings.health_check_interval or None, jitter)
     webhook_router = WebhookRouter(stores.webhook_routes, aead, clock, monotonic=monotonic)
-    account_linker = AccountLinker(integrations, providers, cipher, clock, schedule, trail.enqueue, webhook_router.add)
     detector = InvalidGrantDetector(stores.leases, mass_failure_count)
+    account_linker = AccountLinker(
+        integrations,
+        providers,
+        cipher,
+        clock,
+        schedule,
+        trail.enqueue,
+        webhook_router.add,
+        waits_for_revocations=keeps_shared_grants,
+    )
     failures = RefreshFailurePolicy(
         integrations, detector, clock, jitter, record_mass_failure=metrics.counter(METRICS.mass_invalid_grants)
     )
@@ -449,6 +460,7 @@ def build_service(
         tasks,
         jitter,
         times=RevocationTimes(settings.refresh_lease, revocation_wait, settings.revocation_give_up),
+        keeps_shared_grants=keeps_shared_grants,
     )
     health_checker = HealthChecker(
         integrations,
@@ -513,6 +525,7 @@ def build_service(
             clock,
             random_token,
             skip_confirmation=settings.skip_confirmation,
+            pause=pause,
         ),
         api_key_connection=ApiKeyConnectionService(account_linker, providers, tasks, random_token),
         integration_manager=IntegrationManager(integrations, providers, aead, clock, max_page_bytes=max_page_bytes),

@@ -48,6 +48,7 @@ Settings of every type: `<TYPE>_API_VERSION` replaces the API version in the add
 """
 
 UNITS = {name: timedelta(**{name: 1}) for name in ("days", "hours", "minutes", "seconds")}
+REVOKED = {"token": "the tokens of one authorization", "grant": "the grant", "account": "all grants of the account"}
 METHODS = {AuthMethod.OAUTH2: "OAuth 2", AuthMethod.API_KEY: "API key", AuthMethod.BASIC: "API key and secret"}
 OVERVIEW = ("type", "method", "scopes", "config", "old refresh token", "revocation", "verified", "webhooks")
 
@@ -161,7 +162,7 @@ def revocation(provider: BaseProvider) -> str:
     """The grants that a disconnect ends at the provider."""
     if provider.revoke_url is None:
         return "nothing"
-    return "all grants of the account" if provider.revokes_whole_account else "the grant"
+    return REVOKED[provider.revocation_ends]
 
 
 def config_fields(model: type[BaseModel] | None) -> dict[str, FieldInfo]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum, StrEnum, auto
+from hashlib import sha256
 
 
 class AuthMethod(StrEnum):
@@ -29,6 +30,14 @@ class OAuthTokens:
     refresh_token_expire_time: datetime | None = None
     scopes: tuple[str, ...] | None = None
     extras: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for grants with the same token: the SHA-256 of the token that lasts, in hexadecimal digits.
+
+        Tokens are random (RFC 6749 §10.10), so that nobody can guess one from its fingerprint.
+        """
+        return sha256((self.refresh_token or self.access_token).encode("utf-8", "surrogatepass")).hexdigest()
 
     def is_good_for(self, ttl: timedelta, now: datetime) -> bool:
         """Whether the access token is valid for at least `ttl` from `now`."""

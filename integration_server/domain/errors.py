@@ -35,6 +35,8 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import ClassVar, Self
 
+from integration_server.domain.credentials import OAuthTokens
+
 
 class IntegrationServerError(Exception):
     """The root. `reason` is the name in the enum `ErrorReason` without its prefix. `str()` is safe to show.
@@ -258,12 +260,14 @@ class ProviderError(IntegrationServerError):
     """An error of a provider. `oauth_error` is its error code (RFC 6749 §5.2), if the response has one.
 
     `provider_reason` is the provider's own code for it, if it is one of the codes that the provider's type declares.
+    `issued_tokens` are tokens that the provider has issued before the error, and that nobody will use.
     """
 
     def __init__(self, message: str | None = None, *, oauth_error: str | None = None) -> None:
         super().__init__(message)
         self.oauth_error = oauth_error
         self.provider_reason: str | None = None
+        self.issued_tokens: OAuthTokens | None = None
 
 
 class ProviderUnavailable(ProviderError):

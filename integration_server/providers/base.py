@@ -14,7 +14,7 @@ from datetime import date, timedelta
 from hashlib import sha256
 from json import dumps
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlencode
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -53,6 +53,8 @@ _MAX_ERROR_SIZE = 1 << 16  # bytes; the longest errors, with a list of problems,
 _WHITESPACE = re.compile("[\\s\u200b\u2060\ufeff]")  # also what has no width, and is copied from web pages
 
 _API_VERSION = "{api_version}"
+
+RevocationEnds = Literal["token", "grant", "account"]
 
 _URL_ATTRIBUTES = ("issuer", "oauth_authorize_url", "oauth_token_url", "verify_url", "revoke_url", "api_base_url")
 
@@ -159,8 +161,9 @@ class BaseProvider(ABC):
     allowed_request_headers: Sequence[str] = ()
     """The API's own request headers that a backend may send, besides the common ones of `proxy_policy.py`."""
 
-    revokes_whole_account = False
-    """Whether a revocation ends all grants of the account to our client, not only the revoked one."""
+    revocation_ends: RevocationEnds = "token"
+    """What a revocation ends: the tokens of one authorization ("token"), the grant, which is every authorization of the
+    account for our client ("grant"), or every one of the account, for all clients ("account")."""
 
     refresh_token_grace = timedelta(0)
     """How long a refresh token works after a refresh has replaced it; `timedelta.max` if a refresh replaces none."""
@@ -171,8 +174,12 @@ class BaseProvider(ABC):
     webhook_scheme: WebhookScheme | None = None
     """How its webhooks are verified and parsed; None if it sends none, or only unsigned ones."""
 
+    account_naming: str = ""
+    """What `account_id` is, where types of the same client name accounts alike without the same request: "email"."""
+
     shares_grants_with: Sequence[str] = ()
-    """Set by the registry, which knows the other providers."""
+    names_accounts_like: Sequence[str] = ()
+    """Both are set by the registry, which knows the other providers."""
 
     def __init__(self, context: ProviderContext) -> None:
         self._context = context
@@ -321,6 +328,10 @@ class BaseProvider(ABC):
     def authorization_url(self, *, redirect_uri: str, state: str, scopes: Sequence[str], code_challenge: str) -> str:
         """The authorization URL for the browser."""
         raise NotImplementedError(f"{self.integration_type} has no authorization page")
+
+    def scopes_to_request(self, requested: Sequence[str], granted: Sequence[str]) -> Sequence[str]:
+        """The scopes of an authorization: the required, the requested, and those that an integration has already."""
+        return tuple(dict.fromkeys((*self.required_scopes, *requested, *granted)))
 
     def missing_scopes(self, requested_scopes: Sequence[str], tokens: OAuthTokens) -> Sequence[str]:
         """The requested scopes that were not granted."""

@@ -26,7 +26,7 @@ class DropboxProvider(OAuth2Provider):
     oauth_authorize_url = "https://www.dropbox.com/oauth2/authorize"
     oauth_token_url = "https://api.dropboxapi.com/oauth2/token"
     revoke_url = "https://api.dropboxapi.com/2/auth/token/revoke"
-    revokes_with_access_token = True
+    revoke_token = "bearer"
     required_scopes = ("account_info.read", "files.metadata.read", "files.content.read", "files.content.write")
     token_auth = "client_secret_post"
     authorize_params = {"token_access_type": "offline"}

@@ -6,6 +6,7 @@ Imports have no side effects: each provider's module exports `register(factory)`
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from urllib.parse import urlsplit
 
 from integration_server.domain.errors import UnknownIntegrationType
 from integration_server.providers.base import MIN_RENEW_AFTER, BaseProvider, ProviderContext
@@ -35,9 +36,10 @@ class ProviderRegistry(dict[str, BaseProvider]):
         super().__init__({alias: provider for provider in by_type.values() for alias in provider.aliases} | by_type)
         self._all = [by_type[name] for name in sorted(by_type)]
         for provider in self._all:
-            if provider.revokes_whole_account:
-                client = _client_of(provider)
-                provider.shares_grants_with = [one.integration_type for one in self._all if _client_of(one) == client]
+            ended = [one for one in self._all if _ends_grants(provider, one)]
+            provider.shares_grants_with = tuple(one.integration_type for one in ended)
+            alike = (one.integration_type for one in ended if _naming_of(one) == _naming_of(provider))
+            provider.names_accounts_like = tuple(alike)
 
     def __missing__(self, integration_type: str) -> BaseProvider:
         raise UnknownIntegrationType
@@ -121,6 +123,24 @@ def _header_and_host_problems(provider: BaseProvider) -> Iterator[str]:
             yield f"host_patterns: {pattern!r} {problem}"
 
 
-def _client_of(provider: BaseProvider) -> tuple[str | None, str] | str:
-    """Our client at the authorization server; a provider without a client id shares its client with no other."""
-    return (provider.oauth_token_url, provider.client_id) if provider.client_id else provider.integration_type
+def _ends_grants(provider: BaseProvider, other: BaseProvider) -> bool:
+    """Whether a revocation of a provider ends grants of another, if they are of the same account."""
+    if provider.revocation_ends == "token":
+        return False
+    if provider is other:
+        return True
+    is_same_client = provider.client_id != "" and provider.client_id == other.client_id
+    is_same_server = not _servers_of(provider).isdisjoint(_servers_of(other))
+    return is_same_server and (is_same_client or provider.revocation_ends == "account")
+
+
+def _naming_of(provider: BaseProvider) -> object:
+    """Equal for types that name accounts alike."""
+    extra = getattr(provider, "account_id_extra", None)
+    return provider.account_naming or (provider.verify_url, provider.account_id_field, extra)
+
+
+def _servers_of(provider: BaseProvider) -> set[str]:
+    """The hosts of the authorization server: two declarations may name different endpoints of it."""
+    urls = provider.oauth_token_url, provider.revoke_url
+    return {urlsplit(url).netloc for url in urls if url is not None}

@@ -38,8 +38,8 @@ class GitHubProvider(OAuth2Provider):
     oauth_authorize_url = "https://github.com/login/oauth/authorize"
     oauth_token_url = "https://github.com/login/oauth/access_token"
     revoke_url = "https://api.github.com/applications/{client_id}/grant"
-    revokes_with_access_token = True
-    revokes_whole_account = True
+    revoke_token = "bearer"
+    revocation_ends = "grant"
     required_scopes = ("read:user",)
     implied_scopes = {
         "repo": ("repo:status", "repo_deployment", "public_repo", "repo:invite", "security_events"),

@@ -18,6 +18,7 @@ class GmailProvider(GoogleProvider):
     required_scopes = ("https://www.googleapis.com/auth/gmail.readonly", "https://www.googleapis.com/auth/gmail.send")
     verify_url = "https://gmail.googleapis.com/gmail/v1/users/me/profile"
     account_id_field = "emailAddress"
+    account_naming = "email"
     account_label_field = "emailAddress"
     api_base_url = "https://gmail.googleapis.com/gmail/v1"
 

@@ -48,7 +48,7 @@ class GoogleProvider(OAuth2Provider):
         *("admin_policy_enforced", "org_internal", "invalid_rapt"),
     )
     client_fault_reasons = ("accessNotConfigured", "SERVICE_DISABLED", "CONSUMER_SUSPENDED", "API_KEY_SERVICE_BLOCKED")
-    revokes_whole_account = True
+    revocation_ends = "grant"
     refresh_token_grace = timedelta.max
 
     def rejects_credentials(self, response: HttpResponse) -> bool:

@@ -31,6 +31,7 @@ class GoogleCalendarProvider(GoogleProvider):
     required_scopes = ("https://www.googleapis.com/auth/calendar", "https://www.googleapis.com/auth/calendar.events")
     verify_url = "https://www.googleapis.com/calendar/v3/users/me/calendarList/primary"
     account_id_field = "id"
+    account_naming = "email"
     account_label_field = "summary"
     api_base_url = "https://www.googleapis.com/calendar/v3"
     rate_limits = (RateLimit(600, timedelta(minutes=1)), RateLimit(10_000, timedelta(minutes=1), LimitScope.APP))

@@ -50,8 +50,8 @@ class MetaBusinessProvider(MetaProvider):
     oauth_token_url = "https://graph.facebook.com/{api_version}/oauth/access_token"
     revoke_url = "https://graph.facebook.com/{api_version}/me/permissions"
     revoke_method = "DELETE"
-    revokes_with_access_token = True
-    revokes_whole_account = True
+    revoke_token = "bearer"
+    revocation_ends = "grant"
     required_scopes = ("business_management", "pages_show_list", "pages_read_engagement")
     verify_url = "https://graph.facebook.com/{api_version}/me?fields=id,name"
     account_id_field = "id"

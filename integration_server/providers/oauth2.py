@@ -6,7 +6,6 @@ Requests are built by Authlib's functions without I/O; docs/decisions/0002-oauth
 from abc import abstractmethod
 from base64 import b64encode
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from types import MappingProxyType
@@ -27,6 +26,7 @@ from integration_server.providers.url_templates import fill
 from integration_server.service.integrations.ports import NewAccount
 
 TokenAuth = Literal["client_secret_basic", "client_secret_post", "none"]
+RevokeToken = Literal["refresh_token", "access_token", "bearer"]
 
 RESERVED_PARAMS = frozenset(
     {"response_type", "client_id", "redirect_uri", "scope", "state", "code_challenge", "code_challenge_method"}
@@ -79,6 +79,9 @@ class OAuth2Provider(BaseProvider):
     implied_scopes: Mapping[str, Sequence[str]] = MappingProxyType({})
     """Scopes that a scope includes or is another name of, and that responses leave out beside it."""
 
+    retired_scopes: Collection[str] = ()
+    """Scopes that grants may have and that cannot be requested, such as older names; unless a request names them."""
+
     extra_fields: Sequence[str] = ()
     """Dotted paths of further values of the token response, to be stored with the tokens."""
 
@@ -87,8 +90,9 @@ class OAuth2Provider(BaseProvider):
 
     revoke_method = "POST"
 
-    revokes_with_access_token = False
-    """Whether a revocation is a request with a valid access token, instead of one with a form (RFC 7009)."""
+    revoke_token: RevokeToken = "refresh_token"
+    """How a revocation names the grant: in a form with our client authentication (RFC 7009), by the refresh token or,
+    if there is none or "access_token" says so, by the access token; or "bearer", by a request with the access token."""
 
     def __init__(self, context: ProviderContext) -> None:
         super().__init__(context)
@@ -143,15 +147,28 @@ class OAuth2Provider(BaseProvider):
         tokens = replace(tokens, extras={**self.url_params, **tokens.extras})
         try:
             return await self.complete_tokens(tokens)
-        except ProviderError:
-            if not self.revokes_whole_account:  # otherwise the grants of other integrations would end too
-                with suppress(ProviderError):
-                    await self.revoke_credentials(tokens)
+        except ProviderError as error:
+            error.issued_tokens = tokens
             raise
 
     async def complete_tokens(self, tokens: OAuthTokens) -> OAuthTokens:
         """The tokens of a code, after any further requests that are necessary before they can be used."""
         return tokens
+
+    def scopes_to_request(self, requested: Sequence[str], granted: Sequence[str]) -> Sequence[str]:
+        """Besides the required and requested scopes, the granted ones that these do not include.
+
+        Of several names of a scope, the one that was requested: it follows those of the token response.
+        """
+        scopes = list(super().scopes_to_request(requested, ()))
+        for scope in reversed(granted):
+            if self.can_request(scope) and not self._includes(scopes, scope):
+                scopes.append(scope)
+        return tuple(scopes)
+
+    def can_request(self, scope: str) -> bool:
+        """Whether an authorization can request a scope that was granted."""
+        return scope not in self.retired_scopes
 
     def missing_scopes(self, requested_scopes: Sequence[str], tokens: OAuthTokens) -> Sequence[str]:
         """The requested scopes that were not granted. A response without scopes means that all were granted."""
@@ -162,11 +179,14 @@ class OAuth2Provider(BaseProvider):
             return tokens.refresh_token is not None
         if tokens.scopes is None or scope in _UNVERIFIED_SCOPES:
             return True
-        granted = self._with_implied(tokens.scopes)
-        if any(_is_same_scope(scope, other) for other in granted):
+        if self._includes(tokens.scopes, scope):
             return True
         # The response was split at commas, and so is a requested scope that contains one.
         return self._splits_scopes_at_commas and set(tokens.scopes).issuperset(scope.split(","))
+
+    def _includes(self, scopes: Iterable[str], scope: str) -> bool:
+        """Whether a scope is among these, under this or another name, or is included in one of them."""
+        return any(_is_same_scope(scope, other) for other in self._with_implied(scopes))
 
     def implied_by(self, scope: str) -> Collection[str]:
         """The scopes that a scope includes, and that responses leave out beside it."""
@@ -190,7 +210,8 @@ class OAuth2Provider(BaseProvider):
         if self.revoke_url is None or not isinstance(credentials, OAuthTokens):
             return False
         tokens = credentials
-        if self.revokes_with_access_token and tokens.refresh_token and tokens.has_expired(self._context.clock()):
+        needs_access_token = self.revoke_token != "refresh_token"
+        if needs_access_token and tokens.refresh_token and tokens.has_expired(self._context.clock()):
             try:
                 tokens = tokens.updated_with(await self.refresh(tokens), self._context.clock())
             except ProviderRejected:
@@ -198,15 +219,15 @@ class OAuth2Provider(BaseProvider):
         return await self.for_credentials(tokens).revoke_tokens(self.revoke_url, tokens)
 
     async def revoke_tokens(self, revoke_url: str, tokens: OAuthTokens) -> bool:
-        """Send the revocation: with the access token, or the refresh token in a form (RFC 7009 §2.1)."""
-        if self.revokes_with_access_token:
+        """Send the revocation: with the access token, or one of the tokens in a form (RFC 7009 §2.1)."""
+        if self.revoke_token == "bearer":
             response = await self.send(self.revoke_method, revoke_url, headers=self.auth_headers(tokens))
             if not self.rejects_credentials(response) and (not response.is_success or self.is_failure(response)):
                 raise ProviderUnavailable(retry_after=response.retry_after)
             return True
-        kind = "access_token" if tokens.refresh_token is None else "refresh_token"
+        kind = "access_token" if tokens.refresh_token is None else self.revoke_token
         body, _ = prepare_revoke_token_request(getattr(tokens, kind), kind)
-        return self.read_revocation(await self.post_as_client(revoke_url, body))
+        return self.read_revocation(await self.send_as_client(self.revoke_method, revoke_url, body))
 
     def read_revocation(self, http_response: HttpResponse) -> bool:
         """True if the token is revoked, False if tokens of its kind cannot be. Raises `ProviderError`."""
@@ -293,14 +314,18 @@ class OAuth2Provider(BaseProvider):
 
     async def post_as_client(self, url: str, body: str) -> HttpResponse:
         """POST a form with our client authentication (RFC 6749 §2.3.1)."""
+        return await self.send_as_client("POST", url, body)
+
+    async def send_as_client(self, method: str, url: str, body: str) -> HttpResponse:
+        """Send a form with our client authentication (RFC 6749 §2.3.1)."""
         client_id, client_secret = self.client_id, self.client_secret
         if self.token_auth == "client_secret_basic":
             # RFC 6749 §2.3.1: both are form-encoded first. Authlib leaves that to its caller.
             client_id, client_secret = quote_plus(client_id), quote_plus(client_secret)
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         auth = ClientAuth(client_id, client_secret, self.token_auth)
-        _, headers, body = auth.prepare("POST", url, headers, body)  # type: ignore[no-untyped-call]
-        return await self.send("POST", url, headers=headers, content=body)
+        _, headers, body = auth.prepare(method, url, headers, body)  # type: ignore[no-untyped-call]
+        return await self.send(method, url, headers=headers, content=body)
 
     def basic_authorization(self) -> str:
         """Our client id and secret as HTTP Basic credentials (RFC 7617), for endpoints that take no form."""

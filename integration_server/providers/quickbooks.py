@@ -7,6 +7,7 @@
   authorization they end in any case: a separate value, which is returned on request only [H 2026-11-29].
   Their value changes about once a day [M]. Whether the old one stays valid then is not documented, so it counts as
   spent [K].
+- Whether a revocation disconnects the company or ends one token is not documented, so it counts as the former [K].
 - A revocation is JSON, as Intuit's own library sends it: github.com/intuit/oauth-pythonclient [H].
 - Verification is the company's own resource [H]. `environment` of the config is "production" or "sandbox", which has
   its own host [H].
@@ -42,6 +43,7 @@ class QuickBooksProvider(OAuth2Provider):
     display_name = "QuickBooks Online"
     oauth_authorize_url = "https://appcenter.intuit.com/connect/oauth2"
     oauth_token_url = "https://oauth.platform.intuit.com/oauth2/v1/tokens/bearer"
+    revocation_ends = "grant"
     revoke_url = "https://developer.api.intuit.com/v2/oauth2/tokens/revoke"
     url_params = {"host": _HOSTS["production"]}
     host_patterns = ("*.api.intuit.com",)

@@ -63,8 +63,8 @@ class ShopifyProvider(OAuth2Provider):
     oauth_token_url = "https://{shop}.myshopify.com/admin/oauth/access_token"
     revoke_url = "https://{shop}.myshopify.com/admin/api_permissions/current.json"
     revoke_method = "DELETE"
-    revokes_with_access_token = True
-    revokes_whole_account = True
+    revoke_token = "bearer"
+    revocation_ends = "grant"
     default_api_version = "2026-07"
     expiring_facts = (ExpiringFact("Admin API 2026-07", date(2027, 7, 1), "2026-07"),)
     verify_url = "https://{shop}.myshopify.com/admin/api/{api_version}/shop.json"

@@ -11,7 +11,9 @@
   refresh tokens are single-use: docs.slack.dev/authentication/using-token-rotation [H].
 - PKCE turns an app into a public client permanently: docs.slack.dev/changelog/2026/03/30/pkce [H]. Our client has a
   secret, so no challenge is sent.
-- Verification is auth.test [H]. A revocation is auth.revoke, which ends the token that authenticates it [H]. An account
+- Responses list the scope `identify`, which cannot be requested [K].
+- Verification is auth.test [H]. A revocation is auth.revoke, which ends the token that authenticates it [H]; that of a
+  bot deactivates the bot for all who use it: docs.slack.dev/reference/methods/auth.revoke [H 2026-11-29]. An account
   is a workspace; all users who install the app there receive the same bot token, if tokens are not rotated [K].
 - Rate limits are per method, and so is a 429 [H 2026-11-29]. They begin with one call a minute:
   docs.slack.dev/apis/web-api/rate-limits [H]. No limit is declared; the limits in response headers apply.
@@ -54,13 +56,14 @@ class SlackProvider(OAuth2Provider):
     oauth_authorize_url = "https://slack.com/oauth/v2/authorize"
     oauth_token_url = "https://slack.com/api/oauth.v2.access"
     revoke_url = "https://slack.com/api/auth.revoke"
-    revokes_with_access_token = True
-    revokes_whole_account = True
+    revoke_token = "bearer"
+    revocation_ends = "grant"
     verify_url = "https://slack.com/api/auth.test"
     webhook_scheme = SLACK
     api_base_url = "https://slack.com/api"
     required_scopes = ("chat:write", "channels:read")
     scope_separator = ","
+    retired_scopes = ("identify",)
     token_auth = "client_secret_post"
     uses_pkce = False
     error_codes = {

@@ -30,7 +30,7 @@ class SquareProvider(OAuth2Provider):
     oauth_authorize_url = "https://connect.squareup.com/oauth2/authorize"
     oauth_token_url = "https://connect.squareup.com/oauth2/token"
     revoke_url = "https://connect.squareup.com/oauth2/revoke"
-    revokes_whole_account = True
+    revocation_ends = "grant"
     refresh_token_grace = timedelta.max
     renew_after = timedelta(days=7)
     required_scopes = ("MERCHANT_PROFILE_READ",)

@@ -32,7 +32,7 @@ class StripeProvider(OAuth2Provider):
     oauth_authorize_url = "https://connect.stripe.com/oauth/authorize"
     oauth_token_url = "https://connect.stripe.com/oauth/token"
     revoke_url = "https://connect.stripe.com/oauth/deauthorize"
-    revokes_whole_account = True
+    revocation_ends = "grant"
     required_scopes = ("read_write",)
     token_auth = "client_secret_post"
     tokens_never_expire = True

@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -24,10 +24,12 @@ from pydantic_core import PydanticCustomError
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.proxy_messages import LimitScope, RateLimit
 from integration_server.providers.api_key import ApiKeyProvider, BasicAuthProvider
-from integration_server.providers.base import MIN_RENEW_AFTER, BaseProvider
+from integration_server.providers.base import MIN_RENEW_AFTER, BaseProvider, RevocationEnds
 from integration_server.providers.factory import INTEGRATION_TYPE, ProviderFactory, ProvidersError
-from integration_server.providers.oauth2 import RESERVED_PARAMS, OAuth2Provider, TokenAuth
+from integration_server.providers.oauth2 import RESERVED_PARAMS, OAuth2Provider, RevokeToken, TokenAuth
 from integration_server.providers.url_templates import Url
+
+T = TypeVar("T")
 
 
 def load_toml_providers(directory: Path, factory: ProviderFactory, *, dev_mode: bool) -> None:
@@ -73,6 +75,12 @@ _MESSAGES = {
 def _exclude_header(value: str, info: ValidationInfo) -> str:
     if info.data.get("api_key_header") is not None:
         raise PydanticCustomError("api_key_location", "cannot be combined with api_key_header")
+    return value
+
+
+def _exclude_revoke_url(value: T, info: ValidationInfo) -> T:
+    if info.data.get("revoke_url") is not None:
+        raise PydanticCustomError("revocation", "cannot be combined with revoke_url, which is its short form")
     return value
 
 
@@ -122,6 +130,17 @@ class RateLimitDeclaration(BaseModel):
         return RateLimit(self.calls, timedelta(seconds=self.seconds), self.per)
 
 
+class RevocationDeclaration(BaseModel):
+    """`revoke`: the request that revokes a grant, and what it ends."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+    revoke_url: Url = Field(alias="url")
+    revoke_method: Literal["POST", "DELETE"] = Field("POST", alias="method")
+    revoke_token: RevokeToken = Field("refresh_token", alias="token")
+    revocation_ends: RevocationEnds = Field("token", alias="ends")
+
+
 class Declaration(BaseModel):
     """The keys of all providers. Validates a file whose `auth_method` is missing or unknown."""
 
@@ -157,6 +176,7 @@ class OAuth2Declaration(Declaration):
     oauth_authorize_url: Url = Field(alias="authorize_url")
     oauth_token_url: Url = Field(alias="token_url")
     revoke_url: Url | None = None
+    revoke: Annotated[RevocationDeclaration | None, AfterValidator(_exclude_revoke_url), Field(exclude=True)] = None
     issuer: Url | None = None
     required_scopes: list[Scope] = Field([], alias="scopes")
     scope_separator: Annotated[str, StringConstraints(min_length=1, max_length=8)] = " "
@@ -168,6 +188,11 @@ class OAuth2Declaration(Declaration):
         timedelta.max, alias="renew_after_seconds"
     )
     authorize_params: dict[Annotated[Text, AfterValidator(_param_name)], str] = {}
+
+    def provider_class(self) -> type[BaseProvider]:
+        """Also with the values of `revoke`."""
+        declared = super().provider_class()
+        return declared if self.revoke is None else type("TomlProvider", (declared,), self.revoke.model_dump())
 
 
 class KeyDeclaration(Declaration):

@@ -64,13 +64,14 @@ class XeroProvider(OAuth2Provider):
     oauth_authorize_url = "https://login.xero.com/identity/connect/authorize"
     oauth_token_url = "https://identity.xero.com/connect/token"
     revoke_url = "https://identity.xero.com/connect/revocation"
-    revokes_whole_account = True
-    revokes_with_access_token = True
+    revocation_ends = "grant"
+    revoke_token = "bearer"
     required_scopes = (
         *("openid", "profile", "email", "offline_access", "accounting.contacts"),
         *_TRANSACTION_SCOPES,
     )
     implied_scopes = {_TRANSACTIONS: _TRANSACTION_SCOPES}
+    retired_scopes = (_TRANSACTIONS,)
     expiring_facts = (ExpiringFact(f"the scope {_TRANSACTIONS}", date(2027, 9, 1), _TRANSACTIONS),)
     refresh_token_grace = timedelta(minutes=30)
     verify_url = "https://api.xero.com/connections"

@@ -15,9 +15,6 @@
 - PKCE is supported [M].
 """
 
-from authlib.oauth2.rfc7009.parameters import prepare_revoke_token_request
-
-from integration_server.domain.credentials import OAuthTokens
 from integration_server.providers.lenient_values import text_at
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.zoom import ZOOM
@@ -30,8 +27,8 @@ class ZoomProvider(OAuth2Provider):
     oauth_authorize_url = "https://zoom.us/oauth/authorize"
     oauth_token_url = "https://zoom.us/oauth/token"
     revoke_url = "https://zoom.us/oauth/revoke"
-    revokes_with_access_token = True
-    revokes_whole_account = True
+    revoke_token = "access_token"
+    revocation_ends = "grant"
     required_scopes = ("user:read:user", "meeting:read:meeting", "meeting:write:meeting")
     verify_url = "https://api.zoom.us/v2/users/me"
     webhook_scheme = ZOOM
@@ -39,14 +36,19 @@ class ZoomProvider(OAuth2Provider):
     account_label_field = "email"
     api_base_url = "https://api.zoom.us/v2"
 
-    async def revoke_tokens(self, revoke_url: str, tokens: OAuthTokens) -> bool:
-        """Revoke the access token, and the grant with it."""
-        body, _ = prepare_revoke_token_request(tokens.access_token)
-        return self.read_revocation(await self.post_as_client(revoke_url, body))
+    def can_request(self, scope: str) -> bool:
+        """Whether the scope is granular or classic as the required ones are."""
+        return super().can_request(scope) and _is_granular(scope) == any(map(_is_granular, self.required_scopes))
 
     def oauth_error(self, fields: object) -> str | None:
         """The error code; `invalid_grant` for the reason "Invalid Token!"."""
         return "invalid_grant" if text_at(fields, "reason") == "Invalid Token!" else super().oauth_error(fields)
+
+
+def _is_granular(scope: str) -> bool:
+    """Whether a scope names a resource: "meeting:read:meeting:admin", in place of "meeting:read:admin"."""
+    parts = scope.split(":")
+    return len(parts) > 2 and parts[2] not in {"admin", "master"}
 
 
 register = ZoomProvider.register_in

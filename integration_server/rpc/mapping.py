@@ -269,10 +269,10 @@ def decode_webhook_request(request: pb.ReceiveWebhookRequest) -> WebhookRequest:
 
 _DISCONNECT_MESSAGES = {
     RevocationState.REVOKED: "Disconnected",
-    RevocationState.PENDING: "Disconnected here; the provider has not confirmed yet that the access is revoked",
+    RevocationState.PENDING: "Disconnected here; the access is not revoked at the provider yet",
     RevocationState.NOT_SUPPORTED: "Disconnected here; the provider has no way to revoke the access from here",
     RevocationState.GRANT_SHARED: (
-        "Disconnected here; the access is kept at the provider, since another integration uses it"
+        "Disconnected here; the access is kept at the provider, since another of your integrations uses it"
     ),
     RevocationState.NOTHING_TO_REVOKE: "Disconnected",
 }

@@ -71,8 +71,11 @@ class Behaviour:
         require_pkce: a request without `code_challenge` is rejected. A challenge that is given is always checked.
         send_iss: the authorization response has the issuer (RFC 9207).
         granted_scopes: the user grants at most these of the requested scopes; None grants all.
-        revocation_scope: the revocation of an access token ends the token, its grant, or every grant of that client
-            and account. The revocation of a refresh token always ends its grant (RFC 7009 §2.1).
+        repeats_tokens: a further authorization of the same client and account returns the tokens of the first one, as
+            long as they are valid.
+        revocation_ends: the revocation of an access token ends the token, its authorization, the grant (every
+            authorization of that client and account), or every authorization of the account, for all clients. The
+            revocation of a refresh token always ends its authorization (RFC 7009 §2.1).
         token_response: members that replace those of the token response: `{"expires_in": "3600", "scope": OMIT}`.
         faults: the faults of endpoints.
     """
@@ -86,6 +89,7 @@ class Behaviour:
     require_pkce: bool = True
     send_iss: bool = True
     granted_scopes: tuple[str, ...] | None = None
-    revocation_scope: Literal["token", "grant", "account"] = "token"
+    repeats_tokens: bool = False
+    revocation_ends: Literal["token", "authorization", "grant", "account"] = "token"
     token_response: Mapping[str, object] = field(default_factory=dict)
     faults: Mapping[Endpoint, Fault] = field(default_factory=dict)

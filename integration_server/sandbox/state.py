@@ -135,6 +135,9 @@ class Sandbox:
         if not _verify_pkce(code_verifier, record.code_challenge):
             raise OAuthError("invalid_grant", "code_verifier does not match")
         self._codes[code] = replace(record, is_spent=True)
+        if self.behaviour.repeats_tokens and (repeated := self._valid_tokens(record.grant)):
+            self._revoke_grant(record.grant)
+            return repeated
         refresh_token = self._new_refresh_token(record.grant) if self.behaviour.issue_refresh_token else None
         return self._issue(record.grant, record.grant.scopes, refresh_token)
 
@@ -171,12 +174,12 @@ class Sandbox:
             return
         if grant.client_id != client.client_id:
             raise OAuthError("invalid_grant", "the token was issued to another client")
-        revocation_scope = self.behaviour.revocation_scope
-        if revocation_scope == "account":
+        ends = self.behaviour.revocation_ends
+        if ends in {"grant", "account"}:
             for other in self.grants_of(grant.sub):
-                if other.client_id == client.client_id:
+                if ends == "account" or other.client_id == client.client_id:
                     self._revoke_grant(other)
-        elif revocation_scope == "grant" or token in self._refresh_tokens:
+        elif ends == "authorization" or token in self._refresh_tokens:
             self._revoke_grant(grant)
         else:
             self._access_tokens[token] = replace(self._access_tokens[token], expire_time=self.now())
@@ -194,6 +197,20 @@ class Sandbox:
         """Expire all access tokens. Grants and refresh tokens stay valid."""
         now = self.now()
         self._access_tokens = {token: replace(record, expire_time=now) for token, record in self._access_tokens.items()}
+
+    def _valid_tokens(self, grant: Grant) -> TokenPair | None:
+        """The newest tokens that an earlier authorization of the grant's client and account has received."""
+        for token, access in reversed(self._access_tokens.items()):
+            earlier = self._grants.get(access.grant_id)
+            if earlier is None or (earlier.client_id, earlier.sub) != (grant.client_id, grant.sub):
+                continue
+            unspent = (
+                name
+                for name, refresh in reversed(self._refresh_tokens.items())
+                if refresh.grant_id == access.grant_id and refresh.spent is None
+            )
+            return TokenPair(token, next(unspent, None), earlier.scopes, access.expire_time)
+        return None
 
     def _handle_reuse(self, spent: TokenUse, grant: Grant) -> TokenPair:
         if self.now() - spent.time < timedelta(seconds=self.behaviour.refresh_grace):

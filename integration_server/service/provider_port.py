@@ -56,6 +56,10 @@ class Provider(Protocol):
         """
 
     @property
+    def names_accounts_like(self) -> Sequence[str]:
+        """The types among them whose account ids are equal for the same account, and differ for different ones."""
+
+    @property
     def refresh_token_grace(self) -> timedelta:
         """How long a refresh token works after a refresh has replaced it, as the provider documents.
 
@@ -71,6 +75,12 @@ class Provider(Protocol):
 
     def authorization_url(self, *, redirect_uri: str, state: str, scopes: Sequence[str], code_challenge: str) -> str:
         """The authorization URL for the browser (RFC 6749 §4.1.1, RFC 7636 §4.3 with S256)."""
+
+    def scopes_to_request(self, requested: Sequence[str], granted: Sequence[str]) -> Sequence[str]:
+        """The scopes of an authorization: the required and requested ones, and those that an integration has already.
+
+        Granted scopes are left out if others include them, or if they cannot be requested.
+        """
 
     def missing_scopes(self, requested_scopes: Sequence[str], tokens: OAuthTokens) -> Sequence[str]:
         """The requested scopes that were not granted."""

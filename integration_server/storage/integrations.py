@@ -1,6 +1,6 @@
 """The store of integrations and their encrypted credentials in SQL: implements the port `IntegrationStore`."""
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -14,7 +14,6 @@ from sqlalchemy import (
     case,
     column,
     delete,
-    exists,
     func,
     insert,
     literal,
@@ -30,7 +29,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
-from integration_server.service.connections.revocation_ports import OrphanedGrant
+from integration_server.service.connections.revocation_ports import GrantProof, OrphanedGrant
 from integration_server.service.credentials.credential_cipher import bound_values_of
 from integration_server.service.integrations.ports import (
     IntegrationUpdate,
@@ -43,7 +42,7 @@ from integration_server.service.integrations.ports import (
 )
 from integration_server.storage.bounded_pages import fetch_page, row_bytes
 from integration_server.storage.engine import Database, UtcDateTime, from_row
-from integration_server.storage.revocations import add_claimed
+from integration_server.storage.revocations import add_claimed, require_valid_grant
 from integration_server.storage.tables import integrations, is_usable, refresh_leases
 from integration_server.storage.user_usage import DEFAULT_USER_QUOTAS, UserQuotas, require_room_for_integration
 
@@ -177,21 +176,6 @@ class SqlIntegrations:
         rows, is_last = await fetch_page(self._database, query, _T.integration_id, row_bytes(_T), limit, max_bytes)
         return StoredPage([stored_integration_of(row) for row in rows], is_last)
 
-    async def shares_grant(self, grant: OrphanedGrant, integration_types: Iterable[str]) -> bool:
-        """Whether a connected integration has the grant's account, or belongs to its user and may have it."""
-        same_account = _T.account_id == bindparam(None, grant.account_id)  # SQL: NULL equals nothing
-        may_have_same_account = or_(
-            _T.integration_type != grant.integration_type, _T.account_id.is_(None), literal(grant.account_id is None)
-        )
-        query = select(
-            exists().where(
-                _T.integration_type.in_(list(integration_types)),
-                or_(same_account, and_(_T.user_id == grant.user_id, may_have_same_account)),
-                _T.connect_time.is_not(None),
-            )
-        )
-        return bool(await self._database.fetch_value(query))
-
     async def list_expiring(self, before: datetime, limit: int) -> Sequence[Integration]:
         """The usable integrations of all users whose grant expires before that time, soonest first."""
         grant_expire_time = case(
@@ -212,11 +196,14 @@ class SqlIntegrations:
         now: datetime,
         *,
         check_due_time: datetime | None = None,
+        proof: GrantProof | None = None,
     ) -> Integration | None:
         """Insert a connected integration. None if another row of the user has its account.
 
-        Raises `QuotaExceeded`.
+        Raises `QuotaExceeded`, or `RevocationInProgress`.
         """
+        new = integration.as_stored(now)
+        connected = new.connected_to(account.account_id, account.account_label, now)
         values = {
             **new_integration_values(integration, now),
             **asdict(credentials),
@@ -229,6 +216,7 @@ class SqlIntegrations:
         row = None
         with _suppress_account_conflict():
             async with self._database.write_transaction() as connection:
+                await require_valid_grant(connection, connected, credentials.token_fingerprint, proof)
                 await require_room_for_integration(connection, integration.user_id, self._quotas)
                 row = (await connection.execute(statement)).one_or_none()
         return None if row is None else integration_of(row)
@@ -242,11 +230,13 @@ class SqlIntegrations:
         *,
         check_due_time: datetime | None = None,
         superseded_id: IntegrationId | None = None,
+        proof: GrantProof | None = None,
     ) -> Integration | None:
         """Store the credentials of a pending or reconnected integration, and delete the pending `superseded_id`.
 
         Account fields that the provider does not give keep their values. None, and no change, if the integration is
-        gone or has another version or settings version, or if another row has its account.
+        gone or has another version or settings version, or if another row has its account. Raises
+        `RevocationInProgress`.
         """
         connected = integration.connected_to(account.account_id, account.account_label, now)
         connect = replace_credentials(
@@ -260,6 +250,7 @@ class SqlIntegrations:
         row = None
         with _suppress_account_conflict():
             async with self._change_transaction(integration.integration_id) as connection:
+                await require_valid_grant(connection, connected, credentials.token_fingerprint, proof)
                 row = (await connection.execute(connect)).one_or_none()
                 if row is not None and superseded_id is not None:
                     is_superseded = matches_integration(superseded_id, integration.user_id)

@@ -1,20 +1,39 @@
-"""SQL implementation of `RevocationOutbox`. `due_work.py` claims and postpones its rows."""
+"""SQL implementation of `RevocationOutbox`. `due_work.py` claims and postpones its rows.
 
-from collections.abc import Mapping
-from dataclasses import asdict
-from datetime import timedelta
+A revocation may end grants that others have: of the same token, or of the same account. `begin_call` looks for their
+integrations before the provider is called. `require_valid_grant` looks for calls in progress, and for those that have
+just ended, before an integration is connected. Both lock the same row, the first exclusively, so that one of them sees
+the other.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, replace
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, delete, insert
+from sqlalchemy import ColumnElement, Row, Select, and_, delete, exists, false, insert, or_, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from integration_server.domain.integration import Integration
 from integration_server.service.background.ports import Claim, JobKind
-from integration_server.service.connections.revocation_ports import OrphanedGrant, Revocation
+from integration_server.service.connections.revocation_ports import (
+    CallDecision,
+    GrantProof,
+    OrphanedGrant,
+    Revocation,
+    RevocationInProgress,
+)
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database, from_row
-from integration_server.storage.tables import revocations
+from integration_server.storage.tables import integrations, locks, revocations
 
 _R = revocations.c
+_T = integrations.c
+
+# Longer than a connection takes, from the exchange of the code to its commit.
+_RECORD_DURATION = timedelta(minutes=5)
+
+_LOCK = select(locks).where(locks.c.lock_name == "revocation")  # SQLite serializes write transactions instead
 
 
 class SqlRevocationOutbox:
@@ -27,9 +46,103 @@ class SqlRevocationOutbox:
         """Add a grant that is due at once."""
         await self._database.write(insert(revocations).values(_values(grant, attempts=0, claim_duration=timedelta(0))))
 
+    async def begin_call(
+        self,
+        claim: Claim[Revocation],
+        ended_types: Collection[str],
+        comparable_types: Collection[str],
+        claim_duration: timedelta,
+        *,
+        keeps_shared_grants: bool = True,
+    ) -> tuple[CallDecision, Claim[Revocation]]:
+        """Decide whether the revocation may be sent, and claim it anew for the call if so."""
+        is_claimed = _R.revocation_id == claim.row_id, _R.due_time == claim.due_time
+        async with self._database.write_transaction() as connection:
+            await connection.execute(_LOCK.with_for_update())
+            if await connection.scalar(select(_R.revocation_id).where(*is_claimed)) is None:
+                return CallDecision.NOT_CLAIMED, claim
+            if keeps_shared_grants:
+                for decision, whose in (
+                    (CallDecision.SHARED_WITH_OWN, _T.user_id == claim.item.grant.user_id),
+                    (CallDecision.SHARED, _T.user_id != claim.item.grant.user_id),
+                ):
+                    ends_one = ends_integration(claim.item.grant, ended_types, comparable_types, whose)
+                    if await connection.scalar(ends_one):
+                        await connection.execute(delete(revocations).where(*is_claimed))
+                        return decision, claim
+            due_time = (await connection.execute(select(DatabaseTime(claim_duration)))).scalar_one()
+            begin = update(revocations).where(*is_claimed).values(due_time=due_time, call_due_time=due_time)
+            await connection.execute(begin)
+        return CallDecision.SEND, replace(claim, due_time=due_time)
+
+    async def complete(self, claim: Claim[Revocation]) -> None:
+        """Record that the grant is revoked, and delete its credentials."""
+        await self._database.write(
+            update(revocations)
+            .where(_R.revocation_id == claim.row_id)
+            .values(encrypted_credentials=b"", revoke_time=DatabaseTime(), due_time=DatabaseTime(_RECORD_DURATION))
+        )
+
+    async def now(self) -> datetime:
+        """The time of the database's clock."""
+        async with self._database.read_connection() as connection:
+            return (await connection.execute(select(DatabaseTime()))).scalar_one()
+
     async def remove(self, claim: Claim[Revocation]) -> None:
         """Remove a grant; does nothing if it is gone."""
         await self._database.write(delete(revocations).where(_R.revocation_id == claim.row_id))
+
+
+def ends_integration(
+    grant: OrphanedGrant,
+    ended_types: Collection[str],
+    comparable_types: Collection[str],
+    whose: ColumnElement[bool],
+) -> Select[tuple[bool]]:
+    """The query whether the revocation of a grant may end a connected integration of some users."""
+    is_connected = _T.connect_time.is_not(None)
+    conditions = _ended_integrations(grant, ended_types, comparable_types)
+    return select(or_(false(), *(exists().where(is_connected, whose, one) for one in conditions)))
+
+
+def _ended_integrations(
+    grant: OrphanedGrant, ended_types: Collection[str], comparable_types: Collection[str]
+) -> Iterator[ColumnElement[bool]]:
+    """The conditions of integrations that the revocation of a grant may end. Each of them has an index."""
+    if grant.token_fingerprint is not None:
+        yield _T.token_fingerprint == grant.token_fingerprint
+    if not ended_types:
+        return
+    is_ended_type, is_own = _T.integration_type.in_(sorted(ended_types)), _T.user_id == grant.user_id
+    if grant.account_id is None:
+        yield is_ended_type
+        return
+    yield and_(is_ended_type, _T.account_id == grant.account_id)
+    yield and_(is_ended_type, _T.account_id.is_(None), or_(is_own, _T.lacks_required_scope.is_(False)))
+    others = set(ended_types) - {grant.integration_type, *comparable_types}
+    yield and_(is_own, _T.integration_type.in_(sorted(others)))
+
+
+async def require_valid_grant(
+    connection: AsyncConnection, integration: Integration, token_fingerprint: str | None, proof: GrantProof | None
+) -> None:
+    """Raise `RevocationInProgress` if a revocation may have ended the grant that this transaction stores.
+
+    That is one in progress, or one that was completed after the proof. Without a proof nothing is checked.
+    """
+    if proof is None:
+        return
+    await connection.execute(_LOCK.with_for_update(read=True))
+    is_called = or_(_R.revoke_time > proof.time, and_(_R.due_time == _R.call_due_time, _R.due_time > DatabaseTime()))
+    is_ended_by = _R.integration_type.in_(sorted(proof.ended_by))
+    may_have_account = [
+        _R.account_id.is_(None),
+        true() if integration.account_id is None else _R.account_id == integration.account_id,
+        and_(_R.user_id == integration.user_id, _R.integration_type != integration.integration_type),
+    ]
+    conditions = [_R.token_fingerprint == token_fingerprint, *(and_(is_ended_by, one) for one in may_have_account)]
+    if await connection.scalar(select(or_(*(exists().where(is_called, one) for one in conditions)))):
+        raise RevocationInProgress
 
 
 async def add_claimed(
@@ -47,7 +160,9 @@ async def add_claimed(
 
 def revocation_of(row: Row[Any]) -> Revocation:
     """The revocation of a row that was selected with the database's time as `now`."""
-    return Revocation(from_row(OrphanedGrant, row), row.attempts, row.now - row.create_time)
+    return Revocation(
+        from_row(OrphanedGrant, row), row.attempts, row.now - row.create_time, row.revoke_time is not None
+    )
 
 
 def _values(grant: OrphanedGrant, *, attempts: int, claim_duration: timedelta) -> Mapping[str, Any]:

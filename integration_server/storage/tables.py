@@ -101,12 +101,14 @@ integrations = Table(
     Column("refresh_due_time", UtcDateTime),
     Column("check_due_time", UtcDateTime),
     Column("last_webhook_number", BigInteger, nullable=False, server_default="0"),
+    Column("token_fingerprint", String(64)),
     Column("encrypted_credentials", LargeBinary),
     Index("ix_integrations_user_id_integration_id", "user_id", "integration_id"),
-    Index("ix_integrations_account_id_integration_type", "account_id", "integration_type"),
+    Index("ix_integrations_integration_type_account_id", "integration_type", "account_id"),
     sqlite_autoincrement=True,
 )
-"""Integrations. `domain/integration.py` describes the columns. Ids are never reused."""
+"""Integrations. `domain/integration.py` describes the columns. Ids are never reused. Rows with the same
+`token_fingerprint` have the same token (`OAuthTokens.fingerprint`)."""
 
 is_usable = and_(integrations.c.is_active.is_(True), integrations.c.reauthorization_required.is_(False))
 """The integrations that background jobs work on."""
@@ -121,6 +123,11 @@ _partial_index(
     integrations.c.account_id.is_not(None),
     *(integrations.c.user_id, integrations.c.integration_type, integrations.c.account_id),
     unique=True,
+)
+_partial_index(
+    "ix_integrations_token_fingerprint",
+    integrations.c.token_fingerprint.is_not(None),
+    integrations.c.token_fingerprint,
 )
 _partial_index("ix_integrations_pending", integrations.c.connect_time.is_(None), integrations.c.integration_id)
 _partial_index(
@@ -201,11 +208,20 @@ revocations = Table(
     Column("create_time", UtcDateTime, nullable=False),
     Column("due_time", UtcDateTime, nullable=False),
     Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("token_fingerprint", String(64), index=True),
+    Column("call_due_time", UtcDateTime),
+    Column("revoke_time", UtcDateTime),
     Index("ix_revocations_integration_type_due_time", "integration_type", "due_time"),
+    Index("ix_revocations_integration_type_account_id", "integration_type", "account_id"),
     sqlite_autoincrement=True,
 )
 """The outbox of grants to revoke: credentials of removed integrations, encrypted as in their former row, whose values
-that they are bound to are in `bound_values`."""
+that they are bound to are in `bound_values`. `call_due_time` is the `due_time` of the claim that has called the
+provider: while they are equal and in the future, the call is in progress. From `revoke_time` on the grant is revoked;
+the row stays for a while, without credentials."""
+
+locks = Table("locks", metadata, Column("lock_name", String(64), primary_key=True))
+"""Rows to lock in a transaction; the migration inserts them. `revocation`: see `revocations.py`."""
 
 webhook_secrets = Table(
     "webhook_secrets",

@@ -85,7 +85,7 @@ class SimulatedProvider:
                 refresh_response_has_refresh_token=profile.renewal.rotates or profile.renewal.repeats_refresh_token,
                 refresh_grace=profile.renewal.grace,
                 require_pkce=False,
-                revocation_scope="grant" if profile.revoke is None else profile.revoke.ends,
+                revocation_ends="grant" if profile.revoke and profile.revoke.ends == "grant" else "authorization",
             ),
         )
         self._issue_times: dict[str, datetime] = {}

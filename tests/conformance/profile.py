@@ -105,7 +105,7 @@ class Revocation(_Part):
     """A revocation. `client`: the client authentication; "secret" means the headers in `auth`.
 
     `token`: the position of the token: "bearer", "form:<name>" or "json:<name>"; "account:<name>" is the account's id
-    in a form. `ends`: whether the grant ends, or all grants of the account.
+    in a form. `ends`: whether the tokens of one authorization end, or the grant: those of the client and account.
     """
 
     method: Literal["POST", "DELETE"] = "POST"
@@ -113,7 +113,7 @@ class Revocation(_Part):
     client: Literal["post", "basic", "secret", "none"] = "post"
     auth: Mapping[str, str] = {}
     token: str
-    ends: Literal["grant", "account"] = "grant"
+    ends: Literal["token", "grant"] = "token"
     status: int = 200
     response: JsonObject = {}
     rejection: ErrorResponse = ErrorResponse(status=401)

@@ -24,7 +24,7 @@ from integration_server.service.integrations.ports import IntegrationUpdate
 from tests.conformance.fake_server import CLIENT_SECRET, key_auth
 from tests.conformance.profile import Profile
 from tests.conformance.scenario import Scenario
-from tests.fakes.system import ADA
+from tests.fakes.system import ADA, EVE
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -332,6 +332,19 @@ async def test_a_disconnect_ends_the_grant(scenario: Scenario, profile: Profile,
         scenario.simulated_provider.sandbox.grants_of(account.sub) for account in scenario.simulated_provider.accounts
     )
     assert not scenario.simulated_provider.is_valid(tokens.access_token)
+
+
+@pytest.mark.conformance("revocable")
+async def test_a_disconnect_keeps_the_integrations_of_other_users(scenario: Scenario) -> None:
+    adas, eves = await scenario.connect(), await scenario.connect(EVE)
+    tokens = await scenario.tokens(eves)
+    disconnect = scenario.system.revocation_service.disconnect_integration
+    await disconnect(adas.integration_id, ADA)
+    assert scenario.simulated_provider.is_valid(tokens.access_token)
+    assert await disconnect(eves.integration_id, EVE) is RevocationState.REVOKED
+    assert not any(
+        scenario.simulated_provider.sandbox.grants_of(account.sub) for account in scenario.simulated_provider.accounts
+    )
 
 
 @pytest.mark.conformance("revocable")

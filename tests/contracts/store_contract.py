@@ -6,7 +6,7 @@ A subclass provides the fixtures `integrations`, `attempts` and `revocations`, v
 import asyncio
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -21,7 +21,14 @@ from integration_server.service.connections.ports import (
     AuthorizationAttempt,
     AuthorizationAttemptStore,
 )
-from integration_server.service.connections.revocation_ports import OrphanedGrant, Revocation, RevocationOutbox
+from integration_server.service.connections.revocation_ports import (
+    CallDecision,
+    GrantProof,
+    OrphanedGrant,
+    Revocation,
+    RevocationInProgress,
+    RevocationOutbox,
+)
 from integration_server.service.credentials.credential_cipher import bound_values_of
 from integration_server.service.health.ports import HealthHistory
 from integration_server.service.integrations.ports import (
@@ -124,11 +131,18 @@ def failed_check(integration: Integration) -> HealthCheck:
 
 
 async def create_connected(
-    integrations: IntegrationStore, user_id: UserId = ANN, account_id: str | None = None, **changes: Any
+    integrations: IntegrationStore,
+    user_id: UserId = ANN,
+    account_id: str | None = None,
+    *,
+    fingerprint: str | None = None,
+    lacks_required_scope: bool = False,
+    **changes: Any,
 ) -> Integration:
     """Store a connected integration."""
+    credentials = new_credentials(token_fingerprint=fingerprint, lacks_required_scope=lacks_required_scope)
     integration = await integrations.add_connected(
-        new_integration(user_id, **changes), account(account_id), new_credentials(), NOW
+        new_integration(user_id, **changes), account(account_id), credentials, NOW
     )
     assert integration is not None
     return integration
@@ -630,48 +644,17 @@ class IntegrationStoreContract:
     async def test_ping_succeeds(self, integrations: IntegrationStore) -> None:
         assert await integrations.ping() is None  # type: ignore[func-returns-value]  # it raises on failure
 
-    # --- shared grants -----------------------------------------------------------------------------------------------
-
-    async def test_a_grant_of_another_account_or_type_is_not_shared(
-        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
-    ) -> None:
-        await create_connected(integrations, ANN, "b")
-        await create_connected(integrations, BOB, "b", integration_type="sister")
-        await create_connected(integrations, ANN, "a", integration_type="stranger")
-        await attempts.begin(new_attempt(), new_integration(integration_type="sister"))
-        grant = new_grant(account_id="a")
-        assert not await integrations.shares_grant(grant, ["acme", "sister"])
-        assert not await integrations.shares_grant(grant, [])
-
-    async def test_integrations_of_one_account_share_a_grant_across_users(self, integrations: IntegrationStore) -> None:
-        await create_connected(integrations, BOB, "a", integration_type="sister")
-        assert await integrations.shares_grant(new_grant(account_id="a"), ["acme", "sister"])
-        assert not await integrations.shares_grant(new_grant(account_id="a"), ["acme"])
-
-    async def test_integrations_of_one_user_share_a_grant_across_related_types(
-        self, integrations: IntegrationStore
-    ) -> None:
-        await create_connected(integrations, ANN, "named differently", integration_type="sister")
-        assert await integrations.shares_grant(new_grant(account_id="a"), ["acme", "sister"])
-
-    async def test_unknown_accounts_of_two_users_do_not_share_a_grant(self, integrations: IntegrationStore) -> None:
-        await create_connected(integrations, BOB, None)
-        assert not await integrations.shares_grant(new_grant(account_id=None), ["acme"])
-        assert not await integrations.shares_grant(new_grant(account_id="a"), ["acme"])
-
-    async def test_an_unknown_account_shares_the_grants_of_the_same_user(self, integrations: IntegrationStore) -> None:
-        row = await create_connected(integrations, ANN, "a")
-        assert await integrations.shares_grant(new_grant(account_id=None), ["acme"])
-        await integrations.remove(row.integration_id, ANN)
-        await create_connected(integrations, ANN, None)
-        assert await integrations.shares_grant(new_grant(account_id="a"), ["acme"])
-
 
 class RevocationOutboxContract:
     """The contract of `RevocationOutbox` and of the claims on its rows.
 
     A subclass provides the fixtures `integrations`, `attempts`, `revocations` and `due_work`.
     """
+
+    @pytest.fixture
+    def outbox(self, revocations: RevocationOutbox, due_work: DueWork) -> "Outbox":
+        """The outbox, with the helpers of a test."""
+        return Outbox(revocations, due_work)
 
     async def test_removal_adds_the_credentials_claimed_by_the_remover(
         self, integrations: IntegrationStore, due_work: DueWork
@@ -777,6 +760,212 @@ class RevocationOutboxContract:
             assert await list_due_types(due_work, JobKind.REVOCATION) == []
         assert await due_work.postpone(claim, EXPIRED_CLAIM) is None
         assert await list_due_types(due_work, JobKind.REVOCATION) == []
+
+    # --- shared grants -----------------------------------------------------------------------------------------------
+
+    async def test_a_revocation_that_ends_no_integration_is_sent(
+        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, outbox: "Outbox"
+    ) -> None:
+        await create_connected(integrations, ANN, "b")
+        await create_connected(integrations, BOB, "b", integration_type="sister")
+        await create_connected(integrations, ANN, "a", integration_type="stranger")
+        await attempts.begin(new_attempt(), new_integration(integration_type="sister"))
+        await create_connected(integrations, BOB, "a", fingerprint="another token")
+        await create_pending(integrations, attempts)
+        assert await outbox.decide(new_grant(account_id="a", token_fingerprint="token")) is CallDecision.SEND
+        sisters = "sister", "cousin"
+        assert await outbox.decide(new_grant(account_id="a", token_fingerprint="token"), sisters) is CallDecision.SEND
+
+    @pytest.mark.parametrize(
+        ("live", "grant", "ended_types"),
+        [
+            ({"account_id": "a"}, {"account_id": "a"}, ("acme",)),
+            ({"account_id": "a", "integration_type": "sister"}, {"account_id": "a"}, ("acme", "sister")),
+            ({"account_id": "a"}, {"account_id": None}, ("acme",)),
+            ({"account_id": None}, {"account_id": "a"}, ("acme",)),
+            ({"account_id": None}, {"account_id": None}, ("acme",)),
+            ({"account_id": "a", "is_active": False}, {"account_id": "a"}, ("acme",)),
+            ({"account_id": "b", "fingerprint": "token"}, {"account_id": "a"}, ()),
+            ({"account_id": None, "fingerprint": "token"}, {"account_id": None}, ()),
+            ({"account_id": "b", "fingerprint": "token", "integration_type": "other"}, {"account_id": "a"}, ("acme",)),
+        ],
+    )
+    @pytest.mark.parametrize(
+        ("user_id", "decision"), [(ANN, CallDecision.SHARED_WITH_OWN), (BOB, CallDecision.SHARED)], ids=["own", "other"]
+    )
+    async def test_a_revocation_that_may_end_an_integration_is_not_sent(
+        self,
+        integrations: IntegrationStore,
+        outbox: "Outbox",
+        live: dict[str, Any],
+        grant: dict[str, Any],
+        ended_types: Sequence[str],
+        user_id: UserId,
+        decision: CallDecision,
+    ) -> None:
+        live = dict(live)
+        is_active = live.pop("is_active", True)
+        connected = await create_connected(integrations, user_id, **live)
+        if not is_active:
+            await update_settings(integrations, connected, IntegrationUpdate(is_active=False))
+        orphaned = new_grant(**grant, token_fingerprint="token")
+        assert await outbox.decide(orphaned, ended_types, keeps_shared_grants=False) is CallDecision.SEND
+        assert await outbox.decide(orphaned, ended_types) is decision
+        await integrations.remove(connected.integration_id, user_id)
+        assert await outbox.decide(orphaned, ended_types) is CallDecision.SEND
+
+    async def test_another_type_of_the_user_may_name_the_account_differently(
+        self, integrations: IntegrationStore, outbox: "Outbox"
+    ) -> None:
+        types = "acme", "sister"
+        await create_connected(integrations, BOB, "named differently", integration_type="sister")
+        assert await outbox.decide(new_grant(account_id="a"), types) is CallDecision.SEND
+        await create_connected(integrations, ANN, "named differently", integration_type="sister")
+        assert await outbox.decide(new_grant(account_id="a"), types) is CallDecision.SHARED_WITH_OWN
+        decision = await outbox.decide(new_grant(account_id="a"), types, comparable_types=types)
+        assert decision is CallDecision.SEND  # it names accounts alike, so that it is another one
+
+    async def test_a_user_who_denies_a_scope_prevents_no_revocation_of_others(
+        self, integrations: IntegrationStore, outbox: "Outbox"
+    ) -> None:
+        await create_connected(integrations, BOB, None, lacks_required_scope=True)
+        assert await outbox.decide(new_grant(account_id="a"), ["acme"]) is CallDecision.SEND
+        assert await outbox.decide(new_grant(account_id=None), ["acme"]) is CallDecision.SHARED
+
+    async def test_a_removed_or_replaced_claim_is_not_sent(
+        self, revocations: RevocationOutbox, due_work: DueWork, outbox: "Outbox"
+    ) -> None:
+        await revocations.add(new_grant())
+        (replaced,) = await claim_revocations(due_work, claim_duration=EXPIRED_CLAIM)
+        (claim,) = await claim_revocations(due_work)
+        assert (await revocations.begin_call(replaced, [], [], LONG_CLAIM))[0] is CallDecision.NOT_CLAIMED
+        decision, claim = await revocations.begin_call(claim, [], [], LONG_CLAIM)
+        assert decision is CallDecision.SEND
+        assert await due_work.postpone(claim, LONG_CLAIM) is not None  # it is the claim that the row has now
+        await revocations.remove(claim)
+        assert (await revocations.begin_call(claim, [], [], LONG_CLAIM))[0] is CallDecision.NOT_CLAIMED
+
+    @pytest.mark.parametrize(
+        ("grant", "fingerprint", "account_id", "ended_by"),
+        [
+            ({"account_id": "a"}, "new token", "a", ("acme",)),
+            ({"account_id": None}, "new token", "a", ("acme",)),
+            ({"account_id": "a"}, "new token", None, ("acme",)),
+            ({"account_id": "a", "integration_type": "sister"}, "new token", "a", ("acme", "sister")),
+            ({"account_id": "b"}, "token", "a", ()),
+        ],
+    )
+    async def test_no_integration_is_connected_while_a_revocation_may_end_it(
+        self,
+        integrations: IntegrationStore,
+        attempts: AuthorizationAttemptStore,
+        revocations: RevocationOutbox,
+        due_work: DueWork,
+        outbox: "Outbox",
+        grant: dict[str, Any],
+        fingerprint: str,
+        account_id: str | None,
+        ended_by: Sequence[str],
+    ) -> None:
+        pending = await create_pending(integrations, attempts, BOB)
+        credentials = new_credentials(token_fingerprint=fingerprint)
+        begin = await revocations.now()
+        decision, claim = await outbox.begin(new_grant(**grant, token_fingerprint="token"))
+        assert decision is CallDecision.SEND
+
+        async def connect(proof: GrantProof) -> None:
+            new = new_integration(BOB)
+            added = await integrations.add_connected(new, account(account_id), credentials, NOW, proof=proof)
+            assert added is not None
+            await integrations.remove(added.integration_id, BOB)
+
+        proof = GrantProof(LATER + timedelta(weeks=10_000), ended_by)  # while the call is in progress, none is enough
+        with pytest.raises(RevocationInProgress):
+            await connect(proof)
+        with pytest.raises(RevocationInProgress):
+            await integrations.commit_connection(pending, account(account_id), credentials, NOW, proof=proof)
+        postponed = await due_work.postpone(claim, LONG_CLAIM)
+        assert postponed is not None
+        await connect(GrantProof(begin, ended_by))  # the call has failed
+        await revocations.complete(postponed)
+        with pytest.raises(RevocationInProgress):
+            await connect(GrantProof(begin, ended_by))
+        await connect(proof)
+
+    async def test_the_record_of_a_revocation_has_no_credentials_and_is_due_later(
+        self, revocations: RevocationOutbox, due_work: DueWork, outbox: "Outbox"
+    ) -> None:
+        _, claim = await outbox.begin(new_grant())
+        await revocations.complete(claim)
+        assert await claim_revocations(due_work) == []
+        assert await due_work.postpone(claim, EXPIRED_CLAIM) is None
+
+    async def test_a_revocation_of_another_account_delays_no_connection(
+        self, integrations: IntegrationStore, outbox: "Outbox"
+    ) -> None:
+        for grant in ({"account_id": "b"}, {"account_id": "a", "integration_type": "stranger"}):
+            assert (await outbox.begin(new_grant(**grant, token_fingerprint="token")))[0] is CallDecision.SEND
+        credentials = new_credentials(token_fingerprint="new token")
+        connected = await integrations.add_connected(
+            new_integration(BOB), account("a"), credentials, NOW, proof=GrantProof(LATER, ("acme", "sister"))
+        )
+        assert connected is not None
+
+    async def test_the_call_of_a_crashed_process_delays_connections_until_its_claim_ends(
+        self, integrations: IntegrationStore, outbox: "Outbox"
+    ) -> None:
+        decision, _ = await outbox.begin(new_grant(account_id="a"), claim_duration=EXPIRED_CLAIM)
+        assert decision is CallDecision.SEND
+        credentials = new_credentials(token_fingerprint="new token")
+        new = new_integration(BOB)
+        proof = GrantProof(LATER, ["acme"])
+        assert await integrations.add_connected(new, account("a"), credentials, NOW, proof=proof) is not None
+
+    async def test_of_a_revocation_and_a_connection_at_once_one_sees_the_other(
+        self, integrations: IntegrationStore, revocations: RevocationOutbox, due_work: DueWork, outbox: "Outbox"
+    ) -> None:
+        credentials = new_credentials(token_fingerprint="new token")
+        for number in range(20):
+            name = f"account-{number}"
+            connecting = integrations.add_connected(
+                new_integration(BOB), account(name), credentials, NOW, proof=GrantProof(LATER, ["acme"])
+            )
+            revoking = asyncio.create_task(outbox.begin(new_grant(account_id=name), ["acme"]))
+            (connection,) = await asyncio.gather(connecting, return_exceptions=True)
+            decision, _ = await revoking
+            is_connected = isinstance(connection, Integration)
+            assert is_connected or isinstance(connection, RevocationInProgress)
+            assert is_connected is (decision is not CallDecision.SEND)
+
+
+@dataclass
+class Outbox:
+    """The outbox, for a test that decides about one revocation."""
+
+    revocations: RevocationOutbox
+    due_work: DueWork
+
+    async def begin(
+        self,
+        grant: OrphanedGrant,
+        ended_types: Sequence[str] = (),
+        *,
+        comparable_types: Sequence[str] = (),
+        claim_duration: timedelta = LONG_CLAIM,
+        **options: Any,
+    ) -> tuple[CallDecision, Claim[Revocation]]:
+        """Add a revocation, claim it and begin its call."""
+        await self.revocations.add(grant)
+        claims = await self.due_work.claim(JobKind.REVOCATION, grant.integration_type, 10, claim_duration=LONG_CLAIM)
+        (claim,) = (claim for claim in claims if claim.item.grant == grant)
+        comparable = comparable_types or [grant.integration_type]
+        return await self.revocations.begin_call(claim, ended_types, comparable, claim_duration, **options)
+
+    async def decide(self, grant: OrphanedGrant, ended_types: Sequence[str] = (), **options: Any) -> CallDecision:
+        """The decision about a revocation, which then leaves the outbox."""
+        decision, claim = await self.begin(grant, ended_types, **options)
+        await self.revocations.remove(claim)
+        return decision
 
 
 async def list_due_types(due_work: DueWork, job_kind: JobKind) -> list[str]:

@@ -53,7 +53,7 @@ async def is_invalid_grant(sandbox: Sandbox, account: str = "ada") -> bool:
 
 
 async def outbox_is_empty(database_url: str) -> bool:
-    ((count,),) = await fetch(database_url, select(func.count()).select_from(revocations))
+    ((count,),) = await fetch(database_url, select(func.count()).where(revocations.c.revoke_time.is_(None)))
     return int(count) == 0
 
 
@@ -152,11 +152,11 @@ async def test_a_reconnected_account_keeps_its_grant_when_the_previous_one_is_re
             issuer = sandbox_url
             verify_url = f"{sandbox_url}/userinfo"
             account_id_field = "sub"
-            revokes_whole_account = is_declared
+            revocation_ends = "grant" if is_declared else "token"
 
         factory.register(WholeAccount.integration_type, WholeAccount)
 
-    sandbox = Sandbox(behaviour=Behaviour(revocation_scope="account"))
+    sandbox = Sandbox(behaviour=Behaviour(revocation_ends="grant"))
     sandbox.register_client("whole", "secret", [callback_url("whole")])
     client = {"WHOLE_CLIENT_ID": "whole", "WHOLE_CLIENT_SECRET": "secret"}
     async with run_system(database_url, sandbox=sandbox, environment=client, extra_providers=[register]) as system:

@@ -26,7 +26,8 @@ ACCOUNT = NewAccount("account-1", "ada@example.com")
 class FakeProvider:
     """A `Provider`. An error that is set makes its call fail; calls wait for `gate`, if it is set.
 
-    It issues numbered tokens ("access-1", "refresh-1"), and checks the PKCE verifier of the authorizations.
+    It issues numbered tokens ("access-1", "refresh-1"; of other types "other-access-1"), and checks the PKCE verifier
+    of the authorizations.
     """
 
     clock: SettableClock
@@ -40,6 +41,7 @@ class FakeProvider:
     missing_settings: Sequence[str] = ()
     issuer: str | None = None
     shares_grants_with: Sequence[str] = ()
+    names_accounts_like: Sequence[str] = ()
     refresh_token_grace: timedelta = timedelta(0)
 
     account: NewAccount = ACCOUNT
@@ -48,6 +50,7 @@ class FakeProvider:
     issues_refresh_token: bool = True
     rotates_refresh_token: bool = True
     can_revoke: bool = True
+    repeated_tokens: OAuthTokens | None = None
 
     rate_limits: Sequence[RateLimit] = ()
     renew_after: timedelta = timedelta.max
@@ -96,6 +99,10 @@ class FakeProvider:
             "code_challenge": code_challenge,
         }
         return f"https://{self.integration_type}.example/authorize?{urlencode(params)}"
+
+    def scopes_to_request(self, requested: Sequence[str], granted: Sequence[str]) -> Sequence[str]:
+        """All of them, once each."""
+        return list(dict.fromkeys((*self.required_scopes, *requested, *granted)))
 
     def missing_scopes(self, requested_scopes: Sequence[str], tokens: OAuthTokens) -> Sequence[str]:
         """The requested scopes that were not granted, as OAuth 2 providers determine them."""
@@ -166,9 +173,12 @@ class FakeProvider:
             raise error
 
     def _tokens(self, number: int, access: str, refresh: str) -> OAuthTokens:
+        if self.repeated_tokens is not None:
+            return self.repeated_tokens
+        prefix = "" if self.integration_type == "fake" else f"{self.integration_type}-"
         return OAuthTokens(
-            access_token=f"{access}-{number}",
-            refresh_token=f"{refresh}-{number}" if self.issues_refresh_token else None,
+            access_token=f"{prefix}{access}-{number}",
+            refresh_token=f"{prefix}{refresh}-{number}" if self.issues_refresh_token else None,
             expire_time=None if self.lifetime is None else self.clock() + self.lifetime,
             lifetime=self.lifetime,
             scopes=self.granted_scopes,

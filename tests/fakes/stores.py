@@ -12,9 +12,11 @@ from integration_server.domain.credentials import RefreshCause
 from integration_server.domain.integration import Integration
 from integration_server.service.background.ports import Claim, JobKind
 from integration_server.service.connections.ports import AuthorizationAttempt
+from integration_server.service.connections.revocation_ports import CallDecision, Revocation
 from integration_server.service.credentials.ports import JournaledRefresh, Lease, LeaseState
 from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts, attempt_of
 from integration_server.storage.due_work import SqlDueWork
+from integration_server.storage.revocations import SqlRevocationOutbox
 from integration_server.storage.tables import AttemptState, authorization_attempts
 from tests.fakes.database import InMemoryDatabase
 
@@ -113,6 +115,14 @@ class RacyAttempts(SqlAuthorizationAttempts):
             return attempt_of((await connection.execute(statement)).one())
 
 
+class NonExclusiveRevocations(SqlRevocationOutbox):
+    """Negative control: sends a revocation whoever has claimed it."""
+
+    async def begin_call(self, claim: Claim[Revocation], *_: Any, **__: Any) -> tuple[CallDecision, Claim[Revocation]]:
+        """Send it."""
+        return CallDecision.SEND, claim
+
+
 class NonExclusiveDueWork(SqlDueWork):
     """Negative control: claimed rows stay due."""
 
@@ -130,4 +140,4 @@ def with_racy_attempts(stores: Stores, database: InMemoryDatabase) -> Stores:
 
 def with_non_exclusive_claims(stores: Stores, database: InMemoryDatabase) -> Stores:
     """The stores without exclusive claims of due work."""
-    return replace(stores, due_work=NonExclusiveDueWork(database))
+    return replace(stores, due_work=NonExclusiveDueWork(database), revocations=NonExclusiveRevocations(database))

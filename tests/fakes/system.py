@@ -259,8 +259,9 @@ class FakeSystem:
         return self.database.rows(select(authorization_attempts).order_by(authorization_attempts.c.create_time))
 
     def revocation_rows(self) -> Sequence[Row[Any]]:
-        """The revocation outbox."""
-        return self.database.rows(select(revocations).order_by(revocations.c.revocation_id))
+        """The revocation outbox, without what is revoked."""
+        waiting = select(revocations).where(revocations.c.revoke_time.is_(None))
+        return self.database.rows(waiting.order_by(revocations.c.revocation_id))
 
     def check_rows(self) -> Sequence[Row[Any]]:
         """All health checks, oldest first."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -16,6 +17,7 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.common_types import Clock
+from integration_server.service.connections.revocation_ports import GrantProof
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.ports import IntegrationStore, NewAccount, NewIntegration
 from integration_server.service.provider_port import Provider, Providers
@@ -52,6 +54,8 @@ class AccountLinker:
     schedule: Schedule
     record_audit: Callable[[AuditEntry], object]
     add_webhook_routes: Callable[[Integration, Collection[str]], Awaitable[None]] | None = None
+    waits_for_revocations: bool = True
+    """Off for negative controls: then an account is connected while a revocation ends its grants."""
 
     async def existing(self, request: AccountRequest, provider: Provider) -> Integration:
         """The integration to reconnect. Raises `IntegrationNotFound` or `InvalidField`."""
@@ -66,13 +70,17 @@ class AccountLinker:
         account: NewAccount,
         credentials: Credentials,
         requested_scopes: Sequence[str] = (),
+        proof_time: datetime | None = None,
     ) -> Integration:
         """Store credentials in the requested integration, or in the row that has its account already.
 
+        `proof_time`: when the grant was valid for certain, if a revocation may end it.
+
         `requested` is a pending or connected row, or one that is not stored yet. Raises `AccountMismatch` if a
-        connected row has another account.
+        connected row has another account, or `RevocationInProgress`.
         """
         provider = self.providers[requested.integration_type]
+        proof = self._proof(provider, proof_time)
         for _ in range(_MAX_ATTEMPTS):
             target, now = await self._find_target(requested, account), self.clock()
             if isinstance(target, NewIntegration):
@@ -84,13 +92,15 @@ class AccountLinker:
             check = self.schedule.next_check_time(now)
             new = await self.cipher.encrypt_new(after, credentials, provider, requested_scopes, self.schedule)
             if isinstance(target, NewIntegration):
-                committed = await self.integrations.add_connected(target, account, new, now, check_due_time=check)
+                committed = await self.integrations.add_connected(
+                    target, account, new, now, check_due_time=check, proof=proof
+                )
             else:
                 # A pending row is not needed if its account has another row.
                 requested_id = requested.integration_id if isinstance(requested, Integration) else None
                 superseded_id = requested_id if requested_id != target.integration_id else None
                 committed = await self.integrations.commit_connection(
-                    target, account, new, now, check_due_time=check, superseded_id=superseded_id
+                    target, account, new, now, check_due_time=check, superseded_id=superseded_id, proof=proof
                 )
             if committed is not None:
                 # The caller's entry has no version, which shows a row that was put back.
@@ -108,6 +118,12 @@ class AccountLinker:
             await self.add_webhook_routes(integration, routes)
         except StoreUnavailable:
             structlog.get_logger(__name__).warning("webhook_routes_not_stored", **integration.log_fields)
+
+    def _proof(self, provider: Provider, time: datetime | None) -> GrantProof | None:
+        if time is None or not self.waits_for_revocations:
+            return None
+        others = (other for other in self.providers.all() if provider.integration_type in other.shares_grants_with)
+        return GrantProof(time, [other.integration_type for other in others])
 
     async def _find_target(
         self, requested: Integration | NewIntegration, account: NewAccount

@@ -5,10 +5,11 @@ verifier) comes from the encrypted details of the attempt or from the encrypted 
 callback with a wrong user or issuer is rejected before the attempt changes, so that it does not end a genuine attempt.
 """
 
+import asyncio
 import base64
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -20,7 +21,9 @@ from integration_server.domain.errors import (
     ConfirmationInvalid,
     InvalidField,
     IssuerMismatch,
+    ProviderError,
     ProviderRejected,
+    ProviderUnavailable,
     StateExpired,
     StateInvalid,
     StateUsed,
@@ -40,6 +43,7 @@ from integration_server.service.connections.ports import (
 )
 from integration_server.service.connections.redirect_allowlist import RedirectAllowlist, with_result_params
 from integration_server.service.connections.revocation import RevocationService
+from integration_server.service.connections.revocation_ports import RevocationInProgress
 from integration_server.service.credentials.credential_cipher import (
     CredentialCipher,
     EncryptedTokens,
@@ -52,6 +56,9 @@ from integration_server.service.provider_port import Provider, Providers
 ATTEMPT_LIFETIME = timedelta(minutes=10)  # the requirements'; RFC 6749 §4.1.2 recommends it for codes
 # The row of an attempt stays longer: one that was consumed just before its end may still be calling the provider.
 _COMPLETION_GRACE = timedelta(minutes=1)
+# Seconds until a revocation that may end the new grant has ended, the first for one that has. In all they last as long
+# as the call of one may take by default.
+_REVOCATION_PAUSES = (0, 0.5, 1, 2, 4, 8, 16)
 _SAFE_ERROR_CODE = re.compile(r"[a-z0-9_.-]{1,64}")
 
 CONFIRMATION_REQUIRED = "confirmation_required"
@@ -139,6 +146,7 @@ class OAuthConnectionService:
     random_token: RandomToken
     _: KW_ONLY
     skip_confirmation: bool
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep
 
     def __post_init__(self) -> None:
         self._states = EncryptedTokens(self.aead, "state", StateClaims)
@@ -154,7 +162,7 @@ class OAuthConnectionService:
         current = await self._find_reconnected(request, provider)
         provider = provider.for_config(current.config if current else request.config)
         verifier = self.random_token()
-        scopes = tuple(dict.fromkeys((*provider.required_scopes, *request.scopes)))
+        scopes = tuple(provider.scopes_to_request(request.scopes, current.scopes if current else ()))
         details = AttemptDetails(
             integration_id=request.integration_id or await self.integrations.reserve_id(),
             is_reconnection=bool(request.integration_id),
@@ -341,18 +349,32 @@ class OAuthConnectionService:
         target = await self._cipher.redacted(await self.integrations.get(details.integration_id, claims.user_id))
         provider = provider.for_config(target.config)
         extras = provider.read_callback(callback.query)
-        token_response = await provider.exchange_code_for_tokens(callback.code, details.redirect_uri, details.verifier)
-        tokens = replace(token_response, extras={**extras, **token_response.extras})
-        account = _UNKNOWN_ACCOUNT
+        account, proof_time = _UNKNOWN_ACCOUNT, await self.revocation_service.revocations.now()
         try:
-            account = await _verify_account(provider, tokens, details.scopes)
-            integration = await self.account_linker.commit(target, account, tokens, details.scopes)
+            tokens = await provider.exchange_code_for_tokens(callback.code, details.redirect_uri, details.verifier)
+        except ProviderError as error:
+            if error.issued_tokens is not None:
+                await self.revocation_service.discard(claims, account, error.issued_tokens)
+            raise
+        tokens = replace(tokens, extras={**extras, **tokens.extras})
+        try:
+            for pause in _REVOCATION_PAUSES:
+                account = await _verify_account(provider, tokens, details.scopes)
+                try:
+                    integration = await self.account_linker.commit(target, account, tokens, details.scopes, proof_time)
+                    return integration.integration_id
+                except RevocationInProgress:
+                    await self.pause(pause)
+                # The revocation may have ended this grant too. Then the provider rejects its tokens.
+                proof_time = await self.revocation_service.revocations.now()
+                if tokens.refresh_token is not None:
+                    tokens = tokens.updated_with(await provider.refresh(tokens), self.clock())
+            raise ProviderUnavailable("an earlier connection of this account is being revoked; connect again")
         except StoreUnavailable:
             raise  # it is not known whether the tokens were committed
         except Exception:
             await self.revocation_service.discard(claims, account, tokens)
             raise
-        return integration.integration_id
 
     async def remove_abandoned(self) -> int:
         """Delete expired attempts with their pending integrations. Returns their number."""

@@ -2,7 +2,8 @@
 
 The commit that removes an integration puts its credentials into an outbox (`RevocationOutbox`). The disconnecting call
 tries the revocation at once. After a failure, the background worker of any replica retries until the provider confirms
-that the grant is revoked or the time limit has passed.
+that the grant is revoked or the time limit has passed. No revocation is sent that would end a connected integration:
+`RevocationOutbox.begin_call` decides this before each attempt.
 """
 
 import asyncio
@@ -28,7 +29,12 @@ from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.background.ports import Claim, DueWork
 from integration_server.service.common_types import Jitter
 from integration_server.service.connections.ports import StateClaims
-from integration_server.service.connections.revocation_ports import OrphanedGrant, Revocation, RevocationOutbox
+from integration_server.service.connections.revocation_ports import (
+    CallDecision,
+    OrphanedGrant,
+    Revocation,
+    RevocationOutbox,
+)
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.ports import IntegrationStore, NewAccount, RemovalResult
 from integration_server.service.provider_port import Providers
@@ -53,7 +59,10 @@ class RevocationTimes:
 
 @dataclass(eq=False, repr=False)
 class RevocationService:
-    """Disconnects integrations and revokes their grants."""
+    """Disconnects integrations and revokes their grants.
+
+    `keeps_shared_grants` is switched off by negative controls: then a revocation may end other integrations.
+    """
 
     integrations: IntegrationStore
     revocations: RevocationOutbox
@@ -64,6 +73,7 @@ class RevocationService:
     jitter: Jitter
     _: KW_ONLY
     times: RevocationTimes
+    keeps_shared_grants: bool = True
 
     def __post_init__(self) -> None:
         self._log = structlog.get_logger(__name__)
@@ -110,12 +120,13 @@ class RevocationService:
     async def discard(self, attempt: StateClaims, account: NewAccount, tokens: OAuthTokens) -> None:
         """Put tokens that a connection attempt received, and that no integration can keep, into the outbox."""
         grant = OrphanedGrant(
-            attempt.attempt_id, attempt.user_id, attempt.integration_type, account.account_id, encrypted_credentials=b""
+            attempt.attempt_id,
+            attempt.user_id,
+            attempt.integration_type,
+            account.account_id,
+            encrypted_credentials=b"",
+            token_fingerprint=tokens.fingerprint,
         )
-        if account.account_id is None and self.providers[attempt.integration_type].shares_grants_with:
-            # A revocation would end every grant of the account, and the account's owner is not known.
-            self._log.warning("grant_not_revoked", **_log_fields(grant))
-            return
         try:
             encrypted = await self.cipher.encrypt_orphaned(grant, tokens)
             await self.revocations.add(replace(grant, encrypted_credentials=encrypted))
@@ -129,7 +140,15 @@ class RevocationService:
 
     async def _attempt(self, claim: Claim[Revocation]) -> "_Attempt":
         """Revoke a claimed grant and record the outcome. If that cannot be recorded, the claim expires by itself."""
+        if claim.item.is_complete:  # the record of it is not needed any more
+            await self._record(claim, self.revocations.remove(claim))
+            return _Attempt(RevocationState.REVOKED)
         try:
+            decision, claim = await self._begin_call(claim)
+            if decision is not CallDecision.SEND:
+                self._log.info("revocation_not_sent", **_log_fields(claim.item.grant), decision=decision.name.lower())
+                own = decision is CallDecision.SHARED_WITH_OWN
+                return _Attempt(RevocationState.GRANT_SHARED if own else RevocationState.PENDING)
             state = await self._revoke(claim.item.grant)
         except StoreUnavailable:
             return _Attempt(RevocationState.PENDING)
@@ -140,15 +159,26 @@ class RevocationService:
         self._log.info(
             "revocation_ended", **_log_fields(claim.item.grant), state=state.value, attempts=claim.item.attempts
         )
-        await self._record(claim, self.revocations.remove(claim))
+        is_revoked = state is RevocationState.REVOKED
+        await self._record(claim, (self.revocations.complete if is_revoked else self.revocations.remove)(claim))
         return _Attempt(state)
+
+    async def _begin_call(self, claim: Claim[Revocation]) -> tuple[CallDecision, Claim[Revocation]]:
+        provider = self.providers[claim.item.grant.integration_type]
+        return await self.revocations.begin_call(
+            claim,
+            provider.shares_grants_with,
+            provider.names_accounts_like,
+            self.times.claim,
+            keeps_shared_grants=self.keeps_shared_grants,
+        )
 
     async def _revoke(self, grant: OrphanedGrant) -> RevocationState:
         provider = self.providers[grant.integration_type]
-        # Checked before each attempt: the account may have been connected again.
-        if await self.integrations.shares_grant(grant, provider.shares_grants_with):
-            return RevocationState.GRANT_SHARED
-        is_revoked = await provider.revoke_credentials(await self.cipher.decrypt_orphaned(grant))
+        credentials = await self.cipher.decrypt_orphaned(grant)
+        # The claim holds up new connections of the account: nothing is sent after its end.
+        async with asyncio.timeout(self.times.claim.total_seconds()):
+            is_revoked = await provider.revoke_credentials(credentials)
         return RevocationState.REVOKED if is_revoked else RevocationState.NOT_SUPPORTED
 
     async def _handle_failure(self, claim: Claim[Revocation], error: Exception) -> None:

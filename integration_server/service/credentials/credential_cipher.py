@@ -140,6 +140,7 @@ def _describe(
         access_token_expire_time=credentials.expire_time,
         refresh_token_expire_time=credentials.refresh_token_expire_time,
         refresh_due_time=schedule.refresh_due_time(credentials, provider.renew_after),
+        token_fingerprint=credentials.fingerprint,
     )
 
 

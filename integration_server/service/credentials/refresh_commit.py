@@ -172,6 +172,7 @@ def _orphaned(integration: Integration, new: NewCredentials) -> OrphanedGrant:
         integration.account_id,
         new.encrypted_credentials,
         bound_values_of(described_by(new, _next_version(integration))),
+        new.token_fingerprint,
     )
 
 

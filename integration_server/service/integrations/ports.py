@@ -1,6 +1,6 @@
 """The port of the integration store."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
 from integration_server.service.background.ports import Claim
-from integration_server.service.connections.revocation_ports import OrphanedGrant, Revocation
+from integration_server.service.connections.revocation_ports import GrantProof, Revocation
 
 T = TypeVar("T")
 
@@ -80,7 +80,10 @@ class IntegrationUpdate:
 
 @dataclass(frozen=True, slots=True)
 class NewCredentials:
-    """Encrypted credentials, and the plaintext columns that describe them."""
+    """Encrypted credentials, and the plaintext columns that describe them.
+
+    `token_fingerprint` is that of `OAuthTokens`; API keys have none.
+    """
 
     encrypted_credentials: bytes = field(repr=False)
     scopes: tuple[str, ...] = ()
@@ -90,6 +93,7 @@ class NewCredentials:
     access_token_expire_time: datetime | None = None
     refresh_token_expire_time: datetime | None = None
     refresh_due_time: datetime | None = None
+    token_fingerprint: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,13 +163,6 @@ class IntegrationStore(IntegrationLookup, Protocol):
     ) -> StoredPage[StoredIntegration]:
         """Of `list`, the connected integrations."""
 
-    async def shares_grant(self, grant: OrphanedGrant, integration_types: Iterable[str]) -> bool:
-        """Whether a revocation of the grant for the whole account would end a connected integration.
-
-        That is an integration of one of `integration_types` with the same account, of any user; or of the same user, if
-        it may have the same account: another type may name it differently, or one of the accounts is unknown.
-        """
-
     async def list_expiring(self, before: datetime, limit: int) -> Sequence[Integration]:
         """The usable integrations of all users whose `grant_expire_time` is before that time, soonest first."""
 
@@ -177,8 +174,14 @@ class IntegrationStore(IntegrationLookup, Protocol):
         now: datetime,
         *,
         check_due_time: datetime | None = None,
+        proof: GrantProof | None = None,
     ) -> Integration | None:
-        """Store a connected integration. None if another row of the user has its account."""
+        """Store a connected integration. None if another row of the user has its account.
+
+        Raises `RevocationInProgress` if a revocation that is in progress, or was completed since the `proof` that the
+        grant is valid, may have ended the grant too: one of the same token, or one of `proof.ended_by` and maybe of the
+        same account (see `RevocationOutbox.begin_call`). Without a proof nothing is checked.
+        """
 
     async def commit_connection(
         self,
@@ -189,12 +192,13 @@ class IntegrationStore(IntegrationLookup, Protocol):
         *,
         check_due_time: datetime | None = None,
         superseded_id: IntegrationId | None = None,
+        proof: GrantProof | None = None,
     ) -> Integration | None:
         """Store the credentials of a pending or reconnected integration, activate it and clear its errors.
 
         The same commit stores its name and config, and deletes `superseded_id`, a pending integration that has the same
         account. None, and no change, if the integration is gone or has another version or settings version, or if
-        another row has its account: read again.
+        another row has its account: read again. Raises `RevocationInProgress` as `add_connected` does.
         """
 
     async def commit_refresh(

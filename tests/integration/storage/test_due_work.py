@@ -13,10 +13,13 @@ from sqlalchemy import Dialect, insert, select
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 
+from integration_server.domain.integration import UserId
 from integration_server.service.background.ports import JobKind
+from integration_server.service.connections.revocation_ports import OrphanedGrant
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.due_work import DUE_TYPES, SqlDueWork, claim_statement
 from integration_server.storage.engine import Database, open_database
+from integration_server.storage.revocations import ends_integration
 from integration_server.storage.tables import integrations, revocations
 
 PAST = datetime(2000, 1, 1, tzinfo=UTC)
@@ -44,11 +47,18 @@ async def add_due_rows(database: Database, count: int) -> None:
         "error_count": 0,
         "update_time": PAST,
         "version": 1,
+        "connect_time": PAST,
         "refresh_due_time": PAST,
         "check_due_time": PAST,
     }
     names = [
-        {"uid": f"uid-{count}-{number}", "integration_type": TYPES[number % len(TYPES)]} for number in range(count)
+        {
+            "uid": f"uid-{count}-{number}",
+            "integration_type": TYPES[number % len(TYPES)],
+            "account_id": f"account-{count}-{number}",
+            "token_fingerprint": f"token-{count}-{number}",
+        }
+        for number in range(count)
     ]
     async with database.write_transaction() as connection:
         await connection.execute(insert(integrations), [integration | name for name in names])
@@ -57,7 +67,7 @@ async def add_due_rows(database: Database, count: int) -> None:
 
 def compiled(statement: Any, dialect: Dialect) -> tuple[str, Sequence[Any]]:
     """The statement's text and its positional parameters."""
-    result = statement.compile(dialect=dialect)
+    result = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
     parameters = result.construct_params()
     return str(result), [parameters[name] for name in result.positiontup or ()]
 
@@ -88,6 +98,14 @@ class TestPostgresPlans:
 
         yield explain
         await connection.close()
+
+    @pytest.mark.parametrize("account_id", ["account", None])
+    async def test_the_decision_to_send_a_revocation_reads_few_rows(
+        self, explain: Explain, account_id: str | None
+    ) -> None:
+        grant = OrphanedGrant("uid", UserId("ann"), "beta", account_id, b"", token_fingerprint="token")
+        for whose in (integrations.c.user_id == "bob", integrations.c.user_id != "bob"):
+            assert await explain(ends_integration(grant, ["beta"], ["beta"], whose)) <= LIMIT
 
     async def test_a_poll_reads_two_rows_per_job_and_type(self, explain: Explain) -> None:
         assert await explain(DUE_TYPES) <= 2 * (len(TYPES) + 1) * len(JobKind)

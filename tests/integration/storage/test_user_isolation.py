@@ -70,7 +70,6 @@ CROSS_USER_METHODS = {
     "list_expiring",  # for operators
     "resume_refreshes",  # of a type: a provider that has recovered works for all users again
     "add_connected",  # creates a row for the user that it names
-    "shares_grant",  # reads the rows of all users and returns a boolean, because a revocation may affect other users
 }
 
 

@@ -28,7 +28,7 @@ class Charlie(Acme):
 
 class WholeAccount(Acme):
     integration_type = "whole_account"
-    revokes_whole_account = True
+    revocation_ends = "grant"
 
 
 def test_finds_providers_by_type() -> None:

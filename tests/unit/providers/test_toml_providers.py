@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from integration_server.domain.credentials import ApiKey, AuthMethod
+from integration_server.domain.credentials import ApiKey, AuthMethod, OAuthTokens
 from integration_server.domain.proxy_messages import LimitScope, RateLimit
 from integration_server.providers.api_key import ApiKeyProvider, BasicAuthProvider
 from integration_server.providers.factory import ProviderFactory, ProviderRegistry, ProvidersError
@@ -67,6 +67,69 @@ def problems_with(directory: Path, **files: str) -> list[str]:
     with pytest.raises(ProvidersError) as raised:
         load(write_files(directory, **files))
     return [problem.removeprefix(f"{directory}/") for problem in raised.value.problems]
+
+
+REVOCABLE = (
+    MINIMAL
+    + """
+[revoke]
+url = "https://minimal.example/grant"
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("keys", "ends", "shares"),
+    [("", "token", ()), ('ends = "grant"', "grant", ("minimal",)), ('ends = "account"', "account", ("minimal",))],
+)
+def test_a_file_declares_what_a_revocation_ends(tmp_path: Path, keys: str, ends: str, shares: tuple[str, ...]) -> None:
+    provider = load(write_files(tmp_path, minimal=REVOCABLE + keys))["minimal"]
+    assert (provider.revoke_url, provider.revocation_ends) == ("https://minimal.example/grant", ends)
+    assert provider.shares_grants_with == shares
+
+
+@pytest.mark.parametrize(
+    ("keys", "method", "token", "authorization"),
+    [
+        ("", "POST", "refresh", None),
+        ('method = "DELETE"', "DELETE", "refresh", None),
+        ('token = "access_token"', "POST", "access", None),
+        ('token = "bearer"', "POST", None, "Bearer access"),
+        ('token = "bearer"\nmethod = "DELETE"', "DELETE", None, "Bearer access"),
+    ],
+)
+async def test_a_file_declares_the_request_of_a_revocation(
+    tmp_path: Path, keys: str, method: str, token: str | None, authorization: str | None
+) -> None:
+    network = FakeTransport(json_response({}))
+    files = write_files(tmp_path, minimal='token_auth = "client_secret_post"\n' + REVOCABLE + keys)
+    assert await load(files, network=network)["minimal"].revoke_credentials(OAuthTokens("access", "refresh"))
+    assert (network.request.method, network.form.get("token")) == (method, token)
+    assert network.request.headers.get("authorization") == authorization
+    assert ("client_secret" in network.form) is (token is not None)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (REVOCABLE + 'ends = "user"', "revoke.ends: "),
+        (REVOCABLE + 'token = "id_token"', "revoke.token: "),
+        (REVOCABLE + 'method = "GET"', "revoke.method: "),
+        (REVOCABLE + 'scope = "all"', "revoke.scope: is not known"),
+        (MINIMAL + '[revoke]\nends = "grant"', "revoke.url: is required"),
+        ('revoke_url = "https://minimal.example/revoke"' + REVOCABLE, "revoke: cannot be combined with revoke_url"),
+    ],
+)
+def test_an_invalid_revocation_is_a_problem(tmp_path: Path, text: str, problem: str) -> None:
+    (found,) = problems_with(tmp_path, minimal=text)
+    assert found.startswith(f"minimal.toml: {problem}")
+
+
+def test_types_of_one_account_end_together_whatever_their_clients(tmp_path: Path) -> None:
+    twin = REVOCABLE.replace('"minimal"', '"twin"', 1)
+    providers = load(write_files(tmp_path, minimal=REVOCABLE + 'ends = "account"', twin=twin + 'ends = "grant"'))
+    assert providers["minimal"].shares_grants_with == ("minimal", "twin")
+    assert providers["twin"].shares_grants_with == ("twin",)
 
 
 def test_a_file_declares_a_provider(tmp_path: Path) -> None:

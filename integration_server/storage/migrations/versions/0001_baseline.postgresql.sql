@@ -107,14 +107,15 @@ CREATE TABLE integrations (
     refresh_due_time TIMESTAMP WITH TIME ZONE,
     check_due_time TIMESTAMP WITH TIME ZONE,
     last_webhook_number BIGINT DEFAULT '0' NOT NULL,
+    token_fingerprint VARCHAR(64),
     encrypted_credentials BYTEA,
     CONSTRAINT pk_integrations PRIMARY KEY (integration_id),
     CONSTRAINT uq_integrations_uid UNIQUE (uid)
 );
 
-CREATE INDEX ix_integrations_account_id_integration_type ON integrations (account_id, integration_type);
-
 CREATE INDEX ix_integrations_data_key_id ON integrations (substr(encrypted_credentials, 2, 8), integration_id);
+
+CREATE INDEX ix_integrations_integration_type_account_id ON integrations (integration_type, account_id);
 
 CREATE INDEX ix_integrations_integration_type_check_due_time ON integrations (integration_type, check_due_time) WHERE is_active IS true AND reauthorization_required IS false;
 
@@ -123,6 +124,8 @@ CREATE INDEX ix_integrations_integration_type_refresh_due_time ON integrations (
 CREATE INDEX ix_integrations_integration_type_refresh_retry_time ON integrations (integration_type, refresh_retry_time) WHERE refresh_failures > 0;
 
 CREATE INDEX ix_integrations_pending ON integrations (integration_id) WHERE connect_time IS NULL;
+
+CREATE INDEX ix_integrations_token_fingerprint ON integrations (token_fingerprint) WHERE token_fingerprint IS NOT NULL;
 
 CREATE INDEX ix_integrations_user_id_integration_id ON integrations (user_id, integration_id);
 
@@ -148,10 +151,24 @@ CREATE TABLE revocations (
     create_time TIMESTAMP WITH TIME ZONE NOT NULL,
     due_time TIMESTAMP WITH TIME ZONE NOT NULL,
     attempts INTEGER DEFAULT '0' NOT NULL,
+    token_fingerprint VARCHAR(64),
+    call_due_time TIMESTAMP WITH TIME ZONE,
+    revoke_time TIMESTAMP WITH TIME ZONE,
     CONSTRAINT pk_revocations PRIMARY KEY (revocation_id)
 );
 
+CREATE INDEX ix_revocations_integration_type_account_id ON revocations (integration_type, account_id);
+
 CREATE INDEX ix_revocations_integration_type_due_time ON revocations (integration_type, due_time);
+
+CREATE INDEX ix_revocations_token_fingerprint ON revocations (token_fingerprint);
+
+CREATE TABLE locks (
+    lock_name VARCHAR(64) NOT NULL,
+    CONSTRAINT pk_locks PRIMARY KEY (lock_name)
+);
+
+INSERT INTO locks (lock_name) VALUES ('revocation');
 
 CREATE TABLE singleton_jobs (
     job_name VARCHAR(64) NOT NULL,

@@ -106,13 +106,14 @@ CREATE TABLE integrations (
     refresh_due_time DATETIME,
     check_due_time DATETIME,
     last_webhook_number BIGINT DEFAULT '0' NOT NULL,
+    token_fingerprint VARCHAR(64),
     encrypted_credentials BLOB,
     CONSTRAINT uq_integrations_uid UNIQUE (uid)
 );
 
-CREATE INDEX ix_integrations_account_id_integration_type ON integrations (account_id, integration_type);
-
 CREATE INDEX ix_integrations_data_key_id ON integrations (substr(encrypted_credentials, 2, 8), integration_id);
+
+CREATE INDEX ix_integrations_integration_type_account_id ON integrations (integration_type, account_id);
 
 CREATE INDEX ix_integrations_integration_type_check_due_time ON integrations (integration_type, check_due_time) WHERE is_active IS 1 AND reauthorization_required IS 0;
 
@@ -121,6 +122,8 @@ CREATE INDEX ix_integrations_integration_type_refresh_due_time ON integrations (
 CREATE INDEX ix_integrations_integration_type_refresh_retry_time ON integrations (integration_type, refresh_retry_time) WHERE refresh_failures > 0;
 
 CREATE INDEX ix_integrations_pending ON integrations (integration_id) WHERE connect_time IS NULL;
+
+CREATE INDEX ix_integrations_token_fingerprint ON integrations (token_fingerprint) WHERE token_fingerprint IS NOT NULL;
 
 CREATE INDEX ix_integrations_user_id_integration_id ON integrations (user_id, integration_id);
 
@@ -145,10 +148,24 @@ CREATE TABLE revocations (
     encrypted_credentials BLOB NOT NULL,
     create_time DATETIME NOT NULL,
     due_time DATETIME NOT NULL,
-    attempts INTEGER DEFAULT '0' NOT NULL
+    attempts INTEGER DEFAULT '0' NOT NULL,
+    token_fingerprint VARCHAR(64),
+    call_due_time DATETIME,
+    revoke_time DATETIME
 );
 
+CREATE INDEX ix_revocations_integration_type_account_id ON revocations (integration_type, account_id);
+
 CREATE INDEX ix_revocations_integration_type_due_time ON revocations (integration_type, due_time);
+
+CREATE INDEX ix_revocations_token_fingerprint ON revocations (token_fingerprint);
+
+CREATE TABLE locks (
+    lock_name VARCHAR(64) NOT NULL,
+    CONSTRAINT pk_locks PRIMARY KEY (lock_name)
+);
+
+INSERT INTO locks (lock_name) VALUES ('revocation');
 
 CREATE TABLE singleton_jobs (
     job_name VARCHAR(64) NOT NULL,

@@ -101,3 +101,21 @@ async def test_an_unconfigured_type_cannot_be_connected(system: FakeSystem) -> N
     with pytest.raises(ProviderNotConfigured, match="FAKE_CLIENT_ID"):
         await system.begin()
     assert not system.ids()
+
+
+@pytest.mark.parametrize(
+    ("granted", "requested", "expected"),
+    [
+        (("read", "calendar"), (), ["read", "calendar"]),
+        (("read", "calendar"), ("mail", "calendar"), ["read", "mail", "calendar"]),
+        (None, ("mail",), ["read", "mail"]),
+    ],
+)
+async def test_a_reconnection_also_requests_the_granted_scopes(
+    system: FakeSystem, granted: tuple[str, ...] | None, requested: tuple[str, ...], expected: list[str]
+) -> None:
+    system.provider.granted_scopes = granted
+    integration = await system.connect()
+    authorization = await system.begin(integration_id=integration.integration_id, scopes=requested)
+    assert parameter(authorization.url, "scope").split() == expected
+    assert parameter((await system.begin(scopes=requested)).url, "scope").split() == ["read", *requested]

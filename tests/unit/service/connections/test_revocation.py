@@ -1,6 +1,7 @@
 """Tests of disconnection and of the revocation outbox. `FakeSystem.another_process()` is another process."""
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -12,6 +13,7 @@ from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import (
     AccountMismatch,
     IntegrationNotFound,
+    ProviderError,
     ProviderMisconfigured,
     ProviderRejected,
     ProviderUnavailable,
@@ -346,7 +348,7 @@ async def test_a_shared_grant_is_revoked_with_the_last_integration(system: FakeS
     eves = await system.connect(EVE)
     related = await system.connect(EVE, "sister")
 
-    assert await disconnect(system, adas) is SHARED
+    assert await disconnect(system, adas) is PENDING  # as after a failure: nothing tells that Eve has an integration
     assert await disconnect(system, eves) is SHARED
     assert not system.provider.revocations
     assert not system.revocation_rows()
@@ -527,6 +529,51 @@ async def test_tokens_of_an_unknown_account_are_kept_where_grants_are_shared(
         await system.call_back(authorization.state)
     await background_round(system)
     assert len(system.provider.revocations) == calls
+
+
+@pytest.mark.parametrize(
+    ("error", "live_token", "calls"),
+    [
+        (ProviderUnavailable(), "refresh-1", 1),
+        (ProviderRejected("tenant"), "refresh-1", 1),
+        (ProviderMisconfigured(), "refresh-1", 1),
+        (ProviderUnavailable(), "discarded", 0),  # the provider repeats the token of the live integration
+    ],
+)
+async def test_tokens_that_cannot_be_completed_are_revoked_unless_an_integration_has_them(
+    system: FakeSystem, error: ProviderError, live_token: str, calls: int
+) -> None:
+    live = await system.connect(EVE)
+    tokens = OAuthTokens("access", "discarded")
+    if live_token == "discarded":
+        await system.integrations.remove(live.integration_id, EVE)
+        system.clear(revocations)
+        system.provider.repeated_tokens = tokens
+        await system.connect(EVE)
+    error.issued_tokens = tokens
+    system.provider.exchange_error = error
+    authorization = await system.begin(ADA)
+    with pytest.raises(type(error)):
+        await system.call_back(authorization.state)
+    await background_round(system)
+    assert revoked_refresh_tokens(system) == ["discarded"] * calls
+    assert not system.revocation_rows()
+
+
+@pytest.mark.parametrize("account_id", ["account-2", None, "account-1"])
+async def test_a_failed_connection_with_the_token_of_a_live_integration_does_not_revoke_it(
+    system: FakeSystem, integration: Integration, account_id: str | None
+) -> None:
+    """The provider repeats its tokens: at a mismatch, at a failed verification, and with the same account."""
+    system.provider.repeated_tokens = await system.tokens(integration.integration_id)
+    authorization = await system.begin(integration_id=integration.integration_id)
+    system.provider.account = NewAccount(account_id or "account-1", None)
+    system.provider.verify_error = ProviderUnavailable() if account_id is None else None
+    with suppress(AccountMismatch, ProviderUnavailable):
+        await system.call_back(authorization.state)
+    await background_round(system)
+    assert not system.provider.revocations
+    assert await disconnect(system, integration) is REVOKED
 
 
 async def test_tokens_for_a_disconnected_integration_are_revoked(system: FakeSystem) -> None:
