@@ -14,7 +14,7 @@
 - Verification is auth.test [H]. A revocation is auth.revoke, which ends the token that authenticates it [H]. An account
   is a workspace; all users who install the app there receive the same bot token, if tokens are not rotated [K].
 - Rate limits are per method, and so is a 429 [H 2026-11-29]. They begin with one call a minute:
-  docs.slack.dev/apis/web-api/rate-limits [H]. No limit is declared; the limits in response headers apply.
+  docs.slack.dev/apis/web-api/rate-limits [H]. No limit is declared; a 429 pauses its method.
 """
 
 from collections.abc import Mapping
@@ -86,6 +86,7 @@ class SlackProvider(OAuth2Provider):
             "org_login_required",
         ),
     )
+    rate_limit_resources = {"{method}": r"/(?P<method>[A-Za-z0-9_.]+)"}
     account_id_field = "team_id"
     account_label_field = "team"
     config_model = SlackConfig
