@@ -510,6 +510,7 @@ def build_service(
         deadline=settings.proxy_timeout,
         max_request_bytes=settings.proxy_max_request_bytes,
         max_response_bytes=settings.max_response_bytes,
+        stream_idle_timeout=settings.proxy_stream_idle_timeout,
     )
     use_cases = UseCases(
         oauth_connection=OAuthConnectionService(

@@ -184,6 +184,7 @@ class Settings(SidecarSettings):
     background_calls_per_provider: Annotated[int, Field(ge=1, le=1000)] = 8
     background_calls_per_second: Annotated[float, Field(gt=0, le=10_000)] = 40
     proxy_timeout: Seconds = duration("PROXY_TIMEOUT_SECONDS", 30 * SECOND, le=HOUR)
+    proxy_stream_idle_timeout: Seconds = duration("PROXY_STREAM_IDLE_SECONDS", 60 * SECOND, le=HOUR)
     proxy_max_request_bytes: Annotated[int, Field(ge=1, le=64 * 1024 * 1024)] = 1024 * 1024
     proxy_max_response_bytes: Annotated[int, Field(ge=1, le=64 * 1024 * 1024)] = 2 * 1024 * 1024
     rate_limit_redis_url: RedisUrl | None = Field(default=None, repr=False)  # may contain a password

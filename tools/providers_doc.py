@@ -99,6 +99,18 @@ def fact_row(fact: Fact) -> Sequence[str]:
     return (fact.text, link(fact.source), fact.confidence.value, fact.checked)
 
 
+def limit_rows(provider: BaseProvider) -> Iterator[tuple[str, str]]:
+    """The rows of a provider's rate limits."""
+    for limit in provider.rate_limits:
+        per = "all accounts together" if limit.scope is LimitScope.APP else "each account"
+        resource = f", of `{limit.resource}`" if limit.resource else ""
+        yield "rate limit", f"{limit.calls:,} calls per {format_duration(limit.window)} for {per}{resource}"
+    for name, pattern in provider.rate_limit_resources.items():
+        yield "own limits for", f"`{name}`: `{pattern}`".replace("|", "\\|")
+    if provider.rate_limit_resource_paths:
+        yield "resource of a limit in responses", codes(provider.rate_limit_resource_paths)
+
+
 def declarations(provider: BaseProvider) -> Iterator[tuple[str, str]]:
     """The rows of a provider's declarations."""
     for name, url in provider.url_templates.items():
@@ -110,9 +122,7 @@ def declarations(provider: BaseProvider) -> Iterator[tuple[str, str]]:
         yield "fields of `ConnectWithApiKey`", codes(provider.required_fields)
     if provider.missing_settings:
         yield "required settings", codes(provider.missing_settings)
-    for limit in provider.rate_limits:
-        per = "all accounts together" if limit.scope is LimitScope.APP else "each account"
-        yield "rate limit", f"{limit.calls:,} calls per {format_duration(limit.window)} for {per}"
+    yield from limit_rows(provider)
     if provider.calls_at_once is not None:
         yield "concurrent calls", f"{provider.calls_at_once} per account"
     if provider.allowed_request_headers:

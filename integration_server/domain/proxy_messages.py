@@ -1,6 +1,6 @@
 """Requests to a provider's API and its responses. All their contents may be personal data."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
@@ -43,6 +43,8 @@ class ApiResponse:
         was_retried: the request had been sent before without a response, and may have been executed then.
         reason: the provider's code for an error, from the codes that it declares.
         is_client_fault: our app at the provider is at fault, and not the account.
+        rate_limit_resource: the resource whose limits the response is about, if it names one; empty for all of them.
+        secrets: what the request carried besides the secrets of the integration.
     """
 
     status: int
@@ -55,11 +57,30 @@ class ApiResponse:
     was_retried: bool = False
     reason: str | None = None
     is_client_fault: bool = False
+    rate_limit_resource: str | None = None
+    secrets: Collection[str] = field(default=(), repr=False)
 
     @property
     def is_unauthorized(self) -> bool:
         """Whether the credentials were rejected (RFC 6750 §3.1), by the status or in the provider's own way."""
         return self.status == 401 if self.rejects_access_token is None else self.rejects_access_token
+
+
+async def _no_parts() -> AsyncIterator[bytes]:
+    parts: Sequence[bytes] = ()
+    for part in parts:
+        yield part
+
+
+@dataclass(frozen=True, slots=True)
+class ApiStream:
+    """A response whose body has not arrived yet: `chunks` are its parts as sent, after what `response` has of it.
+
+    Reading a part raises `ProviderUnavailable` if the body ends early.
+    """
+
+    response: ApiResponse
+    chunks: AsyncIterator[bytes] = field(default_factory=_no_parts, repr=False)
 
 
 class LimitScope(StrEnum):
@@ -74,8 +95,9 @@ class LimitScope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """At most `calls` calls in any period of length `window`."""
+    """At most `calls` calls in any period of length `window`: all calls, or those of one `resource`."""
 
     calls: int
     window: timedelta
     scope: LimitScope = LimitScope.INTEGRATION
+    resource: str = ""

@@ -7,9 +7,9 @@ import copy
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from hashlib import sha256
 from json import dumps
@@ -30,7 +30,7 @@ from integration_server.domain.errors import (
     ProviderUnavailable,
     ResponseTooLarge,
 )
-from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, RateLimit
+from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, ApiStream, RateLimit
 from integration_server.domain.text import has_control_characters
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest
 from integration_server.providers.http import DeclaredOrigins, HttpResponse, ProviderHttp, ResponseBodyTooLarge
@@ -41,6 +41,7 @@ from integration_server.providers.webhooks.parsing import unread_event
 from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys, WebhookScheme
 from integration_server.service.common_types import Clock, Record, record_nothing
 from integration_server.service.integrations.ports import NewAccount
+from integration_server.service.request_body import RequestBody
 
 if TYPE_CHECKING:
     from integration_server.providers.factory import ProviderFactory
@@ -51,6 +52,8 @@ MIN_RENEW_AFTER = timedelta(seconds=5)
 _MAX_ERROR_SIZE = 1 << 16  # bytes; the longest errors, with a list of problems, have some ten kilobytes
 
 _WHITESPACE = re.compile("[\\s\u200b\u2060\ufeff]")  # also what has no width, and is copied from web pages
+
+_RESOURCE = re.compile(r"[\w./:-]{1,128}", re.ASCII)  # a provider's name for a part of its API
 
 _API_VERSION = "{api_version}"
 
@@ -142,6 +145,13 @@ class BaseProvider(ABC):
 
     rate_limits: Sequence[RateLimit] = ()
     """The documented rate limits of the API."""
+
+    rate_limit_resources: Mapping[str, str] = MappingProxyType({})
+    """The parts of the API that have rate limits of their own: a name, and a regular expression for the beginning of
+    their paths, up to the end of a segment. The first that matches counts. A name may contain a group: "{method}"."""
+
+    rate_limit_resource_paths: Sequence[str] = ()
+    """Where a response names such a part: dotted paths in an error's body, or "header:" and the name of a header."""
 
     reason_paths: Sequence[str] = ("error", "error.code", "error_code", "code")
     """Dotted paths of the machine-readable reason in error responses; "*" stands for each element of a list."""
@@ -423,26 +433,64 @@ class BaseProvider(ABC):
         self, credentials: Credentials, request: ApiRequest, *, deadline: timedelta, body_limit: int
     ) -> ApiResponse:
         """Send an authenticated request to the account's API. Every status is returned as a response."""
+        used = await self.credentials_for(credentials, request, deadline / 2)
+        if isinstance(used, ApiResponse):
+            return used
+        try:
+            response = await self._request(
+                request.method,
+                content=request.body,
+                deadline=deadline if used is credentials else deadline / 2,
+                body_limit=body_limit,
+                **self._target_of(used, request),
+            )
+        except ResponseBodyTooLarge:
+            raise ResponseTooLarge(body_limit) from None
+        return self._api_response(response, used, credentials)
+
+    @asynccontextmanager
+    async def stream_api(
+        self, credentials: Credentials, request: ApiRequest, body: RequestBody | None, *, idle_timeout: timedelta
+    ) -> AsyncIterator[ApiStream]:
+        """As `call_api`, with bodies in parts."""
+        used = await self.credentials_for(credentials, request, idle_timeout)
+        if isinstance(used, ApiResponse):
+            yield ApiStream(replace(used, body=b""), _parts_of(used.body))
+            return
+        target = self._target_of(used, request)
+        open_stream = self._context.http.stream(request.method, body=body, idle_timeout=idle_timeout, **target)
+        async with AsyncExitStack() as stack:
+            with self._recording_request() as record:
+                streamed = await stack.enter_async_context(open_stream)
+                record(streamed.status)
+            # What a response means may depend on its body. Only an error, or JSON, has a meaning beyond its status.
+            is_read = not 200 <= streamed.status < 300 or _is_json(streamed.headers)
+            response = await streamed.beginning(_MAX_ERROR_SIZE if is_read else 0)
+            yield ApiStream(replace(self._api_response(response, used, credentials), body=b""), streamed.chunks())
+
+    async def credentials_for(
+        self, credentials: Credentials, request: ApiRequest, deadline: timedelta
+    ) -> Credentials | ApiResponse:
+        """The credentials that a request uses: others for a `sub_account`, or the response that refuses them."""
         if request.sub_account:
             raise InvalidField("sub_account", "must be empty for this integration type")
+        return credentials
+
+    def _target_of(self, credentials: Credentials, request: ApiRequest) -> dict[str, Any]:
+        """Where a request goes, and what it carries, as arguments of `ProviderHttp`."""
         base, auth = self.api_url(credentials, request.api), self.request_auth(credentials)
         query = urlencode([*request.query, *auth.query_params.items()])
         headers = [*request.headers, *auth.headers.items()]
         if request.idempotency_key:
             headers.append((self.idempotency_key_header, request.idempotency_key))
-        try:
-            response = await self._request(
-                request.method,
-                f"{base.rstrip('/')}{request.path}{'?' if query else ''}{query}",
-                allowed_origins=self._origins(),
-                headers=headers,
-                content=request.body,
-                deadline=deadline,
-                body_limit=body_limit,
-                credentials_key=_key_of(auth),
-            )
-        except ResponseBodyTooLarge:
-            raise ResponseTooLarge(body_limit) from None
+        return {
+            "url": f"{base.rstrip('/')}{request.path}{'?' if query else ''}{query}",
+            "allowed_origins": self._origins(),
+            "headers": headers,
+            "credentials_key": _key_of(auth),
+        }
+
+    def _api_response(self, response: HttpResponse, used: Credentials, own: Credentials) -> ApiResponse:
         return ApiResponse(
             response.status,
             response.header_list,
@@ -453,6 +501,8 @@ class BaseProvider(ABC):
             self.rejects_access_token(response),
             reason=None if response.is_success else self._reason_of(response),
             is_client_fault=self.rejects_client(response),
+            rate_limit_resource=self.reported_resource(response),
+            secrets=(used.access_token,) if used is not own and isinstance(used, OAuthTokens) else (),
         )
 
     def rejects_access_token(self, response: HttpResponse) -> bool:
@@ -462,6 +512,26 @@ class BaseProvider(ABC):
     def is_rate_limited(self, response: HttpResponse) -> bool:
         """Whether a response means that the request may be sent later (RFC 6585 §4, RFC 9110 §15.6.4 and §10.2.3)."""
         return response.status in {429, 503} or (response.status == 403 and response.retry_after is not None)
+
+    def rate_limit_resource(self, request: ApiRequest) -> str:
+        """The part of the API that has rate limits of its own, and that a request belongs to; empty for none."""
+        for name, pattern in self.rate_limit_resources.items():
+            if match := re.match(f"(?:{pattern})(?=[/?]|$)", request.path):
+                return name.format(**match.groupdict())
+        return ""
+
+    def reported_resource(self, response: HttpResponse) -> str | None:
+        """The part of the API whose limits a response is about: None if it names none, empty for all of them."""
+        for path in self.rate_limit_resource_paths:
+            found: Iterable[str] = ()
+            if (header := path.removeprefix("header:")) != path:
+                found = [response.headers.get(header, "")]
+            elif not response.is_success and len(response.body) <= _MAX_ERROR_SIZE:
+                found = texts_at(response.json, path)
+            for name in found:
+                if _RESOURCE.fullmatch(name):
+                    return name
+        return None
 
     def rejects_client(self, response: HttpResponse) -> bool:
         """Whether an error response means that our app or its settings are at fault, and no user's account."""
@@ -574,13 +644,19 @@ class BaseProvider(ABC):
 
     async def _request(self, method: str, url: str, **options: Any) -> HttpResponse:  # noqa: ANN401  # those of http
         """`ProviderHttp.request`, recorded for the metrics."""
-        begin, result = time.perf_counter(), "no_response"
-        try:
+        with self._recording_request() as record:
             response = await self._context.http.request(method, url, **options)
-            result = f"{response.status // 100}xx"
+            record(response.status)
             return response
+
+    @contextmanager
+    def _recording_request(self) -> Iterator[Callable[[int], None]]:
+        """Record the duration of a request until its response, and its status, which the block reports."""
+        begin, results = time.perf_counter(), ["no_response"]
+        try:
+            yield lambda status: results.append(f"{status // 100}xx")
         finally:
-            self._context.record_request(time.perf_counter() - begin, self.integration_type, result)
+            self._context.record_request(time.perf_counter() - begin, self.integration_type, results[-1])
 
     def _origins(self) -> DeclaredOrigins:
         return DeclaredOrigins(self.url_templates.values(), self.host_patterns)
@@ -590,6 +666,15 @@ class BaseProvider(ABC):
 
     def _setting(self, name: str) -> str:
         return self._context.environment.get(self._setting_name(name), "").strip()
+
+
+def _is_json(headers: Mapping[str, str]) -> bool:
+    return headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
+
+
+async def _parts_of(body: bytes) -> AsyncIterator[bytes]:
+    if body:
+        yield body
 
 
 def _key_of(auth: RequestAuth) -> bytes | None:

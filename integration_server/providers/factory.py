@@ -107,6 +107,11 @@ def _problems_of(provider: BaseProvider, registered_as: str, *, dev_mode: bool) 
     for limit in provider.rate_limits:
         if limit.calls < 1 or limit.window < timedelta(seconds=1):
             yield f"rate_limits: {limit.calls} calls in {limit.window} is less than 1, or in less than a second"
+        if limit.resource and not any(limit.resource == name or "{" in name for name in provider.rate_limit_resources):
+            yield f"rate_limits: {limit.resource!r} is not one of rate_limit_resources"
+    for name, pattern in provider.rate_limit_resources.items():
+        if unknown := set(re.findall(r"\{(\w+)\}", name)) - re.compile(pattern).groupindex.keys():
+            yield f"rate_limit_resources: {name!r} names a group that its pattern lacks: {', '.join(sorted(unknown))}"
     if provider.renew_after < MIN_RENEW_AFTER:
         yield f"renew_after: {provider.renew_after} is less than {MIN_RENEW_AFTER}"
     if provider.calls_at_once is not None and provider.calls_at_once < 1:

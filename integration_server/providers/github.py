@@ -64,7 +64,14 @@ class GitHubProvider(OAuth2Provider):
     api_base_url = "https://api.github.com"
     reasons = ("bad_verification_code", "redirect_uri_mismatch", "unverified_user_email", "application_suspended")
     allowed_request_headers = ("X-GitHub-Api-Version",)
-    rate_limits = (RateLimit(5_000, timedelta(hours=1)), RateLimit(900, timedelta(minutes=1)))
+    rate_limits = (RateLimit(5_000, timedelta(hours=1), resource="core"), RateLimit(900, timedelta(minutes=1)))
+    rate_limit_resources = {"code_search": "/search/code", "search": "/search", "graphql": "/graphql", "core": "/[^/]*"}
+    rate_limit_resource_paths = ("header:x-ratelimit-resource",)
+
+    def reported_resource(self, response: HttpResponse) -> str | None:
+        """The one that is named; for a secondary limit, all of them."""
+        is_primary = response.headers.get("x-ratelimit-remaining") == "0"
+        return "" if self.is_rate_limited(response) and not is_primary else super().reported_resource(response)
 
     def is_rate_limited(self, response: HttpResponse) -> bool:
         """Also 403 where no request remains."""

@@ -11,7 +11,8 @@
 - Google documents no `iss` in the callback, so `issuer` is not declared and `iss` is not checked.
 - 403 also means an exhausted quota, if its reason says so: `rateLimitExceeded`, `userRateLimitExceeded` and 429 are
   one and the same: developers.google.com/workspace/calendar/api/guides/errors [H 2026-11-29]. Newer APIs have their
-  reason in `error.details` [H 2026-11-29].
+  reason in `error.details`, and there in `metadata` the `quota_metric` that is exhausted, such as the read requests of
+  an API [H 2026-11-29]: docs.cloud.google.com/service-usage/docs/quota-error-codes [M].
 - 403 with `accessNotConfigured` or `SERVICE_DISABLED` means that our Cloud project has not enabled the API
   [M 2026-11-29]. The token error `deleted_client` means that our client no longer exists [H 2026-11-29]. Neither says
   anything about the user.
@@ -47,6 +48,7 @@ class GoogleProvider(OAuth2Provider):
         *("INVALID_ARGUMENT", "FAILED_PRECONDITION", "PERMISSION_DENIED", "UNAUTHENTICATED", "NOT_FOUND"),
         *("admin_policy_enforced", "org_internal", "invalid_rapt"),
     )
+    rate_limit_resource_paths = ("error.details.*.metadata.quota_metric",)
     client_fault_reasons = ("accessNotConfigured", "SERVICE_DISABLED", "CONSUMER_SUSPENDED", "API_KEY_SERVICE_BLOCKED")
     revocation_ends = "grant"
     refresh_token_grace = timedelta.max

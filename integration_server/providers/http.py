@@ -9,12 +9,23 @@ import logging
 import re
 import time
 import zlib
-from collections.abc import AsyncIterator, Container, Iterable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections import deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Container,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import cached_property
-from typing import Self, cast
+from functools import cached_property, partial
+from typing import Any, Self, TypeVar, cast
 
 import httpcore
 import httpx
@@ -24,12 +35,16 @@ from integration_server.domain.errors import ProviderUnavailable
 from integration_server.providers.lenient_values import bounded, read_json, seconds_until
 from integration_server.providers.outbound_connections import (
     CREDENTIALS_KEY,
+    STREAMS_BODY,
     PooledTransport,
     SsrfGuardedBackend,
     is_public,
     is_public_or_loopback,
 )
 from integration_server.service.common_types import Clock
+from integration_server.service.request_body import RequestBody
+
+T = TypeVar("T")
 
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _URL = re.compile(
@@ -44,6 +59,9 @@ LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _MAX_RETRY_AFTER = timedelta(hours=1)  # a longer Retry-After is capped, and the provider asked again
 
 _DEADLINE_SLICES = 10  # see `_timeout`
+
+_FIRST_ERROR_STATUS = 300  # redirects are not followed, and have the body of an error
+_CHECKED_BYTES = 256 * 1024  # of decompressed data in one turn of the loop: about a millisecond
 
 _GZIP = zlib.MAX_WBITS | 16
 _GZIP_MAGIC = b"\x1f"  # the first byte of a member: the second may arrive in a later chunk
@@ -205,48 +223,85 @@ class ProviderHttp:
         the headers if they had one, if there is no complete response within the deadline and the size limit. Then the
         outcome is unknown unless no byte of the request was sent.
         """
+        attempt = self._attempt(method, url, allowed_origins)
+
+        async def exchange() -> HttpResponse:
+            target = httpx.URL(url).copy_merge_params(query) if query else url
+            request = _build_request(method, target, headers, content, attempt.connecting, credentials_key)
+            async with _timeout(self._deadline if deadline is None else deadline.total_seconds()):
+                response = await self._transport.handle_async_request(request)
+                received = response.headers
+                async with aclosing(cast(httpx.AsyncByteStream, response.stream)) as stream:
+                    attempt.retry_after = _retry_after(received, self._clock())
+                    decoder = _decoder(method, received.get("Content-Encoding", ""))
+                    body = await _read(stream, decoder, self._body_limit if body_limit is None else body_limit)
+            if decoder is not None:  # they describe the compressed body
+                for name in ("Content-Encoding", "Content-Length"):
+                    received.pop(name, None)
+            attempt.log_success(response.status_code)
+            return HttpResponse(response.status_code, dict(received), body, attempt.retry_after, received.multi_items())
+
+        return await attempt.run(exchange())
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        method: str,
+        url: str,
+        body: RequestBody | None,
+        *,
+        allowed_origins: Container[str],
+        headers: Sequence[tuple[str, str]] = (),
+        idle_timeout: timedelta,
+        credentials_key: bytes | None = None,
+    ) -> AsyncIterator["StreamedResponse"]:
+        """Send a request whose body is a stream, or None, and yield the response while its body arrives.
+
+        The body is sent as fast as the provider takes it, also while the response arrives; leaving the block ends both.
+        Raises what `body` raises, and what `request` raises, but has no deadline and no size limit: an exchange ends if
+        no byte moves in either direction for `idle_timeout` while the provider is waited for.
+        """
+        attempt = self._attempt(method, url, allowed_origins)
+        # Not compressed: what is passed on is what the provider counts in Content-Length.
+        all_headers = [*headers, ("Accept-Encoding", "identity")]
+        content: bytes | AsyncIterator[bytes] = b""
+        if body is not None:
+            content = body.chunks()
+            if body.length is not None:
+                all_headers.append(("Content-Length", str(body.length)))
+        idle = partial(_idle_limit, idle_timeout.total_seconds(), body)
+
+        async def open_response() -> httpx.Response:
+            request = _build_request(method, url, all_headers, content, attempt.connecting, credentials_key)
+            async with idle():
+                return await self._transport.handle_async_request(request)
+
+        response = await attempt.run(open_response())
+        attempt.retry_after = _retry_after(response.headers, self._clock())
+        attempt.log_success(response.status_code)
+        decoder = _decoder(method, response.headers.get("Content-Encoding", ""))
+        async with (
+            aclosing(cast(httpx.AsyncByteStream, response.stream)) as raw,
+            aclosing(_checked_chunks(raw, decoder, idle)) as received,
+        ):
+            yield StreamedResponse(
+                response.status_code,
+                dict(response.headers),
+                response.headers.multi_items(),
+                attempt.retry_after,
+                attempt,
+                received,
+            )
+
+    def _attempt(self, method: str, url: str, allowed_origins: Container[str]) -> "_Attempt":
+        """An attempt to send a request. Raises `UrlNotAllowed`."""
         problem = url_problem(url, dev_mode=self.dev_mode)
         if problem is not None:
             raise UrlNotAllowed(f"the provider's URL {problem}")
         origin = origin_of(url)
         if origin not in allowed_origins:
             raise UrlNotAllowed(f"{origin} is not an origin that the provider declares")
-        log = self._log.bind(method=method, origin=origin)
-        begin = time.perf_counter()
-        kind, retry_after, connecting = ProviderUnavailable, None, _Connecting()
-        try:
-            target = httpx.URL(url).copy_merge_params(query) if query else url
-            all_headers = httpx.Headers(_DEFAULT_HEADERS)
-            all_headers.update(headers)
-            if "range" in all_headers:
-                all_headers["Accept-Encoding"] = "identity"  # the range is of the encoded bytes (RFC 9110 §14)
-            extensions: dict[str, object] = {"trace": connecting}
-            if credentials_key is not None:
-                extensions[CREDENTIALS_KEY] = credentials_key
-            request = httpx.Request(method, target, headers=all_headers, content=content, extensions=extensions)
-            async with _timeout(self._deadline if deadline is None else deadline.total_seconds()):
-                response = await self._transport.handle_async_request(request)
-                received = response.headers
-                async with aclosing(cast(httpx.AsyncByteStream, response.stream)) as stream:
-                    retry_after = _retry_after(received.get("Retry-After"), self._clock())
-                    decoder = _decoder(method, received.get("Content-Encoding", ""))
-                    body = await _read(stream, decoder, self._body_limit if body_limit is None else body_limit)
-            if decoder is not None:  # they describe the compressed body
-                for name in ("Content-Encoding", "Content-Length"):
-                    received.pop(name, None)
-            http_response = HttpResponse(
-                response.status_code, dict(received), body, retry_after, received.multi_items()
-            )
-        except _FAILURES as error:
-            failure = type(error).__name__.strip("_")
-            kind = ResponseBodyTooLarge if isinstance(error, _BodyTooLarge) else ProviderUnavailable
-            is_sent = not (connecting.in_progress or isinstance(error, _NOT_SENT))
-        else:
-            log.info("provider_request_completed", status=http_response.status, seconds=_elapsed_since(begin))
-            return http_response
-        log.warning("provider_request_failed", failure=failure, seconds=_elapsed_since(begin))
-        message = f"no usable response from the provider ({failure})"
-        raise kind(message, retry_after=retry_after, outcome_unknown=is_sent)
+        return _Attempt(self._log.bind(method=method, origin=origin))
 
 
 class _Connecting:
@@ -259,6 +314,139 @@ class _Connecting:
             self.in_progress = True
         elif event.endswith("send_request_headers.started"):
             self.in_progress = False
+
+
+@dataclass(eq=False, repr=False)
+class _Attempt:
+    """One request: logs its end, and converts the errors of the libraries."""
+
+    log: Any  # structlog's loggers have no common type
+    retry_after: timedelta | None = None
+    connecting: _Connecting = field(default_factory=_Connecting)
+    begin: float = field(default_factory=time.perf_counter)
+
+    async def run(self, exchange: Awaitable[T]) -> T:
+        """The result of a part of the exchange. Raises `ProviderUnavailable` for every failure of it.
+
+        Raised outside of the handler, the error has no context, which would quote what could not be parsed.
+        """
+        try:
+            return await exchange
+        except _FAILURES as error:
+            failure = type(error).__name__.strip("_")
+            kind = ResponseBodyTooLarge if isinstance(error, _BodyTooLarge) else ProviderUnavailable
+            is_sent = not (self.connecting.in_progress or isinstance(error, _NOT_SENT))
+        self.log.warning("provider_request_failed", failure=failure, seconds=_elapsed_since(self.begin))
+        message = f"no usable response from the provider ({failure})"
+        raise kind(message, retry_after=self.retry_after, outcome_unknown=is_sent)
+
+    def log_success(self, status: int) -> None:
+        """Log a response."""
+        self.log.info("provider_request_completed", status=status, seconds=_elapsed_since(self.begin))
+
+
+@dataclass(eq=False, repr=False)
+class StreamedResponse:
+    """A response whose body has not arrived yet. Header names are lower case; the body is as it was sent.
+
+    A body that ends early raises `ProviderUnavailable`: fewer bytes than announced, a missing last chunk, or compressed
+    data without its end.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    header_list: Sequence[tuple[str, str]]
+    retry_after: timedelta | None
+    _attempt: _Attempt
+    _received: AsyncGenerator[bytes]
+    _read: deque[bytes] = field(default_factory=deque)
+
+    async def beginning(self, limit: int) -> HttpResponse:
+        """The response with the beginning of its body, decompressed: up to `limit` bytes of an error, and of any other
+        response what arrives first. `chunks` has it too."""
+        size = 0
+        while size < limit and (chunk := await self._next()):
+            self._read.append(chunk)
+            size += len(chunk)
+            if self.status < _FIRST_ERROR_STATUS:
+                break
+        body = b"".join(self._read)[:limit]
+        if (decoder := _decoder("GET", self.headers.get("content-encoding", ""))) is not None:
+            with suppress(zlib.error):
+                body = decoder.decode(body, limit)
+        return HttpResponse(self.status, self.headers, body, self.retry_after, self.header_list)
+
+    async def chunks(self) -> AsyncGenerator[bytes]:
+        """The body in parts, none of which is empty."""
+        while chunk := (self._read.popleft() if self._read else await self._next()):
+            yield chunk
+
+    async def _next(self) -> bytes:
+        return await self._attempt.run(anext(self._received, b""))
+
+
+@asynccontextmanager
+async def _idle_limit(seconds: float, body: RequestBody | None) -> AsyncIterator[None]:
+    """End a wait for the provider if no byte moves for this time, in either direction.
+
+    A part of the request's body that the provider has taken counts too. If the caller owes the next part, it raises the
+    error of the body for that.
+    """
+    loop, timeout = asyncio.get_running_loop(), asyncio.timeout(seconds)
+
+    def extend() -> None:
+        if not timeout.expired():
+            timeout.reschedule(loop.time() + seconds)
+
+    try:
+        async with timeout:
+            with nullcontext() if body is None else body.reporting_progress(extend):
+                yield
+    except TimeoutError:
+        if body is not None and body.is_awaited and timeout.expired():
+            raise body.stalled_error() from None
+        raise
+
+
+async def _checked_chunks(
+    stream: httpx.AsyncByteStream, decoder: "_Gunzip | None", idle: Callable[[], AbstractAsyncContextManager[None]]
+) -> AsyncGenerator[bytes]:
+    """The chunks of a body as they arrive. Raises `_InvalidBody` if compressed data in it ends early."""
+    has_any = False
+    async with aclosing(cast("AsyncGenerator[bytes]", aiter(stream))) as received:
+        while True:
+            async with idle():
+                chunk = await anext(received, None)
+            if chunk is None:
+                break
+            if chunk:
+                has_any = True
+                if decoder is not None:
+                    for _ in decoder.check(chunk):
+                        await asyncio.sleep(0)  # a small chunk may contain much
+                yield chunk
+    if has_any and decoder is not None and not decoder.is_complete:
+        raise _InvalidBody
+
+
+def _build_request(
+    method: str,
+    url: httpx.URL | str,
+    headers: Mapping[str, str] | Sequence[tuple[str, str]],
+    content: str | bytes | AsyncIterator[bytes],
+    connecting: _Connecting,
+    credentials_key: bytes | None,
+) -> httpx.Request:
+    all_headers = httpx.Headers(_DEFAULT_HEADERS)
+    all_headers.update(headers)
+    if "range" in all_headers:
+        all_headers["Accept-Encoding"] = "identity"  # the range is of the encoded bytes (RFC 9110 §14)
+    extensions: dict[str, Any] = {"trace": connecting}
+    if credentials_key is not None:
+        extensions[CREDENTIALS_KEY] = credentials_key
+    if not isinstance(content, str | bytes):
+        extensions[STREAMS_BODY] = True
+    return httpx.Request(method, url, headers=all_headers, content=content, extensions=extensions)
 
 
 async def _read(stream: httpx.AsyncByteStream, decoder: "_Gunzip | None", limit: int) -> bytes:
@@ -318,6 +506,13 @@ class _Gunzip:
         """Whether the last member has ended."""
         return self._member.eof
 
+    def check(self, chunk: bytes) -> Iterator[None]:
+        """Decompress a chunk, and forget the result, in steps of bounded time."""
+        while chunk:
+            self.decode(chunk, _CHECKED_BYTES)
+            chunk = self._member.unconsumed_tail
+            yield
+
     def decode(self, chunk: bytes, max_length: int) -> bytes:
         """Decompress a chunk to at most this length."""
         inflated = bytearray()
@@ -332,10 +527,12 @@ class _Gunzip:
         return bytes(inflated)
 
 
-def _retry_after(value: str | None, now: datetime) -> timedelta | None:
-    """The delay in a Retry-After header (RFC 9110 §10.2.3), read leniently; None if it is none."""
-    seconds = None if value is None else seconds_until(value, now)
-    return None if seconds is None else bounded(seconds, _MAX_RETRY_AFTER)
+def _retry_after(headers: httpx.Headers, now: datetime) -> timedelta | None:
+    """The delay in Retry-After (RFC 9110 §10.2.3), read leniently; the longest of several; None if it is none."""
+    fields = [field.strip("\"' ;") for field in headers.get_list("Retry-After")]
+    fields += [part for field in fields for part in field.split(",")]  # a proxy joins repeated headers
+    read = [seconds for field in fields if (seconds := seconds_until(field, now)) is not None]
+    return bounded(max(read), _MAX_RETRY_AFTER) if read else None
 
 
 def _elapsed_since(begin: float) -> float:

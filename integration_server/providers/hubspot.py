@@ -12,6 +12,7 @@
 - The parameter `optional_scope`, from `optional_scopes` of the config, has scopes that an account may lack [H].
 - Verification is the account's details, which the scope `oauth` allows [K].
 - 100 requests in ten seconds per account: developers.hubspot.com/apisbytier [H]. Newer figures are higher [K].
+  The search has a limit of its own, five requests a second, which its responses do not report [K].
 - PKCE is not documented; RFC 6749 §3.1 requires that unknown parameters are ignored, so it is sent [K].
 """
 
@@ -54,7 +55,8 @@ class HubSpotProvider(OAuth2Provider):
         *("EXPIRED_AUTHENTICATION", "INVALID_AUTHENTICATION", "MISSING_SCOPES", "RATE_LIMITS", "VALIDATION_ERROR"),
         *("BAD_AUTH_CODE", "BAD_CLIENT_ID", "BAD_CLIENT_SECRET", "BAD_REFRESH_TOKEN", "BANNED"),
     )
-    rate_limits = (RateLimit(100, timedelta(seconds=10)),)
+    rate_limits = (RateLimit(100, timedelta(seconds=10)), RateLimit(5, timedelta(seconds=1), resource="search"))
+    rate_limit_resources = {"search": "/crm/(?:v3/)?objects/[^/]+/search"}
     config_model = HubSpotConfig
 
     def configure(self, config: HubSpotConfig) -> "HubSpotProvider":

@@ -9,7 +9,7 @@ tokens, and Retry-After.
 
 - a number, or a text of one: seconds; a Unix time in seconds, milliseconds, microseconds or nanoseconds if it is that
   large and not in the past
-- "3600s", "90 min", "1 hour", or an ISO 8601 duration such as "PT1H30M"
+- "3600s", "90 min", "1 hour", "500ms", "1h30m", or an ISO 8601 duration such as "PT1H30M"
 - an ISO 8601 time, with "/" or " UTC" too, or a date of RFC 9110 §5.6.7 in any of its three formats; UTC if it has no
   offset
 """
@@ -34,19 +34,9 @@ _MAX_LENIENT_SIZE = 1 << 16  # bytes: far more than a token response has; the sl
 _MIN_UNIX_TIME = 1e9  # seconds: the year 2001 as a time, 31 years as a duration
 _PAST_TOLERANCE = 86_400  # seconds: a number that would be a time further in the past is a duration
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,6})?|[+-]?inf(?:inity)?", re.IGNORECASE)
-_UNITS = {
-    "s": 1,
-    "sec": 1,
-    "second": 1,
-    "m": 60,
-    "min": 60,
-    "minute": 60,
-    "h": 3600,
-    "hour": 3600,
-    "d": 86_400,
-    "day": 86_400,
-}
-_WITH_UNIT = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?) ?([a-z]+?)s?")
+_UNIT_NAMES = {0.001: ("ms", "msec"), 1: ("s", "sec", "second"), 60: ("m", "min", "minute"), 3600: ("h", "hr", "hour")}
+_UNITS = {name: unit for unit, names in {**_UNIT_NAMES, 86_400: ("d", "day")}.items() for name in names}
+_WITH_UNIT = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?) ?([a-z]+) ?")
 _ISO_DURATION = re.compile(
     r"P(?:(\d{1,9})W)?(?:(\d{1,9})D)?(?:T(?:(\d{1,9})H)?(?:(\d{1,9})M)?(?:(\d{1,9})(?:\.\d{1,9})?S)?)?"
 )
@@ -172,9 +162,10 @@ def _seconds_of_number(value: float, now: datetime) -> float | None:
 
 
 def _seconds_of_duration(text: str) -> float | None:
-    if match := _WITH_UNIT.fullmatch(text.lower()):
-        unit = _UNITS.get(match[2])
-        return None if unit is None else float(match[1]) * unit
+    if (parts := _WITH_UNIT.findall(text.lower())) and not _WITH_UNIT.sub("", text.lower()):
+        units = [_UNITS.get(name, _UNITS.get(name.removesuffix("s"), math.nan)) for _, name in parts]
+        seconds = sum(float(number) * unit for (number, _), unit in zip(parts, units, strict=True))
+        return None if math.isnan(seconds) else seconds
     if (match := _ISO_DURATION.fullmatch(text)) and any(match.groups()):
         return float(sum(int(part or 0) * unit for part, unit in zip(match.groups(), _ISO_DURATION_UNITS, strict=True)))
     return None

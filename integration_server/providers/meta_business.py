@@ -22,7 +22,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date, timedelta
-from urllib.parse import unquote
 
 from authlib.oauth2.rfc6749.parameters import prepare_token_request
 
@@ -34,6 +33,7 @@ from integration_server.providers.lenient_values import field_at, read_object
 from integration_server.providers.meta import MetaProvider
 
 _PAGE_ID = re.compile("[0-9]{1,64}")
+_MAX_PAGE_RESPONSE = 64 * 1024  # bytes; an id and a token, or an error
 _TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
 
 
@@ -75,30 +75,25 @@ class MetaBusinessProvider(MetaProvider):
         body = prepare_token_request("fb_exchange_token", fb_exchange_token=refresh_token)
         return await self.request_tokens(body, "grant")
 
-    async def call_api(
-        self, credentials: Credentials, request: ApiRequest, *, deadline: timedelta, body_limit: int
-    ) -> ApiResponse:
-        """Send a request with the user's token, or with that of the Page that `sub_account` names.
+    async def credentials_for(
+        self, credentials: Credentials, request: ApiRequest, deadline: timedelta
+    ) -> Credentials | ApiResponse:
+        """The user's token, or that of the Page that `sub_account` names.
 
         If the Page's token cannot be had, the response is the one that says so.
         """
         if not request.sub_account or not isinstance(credentials, OAuthTokens):
-            return await super().call_api(credentials, request, deadline=deadline, body_limit=body_limit)
+            return credentials
         if not _PAGE_ID.fullmatch(request.sub_account):
             raise InvalidField("sub_account", "is not the id of a Page, which consists of digits")
         question = ApiRequest("GET", f"/{request.sub_account}", query=[("fields", "access_token")])
-        response = await super().call_api(credentials, question, deadline=deadline / 2, body_limit=body_limit)
+        response = await self.call_api(credentials, question, deadline=deadline, body_limit=_MAX_PAGE_RESPONSE)
         if not 200 <= response.status < 300:
             return response
         token = field_at(read_object(response.body), "access_token")
         if not isinstance(token, str) or not _TOKEN.fullmatch(token):
             raise InvalidField("sub_account", "is not a Page whose token the user may use")
-        page = replace(credentials, access_token=token)
-        own = replace(request, sub_account="")
-        response = await super().call_api(page, own, deadline=deadline / 2, body_limit=body_limit)
-        # The proxy removes headers with the user's token; this one is known here only.
-        headers = [(name, value) for name, value in response.headers if token not in unquote(value)]
-        return replace(response, headers=headers)
+        return replace(credentials, access_token=token)
 
 
 register = MetaBusinessProvider.register_in

@@ -14,7 +14,8 @@
   without it and without case.
 - Verification is GET /me of Graph, which User.Read allows [H].
 - 10,000 requests in ten minutes per mailbox: learn.microsoft.com/graph/throttling-limits [H]. At most four concurrent
-  requests [M].
+  requests [M]. The limits are per service, and each service has its own: those of mail, calendar and contacts, of files
+  and sites, of Teams, of OneNote and of Planner are declared as resources [H].
 """
 
 from datetime import timedelta
@@ -55,8 +56,18 @@ class MicrosoftOutlookProvider(OAuth2Provider):
     account_label_field = "userPrincipalName"
     api_base_url = "https://graph.microsoft.com/v1.0"
     allowed_request_headers = ("ConsistencyLevel", "client-request-id", "return-client-request-id")
-    rate_limits = (RateLimit(10_000, timedelta(minutes=10)),)
+    rate_limits = (RateLimit(10_000, timedelta(minutes=10), resource="outlook"),)
     calls_at_once = 4
+    rate_limit_resources = {
+        name: rf"(?:/(?:me|users/[^/]+|groups/[^/]+))?/(?:{segments})"
+        for name, segments in {
+            "outlook": "messages|mailFolders|sendMail|events?|calendar(?:s|View|Groups)?|contacts|contactFolders",
+            "files": "drives?|sites|shares",
+            "teams": "chats?|teams|joinedTeams|onlineMeetings",
+            "onenote": "onenote",
+            "planner": "planner",
+        }.items()
+    }
     reason_paths = ("error_codes.*", "error.code", "error")
     reasons = (
         *("700082", "50173", "50076", "50079", "50105", "65001", "530003", "7000215", "7000222"),

@@ -8,6 +8,9 @@ between versions and includes multicast.
 A connection that has bytes left over after a response, for example because a response was split, would give them to the
 next request as its response. Therefore a connection is reused only by requests with the same credentials, and closed
 when anything follows a response.
+
+A request that is a stream (`STREAMS_BODY`) is sent while its response is received (RFC 9112 §9.5): a provider that
+refuses an upload says so before its end, and one that responds while it reads would otherwise wait for us for ever.
 """
 
 import asyncio
@@ -33,6 +36,12 @@ one after the other; a request without the extension gets its own, which is clos
 
 # Seconds for each address but the last, so that the next one is tried well within the deadline of a request.
 _CONNECT_TIMEOUT_SECONDS = 2.0
+STREAMS_BODY = "streams_body"
+"""The extension of a request whose body is sent while its response is received (true). An error response, and the end
+of any response, ends the body."""
+
+_FIRST_ERROR_STATUS = 300  # a redirect is none, but its provider does not want the body either
+
 _READ_ITERATIONS = 4  # of the event loop, in which a read returns bytes that have arrived, also below TLS
 
 
@@ -258,11 +267,22 @@ class _Connection(httpcore.AsyncHTTPConnection):
             if self._stream is not None and await _has_unread_bytes(self._stream):
                 await self.aclose()
                 raise httpcore.ConnectionNotAvailable
+            async with self._request_lock:
+                if self._connection is None:
+                    await self._open(request)
             response = await super().handle_async_request(request)
         finally:
             self._is_starting = False
         self._stream = response.extensions["network_stream"]
         return response
+
+    async def _open(self, request: httpcore.Request) -> None:
+        try:
+            stream = await self._connect(request)
+        except BaseException:
+            self._connect_failed = True
+            raise
+        self._connection = _Http11Connection(self._origin, stream, self._keepalive_expiry)
 
     def is_available(self) -> bool:
         """Whether a request can be sent."""
@@ -278,6 +298,61 @@ class _Connection(httpcore.AsyncHTTPConnection):
             return False
         parser: Any = getattr(self._connection, "_h11_state", None)  # httpcore has no other access
         return super().has_expired() or (parser is not None and self.is_idle() and bool(parser.trailing_data[0]))
+
+
+class _Http11Connection(httpcore.AsyncHTTP11Connection):
+    """HTTP/1.1 that can send a request's body while it receives the response."""
+
+    _upload: asyncio.Task[None] | None = None
+
+    async def _send_request_body(self, request: httpcore.Request) -> None:
+        self._upload = None
+        if not request.extensions.get(STREAMS_BODY):
+            await super()._send_request_body(request)
+            return
+        self._upload = asyncio.create_task(self._send_until_closed(request), name="upload")
+        self._upload.add_done_callback(_mark_retrieved)
+
+    async def _send_until_closed(self, request: httpcore.Request) -> None:
+        with suppress(httpcore.WriteError):  # the provider has closed the connection; its response may be there
+            await super()._send_request_body(request)
+
+    async def _receive_event(self, timeout: float | None = None) -> Any:  # noqa: ANN401  # an event of h11
+        """The next event of the response. Raises what the upload raises meanwhile: then nobody waits for a response."""
+        upload = self._upload
+        if upload is None or (upload.done() and (upload.cancelled() or upload.exception() is None)):
+            return await super()._receive_event(timeout)
+        receiving = asyncio.ensure_future(super()._receive_event(timeout))
+        receiving.add_done_callback(_mark_retrieved)
+        try:
+            await asyncio.wait({receiving, upload}, return_when=asyncio.FIRST_COMPLETED)
+            if upload.done():
+                upload.result()
+            return await receiving
+        finally:
+            receiving.cancel()
+
+    async def _receive_response_headers(self, request: httpcore.Request) -> Any:  # noqa: ANN401  # as httpcore's
+        received = await super()._receive_response_headers(request)
+        if received[1] >= _FIRST_ERROR_STATUS:
+            await self._end_upload()
+        return received
+
+    async def _response_closed(self) -> None:
+        await self._end_upload()
+        await super()._response_closed()  # closes the connection, unless the whole request was sent
+
+    async def _end_upload(self) -> None:
+        upload = self._upload
+        if upload is not None and not upload.done():
+            upload.cancel()
+            await asyncio.wait({upload})
+
+
+def _mark_retrieved(task: asyncio.Task[Any]) -> None:
+    """Keep asyncio from logging an exception that concerns nobody any more."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _has_unread_bytes(stream: httpcore.AsyncNetworkStream) -> bool:

@@ -21,7 +21,8 @@
   `SHOPIFY_API_VERSION` names another one.
 - A revocation is DELETE /admin/api_permissions/current.json, which uninstalls the app from the shop [K].
 - The rate limit depends on the shop's plan, from two calls a second: shopify.dev/docs/api/admin-rest/usage/rate-limits
-  [H]. No limit is declared; the limits in response headers apply.
+  [H]. No limit is declared; the limits in response headers apply. GraphQL has a limit of its own, in the cost of
+  queries, and reports THROTTLED with status 200: shopify.dev/docs/api/usage/limits [H].
 - PKCE is not documented; RFC 6749 §3.1 requires that unknown parameters are ignored, so it is sent [K].
 """
 
@@ -37,10 +38,13 @@ from pydantic import Field, field_validator
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import InvalidField
 from integration_server.providers.base import ExpiringFact, ProviderConfig
+from integration_server.providers.http import HttpResponse
+from integration_server.providers.lenient_values import texts_at
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.shopify import SHOPIFY
 
 _DOMAIN = ".myshopify.com"
+_MAX_ERROR_SIZE = 4096
 _PARAMETER = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -70,6 +74,7 @@ class ShopifyProvider(OAuth2Provider):
     verify_url = "https://{shop}.myshopify.com/admin/api/{api_version}/shop.json"
     webhook_scheme = SHOPIFY
     api_base_url = "https://{shop}.myshopify.com/admin/api"
+    rate_limit_resources = {"graphql": "/[^/]+/graphql[.]json"}
     host_patterns = ("*.myshopify.com",)
     required_scopes = ("read_products", "read_orders")
     scope_separator = ","
@@ -80,6 +85,12 @@ class ShopifyProvider(OAuth2Provider):
     account_id_field = "shop.myshopify_domain"
     account_label_field = "shop.name"
     config_model = ShopifyConfig
+
+    def is_rate_limited(self, response: HttpResponse) -> bool:
+        """Also THROTTLED in the errors of GraphQL, with status 200: the query was not run."""
+        is_short = len(response.body) <= _MAX_ERROR_SIZE
+        is_throttled = is_short and "THROTTLED" in texts_at(response.json, "errors.*.extensions.code")
+        return super().is_rate_limited(response) or is_throttled
 
     def implied_by(self, scope: str) -> Collection[str]:
         """A write scope includes the read scope of the same resource."""

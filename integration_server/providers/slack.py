@@ -16,7 +16,7 @@
   bot deactivates the bot for all who use it: docs.slack.dev/reference/methods/auth.revoke [H 2026-11-29]. An account
   is a workspace; all users who install the app there receive the same bot token, if tokens are not rotated [K].
 - Rate limits are per method, and so is a 429 [H 2026-11-29]. They begin with one call a minute:
-  docs.slack.dev/apis/web-api/rate-limits [H]. No limit is declared; the limits in response headers apply.
+  docs.slack.dev/apis/web-api/rate-limits [H]. No limit is declared; a 429 pauses its method.
 """
 
 from collections.abc import Mapping
@@ -89,6 +89,7 @@ class SlackProvider(OAuth2Provider):
             "org_login_required",
         ),
     )
+    rate_limit_resources = {"{method}": r"/(?P<method>[A-Za-z0-9_.]+)"}
     account_id_field = "team_id"
     account_label_field = "team"
     config_model = SlackConfig

@@ -4,6 +4,7 @@ A declaration becomes a subclass of a generic provider with the declared values 
 Python file that only declares.
 """
 
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
@@ -116,6 +117,19 @@ HeaderName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-
 # A field has the name of the provider's attribute; its alias is the key in the file.
 
 
+def _path_pattern(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error:
+        raise ValueError("is not a regular expression") from None
+    return pattern
+
+
+ResourceName = Annotated[str, StringConstraints(pattern=r"^(?:[A-Za-z0-9_.:-]|\{[a-z_]+\}){1,64}$")]
+PathPattern = Annotated[str, StringConstraints(pattern="^/", max_length=500), AfterValidator(_path_pattern)]
+ResourcePath = Annotated[str, StringConstraints(pattern=r"^(?:header:[a-z0-9-]+|[A-Za-z0-9_.*-]+)$", max_length=200)]
+
+
 class RateLimitDeclaration(BaseModel):
     """One `[[rate_limits]]`: a number of calls per number of seconds."""
 
@@ -124,10 +138,11 @@ class RateLimitDeclaration(BaseModel):
     calls: Annotated[int, Field(ge=1, le=1_000_000)]
     seconds: Annotated[float, Field(ge=1, le=86_400)]
     per: Annotated[LimitScope, Field(strict=False)] = LimitScope.INTEGRATION
+    resource: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{0,64}$")] = ""
 
     def rate_limit(self) -> RateLimit:
         """The value of the provider's attribute."""
-        return RateLimit(self.calls, timedelta(seconds=self.seconds), self.per)
+        return RateLimit(self.calls, timedelta(seconds=self.seconds), self.per, self.resource)
 
 
 class RevocationDeclaration(BaseModel):
@@ -157,6 +172,8 @@ class Declaration(BaseModel):
     api_base_url: Url | None = None
     api_base_urls: dict[ApiName, Url] = {}
     rate_limits: list[RateLimitDeclaration] = []
+    rate_limit_resources: dict[ResourceName, PathPattern] = {}
+    rate_limit_resource_paths: list[ResourcePath] = []
     calls_at_once: Annotated[int, Field(ge=1, le=10_000)] | None = None
     allowed_request_headers: list[HeaderName] = []
 

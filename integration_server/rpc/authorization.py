@@ -21,7 +21,14 @@ from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.peers import peer_key
 from integration_server.rpc import mapping
 from integration_server.rpc.authentication import Identity, IdentityKind, current_identity
-from integration_server.rpc.interceptors import Behavior, CallerLookup, Context, Interceptor, wrap_in_context_manager
+from integration_server.rpc.interceptors import (
+    Behavior,
+    CallerLookup,
+    Context,
+    Interceptor,
+    first_request,
+    wrap_in_context_manager,
+)
 from integration_server.rpc.methods import SIDECAR_PERMISSIONS, Method, Permission
 
 IntegrationTypeLookup = Callable[[IntegrationId, UserId], Awaitable[str]]
@@ -146,16 +153,17 @@ def authorize_request(authorizer: "RequestAuthorizer") -> Interceptor:
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
         @asynccontextmanager
-        async def authorize(request: Message, _context: Context) -> AsyncIterator[Message]:
+        async def authorize(request: Any, _context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # or a stream
             caller = _caller.get()
             if caller is None:
                 raise RuntimeError("authorize_method has not run")
-            await authorizer.authorize(method, request, caller)
+            await authorizer.authorize(method, first_request(request), caller)
             yield request
 
         if method.permission is Permission.REFLECTION:
-            return behavior  # a stream of requests, none of which is about a user
-        if method.streams_requests:
+            return behavior  # no request is about a user
+        if method.streams_requests and not method.request_limits.bulk_field:
+            # Without one, further requests of a stream could name another user; with one, they have nothing else.
             raise NotImplementedError(f"{method.path} takes a stream of requests, which are not authorized")
         return wrap_in_context_manager(method, behavior, authorize)
 

@@ -288,6 +288,23 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         )
         return mapping.encode_api_response(response)
 
+    async def StreamProvider(
+        self, requests: AsyncIterator[pb.StreamProviderRequest], context: Context
+    ) -> AsyncIterator[pb.StreamProviderResponse]:
+        """Call the provider's API with bodies in parts."""
+        head = await anext(requests)
+        streaming = self._use_cases.api_proxy.stream_provider(
+            *mapping.decode_target(head),
+            mapping.decode_api_request(head),
+            (request.body async for request in requests),
+            content_length=mapping.decode_content_length(head),
+            within=context.time_remaining(),
+        )
+        async with streaming as stream:
+            yield mapping.encode_stream_head(stream.response)
+            async for part in stream.chunks:
+                yield pb.StreamProviderResponse(body=part)
+
 
 async def _encode_integrations(
     integrations: Iterable[Integration], now: datetime

@@ -17,11 +17,22 @@ The server applies them in this order:
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, TypeAlias, cast
+from functools import partial
+from typing import Any, Self, TypeAlias, cast
 from urllib.parse import unquote
 
 import grpc
@@ -66,6 +77,7 @@ _MAX_DEADLINE_MARGIN = 0.5  # seconds
 _DEADLINE_MARGIN_RATIO = 0.2
 _PURPOSE = "x-purpose"
 _FORWARDED_FOR = "x-forwarded-for"
+_CANCELLATION_DELAY = 1.0  # seconds; it takes milliseconds
 _MAX_AUDIT_WAIT = 2.0  # seconds: the change is already made, and a caller that waits longer would repeat it
 _SLOW_AFTER = 5.0  # seconds: longer than a busy server takes to notice bytes that have arrived
 _LARGE_REQUEST = 16 * 1024  # bytes; decoding it takes about a millisecond
@@ -104,6 +116,34 @@ def wrap_in_context_manager(
                 yield response
 
     return stream if method.streams_responses else respond
+
+
+class RequestStream:
+    """A stream of requests, of which the first has been read. Iterating it yields all of them, the first one too.
+
+    `body_size` is the number of bytes in the bulk fields of the requests that were taken (`RequestLimits`).
+    """
+
+    def __init__(self, first: Message, rest: AsyncIterator[Message], bulk_field: str = "") -> None:
+        self.first = first
+        self.body_size = 0
+        self._rest = rest
+        self._bulk_field = bulk_field
+        self._has_begun = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message:
+        request = await anext(self._rest) if self._has_begun else self.first
+        self._has_begun = True
+        self.body_size += len(getattr(request, self._bulk_field, b""))
+        return request
+
+
+def first_request(request: Any) -> Any:  # noqa: ANN401  # a message
+    """Return the request of a call, or the first one of a stream: it says what the call is about."""
+    return request.first if isinstance(request, RequestStream) else request
 
 
 class ProtectedHandlers(grpc.GenericRpcHandler):
@@ -258,33 +298,35 @@ def enforce_quota(caller_of: CallerLookup, *, concurrency: int, per_second: int)
 
 
 def limit_streams(caller_of: CallerLookup, *, per_caller: int, per_user: int) -> Interceptor:
-    """Limit each caller's open event streams, and among them those that name one user. Raises `QuotaExceeded`.
+    """Limit each caller's open streams of a method, and among them those that name one user. Raises `QuotaExceeded`.
 
-    A stream stays open without work and gets each event, so few of them cost as much as many calls. The quota is the
-    caller's: what one caller opens for a user takes nothing from another caller for the same user.
+    A stream stays open, and gets each event or holds a connection to a provider, so few of them cost as much as many
+    calls. The quota is the caller's: what one caller opens for a user takes nothing from another caller for the same
+    user. Each method has its own: pages that watch a user's events take nothing from a transfer.
     """
-    open_streams: Counter[tuple[str, str]] = Counter()
-
-    @asynccontextmanager
-    async def count(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message with a user_id
-        caller = caller_of(context)
-        keys = {(caller, ""): per_caller}  # of all users together
-        if request.user_id:
-            keys[caller, request.user_id] = per_user
-        for key, limit in keys.items():
-            if open_streams[key] >= limit:
-                subject = "that are streams for this user" if key[1] else "that are streams"
-                raise QuotaExceeded(f"{subject}; at most {limit} may be open")
-        open_streams.update(keys.keys())
-        try:
-            yield request
-        finally:
-            for key in keys:
-                open_streams[key] -= 1
-                if not open_streams[key]:
-                    del open_streams[key]
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
+        open_streams: Counter[tuple[str, str]] = Counter()
+
+        @asynccontextmanager
+        async def count(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message or a stream
+            caller, user_id = caller_of(context), first_request(request).user_id
+            keys = {(caller, ""): per_caller}  # of all users together
+            if user_id:
+                keys[caller, user_id] = per_user
+            for key, limit in keys.items():
+                if open_streams[key] >= limit:
+                    subject = "that are streams for this user" if key[1] else "that are streams"
+                    raise QuotaExceeded(f"{subject}; at most {limit} may be open")
+            open_streams.update(keys.keys())
+            try:
+                yield request
+            finally:
+                for key in keys:
+                    open_streams[key] -= 1
+                    if not open_streams[key]:
+                        del open_streams[key]
+
         names_user = method.streams_responses and "user_id" in method.request_class.DESCRIPTOR.fields_by_name
         return wrap_in_context_manager(method, behavior, count) if names_user else behavior
 
@@ -297,16 +339,20 @@ def read_request(
     slow_after: float = _SLOW_AFTER,
     max_slow_requests: int = _MAX_SLOW_REQUESTS,
     enforce_limits: bool = True,
+    confirm_end: bool = True,
 ) -> Interceptor:
     """Read a call's single request within `timeout`, and decode it. Raises `QuotaExceeded` or `InvalidField`.
 
-    Of a stream of requests, each is decoded when the method takes it. The method's `request_limits` apply to every
-    request, before it is parsed, unless `enforce_limits` is False.
+    A stream of requests becomes a `RequestStream`: its first request is read in the same way, and each further one when
+    the method takes it. If the method has a bulk field, further requests have nothing else. The method's
+    `request_limits` apply to every request, before it is parsed, unless `enforce_limits` is False. The end of a stream
+    is that of a client that has sent everything, unless `confirm_end` is False.
 
     gRPC buffers 64 KiB of a message that nobody reads yet. At most `max_slow_requests` requests at a time may take
     longer than `slow_after` seconds to arrive: otherwise clients could fill the memory with unfinished messages.
     """
     slow_slots = max_slow_requests
+    further = partial(_with_further_requests, confirm_end=confirm_end)
 
     @contextmanager
     def limit_slow_reads(read_timeout: asyncio.Timeout) -> Iterator[None]:
@@ -355,20 +401,52 @@ def read_request(
                 raise InvalidField(REQUEST, "cannot be decoded") from None
 
         @asynccontextmanager
-        async def decode_single(_requests: object, context: Context) -> AsyncIterator[Message]:
+        async def decode_requests(_requests: object, context: Context) -> AsyncIterator[Any]:
             raw = await read(context)
             request = await decode(raw)
             if len(raw) > _LARGE_REQUEST:
                 await asyncio.sleep(0)  # other calls proceed before the request is converted
-            yield request
+            yield further(request, method, decode, context) if method.streams_requests else request
 
-        @asynccontextmanager
-        async def decode_stream(requests: AsyncIterator[bytes], _context: Context) -> AsyncIterator[Any]:
-            yield (await decode(raw) async for raw in requests)
-
-        return wrap_in_context_manager(method, behavior, decode_stream if method.streams_requests else decode_single)
+        return wrap_in_context_manager(method, behavior, decode_requests)
 
     return wrap
+
+
+def _with_further_requests(
+    first: Message,
+    method: Method,
+    decode: Callable[[bytes], Awaitable[Message]],
+    context: Context,
+    *,
+    confirm_end: bool,
+) -> RequestStream:
+    bulk_field = method.request_limits.bulk_field
+
+    async def rest() -> AsyncIterator[Message]:
+        while (raw := await context.read()) is not grpc.aio.EOF:
+            request = await decode(cast("bytes", raw))
+            for field, _ in request.ListFields() if bulk_field else ():
+                if field.name != bulk_field:
+                    raise InvalidField(field.name, "is set in a request that is not the first of its stream")
+            yield request
+        if confirm_end:
+            await _confirm_end(context)
+
+    return RequestStream(first, rest(), bulk_field)
+
+
+async def _confirm_end(context: Context) -> None:
+    """Return only if the client has ended its requests on purpose; otherwise gRPC cancels the call meanwhile.
+
+    The requests of a client that is gone end as those of one that has sent everything, and the cancellation comes at
+    any time later. A metadata frame for a client that is gone fails at once. After the first response there is none to
+    send, and only the time helps: the loop processes the cancellation long before.
+    """
+    try:
+        await context.send_initial_metadata(())
+    except grpc.aio.BaseError:
+        await asyncio.sleep(_CANCELLATION_DELAY)
 
 
 def enforce_deadline() -> Interceptor:
@@ -412,7 +490,7 @@ def enforce_deadline() -> Interceptor:
 
 
 def record_audit(trail: AuditTrail, caller_of: CallerLookup, clock: Clock) -> Interceptor:
-    """Record each call of a unary method with an audit action.
+    """Record each call of a method with an audit action; a stream once, at its end.
 
     A method that awaits its audit entry responds once the entry is stored, or after two seconds. For any other method
     the entry is queued. Raises `StoreUnavailable` if the queue is full: what is not recorded is not returned. Raises
@@ -430,32 +508,74 @@ def record_audit(trail: AuditTrail, caller_of: CallerLookup, clock: Clock) -> In
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
         action = method.audit_action
-        if action is None or method.streams_requests or method.streams_responses:
+        if action is None:
             return behavior
         # A typed method of a provider's API has no path to record.
         is_typed_call = action is Action.CALL and "path" not in method.request_class.DESCRIPTOR.fields_by_name
         details = method.name if is_typed_call else ""
 
-        async def respond(request: Message, context: Context) -> Message:
+        @asynccontextmanager
+        async def recording(request: Any, context: Context) -> AsyncIterator["_Audited"]:  # noqa: ANN401  # as above
             # Read first: gRPC may have ended the call later, and then frees the context.
             purpose = _purpose(context)
             entry = AuditEntry(clock(), caller_of(context), action, purpose=purpose, details=details)
+            audited = _Audited(first_request(request))
             try:
                 _require_valid_purpose(purpose)
-                response: Message = await behavior(request, context)
+                yield audited
             except BaseException as error:
-                trail.enqueue(_complete_entry(entry, _error_outcome(error), request))
+                trail.enqueue(audited.complete(entry, _error_outcome(error), request))
                 raise
-            entry = _complete_entry(entry, _response_outcome(response), request, response)
+            entry = audited.complete(entry, _response_outcome(audited.response), request)
             if method.awaits_audit:
                 await record(entry)
             elif not trail.enqueue(entry):
                 raise StoreUnavailable
+
+        async def respond(request: Message, context: Context) -> Message:
+            async with recording(request, context) as audited:
+                response: Message = await behavior(request, context)
+                audited.add(response)
             return response
 
-        return respond
+        async def stream(request: Any, context: Context) -> AsyncGenerator[Message, None]:  # noqa: ANN401
+            async with recording(request, context) as audited, aclosing(behavior(request, context)) as responses:
+                async for response in responses:
+                    audited.add(response)
+                    yield response
+
+        return stream if method.streams_responses else respond
 
     return wrap
+
+
+class _Audited:
+    """What a call's audit entry says about its request and its responses, of which the first is kept."""
+
+    def __init__(self, request: Message) -> None:
+        self.response: Message | None = None
+        self._request = request
+        self._received = 0
+
+    def add(self, response: Message) -> None:
+        """Count a response."""
+        self.response = self.response or response
+        self._received += len(getattr(response, "body", b""))
+
+    def complete(self, entry: AuditEntry, outcome: str, request: object) -> AuditEntry:
+        """Return the entry with its outcome, and with the integration that the call's messages name."""
+        messages = [self._request, *filter(None, [self.response])]
+        details = entry.details or _details(*messages)
+        if isinstance(request, RequestStream):
+            details = f"{details}; {request.body_size} bytes sent, {self._received} received"
+        return replace(
+            entry,
+            user_id=_field("user_id", *messages) or audit_user.get(),
+            integration_id=_field("integration_id", *messages) or 0,
+            integration_type=_field("integration_type", *messages) or "",
+            outcome=outcome,
+            details=details,
+        )
 
 
 def _error_outcome(error: BaseException) -> str:
@@ -464,21 +584,9 @@ def _error_outcome(error: BaseException) -> str:
     return "INTERNAL" if isinstance(error, Exception) else "CANCELLED"
 
 
-def _response_outcome(response: Message) -> str:
+def _response_outcome(response: Message | None) -> str:
     """Return `SUCCESS`, or the reason of a response with `success` false."""
     return SUCCESS if getattr(response, "success", True) else getattr(response, "reason", "") or "FAILED"
-
-
-def _complete_entry(entry: AuditEntry, outcome: str, *messages: Message) -> AuditEntry:
-    """Return the entry with its outcome, and with the integration that the call's messages name."""
-    return replace(
-        entry,
-        user_id=_field("user_id", *messages) or audit_user.get(),
-        integration_id=_field("integration_id", *messages) or 0,
-        integration_type=_field("integration_type", *messages) or "",
-        outcome=outcome,
-        details=entry.details or _details(*messages),
-    )
 
 
 def _details(*messages: Message) -> str:

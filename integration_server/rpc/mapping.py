@@ -228,7 +228,7 @@ def decode_update(request: pb.UpdateIntegrationRequest) -> IntegrationUpdate:
     )
 
 
-def decode_api_request(request: pb.CallProviderRequest) -> ApiRequest:
+def decode_api_request(request: pb.CallProviderRequest | pb.StreamProviderRequest) -> ApiRequest:
     """Return a request to a provider's API within its size limits; the use case checks what it contains."""
     return ApiRequest(
         method=decode_required_text("method", request.method, MAX_METHOD_LENGTH),
@@ -240,6 +240,15 @@ def decode_api_request(request: pb.CallProviderRequest) -> ApiRequest:
         api=decode_text("api", request.api, MAX_API_LENGTH),
         sub_account=decode_text("sub_account", request.sub_account, MAX_API_LENGTH),
     )
+
+
+def decode_content_length(request: pb.StreamProviderRequest) -> int | None:
+    """Return the announced length of a body; None if it is not known."""
+    if not request.HasField("content_length"):
+        return None
+    if request.content_length < 0:
+        raise InvalidField("content_length", "is negative")
+    return request.content_length
 
 
 def _decode_pairs(
@@ -391,6 +400,14 @@ def encode_stream_item(item: StreamItem) -> pb.WatchIntegrationsResponse:
     number = item.event.webhook_number
     event = encode(event_pb2.IntegrationEvent, item.event, webhook_event_number=number)
     return pb.WatchIntegrationsResponse(cursor=item.cursor, event=event)
+
+
+def encode_stream_head(response: ApiResponse) -> pb.StreamProviderResponse:
+    """Convert the status and the headers of a streamed response."""
+    return pb.StreamProviderResponse(
+        status_code=response.status,
+        headers=[pb.HttpHeader(name=name, value=text) for name, text in response.headers],
+    )
 
 
 def encode_api_response(response: ApiResponse) -> pb.CallProviderResponse:

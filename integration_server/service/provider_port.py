@@ -1,13 +1,15 @@
 """The port to providers."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import Any, Protocol
 
 from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens, RequestAuth
-from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, RateLimit
+from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, ApiStream, RateLimit
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookRequest
 from integration_server.service.integrations.ports import NewAccount
+from integration_server.service.request_body import RequestBody
 
 
 class Provider(Protocol):
@@ -123,6 +125,9 @@ class Provider(Protocol):
     def rate_limits(self) -> Sequence[RateLimit]:
         """The documented rate limits of the API. Calls stay within all of them."""
 
+    def rate_limit_resource(self, request: ApiRequest) -> str:
+        """The part of the API that has rate limits of its own, and that a request belongs to; empty for none."""
+
     @property
     def calls_at_once(self) -> int | None:
         """The documented maximum of concurrent calls per account; None if nothing is documented."""
@@ -138,6 +143,15 @@ class Provider(Protocol):
 
         Raises `ApiNotDeclared`, `ResponseTooLarge` for more than `body_limit` bytes, and `ProviderUnavailable` if there
         is no response.
+        """
+
+    def stream_api(
+        self, credentials: Credentials, request: ApiRequest, body: RequestBody | None, *, idle_timeout: timedelta
+    ) -> AbstractAsyncContextManager[ApiStream]:
+        """As `call_api`, with bodies in parts and without limits; `request.body` is ignored. Leaving the context ends
+        what is left of both.
+
+        Raises what `body` raises, and `ProviderUnavailable` if the provider stalls for `idle_timeout`.
         """
 
 

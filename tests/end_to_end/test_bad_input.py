@@ -58,6 +58,7 @@ METHODS: dict[str, Any] = {
     "SetWebhookSecret": pb.SetWebhookSecretRequest(user_id="ada", integration_id=1),
     "WatchIntegrations": pb.WatchIntegrationsRequest(user_id="ada"),
     "CallProvider": pb.CallProviderRequest(user_id="ada", integration_id=1, method="GET", path="/userinfo"),
+    "StreamProvider": pb.StreamProviderRequest(user_id="ada", integration_id=1, method="GET", path="/userinfo"),
 }
 """One request that has the right form, for each method that takes any."""
 
@@ -73,14 +74,20 @@ def with_fields(method: str, /, **fields: Any) -> Any:
 async def responses_to(system: System, cases: dict[str, tuple[str, Message]]) -> dict[str, RpcError]:
     """The error of each request, by the name of the case."""
     return {
-        name: await expect_rpc_error(first_response(getattr(system.service, method)(request)))
+        name: await expect_rpc_error(first_response(call_of(system, method, request)))
         for name, (method, request) in cases.items()
     }
 
 
+def call_of(system: System, method: str, request: Message) -> Any:
+    """The call, with a stream of this one request if the method takes a stream."""
+    make: Any = getattr(system.service, method)
+    return make(iter([request]) if isinstance(make, grpc.aio.StreamStreamMultiCallable) else request)
+
+
 async def first_response(call: Any) -> Any:
     """The response, or the first response of a stream."""
-    return await (call.read() if isinstance(call, grpc.aio.UnaryStreamCall) else call)
+    return await (call.read() if isinstance(call, grpc.aio.UnaryStreamCall | grpc.aio.StreamStreamCall) else call)
 
 
 def fields_of(method: str, *kinds: int) -> Iterator[Any]:

@@ -69,6 +69,7 @@ GetWebhookEndpoint     ok       absent     absent      denied     denied    deni
 SetWebhookSecret       ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
 WatchIntegrations      ok       quiet      quiet       denied     denied    denied   ok       quiet     denied        unknown
 CallProvider           ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+StreamProvider         ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
 ListCalendars          ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
 ListEvents             ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
 CreateEvent            ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
@@ -286,6 +287,7 @@ ALWAYS: Mapping[str, Mapping[str, Any]] = {
     "AckWebhookEvents": {"consumer": "mail", "through_number": 1},
     "UpdateIntegration": {"name": "renamed"},
     "CallProvider": {"method": "GET", "path": "/userinfo"},
+    "StreamProvider": {"method": "GET", "path": "/userinfo"},
     "ServerReflectionInfo": {"list_services": ""},
 }
 A_DAY: Mapping[str, Any] = {"start": {"date": "2026-03-28"}, "end": {"date": "2026-03-29"}}

@@ -1,6 +1,6 @@
 """gRPC without a transport: messages are serialized, and errors are converted to statuses."""
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -8,7 +8,7 @@ import grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from integration_server.rpc.interceptors import Interceptor, compose, convert_errors
+from integration_server.rpc.interceptors import Interceptor, RequestStream, compose, convert_errors
 from integration_server.rpc.methods import describe_method
 
 T = TypeVar("T", bound=Message)
@@ -111,6 +111,12 @@ class FakeContext:
         raise grpc.aio.AbortError("Locally aborted.")
 
 
+async def _nothing_further() -> AsyncIterator[Message]:
+    further: Sequence[Message] = ()
+    for request in further:
+        yield request
+
+
 class InMemoryGrpc:
     """A client of servicers. `interceptors` are applied inside `convert_errors`."""
 
@@ -140,8 +146,11 @@ class InMemoryGrpc:
 
     async def _responses(self, name: str, request: Message, context: Any) -> AsyncGenerator[Any, None]:
         handler, method = self._handlers[name], describe_method(f"/{self._service}/{name}")
-        behavior = compose(method, handler.unary_unary or handler.unary_stream, self._interceptors)
-        received = method.request_class.FromString(request.SerializeToString())
+        kind = handler.unary_unary or handler.unary_stream or handler.stream_stream
+        behavior = compose(method, kind, self._interceptors)
+        received: Any = method.request_class.FromString(request.SerializeToString())
+        if method.streams_requests:
+            received = RequestStream(received, _nothing_further())
         try:
             if method.streams_responses:
                 async with aclosing(behavior(received, context)) as responses:

@@ -3,7 +3,8 @@
 import asyncio
 import base64
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -11,10 +12,11 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 from integration_server.domain.credentials import ApiKey, AuthMethod, Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.errors import ProviderNotConfigured, ProviderRejected, UnknownIntegrationType
-from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, RateLimit
+from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, ApiStream, RateLimit
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookRequest
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.service.provider_port import Provider
+from integration_server.service.request_body import RequestBody
 from tests import signed_webhook_provider
 from tests.fakes.clock import SettableClock
 
@@ -58,6 +60,8 @@ class FakeProvider:
     allowed_request_headers: Sequence[str] = ()
     responses: list[ApiResponse | Exception] = field(default_factory=list)
     calls: list[tuple[Credentials, ApiRequest]] = field(default_factory=list)
+    bodies: list[list[bytes]] = field(default_factory=list)
+    stream_error: Exception | None = None
 
     config_problem: Exception | None = None
     exchange_error: Exception | None = None
@@ -148,6 +152,10 @@ class FakeProvider:
             return RequestAuth(query_params={"key": credentials.api_key})
         return RequestAuth(headers={"Authorization": f"Bearer {credentials.access_token}"})
 
+    def rate_limit_resource(self, request: ApiRequest) -> str:
+        """The query parameter "resource"."""
+        return dict(request.query).get("resource", "")
+
     async def call_api(
         self, credentials: Credentials, request: ApiRequest, *, deadline: timedelta, body_limit: int
     ) -> ApiResponse:
@@ -158,6 +166,22 @@ class FakeProvider:
         if isinstance(response, Exception):
             raise response
         return response
+
+    @asynccontextmanager
+    async def stream_api(
+        self, credentials: Credentials, request: ApiRequest, body: RequestBody | None, *, idle_timeout: timedelta
+    ) -> AsyncIterator[ApiStream]:
+        """The next of `responses`, after the whole body has been received into `bodies`."""
+        received = [part async for part in body.chunks()] if body else []
+        self.bodies.append(received)
+        response = await self.call_api(credentials, request, deadline=idle_timeout, body_limit=0)
+        yield ApiStream(replace(response, body=b""), self._parts_of(response.body))
+
+    async def _parts_of(self, body: bytes) -> AsyncIterator[bytes]:
+        for at in range(len(body)):
+            if self.stream_error is not None:
+                raise self.stream_error
+            yield body[at : at + 1]
 
     async def _finish_call(self, error: Exception | None) -> None:
         gate = self.gate

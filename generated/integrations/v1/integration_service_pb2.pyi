@@ -497,6 +497,42 @@ class CallProviderResponse(_message.Message):
     body: bytes
     def __init__(self, status_code: _Optional[int] = ..., headers: _Optional[_Iterable[_Union[HttpHeader, _Mapping]]] = ..., body: _Optional[bytes] = ...) -> None: ...
 
+class StreamProviderRequest(_message.Message):
+    __slots__ = ("user_id", "integration_id", "method", "path", "query", "headers", "body", "idempotency_key", "api", "sub_account", "content_length")
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    QUERY_FIELD_NUMBER: _ClassVar[int]
+    HEADERS_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    API_FIELD_NUMBER: _ClassVar[int]
+    SUB_ACCOUNT_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    user_id: str
+    integration_id: int
+    method: str
+    path: str
+    query: _containers.RepeatedCompositeFieldContainer[QueryParameter]
+    headers: _containers.RepeatedCompositeFieldContainer[HttpHeader]
+    body: bytes
+    idempotency_key: str
+    api: str
+    sub_account: str
+    content_length: int
+    def __init__(self, user_id: _Optional[str] = ..., integration_id: _Optional[int] = ..., method: _Optional[str] = ..., path: _Optional[str] = ..., query: _Optional[_Iterable[_Union[QueryParameter, _Mapping]]] = ..., headers: _Optional[_Iterable[_Union[HttpHeader, _Mapping]]] = ..., body: _Optional[bytes] = ..., idempotency_key: _Optional[str] = ..., api: _Optional[str] = ..., sub_account: _Optional[str] = ..., content_length: _Optional[int] = ...) -> None: ...
+
+class StreamProviderResponse(_message.Message):
+    __slots__ = ("status_code", "headers", "body")
+    STATUS_CODE_FIELD_NUMBER: _ClassVar[int]
+    HEADERS_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    status_code: int
+    headers: _containers.RepeatedCompositeFieldContainer[HttpHeader]
+    body: bytes
+    def __init__(self, status_code: _Optional[int] = ..., headers: _Optional[_Iterable[_Union[HttpHeader, _Mapping]]] = ..., body: _Optional[bytes] = ...) -> None: ...
+
 class HttpHeader(_message.Message):
     __slots__ = ("name", "value")
     NAME_FIELD_NUMBER: _ClassVar[int]

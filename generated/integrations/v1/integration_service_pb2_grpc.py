@@ -145,6 +145,11 @@ class IntegrationServiceStub:
                 request_serializer=integrations_dot_v1_dot_integration__service__pb2.CallProviderRequest.SerializeToString,
                 response_deserializer=integrations_dot_v1_dot_integration__service__pb2.CallProviderResponse.FromString,
                 _registered_method=True)
+        self.StreamProvider = channel.stream_stream(
+                '/integrations.v1.IntegrationService/StreamProvider',
+                request_serializer=integrations_dot_v1_dot_integration__service__pb2.StreamProviderRequest.SerializeToString,
+                response_deserializer=integrations_dot_v1_dot_integration__service__pb2.StreamProviderResponse.FromString,
+                _registered_method=True)
 
 
 class IntegrationServiceServicer:
@@ -325,6 +330,23 @@ class IntegrationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamProvider(self, request_iterator, context):
+        """Calls the provider's API as `CallProvider` does, with bodies of any size: the request's and the response's come in
+        chunks, which the server passes on as fast as the other side takes them. Available over gRPC only.
+
+        The first request has the head: all fields that the call needs, and if there is one the first part of the body. Each
+        further request has only `body`. The client then closes its side; a stream that ends in any other way is never
+        passed on as a complete body. The first response has the status and the headers; each further one has only `body`.
+        The response is complete if the call ends with OK. The two sides are independent: a provider may respond before it
+        has received everything, and if it responds with an error, the server sends the rest of the body to nobody.
+
+        Bodies are passed on as they are: the server asks for none of the content codings, and does not decode one. It
+        repeats nothing once the provider has received a part of the body. docs/api-proxy.md has the details.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IntegrationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -432,6 +454,11 @@ def add_IntegrationServiceServicer_to_server(servicer, server):
                     servicer.CallProvider,
                     request_deserializer=integrations_dot_v1_dot_integration__service__pb2.CallProviderRequest.FromString,
                     response_serializer=integrations_dot_v1_dot_integration__service__pb2.CallProviderResponse.SerializeToString,
+            ),
+            'StreamProvider': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamProvider,
+                    request_deserializer=integrations_dot_v1_dot_integration__service__pb2.StreamProviderRequest.FromString,
+                    response_serializer=integrations_dot_v1_dot_integration__service__pb2.StreamProviderResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1007,6 +1034,33 @@ class IntegrationService:
             '/integrations.v1.IntegrationService/CallProvider',
             integrations_dot_v1_dot_integration__service__pb2.CallProviderRequest.SerializeToString,
             integrations_dot_v1_dot_integration__service__pb2.CallProviderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamProvider(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/integrations.v1.IntegrationService/StreamProvider',
+            integrations_dot_v1_dot_integration__service__pb2.StreamProviderRequest.SerializeToString,
+            integrations_dot_v1_dot_integration__service__pb2.StreamProviderResponse.FromString,
             options,
             channel_credentials,
             insecure,

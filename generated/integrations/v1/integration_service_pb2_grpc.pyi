@@ -113,6 +113,19 @@ class IntegrationServiceStub:
     OPTIONS, PUT and DELETE, and requests with an idempotency key. After UNAVAILABLE for any other request, the
     provider may have executed it. docs/api-proxy.md has the details.
     """
+    StreamProvider: _grpc.StreamStreamMultiCallable[_integration_service_pb2.StreamProviderRequest, _integration_service_pb2.StreamProviderResponse]
+    """Calls the provider's API as `CallProvider` does, with bodies of any size: the request's and the response's come in
+    chunks, which the server passes on as fast as the other side takes them. Available over gRPC only.
+
+    The first request has the head: all fields that the call needs, and if there is one the first part of the body. Each
+    further request has only `body`. The client then closes its side; a stream that ends in any other way is never
+    passed on as a complete body. The first response has the status and the headers; each further one has only `body`.
+    The response is complete if the call ends with OK. The two sides are independent: a provider may respond before it
+    has received everything, and if it responds with an error, the server sends the rest of the body to nobody.
+
+    Bodies are passed on as they are: the server asks for none of the content codings, and does not decode one. It
+    repeats nothing once the provider has received a part of the body. docs/api-proxy.md has the details.
+    """
 
 @_typing.type_check_only
 class IntegrationServiceAsyncStub(IntegrationServiceStub):
@@ -198,6 +211,19 @@ class IntegrationServiceAsyncStub(IntegrationServiceStub):
     limit requires one, the call waits within its deadline. The server repeats only safe attempts: GET, HEAD,
     OPTIONS, PUT and DELETE, and requests with an idempotency key. After UNAVAILABLE for any other request, the
     provider may have executed it. docs/api-proxy.md has the details.
+    """
+    StreamProvider: _aio.StreamStreamMultiCallable[_integration_service_pb2.StreamProviderRequest, _integration_service_pb2.StreamProviderResponse]  # type: ignore[assignment]
+    """Calls the provider's API as `CallProvider` does, with bodies of any size: the request's and the response's come in
+    chunks, which the server passes on as fast as the other side takes them. Available over gRPC only.
+
+    The first request has the head: all fields that the call needs, and if there is one the first part of the body. Each
+    further request has only `body`. The client then closes its side; a stream that ends in any other way is never
+    passed on as a complete body. The first response has the status and the headers; each further one has only `body`.
+    The response is complete if the call ends with OK. The two sides are independent: a provider may respond before it
+    has received everything, and if it responds with an error, the server sends the rest of the body to nobody.
+
+    Bodies are passed on as they are: the server asks for none of the content codings, and does not decode one. It
+    repeats nothing once the provider has received a part of the body. docs/api-proxy.md has the details.
     """
 
 class IntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -407,6 +433,25 @@ class IntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
         limit requires one, the call waits within its deadline. The server repeats only safe attempts: GET, HEAD,
         OPTIONS, PUT and DELETE, and requests with an idempotency key. After UNAVAILABLE for any other request, the
         provider may have executed it. docs/api-proxy.md has the details.
+        """
+
+    @_abc_1.abstractmethod
+    def StreamProvider(
+        self,
+        request_iterator: _MaybeAsyncIterator[_integration_service_pb2.StreamProviderRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_integration_service_pb2.StreamProviderResponse], _abc.AsyncIterator[_integration_service_pb2.StreamProviderResponse]]:
+        """Calls the provider's API as `CallProvider` does, with bodies of any size: the request's and the response's come in
+        chunks, which the server passes on as fast as the other side takes them. Available over gRPC only.
+
+        The first request has the head: all fields that the call needs, and if there is one the first part of the body. Each
+        further request has only `body`. The client then closes its side; a stream that ends in any other way is never
+        passed on as a complete body. The first response has the status and the headers; each further one has only `body`.
+        The response is complete if the call ends with OK. The two sides are independent: a provider may respond before it
+        has received everything, and if it responds with an error, the server sends the rest of the body to nobody.
+
+        Bodies are passed on as they are: the server asks for none of the content codings, and does not decode one. It
+        repeats nothing once the provider has received a part of the body. docs/api-proxy.md has the details.
         """
 
 def add_IntegrationServiceServicer_to_server(servicer: IntegrationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -6,7 +6,8 @@ there is no response.
 """
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass, replace
 from datetime import timedelta
 
@@ -18,7 +19,7 @@ from integration_server.domain.errors import (
     StoreUnavailable,
 )
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
-from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
+from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, ApiStream
 from integration_server.service.background.detached_tasks import DetachedTasks, time_left
 from integration_server.service.common_types import Clock
 from integration_server.service.credentials.credential_service import CredentialService
@@ -34,6 +35,7 @@ from integration_server.service.proxy.proxy_policy import (
     secrets_of,
 )
 from integration_server.service.proxy.rate_limiter import RateLimiters
+from integration_server.service.request_body import RequestBody
 
 _REPEATED_FAILURE_INTERVAL = timedelta(seconds=10)
 """A repeated failure is recorded once in this time, so that an outage does not cause a write for each call."""
@@ -53,6 +55,7 @@ class ApiProxy:
     deadline: timedelta
     max_request_bytes: int
     max_response_bytes: int
+    stream_idle_timeout: timedelta
 
     async def call_provider(self, integration_id: IntegrationId, user_id: UserId, request: ApiRequest) -> ApiResponse:
         """The provider's response. Raises `InvalidField` for a disallowed request, `RateLimited`, `ProviderError`."""
@@ -63,19 +66,56 @@ class ApiProxy:
         require_allowed_headers(request, self.provider_of(fresh.integration).allowed_request_headers)
         return await self.send(fresh, request)
 
+    @asynccontextmanager
+    async def stream_provider(
+        self,
+        integration_id: IntegrationId,
+        user_id: UserId,
+        request: ApiRequest,
+        parts: AsyncIterator[bytes],
+        *,
+        content_length: int | None = None,
+        within: float | None = None,
+    ) -> AsyncIterator[ApiStream]:
+        """As `call_provider`, with bodies in parts: `request.body` and then `parts`. Leaving the context ends both.
+
+        `within` is the time that the caller waits at most, in seconds; None without a deadline. It bounds the wait for
+        a permit and for retries, all before the first part. The bodies themselves have no limits; instead either side
+        may stall for at most `stream_idle_timeout`.
+        """
+        require_valid_request(request)
+        fresh = await self.credentials.get_usable(integration_id, user_id)
+        require_allowed_headers(request, self.provider_of(fresh.integration).allowed_request_headers)
+        body = await RequestBody.of(request, parts, content_length, self.stream_idle_timeout)
+        call = _Call(self, fresh, replace(request, body=b""), body, within)
+        with self._recording_error(call):
+            async with call.response(call.stream_once) as stream:
+                self._record_response(call, stream.response)
+                headers = forwardable_headers(stream.response.headers, call.secrets(stream.response))
+                yield replace(stream, response=replace(stream.response, headers=headers))
+
     async def send(self, fresh: RefreshResult, request: ApiRequest) -> ApiResponse:
         """Send a valid request with these credentials, or with newer ones if the provider rejects them."""
-        call = _Call(self, fresh, request)
+        call = _Call(self, fresh, request, None, time_left())
+        with self._recording_error(call):
+            async with call.response(call.send_once) as complete:
+                response = complete.response
+                self._record_response(call, response)
+        return replace(response, headers=forwardable_headers(response.headers, call.secrets(response)), secrets=())
+
+    @contextmanager
+    def _recording_error(self, call: "_Call") -> Iterator[None]:
         try:
-            response = await call.response()
+            yield
         except ProviderError as error:
             if call.was_sent:
                 self._update_last_error(call.fresh.integration, error)
             raise
+
+    def _record_response(self, call: "_Call", response: ApiResponse) -> None:
         rejection = ProviderRejected("credentials") if response.is_unauthorized else None
         is_success = response.status < 500 and not response.is_rate_limited
         self._update_last_error(call.fresh.integration, rejection, is_success=is_success)
-        return replace(response, headers=forwardable_headers(response.headers, call.secrets()))
 
     def provider_of(self, integration: Integration) -> Provider:
         """The integration's provider with its config applied."""
@@ -99,66 +139,109 @@ class ApiProxy:
 
 
 class _Call:
-    """One call with all its attempts."""
+    """One call with all its attempts. A call whose `body` has been taken is not attempted again."""
 
-    def __init__(self, proxy: ApiProxy, fresh: RefreshResult, request: ApiRequest) -> None:
+    def __init__(
+        self, proxy: ApiProxy, fresh: RefreshResult, request: ApiRequest, body: RequestBody | None, within: float | None
+    ) -> None:
         self.fresh = fresh
         self.was_sent = False
         self._proxy = proxy
         self._request = request
+        self._body = body
         self._used_credentials: list[RefreshResult] = []
-        left = time_left()
-        self._deadline = _loop_time() + (proxy.deadline.total_seconds() if left is None else left)
+        self._deadline = _loop_time() + (proxy.deadline.total_seconds() if within is None else within)
 
-    def secrets(self) -> frozenset[str]:
+    def secrets(self, response: ApiResponse) -> frozenset[str]:
         """The secrets of all credentials that were used; the response must not reveal them."""
         provider = self._proxy.provider_of(self.fresh.integration)
         return frozenset(
             secret
             for used in self._used_credentials
             for secret in secrets_of(used.credentials, provider.request_auth(used.credentials))
-        )
+        ).union(response.secrets)
 
-    async def response(self) -> ApiResponse:
-        """The provider's final response. Raises `RateLimited` or `ProviderError`."""
-        is_safe = is_retry_safe(self._request)
+    @asynccontextmanager
+    async def response(self, attempt: Callable[[], AbstractAsyncContextManager[ApiStream]]) -> AsyncIterator[ApiStream]:
+        """The provider's final response, while its attempt lasts. Raises `RateLimited` or `ProviderError`."""
         was_lost = was_refreshed = False
         while True:
-            try:
-                response = await self._attempt()
-            except ProviderUnavailable:
-                if was_lost or not (is_safe and self.was_sent and self._seconds_left() > 0):
-                    raise
-                was_lost = True  # one lost connection is retried, a second one is not
-                continue
-            if response.is_unauthorized and not was_refreshed:
-                was_refreshed = True
-                refreshed = await self._proxy.credentials.newer(self.fresh)
-                if refreshed is not None:
-                    self.fresh = refreshed
+            async with AsyncExitStack() as stack:
+                try:
+                    found = await stack.enter_async_context(attempt())
+                except ProviderUnavailable:
+                    if was_lost or not (self._is_repeatable and self.was_sent and self._seconds_left() > 0):
+                        raise
+                    was_lost = True  # one lost connection is retried, a second one is not
                     continue
-            if not response.is_rate_limited:
-                return replace(response, was_retried=was_lost)
-            if not is_safe:
-                error = ProviderUnavailable("the provider asks for a later retry", retry_after=response.retry_after)
-                error.provider_reason = response.reason
-                raise error
+                response = found.response
+                if response.is_unauthorized and not was_refreshed:
+                    was_refreshed = True
+                    refreshed = await self._proxy.credentials.newer(self.fresh)
+                    if refreshed is not None and not self._is_body_taken:
+                        self.fresh = refreshed
+                        continue
+                if not response.is_rate_limited:
+                    yield replace(found, response=replace(response, was_retried=was_lost))
+                    return
+                if not self._is_repeatable:
+                    error = ProviderUnavailable("the provider asks for a later retry", retry_after=response.retry_after)
+                    error.provider_reason = response.reason
+                    raise error
 
-    async def _attempt(self) -> ApiResponse:
+    @asynccontextmanager
+    async def send_once(self) -> AsyncIterator[ApiStream]:
+        """One attempt, which is over when its whole response is there: it has no further parts."""
+        async with self._permit() as (provider, observe):
+            response = observe(
+                await provider.call_api(
+                    self.fresh.credentials,
+                    self._request,
+                    deadline=timedelta(seconds=self._seconds_left()),
+                    body_limit=self._proxy.max_response_bytes,
+                )
+            )
+        yield ApiStream(response)
+
+    @asynccontextmanager
+    async def stream_once(self) -> AsyncIterator[ApiStream]:
+        """One attempt, which counts as a call of the provider until its response has been read."""
+        timeout = self._proxy.stream_idle_timeout
+        async with (
+            self._permit() as (provider, observe),
+            provider.stream_api(self.fresh.credentials, self._request, self._body, idle_timeout=timeout) as stream,
+        ):
+            yield replace(stream, response=observe(stream.response))
+
+    @asynccontextmanager
+    async def _permit(self) -> AsyncIterator[tuple[Provider, Callable[[ApiResponse], ApiResponse]]]:
         provider = self._proxy.provider_of(self.fresh.integration)
         require_no_credentials(self._request, provider.request_auth(self.fresh.credentials))
         limiter = self._proxy.rate_limiters.limiter(provider)
-        async with limiter.permit(self.fresh.integration, self._seconds_left(), is_retry=self.was_sent) as observe:
+        permit = limiter.permit(
+            self.fresh.integration,
+            self._seconds_left(),
+            is_retry=self.was_sent,
+            resource=provider.rate_limit_resource(self._request),
+            path=f"{self._request.method} {self._request.api} {self._request.path}",
+        )
+        async with permit as observe:
+
+            def observed(response: ApiResponse) -> ApiResponse:
+                pause = observe(response)
+                return replace(response, retry_after=pause) if response.is_rate_limited else response
+
             self.was_sent = True
             self._used_credentials.append(self.fresh)
-            response = await provider.call_api(
-                self.fresh.credentials,
-                self._request,
-                deadline=timedelta(seconds=self._seconds_left()),
-                body_limit=self._proxy.max_response_bytes,
-            )
-            pause = observe(response)
-        return replace(response, retry_after=pause) if response.is_rate_limited else response
+            yield provider, observed
+
+    @property
+    def _is_body_taken(self) -> bool:
+        return self._body is not None and self._body.was_taken
+
+    @property
+    def _is_repeatable(self) -> bool:
+        return is_retry_safe(self._request) and not self._is_body_taken
 
     def _seconds_left(self) -> float:
         return max(0.0, self._deadline - _loop_time())

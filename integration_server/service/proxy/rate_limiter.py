@@ -3,27 +3,32 @@
 Limits are declared by providers, and learned from their responses (`rate_limit_budget.py`). What responses report
 applies to their account. It applies to all accounts of the type only after several accounts of several users in a row,
 without a success of anybody between, have been rejected: otherwise one user, or one account that several users share,
-could stop the calls of all others. Users who wait for the same provider take turns (`fair_queue.py`), so that a flood
-of calls delays only the user who causes it.
+could stop the calls of all others. A provider may limit each of its resources, such as its search, on its own: such a
+limit applies to the calls of that resource (`RateLimit.resource`, `ApiResponse.rate_limit_resource`). Users who wait
+for the same provider take turns (`fair_queue.py`), so that a flood of calls delays only the user who causes it.
 """
 
 import asyncio
 import math
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Protocol
 
+from cachetools import LRUCache
+
 from integration_server.domain.errors import ProviderUnavailable, RateLimited
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.domain.proxy_messages import ApiResponse, LimitScope, RateLimit
 from integration_server.service.common_types import Jitter, Record, record_nothing
 from integration_server.service.provider_port import Provider
-from integration_server.service.proxy.fair_queue import FairQueue, Waiter
+from integration_server.service.proxy.fair_queue import FairQueue, Lane, Waiter
 from integration_server.service.proxy.rate_limit_budget import MAX_APP_PAUSE, MIN_PAUSE, AdaptiveLimit
+
+_MAX_REPORTED_RESOURCES = 1000  # paths, of one integration type
 
 _SWEEP_INTERVAL = 1000  # permits
 
@@ -66,13 +71,11 @@ class ProviderRateLimiter:
     record_refusal: Record = record_nothing  # integration type
 
     def __post_init__(self) -> None:
-        self._app_limits = [limit for limit in self.limits if limit.scope is LimitScope.APP]
-        self._own_limits = [limit for limit in self.limits if limit.scope is LimitScope.INTEGRATION]
-        self._app = AdaptiveLimit(self._app_limits, self.jitter, max_pause=MAX_APP_PAUSE)
-        self._rejected: set[tuple[UserId, str | IntegrationId]] = set()  # users and accounts, since the last success
-        self._integrations = defaultdict[IntegrationId, AdaptiveLimit](
-            lambda: AdaptiveLimit(self._own_limits, self.jitter, self.calls_at_once)
-        )
+        # By resource; empty for the limits of all calls together.
+        self._apps: dict[str, AdaptiveLimit] = {}
+        self._rejected = defaultdict[str, set[tuple[UserId, str | IntegrationId]]](set)  # since the last success
+        self._integrations: dict[Lane, AdaptiveLimit] = {}
+        self._reported_resources: LRUCache[str, str] = LRUCache(_MAX_REPORTED_RESOURCES)
         self._exhausted_until: dict[str, float] = {}
         self._queue = FairQueue()
         self._dispatcher: asyncio.Task[None] | None = None
@@ -81,24 +84,28 @@ class ProviderRateLimiter:
 
     @asynccontextmanager
     async def permit(
-        self, integration: Integration, within: float, *, is_retry: bool
+        self, integration: Integration, within: float, *, is_retry: bool, resource: str = "", path: str = ""
     ) -> AsyncIterator[ObserveResponse]:
         """Wait for at most `within` seconds until a call may start; the call is made in the block.
 
+        `resource` is the one that the provider declares for the call; empty for none. If a response to a call with the
+        same `path` (with its method) has named another, that one is used.
         The block calls the yielded function with the response. It returns how long the provider accepts no more calls.
         Raises `RateLimited`, or `ProviderUnavailable` if the provider itself has asked for a longer pause.
         """
+        resource = self._reported_resources.get(path, resource)
+        waiter = Waiter(integration.user_id, integration.integration_id, resource)
         begin = self.monotonic()
         try:
-            await self._wait(Waiter(integration.user_id, integration.integration_id), within, is_retry=is_retry)
+            await self._wait(waiter, within, is_retry=is_retry)
         except (ProviderUnavailable, RateLimited):
             self.record_refusal(self.integration_type)
             raise
         self.record_wait(self.monotonic() - begin, self.integration_type)
         try:
-            yield partial(self._observe, integration)
+            yield partial(self._observe, integration, resource, path)
         finally:
-            self._end(integration.integration_id, was_sent=True)
+            self._end(waiter, was_sent=True)
 
     async def _wait(self, waiter: Waiter, within: float, *, is_retry: bool) -> None:
         self._require_in_time(waiter, within, is_retry=is_retry)
@@ -119,28 +126,26 @@ class ProviderRateLimiter:
     def _require_in_time(self, waiter: Waiter, within: float, *, is_retry: bool) -> None:
         """Raise at once if the call cannot start in time."""
         now = self.monotonic()
-        user_id, integration_id = waiter.user_id, waiter.integration_id
         # A retry goes to the front.
-        ahead_in_provider_queue = 0 if is_retry else self._queue.count_ahead(user_id)
-        ahead_in_integration_queue = 0 if is_retry else self._queue.count_waiting(user_id, integration_id)
+        ahead_in_provider_queue = 0 if is_retry else self._queue.count_ahead(waiter.user_id)
+        ahead_in_own_queue = 0 if is_retry else self._queue.count_waiting(waiter.user_id, waiter.lane)
         estimated_wait = max(
-            self._app.estimated_wait(now, ahead_in_provider_queue),
-            self._integrations[integration_id].estimated_wait(now, ahead_in_integration_queue),
-            self._exhausted_seconds(self.integration_type, now),
-            self._exhausted_seconds(self._counter_name(integration_id), now),
+            *(limit.estimated_wait(now, ahead_in_provider_queue) for limit in self._app_limits_of(waiter.resource)),
+            *(limit.estimated_wait(now, ahead_in_own_queue) for limit in self._own_limits_of(waiter.lane)),
+            self._exhausted_seconds(waiter, now),
         )
         if estimated_wait > within:
             raise self._timeout_error(waiter, estimated_wait, now)
 
     def _timeout_error(self, waiter: Waiter, estimated_wait: float, now: float) -> RateLimited | ProviderUnavailable:
-        reported = max(self._app.provider_wait(now), self._integrations[waiter.integration_id].provider_wait(now))
+        reported = max(limit.provider_wait(now) for limit in self._limits_of(waiter))
         if reported >= estimated_wait:
             return ProviderUnavailable("the provider accepts no calls now", retry_after=timedelta(seconds=reported))
         return RateLimited(timedelta(seconds=estimated_wait))
 
     def _cancel_waiter(self, waiter: Waiter) -> None:
         if waiter.permit.done() and not waiter.permit.cancelled():
-            self._end(waiter.integration_id, was_sent=False)  # permitted in the same moment
+            self._end(waiter, was_sent=False)  # permitted in the same moment
         else:
             waiter.permit.cancel()
             self._queue.remove(waiter)
@@ -152,7 +157,7 @@ class ProviderRateLimiter:
         while self._queue:
             waiter, wait = self._next_waiter()
             if waiter is not None:
-                counters = self._counters(waiter.integration_id)
+                counters = self._counters(waiter)
                 exhausted = await self.shared.acquire(counters) if self.shared else None
                 if exhausted is not None:
                     self._exhausted_until[exhausted.name] = self.monotonic() + exhausted.wait
@@ -168,62 +173,104 @@ class ProviderRateLimiter:
     def _next_waiter(self) -> tuple[Waiter | None, float]:
         """The next waiter to permit; or None, and the seconds after which to check again."""
         now = self.monotonic()
-        wait = max(self._app.wait_time(now), self._exhausted_seconds(self.integration_type, now))
-        if wait > 0:
-            return None, wait
+        soonest = self._app_limit("").wait_time(now)
+        if soonest > 0:
+            return None, soonest
         soonest = math.inf
         for waiter in self._queue.heads():
-            own = self._integrations[waiter.integration_id].wait_time(now)
-            wait = max(own, self._exhausted_seconds(self._counter_name(waiter.integration_id), now))
+            waits = (limit.wait_time(now) for limit in self._limits_of(waiter))
+            wait = max(*waits, self._exhausted_seconds(waiter, now))
             if wait <= 0:
                 return waiter, 0.0
             soonest = min(soonest, wait)
         return None, soonest
 
-    def _counters(self, integration_id: IntegrationId) -> Sequence[tuple[str, RateLimit]]:
-        app = [(self.integration_type, limit) for limit in self._app_limits]
-        own = [(self._counter_name(integration_id), limit) for limit in self._own_limits]
-        return [*app, *own]
+    def _counters(self, waiter: Waiter) -> Sequence[tuple[str, RateLimit]]:
+        return [
+            (self._counter_name(limit, waiter.integration_id), limit)
+            for limit in self.limits
+            if limit.resource in {"", waiter.resource}
+        ]
 
-    def _counter_name(self, integration_id: IntegrationId) -> str:
-        return f"{self.integration_type}/{integration_id}"
+    def _counter_name(self, limit: RateLimit, integration_id: IntegrationId) -> str:
+        name = self.integration_type if limit.scope is LimitScope.APP else f"{self.integration_type}/{integration_id}"
+        return f"{name}#{limit.resource}" if limit.resource else name
 
-    def _exhausted_seconds(self, name: str, now: float) -> float:
-        """Seconds for which a shared counter is known to be exhausted."""
-        return self._exhausted_until.get(name, 0.0) - now
+    def _exhausted_seconds(self, waiter: Waiter, now: float) -> float:
+        """Seconds for which a shared counter of a call is known to be exhausted."""
+        if not self._exhausted_until:
+            return 0.0
+        return max((self._exhausted_until.get(name, 0.0) - now for name, _ in self._counters(waiter)), default=0.0)
+
+    # --- the limits of a call
+
+    def _limits_of(self, waiter: Waiter) -> Iterator[AdaptiveLimit]:
+        yield from self._app_limits_of(waiter.resource)
+        yield from self._own_limits_of(waiter.lane)
+
+    def _app_limits_of(self, resource: str) -> Iterator[AdaptiveLimit]:
+        yield from map(self._app_limit, dict.fromkeys(("", resource)))
+
+    def _own_limits_of(self, lane: Lane) -> Iterator[AdaptiveLimit]:
+        integration_id, resource = lane
+        yield from (self._own_limit((integration_id, one)) for one in dict.fromkeys(("", resource)))
+
+    def _app_limit(self, resource: str) -> AdaptiveLimit:
+        if resource not in self._apps:
+            limits = self._declared(LimitScope.APP, resource)
+            self._apps[resource] = AdaptiveLimit(limits, self.jitter, max_pause=MAX_APP_PAUSE)
+        return self._apps[resource]
+
+    def _own_limit(self, lane: Lane) -> AdaptiveLimit:
+        if lane not in self._integrations:
+            limits = self._declared(LimitScope.INTEGRATION, lane[1])
+            self._integrations[lane] = AdaptiveLimit(limits, self.jitter, None if lane[1] else self.calls_at_once)
+        return self._integrations[lane]
+
+    def _declared(self, scope: LimitScope, resource: str) -> Sequence[RateLimit]:
+        return [limit for limit in self.limits if limit.scope is scope and limit.resource == resource]
 
     # --- counting
 
     def _begin(self, waiter: Waiter) -> None:
         now = self.monotonic()
-        self._app.begin(now)
-        self._integrations[waiter.integration_id].begin(now)
+        for limit in self._limits_of(waiter):
+            limit.begin(now)
         waiter.permit.set_result(None)
 
-    def _end(self, integration_id: IntegrationId, *, was_sent: bool) -> None:
+    def _end(self, waiter: Waiter, *, was_sent: bool) -> None:
         now = self.monotonic()
-        self._app.end(now, was_sent=was_sent)
-        self._integrations[integration_id].end(now, was_sent=was_sent)
+        for limit in self._limits_of(waiter):
+            limit.end(now, was_sent=was_sent)
         self._changed.set()
         self._permit_count += 1
         if self._permit_count % _SWEEP_INTERVAL == 0:
-            for key in [key for key, limit in self._integrations.items() if limit.is_empty(now)]:
-                del self._integrations[key]
+            self._integrations = {lane: one for lane, one in self._integrations.items() if not one.is_empty(now)}
+            self._apps = {resource: one for resource, one in self._apps.items() if not one.is_empty(now)}
             self._exhausted_until = {name: until for name, until in self._exhausted_until.items() if until > now}
 
-    def _observe(self, integration: Integration, response: ApiResponse) -> timedelta:
-        now, own = self.monotonic(), self._integrations[integration.integration_id]
+    def _observe(self, integration: Integration, resource: str, path: str, response: ApiResponse) -> timedelta:
+        reported = response.rate_limit_resource
+        if reported and reported != resource:
+            self._reported_resources[path] = reported
+        resource = resource if reported is None else reported
+        now = self.monotonic()
+        own, app = self._own_limit((integration.integration_id, resource)), self._app_limit(resource)
         own.observe(response, now)
         if not response.is_rate_limited:
-            self._rejected.clear()
-            self._app.observe_success(now)
+            for name in {"", resource}:
+                self._rejected.pop(name, None)
+                self._app_limit(name).observe_success(now)
+            if resource:
+                self._own_limit((integration.integration_id, "")).observe_success(now)
         else:
-            self._rejected.add((integration.user_id, integration.account_id or integration.integration_id))
+            rejected = self._rejected[resource]
+            rejected.add((integration.user_id, integration.account_id or integration.integration_id))
             # Several users may have connected one account, and one user several.
-            if min(len(set(column)) for column in zip(*self._rejected, strict=True)) >= self.app_limit_users:
-                self._app.pause(own.provider_wait(now), now)
-                self._rejected.clear()
-        return timedelta(seconds=max(own.provider_wait(now), self._app.provider_wait(now)))
+            if min(len(set(column)) for column in zip(*rejected, strict=True)) >= self.app_limit_users:
+                app.pause(own.provider_wait(now), now)
+                del self._rejected[resource]
+        return timedelta(seconds=max(own.provider_wait(now), app.provider_wait(now)))
 
 
 @dataclass(eq=False, repr=False)

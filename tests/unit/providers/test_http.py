@@ -326,6 +326,14 @@ async def test_invalid_gzip_is_provider_unavailable() -> None:
         ("-5", 0),
         ("PT1M", 60),
         ("30s", 30),
+        ("500ms", 0.5),
+        ("60000ms", 60),
+        ("1h30m", 3_600),
+        ("1m30.5s", 90.5),
+        ("120, 120", 120),
+        ("5, 60", 60),
+        ('"60"', 60),
+        ("2 mins", 120),
         ((NOW + timedelta(seconds=90)).isoformat(), 90),
         (str(int(NOW.timestamp()) + 90), 90),
         (format_datetime(NOW + timedelta(seconds=90)), 90),
@@ -340,7 +348,15 @@ async def test_reads_retry_after(value: str, wait: float) -> None:
     assert http_response.retry_after == timedelta(seconds=wait)
 
 
-@pytest.mark.parametrize("value", ["", "soon", "²", "nan", "1,5", "5 fortnights", "Mon, 01 Jan 99999 00:00:00 GMT"])
+async def test_the_longest_of_several_retry_after_headers_counts() -> None:
+    headers = [("Retry-After", "3"), ("Retry-After", format_datetime(NOW + timedelta(seconds=90), usegmt=True))]
+    response = await response_to(FakeTransport(httpx.Response(503, headers=headers)))
+    assert response.retry_after == timedelta(seconds=90)
+
+
+@pytest.mark.parametrize(
+    "value", ["", "soon", "²", "nan", "5 fortnights", "5 foo 3s", "Mon, 01 Jan 99999 00:00:00 GMT"]
+)
 async def test_an_invalid_retry_after_is_ignored(value: str) -> None:
     headers = [(b"Retry-After", value.encode())]
     assert (await response_to(FakeTransport(httpx.Response(503, headers=headers)))).retry_after is None

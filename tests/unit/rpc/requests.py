@@ -65,7 +65,7 @@ def with_text(method: str, field: str, text: str) -> Any:
 
 TEXT_FIELDS = fields_of(FieldDescriptor.TYPE_STRING)
 NUMBER_FIELDS = [
-    *((method, field, 63) for method, field in fields_of(FieldDescriptor.TYPE_INT64)),
+    *((method, field, 63) for method, field in fields_of(FieldDescriptor.TYPE_INT64) if field != "content_length"),
     *((method, field, 31) for method, field in fields_of(FieldDescriptor.TYPE_INT32)),
 ]
 
