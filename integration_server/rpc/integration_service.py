@@ -75,7 +75,6 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
     async def HandleCallback(self, request: pb.HandleCallbackRequest, context: Context) -> pb.HandleCallbackResponse:
         """Handle the provider's response to an authorization request."""
         max_length = mapping.MAX_PARAMETER_LENGTH
-        mapping.decode_text("error_description", request.error_description, max_length)
         result = await self._use_cases.oauth_connection.handle_callback(
             Callback(
                 state=mapping.decode_required_text("state", request.state, max_length),
