@@ -361,12 +361,12 @@ async def test_a_connection_that_nobody_could_confirm_is_refused_at_once(redirec
     assert caught.value.field == "return_url"
     assert not system.ids()
     # Whoever receives the browser can confirm, or the token reaches the app.
-    assert await system.begin(redirect_uri=APP_CALLBACK)
-    assert await system.begin(redirect_uri=redirect_uri, return_url=RETURN_URL)
+    assert (await system.begin(redirect_uri=APP_CALLBACK)).url
+    assert (await system.begin(redirect_uri=redirect_uri, return_url=RETURN_URL)).url
 
 
 @pytest.mark.parametrize("settings", [{"skip_confirmation": True}, CONFIRMING], ids=["skipped", "default"])
 async def test_negative_control_where_the_token_is_not_needed_or_delivered_a_connection_begins(
     settings: Mapping[str, Any],
 ) -> None:
-    assert await FakeSystem(dict(settings)).begin()
+    assert (await FakeSystem(dict(settings)).begin()).url
