@@ -22,12 +22,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from integration_server.peers import TrustedProxies
 from integration_server.sandbox.model import Account
 from integration_server.sandbox.state import Sandbox
-from integration_server.sidecar.anonymous_limits import AnonymousLimits
 from integration_server.sidecar.app import create_app
 from integration_server.sidecar.grpc_client import ServerClient
-from integration_server.trusted_proxies import TrustedProxies
+from integration_server.sidecar.middleware import AnonymousLimits
 from integrations.v1 import integration_service_pb2 as pb
 from tests.attack_inputs import HOSTILE_TEXTS
 from tests.end_to_end.system import PUBLIC_URL, System, query_of, run_system

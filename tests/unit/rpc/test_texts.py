@@ -3,8 +3,8 @@
 import pytest
 
 from integration_server.domain.errors import InvalidField
-from integration_server.rpc import mapping
 from integration_server.domain.text import control_character_problem
+from integration_server.rpc import mapping
 from integrations.v1 import integration_service_pb2 as pb
 from tests.fakes.inmemory_grpc import InMemoryGrpc, RpcError
 from tests.unit.rpc.requests import good
