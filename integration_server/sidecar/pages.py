@@ -68,8 +68,9 @@ class ResultPages:
 
     def render(self, page: PageTexts, status: HTTPStatus, provider: str = "", account: str = "") -> HTMLResponse:
         """The response with a page. `provider` and `account` are names; empty if they are not known."""
-        message = self._messages[page].render(provider=_isolated(provider), account=_isolated(account))
-        return HTMLResponse(self._template.render(page=page, message=Markup(message)), status)  # noqa: S704
+        # A module of a template is markup, its names already escaped.
+        message = self._messages[page].make_module({"provider": _isolated(provider), "account": _isolated(account)})
+        return HTMLResponse(self._template.render(page=page, message=message), status)
 
 
 def _isolated(name: str) -> Markup:
