@@ -231,6 +231,7 @@ class World:
             del self.ids[row.name]
         system.provider.revoke_error = None
         await system.health_checker.check_health(work.integration_id, ADA)
+        self.raw.execute("DELETE FROM authorization_attempts")  # finished ones, which are pruned after some minutes
         await self._attempts(ADA)
         await self._attempts(EVE)
         self.older = self.raw.serialize()
