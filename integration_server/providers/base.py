@@ -31,8 +31,8 @@ from integration_server.domain.errors import (
     ResponseTooLarge,
 )
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, RateLimit
-from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest
 from integration_server.domain.text import control_character_problem
+from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest
 from integration_server.providers.http import DeclaredOrigins, HttpResponse, ProviderHttp, ResponseBodyTooLarge
 from integration_server.providers.lenient_values import text_at, texts_at
 from integration_server.providers.rate_limit_headers import parse_rate_limit_headers
