@@ -401,8 +401,8 @@ def build_service(
     `cache` is the cache of `GetCredentials`. The other keyword arguments are constants of the server, which tests
     replace: `revocation_wait` is how long `DisconnectIntegration` waits for the provider, `heartbeat` the interval
     between cursors of a quiet event stream, `mass_failure_count` the smallest mass failure of refreshes.
-    `keeps_shared_grants` switches off that a revocation ends no live integration. Without `keeps_outcomes`, callbacks are
-    not repeatable (negative control).
+    `keeps_shared_grants` switches off that a revocation ends no live integration. Without `keeps_outcomes`, callbacks
+    are not repeatable (negative control).
     """
     metrics = metrics or Metrics(is_on=False)
     integrations = stores.integrations
