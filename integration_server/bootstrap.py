@@ -390,6 +390,7 @@ def build_service(
     monotonic: Callable[[], float] = monotonic,
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     redirects: RedirectAllowlist | None = None,
+    keeps_outcomes: bool = True,
     revocation_wait: timedelta = timedelta(seconds=3),
     heartbeat: timedelta = timedelta(seconds=15),
     mass_failure_count: int = MASS_FAILURE_COUNT,
@@ -400,7 +401,8 @@ def build_service(
     `cache` is the cache of `GetCredentials`. The other keyword arguments are constants of the server, which tests
     replace: `revocation_wait` is how long `DisconnectIntegration` waits for the provider, `heartbeat` the interval
     between cursors of a quiet event stream, `mass_failure_count` the smallest mass failure of refreshes.
-    `keeps_shared_grants` switches off that a revocation ends no live integration.
+    `keeps_shared_grants` switches off that a revocation ends no live integration. Without `keeps_outcomes`, callbacks
+    are not repeatable (negative control).
     """
     metrics = metrics or Metrics(is_on=False)
     integrations = stores.integrations
@@ -521,11 +523,17 @@ def build_service(
             providers,
             aead,
             redirects
-            or RedirectAllowlist(settings.public_url, settings.allowed_redirect_uris, settings.allowed_return_urls),
+            or RedirectAllowlist(
+                settings.public_url,
+                settings.allowed_redirect_uris,
+                settings.allowed_return_urls,
+                settings.default_return_url,
+            ),
             tasks,
             clock,
             random_token,
             skip_confirmation=settings.skip_confirmation,
+            keeps_outcomes=keeps_outcomes,
             pause=pause,
         ),
         api_key_connection=ApiKeyConnectionService(account_linker, providers, tasks, random_token),

@@ -10,6 +10,7 @@ from integration_server.setting_types import (
     SECOND,
     Address,
     BaseUrl,
+    BrowserUrl,
     Count,
     ListenAddress,
     Networks,
@@ -30,6 +31,7 @@ class SidecarSettings(BaseModel):
     sidecar_address: ListenAddress = Address("127.0.0.1", 8080)
     public_url: BaseUrl = Field(default_factory=lambda data: f"http://{data['sidecar_address']}")
 
+    default_return_url: BrowserUrl | None = None
     trusted_proxies: Networks = ()
 
     # Limits: docs/limits.md.

@@ -31,7 +31,8 @@ Messages are built here from names, fields and numbers, so that none contains a 
         └── SyncTokenExpired
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import ClassVar, Self
 
@@ -47,6 +48,8 @@ class IntegrationServerError(Exception):
     reason: ClassVar[str]
     message: ClassVar[str]
     retry_after: timedelta | None = None
+    metadata: Mapping[str, str] | None = None
+    """Further facts for the caller, which `ErrorInfo` states."""
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(self.message if message is None else message)
@@ -263,11 +266,13 @@ class ProviderError(IntegrationServerError):
     `issued_tokens` are tokens that the provider has issued before the error, and that nobody will use.
     """
 
+    oauth_error: str | None = None
+    provider_reason: str | None = None
+    issued_tokens: OAuthTokens | None = None
+
     def __init__(self, message: str | None = None, *, oauth_error: str | None = None) -> None:
         super().__init__(message)
         self.oauth_error = oauth_error
-        self.provider_reason: str | None = None
-        self.issued_tokens: OAuthTokens | None = None
 
 
 class ProviderUnavailable(ProviderError):
@@ -348,3 +353,32 @@ class SyncTokenExpired(ProviderError):
 
     reason = "SYNC_TOKEN_EXPIRED"
     message = "the sync token has expired; list everything again without one"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorRecord:
+    """An error in a form that can be stored, to be raised again for a request that is repeated.
+
+    `kind` is the name of its class in this module, and `texts` are its further attributes that are texts.
+    """
+
+    kind: str
+    message: str
+    retry_after: timedelta | None
+    texts: Mapping[str, str]
+
+    @classmethod
+    def of(cls, error: IntegrationServerError) -> Self:
+        """The record of an error. Providers of other packages may raise their own subclasses."""
+        kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == __name__)
+        texts = {name: value for name, value in vars(error).items() if isinstance(value, str)}
+        return cls(kind, str(error), error.retry_after, texts)
+
+    def to_error(self) -> IntegrationServerError:
+        """An error that callers cannot distinguish from the recorded one."""
+        kind: type[IntegrationServerError] = globals()[self.kind]
+        error = kind.__new__(kind, self.message)  # without __init__, whose parameters differ
+        error.retry_after = self.retry_after
+        for name, value in self.texts.items():
+            setattr(error, name, value)
+        return error

@@ -31,7 +31,7 @@ from integration_server.domain.errors import (
     ResponseTooLarge,
 )
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, ApiStream, RateLimit
-from integration_server.domain.text import has_control_characters
+from integration_server.domain.text import control_character_problem
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest
 from integration_server.providers.http import DeclaredOrigins, HttpResponse, ProviderHttp, ResponseBodyTooLarge
 from integration_server.providers.lenient_values import text_at, texts_at
@@ -391,9 +391,8 @@ class BaseProvider(ABC):
 
     def webhook_secret_problem(self, secret: str) -> str | None:
         """Why webhooks cannot be verified with a secret, as the end of a sentence; None if they can."""
-        if has_control_characters(secret):
-            return "has a control character or a lone surrogate"
-        return None if self.webhook_scheme is None else self.webhook_scheme.secret_problem(secret)
+        problem = control_character_problem(secret)
+        return problem if problem or self.webhook_scheme is None else self.webhook_scheme.secret_problem(secret)
 
     def receive_webhook(self, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
         """The events in a webhook request that one of the secrets signs. Raises `InvalidWebhookSignature`.
@@ -418,9 +417,7 @@ class BaseProvider(ABC):
         allows_whitespace = field in self.allows_whitespace_in
         if not allows_whitespace and _WHITESPACE.search(value):
             return "has white space inside it, which no key of this integration type has"
-        if has_control_characters("".join(value.split()) if allows_whitespace else value):
-            return "has a control character or a lone surrogate"
-        return None
+        return control_character_problem(value, allowed="\t\n\v\f\r\x1c\x1d\x1e\x1f\x85" if allows_whitespace else "")
 
     @abstractmethod
     def request_auth(self, credentials: Credentials) -> RequestAuth:

@@ -84,7 +84,7 @@ def status_of(error: Exception) -> status_pb2.Status:
     if not isinstance(error, IntegrationServerError):
         return status_pb2.Status(code=code_pb2.INTERNAL, message="internal error")
     provider_reason = provider_reason_of(error)
-    metadata = {"provider_reason": provider_reason} if provider_reason else {}
+    metadata = {**(error.metadata or {}), **({"provider_reason": provider_reason} if provider_reason else {})}
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)]
     if isinstance(error, InvalidField):
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.problem)

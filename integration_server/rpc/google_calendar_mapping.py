@@ -11,6 +11,7 @@ from integration_server.domain import calendar as domain
 from integration_server.domain.errors import InvalidField
 from integration_server.rpc import mapping
 from integration_server.rpc.mapping import (
+    decode_content,
     decode_enum,
     decode_matching,
     decode_required_text,
@@ -144,7 +145,7 @@ def _decode_attendee(parent: str, value: pb.Attendee) -> domain.Attendee:
         display_name=decode_text(f"{parent}display_name", value.display_name),
         optional=value.optional,
         response_status=decode_enum(domain.ResponseStatus, value, "response_status", parent),
-        comment=decode_text(f"{parent}comment", value.comment, MAX_LINE_LENGTH),
+        comment=decode_content(f"{parent}comment", value.comment, MAX_LINE_LENGTH),
         additional_guests=value.additional_guests,
         resource=value.resource,
     )
@@ -185,14 +186,14 @@ def _decode_extended_properties(event: pb.Event) -> domain.ExtendedProperties | 
     for kind, properties in (("private", value.private), ("shared", value.shared)):
         for name, text in properties.items():
             decode_required_text(f"{field}.{kind}", name, MAX_PROPERTY_NAME_LENGTH)
-            decode_text(f"{field}.{kind}", text, MAX_PROPERTY_LENGTH)
+            decode_content(f"{field}.{kind}", text, MAX_PROPERTY_LENGTH)
     return domain.ExtendedProperties(dict(value.private), dict(value.shared))
 
 
 _FIELD_DECODERS: Mapping[str, Callable[[pb.Event], Any]] = {
-    "summary": lambda event: decode_text("event.summary", event.summary, MAX_TEXT_LENGTH),
-    "description": lambda event: decode_text("event.description", event.description, MAX_DESCRIPTION_LENGTH),
-    "location": lambda event: decode_text("event.location", event.location, MAX_TEXT_LENGTH),
+    "summary": lambda event: decode_content("event.summary", event.summary, MAX_TEXT_LENGTH),
+    "description": lambda event: decode_content("event.description", event.description, MAX_DESCRIPTION_LENGTH),
+    "location": lambda event: decode_content("event.location", event.location, MAX_TEXT_LENGTH),
     "start": lambda event: _decode_time(event, "start", "event."),
     "end": lambda event: _decode_time(event, "end", "event."),
     "attendees": _decode_attendees,

@@ -75,14 +75,14 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
     async def HandleCallback(self, request: pb.HandleCallbackRequest, context: Context) -> pb.HandleCallbackResponse:
         """Handle the provider's response to an authorization request."""
         max_length = mapping.MAX_PARAMETER_LENGTH
-        mapping.decode_text("error_description", request.error_description, max_length)
+        mapping.decode_content("error_description", request.error_description, max_length)
         result = await self._use_cases.oauth_connection.handle_callback(
             Callback(
                 state=mapping.decode_required_text("state", request.state, max_length),
-                code=mapping.decode_text("code", request.code, max_length),
+                code=mapping.decode_content("code", request.code, max_length),
                 integration_type=mapping.decode_text("integration_type", request.integration_type),
-                iss=mapping.decode_text("iss", request.iss, mapping.MAX_URL_LENGTH),
-                error=mapping.decode_text("error", request.error, max_length),
+                iss=mapping.decode_content("iss", request.iss, mapping.MAX_URL_LENGTH),
+                error=mapping.decode_content("error", request.error, max_length),
                 user_id=mapping.decode_user_id(request.user_id) if request.user_id else None,
                 query=mapping.decode_query("query", request.query),
                 allowed_types=current_allowed_types(),

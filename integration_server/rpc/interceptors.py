@@ -44,7 +44,7 @@ from limits.aio.strategies import FixedWindowRateLimiter
 
 from integration_server.domain.audit import SUCCESS, Action, AuditEntry
 from integration_server.domain.errors import IntegrationServerError, InvalidField, QuotaExceeded, StoreUnavailable
-from integration_server.domain.text import has_control_characters
+from integration_server.domain.text import control_character_problem
 from integration_server.peers import TrustedProxies, peer_key
 from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.errors import abort_call, outcome_of
@@ -610,5 +610,5 @@ def _purpose(context: Context) -> str:
 
 
 def _require_valid_purpose(purpose: str) -> None:
-    if has_control_characters(purpose):
-        raise InvalidField(_PURPOSE, "has a control character")
+    if problem := control_character_problem(purpose):
+        raise InvalidField(_PURPOSE, problem)

@@ -28,7 +28,7 @@ from integration_server.domain.health import HealthCheck
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
 from integration_server.domain.revocation import RevocationState
-from integration_server.domain.text import has_control_characters
+from integration_server.domain.text import control_character_problem
 from integration_server.domain.webhooks import WebhookRequest, WebhookResponse
 from integration_server.service.credentials.credential_service import TokenState, UsableCredentials
 from integration_server.service.events.event_stream import StreamItem
@@ -58,6 +58,8 @@ _UPDATABLE = frozenset({"name", "config", "is_active"})
 # RFC 6749 §3.3: a scope consists of visible ASCII characters other than quote and backslash.
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
 
+_CONTROLS_BUT_NUL = "".join(map(chr, (*range(1, 0x20), *range(0x7F, 0xA0))))
+
 # White space, and characters without width, which text copied from web pages and documents has at its ends.
 _PASTED = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u2060\ufeff"
 
@@ -70,11 +72,23 @@ T = TypeVar("T")
 
 
 def decode_text(field: str, value: str, max_length: int = MAX_NAME_LENGTH) -> str:
-    """Return an optional text. It has no NUL, which PostgreSQL cannot store."""
+    """Return an optional name, identifier or URL. It has no control characters."""
+    return _checked(field, value, max_length, allowed="")
+
+
+def decode_content(field: str, value: str, max_length: int = MAX_NAME_LENGTH) -> str:
+    """Return an optional text of any content: of several lines, or as a provider sends it. It has no NUL.
+
+    PostgreSQL cannot store that one character.
+    """
+    return _checked(field, value, max_length, allowed=_CONTROLS_BUT_NUL)
+
+
+def _checked(field: str, value: str, max_length: int, allowed: str) -> str:
     if len(value) > max_length:
         raise InvalidField(field, f"has {len(value)} characters; the maximum is {max_length}")
-    if "\0" in value:
-        raise InvalidField(field, "has a NUL character")
+    if problem := control_character_problem(value, allowed):
+        raise InvalidField(field, problem)
     return value
 
 
@@ -87,10 +101,7 @@ def decode_required_text(field: str, value: str, max_length: int = MAX_NAME_LENG
 
 def decode_user_id(value: str) -> UserId:
     """Return the user that a call concerns."""
-    user_id = decode_required_text("user_id", value, MAX_USER_ID_LENGTH)
-    if has_control_characters(user_id):
-        raise InvalidField("user_id", "has a control character or a lone surrogate")
-    return UserId(user_id)
+    return UserId(decode_required_text("user_id", value, MAX_USER_ID_LENGTH))
 
 
 def decode_integration_id(value: int) -> IntegrationId:
@@ -129,14 +140,14 @@ def decode_matching(
     field: str, value: str, pattern: re.Pattern[str], problem: str, max_length: int = MAX_NAME_LENGTH
 ) -> str:
     """Return a text that matches the pattern as a whole."""
-    if not pattern.fullmatch(decode_text(field, value, max_length)):
+    if not pattern.fullmatch(decode_content(field, value, max_length)):
         raise InvalidField(field, problem)
     return value
 
 
 def decode_key(field: str, value: str) -> str:
     """Return a key or secret without what was pasted with it. Its type says which characters it may have."""
-    return decode_text(field, value, MAX_KEY_LENGTH).strip(_PASTED)
+    return decode_content(field, value, MAX_KEY_LENGTH).strip(_PASTED)
 
 
 def require_at_most(field: str, values: Sequence[T], max_count: int) -> Sequence[T]:
@@ -166,15 +177,15 @@ def decode_config(value: Struct) -> dict[str, Any]:
     if size > MAX_CONFIG_BYTES:
         raise InvalidField("config", f"has {size} bytes as JSON; the maximum is {MAX_CONFIG_BYTES}")
     if "\\u0000" in as_json.replace("\\\\", ""):
-        raise InvalidField("config", "has a NUL character")
+        raise InvalidField("config", "contains U+0000 (control character)")
     return config
 
 
 def decode_query(field: str, value: str) -> dict[str, str]:
     """Return the parameters of a URL's query; of a repeated one, the last."""
-    parameters = parse_qsl(decode_text(field, value, 2 * MAX_PARAMETER_LENGTH))
+    parameters = parse_qsl(decode_content(field, value, 2 * MAX_PARAMETER_LENGTH))
     for part in (part for parameter in parameters for part in parameter):
-        decode_text(field, part, MAX_PARAMETER_LENGTH)  # percent-encoding may have hidden a NUL
+        decode_content(field, part, MAX_PARAMETER_LENGTH)  # percent-encoding may have hidden a NUL
     return dict(parameters)
 
 
@@ -257,7 +268,7 @@ def _decode_pairs(
     return tuple(
         (
             decode_required_text(f"{field}[{index}].name", value.name),
-            decode_text(f"{field}[{index}].value", value.value, MAX_PARAMETER_LENGTH),
+            decode_content(f"{field}[{index}].value", value.value, MAX_PARAMETER_LENGTH),
         )
         for index, value in enumerate(require_at_most(field, values, max_count))
     )

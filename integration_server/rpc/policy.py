@@ -20,7 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.audit import OPERATOR, SERVER
-from integration_server.domain.text import has_control_characters
+from integration_server.domain.text import control_character_problem
 from integration_server.hot_reload import Contents, InvalidFile
 from integration_server.rpc.authentication import IdentityKind
 from integration_server.rpc.authorization import (
@@ -96,8 +96,8 @@ def _require_service_permission(permission: Permission) -> Permission:
 
 
 def _reject_control_characters(text: str) -> str:
-    if has_control_characters(text):
-        raise PydanticCustomError("control_characters", "has a control character")
+    if problem := control_character_problem(text):
+        raise PydanticCustomError("control_characters", "{problem}", {"problem": problem})
     return text
 
 

@@ -32,14 +32,21 @@ CALLBACK_PATH = Area.CALLBACK.value
 WEBHOOK_PATH = f"{Area.WEBHOOKS.value}{{integration_type}}/{{endpoint}}"
 
 
-def create_app(server: ServerClient, limits: HttpLimits, public_url: str, anonymous: AnonymousLimits) -> ASGIApp:
+def create_app(
+    server: ServerClient,
+    limits: HttpLimits,
+    public_url: str,
+    anonymous: AnonymousLimits,
+    default_return_url: str | None = None,
+) -> ASGIApp:
     """The app, which calls `server`: the probes, and the endpoints for the rest.
 
-    `public_url` is its base URL as browsers and providers see it.
+    `public_url` is its base URL as browsers and providers see it. `default_return_url` is where a browser continues
+    that arrives without a valid state.
     """
     pages = ResultPages()
     headers = security_headers(pages.policy)
-    endpoints = create_endpoints(server, limits, public_url, Responses(pages), anonymous, headers)
+    endpoints = create_endpoints(server, limits, public_url, Responses(pages), anonymous, headers, default_return_url)
     return Probes(endpoints, Readiness(server, limits.readiness_max_age), headers)
 
 
@@ -50,14 +57,19 @@ def create_endpoints(
     responses: Responses,
     anonymous: AnonymousLimits,
     headers: Mapping[str, str],
+    default_return_url: str | None = None,
 ) -> Starlette:
     """The routes. Only an endpoint reads a body: a request without a route is refused unread."""
-    callback = CallbackReceiver(server, responses)
-    webhook = WebhookReceiver(server, responses, public_url, BodyReader(limits))
+    bodies = BodyReader(limits)
+    callback = CallbackReceiver(
+        server, responses, bodies, default_return_url, refuse_speculative=limits.refuse_speculative
+    )
+    webhook = WebhookReceiver(server, responses, public_url, bodies)
     app = Starlette(
         routes=[
-            _exact_route(["GET"], CALLBACK_PATH, callback.receive),
-            _exact_route(["GET"], f"{CALLBACK_PATH}/{{integration_type}}", callback.receive),
+            _exact_route(["GET", "POST"], CALLBACK_PATH, callback.receive),
+            _exact_route(["GET", "POST"], f"{CALLBACK_PATH}/", callback.receive),  # an empty type is none
+            _exact_route(["GET", "POST"], f"{CALLBACK_PATH}/{{integration_type}}", callback.receive),
             _exact_route(["GET", "POST"], WEBHOOK_PATH, webhook.receive),
             *(_exact_route(None, path, _refuse_method) for path in (LIVE_PATH, READY_PATH)),
         ],

@@ -18,19 +18,20 @@ class BodyReader:
         self._buffered_bytes = 0  # over all requests
 
     @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """Read the body and count it as long as it is used.
+    async def read(self, request: Request, max_bytes: int | None = None) -> AsyncIterator[bytes]:
+        """Read the body and count it as long as it is used. `max_bytes` is a limit below that of all bodies.
 
         Raises `HTTPException` if the body is too large or the budget is used up, and `ClientDisconnect`.
         """
         # The parser ensures that the value is a number, and that the body has no more bytes than it says.
-        if int(request.headers.get("content-length", 0)) > self._limits.body_bytes:
-            raise self._body_too_large()
+        limit = self._limits.body_bytes if max_bytes is None else min(max_bytes, self._limits.body_bytes)
+        if int(request.headers.get("content-length", 0)) > limit:
+            raise _body_too_large(limit)
         body = bytearray()
         try:
             async for chunk in request.stream():
-                if len(body) + len(chunk) > self._limits.body_bytes:
-                    raise self._body_too_large()
+                if len(body) + len(chunk) > limit:
+                    raise _body_too_large(limit)
                 if self._buffered_bytes + len(chunk) > self._limits.max_buffered_bodies * self._limits.body_bytes:
                     retry = {"Retry-After": "1"}
                     raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "Too many requests at once", retry)
@@ -40,6 +41,6 @@ class BodyReader:
         finally:
             self._buffered_bytes -= len(body)
 
-    def _body_too_large(self) -> HTTPException:
-        message = f"The body is longer than {self._limits.body_bytes} bytes"
-        return HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
+
+def _body_too_large(limit: int) -> HTTPException:
+    return HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The body is longer than {limit} bytes")

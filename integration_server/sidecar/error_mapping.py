@@ -26,12 +26,19 @@ _STATUSES = {
 
 @dataclass(frozen=True, slots=True)
 class HttpError:
-    """An error response. `message` is safe to show; `retry_after` is in seconds, None where a retry does not help."""
+    """An error response. `message` is safe to show; `retry_after` is in seconds, None where a retry does not help.
+
+    `redirect_url` is where a browser can continue, `display_name` the provider's name, and `page` the page to show if
+    neither the reason nor the status decides it; each is empty if there is none.
+    """
 
     status: HTTPStatus
     reason: str
     message: str
     retry_after: int | None = None
+    redirect_url: str = ""
+    display_name: str = ""
+    page: str = ""
 
 
 INTERNAL_ERROR = HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, "INTERNAL", HTTPStatus.INTERNAL_SERVER_ERROR.phrase)
@@ -54,7 +61,14 @@ def to_http_error(error: grpc.aio.AioRpcError) -> HttpError:
     if info.reason == "CALLER_NOT_ALLOWED":
         return INTERNAL_ERROR  # the server denied permission to the sidecar, not to the browser
     if info.domain == "integrations.v1":
-        return HttpError(status, info.reason, error.details() or status.phrase, retry_after)
+        return HttpError(
+            status,
+            info.reason,
+            error.details() or status.phrase,
+            retry_after,
+            redirect_url=info.metadata.get("redirect_url", ""),
+            display_name=info.metadata.get("display_name", ""),
+        )
     return HttpError(status, error.code().name, status.phrase, retry_after)
 
 

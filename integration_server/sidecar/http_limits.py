@@ -39,6 +39,7 @@ class HttpLimits:
     readiness_max_age: timedelta = timedelta(seconds=0.5)
     # Off only for negative controls.
     refuse_ambiguous: bool = True
+    refuse_speculative: bool = True
 
     @property
     def failure_burst(self) -> int:

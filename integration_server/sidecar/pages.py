@@ -1,21 +1,26 @@
 """The HTML pages for browsers that cannot be redirected to an app.
 
-All texts are fixed (`templates/pages.toml`). No value of a request, a provider or a result is rendered, so a page
-cannot contain injected content. Autoescaping and the content security policy are second lines of defence.
+The texts are fixed (`templates/pages.toml`), apart from two names that the server states: the provider's, and the
+provider's name for the account. The latter is text that somebody else has chosen: it is escaped, cut, and isolated from
+the direction of the text around it. No value of a request is rendered. The content security policy is a second line of
+defence.
 """
 
 import base64
 import hashlib
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from starlette.responses import HTMLResponse
 
 from integration_server.sidecar.error_mapping import HttpError
 from integrations.v1.integration_service_pb2 import HandleCallbackResponse
+
+_MAX_NAME_LENGTH = 100  # characters; an e-mail address rarely has more than 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +32,20 @@ class PageTexts:
     title: str
     message: str
     next_step: str
-    errors: Sequence[str | int] = ()
+    errors: Sequence[str | int] = field(default=(), compare=False)
 
 
 class ResultPages:
     """Renders the pages. `policy` is the content security policy that they need."""
 
     def __init__(self) -> None:
-        environment = Environment(
-            loader=PackageLoader("integration_server.sidecar"), autoescape=True, undefined=StrictUndefined
-        )
-        texts = tomllib.loads(environment.get_template("pages.toml").render())
+        loader = PackageLoader("integration_server.sidecar")
+        environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+        texts = tomllib.loads(loader.get_source(environment, "pages.toml")[0])
         self.pages = {name: PageTexts(**fields) for name, fields in texts.items()}
         self._by_error = {error: page for page in self.pages.values() for error in page.errors}
         self._template = environment.get_template("page.html")
+        self._messages = {page: environment.from_string(page.message) for page in self.pages.values()}
         style = environment.get_template("page.css").render()
         digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
         # Allows this one style and nothing else (CSP Level 3 §2.3.1: a hash-source).
@@ -52,13 +57,23 @@ class ResultPages:
     def callback_result(self, result: HandleCallbackResponse) -> HTMLResponse:
         """The page for a callback that the server handled."""
         unfinished = "unconfirmed" if result.confirmation_token else "access_denied"
-        return self.render(self.pages["connected" if result.success else unfinished], HTTPStatus.OK)
+        page = self.pages["connected" if result.success else unfinished]
+        return self.render(page, HTTPStatus.OK, result.display_name, result.account_label)
 
     def http_error(self, error: HttpError) -> HTMLResponse:
         """The page for a request that failed."""
-        page = self._by_error.get(error.reason) or self._by_error.get(error.status, self.pages["invalid"])
-        return self.render(page, error.status)
+        by_status = self._by_error.get(error.status, self.pages["invalid"])
+        page = self.pages.get(error.page) or self._by_error.get(error.reason) or by_status
+        return self.render(page, error.status, error.display_name)
 
-    def render(self, page: PageTexts, status: HTTPStatus) -> HTMLResponse:
-        """The response with a page."""
-        return HTMLResponse(self._template.render(page=page), status)
+    def render(self, page: PageTexts, status: HTTPStatus, provider: str = "", account: str = "") -> HTMLResponse:
+        """The response with a page. `provider` and `account` are names; empty if they are not known."""
+        # A module of a template is markup, its names already escaped.
+        message = self._messages[page].make_module({"provider": _isolated(provider), "account": _isolated(account)})
+        return HTMLResponse(self._template.render(page=page, message=message), status)
+
+
+def _isolated(name: str) -> Markup:
+    """A name as markup, which does not change the direction of the text around it; empty for an empty one."""
+    shown = name if len(name) <= _MAX_NAME_LENGTH else f"{name[:_MAX_NAME_LENGTH]}…"
+    return Markup("<bdi>{}</bdi>").format(shown) if shown else Markup()

@@ -20,6 +20,7 @@ _REASONS = {
     HTTPStatus.METHOD_NOT_ALLOWED: "METHOD_NOT_ALLOWED",
     HTTPStatus.REQUEST_URI_TOO_LONG: "QUERY_TOO_LONG",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "BODY_TOO_LARGE",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "UNSUPPORTED_MEDIA_TYPE",
     HTTPStatus.TOO_MANY_REQUESTS: "QUOTA_EXCEEDED",
     HTTPStatus.SERVICE_UNAVAILABLE: "UNAVAILABLE",
 }
@@ -41,11 +42,16 @@ class Responses:
         return self._pages.callback_result(result)
 
     def http_error(self, request: Request, http_error: HttpError) -> Response:
-        """The response for a failed request."""
+        """The response for a failed request. Its `redirect_url` comes from the server or from a setting."""
         fields = {"success": False, "reason": http_error.reason, "message": http_error.message}
-        response: Response = (
-            self._pages.http_error(http_error) if _is_browser(request) else JSONResponse(fields, http_error.status)
-        )
+        response: Response
+        if not _is_browser(request):
+            url = {"redirect_url": http_error.redirect_url} if http_error.redirect_url else {}
+            response = JSONResponse(fields | url, http_error.status)
+        elif http_error.redirect_url:
+            return RedirectResponse(http_error.redirect_url, HTTPStatus.SEE_OTHER)
+        else:
+            response = self._pages.http_error(http_error)
         if http_error.retry_after is not None:
             response.headers["Retry-After"] = str(http_error.retry_after)
         return response
@@ -53,10 +59,15 @@ class Responses:
     def http_exception(self, request: Request, error: Exception) -> Response:
         """The response for an `HTTPException`; Starlette's type for handlers is no narrower than `Exception`."""
         exception = cast(HTTPException, error)
-        status = HTTPStatus(exception.status_code)
-        response = self.http_error(request, HttpError(status, _REASONS[status], exception.detail))
+        response = self.http_error(request, http_error_of(exception))
         response.headers.update(exception.headers or {})
         return response
+
+
+def http_error_of(exception: HTTPException) -> HttpError:
+    """The error response for an `HTTPException`."""
+    status = HTTPStatus(exception.status_code)
+    return HttpError(status, _REASONS[status], exception.detail)
 
 
 def security_headers(policy: str) -> Mapping[str, str]:
@@ -66,7 +77,7 @@ def security_headers(policy: str) -> Mapping[str, str]:
         "Cache-Control": "no-store",
         "Referrer-Policy": "no-referrer",
         "X-Content-Type-Options": "nosniff",
-        "Vary": "Accept",
+        "Vary": "Accept, Sec-Purpose, Purpose, X-Purpose, X-Moz",
     }
 
 

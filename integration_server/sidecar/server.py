@@ -25,6 +25,7 @@ async def run_sidecar(
     public_url: str,
     trusted_proxies: tuple[Network, ...] = (),
     record: RecordRequest = lambda *_: None,
+    default_return_url: str | None = None,
 ) -> AsyncIterator[str]:
     """Run the sidecar; yields its local base URL. Port 0 selects a free port. Closes `server` at the end.
 
@@ -35,7 +36,7 @@ async def run_sidecar(
         limits, TrustedProxies(trusted_proxies), record_refusal=lambda status: record(MALFORMED, status, 0.0)
     )
     config = uvicorn.Config(
-        RecordedApp(create_app(server, limits, public_url, anonymous), record),
+        RecordedApp(create_app(server, limits, public_url, anonymous, default_return_url), record),
         http=limited_protocol(limits, anonymous),
         ws="none",
         lifespan="off",

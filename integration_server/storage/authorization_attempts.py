@@ -42,8 +42,9 @@ _OLDEST_PENDING = (
         _A.state != AttemptState.CONSUMED.value,
         _A.expire_time > bindparam("now"),
     )
-    # Those whose browser has not come back first: the others only wait for their confirmation.
-    .order_by(_A.state == AttemptState.STARTED.value, _A.create_time.desc())
+    # The last are replaced: finished ones, of which only the outcome is left, and then those whose browser has not come
+    # back. The others only wait for their confirmation.
+    .order_by(_A.state == AttemptState.FINISHED.value, _A.state == AttemptState.STARTED.value, _A.create_time.desc())
     .offset(bindparam("kept"))
 )
 
@@ -98,29 +99,44 @@ class SqlAuthorizationAttempts:
             integration_ids = [row.integration_id for row in rows]
             await connection.execute(_REMOVE_ABANDONED.where(_I.integration_id.in_(integration_ids)))
 
+    async def find(self, attempt_id: str) -> AuthorizationAttempt | None:
+        """An attempt in any state, also an expired one."""
+        row = await self._database.fetch_one(select(authorization_attempts).where(_A.attempt_id == attempt_id))
+        return None if row is None else attempt_of(row)
+
     async def store_pending_callback(
-        self, attempt_id: str, encrypted_callback: bytes, now: datetime
+        self, attempt_id: str, encrypted_callback: bytes, encrypted_outcome: bytes, now: datetime
     ) -> AuthorizationAttempt | None:
         """Keep a callback until it is confirmed. None unless the attempt is started and valid."""
-        pending = {"state": AttemptState.CALLBACK_PENDING.value, "encrypted_callback": encrypted_callback}
-        return await self._move(attempt_id, AttemptState.STARTED, pending, now)
+        values = {"encrypted_callback": encrypted_callback, "encrypted_outcome": encrypted_outcome}
+        return await self._move(attempt_id, AttemptState.STARTED, AttemptState.CALLBACK_PENDING, values, now)
 
-    async def consume(self, attempt_id: str, now: datetime) -> AuthorizationAttempt | None:
+    async def consume(self, attempt_id: str, encrypted_outcome: bytes, now: datetime) -> AuthorizationAttempt | None:
         """Take a started attempt, for this caller only. None unless the attempt is started and valid."""
-        return await self._move(attempt_id, AttemptState.STARTED, {"state": AttemptState.CONSUMED.value}, now)
+        values = {"encrypted_outcome": encrypted_outcome}
+        return await self._move(attempt_id, AttemptState.STARTED, AttemptState.CONSUMED, values, now)
 
     async def consume_pending_callback(self, attempt_id: str, now: datetime) -> AuthorizationAttempt | None:
         """Take an attempt with a pending callback, for this caller only. None unless it has one and is valid."""
-        return await self._move(attempt_id, AttemptState.CALLBACK_PENDING, {"state": AttemptState.CONSUMED.value}, now)
+        return await self._move(attempt_id, AttemptState.CALLBACK_PENDING, AttemptState.CONSUMED, {}, now)
 
-    async def abandon(self, attempt: AuthorizationAttempt) -> None:
-        """Delete an attempt, and its integration if it is pending and has no other attempt."""
+    async def finish(self, attempt: AuthorizationAttempt, encrypted_outcome: bytes | None) -> None:
+        """End a consumed attempt. Its integration is deleted if it is still pending.
+
+        The new outcome replaces that of the attempt, unless it is None. The pending callback is deleted.
+        """
+        is_of_attempt = _A.attempt_id == attempt.attempt_id, _A.user_id == attempt.user_id
+        finished = {
+            "state": AttemptState.FINISHED.value,
+            "encrypted_callback": None,
+            "encrypted_outcome": encrypted_outcome or _A.encrypted_outcome,
+            "integration_id": None,
+        }
         async with self._database.write_transaction() as connection:
-            await connection.execute(
-                delete(authorization_attempts).where(_A.attempt_id == attempt.attempt_id, _A.user_id == attempt.user_id)
-            )
-            is_of_attempt = matches_integration(attempt.integration_id, attempt.user_id)
-            await connection.execute(_REMOVE_ABANDONED.where(*is_of_attempt))
+            await connection.execute(update(authorization_attempts).where(*is_of_attempt).values(finished))
+            if attempt.integration_id is not None:
+                is_integration = matches_integration(attempt.integration_id, attempt.user_id)
+                await connection.execute(_REMOVE_ABANDONED.where(*is_integration))
 
     async def remove_expired(self, before: datetime) -> int:
         """Delete attempts that expired before that time, and their pending integrations. Returns their number."""
@@ -130,12 +146,14 @@ class SqlAuthorizationAttempts:
         return removed.rowcount
 
     async def _move(
-        self, attempt_id: str, state: AttemptState, values: Mapping[str, Any], now: datetime
+        self, attempt_id: str, before: AttemptState, after: AttemptState, values: Mapping[str, Any], now: datetime
     ) -> AuthorizationAttempt | None:
+        """Change the state of an attempt that is valid and whose integration exists."""
         statement = (
             update(authorization_attempts)
-            .where(_A.attempt_id == attempt_id, _A.state == state.value, _A.expire_time > now)
-            .values(values)
+            .where(_A.attempt_id == attempt_id, _A.state == before.value)
+            .where(_A.expire_time > now, _A.integration_id.is_not(None))
+            .values({**values, "state": after.value})
             .returning(authorization_attempts)
         )
         row = await self._database.write_one(statement)

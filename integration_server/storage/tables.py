@@ -33,6 +33,7 @@ class AttemptState(StrEnum):
     STARTED = "started"
     CALLBACK_PENDING = "callback_pending"
     CONSUMED = "consumed"
+    FINISHED = "finished"
 
 
 class DataKeyState(StrEnum):
@@ -143,20 +144,20 @@ authorization_attempts = Table(
     "authorization_attempts",
     metadata,
     Column("attempt_id", String(255), primary_key=True),
-    Column(
-        "integration_id", _Id, ForeignKey(integrations.c.integration_id, ondelete="CASCADE"), nullable=False, index=True
-    ),
+    Column("integration_id", _Id, ForeignKey(integrations.c.integration_id, ondelete="SET NULL"), index=True),
     Column("user_id", String(255), nullable=False),
     Column("integration_type", String(255), nullable=False),
     Column("encrypted_details", LargeBinary, nullable=False),
     Column("encrypted_callback", LargeBinary),
+    Column("encrypted_outcome", LargeBinary),
     Column("state", String(16), nullable=False),
     Column("create_time", UtcDateTime, nullable=False),
     Column("expire_time", UtcDateTime, nullable=False, index=True),
     Index("ix_authorization_attempts_user_id_create_time", "user_id", "create_time"),
 )
-"""Authorization attempts. They stay until they expire, so that a second callback finds a consumed attempt. All that
-decides where a browser or a code is sent is in `encrypted_details`."""
+"""Authorization attempts. They stay until they expire, also without their integration, so that a second callback finds
+the outcome of the first in `encrypted_outcome`. All that decides where a browser or a code is sent is in
+`encrypted_details`."""
 
 refresh_leases = Table(
     "refresh_leases",

@@ -77,6 +77,7 @@ async def running_sidecar(
                 public_url=settings.public_url,
                 trusted_proxies=settings.trusted_proxies,
                 record=record_requests(metrics or Metrics(is_on=False)),
+                default_return_url=settings.default_return_url,
             )
             url = await stack.enter_async_context(sidecar)
         except OSError as error:

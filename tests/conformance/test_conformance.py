@@ -70,7 +70,8 @@ async def test_an_error_response_is_a_result(scenario: Scenario) -> None:
     scenario.simulated_provider.account_index = None
     outcome = await scenario.run_authorization()
     assert (outcome.success, outcome.reason) == (False, "access_denied")
-    assert scenario.system.ids() == []
+    (pending_id,) = scenario.system.ids()
+    assert not scenario.system.row(pending_id).is_connected  # the user can still allow, until the attempt expires
 
 
 @oauth2

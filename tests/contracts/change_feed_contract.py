@@ -114,13 +114,13 @@ async def connect_known_account(stores: Stores, existing: Integration) -> None:
     )
 
 
-async def abandon(stores: Stores, _integration: Integration) -> None:
-    """Abandon an authorization attempt."""
+async def finish(stores: Stores, _integration: Integration) -> None:
+    """Finish an authorization attempt that has failed."""
     attempt = new_attempt()
     await stores.attempts.begin(attempt, new_integration())
-    consumed = await stores.attempts.consume(attempt.attempt_id, NOW)
+    consumed = await stores.attempts.consume(attempt.attempt_id, b"outcome", NOW)
     assert consumed is not None
-    await stores.attempts.abandon(consumed)
+    await stores.attempts.finish(consumed, None)
 
 
 async def expire(stores: Stores, _integration: Integration) -> None:
@@ -186,7 +186,7 @@ WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
         lambda s, integration: s.integrations.remove(integration.integration_id, ANN),
         [(DISCONNECTED, ACTIVE, None)],
     ),
-    "abandon": (abandon, [(CREATED, None, PENDING), (DISCONNECTED, PENDING, None)]),
+    "finish": (finish, [(CREATED, None, PENDING), (DISCONNECTED, PENDING, None)]),
     "remove_expired": (expire, [(CREATED, None, PENDING), (DISCONNECTED, PENDING, None)]),
     "add (of webhooks)": (
         lambda s, integration: s.inbox.add([new_event(integration, "e")]),

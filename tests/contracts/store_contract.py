@@ -43,6 +43,7 @@ from integration_server.service.integrations.ports import (
 NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=1)
 EXPIRY = NOW + timedelta(minutes=10)
+OUTCOME = b"outcome"
 ANN, BOB = UserId("ann"), UserId("bob")
 LONG_CLAIM, EXPIRED_CLAIM = timedelta(minutes=10), timedelta(seconds=-1)  # longer than any test; expires at once
 LARGEST_ID = IntegrationId(2**63 - 1)
@@ -638,7 +639,7 @@ class IntegrationStoreContract:
         assert removed.integration == checked
         with pytest.raises(IntegrationNotFound):
             await integrations.remove(integration.integration_id, ANN)
-        assert await attempts.consume(attempt.attempt_id, NOW) is None
+        assert await attempts.consume(attempt.attempt_id, OUTCOME, NOW) is None
         assert await list_all(integrations, ANN, None, IntegrationId(0), 10) == [other]
 
     async def test_ping_succeeds(self, integrations: IntegrationStore) -> None:
@@ -1006,15 +1007,17 @@ class AttemptStoreContract:
     async def test_consume_returns_the_stored_attempt(self, attempts: AuthorizationAttemptStore) -> None:
         new = new_attempt(encrypted_details=b"\x00\xff")
         integration_id = await attempts.begin(new, new_integration())
-        assert await attempts.consume(new.attempt_id, NOW) == replace(new, integration_id=integration_id)
+        consumed = replace(new, integration_id=integration_id, encrypted_outcome=OUTCOME)
+        assert await attempts.consume(new.attempt_id, OUTCOME, NOW) == consumed
+        assert await attempts.find(new.attempt_id) == consumed
 
     async def test_of_concurrent_callbacks_one_consumes_the_attempt(self, attempts: AuthorizationAttemptStore) -> None:
         new = new_attempt()
         await attempts.begin(new, new_integration())
-        results = await asyncio.gather(*(attempts.consume(new.attempt_id, NOW) for _ in range(50)))
+        results = await asyncio.gather(*(attempts.consume(new.attempt_id, OUTCOME, NOW) for _ in range(50)))
         assert sum(result is not None for result in results) == 1
-        assert await attempts.consume(new.attempt_id, NOW) is None
-        assert await attempts.store_pending_callback(new.attempt_id, b"callback", NOW) is None
+        assert await attempts.consume(new.attempt_id, OUTCOME, NOW) is None
+        assert await attempts.store_pending_callback(new.attempt_id, b"callback", OUTCOME, NOW) is None
         assert await attempts.consume_pending_callback(new.attempt_id, NOW) is None
 
     async def test_of_concurrent_confirmations_one_consumes_the_attempt(
@@ -1023,12 +1026,12 @@ class AttemptStoreContract:
         new = new_attempt()
         await attempts.begin(new, new_integration())
         assert await attempts.consume_pending_callback(new.attempt_id, NOW) is None
-        pending_attempt = await attempts.store_pending_callback(new.attempt_id, b"callback", NOW)
+        pending_attempt = await attempts.store_pending_callback(new.attempt_id, b"callback", OUTCOME, NOW)
         assert pending_attempt is not None
         assert pending_attempt.encrypted_callback == b"callback"
 
-        assert await attempts.store_pending_callback(new.attempt_id, b"another", NOW) is None
-        assert await attempts.consume(new.attempt_id, NOW) is None
+        assert await attempts.store_pending_callback(new.attempt_id, b"another", OUTCOME, NOW) is None
+        assert await attempts.consume(new.attempt_id, OUTCOME, NOW) is None
         results = await asyncio.gather(*(attempts.consume_pending_callback(new.attempt_id, NOW) for _ in range(50)))
         assert [result for result in results if result is not None] == [pending_attempt]
 
@@ -1038,16 +1041,19 @@ class AttemptStoreContract:
             await attempts.begin(attempt, new_integration())
         last_moment = EXPIRY - timedelta(microseconds=1)
 
-        assert await attempts.consume(started.attempt_id, EXPIRY) is None
-        assert await attempts.store_pending_callback(started.attempt_id, b"callback", EXPIRY) is None
-        assert await attempts.store_pending_callback(pending_attempt.attempt_id, b"callback", last_moment) is not None
+        assert await attempts.consume(started.attempt_id, OUTCOME, EXPIRY) is None
+        assert await attempts.store_pending_callback(started.attempt_id, b"callback", OUTCOME, EXPIRY) is None
+        assert (
+            await attempts.store_pending_callback(pending_attempt.attempt_id, b"callback", OUTCOME, last_moment)
+            is not None
+        )
         assert await attempts.consume_pending_callback(pending_attempt.attempt_id, EXPIRY) is None
         assert await attempts.consume_pending_callback(pending_attempt.attempt_id, last_moment) is not None
-        assert await attempts.consume(started.attempt_id, last_moment) is not None
+        assert await attempts.consume(started.attempt_id, OUTCOME, last_moment) is not None
 
     async def test_an_unknown_attempt_is_not_found(self, attempts: AuthorizationAttemptStore) -> None:
-        assert await attempts.consume("unknown", NOW) is None
-        assert await attempts.store_pending_callback("unknown", b"callback", NOW) is None
+        assert await attempts.consume("unknown", OUTCOME, NOW) is None
+        assert await attempts.store_pending_callback("unknown", b"callback", OUTCOME, NOW) is None
         assert await attempts.consume_pending_callback("unknown", NOW) is None
 
     async def test_begin_reconnection_does_not_change_the_integration(
@@ -1056,10 +1062,10 @@ class AttemptStoreContract:
         integration = await create_connected(integrations)
         new = new_attempt()
         await attempts.begin_reconnection(new, integration.integration_id)
-        consumed = await attempts.consume(new.attempt_id, NOW)
+        consumed = await attempts.consume(new.attempt_id, OUTCOME, NOW)
         assert consumed is not None
         assert consumed.integration_id == integration.integration_id
-        await attempts.abandon(consumed)
+        await attempts.finish(consumed, b"finished")
         assert await reload(integrations, integration) == integration
 
     async def test_another_user_cannot_begin_a_reconnection(
@@ -1070,31 +1076,47 @@ class AttemptStoreContract:
             new = new_attempt(user_id)
             with pytest.raises(IntegrationNotFound):
                 await attempts.begin_reconnection(new, integration_id)
-            assert await attempts.consume(new.attempt_id, NOW) is None
+            assert await attempts.consume(new.attempt_id, OUTCOME, NOW) is None
 
-    async def test_abandon_removes_the_pending_integration(
+    async def test_finish_removes_the_pending_integration(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
         new = new_attempt()
         integration_id = await attempts.begin(new, new_integration())
         other = await create_pending(integrations, attempts)
-        consumed = await attempts.consume(new.attempt_id, NOW)
+        consumed = await attempts.consume(new.attempt_id, OUTCOME, NOW)
         assert consumed is not None
-        await attempts.abandon(consumed)
+        await attempts.finish(consumed, b"finished")
         assert await integrations.find(integration_id, ANN) is None
         assert await reload(integrations, other) == other
+        finished = replace(consumed, integration_id=None, encrypted_outcome=b"finished")
+        assert await attempts.find(new.attempt_id) == finished
+        assert await attempts.consume(new.attempt_id, OUTCOME, NOW) is None
 
-    async def test_abandon_keeps_an_integration_with_another_attempt(
+    async def test_finish_deletes_the_pending_callback_and_can_keep_the_outcome(
+        self, attempts: AuthorizationAttemptStore
+    ) -> None:
+        new = new_attempt()
+        await attempts.begin(new, new_integration())
+        await attempts.store_pending_callback(new.attempt_id, b"callback", OUTCOME, NOW)
+        consumed = await attempts.consume_pending_callback(new.attempt_id, NOW)
+        assert consumed is not None
+        await attempts.finish(consumed, None)
+        expected = replace(consumed, integration_id=None, encrypted_callback=None)
+        assert await attempts.find(new.attempt_id) == expected
+        assert expected.encrypted_outcome == OUTCOME
+
+    async def test_finish_keeps_an_integration_with_another_attempt(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
         first, second = new_attempt(), new_attempt()
         integration_id = await attempts.begin(first, new_integration())
         await attempts.begin_reconnection(second, integration_id)
-        consumed = await attempts.consume(first.attempt_id, NOW)
+        consumed = await attempts.consume(first.attempt_id, OUTCOME, NOW)
         assert consumed is not None
-        await attempts.abandon(consumed)
+        await attempts.finish(consumed, b"finished")
         await find_stored(integrations, integration_id)
-        assert await attempts.consume(second.attempt_id, NOW) is not None
+        assert await attempts.consume(second.attempt_id, OUTCOME, NOW) is not None
 
     async def test_remove_expired_deletes_expired_attempts_and_their_pending_integrations(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
@@ -1119,5 +1141,5 @@ class AttemptStoreContract:
             reconnected.integration_id,
         ]
         assert await list_all(integrations, BOB, None, IntegrationId(0), 10) == []
-        assert await attempts.consume(later.attempt_id, EXPIRY) is not None
+        assert await attempts.consume(later.attempt_id, OUTCOME, EXPIRY) is not None
         assert await attempts.remove_expired(EXPIRY) == 0

@@ -13,7 +13,7 @@ from cryptography import x509
 from integration_server.dev import replace_google_calendar
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
-from tests.end_to_end.system import ShiftedClock, System, query_of, run_system
+from tests.end_to_end.system import CONFIRMING, ShiftedClock, System, query_of, run_system
 from tests.signed_webhook_provider import APP_SECRET_SETTING, register_signed_webhook_provider
 from tests.tokens import TokenIssuer
 from tools.certificates import SERVER, Authority, Pair
@@ -177,7 +177,7 @@ async def run_authenticated_system(
             database_url,
             extra_providers=[lambda factory, _: register_signed_webhook_provider(factory), replace_google_calendar],
             environment={APP_SECRET_SETTING: APP_SECRET},
-            **{**credential_issuer.settings, "SKIP_CONFIRMATION": "false", **settings},
+            **{**credential_issuer.settings, **CONFIRMING, **settings},
         ) as system,
         AsyncExitStack() as stack,
     ):

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 PUBLIC_URL = "https://localhost"  # dev mode allows no other
 APP_CALLBACK = "https://app.example/oauth/callback"
 RETURN_URL = "https://app.example/integrations?tab=all"
+DEFAULT_RETURN_URL = "https://app.example/home"
+CONFIRMING: Mapping[str, Any] = {"SKIP_CONFIRMATION": "false", "DEFAULT_RETURN_URL": DEFAULT_RETURN_URL}
+"""The settings of a server whose callbacks have to be confirmed, as in production."""
 JSON = {"Accept": "application/json"}
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 

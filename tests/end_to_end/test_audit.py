@@ -102,6 +102,8 @@ async def test_audit_entries_of_callbacks_have_the_user_and_the_outcome(sqlite_u
         await browser.get(callback, params=refused)
         await browser.get(callback, params=refused)
         await browser.get(callback, params={**refused, "state": "forged"})
+        for code in ("first", "second"):
+            await browser.get(callback, params={**refused, "error": "", "code": code})
     columns = (audit_entries.c.caller, audit_entries.c.action, audit_entries.c.user_id, audit_entries.c.outcome)
     assert sorted(map(tuple, await fetch(sqlite_url, select(*columns)))) == [
         ("backend", "confirm", "ada", "OK"),
@@ -111,5 +113,7 @@ async def test_audit_entries_of_callbacks_have_the_user_and_the_outcome(sqlite_u
         ("sidecar", "complete", "", "STATE_INVALID"),
         ("sidecar", "complete", "ada", "STATE_USED"),
         ("sidecar", "complete", "ada", "access_denied"),
+        ("sidecar", "complete", "ada", "access_denied"),
+        ("sidecar", "complete", "ada", "confirmation_required"),
         ("sidecar", "complete", "ada", "confirmation_required"),
     ]

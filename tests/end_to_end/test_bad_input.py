@@ -412,7 +412,7 @@ async def test_a_state_is_valid_once_unaltered_and_for_ten_minutes(system: Syste
     method, request = callback(integration_type="sandbox")
     assert (await getattr(system.service, method)(request)).success
     used = RpcError(FAILED_PRECONDITION, "STATE_USED")
-    assert await responses_to(system, {"used": callback()}) == {"used": used}
+    assert await responses_to(system, {"used": callback(code="another")}) == {"used": used}
 
 
 async def state_of_another_server(system: System) -> str:

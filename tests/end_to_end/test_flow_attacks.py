@@ -24,6 +24,7 @@ from tests.end_to_end.rpc_errors import FAILED_PRECONDITION, INVALID_ARGUMENT, R
 from tests.end_to_end.system import (
     APP_CALLBACK,
     BROWSER,
+    CONFIRMING,
     PUBLIC_URL,
     RETURN_URL,
     System,
@@ -91,7 +92,7 @@ async def shared_attack_setup(shared_database_url: str) -> AsyncIterator[AttackS
             environment=environment,
             extra_providers=[partial(register_types, evil_url)],
         )
-        async with running() as direct, running(SKIP_CONFIRMATION="false") as careful:
+        async with running() as direct, running(**CONFIRMING) as careful:
             for system in (direct, careful):
                 redirects = (callback_url("honest"), callback_url("without_pkce"), SHARED_CALLBACK, APP_CALLBACK)
                 system.sandbox.register_client(HONEST_CLIENT, "the-secret-of-honest", redirects)

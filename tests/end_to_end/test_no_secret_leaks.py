@@ -26,7 +26,7 @@ from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.faults import RecordedForms
 from tests.end_to_end.processes import ProcessSystem, new_key, run_server_process
 from tests.end_to_end.secret_scanner import find_secrets, forms
-from tests.end_to_end.system import BROWSER, RETURN_URL, query_of
+from tests.end_to_end.system import BROWSER, CONFIRMING, RETURN_URL, query_of
 from tests.postgres import PostgresServer
 
 # Stored in plaintext as a name, and logged as a path.
@@ -191,7 +191,7 @@ async def test_no_secret_is_in_an_sqlite_file_its_wal_or_the_logs(sqlite_url: st
         sqlite_url,
         sandbox=run.sandbox,
         LOG_LEVEL="DEBUG",
-        SKIP_CONFIRMATION="false",
+        **CONFIRMING,
         ENCRYPTION_KEY=key,
     ) as system:
         await run.run_all_calls(system)
@@ -214,7 +214,7 @@ async def test_no_secret_is_in_a_postgresql_dump_or_the_logs(
         postgres_url,
         sandbox=run.sandbox,
         LOG_LEVEL="DEBUG",
-        SKIP_CONFIRMATION="false",
+        **CONFIRMING,
         ENCRYPTION_KEY=key,
     ) as system:
         await run.run_all_calls(system)

@@ -5,10 +5,11 @@ The negative controls insert the same values without escaping, or remove the pol
 
 import asyncio
 import os
+import re
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -16,15 +17,21 @@ import pytest
 import pytest_asyncio
 import uvicorn
 from playwright.async_api import Browser, Page, async_playwright
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from integration_server.peers import TrustedProxies
 from integration_server.sandbox.model import Account
 from integration_server.sandbox.state import Sandbox
+from integration_server.sidecar.app import create_app
+from integration_server.sidecar.grpc_client import ServerClient
+from integration_server.sidecar.middleware import AnonymousLimits
 from integrations.v1 import integration_service_pb2 as pb
 from tests.attack_inputs import HOSTILE_TEXTS
 from tests.end_to_end.system import PUBLIC_URL, System, query_of, run_system
+from tests.fakes.limits import LIMITS
 from tests.unit.sidecar.fakes import FakeServer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -156,7 +163,9 @@ async def test_hostile_paths_are_not_shown(browser: Browser, sqlite_url: str) ->
             assert_quiet(observed_page, url)
 
 
-async def test_hostile_integration_and_account_names_are_not_shown(browser: Browser, sqlite_url: str) -> None:
+async def test_hostile_account_names_are_shown_as_text_and_integration_names_not(
+    browser: Browser, sqlite_url: str
+) -> None:
     async with hostile_system(sqlite_url) as system, observe_page(browser) as observed_page:
         for name in HOSTILE_TEXTS[:4]:
             observed_page.requests.clear()
@@ -166,7 +175,9 @@ async def test_hostile_integration_and_account_names_are_not_shown(browser: Brow
             response = await observed_page.go(url)
             assert response.status == 200
             assert await observed_page.page.title() == "Connected"
-            assert "alert" not in await observed_page.page.content()
+            shown = await observed_page.page.locator("p").first.inner_text()
+            assert shown == f"Your Sandbox account {HOSTILE_TEXTS[0]} is connected."
+            assert await observed_page.page.locator("main :not(svg, svg *, h1, p, bdi)").count() == 0
             assert_quiet(observed_page, url)
         listed = await system.service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada"))
         assert [row.account_label for row in listed.integrations] == [HOSTILE_TEXTS[0]]  # the request arrived
@@ -347,3 +358,104 @@ async def test_the_style_applies_and_the_page_fits_the_window(browser: Browser, 
         assert await observed_page.page.evaluate("getComputedStyle(document.body).display") == "grid"
         assert await observed_page.page.evaluate("document.documentElement.scrollWidth") <= width
         assert observed_page.console == []
+
+
+# --- speculative requests ------------------------------------------------------------------------------------------
+
+_RULES = '<script type="speculationrules">{"KIND": [{"urls": ["LINK"], "eagerness": "immediate"}]}</script>'
+SPECULATIONS = {
+    "prerender": _RULES.replace("KIND", "prerender"),
+    "prefetch": _RULES.replace("KIND", "prefetch"),
+    "link": '<link rel="prefetch" href="LINK">',
+}
+
+
+@dataclass
+class LinkPage:
+    """A page with a link to the callback, and the sidecar's app, at one origin: browsers prerender no other."""
+
+    sidecar: ASGIApp
+    link: str
+    html: str
+    speculative: int = 0
+    navigations: int = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the page, or the sidecar's response."""
+        if scope["path"] == "/":
+            page = f"{self.html}<a href='LINK'>Continue</a>".replace("LINK", self.link)
+            await HTMLResponse(page)(scope, receive, send)
+            return
+        if scope["path"] == CALLBACK:
+            is_speculative = "sec-purpose" in Headers(scope=scope)
+            self.speculative += is_speculative
+            self.navigations += not is_speculative
+        await self.sidecar(scope, receive, send)
+
+    async def wait_for_speculation(self) -> None:
+        """Wait until the browser has requested the link by itself, and used the response."""
+        async with asyncio.timeout(60):
+            while not self.speculative:  # noqa: ASYNC110  # the app sets no event
+                await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def open_link_page(
+    browser: Browser, system: System, kind: str, *, refuse_speculative: bool = True
+) -> AsyncIterator[tuple[LinkPage, ObservedPage, pb.ConnectResponse]]:
+    """Open a page that makes the browser fetch the callback's link of a new attempt before anybody clicks on it."""
+    connect_response = await system.begin()
+    link = (await system.decide(connect_response, account="ada")).removeprefix(PUBLIC_URL)
+    limits = replace(LIMITS, refuse_speculative=refuse_speculative)
+    client = ServerClient(system.grpc_address)
+    sidecar = create_app(client, limits, PUBLIC_URL, AnonymousLimits(limits, TrustedProxies(())))
+    app = LinkPage(sidecar, link, SPECULATIONS[kind])
+    try:
+        async with serve_app(app) as url, observe_page(browser) as observed_page:
+            await observed_page.go(url)
+            await app.wait_for_speculation()
+            yield app, observed_page, connect_response
+    finally:
+        await client.aclose()
+
+
+async def is_connected(system: System, connect_response: pb.ConnectResponse) -> bool:
+    request = pb.GetIntegrationRequest(integration_id=connect_response.integration_id, user_id="ada")
+    return (await system.service.GetIntegration(request)).integration.is_connected
+
+
+@pytest.mark.parametrize("kind", ["prerender", "link", pytest.param("prefetch", marks=pytest.mark.slow)])
+async def test_a_link_that_the_browser_fetches_by_itself_connects_once_and_only_when_it_is_opened(
+    browser: Browser, sqlite_url: str, kind: str
+) -> None:
+    async with (
+        run_system(sqlite_url) as system,
+        open_link_page(browser, system, kind) as (app, observed_page, connect_response),
+    ):
+        assert not await is_connected(system, connect_response)
+        assert not system.sandbox.token_calls
+        await observed_page.page.click("a")
+        await observed_page.page.wait_for_url(f"**{CALLBACK}*")
+        assert await observed_page.page.title() == "Connected"
+        shown = await observed_page.page.locator("p").first.inner_text()
+        assert re.fullmatch("Your Sandbox account .+ is connected.", shown)
+        assert [call.outcome for call in system.sandbox.token_calls] == ["ok"]
+        assert await is_connected(system, connect_response)
+        assert (app.speculative, app.navigations) == (1, 1)
+        await observed_page.page.reload()
+        assert await observed_page.page.title() == "Connected"
+        assert len(system.sandbox.token_calls) == 1
+
+
+@pytest.mark.parametrize("kind", ["prerender", "link", pytest.param("prefetch", marks=pytest.mark.slow)])
+async def test_negative_control_without_the_refusal_the_browser_connects_by_itself(
+    browser: Browser, sqlite_url: str, kind: str
+) -> None:
+    async with (
+        run_system(sqlite_url) as system,
+        open_link_page(browser, system, kind, refuse_speculative=False) as (_, _, connect_response),
+        asyncio.timeout(60),
+    ):
+        while not await is_connected(system, connect_response):  # noqa: ASYNC110  # nobody has opened the link
+            await asyncio.sleep(0.05)
+        assert len(system.sandbox.token_calls) == 1

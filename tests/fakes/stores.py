@@ -96,7 +96,7 @@ def allow_shared_leases(leases: object) -> None:
 class RacyAttempts(SqlAuthorizationAttempts):
     """Negative control: reads an attempt in one transaction and consumes it in another."""
 
-    async def consume(self, attempt_id: str, now: datetime) -> AuthorizationAttempt | None:
+    async def consume(self, attempt_id: str, encrypted_outcome: bytes, now: datetime) -> AuthorizationAttempt | None:
         """Consume an attempt that an earlier transaction found unconsumed."""
         columns = authorization_attempts.c
         async with self._database.read_connection() as connection:
@@ -108,7 +108,7 @@ class RacyAttempts(SqlAuthorizationAttempts):
         statement = (
             update(authorization_attempts)
             .where(columns.attempt_id == attempt_id)
-            .values(state=AttemptState.CONSUMED.value)
+            .values(state=AttemptState.CONSUMED.value, encrypted_outcome=encrypted_outcome)
             .returning(authorization_attempts)
         )
         async with self._database.write_transaction() as connection:

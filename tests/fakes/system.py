@@ -51,6 +51,9 @@ PUBLIC_URL = "https://localhost"  # dev mode allows no other
 OWN_CALLBACK = f"{PUBLIC_URL}/api/v1/integrations/callback/fake"
 APP_CALLBACK = "https://app.example/callback"
 RETURN_URL = "https://app.example/settings?tab=integrations"
+DEFAULT_RETURN_URL = "https://app.example/home"
+CONFIRMING: Mapping[str, Any] = {"skip_confirmation": False, "default_return_url": DEFAULT_RETURN_URL}
+"""The settings of a system in which a callback without a user has to be confirmed, as in production."""
 BUFFER = timedelta(minutes=5)
 LEASE = timedelta(seconds=30)
 FORCED_INTERVAL = timedelta(seconds=30)
@@ -295,6 +298,11 @@ class FakeSystem:
         self.database.execute(
             update(integrations).where(integrations.c.integration_id == integration_id).values(values)
         )
+
+    def alter_attempt(self, attempt_id: str, **values: Any) -> None:
+        """Change columns of an authorization attempt as somebody with access to the database would."""
+        attempts = authorization_attempts
+        self.database.execute(update(attempts).where(attempts.c.attempt_id == attempt_id).values(values))
 
     def corrupt(self, integration_id: int) -> None:
         """Change a byte of an integration's encrypted credentials."""

@@ -72,20 +72,24 @@ class HandleCallbackRequest(_message.Message):
     def __init__(self, code: _Optional[str] = ..., state: _Optional[str] = ..., integration_type: _Optional[str] = ..., iss: _Optional[str] = ..., error: _Optional[str] = ..., error_description: _Optional[str] = ..., user_id: _Optional[str] = ..., query: _Optional[str] = ...) -> None: ...
 
 class HandleCallbackResponse(_message.Message):
-    __slots__ = ("success", "integration_id", "redirect_url", "message", "reason", "confirmation_token")
+    __slots__ = ("success", "integration_id", "redirect_url", "message", "reason", "confirmation_token", "display_name", "account_label")
     SUCCESS_FIELD_NUMBER: _ClassVar[int]
     INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
     REDIRECT_URL_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     CONFIRMATION_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNT_LABEL_FIELD_NUMBER: _ClassVar[int]
     success: bool
     integration_id: int
     redirect_url: str
     message: str
     reason: str
     confirmation_token: str
-    def __init__(self, success: _Optional[bool] = ..., integration_id: _Optional[int] = ..., redirect_url: _Optional[str] = ..., message: _Optional[str] = ..., reason: _Optional[str] = ..., confirmation_token: _Optional[str] = ...) -> None: ...
+    display_name: str
+    account_label: str
+    def __init__(self, success: _Optional[bool] = ..., integration_id: _Optional[int] = ..., redirect_url: _Optional[str] = ..., message: _Optional[str] = ..., reason: _Optional[str] = ..., confirmation_token: _Optional[str] = ..., display_name: _Optional[str] = ..., account_label: _Optional[str] = ...) -> None: ...
 
 class ConfirmConnectionRequest(_message.Message):
     __slots__ = ("confirmation_token", "user_id")
@@ -96,18 +100,22 @@ class ConfirmConnectionRequest(_message.Message):
     def __init__(self, confirmation_token: _Optional[str] = ..., user_id: _Optional[str] = ...) -> None: ...
 
 class ConfirmConnectionResponse(_message.Message):
-    __slots__ = ("success", "integration_id", "redirect_url", "message", "reason")
+    __slots__ = ("success", "integration_id", "redirect_url", "message", "reason", "display_name", "account_label")
     SUCCESS_FIELD_NUMBER: _ClassVar[int]
     INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
     REDIRECT_URL_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNT_LABEL_FIELD_NUMBER: _ClassVar[int]
     success: bool
     integration_id: int
     redirect_url: str
     message: str
     reason: str
-    def __init__(self, success: _Optional[bool] = ..., integration_id: _Optional[int] = ..., redirect_url: _Optional[str] = ..., message: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    display_name: str
+    account_label: str
+    def __init__(self, success: _Optional[bool] = ..., integration_id: _Optional[int] = ..., redirect_url: _Optional[str] = ..., message: _Optional[str] = ..., reason: _Optional[str] = ..., display_name: _Optional[str] = ..., account_label: _Optional[str] = ...) -> None: ...
 
 class ConnectWithApiKeyRequest(_message.Message):
     __slots__ = ("user_id", "integration_type", "name", "config", "api_key", "api_secret", "webhook_secret", "integration_id")

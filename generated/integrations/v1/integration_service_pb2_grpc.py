@@ -170,7 +170,11 @@ class IntegrationServiceServicer:
 
     def HandleCallback(self, request, context):
         """Handles the provider's response to an authorization request, as its redirect delivered it. If the user or the
-        provider rejects the authorization, the RPC succeeds with `success` false and a `reason`.
+        provider rejects the authorization, the RPC succeeds with `success` false and a `reason`; the state stays valid, so
+        that the user can go back and allow. A request that repeats the state and the code within 60 seconds has the same
+        outcome, the same confirmation token or the same error, without a second exchange; while the first is in progress,
+        it waits. The state with another code is STATE_USED. The metadata of an error's `ErrorInfo` have `redirect_url`,
+        where the browser can continue, and `display_name` of the provider, if the state is genuine.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

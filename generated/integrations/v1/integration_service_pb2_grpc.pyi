@@ -43,7 +43,11 @@ class IntegrationServiceStub:
     """Starts an OAuth 2 connection. The response has the URL to send the user's browser to."""
     HandleCallback: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.HandleCallbackRequest, _integration_service_pb2.HandleCallbackResponse]
     """Handles the provider's response to an authorization request, as its redirect delivered it. If the user or the
-    provider rejects the authorization, the RPC succeeds with `success` false and a `reason`.
+    provider rejects the authorization, the RPC succeeds with `success` false and a `reason`; the state stays valid, so
+    that the user can go back and allow. A request that repeats the state and the code within 60 seconds has the same
+    outcome, the same confirmation token or the same error, without a second exchange; while the first is in progress,
+    it waits. The state with another code is STATE_USED. The metadata of an error's `ErrorInfo` have `redirect_url`,
+    where the browser can continue, and `display_name` of the provider, if the state is genuine.
     """
     ConfirmConnection: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.ConfirmConnectionRequest, _integration_service_pb2.ConfirmConnectionResponse]
     """Completes a connection whose callback did not name the signed-in user."""
@@ -142,7 +146,11 @@ class IntegrationServiceAsyncStub(IntegrationServiceStub):
     """Starts an OAuth 2 connection. The response has the URL to send the user's browser to."""
     HandleCallback: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.HandleCallbackRequest, _integration_service_pb2.HandleCallbackResponse]  # type: ignore[assignment]
     """Handles the provider's response to an authorization request, as its redirect delivered it. If the user or the
-    provider rejects the authorization, the RPC succeeds with `success` false and a `reason`.
+    provider rejects the authorization, the RPC succeeds with `success` false and a `reason`; the state stays valid, so
+    that the user can go back and allow. A request that repeats the state and the code within 60 seconds has the same
+    outcome, the same confirmation token or the same error, without a second exchange; while the first is in progress,
+    it waits. The state with another code is STATE_USED. The metadata of an error's `ErrorInfo` have `redirect_url`,
+    where the browser can continue, and `display_name` of the provider, if the state is genuine.
     """
     ConfirmConnection: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.ConfirmConnectionRequest, _integration_service_pb2.ConfirmConnectionResponse]  # type: ignore[assignment]
     """Completes a connection whose callback did not name the signed-in user."""
@@ -250,7 +258,11 @@ class IntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_integration_service_pb2.HandleCallbackResponse, _abc.Awaitable[_integration_service_pb2.HandleCallbackResponse]]:
         """Handles the provider's response to an authorization request, as its redirect delivered it. If the user or the
-        provider rejects the authorization, the RPC succeeds with `success` false and a `reason`.
+        provider rejects the authorization, the RPC succeeds with `success` false and a `reason`; the state stays valid, so
+        that the user can go back and allow. A request that repeats the state and the code within 60 seconds has the same
+        outcome, the same confirmation token or the same error, without a second exchange; while the first is in progress,
+        it waits. The state with another code is STATE_USED. The metadata of an error's `ErrorInfo` have `redirect_url`,
+        where the browser can continue, and `display_name` of the provider, if the state is genuine.
         """
 
     @_abc_1.abstractmethod

@@ -3,15 +3,23 @@
 The store consumes an attempt atomically, so it is used once. What is fixed at the start (user, type, redirect URI, PKCE
 verifier) comes from the encrypted details of the attempt or from the encrypted state, never from the callback. A
 callback with a wrong user or issuer is rejected before the attempt changes, so that it does not end a genuine attempt.
+Neither does a denial, so that the user can go back and allow.
+
+Browsers repeat requests: they prefetch, reload and go back. The outcome of a code is therefore stored, encrypted, with
+the attempt, and a callback that repeats state and code gets it, also from another replica. While the code is being
+exchanged, it waits for the outcome.
 """
 
 import asyncio
 import base64
 import hashlib
+import hmac
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime, timedelta
+from itertools import count
 
 from pydantic import TypeAdapter
 
@@ -19,6 +27,8 @@ from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, Allow
 from integration_server.domain.credentials import AuthMethod, OAuthTokens
 from integration_server.domain.errors import (
     ConfirmationInvalid,
+    ErrorRecord,
+    IntegrationServerError,
     InvalidField,
     IssuerMismatch,
     ProviderError,
@@ -31,9 +41,10 @@ from integration_server.domain.errors import (
     UserMismatch,
 )
 from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.return_urls import with_result_params
 from integration_server.service.audit.audit_trail import audit_user
 from integration_server.service.background.detached_tasks import DetachedTasks
-from integration_server.service.common_types import Aead, Clock, RandomToken
+from integration_server.service.common_types import Aead, AssociatedData, Clock, RandomToken
 from integration_server.service.connections.account_linking import AccountLinker, AccountRequest
 from integration_server.service.connections.ports import (
     AttemptDetails,
@@ -41,7 +52,7 @@ from integration_server.service.connections.ports import (
     AuthorizationAttemptStore,
     StateClaims,
 )
-from integration_server.service.connections.redirect_allowlist import RedirectAllowlist, with_result_params
+from integration_server.service.connections.redirect_allowlist import RedirectAllowlist
 from integration_server.service.connections.revocation import RevocationService
 from integration_server.service.connections.revocation_ports import RevocationInProgress
 from integration_server.service.credentials.credential_cipher import (
@@ -49,6 +60,7 @@ from integration_server.service.credentials.credential_cipher import (
     EncryptedTokens,
     attempt_aad,
     callback_aad,
+    outcome_aad,
 )
 from integration_server.service.integrations.ports import IntegrationStore, NewAccount, NewIntegration
 from integration_server.service.provider_port import Provider, Providers
@@ -59,7 +71,11 @@ _COMPLETION_GRACE = timedelta(minutes=1)
 # Seconds until a revocation that may end the new grant has ended, the first for one that has. In all they last as long
 # as the call of one may take by default.
 _REVOCATION_PAUSES = (0, 0.5, 1, 2, 4, 8, 16)
+# A browser repeats a request within seconds; a person reloads a page within a minute. Not longer than the grace.
+REPETITION_WINDOW = timedelta(seconds=60)
+_POLL_INTERVAL = 0.1  # seconds between looks at an outcome that another callback is waiting for, growing tenfold
 _SAFE_ERROR_CODE = re.compile(r"[a-z0-9_.-]{1,64}")
+_UNKNOWN_ERROR = "unknown_error"
 
 CONFIRMATION_REQUIRED = "confirmation_required"
 
@@ -112,6 +128,24 @@ class ConnectionResult:
     message: str
     reason: str = ""
     confirmation_token: str = field(default="", repr=False)
+    display_name: str = ""
+    account_label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CallbackOutcome:
+    """What the first callback with a code has led to, stored for its repetitions.
+
+    It has an id of a connected integration, an error, or a confirmation token, or none of them while the code is being
+    exchanged. `receive_time` is when the first callback arrived.
+    """
+
+    code_digest: str
+    receive_time: datetime
+    confirmation_token: str = field(default="", repr=False)
+    integration_id: IntegrationId = IntegrationId(0)
+    account_label: str = ""
+    error: ErrorRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +158,7 @@ class PendingCallback:
 
 _PENDING_CALLBACK: TypeAdapter[PendingCallback] = TypeAdapter(PendingCallback)
 _DETAILS: TypeAdapter[AttemptDetails] = TypeAdapter(AttemptDetails)
+_OUTCOME: TypeAdapter[CallbackOutcome] = TypeAdapter(CallbackOutcome)
 
 
 @dataclass(eq=False, repr=False)
@@ -131,7 +166,8 @@ class OAuthConnectionService:
     """The OAuth 2 authorization code flow (RFC 6749 §4.1) with PKCE (RFC 7636) and a check of the user.
 
     A callback that names the signed-in user is compared with the attempt's user. One that names none waits for
-    `confirm_connection`, unless `skip_confirmation` is set.
+    `confirm_connection`, unless `skip_confirmation` is set. `keeps_outcomes` is False only in negative controls: then
+    every repeated callback finds a used state.
     """
 
     attempts: AuthorizationAttemptStore
@@ -146,6 +182,7 @@ class OAuthConnectionService:
     random_token: RandomToken
     _: KW_ONLY
     skip_confirmation: bool
+    keeps_outcomes: bool = True
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
 
     def __post_init__(self) -> None:
@@ -161,13 +198,16 @@ class OAuthConnectionService:
         request = replace(request, integration_type=provider.integration_type)  # it may be an alias
         current = await self._find_reconnected(request, provider)
         provider = provider.for_config(current.config if current else request.config)
+        redirect_uri = self.redirects.redirect_uri(request.integration_type, request.redirect_uri)
+        return_url = self.redirects.return_url(request.return_url)
+        self._require_confirmable(redirect_uri, return_url)
         verifier = self.random_token()
         scopes = tuple(provider.scopes_to_request(request.scopes, current.scopes if current else ()))
         details = AttemptDetails(
             integration_id=request.integration_id or await self.integrations.reserve_id(),
             is_reconnection=bool(request.integration_id),
-            redirect_uri=self.redirects.redirect_uri(request.integration_type, request.redirect_uri),
-            return_url=self.redirects.return_url(request.return_url),
+            redirect_uri=redirect_uri,
+            return_url=return_url,
             scopes=scopes,
             verifier=verifier,
         )
@@ -190,6 +230,16 @@ class OAuthConnectionService:
             raise InvalidField("integration_type", "is connected with ConnectWithApiKey")
         provider.require_configured()
         return provider
+
+    def _require_confirmable(self, redirect_uri: str, return_url: str | None) -> None:
+        """Raise `InvalidField` if the confirmation token would reach nobody who could confirm."""
+        is_delivered = return_url or self.redirects.default_return_url or not self.redirects.is_of_sidecar(redirect_uri)
+        if not (self.skip_confirmation or is_delivered):
+            raise InvalidField(
+                "return_url",
+                "is required: the connection must be confirmed, and the browser brings the confirmation token to this "
+                "URL; DEFAULT_RETURN_URL is not set",
+            )
 
     async def _find_reconnected(self, request: ConnectionRequest, provider: Provider) -> Integration | None:
         """The integration to reconnect; None for a new one."""
@@ -221,22 +271,39 @@ class OAuthConnectionService:
     # --- callback ----------------------------------------------------------------------------------------------
 
     async def handle_callback(self, callback: Callback) -> ConnectionResult:
-        """Complete the connection, hold it for confirmation, or report the provider's error."""
+        """Complete the connection, hold it for confirmation, or report the provider's error.
+
+        A repeated callback has the outcome of the first. The metadata of an error have `redirect_url`, where the
+        browser can continue, and `display_name`, the provider's name, if the state is genuine.
+        """
         claims = await self._read_state(callback)
+        try:
+            return await self._handle(claims, callback)
+        except (StoreUnavailable, UserMismatch):
+            raise  # the same request may succeed later; it is not the browser of the attempt's user
+        except IntegrationServerError as error:
+            error.metadata = await self._failure_metadata(claims, error)
+            raise
+
+    async def _handle(self, claims: StateClaims, callback: Callback) -> ConnectionResult:
         provider = self.providers[claims.integration_type]
         # RFC 9207 §2.4: before a request to the token endpoint, and also for error responses.
         if provider.issuer is not None and callback.iss != provider.issuer:
             raise IssuerMismatch
         if callback.user_id is not None and callback.user_id != claims.user_id:
             raise UserMismatch
-        if callback.error:
-            return await self._handle_denial(claims, callback.error)
+        if error := _error_code(callback):
+            return await self._report_denial(claims, error)
         if not callback.code:
             raise InvalidField("code", "is required, unless error is given")
+        if self._is_expired(claims):  # the first callback may still have been in time
+            return await self._repeat(claims, callback.code, otherwise=StateExpired())
         pending_callback = PendingCallback(callback.code, callback.query)
         if callback.user_id is None and not self.skip_confirmation:
-            return await self._hold_for_confirmation(claims, pending_callback)
-        return await self.tasks.run(self._complete(claims, pending_callback))
+            result = await self._hold_for_confirmation(claims, pending_callback)
+        else:
+            result = await self.tasks.run(self._complete(claims, pending_callback))
+        return result or await self._repeat(claims, callback.code, otherwise=StateUsed())
 
     async def _read_state(self, callback: Callback) -> StateClaims:
         claims = await self._states.read(callback.state)
@@ -245,48 +312,108 @@ class OAuthConnectionService:
         if not callback.allowed_types.allows(claims.integration_type):
             raise StateInvalid
         audit_user.set(claims.user_id)  # the caller may be the sidecar, which knows no user
-        if self.clock() >= claims.begin_time + ATTEMPT_LIFETIME:
-            raise StateExpired
         return claims
+
+    def _is_expired(self, claims: StateClaims) -> bool:
+        return self.clock() >= claims.begin_time + ATTEMPT_LIFETIME  # not from the row, whose time may be altered
 
     def _matches_type(self, named: str, integration_type: str) -> bool:
         """Whether the type that a callback names is this type or an alias of it. It may name none."""
         return named in ("", integration_type) or named in self.providers[integration_type].aliases
 
-    async def _handle_denial(self, claims: StateClaims, error: str) -> ConnectionResult:
-        attempt = await self.attempts.consume(claims.attempt_id, self.clock())
-        if attempt is None:
+    async def _report_denial(self, claims: StateClaims, error: str) -> ConnectionResult:
+        """The result for an error response. The attempt stays as it is: the user can go back and allow."""
+        if self._is_expired(claims):
+            raise StateExpired
+        attempt = await self.attempts.find(claims.attempt_id)
+        if attempt is None or attempt.encrypted_outcome is not None or attempt.integration_id is None:
             raise StateUsed
-        await self.attempts.abandon(attempt)
         details = await self._details(claims, attempt)
-        reason = error if _SAFE_ERROR_CODE.fullmatch(error) else "unknown_error"
+        reason = error if _SAFE_ERROR_CODE.fullmatch(error) else _UNKNOWN_ERROR
         return ConnectionResult(
             success=False,
             integration_id=details.integration_id if details.is_reconnection else IntegrationId(0),
-            redirect_url=_return_url(claims, details, success="false", reason=reason),
+            redirect_url=self._redirect_url(claims, details, success="false", reason=reason),
             message="The provider did not grant access",
             reason=reason,
+            display_name=self.providers[claims.integration_type].display_name,
         )
+
+    # --- outcomes ----------------------------------------------------------------------------------------------
+
+    async def _repeat(self, claims: StateClaims, code: str, otherwise: IntegrationServerError) -> ConnectionResult:
+        """The outcome of an earlier callback with this state and code, as soon as there is one.
+
+        Raises its error, or `otherwise` if there was no such callback within the last minute.
+        """
+        for polls in count(1):
+            attempt = await self.attempts.find(claims.attempt_id) if self.keeps_outcomes else None
+            if attempt is None or attempt.encrypted_outcome is None:
+                raise otherwise
+            outcome = _OUTCOME.validate_json(
+                await self.aead.decrypt(attempt.encrypted_outcome, _associated_data(outcome_aad, claims))
+            )
+            is_too_late = self.clock() >= outcome.receive_time + REPETITION_WINDOW
+            if is_too_late or not hmac.compare_digest(outcome.code_digest, _digest(code)):
+                raise otherwise
+            if outcome.error:
+                raise outcome.error.to_error()
+            if outcome.integration_id or outcome.confirmation_token:
+                return self._result(claims, await self._details(claims, attempt), outcome)
+            await self.pause(_POLL_INTERVAL * min(polls, 10))
+        raise AssertionError  # not reachable: a window ends
+
+    def _result(self, claims: StateClaims, details: AttemptDetails, outcome: CallbackOutcome) -> ConnectionResult:
+        """The result of a callback that has connected an integration, or waits for its confirmation."""
+        name = self.providers[claims.integration_type].display_name
+        if token := outcome.confirmation_token:
+            return ConnectionResult(
+                success=False,
+                integration_id=details.integration_id,
+                redirect_url=self._redirect_url(claims, details, confirmation_token=token),
+                message="The connection must be confirmed",
+                reason=CONFIRMATION_REQUIRED,
+                confirmation_token=token,
+                display_name=name,
+            )
+        connected_id = str(outcome.integration_id)
+        return ConnectionResult(
+            success=True,
+            integration_id=outcome.integration_id,
+            redirect_url=self._redirect_url(claims, details, success="true", integration_id=connected_id),
+            message=f"{name} is connected",
+            display_name=name,
+            account_label=outcome.account_label,
+        )
+
+    async def _encrypt_outcome(self, claims: StateClaims, outcome: CallbackOutcome) -> bytes:
+        return await self.aead.encrypt(_OUTCOME.dump_json(outcome), _associated_data(outcome_aad, claims))
+
+    async def _failure_metadata(self, claims: StateClaims, error: IntegrationServerError) -> Mapping[str, str]:
+        details = None
+        with suppress(IntegrationServerError):  # then the browser is sent to the default
+            attempt = await self.attempts.find(claims.attempt_id)
+            details = await self._details(claims, attempt) if attempt else None
+        url = self._redirect_url(claims, details, success="false", reason=error.reason)
+        return {"display_name": self.providers[claims.integration_type].display_name, "redirect_url": url}
+
+    def _redirect_url(self, claims: StateClaims, details: AttemptDetails | None, **outcome: str) -> str:
+        """Where the browser continues: the attempt's return URL or the default one, with the outcome; else empty."""
+        return_url = (details and details.return_url) or self.redirects.default_return_url
+        return with_result_params(return_url, **outcome, integration_type=claims.integration_type)
 
     # --- confirmation ------------------------------------------------------------------------------------------
 
-    async def _hold_for_confirmation(self, claims: StateClaims, callback: PendingCallback) -> ConnectionResult:
-        """Store the code, encrypted, until the app's backend confirms the signed-in user."""
-        associated_data = callback_aad(claims.attempt_id, claims.user_id, claims.integration_type)
-        encrypted = await self.aead.encrypt(_PENDING_CALLBACK.dump_json(callback), associated_data)
-        attempt = await self.attempts.store_pending_callback(claims.attempt_id, encrypted, self.clock())
-        if attempt is None:
-            raise StateUsed
-        details = await self._details(claims, attempt)
-        token = await self._confirmations.make(claims)
-        return ConnectionResult(
-            success=False,
-            integration_id=details.integration_id,
-            redirect_url=_return_url(claims, details, confirmation_token=token),
-            message="The connection must be confirmed",
-            reason=CONFIRMATION_REQUIRED,
-            confirmation_token=token,
+    async def _hold_for_confirmation(self, claims: StateClaims, callback: PendingCallback) -> ConnectionResult | None:
+        """Store the code, encrypted, until the app's backend confirms the signed-in user. None for a used state."""
+        encrypted = await self.aead.encrypt(
+            _PENDING_CALLBACK.dump_json(callback), _associated_data(callback_aad, claims)
         )
+        now, token = self.clock(), await self._confirmations.make(claims)
+        outcome = CallbackOutcome(_digest(callback.code), now, confirmation_token=token)
+        encrypted_outcome = await self._encrypt_outcome(claims, outcome)
+        attempt = await self.attempts.store_pending_callback(claims.attempt_id, encrypted, encrypted_outcome, now)
+        return None if attempt is None else self._result(claims, await self._details(claims, attempt), outcome)
 
     async def confirm_connection(
         self, confirmation_token: str, user_id: UserId, allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES
@@ -297,53 +424,71 @@ class OAuthConnectionService:
             raise ConfirmationInvalid
         if user_id != claims.user_id:
             raise UserMismatch
-        if self.clock() >= claims.begin_time + ATTEMPT_LIFETIME:  # not from the row, whose time may be altered
+        if self._is_expired(claims):
             raise ConfirmationInvalid
-        return await self.tasks.run(self._complete(claims, None))
+        result = await self.tasks.run(self._complete(claims, None))
+        if result is None:
+            raise ConfirmationInvalid
+        return result
 
     # --- completion --------------------------------------------------------------------------------------------
 
-    async def _complete(self, claims: StateClaims, callback: PendingCallback | None) -> ConnectionResult:
-        """Consume an attempt and complete it with a callback; None means its pending callback."""
-        provider = self.providers[claims.integration_type]
-        consume = self.attempts.consume if callback else self.attempts.consume_pending_callback
-        attempt = await consume(claims.attempt_id, self.clock())
+    async def _complete(self, claims: StateClaims, callback: PendingCallback | None) -> ConnectionResult | None:
+        """Consume an attempt and complete it with a callback; None means its pending callback.
+
+        Returns None if the attempt was consumed before. The outcome is stored for a callback. A confirmation keeps that
+        of its callback, which is that it needs a confirmation.
+        """
+        provider, now = self.providers[claims.integration_type], self.clock()
+        outcome = CallbackOutcome(_digest(callback.code) if callback else "", now)
+        if callback:
+            attempt = await self.attempts.consume(claims.attempt_id, await self._encrypt_outcome(claims, outcome), now)
+        else:
+            attempt = await self.attempts.consume_pending_callback(claims.attempt_id, now)
         if attempt is None:
-            raise StateUsed if callback else ConfirmationInvalid
+            return None
         try:
             details = await self._details(claims, attempt)
-            callback = callback or await self._decrypt_callback(claims, attempt)
-            integration_id = await self._exchange_code(provider, claims, details, callback)
-        except Exception:
-            await self.attempts.abandon(attempt)
+            received = callback or await self._decrypt_callback(claims, attempt)
+            integration = await self._exchange_code(provider, claims, details, received)
+        except Exception as error:
+            # Any other error is a fault of this program. Its repetitions find a used state.
+            record = ErrorRecord.of(error if isinstance(error, IntegrationServerError) else StateUsed())
+            await self._finish(claims, attempt, replace(outcome, error=record) if callback else None)
             raise
-        return ConnectionResult(
-            success=True,
-            integration_id=integration_id,
-            redirect_url=_return_url(claims, details, success="true", integration_id=str(integration_id)),
-            message=f"{provider.display_name} is connected",
-        )
+        label = integration.account_label or integration.account_id or ""
+        outcome = replace(outcome, integration_id=integration.integration_id, account_label=label)
+        with suppress(StoreUnavailable):  # it is connected; only a repeated callback does not learn it
+            await self._finish(claims, attempt, outcome if callback else None)
+        return self._result(claims, details, outcome)
+
+    async def _finish(
+        self, claims: StateClaims, attempt: AuthorizationAttempt, outcome: CallbackOutcome | None
+    ) -> None:
+        encrypted = await self._encrypt_outcome(claims, outcome) if outcome else None
+        await self.attempts.finish(attempt, encrypted)
 
     async def _details(self, claims: StateClaims, attempt: AuthorizationAttempt) -> AttemptDetails:
         """The details of an attempt of these claims. Its URLs must still be allowed: the lists may have changed.
 
         Raises `CredentialsUnreadable` or `RedirectUriNotAllowed`.
         """
-        associated_data = attempt_aad(claims.attempt_id, claims.user_id, claims.integration_type)
-        details = _DETAILS.validate_json(await self.aead.decrypt(attempt.encrypted_details, associated_data))
+        details = _DETAILS.validate_json(
+            await self.aead.decrypt(attempt.encrypted_details, _associated_data(attempt_aad, claims))
+        )
         self.redirects.redirect_uri(claims.integration_type, details.redirect_uri)
         self.redirects.return_url(details.return_url or "")
         return details
 
     async def _decrypt_callback(self, claims: StateClaims, attempt: AuthorizationAttempt) -> PendingCallback:
-        associated_data = callback_aad(claims.attempt_id, claims.user_id, claims.integration_type)
+        associated_data = _associated_data(callback_aad, claims)
         return _PENDING_CALLBACK.validate_json(
             await self.aead.decrypt(attempt.encrypted_callback or b"", associated_data)
         )
 
     async def _exchange_code(
         self, provider: Provider, claims: StateClaims, details: AttemptDetails, callback: PendingCallback
-    ) -> IntegrationId:
+    ) -> Integration:
         """Exchange the code, verify the account, and commit the tokens."""
         # Raises `IntegrationNotFound` if it was disconnected while the user was at the provider.
         target = await self._cipher.redacted(await self.integrations.get(details.integration_id, claims.user_id))
@@ -361,8 +506,7 @@ class OAuthConnectionService:
             for pause in _REVOCATION_PAUSES:
                 account = await _verify_account(provider, tokens, details.scopes)
                 try:
-                    integration = await self.account_linker.commit(target, account, tokens, details.scopes, proof_time)
-                    return integration.integration_id
+                    return await self.account_linker.commit(target, account, tokens, details.scopes, proof_time)
                 except RevocationInProgress:
                     await self.pause(pause)
                 # The revocation may have ended this grant too. Then the provider rejects its tokens.
@@ -391,8 +535,24 @@ async def _verify_account(provider: Provider, tokens: OAuthTokens, requested_sco
         return _UNKNOWN_ACCOUNT
 
 
-def _return_url(claims: StateClaims, details: AttemptDetails, **outcome: str) -> str:
-    return with_result_params(details.return_url, **outcome, integration_type=claims.integration_type)
+def _error_code(callback: Callback) -> str:
+    """The code of an error response; empty for another callback.
+
+    Some providers do not use `error` (RFC 6749 §4.1.2.1), but `error_code` with `error_message`, `errorCode` or other
+    names that begin alike. They are believed only where there is no code.
+    """
+    if callback.error or callback.code:
+        return callback.error
+    values = [value for name, value in callback.query.items() if name.lower().startswith("err") and value]
+    return next(filter(_SAFE_ERROR_CODE.fullmatch, values), _UNKNOWN_ERROR) if values else ""
+
+
+def _associated_data(make: Callable[..., AssociatedData], claims: StateClaims) -> AssociatedData:
+    return make(claims.attempt_id, claims.user_id, claims.integration_type)
+
+
+def _digest(code: str) -> str:
+    return hashlib.sha256(code.encode()).hexdigest()
 
 
 def _s256(verifier: str) -> str:

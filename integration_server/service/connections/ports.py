@@ -28,7 +28,8 @@ class AuthorizationAttempt:
     """One run of the authorization code flow, from the authorization URL to the exchange of the code.
 
     `encrypted_details` are the encrypted `AttemptDetails`. `encrypted_callback` is a callback that waits for its
-    confirmation. `integration_id` is 0 until the attempt is stored.
+    confirmation. `encrypted_outcome` is what the first callback with a code has led to; None before it.
+    `integration_id` is 0 until the attempt is stored, and None when its integration has been deleted.
     """
 
     attempt_id: str
@@ -38,7 +39,8 @@ class AuthorizationAttempt:
     create_time: datetime
     expire_time: datetime
     encrypted_callback: bytes | None = field(default=None, repr=False)
-    integration_id: IntegrationId = IntegrationId(0)
+    encrypted_outcome: bytes | None = field(default=None, repr=False)
+    integration_id: IntegrationId | None = IntegrationId(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class StateClaims:
 
 
 class AuthorizationAttemptStore(Protocol):
-    """Attempts. Each is started, may get a pending callback, and is consumed once."""
+    """Attempts. Each is started, may get a pending callback, is consumed once, and then finished."""
 
     async def begin(self, attempt: AuthorizationAttempt, integration: NewIntegration) -> IntegrationId:
         """Store a pending integration and its attempt."""
@@ -60,19 +62,25 @@ class AuthorizationAttemptStore(Protocol):
     async def begin_reconnection(self, attempt: AuthorizationAttempt, integration_id: IntegrationId) -> None:
         """Store an attempt for an existing integration, which does not change. Raises `IntegrationNotFound`."""
 
+    async def find(self, attempt_id: str) -> AuthorizationAttempt | None:
+        """An attempt in any state, also an expired one."""
+
     async def store_pending_callback(
-        self, attempt_id: str, encrypted_callback: bytes, now: datetime
+        self, attempt_id: str, encrypted_callback: bytes, encrypted_outcome: bytes, now: datetime
     ) -> AuthorizationAttempt | None:
         """Keep a callback until it is confirmed. None unless the attempt is started and valid."""
 
-    async def consume(self, attempt_id: str, now: datetime) -> AuthorizationAttempt | None:
+    async def consume(self, attempt_id: str, encrypted_outcome: bytes, now: datetime) -> AuthorizationAttempt | None:
         """Take a started attempt, for this caller only. None unless the attempt is started and valid."""
 
     async def consume_pending_callback(self, attempt_id: str, now: datetime) -> AuthorizationAttempt | None:
         """Take an attempt with a pending callback, for this caller only. None unless it has one and is valid."""
 
-    async def abandon(self, attempt: AuthorizationAttempt) -> None:
-        """Delete an attempt, and its integration if it is pending and has no other attempt."""
+    async def finish(self, attempt: AuthorizationAttempt, encrypted_outcome: bytes | None) -> None:
+        """End a consumed attempt. Its integration is deleted if it is still pending.
+
+        The new outcome replaces that of the attempt, unless it is None. The pending callback is deleted.
+        """
 
     async def remove_expired(self, before: datetime) -> int:
         """Delete attempts that expired before that time, and their pending integrations. Returns their number."""

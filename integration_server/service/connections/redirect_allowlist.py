@@ -1,7 +1,6 @@
-"""The exact allow-lists of redirect URIs and return URLs (RFC 9700 §2.1), and result parameters in return URLs."""
+"""The exact allow-lists of redirect URIs and return URLs (RFC 9700 §2.1)."""
 
 from collections.abc import Iterable
-from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from integration_server.domain.errors import RedirectUriNotAllowed
 
@@ -10,15 +9,21 @@ class RedirectAllowlist:
     """The allowed redirect URIs and return URLs.
 
     The sidecar's callback path of a type is always allowed for that type. Each type has its own path, so that a
-    callback cannot be attributed to another provider (RFC 9700 §4.4.2.2).
+    callback cannot be attributed to another provider (RFC 9700 §4.4.2.2). `default_return_url` is the return URL of
+    requests that name none; it is allowed as well.
     """
 
     def __init__(
-        self, public_url: str, allowed_redirect_uris: Iterable[str], allowed_return_urls: Iterable[str]
+        self,
+        public_url: str,
+        allowed_redirect_uris: Iterable[str],
+        allowed_return_urls: Iterable[str],
+        default_return_url: str | None = None,
     ) -> None:
         self._callback = public_url.rstrip("/") + "/api/v1/integrations/callback/"
         self._redirect_uris = frozenset(allowed_redirect_uris)
-        self._return_urls = frozenset(allowed_return_urls)
+        self._return_urls = frozenset(filter(None, (*allowed_return_urls, default_return_url)))
+        self.default_return_url = default_return_url
 
     def redirect_uri(self, integration_type: str, requested: str) -> str:
         """The requested redirect URI; the type's own for an empty one. Raises `RedirectUriNotAllowed`."""
@@ -35,11 +40,6 @@ class RedirectAllowlist:
             raise RedirectUriNotAllowed("return_url")
         return requested
 
-
-def with_result_params(return_url: str | None, **outcome: str) -> str:
-    """The return URL with the outcome in its query; empty without a URL."""
-    if return_url is None:
-        return ""
-    parts = urlsplit(return_url)
-    query = "&".join(filter(None, (parts.query, urlencode(outcome))))
-    return urlunsplit(parts._replace(query=query))
+    def is_of_sidecar(self, redirect_uri: str) -> bool:
+        """Whether a redirect URI is a callback path of the sidecar, with or without a type."""
+        return f"{redirect_uri.partition('?')[0]}/".startswith(self._callback)

@@ -217,6 +217,9 @@ attempt_aad = partial(AssociatedData, "authorization_attempts", "encrypted_detai
 callback_aad = partial(AssociatedData, "authorization_attempts", "encrypted_callback")
 """Of the pending callback of an authorization attempt."""
 
+outcome_aad = partial(AssociatedData, "authorization_attempts", "encrypted_outcome")
+"""Of the outcome of the callback of an authorization attempt."""
+
 
 def webhook_secret_aad(
     uid: str,

@@ -13,7 +13,7 @@ from urllib.parse import quote, quote_plus, unquote, unquote_plus
 from integration_server.domain.credentials import ApiKey, Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.errors import InvalidField
 from integration_server.domain.proxy_messages import ApiRequest
-from integration_server.domain.text import has_control_characters
+from integration_server.domain.text import control_character_problem
 
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
 """Without TRACE, which echoes the request with its credentials, and CONNECT, which opens a tunnel."""
@@ -147,8 +147,10 @@ def path_problem(path: str) -> str | None:
 
 
 def _decoded_path_problem(path: str) -> str | None:
-    if "\\" in path or has_control_characters(path):
-        return "has a backslash or a control character, encoded or not"
+    if "\\" in path:
+        return "has a backslash, encoded or not"
+    if problem := control_character_problem(path):
+        return f"{problem} of the decoded path"
     segments = path.split("/")
     if "" in segments[1:-1]:
         return "has '//', encoded or not"

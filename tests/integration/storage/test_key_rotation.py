@@ -26,6 +26,7 @@ from integration_server.service.credentials.credential_cipher import (
     chain_key_aad,
     credentials_aad,
     described_by,
+    outcome_aad,
     payload_aad,
     route_aad,
     unrouted_payload_aad,
@@ -147,7 +148,8 @@ async def fill_encrypted_columns(database: Database, keyring: Keyring) -> None:
     verifier = await keyring.encrypt(b"authorization_attempts.encrypted_details", attempt_aad(*names))
     callback = await keyring.encrypt(b"authorization_attempts.encrypted_callback", callback_aad(*names))
     await SqlAuthorizationAttempts(database).begin(replace(attempt, encrypted_details=verifier), new_integration())
-    await SqlAuthorizationAttempts(database).store_pending_callback(attempt.attempt_id, callback, NOW)
+    outcome = await keyring.encrypt(b"authorization_attempts.encrypted_outcome", outcome_aad(*names))
+    await SqlAuthorizationAttempts(database).store_pending_callback(attempt.attempt_id, callback, outcome, NOW)
 
 
 async def store_webhooks(database: Database, keyring: Keyring, row: Integration) -> None:

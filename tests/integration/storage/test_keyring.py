@@ -419,7 +419,7 @@ async def test_the_files_contain_neither_credentials_nor_keys(sqlite_url: str) -
         await SqlIntegrations(database).add_connected(new_integration(), account("a"), new_credentials(encrypted), NOW)
         attempt = new_attempt(encrypted_details=encrypted)
         await SqlAuthorizationAttempts(database).begin(attempt, new_integration())
-        await SqlAuthorizationAttempts(database).store_pending_callback(attempt.attempt_id, encrypted, NOW)
+        await SqlAuthorizationAttempts(database).store_pending_callback(attempt.attempt_id, encrypted, encrypted, NOW)
         async with database.read_connection() as connection:
             ((key_id, wrapped_key),) = await connection.execute(text("SELECT key_id, wrapped_key FROM data_keys"))
         data_key = await LocalKey(KEY).unwrap(wrapped_key, key_id)

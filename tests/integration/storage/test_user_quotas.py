@@ -131,8 +131,8 @@ async def test_a_user_who_begins_again_and_again_keeps_the_newest_attempts(datab
     assert await attempt_ids(database) == [attempt.attempt_id for attempt in attempts[-3:]]
     assert await count_rows(database, ANN) == 3  # the pending integrations of the others are gone too
     assert await attempt_ids(database, BOB) == [attempt.attempt_id for attempt in others]
-    assert await store.consume(attempts[0].attempt_id, NOW) is None
-    assert await store.consume(attempts[-1].attempt_id, NOW)
+    assert await store.consume(attempts[0].attempt_id, b"outcome", NOW) is None
+    assert await store.consume(attempts[-1].attempt_id, b"outcome", NOW)
 
 
 async def test_negative_control_without_a_quota_every_attempt_stays(database: Database) -> None:
@@ -145,7 +145,7 @@ async def test_attempts_that_wait_for_their_confirmation_are_replaced_last(datab
     store = SqlAuthorizationAttempts(database, QUOTAS)
     attempts = attempts_in_order(6)
     await store.begin(attempts[0], new_integration())
-    await store.store_pending_callback(attempts[0].attempt_id, b"encrypted", NOW)
+    await store.store_pending_callback(attempts[0].attempt_id, b"encrypted", b"outcome", NOW)
     for attempt in attempts[1:]:
         await store.begin(attempt, new_integration())
     assert await attempt_ids(database) == [attempts[number].attempt_id for number in (0, 4, 5)]
@@ -157,13 +157,28 @@ async def test_consumed_and_expired_attempts_are_neither_counted_nor_replaced(da
     consumed, *others = attempts_in_order(4)
     for attempt in (expired, consumed):
         await store.begin(attempt, new_integration())
-    assert await store.consume(consumed.attempt_id, NOW)
+    assert await store.consume(consumed.attempt_id, b"outcome", NOW)
     for attempt in others:
         await store.begin(
             attempt,
             new_integration(),
         )
     assert set(await attempt_ids(database)) == {attempt.attempt_id for attempt in (expired, consumed, *others)}
+
+
+async def test_finished_attempts_are_replaced_first(database: Database) -> None:
+    """Only their outcome is left, for a repeated callback. A user who connects again and again stores no more."""
+    store = SqlAuthorizationAttempts(database, QUOTAS)
+    waiting, *finished, last = attempts_in_order(6)
+    await store.begin(waiting, new_integration())
+    for attempt in finished:
+        await store.begin(attempt, new_integration())
+        consumed = await store.consume(attempt.attempt_id, b"outcome", NOW)
+        assert consumed is not None
+        await store.finish(consumed, b"outcome")
+    await store.begin(last, new_integration())
+    assert await attempt_ids(database) == [attempt.attempt_id for attempt in (waiting, finished[-1], last)]
+    assert await count_rows(database, ANN) == 2
 
 
 async def test_reconnections_count_and_leave_their_integration(database: Database) -> None:

@@ -320,7 +320,7 @@ async def test_each_problem_of_a_state_has_its_own_reason(client: InMemoryGrpc, 
     for state, changes, code, reason in (
         ("forged", {}, grpc.StatusCode.INVALID_ARGUMENT, "STATE_INVALID"),
         (unused, {"integration_type": "other"}, grpc.StatusCode.INVALID_ARGUMENT, "STATE_INVALID"),
-        (used, {}, grpc.StatusCode.FAILED_PRECONDITION, "STATE_USED"),
+        (used, {"code": "another"}, grpc.StatusCode.FAILED_PRECONDITION, "STATE_USED"),
         (unused, {"user_id": "eve"}, grpc.StatusCode.PERMISSION_DENIED, "USER_MISMATCH"),
     ):
         refused = await refusal(client, "HandleCallback", good("HandleCallback", state=state, **changes))

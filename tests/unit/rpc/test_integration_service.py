@@ -14,7 +14,7 @@ from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from tests.fakes.inmemory_grpc import InMemoryGrpc
 from tests.fakes.provider import HOUR, parameter
-from tests.fakes.system import ADA, EVE, RETURN_URL, FakeSystem
+from tests.fakes.system import ADA, CONFIRMING, EVE, RETURN_URL, FakeSystem
 from tests.unit.rpc.conftest import client_of
 from tests.unit.rpc.requests import METHODS, good
 
@@ -61,7 +61,7 @@ async def test_an_error_response_is_a_result(client: InMemoryGrpc) -> None:
 
 
 async def test_a_connection_is_confirmed(system: FakeSystem) -> None:
-    system = FakeSystem({"skip_confirmation": False})
+    system = FakeSystem(dict(CONFIRMING))
     client = client_of(system)
     started = await client.call("Connect", good("Connect"))
     pending = await client.call("HandleCallback", good("HandleCallback", state=started.state, user_id=""))

@@ -165,9 +165,12 @@ def test_reserved_names_are_rejected(name: str) -> None:
     assert problems_of(granted) == [f"services.{name}: is a reserved name: the audit log uses it for another caller"]
 
 
-@pytest.mark.parametrize("escape", ["\\u0000", "\\n", "\\u001b[8m", "\\u007f", "\\u0085"])
-def test_names_have_no_control_characters(escape: str) -> None:
-    problem = "has a control character"
+@pytest.mark.parametrize(
+    ("escape", "code_point"),
+    [("\\u0000", "0000"), ("\\n", "000A"), ("\\u001b[8m", "001B"), ("\\u007f", "007F"), ("\\u0085", "0085")],
+)
+def test_names_have_no_control_characters(escape: str, code_point: str) -> None:
+    problem = f"contains U+{code_point} (control character) at position 2"
     permissions = 'permissions = ["health"]\n'
     service = f'[services."a{escape}"]\ntokens = ["a"]\n{permissions}'
     assert [found.partition(": ")[2] for found in problems_of(service)] == [problem]

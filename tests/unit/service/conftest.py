@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.fakes.system import FakeSystem
+from tests.fakes.system import CONFIRMING, FakeSystem
 
 
 @pytest.fixture
@@ -17,6 +17,6 @@ async def system() -> AsyncIterator[FakeSystem]:
 @pytest.fixture
 async def confirming_system() -> AsyncIterator[FakeSystem]:
     """A system in which a callback without a user has to be confirmed, as in production."""
-    system = FakeSystem({"skip_confirmation": False})
+    system = FakeSystem(dict(CONFIRMING))
     async with system.tasks:
         yield system

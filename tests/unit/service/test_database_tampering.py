@@ -32,7 +32,7 @@ from integration_server.service.integrations.ports import IntegrationUpdate, New
 from integration_server.service.webhooks.webhook_ingestion import NOT_FOUND, UNAUTHORIZED
 from integration_server.storage.tables import metadata
 from tests.fakes.aead import FakeAead
-from tests.fakes.system import ADA, APP_CALLBACK, EVE, RETURN_URL, FakeSystem
+from tests.fakes.system import ADA, APP_CALLBACK, CONFIRMING, EVE, RETURN_URL, FakeSystem
 from tests.signed_webhook_provider import webhook_body
 from tests.unit.service.webhooks.test_webhook_ingestion import APP_SECRET, request
 
@@ -86,6 +86,7 @@ class _Observer:
                 await self._ask(f"checks of {name} for {user_id}", self._checks(integration_id, user_id), shown=True)
             await self._ask(f"stream of {user_id}", self._stream(user_id), shown=True)
         await self._ask("unrouted webhooks", self._unrouted(), shown=True)
+        await self._ask("repeated callback", self._repeated_callback())
         await self._ask("revoked", self._revoked())
         await self._ask("secrets that verify webhooks", self._webhooks())
         for user_id in USERS:
@@ -184,6 +185,10 @@ class _Observer:
         result = await self._use_cases.oauth_connection.handle_callback(callback)
         return {result.redirect_url, str(result.integration_id), repr(self._system.provider.exchanges[-1])}
 
+    async def _repeated_callback(self) -> set[str]:
+        again = await self._use_cases.oauth_connection.handle_callback(Callback(self._states["recent"], "code"))
+        return {again.redirect_url, again.confirmation_token, str(again.integration_id)}
+
     async def _confirmation(self) -> set[str]:
         self._system.provider.account = NewAccount("account-confirmation", None)
         confirmed = await self._use_cases.oauth_connection.confirm_connection(self._states["held"], ADA)
@@ -226,6 +231,7 @@ class World:
             del self.ids[row.name]
         system.provider.revoke_error = None
         await system.health_checker.check_health(work.integration_id, ADA)
+        self.raw.execute("DELETE FROM authorization_attempts")  # finished ones, which are pruned after some minutes
         await self._attempts(ADA)
         await self._attempts(EVE)
         self.older = self.raw.serialize()
@@ -241,6 +247,10 @@ class World:
             await system.webhook_delivery.acknowledge_webhook_events(row.integration_id, row.user_id, "consumer", 1)
         await system.health_checker.check_health(eves.integration_id, EVE)
         system.clock.advance(timedelta(minutes=5))
+        for user_id in USERS:
+            recent = await system.begin(user_id, redirect_uri=APP_CALLBACK, return_url=RETURN_URL)
+            await system.call_back(recent.state)
+            self.states.setdefault("recent", recent.state)
         self.start = system.clock.now
         self.image = self.raw.serialize()
         self.baseline = await self.observe()
@@ -409,7 +419,7 @@ class UnboundAead:
 async def filled(wrap: Callable[[Aead], Aead] = lambda aead: aead) -> World:
     """A world over a new system."""
     # Waits for a lease end as the clock advances.
-    world = World(FakeSystem({"skip_confirmation": False}, aead=wrap(FakeAead()), sleep_advances_clock=True))
+    world = World(FakeSystem(dict(CONFIRMING), aead=wrap(FakeAead()), sleep_advances_clock=True))
     await world.fill()
     return world
 

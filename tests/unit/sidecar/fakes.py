@@ -1,5 +1,6 @@
 """A fake gRPC server for the sidecar's app."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -67,9 +68,9 @@ class FakeServer(ServerClient):
     async def aclose(self) -> None:
         """There is nothing to close."""
 
-    def app(self, limits: HttpLimits = LIMITS, proxies: str = "") -> ASGIApp:
+    def app(self, limits: HttpLimits = LIMITS, proxies: str = "", default_return_url: str | None = None) -> ASGIApp:
         """The sidecar's app over this server."""
-        return create_app(self, limits, PUBLIC_URL, _anonymous_limits(limits, proxies))
+        return create_app(self, limits, PUBLIC_URL, _anonymous_limits(limits, proxies), default_return_url)
 
     def endpoints(self, limits: HttpLimits = LIMITS) -> Starlette:
         """The app without the probes."""
@@ -92,18 +93,26 @@ def rpc_error(
     message: str = "the message of the server",
     *,
     retry_seconds: float | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> grpc.aio.AioRpcError:
     """The error of a stub: with details of the server if `reason` is set, else an error of gRPC itself."""
     if not reason:
         return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), message)
-    status = rpc_status.to_status(rich_status(code, reason, message, retry_seconds=retry_seconds))
+    rich = rich_status(code, reason, message, retry_seconds=retry_seconds, metadata=metadata)
+    status = rpc_status.to_status(rich)
     return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*status.trailing_metadata), message)
 
 
 def rich_status(
-    code: grpc.StatusCode, reason: str, message: str, *, retry_seconds: float | None = None
+    code: grpc.StatusCode,
+    reason: str,
+    message: str,
+    *,
+    retry_seconds: float | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> status_pb2.Status:
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=reason, domain="integrations.v1")]
+    info = error_details_pb2.ErrorInfo(reason=reason, domain="integrations.v1", metadata=metadata)
+    details: list[Message] = [info]
     if retry_seconds is not None:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(round(retry_seconds * 1000))

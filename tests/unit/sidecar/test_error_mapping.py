@@ -36,8 +36,8 @@ async def test_errors_of_the_server_keep_their_reason(
 ) -> None:
     server.callback_response = rpc_error(code, reason, "safe words")
 
-    program = await client.get(CALLBACK_PATH)
-    browser = await client.get(CALLBACK_PATH, headers={"Accept": "text/html"})
+    program = await client.get(f"{CALLBACK_PATH}?state=s")
+    browser = await client.get(f"{CALLBACK_PATH}?state=s", headers={"Accept": "text/html"})
 
     assert program.status_code == browser.status_code == status
     assert program.json() == {"success": False, "reason": reason, "message": "safe words"}

@@ -35,7 +35,7 @@ def log() -> Iterator[list[Any]]:
         pytest.param("GET", CALLBACK_PATH, RuntimeError("the-code"), id="unhandled_exception"),
         pytest.param("GET", f"{CALLBACK_PATH}?code=1&code=2", None, id="repeated"),
         pytest.param("GET", "/elsewhere", None, id="not-found"),
-        pytest.param("POST", CALLBACK_PATH, None, id="wrong-method"),
+        pytest.param("PUT", CALLBACK_PATH, None, id="wrong-method"),
         pytest.param("GET", "/healthz", None, id="live"),
         pytest.param("GET", "/readyz", None, id="ready"),
     ],
@@ -51,7 +51,7 @@ async def test_every_response_has_the_security_headers(
     assert response.headers["cache-control"] == "no-store"
     assert response.headers["referrer-policy"] == "no-referrer"
     assert response.headers["x-content-type-options"] == "nosniff"
-    assert response.headers["vary"] == "Accept"
+    assert response.headers["vary"] == "Accept, Sec-Purpose, Purpose, X-Purpose, X-Moz"
     assert response.headers["content-type" if response.content else "location"]
 
 

@@ -112,7 +112,7 @@ async def test_an_endless_body_is_read_only_up_to_the_limit() -> None:
     [
         ("POST", "/", 404),
         ("POST", "/x", 404),
-        ("POST", CALLBACK_PATH, 405),
+        ("POST", CALLBACK_PATH, 415),
         ("PUT", PATH, 405),
         ("HEAD", PATH, 405),
         ("BREW", PATH, 405),

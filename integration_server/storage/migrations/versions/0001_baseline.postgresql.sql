@@ -180,16 +180,17 @@ INSERT INTO singleton_jobs (job_name, due_time) VALUES ('key_rotation', CURRENT_
 
 CREATE TABLE authorization_attempts (
     attempt_id VARCHAR(255) NOT NULL,
-    integration_id BIGINT NOT NULL,
+    integration_id BIGINT,
     user_id VARCHAR(255) NOT NULL,
     integration_type VARCHAR(255) NOT NULL,
     encrypted_details BYTEA NOT NULL,
     encrypted_callback BYTEA,
+    encrypted_outcome BYTEA,
     state VARCHAR(16) NOT NULL,
     create_time TIMESTAMP WITH TIME ZONE NOT NULL,
     expire_time TIMESTAMP WITH TIME ZONE NOT NULL,
     CONSTRAINT pk_authorization_attempts PRIMARY KEY (attempt_id),
-    CONSTRAINT fk_authorization_attempts_integration_id FOREIGN KEY(integration_id) REFERENCES integrations (integration_id) ON DELETE CASCADE
+    CONSTRAINT fk_authorization_attempts_integration_id FOREIGN KEY(integration_id) REFERENCES integrations (integration_id) ON DELETE SET NULL
 );
 
 CREATE INDEX ix_authorization_attempts_expire_time ON authorization_attempts (expire_time);

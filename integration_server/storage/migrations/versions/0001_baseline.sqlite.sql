@@ -177,16 +177,17 @@ INSERT INTO singleton_jobs (job_name, due_time) VALUES ('key_rotation', strftime
 
 CREATE TABLE authorization_attempts (
     attempt_id VARCHAR(255) NOT NULL,
-    integration_id INTEGER NOT NULL,
+    integration_id INTEGER,
     user_id VARCHAR(255) NOT NULL,
     integration_type VARCHAR(255) NOT NULL,
     encrypted_details BLOB NOT NULL,
     encrypted_callback BLOB,
+    encrypted_outcome BLOB,
     state VARCHAR(16) NOT NULL,
     create_time DATETIME NOT NULL,
     expire_time DATETIME NOT NULL,
     CONSTRAINT pk_authorization_attempts PRIMARY KEY (attempt_id),
-    CONSTRAINT fk_authorization_attempts_integration_id FOREIGN KEY(integration_id) REFERENCES integrations (integration_id) ON DELETE CASCADE
+    CONSTRAINT fk_authorization_attempts_integration_id FOREIGN KEY(integration_id) REFERENCES integrations (integration_id) ON DELETE SET NULL
 );
 
 CREATE INDEX ix_authorization_attempts_expire_time ON authorization_attempts (expire_time);

@@ -14,7 +14,7 @@ from integration_server.domain.errors import (
 from integration_server.service.connections.oauth_connection import CONFIRMATION_REQUIRED
 from integration_server.storage.tables import AttemptState, authorization_attempts
 from tests.fakes.provider import parameter, wait_until
-from tests.fakes.system import ADA, EVE, RETURN_URL, FakeSystem
+from tests.fakes.system import ADA, CONFIRMING, EVE, RETURN_URL, FakeSystem
 
 
 @pytest.fixture
@@ -78,10 +78,10 @@ async def test_concurrent_confirmations_make_one_exchange(system: FakeSystem, to
     assert sum(isinstance(result, ConfirmationInvalid) for result in results) == 49
 
 
-async def test_concurrent_callbacks_store_one_pending_callback(system: FakeSystem) -> None:
+async def test_concurrent_callbacks_have_one_confirmation_token(system: FakeSystem) -> None:
     authorization = await system.begin()
-    results = await asyncio.gather(*(system.call_back(authorization.state) for _ in range(50)), return_exceptions=True)
-    assert sum(isinstance(result, StateUsed) for result in results) == 49
+    results = await asyncio.gather(*(system.call_back(authorization.state) for _ in range(50)))
+    assert {result.confirmation_token for result in results} == {results[0].confirmation_token}
 
 
 async def test_an_attempt_awaiting_confirmation_rejects_a_second_callback(system: FakeSystem) -> None:
@@ -121,7 +121,7 @@ async def test_a_state_is_not_a_confirmation_token(system: FakeSystem) -> None:
 
 
 async def test_negative_control_without_associated_data_a_state_is_a_confirmation_token() -> None:
-    system = FakeSystem({"skip_confirmation": False}, associated_data_is_checked=False)
+    system = FakeSystem(dict(CONFIRMING), associated_data_is_checked=False)
     authorization = await system.begin()
     await system.call_back(authorization.state)
     assert (await system.oauth_connection.confirm_connection(authorization.state, ADA)).success
