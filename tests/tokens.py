@@ -28,7 +28,7 @@ class TokenIssuer:
         subject: str,
         now: datetime,
         *,
-        lifetime: timedelta = timedelta(minutes=5),
+        lifetime: timedelta = timedelta(hours=1),
         header: Mapping[str, Any] | None = None,
         **claims: Any,
     ) -> str:

@@ -68,9 +68,10 @@ class Process:
                 await asyncio.sleep(0.01)
 
     async def outbox(self) -> int:
-        """The number of grants in the outbox."""
+        """The number of grants in the outbox that are to be revoked."""
         async with self.database.read_connection() as connection:
-            return int(await connection.scalar(select(func.count()).select_from(revocations)) or 0)
+            query = select(func.count()).select_from(revocations).where(revocations.c.revoke_time.is_(None))
+            return int(await connection.scalar(query) or 0)
 
     async def make_due(self) -> None:
         """Make all grants in the outbox due."""
