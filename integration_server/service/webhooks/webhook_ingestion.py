@@ -229,7 +229,6 @@ class WebhookIngestion:
 
     async def _route(self, batch: _Batch, integration_type: str, events: Sequence[WebhookEvent]) -> None:
         """Store events for all integrations that they belong to, or as unrouted. Raises `_TooManyNewEvents`."""
-        events = _with_known_accounts(events)
         accounts = {event.account_id for event in events if event.account_id is not None}
         routed, unrouted = await self.router.find(integration_type, events), dict(enumerate(events))
         async for integrations in self._recipients(integration_type, accounts, routed.integration_ids):
@@ -370,31 +369,28 @@ class WebhookIngestion:
         )
 
 
-def _with_known_accounts(events: Sequence[WebhookEvent]) -> Sequence[WebhookEvent]:
-    """The events. Those that name only a route have the account that another of these events names with it."""
-    accounts = {event.route: event.account_id for event in events if event.route and event.account_id}
-    return [
-        replace(event, account_id=accounts[event.route])
-        if event.account_id is None and event.route in accounts
-        else event
-        for event in events
-    ]
-
-
 def _addressed(
     integrations: Sequence[Integration],
     events: Sequence[WebhookEvent],
     by_route: Mapping[str, Sequence[Integration]],
 ) -> Iterator[tuple[Integration, int]]:
-    """Each integration with the index of each event of its account or route, in the order of the events."""
+    """Each integration with the index of each event of its account or route, in the order of the events.
+
+    A route is that of the integrations for which it is stored, and of all accounts that these events name with it.
+    """
     by_account = defaultdict(list)
     for integration in integrations:
         by_account[integration.account_id].append(integration)
+    recipients = {route: {one.integration_id: one for one in found} for route, found in by_route.items()}
+    for event in events:
+        if event.account_id is not None and event.route is not None:
+            named = {one.integration_id: one for one in by_account.get(event.account_id, ())}
+            recipients.setdefault(event.route, {}).update(named)
     for index, event in enumerate(events):
         if event.account_id is not None:
             yield from ((integration, index) for integration in by_account.get(event.account_id, ()))
         elif event.route is not None:
-            yield from ((integration, index) for integration in by_route.get(event.route, ()))
+            yield from ((integration, index) for integration in recipients.get(event.route, {}).values())
 
 
 def _restrict_to_account(integration: Integration, event: WebhookEvent) -> WebhookEvent:

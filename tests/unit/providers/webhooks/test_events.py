@@ -422,6 +422,8 @@ def test_text_that_somebody_posts_in_slack_is_not_read_as_a_form(text: str, begi
     body = {"type": "event_callback", "event_id": "Ev1", "team_id": "T1", "event": {"type": "link", "url": text}}
     (event,) = events_of("slack", (begin + json.dumps(body)).encode())
     assert summary_of(event) == ("Ev1", "link", "T1")
+    (control,) = events_of("slack", b"a=" + text.encode())
+    assert control.account_id in {"T_VICTIM", "E1"}
     deep = json.dumps(body).encode()[:-1] + b',"x":' + b"[" * 100_001  # cannot be read
     with pytest.raises(MalformedWebhook):
         events_of("slack", deep)
