@@ -34,6 +34,7 @@ def register_schemes(factory: ProviderFactory, _: str) -> None:
     for name in NAMES:
         attributes = {
             "integration_type": type_of(name),
+            "aliases": (f"{type_of(name)}_alias",),
             "webhook_scheme": BY_NAME[name].scheme,
             "webhook_secrets": BaseProvider.webhook_secrets,
             "receive_webhook": BaseProvider.receive_webhook,
@@ -246,3 +247,5 @@ async def test_the_list_is_paged(system: System) -> None:
     second = await stub.ListUnroutedWebhooks(ask(page_token=first.next_page_token))
     found = [event.event_id for page in (first, second) for event in page.unrouted_webhooks]
     assert (found, second.next_page_token) == (["evt_2", "evt_1", "evt_0"], "")
+    aliased = await stub.ListUnroutedWebhooks(ask(integration_type=f"{type_of('stripe')}_alias", page_size=200))
+    assert [event.event_id for event in aliased.unrouted_webhooks] == found
