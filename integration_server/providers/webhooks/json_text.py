@@ -191,17 +191,17 @@ class JsonText:
     def elements(self) -> Iterator["JsonText"]:
         """The elements of a list; none for another value."""
         if isinstance(self.value, list):
-            walks = len(self.value) <= _MAX_WALKED
-            for _, start, end, value in self.body.elements(self.start, self._inner_levels, walks=walks):
-                yield JsonText(self.body, start, end, value, self._inner_levels)
+            levels, walks = self._inner_levels, len(self.value) <= _MAX_WALKED
+            for _, start, end, value in self.body.elements(self.start, levels, walks=walks):
+                yield JsonText(self.body, start, end, value, levels)
 
     def members(self) -> Iterator["JsonMember"]:
         """The members of an object, also those with the same name; none for another value."""
         if isinstance(self.value, dict):
-            for member in self.body.walked.get(self.start) or self.body.members(self.start, self._inner_levels):
+            levels = self._inner_levels
+            for member in self.body.walked.get(self.start) or self.body.members(self.start, levels):
                 begin, start, end, value = member
-                inner = JsonText(self.body, start, end, value, self._inner_levels)
-                yield JsonMember(self.body.name_of(member), begin, inner)
+                yield JsonMember(self.body.name_of(member), begin, JsonText(self.body, start, end, value, levels))
 
     @property
     def _inner_levels(self) -> int:
