@@ -18,8 +18,9 @@ class OperatorService(pb_grpc.OperatorServiceServicer):
         self, request: pb.ListUnroutedWebhooksRequest, context: Context
     ) -> pb.ListUnroutedWebhooksResponse:
         """List webhook events that belong to no integration."""
+        named = mapping.decode_text("integration_type", request.integration_type)
         page = await self._use_cases.unrouted_webhooks.list_unrouted_webhooks(
-            mapping.decode_text("integration_type", request.integration_type),
+            self._use_cases.integration_manager.canonical_type(named),
             *mapping.decode_page(request),
             current_allowed_types(),
         )

@@ -34,6 +34,7 @@ def register_schemes(factory: ProviderFactory, _: str) -> None:
     for name in NAMES:
         attributes = {
             "integration_type": type_of(name),
+            "aliases": (f"{type_of(name)}_alias",),
             "webhook_scheme": BY_NAME[name].scheme,
             "webhook_secrets": BaseProvider.webhook_secrets,
             "receive_webhook": BaseProvider.receive_webhook,
@@ -194,6 +195,40 @@ async def test_batches_keep_each_element_byte_for_byte(system: System) -> None:
     assert [event.reason for event in await unrouted(system, "quickbooks")] == [operator_pb.UNROUTED_REASON_UNREADABLE]
 
 
+async def test_further_documented_shapes_reach_their_account(system: System) -> None:
+    org, host = await connect(system, "slack", "E7"), await connect(system, "zoom", "u7")
+    platform, user = await connect(system, "stripe", "acct_7"), await connect(system, "microsoft-graph", "u7")
+    company = await connect(system, "quickbooks", "7")
+    granted = {"enterprise_id": "E7", "team_id": None, "is_enterprise_install": True}
+    content = {"data": "eJ" * 40_000, "dataKey": "a2V5", "encryptionCertificateId": "c"}
+    rich: dict[str, Any] = {"subscriptionId": "s7", "changeType": "created", "resource": "users('u7')/messages('m')"}
+    rich |= {"encryptedContent": content, "tenantId": "t"}
+    state = {"clientState": BY_NAME["microsoft-graph"].secret}
+    joined = {"event": "meeting.participant_joined", "payload": {"object": {"host_id": "u7", "participant": {}}}}
+    cloud = {"specversion": "1.0", "id": "88", "type": "qbo.invoice.updated.v1", "intuitaccountid": "7", "data": {}}
+    cases: list[tuple[str, int, dict[str, Any], object]] = [
+        ("slack", org, {"type": "event_callback", "event_id": "E", "team_id": None, "authorizations": [granted]}, None),
+        ("zoom", host, joined, None),
+        ("stripe", platform, {"id": "e", "type": "t", "account": "acct_7", "context": "acct_7"}, None),
+        ("microsoft-graph", user, rich, {"value": [rich | state], "validationTokens": ["eyJ"]}),
+        ("quickbooks", company, cloud, [cloud, cloud | {"id": "89", "intuitaccountid": "8"}]),
+    ]
+    for name, integration_id, event, body in cases:
+        assert await send(system, name, compact(body or event)) == 200
+        assert [payload for _, payload in await stored(system, integration_id)] == [compact(event)]
+    assert [event.account_id for event in await unrouted(system)] == ["8"]
+
+
+async def test_a_link_that_is_posted_in_one_team_reaches_no_other(system: System) -> None:
+    ours, other = await connect(system, "slack", "T1"), await connect(system, "slack", "T2")
+    body = SLACK % (b"Ev1", b"T1", b'"https://a.example/?a&command=/pay&team_id=T2&text=1"', b"")
+    for odd in (b',"is_enterprise_install":[]', b',"authorizations":{"a":1}'):
+        assert await send(system, "slack", body[:-1] + odd + b"}") == 200
+    assert len(await stored(system, ours)) == 1  # the id is the same
+    assert await stored(system, other) == []
+    assert await unrouted(system) == []
+
+
 @pytest.mark.parametrize("name", NAMES)
 async def test_negative_control_what_is_not_verified_is_neither_stored_nor_listed(system: System, name: str) -> None:
     body = BY_NAME[name].body.replace(b"our-client-state", b"another")
@@ -213,3 +248,5 @@ async def test_the_list_is_paged(system: System) -> None:
     second = await stub.ListUnroutedWebhooks(ask(page_token=first.next_page_token))
     found = [event.event_id for page in (first, second) for event in page.unrouted_webhooks]
     assert (found, second.next_page_token) == (["evt_2", "evt_1", "evt_0"], "")
+    aliased = await stub.ListUnroutedWebhooks(ask(integration_type=f"{type_of('stripe')}_alias", page_size=200))
+    assert [event.event_id for event in aliased.unrouted_webhooks] == found

@@ -6,22 +6,24 @@ Verified bodies are read leniently, because an event that cannot be read cannot 
   (RFC 4627 §3), or UTF-8; a body that is not UTF-8 may be in the single-byte encoding that its Content-Type names.
 - Numbers of any length, NaN, control characters in strings, lone surrogates and repeated names (the last one counts)
   are accepted, and so is text after the value.
-- A value that is nested deeper than the parser reads is None; what is beside it is read.
+- A value that is nested deeper than the parser reads is None; what is beside it is read. So is a value with an error
+  inside that is deeper than `_LEVELS`; any other error makes the body unreadable.
 """
 
 import re
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import repeat
 from json import JSONDecoder
-from typing import Any, overload
+from typing import Any
 
 from integration_server.providers.lenient_values import parse_int
 
 _DECODER = JSONDecoder(strict=False, parse_int=parse_int)
 _SPACE = re.compile(r"[ \t\n\r]*")
 _SEPARATOR = re.compile(r"[ \t\n\r]*(,?)[ \t\n\r]*")
-# A string, also one without an end, or a bracket. Possessive, so that the time is linear in the length of the text.
-_TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
+# A string, also one without an end, or brackets. Possessive, so that the time is linear in the length of the text.
+_TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]++|[\]}]++', re.DOTALL)
 _CHARSET = re.compile(rb"""charset\s*=\s*["']?(iso-?8859-1?\d|latin-?1|(?:windows-|cp)125\d)\b""", re.IGNORECASE)
 # The longest first: the mark of UTF-32 begins with that of UTF-16.
 _MARKS = (
@@ -45,6 +47,9 @@ _LEVELS = 6
 # Members that are read one by one although the parser could read all at once, which is faster: then they need not be
 # read again to find where they are.
 _MAX_WALKED = 64
+# Members and elements that are read one by one while a body is read for the first time, each of which takes about 3 µs.
+# A batch of 1,000 events of which one is nested too deeply needs somewhat more than 1,000.
+_MAX_STEPS = 8000
 
 _Span = tuple[int, int, int, Any]
 """Where a member with its name, or an element, begins; where its value begins and ends; and the value."""
@@ -57,12 +62,14 @@ _Spans = Generator[_Span, None, int]
 class _Body:
     """A decoded body. Encoding a part of the text again results in the same bytes.
 
-    `walked` has the members of objects that were read one by one, by the index of the object.
+    `walked` has the members of objects that were read one by one, by the index of the object. `steps` ends when no more
+    members and elements may be read one by one.
     """
 
     text: str = field(repr=False)
     encoding: str
     walked: dict[int, Sequence[_Span]] = field(default_factory=dict, repr=False)
+    steps: Iterator[object] = field(default_factory=lambda: iter(range(_MAX_STEPS)), repr=False)
 
     def encode(self, text: str) -> bytes:
         return text.encode(self.encoding, _errors_of(self.encoding))
@@ -74,23 +81,44 @@ class _Body:
         opening, spans, found = self.text[at : at + 1], None, list[_Span]()
         if walks and levels and opening == "{":
             spans = self.members(at, levels - 1)
-            end = _take(spans, found, _MAX_WALKED)
+            end = self._take(spans, found)
             if end is not None:
                 self.walked[at] = found
                 return self._object(found), end
         try:
             return _DECODER.raw_decode(self.text, at)
-        except RecursionError:
-            if not levels or opening not in {"{", "["}:
+        except (RecursionError, ValueError):
+            # At which depth the parser ends depends on the caller's stack, and so does which of the two it raises. What
+            # is returned must not: a value that was read once can be read again.
+            if opening not in {"{", "["}:
+                raise
+            if not levels:
                 return None, self._skip(at)
         if opening == "[":
-            end = _take(self.elements(at, levels - 1), found)
+            end = self._take_all(self.elements(at, levels - 1, walks=False), found)
             return [value for *_, value in found], end
-        end = _take(self.members(at, levels - 1) if spans is None else spans, found)
+        end = self._take_all(self.members(at, levels - 1) if spans is None else spans, found)
         self.walked[at] = found
         return self._object(found), end
 
-    def elements(self, at: int, levels: int = _LEVELS, *, walks: bool = True) -> _Spans:
+    def _take(self, spans: _Spans, into: list[_Span]) -> int | None:
+        """Append the next spans. Returns the index after their list or object; None if there may be more."""
+        while len(into) < _MAX_WALKED and next(self.steps, None) is not None:
+            try:
+                into.append(next(spans))
+            except StopIteration as stop:
+                return int(stop.value)
+        return None
+
+    def _take_all(self, spans: _Spans, into: list[_Span]) -> int:
+        while next(self.steps, None) is not None:
+            try:
+                into.append(next(spans))
+            except StopIteration as stop:
+                return int(stop.value)
+        raise ValueError("too many values")
+
+    def elements(self, at: int, levels: int, *, walks: bool = True) -> _Spans:
         """The elements of the list at this index."""
         text, at = self.text, _after_space(self.text, at + 1)
         while not text.startswith("]", at):
@@ -99,7 +127,7 @@ class _Body:
             at = _after_separator(text, end, "]")
         return at + 1
 
-    def members(self, at: int, levels: int = _LEVELS) -> _Spans:
+    def members(self, at: int, levels: int) -> _Spans:
         """The members of the object at this index."""
         text, at = self.text, _after_space(self.text, at + 1)
         while not text.startswith("}", at):
@@ -130,20 +158,25 @@ class _Body:
         """The index after the list or object at this index, however deep it is nested."""
         depth = 0
         for token in _TOKEN.finditer(self.text, at):
-            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
-            if depth == 0:
-                return token.end()
+            first, length = self.text[token.start()], token.end() - token.start()
+            if first in "[{":
+                depth += length
+            elif first in "]}":
+                if depth <= length:
+                    return token.start() + depth
+                depth -= length
         raise ValueError("no end")
 
 
 @dataclass(frozen=True, slots=True)
 class JsonText:
-    """A JSON value, and where it is in the body."""
+    """A JSON value, and where it is in the body. `levels` of it were read member by member where necessary."""
 
     body: _Body
     start: int
     end: int
     value: Any = field(repr=False)
+    levels: int = _LEVELS
 
     @property
     def text(self) -> str:
@@ -158,15 +191,22 @@ class JsonText:
     def elements(self) -> Iterator["JsonText"]:
         """The elements of a list; none for another value."""
         if isinstance(self.value, list):
-            for _, start, end, value in self.body.elements(self.start, walks=len(self.value) <= _MAX_WALKED):
-                yield JsonText(self.body, start, end, value)
+            levels, walks = self._inner_levels, len(self.value) <= _MAX_WALKED
+            for _, start, end, value in self.body.elements(self.start, levels, walks=walks):
+                yield JsonText(self.body, start, end, value, levels)
 
     def members(self) -> Iterator["JsonMember"]:
         """The members of an object, also those with the same name; none for another value."""
         if isinstance(self.value, dict):
-            for member in self.body.walked.get(self.start) or self.body.members(self.start):
+            levels = self._inner_levels
+            for member in self.body.walked.get(self.start) or self.body.members(self.start, levels):
                 begin, start, end, value = member
-                yield JsonMember(self.body.name_of(member), begin, JsonText(self.body, start, end, value))
+                yield JsonMember(self.body.name_of(member), begin, JsonText(self.body, start, end, value, levels))
+
+    @property
+    def _inner_levels(self) -> int:
+        # The same as when the value was read first: with more, an error that was skipped then would be found.
+        return max(0, self.levels - 1)
 
     def at(self, path: str) -> "JsonText | None":
         """The value at a dotted path of names; None if it is missing."""
@@ -215,7 +255,8 @@ def read_json_text(body: bytes, content_type: bytes = b"") -> JsonText | None:
         value, end = source.read(start)
     except ValueError:  # quotes the body, so it must not be chained
         return None
-    return JsonText(source, start, end, value)
+    # What was read once can be read again, at most a few times, and its events are made in slices.
+    return JsonText(replace(source, steps=repeat(True)), start, end, value)
 
 
 # --- decoding
@@ -251,24 +292,6 @@ def _errors_of(encoding: str) -> str:
 
 
 # --- reading
-
-
-@overload
-def _take(spans: _Spans, into: list[_Span]) -> int: ...
-
-
-@overload
-def _take(spans: _Spans, into: list[_Span], limit: int) -> int | None: ...
-
-
-def _take(spans: _Spans, into: list[_Span], limit: int | None = None) -> int | None:
-    """Append the next spans. Returns the index after the last one's list or object; None if there may be more."""
-    while limit is None or len(into) < limit:
-        try:
-            into.append(next(spans))
-        except StopIteration as stop:
-            return int(stop.value)
-    return None
 
 
 def _after_separator(text: str, at: int, closing: str) -> int:

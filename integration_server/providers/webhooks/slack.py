@@ -14,6 +14,7 @@
   `view.app_installed_team_id` [M 2026-11-29].
 """
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -35,6 +36,7 @@ from integration_server.providers.webhooks.parsing import (
 )
 from integration_server.providers.webhooks.scheme import WebhookKeys
 
+_FORM = re.compile(rb"[a-z_]+=")  # the first field of a form; no JSON value begins like that, in any encoding
 _MAX_SSL_CHECK = 1024  # bytes; it has two short fields
 
 
@@ -59,7 +61,8 @@ def _is_ssl_check(request: WebhookRequest) -> bool:
 
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
-    form = dict(read_form(verified.body) or ())
+    # Text in a JSON body, such as a link that somebody posts, may contain "&command=…&team_id=…".
+    form = dict(read_form(verified.body) or ()) if _FORM.match(verified.body) else {}
     if form.keys() & {"payload", "command"}:
         return ReceivedWebhook([_read_form(form, verified.body)])
     fields = verified.json_object()
@@ -71,7 +74,7 @@ def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     event = WebhookEvent(
         event_id=text_at(fields, "event_id") or digest(verified.body),
         event_type=event_type,
-        account_id=_account(field_at(fields, "authorizations.0") or fields),
+        account_id=_account(field_at(fields, "authorizations.0")) or _account(fields),
         payload=verified.body,
         reports_grant_end=event_type == "app_uninstalled" or (event_type == "tokens_revoked" and bool(bot_tokens)),
     )
@@ -100,7 +103,7 @@ def _account_of_interaction(fields: Mapping[str, Any]) -> str | None:
 
 
 def _is_of_enterprise(fields: object) -> bool:
-    return field_at(fields, "is_enterprise_install") in {True, "true"}  # JSON and forms
+    return field_at(fields, "is_enterprise_install") in (True, "true")  # JSON and forms
 
 
 SLACK = SlackScheme(

@@ -15,6 +15,8 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import timedelta
+from functools import partial
+from typing import Protocol, TypeVar
 
 import structlog
 from cachetools import TTLCache
@@ -38,6 +40,8 @@ from integration_server.service.webhooks.unrouted_webhooks import UnroutedWebhoo
 from integration_server.service.webhooks.webhook_router import WebhookRouter
 from integration_server.service.webhooks.webhook_secrets import WebhookSecrets
 
+T = TypeVar("T")
+
 APP = "app"
 """The endpoint of the app's own webhooks at a provider."""
 
@@ -59,8 +63,9 @@ _MAX_TEXT_LENGTH = 255
 _MAX_ENTRIES = 10_000
 _FOUND_TTL = 1.0  # seconds; a replaced secret may be accepted for so long
 _NOT_FOUND_TTL = 10.0  # seconds; an address is published only after it exists
-# Bytes. Verifying and reading a smaller body takes a few milliseconds, one of 1 MiB up to half a second.
-_LARGE_BODY = 64 * 1024
+# Bytes. Verifying, reading and splitting a smaller body takes a few milliseconds, at worst 40; one of 1 MiB up to a
+# second.
+_LARGE_BODY = 32 * 1024
 _MAX_CONCURRENT_READS = 2  # of large bodies, so that their threads leave most of the time to the event loop
 _SLICE = 100  # events, which take the event loop about 5 ms
 _QUOTA_LOG_INTERVAL = 3600.0  # seconds between two log lines about one user
@@ -102,6 +107,7 @@ class _Batch:
 
     received: ReceivedWebhook
     max_events: int
+    run: "_Run"
     stored: int = 0
     has_unrouted: bool = False
     full_users: set[UserId] = field(default_factory=set)
@@ -111,7 +117,8 @@ class _Batch:
         for start in range(0, min(len(self.received.events), self.max_events), _SLICE):
             if start:
                 await asyncio.sleep(0)
-            yield self.received.events[start : min(start + _SLICE, self.max_events)]
+            # An event is made from its part of the body when it is read.
+            yield await self.run(partial(_events_of, self.received, start, min(start + _SLICE, self.max_events)))
 
     @property
     def response(self) -> WebhookResponse:
@@ -119,6 +126,20 @@ class _Batch:
         if self.full_users:
             return USER_QUOTA_EXCEEDED
         return TOO_MANY_EVENTS if len(self.received.events) > self.max_events else self.received.response
+
+
+class _Run(Protocol):
+    """Calls a function that reads a body."""
+
+    async def __call__(self, call: Callable[[], T], /) -> T: ...
+
+
+def _events_of(received: ReceivedWebhook, start: int, end: int) -> Sequence[WebhookEvent]:
+    return received.events[start:end]
+
+
+async def _run_here(call: Callable[[], T]) -> T:
+    return call()
 
 
 class _TooManyNewEvents(Exception):
@@ -129,8 +150,8 @@ class _TooManyNewEvents(Exception):
 class WebhookIngestion:
     """Receives webhooks. Events are kept, and recognized when they are delivered again, for `retention`.
 
-    Bodies of more than `large_body` bytes are verified and read in another thread, so that they do not hold the event
-    loop.
+    Bodies of more than `large_body` bytes are verified, read and split in another thread, so that they do not hold the
+    event loop.
     Of one request, `max_events` events are read, and `max_new_events` stored, plus the rest of the slice with the last.
     """
 
@@ -196,7 +217,7 @@ class WebhookIngestion:
         secrets = provider.webhook_secrets(None)
         if not secrets:
             return NOT_FOUND
-        batch = _Batch(await self._verified(provider, request, secrets), self.max_events)
+        batch = await self._verified(provider, request, secrets)
         try:
             async for events in batch.slices():
                 await self._route(batch, provider.integration_type, [_storable(event) for event in events])
@@ -208,7 +229,6 @@ class WebhookIngestion:
 
     async def _route(self, batch: _Batch, integration_type: str, events: Sequence[WebhookEvent]) -> None:
         """Store events for all integrations that they belong to, or as unrouted. Raises `_TooManyNewEvents`."""
-        events = _with_known_accounts(events)
         accounts = {event.account_id for event in events if event.account_id is not None}
         routed, unrouted = await self.router.find(integration_type, events), dict(enumerate(events))
         async for integrations in self._recipients(integration_type, accounts, routed.integration_ids):
@@ -248,7 +268,7 @@ class WebhookIngestion:
         secrets = await self.secrets.valid(endpoint)
         if not secrets:
             return UNAUTHORIZED
-        batch = _Batch(await self._verified(provider, request, secrets), self.max_events)
+        batch = await self._verified(provider, request, secrets)
         try:
             async for events in batch.slices():
                 restricted = [_storable(_restrict_to_account(integration, event)) for event in events]
@@ -257,16 +277,19 @@ class WebhookIngestion:
             return self._refuse_rest(provider, batch)
         return batch.response
 
-    async def _verified(self, provider: Provider, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
+    async def _verified(self, provider: Provider, request: WebhookRequest, secrets: Sequence[str]) -> _Batch:
         """The events and response of a request; no events and 401 if it is not verified."""
+        run = _run_here if len(request.body) <= self.large_body else self._run_in_thread
         try:
-            if len(request.body) <= self.large_body:
-                return provider.receive_webhook(request, secrets)
-            async with self._large_reads:
-                return await asyncio.to_thread(provider.receive_webhook, request, secrets)
+            received = await run(partial(provider.receive_webhook, request, secrets))
         except InvalidWebhookSignature:
             self._log.info("webhook_signature_invalid", integration_type=provider.integration_type)
-            return ReceivedWebhook(response=UNAUTHORIZED)
+            received = ReceivedWebhook(response=UNAUTHORIZED)
+        return _Batch(received, self.max_events, run)
+
+    async def _run_in_thread(self, call: Callable[[], T]) -> T:
+        async with self._large_reads:
+            return await asyncio.to_thread(call)
 
     def _refuse_rest(self, provider: Provider, batch: _Batch) -> WebhookResponse:
         self._log.warning(
@@ -346,31 +369,28 @@ class WebhookIngestion:
         )
 
 
-def _with_known_accounts(events: Sequence[WebhookEvent]) -> Sequence[WebhookEvent]:
-    """The events. Those that name only a route have the account that another of these events names with it."""
-    accounts = {event.route: event.account_id for event in events if event.route and event.account_id}
-    return [
-        replace(event, account_id=accounts[event.route])
-        if event.account_id is None and event.route in accounts
-        else event
-        for event in events
-    ]
-
-
 def _addressed(
     integrations: Sequence[Integration],
     events: Sequence[WebhookEvent],
     by_route: Mapping[str, Sequence[Integration]],
 ) -> Iterator[tuple[Integration, int]]:
-    """Each integration with the index of each event of its account or route, in the order of the events."""
+    """Each integration with the index of each event of its account or route, in the order of the events.
+
+    A route is that of the integrations for which it is stored, and of all accounts that these events name with it.
+    """
     by_account = defaultdict(list)
     for integration in integrations:
         by_account[integration.account_id].append(integration)
+    recipients = {route: {one.integration_id: one for one in found} for route, found in by_route.items()}
+    for event in events:
+        if event.account_id is not None and event.route is not None:
+            named = {one.integration_id: one for one in by_account.get(event.account_id, ())}
+            recipients.setdefault(event.route, {}).update(named)
     for index, event in enumerate(events):
         if event.account_id is not None:
             yield from ((integration, index) for integration in by_account.get(event.account_id, ()))
         elif event.route is not None:
-            yield from ((integration, index) for integration in by_route.get(event.route, ()))
+            yield from ((integration, index) for integration in recipients.get(event.route, {}).values())
 
 
 def _restrict_to_account(integration: Integration, event: WebhookEvent) -> WebhookEvent:

@@ -10,6 +10,7 @@ import pytest
 
 from integration_server.domain.webhooks import InvalidWebhookSignature, WebhookEvent, WebhookRequest
 from integration_server.providers.webhooks.meta import INSTAGRAM, META
+from integration_server.providers.webhooks.scheme import MalformedWebhook
 from tests.unit.providers.webhooks.samples import (
     NOW,
     SAMPLES,
@@ -405,6 +406,37 @@ def test_github_forms_contain_json() -> None:
     body = b"payload=%7B%22action%22%3A%22a%2Bb%22%7D"
     (event,) = events_of("github", body, X_GitHub_Event="ping")
     assert (event.event_type, event.payload) == ("ping.a+b", body)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://a.example/?a=1&command=/pay&team_id=T_VICTIM&text=now",
+        "&payload=%7B%22type%22%3A%22block_actions%22%2C%22team%22%3A%7B%22id%22%3A%22T_VICTIM%22%7D%7D&",
+        "x&team_id=T_VICTIM&enterprise_id=E1&is_enterprise_install=true&command=",
+    ],
+)
+@pytest.mark.parametrize("begin", ["", " \n", "\ufeff"])
+def test_text_that_somebody_posts_in_slack_is_not_read_as_a_form(text: str, begin: str) -> None:
+    """Else anybody who can post a link in one team could make commands for another."""
+    body = {"type": "event_callback", "event_id": "Ev1", "team_id": "T1", "event": {"type": "link", "url": text}}
+    (event,) = events_of("slack", (begin + json.dumps(body)).encode())
+    assert summary_of(event) == ("Ev1", "link", "T1")
+    (control,) = events_of("slack", b"a=" + text.encode())
+    assert control.account_id in {"T_VICTIM", "E1"}
+    deep = json.dumps(body).encode()[:-1] + b',"x":' + b"[" * 100_001  # cannot be read
+    with pytest.raises(MalformedWebhook):
+        events_of("slack", deep)
+
+
+@pytest.mark.parametrize("odd", [[], {}, [True], {"true": True}, 1.5, None, "TRUE", ["a", {}]])
+def test_a_field_of_slack_may_have_any_type(odd: object) -> None:
+    for body in ({"is_enterprise_install": odd}, {"authorizations": odd}, {"authorizations": [odd]}):
+        (event,) = events_of("slack", {"type": "event_callback", "event": odd, "team_id": "T1", **body})
+        assert event.account_id == "T1"
+    payload = {"type": odd, "team": {"id": "T1"}, "is_enterprise_install": odd, "view": odd, "enterprise": odd}
+    (event,) = events_of("slack", urlencode({"payload": json.dumps(payload)}).encode())
+    assert event.account_id == "T1"
 
 
 def test_slack_commands_and_interactions_are_forms() -> None:

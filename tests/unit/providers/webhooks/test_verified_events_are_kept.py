@@ -352,6 +352,44 @@ def test_the_payload_of_a_call_without_a_body_is_its_query() -> None:
     assert (event.account_id, event.payload) == ("AC1", b"AccountSid=AC1&Digits=1&Digits=2")
 
 
+# An error that the parser does not reach at first, because it ends at a deep list before it. Whether the parser reaches
+# it later depends on the stack of the caller.
+ERROR_AFTER_DEPTH = [
+    begin * depth + b"[" * nested + b"]" * nested + error + end * depth
+    for depth in range(1, 9)
+    for nested in (900, 10_000)
+    for begin, error, end in ((b"[", b" x", b"]"), (b'{"a":', b",x", b"}"), (b'{"entities":[', b",{x", b"}]}"))
+]
+AROUND_AN_ERROR = {
+    "hubspot": b'[{"portalId":7},%s]',
+    "sendgrid": b"[{},%s]",
+    "xero": b'{"events":[{},%s]}',
+    "quickbooks": b'{"eventNotifications":[{"dataChangeEvent":%s}]}',
+    "meta": b'{"object":"page","entry":[{"id":"1","changes":[%s]}]}',
+    "dropbox": b'{"list_folder":{"accounts":["a",%s]}}',
+}
+
+
+@pytest.mark.parametrize("name", AROUND_AN_ERROR)
+def test_an_error_after_a_deep_value_costs_no_event(name: str) -> None:
+    for odd in ERROR_AFTER_DEPTH:
+        body = AROUND_AN_ERROR[name] % odd
+        events = kept(name, body)
+        assert events
+        assert all(event.is_readable or event.payload in body for event in events)
+
+
+def test_an_error_after_a_deep_value_does_not_reveal_the_client_state() -> None:
+    secret = BY_NAME["microsoft-graph"].secret.encode()
+    for odd in ERROR_AFTER_DEPTH:
+        body = b'{"value":[{"a":%s,"clientState":"%s"}]}' % (odd, secret)
+        try:
+            events = kept("microsoft-graph", body)
+        except InvalidWebhookSignature:
+            continue
+        assert all(secret not in event.payload for event in events)
+
+
 # --- cost
 
 
@@ -370,11 +408,17 @@ def test_the_payload_of_a_call_without_a_body_is_its_query() -> None:
         b"1" * 200 + b",1" * 100,
         b"[" + b"1," * 32_000 + b"1]",
         b'{"a":' + (b"[" * 2000 + b"]" * 2000 + b",") * 15,
+        b'{"value":[[[[' + b"1," * 14_000 + b"[" * 1200 + b"]" * 1200 + b"]]]]}",
+        b'{"value":[[[[' + b"1," * 16_000,
+        b'{"value":[[[[' + b"[]," * 10_900,
+        b'{"value":[' + b'{"":1},' * 4_600,
+        b'{"value":[{' + b'"":1,' * 6_500,
+        b'{"value":[' + b",".join([b"[" * 1200 + b"]" * 1200] * 13) + b"]}",
     ],
-    ids=range(12),
+    ids=range(18),
 )
 def test_a_body_that_is_read_on_the_event_loop_does_not_hold_it(body: bytes) -> None:
-    assert len(body) < 70_000  # larger ones are read in another thread
+    body = body[: 32 * 1024]  # larger ones are read in another thread
     durations = []
     for _ in range(3):
         begin = time.thread_time()
@@ -383,6 +427,13 @@ def test_a_body_that_is_read_on_the_event_loop_does_not_hold_it(body: bytes) -> 
             assert element.end <= len(body)
         durations.append(time.thread_time() - begin)
     assert min(durations) < MAX_HOLD
+
+
+def test_a_body_in_which_too_much_would_be_read_one_by_one_is_one_event() -> None:
+    deep = b"[" * 2000 + b"]" * 2000
+    assert len(kept("sendgrid", b"[" + b"{}," * 1000 + deep + b"]")) == 1001
+    (event,) = kept("sendgrid", b"[" + b"1," * 10_000 + deep + b"]")
+    assert not event.is_readable
 
 
 def test_a_signed_request_of_meta_is_not_a_webhook() -> None:

@@ -1,27 +1,32 @@
 """Requests with many events, and users whose kept events exceed their quota."""
 
 import time
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable, Generator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
 from structlog.testing import capture_logs
 
+from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES
 from integration_server.domain.errors import ProviderRejected
 from integration_server.domain.integration import Integration, UserId
-from integration_server.domain.webhooks import WebhookResponse
+from integration_server.domain.webhooks import ReceivedWebhook, WebhookRequest, WebhookResponse
 from integration_server.lifecycle import freeze_gc
+from integration_server.providers.webhooks.hubspot import HUBSPOT
+from integration_server.providers.webhooks.scheme import WebhookKeys
+from integration_server.service.webhooks.ports import UnroutedWebhook
 from integration_server.service.webhooks.webhook_ingestion import (
     TOO_MANY_EVENTS,
     TOO_MANY_NEW_EVENTS,
     USER_QUOTA_EXCEEDED,
     WebhookIngestion,
 )
-from tests.fakes.provider import wait_until
+from tests.fakes.provider import FakeProvider, FakeProviders, wait_until
 from tests.fakes.stores import count_calls
 from tests.fakes.system import ADA, EVE, FakeSystem
 from tests.signed_webhook_provider import webhook_body
+from tests.unit.providers.webhooks.samples import NOW, SAMPLES
 from tests.unit.service.webhooks.test_webhook_ingestion import APP_SECRET, SECRET, STORED, request
 
 T = TypeVar("T")
@@ -157,6 +162,38 @@ async def test_a_large_batch_holds_the_event_loop_in_slices_only(system: FakeSys
     freeze_gc()  # as a server does: the objects of earlier tests are not scanned during this one
     assert await timer.measure(deliver(system, integration, batch, unbounded(system))) == STORED
     assert timer.longest < MAX_HOLD
+
+
+class HubspotProvider(FakeProvider):
+    """Its events are made from all members of their part of the body, when they are read."""
+
+    def receive_webhook(self, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
+        """Verify and read a request of HubSpot."""
+        return HUBSPOT.receive(request, WebhookKeys(secrets), NOW)
+
+
+@pytest.mark.parametrize("is_threaded", [True, False], ids=["threaded", "negative control"])
+@pytest.mark.parametrize(("count", "members"), [(1, 60_000), (100, 600), (7, 9_000)])
+async def test_the_events_of_a_large_body_are_made_outside_of_the_event_loop(
+    system: FakeSystem, count: int, members: int, is_threaded: bool
+) -> None:
+    provider = HubspotProvider(system.clock, supports_webhooks=True, app_secrets=[APP_SECRET])
+    ingestion = replace(system.webhook_ingestion, providers=FakeProviders(provider))
+    if not is_threaded:
+        ingestion = replace(ingestion, large_body=10**9)
+    event = b"{" + b",".join(b'"k%d":1' % number for number in range(members)) + b"}"
+    body = b"[" + b",".join([event] * count) + b"]"
+    signed = next(sample for sample in SAMPLES if sample.name == "hubspot").sign(APP_SECRET, body, NOW)
+    timer = CpuTimer()
+    freeze_gc()
+    response = await timer.measure(ingestion.receive_webhook("fake", "app", signed))
+    assert (response.status, len(await list_unrouted(system))) == (200, 1)
+    assert (timer.longest < MAX_HOLD) == is_threaded
+
+
+async def list_unrouted(system: FakeSystem) -> Sequence[UnroutedWebhook]:
+    log = system.use_cases.unrouted_webhooks
+    return (await log.list_unrouted_webhooks("", 200, "", ALL_INTEGRATION_TYPES)).items
 
 
 # --- the quota of kept payloads --------------------------------------------------------------------------------------

@@ -56,6 +56,20 @@ async def test_an_event_without_an_account_goes_to_the_account_of_its_subscripti
     assert [event.event_id for event in await unrouted(system)] == ["l-0"]
 
 
+@pytest.mark.parametrize("strangers", [[], ["a-9"], ["a-9", "a-8"]])
+async def test_an_event_of_a_subscription_to_several_accounts_reaches_each_of_them(
+    system: FakeSystem, ours: Integration, strangers: list[str]
+) -> None:
+    second, earlier, other = [await system.connect_account(account) for account in ("a-2", "a-3", "a-4")]
+    await deliver_to_app(system, {**CHANGE, "id": "c-0", "account": "a-3"})
+    changes = [{**CHANGE, "id": f"c-{account}", "account": account} for account in ("a-1", "a-2", *strangers)]
+    assert await deliver_to_app(system, *changes, LIFECYCLE) == STORED
+    for recipient in (ours, second, earlier):
+        assert "l-1" in [event_id for _, event_id in await kept(system, recipient)]
+    assert await kept(system, other) == []
+    assert {event.event_id for event in await unrouted(system)} == {f"c-{account}" for account in strangers}
+
+
 async def test_a_route_is_of_a_type_and_of_a_connected_integration(system: FakeSystem, ours: Integration) -> None:
     await deliver_to_app(system, CHANGE)
     assert list(await system.stores.webhook_routes.find("fake_key", {"subscription:s-1"})) == []
