@@ -1,6 +1,6 @@
 """The failure policy of refreshes: retry after a pause, require reauthorization, or report our own client."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -34,7 +34,7 @@ _MASS_FAILURE_WINDOW = timedelta(minutes=20)
 """In which the health checks of all integrations run once (`HEALTH_CHECK_INTERVAL_SECONDS` by default)."""
 
 MASS_FAILURE_COUNT = 3
-"""The number of refused integrations that may be a mass failure. Two may be those of one user."""
+"""The number of refused users and accounts that may be a mass failure. Two may be two people who know each other."""
 
 _MASS_FAILURE_SAMPLE = 20  # latest refreshes that are judged: in a large fleet those of seconds
 _MASS_FAILURE_PAUSE = timedelta(minutes=2)
@@ -72,8 +72,9 @@ class InvalidGrantDetector:
     It judges the latest refreshes of the type by all processes, which the leases record anyway, and reads them only
     when a grant is refused. Successes therefore cost nothing, and a restart forgets nothing.
 
-    A fleet of one or two cannot be told apart from users who have ended their grants. `min_count` is the number of
-    refused integrations that are needed.
+    A user who ends many grants counts once, and so does an account whose owner ends the grants of many users. A fleet
+    of one or two cannot be told apart from users who have ended their grants. `min_count` is the number of refused
+    users, and of refused accounts, that is needed.
     """
 
     def __init__(self, leases: RefreshLeases, min_count: int = MASS_FAILURE_COUNT) -> None:
@@ -87,8 +88,10 @@ class InvalidGrantDetector:
     async def refused_together(self, integration: Integration) -> Sequence[Integration] | None:
         """The other integrations of a mass failure of which this refused one is part; None if there is none."""
         outcomes = await self._leases.latest_outcomes(integration, _MASS_FAILURE_WINDOW, _MASS_FAILURE_SAMPLE)
+        others = [outcome.integration for outcome in outcomes]
         refused = [outcome.integration for outcome in outcomes if outcome.is_refused]
-        is_mass_failure = len(refused) + 1 >= self._min_count and 2 * len(refused) + 1 > len(outcomes)
+        count = _independent((*refused, integration))
+        is_mass_failure = count >= self._min_count and 2 * count > _independent((*others, integration))
         return refused if is_mass_failure else None
 
     async def lasts_for(self, lease: Lease, integration: Integration) -> bool:
@@ -97,6 +100,16 @@ class InvalidGrantDetector:
             return False
         outcomes = await self._leases.latest_outcomes(integration, lease.refusal_age, _MASS_FAILURE_SAMPLE)
         return all(outcome.is_refused for outcome in outcomes)
+
+
+def _independent(integrations: Collection[Integration]) -> int:
+    """How many of the integrations can have ended for different reasons: the number of users, or of accounts if less.
+
+    An integration whose account is not known is an account of its own.
+    """
+    users = {integration.user_id for integration in integrations}
+    accounts = {integration.account_id or integration.integration_id for integration in integrations}
+    return min(len(users), len(accounts))
 
 
 class RefreshFailurePolicy:

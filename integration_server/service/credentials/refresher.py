@@ -200,9 +200,10 @@ class TokenRefresher:
             raise ReauthorizationRequired
         retry_time = current.integration.refresh_retry_time
         if retry_time is not None and retry_time > self.clock() and cause is not RefreshCause.FORCE:
-            raise ProviderUnavailable(
-                "the provider failed recently and is not called during a pause", retry_after=retry_time - self.clock()
-            )
+            state = await self.leases.state(current.integration)
+            error = _error_of(state.failure, is_usable=True)
+            error.retry_after = retry_time - self.clock()
+            raise error
 
     # --- lease -------------------------------------------------------------------------------------------------------
 
@@ -373,5 +374,8 @@ def _outcome_unknown(wait: timedelta) -> ProviderUnavailable:
     return ProviderUnavailable("the outcome of an earlier refresh is not known yet", retry_after=wait)
 
 
-def _error_of(failure: str | None) -> IntegrationServerError:
+def _error_of(failure: str | None, *, is_usable: bool = False) -> IntegrationServerError:
+    """The error for the recorded reason of the last one. `is_usable`: a refusal was then part of a mass failure."""
+    if is_usable and failure == ReauthorizationRequired.reason:
+        return ProviderMisconfigured()
     return _ERRORS.get(failure or "", ProviderUnavailable)()
