@@ -1,6 +1,6 @@
 """The failure policy of refreshes: retry after a pause, require reauthorization, or report our own client."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -29,6 +29,8 @@ _LONGEST_PAUSE = timedelta(hours=1)
 _RESUME_INTERVAL = timedelta(seconds=1)  # between batches of resumed refreshes, for each type and process
 _RESUME_BATCH = 500
 _RESUME_SPREAD = timedelta(seconds=20)  # so that a provider that has just recovered is not overloaded
+
+_PROBES = 3  # of a type at the start of a process: one alone may fail for a reason of its own
 
 _MASS_FAILURE_WINDOW = timedelta(minutes=20)
 """In which the health checks of all integrations run once (`HEALTH_CHECK_INTERVAL_SECONDS` by default)."""
@@ -162,6 +164,14 @@ class RefreshFailurePolicy:
             count = await self._integrations.resume_refreshes(integration_type, due_times)
             if count:
                 self._log.info("refreshes_resumed", integration_type=integration_type, integrations=count)
+
+    async def probe(self, integration_types: Iterable[str]) -> None:
+        """At the start of a process: end a few pauses of each type.
+
+        Its settings may have been corrected, for example a client secret. The first success ends the other pauses.
+        """
+        for integration_type in integration_types:
+            await self._integrations.resume_refreshes(integration_type, [self._clock()] * _PROBES)
 
     async def record_refusal(
         self, lease: Lease, integration: Integration, *, is_forced: bool

@@ -90,6 +90,7 @@ class TokenRefresher:
         self._log = structlog.get_logger(__name__)
         self._flights: dict[tuple[IntegrationId, RefreshCause], asyncio.Task[RefreshResult]] = {}
         self._unreleased: deque[tuple[Lease, dict[str, Any]]] = deque()
+        self._has_probed = False
         self._outage_until = self.clock()  # as far as this process knows
 
     async def refresh(self, observed: Integration, cause: RefreshCause = RefreshCause.EXPIRY) -> RefreshResult:
@@ -114,12 +115,18 @@ class TokenRefresher:
         return True
 
     async def recover(self) -> None:
-        """Commit what was journaled and release the leases that could not be released. Runs every second."""
+        """Commit what was journaled and release the leases that could not be released. Runs every second.
+
+        The first run that reaches the database also ends a few pauses.
+        """
         try:
             await self.integrations.ping()
         except StoreUnavailable:
             self._outage_until = self.clock()
             raise
+        if not self._has_probed:
+            await self.failures.probe(provider.integration_type for provider in self.providers.all())
+            self._has_probed = True
         try:
             await self.committer.recover_journal()
         finally:
