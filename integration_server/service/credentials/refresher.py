@@ -281,6 +281,8 @@ class TokenRefresher:
     async def _require_unused_token(self, lease: Lease, current: RefreshResult, cause: RefreshCause) -> None:
         """Raise while an earlier call may have spent the refresh token and a second use may lose more than it gains."""
         integration = current.integration
+        if cause is RefreshCause.REJECTION and lease.previous_call_age is not None and await self._works(current):
+            cause = RefreshCause.DEMAND
         wait = self._wait_for_earlier_call(lease, current, cause)
         if wait > timedelta(0):
             failures = max(1, integration.refresh_failures)  # so that the next ones read this without a lease
@@ -294,6 +296,17 @@ class TokenRefresher:
         if not lease.previous_call_is_lost:  # otherwise its owner has recorded it
             self.record_outcome(integration.integration_type, "lost")
         self._log.warning("refresh_outcome_unknown", **integration.log_fields)
+
+    async def _works(self, current: RefreshResult) -> bool:
+        """Whether the provider accepts the access token: a single resource may respond 401 to every token."""
+        provider = self.providers[current.integration.integration_type].for_config(current.integration.config)
+        try:
+            await provider.verify_connection(current.tokens)
+        except ProviderRejected as error:
+            return not error.needs_new_token
+        except ProviderError:
+            pass  # not known: nothing that may still work is given up
+        return True
 
     def _wait_for_earlier_call(
         self, found: Lease | LeaseState, current: RefreshResult, cause: RefreshCause

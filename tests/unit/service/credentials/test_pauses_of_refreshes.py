@@ -1,5 +1,6 @@
-"""Pauses after failed refreshes: what callers get meanwhile, and how they end after the cause was removed."""
+"""Slow and failed refreshes: what callers get meanwhile, and how pauses end after the cause was removed."""
 
+import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -13,6 +14,7 @@ from integration_server.domain.errors import (
     ProviderUnavailable,
 )
 from integration_server.domain.integration import Integration, UserId
+from integration_server.service.background.detached_tasks import CallBudget
 from integration_server.service.background.ports import JobKind
 from tests.fakes.provider import HOUR
 from tests.fakes.system import FakeSystem
@@ -114,3 +116,65 @@ async def test_negative_control_without_a_restart_the_pauses_last(system: FakeSy
         system.clock.advance(SECOND)
         await run_due_refreshes(system)
     assert await get(system, rows[0]) == ProviderMisconfigured.reason
+
+
+# --- callers that cannot wait ----------------------------------------------------------------------------------------
+
+
+async def get_within(system: FakeSystem, integration: Integration, seconds: float | None) -> str:
+    """The access token for a caller with a deadline."""
+    deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
+    call = system.credentials.get_usable(integration.integration_id, integration.user_id)
+    fresh = await asyncio.create_task(call, context=CallBudget(deadline).context())
+    return fresh.tokens.access_token
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.001, 0.1])
+@pytest.mark.parametrize("left", [timedelta(seconds=1), 4 * MINUTE])
+async def test_a_token_that_works_is_served_before_the_callers_deadline(
+    system: FakeSystem, seconds: float, left: timedelta
+) -> None:
+    """The refresh hangs, and runs to its end without the caller."""
+    integration = await system.connect()
+    system.clock.advance(HOUR - left)
+    system.provider.gate = asyncio.Event()
+    assert await get_within(system, integration, seconds) == "access-1"
+    system.provider.gate.set()
+    system.provider.gate = None
+    assert await get_within(system, integration, None) == "renewed-access-1"
+    assert len(system.provider.refreshes) == 1
+
+
+async def test_a_caller_without_a_deadline_gets_the_new_token(system: FakeSystem) -> None:
+    integration = await system.connect()
+    system.clock.advance(HOUR - MINUTE)
+    system.provider.gate = asyncio.Event()
+    waiting = asyncio.create_task(get_within(system, integration, None))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    system.provider.gate.set()
+    assert await waiting == "renewed-access-1"
+
+
+async def test_negative_control_an_expired_token_is_not_served_at_the_deadline(system: FakeSystem) -> None:
+    """Then there is nothing to serve: gRPC ends the call at its deadline."""
+    integration = await system.connect()
+    system.clock.advance(HOUR)
+    system.provider.gate = asyncio.Event()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await get_within(system, integration, 0.05)
+    system.provider.gate.set()
+
+
+async def test_a_token_that_expires_while_the_caller_waits_is_not_served(system: FakeSystem) -> None:
+    integration = await system.connect()
+    system.clock.advance(HOUR - SECOND)
+    system.provider.gate = asyncio.Event()
+    waiting = asyncio.create_task(get_within(system, integration, 2))
+    while not system.provider.refreshes:
+        await asyncio.sleep(0)
+    system.clock.advance(SECOND)
+    with pytest.raises(ProviderUnavailable):
+        await waiting
+    system.provider.gate.set()
