@@ -181,6 +181,7 @@ class RefreshFailurePolicy:
         During a mass failure the integration stays usable, and those that ended shortly before are reverted.
         """
         await self._detector.record(lease)
+        spared = self._spared(integration)
         refused = await self._mass_failure(lease, integration)
         if refused is None:
             await self.record(integration, grant_lost(), is_forced=is_forced)
@@ -188,15 +189,15 @@ class RefreshFailurePolicy:
             refused = await self._mass_failure(lease, integration, may_last=False)
             if refused is None:
                 return ReauthorizationRequired()
-            await self._revert(integration)
+            await self._revert(integration, spared)
         else:
-            await self.record(integration, self._spared(integration), is_forced=is_forced)
+            await self.record(integration, spared, is_forced=is_forced)
         self._record_mass_failure(integration.integration_type)
         self._log.error("mass_invalid_grant", integration_type=integration.integration_type)
         for other in refused:
             if other.reauthorization_required:
-                await self._revert(other)
-        return ProviderMisconfigured()
+                await self._revert(other, self._spared(other))
+        return spared.error
 
     async def _mass_failure(
         self, lease: Lease, integration: Integration, *, may_last: bool = True
@@ -226,13 +227,15 @@ class RefreshFailurePolicy:
             may_be_due_earlier=not is_forced,
         )
 
-    async def _revert(self, integration: Integration) -> None:
+    async def _revert(self, integration: Integration, spared: RefreshFailure) -> None:
         """Make an integration usable again whose grant ended with its refusal."""
-        await self._integrations.revert_failure(integration, self._spared(integration).retry_time)
+        await self._integrations.revert_failure(integration, spared.retry_time)
         self._log.warning("reauthorization_reverted", **integration.log_fields)
 
     def _spared(self, integration: Integration) -> RefreshFailure:
         """The failure of an integration during a mass failure: it is asked again after a pause."""
         failures = integration.refresh_failures + 1
         pause = backoff(failures, _MASS_FAILURE_PAUSE, _LONGEST_PAUSE, self._jitter)
-        return RefreshFailure(ProviderMisconfigured(), retry_time=self._clock() + pause, failures=failures)
+        error = ProviderMisconfigured()
+        error.retry_after = pause
+        return RefreshFailure(error, retry_time=self._clock() + pause, failures=failures)

@@ -387,6 +387,8 @@ class TokenRefresher:
         else:  # a forced refresh after the grant has ended is no new refusal
             await self.failures.record(integration, failure, is_forced=cause.is_forced)
             recorded = failure.error
+        if failure.retry_time is not None:
+            recorded.retry_after = failure.retry_time - self.clock()
         raise recorded from (None if recorded is error else error)  # never its own cause
 
 

@@ -243,6 +243,16 @@ async def test_the_successes_of_one_user_do_not_hide_a_mass_failure(system: Fake
     assert ended(system, rows) == 0
 
 
+async def test_a_spared_refresh_says_when_it_is_repeated(system: FakeSystem) -> None:
+    rows = await connect(system, 3)
+    system.provider.refresh_error = INVALID_GRANT
+    await refresh_all(system, rows[:2])
+    with pytest.raises(ProviderMisconfigured) as caught:
+        await system.refresher.refresh(rows[2])
+    assert caught.value.retry_after is not None
+    assert system.row(rows[2].integration_id).refresh_retry_time == system.clock() + caught.value.retry_after
+
+
 async def test_callers_learn_the_reason_also_during_the_pause(system: FakeSystem) -> None:
     """Each is told to wait, by every replica; none that it has to connect again."""
     rows = await connect(system, 4)

@@ -66,6 +66,7 @@ async def test_the_reason_is_the_same_during_the_pause(system: FakeSystem, error
     system.provider.refresh_error = error
     for _ in range(3):
         assert await get(system, row) == error.reason
+    assert error.retry_after is not None  # the failed refresh itself says too when the next one is
     calls = len(system.provider.refreshes)
     for _ in range(3):
         with pytest.raises(type(error)) as caught:
