@@ -16,7 +16,7 @@ from integration_server.domain.errors import (
 from integration_server.domain.integration import Integration, UserId
 from integration_server.service.background.detached_tasks import CallBudget
 from integration_server.service.background.ports import JobKind
-from tests.fakes.provider import HOUR
+from tests.fakes.provider import HOUR, wait_until
 from tests.fakes.system import FakeSystem
 
 MINUTE, SECOND = timedelta(minutes=1), timedelta(seconds=1)
@@ -173,8 +173,7 @@ async def test_a_token_that_expires_while_the_caller_waits_is_not_served(system:
     system.clock.advance(HOUR - SECOND)
     system.provider.gate = asyncio.Event()
     waiting = asyncio.create_task(get_within(system, integration, 2))
-    while not system.provider.refreshes:
-        await asyncio.sleep(0)
+    await wait_until(lambda: system.provider.refreshes)
     system.clock.advance(SECOND)
     with pytest.raises(ProviderUnavailable):
         await waiting
