@@ -388,7 +388,7 @@ class TokenRefresher:
             await self.failures.record(integration, failure, is_forced=cause.is_forced)
             recorded = failure.error
         if failure.retry_time is not None:
-            recorded.retry_after = failure.retry_time - self.clock()
+            recorded.retry_after = max(recorded.retry_after or timedelta(0), failure.retry_time - self.clock())
         raise recorded from (None if recorded is error else error)  # never its own cause
 
 
