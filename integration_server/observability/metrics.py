@@ -123,7 +123,7 @@ class Declarations:
     )
     refresh_calls: Metric = _counter("token_refresh_calls_total", "Calls of token endpoints to refresh.", TYPE_LABEL)
     mass_invalid_grants: Metric = _counter(
-        "mass_invalid_grants_total", "Refreshes not counted against users, because most of a minute failed.", TYPE_LABEL
+        "mass_invalid_grants_total", "Refreshes not counted against users, as most of their type failed.", TYPE_LABEL
     )
     journal_entries: Metric = _gauge("refresh_journal_entries", "Refreshes in the journal on disk, to be committed.")
     provider_requests: Metric = _counter(

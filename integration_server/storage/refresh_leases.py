@@ -17,8 +17,8 @@ from sqlalchemy import (
     Boolean,
     ColumnElement,
     Executable,
-    Integer,
     Row,
+    Select,
     String,
     and_,
     bindparam,
@@ -91,20 +91,9 @@ _REFUSE = (
     .where(_IS_OF_INTEGRATION, _IS_OWNER)
     .values(refusal_time=func.coalesce(_L.refusal_time, DatabaseTime()), failure=ReauthorizationRequired.reason)
 )
-_HAS_SUCCEEDED = _L.version < _I.version
-# Not a forced refresh of a grant that had ended before: users who force dead grants are no mass failure.
-_IS_REFUSED = and_(
-    _L.refusal_time.is_not(None),
-    or_(_I.reauthorization_required.is_(False), _L.refusal_time >= _L.claim_time),
-)
-_OUTCOMES = (
-    select(*PLAINTEXT_COLUMNS, not_(_HAS_SUCCEEDED).label("is_refused"))
-    .join_from(refresh_leases, integrations)
-    .where(_L.integration_type == bindparam("of_type"), _L.integration_id != bindparam("of_integration"))
-    .where(or_(_HAS_SUCCEEDED, and_(_L.failure.in_(_REFUSED), _IS_REFUSED)))
-    .order_by(_L.claim_time.desc())
-    .limit(bindparam("of_limit", type_=Integer))
-)
+_CLAIMS_PER_OUTCOME = 10
+"""How many latest claims are read for each outcome that is wanted. The others have failed in another way: during an
+outage almost all, hundreds of thousands in the minutes that count."""
 
 
 class SqlRefreshLeases:
@@ -172,15 +161,37 @@ class SqlRefreshLeases:
         self, integration: Integration, within: timedelta, limit: int
     ) -> Sequence[RefreshOutcome]:
         """The outcomes of the latest refreshes of other integrations of the type, the newest first."""
-        # Evaluated once: with a volatile function PostgreSQL would not use the index.
-        begin = select(DatabaseTime(-within)).scalar_subquery()
-        parameters = {
-            "of_type": integration.integration_type,
-            "of_integration": integration.integration_id,
-            "of_limit": limit,
-        }
-        rows = await self._database.fetch(_OUTCOMES.where(_L.claim_time > begin), parameters)
+        rows = await self._database.fetch(
+            _outcomes(within, limit),
+            {"of_type": integration.integration_type, "of_integration": integration.integration_id},
+        )
         return [RefreshOutcome(integration_of(row), bool(row.is_refused)) for row in rows]
+
+
+def _outcomes(within: timedelta, limit: int) -> Select[Any]:
+    """The outcomes among the latest claims, the newest first."""
+    # Evaluated once: with a volatile function PostgreSQL would not use the index.
+    begin = select(DatabaseTime(-within)).scalar_subquery()
+    latest = (
+        select(refresh_leases)
+        .where(_L.integration_type == bindparam("of_type"), _L.integration_id != bindparam("of_integration"))
+        .where(_L.claim_time > begin)
+        .order_by(_L.claim_time.desc())
+        .limit(_CLAIMS_PER_OUTCOME * limit)
+        .subquery()
+    )
+    lease = latest.c
+    has_succeeded = lease.version < _I.version
+    # Not a forced refresh of a grant that had ended before: users who force dead grants are no mass failure.
+    is_new = or_(_I.reauthorization_required.is_(False), lease.refusal_time >= lease.claim_time)
+    is_refused = and_(lease.failure.in_(_REFUSED), lease.refusal_time.is_not(None), is_new)
+    return (
+        select(*PLAINTEXT_COLUMNS, not_(has_succeeded).label("is_refused"))
+        .join_from(latest, integrations, lease.integration_id == _I.integration_id)
+        .where(or_(has_succeeded, is_refused))
+        .order_by(lease.claim_time.desc())
+        .limit(limit)
+    )
 
 
 def _previous_call(row: Row[Any], version: int) -> dict[str, Any]:

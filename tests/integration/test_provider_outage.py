@@ -77,16 +77,36 @@ class Endpoints(httpx.AsyncBaseTransport):
         number, generation = map(int, token.split("-")[1:])
         self.token_calls[number] += is_token_call
         if self.is_blocked:
-            status = 400 + number * 7 % 100
-            self.statuses.add(status)
-            html = status % 2
-            return httpx.Response(status, text="<html>Blocked</html>" if html else "{}", headers=_headers(status))
+            return self.blocked(request, number)
         if not is_token_call:
             return httpx.Response(200, json={"id": f"account-{number}"})
         if generation != self.generations[number]:
             return httpx.Response(400, json={"error": "invalid_grant"})  # a second use
         self.generations[number] += 1
         return httpx.Response(200, json=_token_fields(number, self.generations[number]))
+
+    def blocked(self, request: httpx.Request, number: int) -> httpx.Response:
+        """The response while `is_blocked`."""
+        status = 400 + number * 7 % 100
+        self.statuses.add(status)
+        html = status % 2
+        return httpx.Response(status, text="<html>Blocked</html>" if html else "{}", headers=_headers(status))
+
+
+class OddEndpoints(Endpoints):
+    """While `is_blocked`, every token call gets the given response, or ends with the given error."""
+
+    def __init__(self, status: int, content: str) -> None:
+        super().__init__()
+        self._status, self._content = status, content
+
+    def blocked(self, request: httpx.Request, number: int) -> httpx.Response:
+        """The response of the token endpoint; the API responds as ever."""
+        if request.url.path != "/token":
+            return httpx.Response(200, json={"id": f"account-{number}"})
+        if not self._status:
+            raise httpx.RemoteProtocolError("the peer closed the connection")
+        return httpx.Response(self._status, text=self._content, headers={"Location": "https://login.example/"})
 
 
 def _headers(status: int) -> dict[str, str]:
@@ -172,8 +192,10 @@ class Fleet:
 
 
 @asynccontextmanager
-async def running_fleet(size: int, clock: SettableClock, database: Database, directory: Path) -> AsyncIterator[Fleet]:
-    endpoints = Endpoints()
+async def running_fleet(
+    size: int, clock: SettableClock, database: Database, directory: Path, endpoints: Endpoints | None = None
+) -> AsyncIterator[Fleet]:
+    endpoints = endpoints or Endpoints()
     http = ProviderHttp(clock, transport=endpoints)
     settings = default_settings().model_copy(update={"refresh_journal_dir": directory})
     factory = ProviderFactory()
@@ -262,6 +284,45 @@ async def test_a_small_fleet_survives_an_hour_of_4xx_without_an_error_code(tmp_p
     clock = SettableClock()
     async with running_fleet(25, clock, InMemoryDatabase(clock), tmp_path) as fleet:
         await survive_an_hour(fleet, step=MINUTE, callers=2)
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "reasons"),
+    [
+        (302, "", {"PROVIDER_UNAVAILABLE"}),
+        (200, "<html>We are back soon</html>", {"PROVIDER_UNAVAILABLE"}),
+        (200, '{"status": "error", "message": "try again"}', {"PROVIDER_UNAVAILABLE"}),
+        (0, "", {"PROVIDER_UNAVAILABLE"}),
+        (401, "<html>Sign in</html>", {"PROVIDER_MISCONFIGURED"}),
+        (401, '{"status": 401, "error": "Unauthorized", "path": "/token"}', {"PROVIDER_MISCONFIGURED"}),
+        (409, '{"code": "conflict"}', {"PROVIDER_REJECTED"}),
+        (
+            400,
+            '{"error": "invalid_request", "error_description": "The refresh token has expired"}',
+            {"PROVIDER_REJECTED"},
+        ),
+        (503, '{"error": "invalid_grant"}', {"PROVIDER_UNAVAILABLE"}),
+    ],
+)
+async def test_a_small_fleet_survives_an_hour_of_other_responses(
+    tmp_path: Path, status: int, content: str, reasons: set[str]
+) -> None:
+    """Callers get the same reason throughout, and a restart ends the pauses."""
+    clock = SettableClock()
+    endpoints = OddEndpoints(status, content)
+    async with running_fleet(3, clock, InMemoryDatabase(clock), tmp_path, endpoints) as fleet:
+        await fleet.run(45 * MINUTE, step=5 * MINUTE)
+        fleet.endpoints.is_blocked = True
+        await fleet.run(HOUR, step=MINUTE, callers=2)
+        assert set(fleet.errors) == reasons
+        assert not any(row.reauthorization_required for row in await fleet.current())
+        assert max(fleet.endpoints.token_calls.values()) <= 20
+        fleet.endpoints.is_blocked = False
+        service = fleet.replicas[0].service
+        assert service is not None
+        await service.refresher.recover()  # its first run
+        await fleet.run(MINUTE, step=SECOND)
+        assert await fleet.refreshed() == 3
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The credential service: returns valid credentials, and refreshes them first if necessary."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime, timedelta
@@ -8,17 +9,21 @@ from integration_server.domain.credentials import Credentials, OAuthTokens, Refr
 from integration_server.domain.errors import (
     ProviderError,
     ProviderNotConfigured,
+    ProviderUnavailable,
     ReauthorizationRequired,
     ScopeMissing,
     StoreUnavailable,
 )
 from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.service.background.detached_tasks import time_left
 from integration_server.service.common_types import Clock
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.credentials.refresh_commit import RefreshResult
 from integration_server.service.credentials.refresher import TokenRefresher
 from integration_server.service.integrations.ports import IntegrationLookup, IntegrationStore, StoredIntegration
 from integration_server.service.provider_port import Providers
+
+_PATIENCE = 0.75  # of the time until the caller's deadline; the rest is for the response
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,8 @@ class CredentialService:
     async def fresh(self, stored: StoredIntegration, min_ttl: timedelta | None = None) -> RefreshResult:
         """The decrypted credentials of a usable integration, refreshed first where necessary.
 
-        A token that still works is served even if its refresh fails; an expired one never is.
+        A token that still works is served even if its refresh fails, or takes longer than the caller can wait; an
+        expired one never is.
         """
         credentials = await self.cipher.decrypt(stored)
         as_stored = RefreshResult(stored.integration, credentials)
@@ -122,12 +128,17 @@ class CredentialService:
         cause = self._refresh_cause(credentials, min_ttl)
         if cause is None or (credentials.refresh_token is None and not credentials.has_expired(self.clock())):
             return as_stored
+        left = time_left()
+        patience = None if left is None or credentials.has_expired(self.clock()) else left * _PATIENCE
         try:
-            return await self.refresher.refresh(stored.integration, cause)
-        except (ProviderError, ProviderNotConfigured, StoreUnavailable):
-            if credentials.has_expired(self.clock()):
-                raise
-            return as_stored
+            async with asyncio.timeout(patience):
+                return await self.refresher.refresh(stored.integration, cause)
+        except (ProviderError, ProviderNotConfigured, StoreUnavailable, TimeoutError) as error:
+            if not credentials.has_expired(self.clock()):
+                return as_stored
+            if isinstance(error, TimeoutError):
+                raise ProviderUnavailable("the refresh takes longer than the caller waits") from None
+            raise
 
     async def refresh_token(self, integration_id: IntegrationId, user_id: UserId, *, force: bool) -> TokenState:
         """Refresh a token that is about to expire, or any token with `force`, which also revives a grant that works."""

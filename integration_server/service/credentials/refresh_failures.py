@@ -1,6 +1,6 @@
 """The failure policy of refreshes: retry after a pause, require reauthorization, or report our own client."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -30,11 +30,13 @@ _RESUME_INTERVAL = timedelta(seconds=1)  # between batches of resumed refreshes,
 _RESUME_BATCH = 500
 _RESUME_SPREAD = timedelta(seconds=20)  # so that a provider that has just recovered is not overloaded
 
+_PROBES = 3  # of a type at the start of a process: one alone may fail for a reason of its own
+
 _MASS_FAILURE_WINDOW = timedelta(minutes=20)
 """In which the health checks of all integrations run once (`HEALTH_CHECK_INTERVAL_SECONDS` by default)."""
 
 MASS_FAILURE_COUNT = 3
-"""The number of refused integrations that may be a mass failure. Two may be those of one user."""
+"""The number of refused users and accounts that may be a mass failure. Two may be two people who know each other."""
 
 _MASS_FAILURE_SAMPLE = 20  # latest refreshes that are judged: in a large fleet those of seconds
 _MASS_FAILURE_PAUSE = timedelta(minutes=2)
@@ -72,8 +74,9 @@ class InvalidGrantDetector:
     It judges the latest refreshes of the type by all processes, which the leases record anyway, and reads them only
     when a grant is refused. Successes therefore cost nothing, and a restart forgets nothing.
 
-    A fleet of one or two cannot be told apart from users who have ended their grants. `min_count` is the number of
-    refused integrations that are needed.
+    A user who ends many grants counts once, and so does an account whose owner ends the grants of many users. A fleet
+    of one or two cannot be told apart from users who have ended their grants. `min_count` is the number of refused
+    users, and of refused accounts, that is needed.
     """
 
     def __init__(self, leases: RefreshLeases, min_count: int = MASS_FAILURE_COUNT) -> None:
@@ -87,8 +90,10 @@ class InvalidGrantDetector:
     async def refused_together(self, integration: Integration) -> Sequence[Integration] | None:
         """The other integrations of a mass failure of which this refused one is part; None if there is none."""
         outcomes = await self._leases.latest_outcomes(integration, _MASS_FAILURE_WINDOW, _MASS_FAILURE_SAMPLE)
+        others = [outcome.integration for outcome in outcomes]
         refused = [outcome.integration for outcome in outcomes if outcome.is_refused]
-        is_mass_failure = len(refused) + 1 >= self._min_count and 2 * len(refused) + 1 > len(outcomes)
+        count = _independent((*refused, integration))
+        is_mass_failure = count >= self._min_count and 2 * count > _independent((*others, integration))
         return refused if is_mass_failure else None
 
     async def lasts_for(self, lease: Lease, integration: Integration) -> bool:
@@ -97,6 +102,16 @@ class InvalidGrantDetector:
             return False
         outcomes = await self._leases.latest_outcomes(integration, lease.refusal_age, _MASS_FAILURE_SAMPLE)
         return all(outcome.is_refused for outcome in outcomes)
+
+
+def _independent(integrations: Collection[Integration]) -> int:
+    """How many of the integrations can have ended for different reasons: the number of users, or of accounts if less.
+
+    An integration whose account is not known is an account of its own.
+    """
+    users = {integration.user_id for integration in integrations}
+    accounts = {integration.account_id or integration.integration_id for integration in integrations}
+    return min(len(users), len(accounts))
 
 
 class RefreshFailurePolicy:
@@ -150,6 +165,14 @@ class RefreshFailurePolicy:
             if count:
                 self._log.info("refreshes_resumed", integration_type=integration_type, integrations=count)
 
+    async def probe(self, integration_types: Iterable[str]) -> None:
+        """At the start of a process: end a few pauses of each type.
+
+        Its settings may have been corrected, for example a client secret. The first success ends the other pauses.
+        """
+        for integration_type in integration_types:
+            await self._integrations.resume_refreshes(integration_type, [self._clock()] * _PROBES)
+
     async def record_refusal(
         self, lease: Lease, integration: Integration, *, is_forced: bool
     ) -> IntegrationServerError:
@@ -158,6 +181,7 @@ class RefreshFailurePolicy:
         During a mass failure the integration stays usable, and those that ended shortly before are reverted.
         """
         await self._detector.record(lease)
+        spared = self._spared(integration)
         refused = await self._mass_failure(lease, integration)
         if refused is None:
             await self.record(integration, grant_lost(), is_forced=is_forced)
@@ -165,15 +189,15 @@ class RefreshFailurePolicy:
             refused = await self._mass_failure(lease, integration, may_last=False)
             if refused is None:
                 return ReauthorizationRequired()
-            await self._revert(integration)
+            await self._revert(integration, spared)
         else:
-            await self.record(integration, self._spared(integration), is_forced=is_forced)
+            await self.record(integration, spared, is_forced=is_forced)
         self._record_mass_failure(integration.integration_type)
         self._log.error("mass_invalid_grant", integration_type=integration.integration_type)
         for other in refused:
             if other.reauthorization_required:
-                await self._revert(other)
-        return ProviderMisconfigured()
+                await self._revert(other, self._spared(other))
+        return spared.error
 
     async def _mass_failure(
         self, lease: Lease, integration: Integration, *, may_last: bool = True
@@ -203,13 +227,15 @@ class RefreshFailurePolicy:
             may_be_due_earlier=not is_forced,
         )
 
-    async def _revert(self, integration: Integration) -> None:
+    async def _revert(self, integration: Integration, spared: RefreshFailure) -> None:
         """Make an integration usable again whose grant ended with its refusal."""
-        await self._integrations.revert_failure(integration, self._spared(integration).retry_time)
+        await self._integrations.revert_failure(integration, spared.retry_time)
         self._log.warning("reauthorization_reverted", **integration.log_fields)
 
     def _spared(self, integration: Integration) -> RefreshFailure:
         """The failure of an integration during a mass failure: it is asked again after a pause."""
         failures = integration.refresh_failures + 1
         pause = backoff(failures, _MASS_FAILURE_PAUSE, _LONGEST_PAUSE, self._jitter)
-        return RefreshFailure(ProviderMisconfigured(), retry_time=self._clock() + pause, failures=failures)
+        error = ProviderMisconfigured()
+        error.retry_after = pause
+        return RefreshFailure(error, retry_time=self._clock() + pause, failures=failures)

@@ -90,6 +90,7 @@ class TokenRefresher:
         self._log = structlog.get_logger(__name__)
         self._flights: dict[tuple[IntegrationId, RefreshCause], asyncio.Task[RefreshResult]] = {}
         self._unreleased: deque[tuple[Lease, dict[str, Any]]] = deque()
+        self._has_probed = False
         self._outage_until = self.clock()  # as far as this process knows
 
     async def refresh(self, observed: Integration, cause: RefreshCause = RefreshCause.EXPIRY) -> RefreshResult:
@@ -114,12 +115,18 @@ class TokenRefresher:
         return True
 
     async def recover(self) -> None:
-        """Commit what was journaled and release the leases that could not be released. Runs every second."""
+        """Commit what was journaled and release the leases that could not be released. Runs every second.
+
+        The first run that reaches the database also ends a few pauses.
+        """
         try:
             await self.integrations.ping()
         except StoreUnavailable:
             self._outage_until = self.clock()
             raise
+        if not self._has_probed:
+            await self.failures.probe(provider.integration_type for provider in self.providers.all())
+            self._has_probed = True
         try:
             await self.committer.recover_journal()
         finally:
@@ -200,9 +207,10 @@ class TokenRefresher:
             raise ReauthorizationRequired
         retry_time = current.integration.refresh_retry_time
         if retry_time is not None and retry_time > self.clock() and cause is not RefreshCause.FORCE:
-            raise ProviderUnavailable(
-                "the provider failed recently and is not called during a pause", retry_after=retry_time - self.clock()
-            )
+            state = await self.leases.state(current.integration)
+            error = _error_of(state.failure, is_usable=True)
+            error.retry_after = retry_time - self.clock()
+            raise error
 
     # --- lease -------------------------------------------------------------------------------------------------------
 
@@ -273,6 +281,8 @@ class TokenRefresher:
     async def _require_unused_token(self, lease: Lease, current: RefreshResult, cause: RefreshCause) -> None:
         """Raise while an earlier call may have spent the refresh token and a second use may lose more than it gains."""
         integration = current.integration
+        if cause is RefreshCause.REJECTION and lease.previous_call_age is not None and await self._works(current):
+            cause = RefreshCause.DEMAND
         wait = self._wait_for_earlier_call(lease, current, cause)
         if wait > timedelta(0):
             failures = max(1, integration.refresh_failures)  # so that the next ones read this without a lease
@@ -286,6 +296,17 @@ class TokenRefresher:
         if not lease.previous_call_is_lost:  # otherwise its owner has recorded it
             self.record_outcome(integration.integration_type, "lost")
         self._log.warning("refresh_outcome_unknown", **integration.log_fields)
+
+    async def _works(self, current: RefreshResult) -> bool:
+        """Whether the provider accepts the access token: a single resource may respond 401 to every token."""
+        provider = self.providers[current.integration.integration_type].for_config(current.integration.config)
+        try:
+            await provider.verify_connection(current.tokens)
+        except ProviderRejected as error:
+            return not error.needs_new_token
+        except ProviderError:
+            pass  # not known: nothing that may still work is given up
+        return True
 
     def _wait_for_earlier_call(
         self, found: Lease | LeaseState, current: RefreshResult, cause: RefreshCause
@@ -366,6 +387,8 @@ class TokenRefresher:
         else:  # a forced refresh after the grant has ended is no new refusal
             await self.failures.record(integration, failure, is_forced=cause.is_forced)
             recorded = failure.error
+        if failure.retry_time is not None:
+            recorded.retry_after = max(recorded.retry_after or timedelta(0), failure.retry_time - self.clock())
         raise recorded from (None if recorded is error else error)  # never its own cause
 
 
@@ -373,5 +396,8 @@ def _outcome_unknown(wait: timedelta) -> ProviderUnavailable:
     return ProviderUnavailable("the outcome of an earlier refresh is not known yet", retry_after=wait)
 
 
-def _error_of(failure: str | None) -> IntegrationServerError:
+def _error_of(failure: str | None, *, is_usable: bool = False) -> IntegrationServerError:
+    """The error for the recorded reason of the last one. `is_usable`: a refusal was then part of a mass failure."""
+    if is_usable and failure == ReauthorizationRequired.reason:
+        return ProviderMisconfigured()
     return _ERRORS.get(failure or "", ProviderUnavailable)()

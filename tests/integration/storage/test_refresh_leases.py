@@ -375,6 +375,26 @@ async def test_the_latest_outcomes_of_a_type_are_those_of_all_owners(
     assert not await leases.latest_outcomes(integration, timedelta(0), 10)
 
 
+async def test_outcomes_are_sought_among_the_latest_claims_only(
+    database: Database, leases: SqlRefreshLeases, integration: Integration
+) -> None:
+    """However many refreshes of the type have failed otherwise since: during an outage that is almost all of them."""
+    store = SqlIntegrations(database)
+    rows = []
+    for number in range(12):
+        row = await store.add_connected(new_integration(), account(f"other-{number}"), new_credentials(), NOW)
+        assert row is not None
+        rows.append(row)
+    await refuse(leases, rows[0])
+    for number, row in enumerate(rows[1:], 1):
+        assert len(await leases.latest_outcomes(integration, LONG_DURATION, 1)) == (number <= 10)
+        lease = await leases.claim(row, "owner")
+        assert lease is not None
+        await leases.release(lease, outcome_known=True, failure="PROVIDER_UNAVAILABLE")
+    assert await leases.latest_outcomes(integration, LONG_DURATION, 1) == []
+    assert len(await leases.latest_outcomes(integration, LONG_DURATION, 2)) == 1  # negative control
+
+
 async def test_a_refusal_is_remembered_by_the_next_claim_until_there_are_new_credentials(
     database: Database, leases: SqlRefreshLeases, integration: Integration
 ) -> None:

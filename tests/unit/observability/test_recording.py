@@ -20,7 +20,7 @@ from integration_server.domain.errors import (
     QuotaExceeded,
     RateLimited,
 )
-from integration_server.domain.integration import Integration
+from integration_server.domain.integration import Integration, UserId
 from integration_server.domain.proxy_messages import LimitScope, RateLimit
 from integration_server.observability.metrics import METRICS, Metric, Metrics
 from integration_server.observability.snapshots import take_snapshot
@@ -197,11 +197,11 @@ async def test_a_refresh_that_repeats_one_of_a_crashed_process_counts_it_as_lost
 async def refresh(system: FakeSystem, integration: Integration) -> None:
     """Ask for valid credentials."""
     with suppress(IntegrationServerError):
-        await system.credentials.refresh_token(integration.integration_id, ADA, force=False)
+        await system.credentials.refresh_token(integration.integration_id, integration.user_id, force=False)
 
 
 async def test_mass_failures_and_open_circuit_breakers_are_recorded(system: FakeSystem, metrics: Metrics) -> None:
-    rows = [await system.connect_account(f"account-{number}") for number in range(25)]
+    rows = [await system.connect_account(f"account-{number}", UserId(f"user-{number}")) for number in range(25)]
     assert all(value == 0 for _, _, value in read_breakers(system.worker))
     system.clock.advance(timedelta(hours=1))
     system.provider.refresh_error = ProviderRejected("grant", oauth_error="invalid_grant")

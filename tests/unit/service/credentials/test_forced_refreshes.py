@@ -18,7 +18,7 @@ from integration_server.domain.errors import (
     ScopeMissing,
 )
 from integration_server.domain.health import HealthCheck
-from integration_server.domain.integration import Integration, Status
+from integration_server.domain.integration import Integration, Status, UserId
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
 from integration_server.service.credentials.credential_service import TokenState
 from integration_server.service.integrations.ports import IntegrationUpdate
@@ -406,14 +406,14 @@ async def test_force_does_not_activate_an_integration_that_the_user_has_switched
 
 
 async def test_forced_refreshes_of_ended_grants_are_no_mass_failure(system: FakeSystem) -> None:
-    ended = [await system.connect_account(f"account-{number}") for number in range(25)]
+    ended = [await system.connect_account(f"account-{number}", UserId(f"user-{number}")) for number in range(25)]
     for integration in ended:
         system.set_columns(integration.integration_id, reauthorization_required=True)
     victim = await system.connect_account("victim")
     system.provider.refresh_error = INVALID_GRANT
     for integration in (*ended, victim):
         with pytest.raises(ReauthorizationRequired):
-            await force(system, integration)
+            await system.credentials.refresh_token(integration.integration_id, integration.user_id, force=True)
         assert system.row(integration.integration_id).reauthorization_required
 
 

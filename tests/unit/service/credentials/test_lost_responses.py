@@ -229,10 +229,31 @@ async def test_an_access_token_that_the_api_rejects_is_not_waited_for(system: Fa
     await lose_response(system, integration, MINUTE)
     system.provider.refresh_error = None
     system.clock.advance(FORCED_INTERVAL)
+    system.provider.rejected_access_tokens = ["access-1"]
     system.provider.responses = [ApiResponse(401, (), b""), ApiResponse(200, (), b"")]
     response = await system.api_proxy.call_provider(integration.integration_id, ADA, ApiRequest("GET", "/"))
     assert response.status == 200
     assert await get(system, integration) == "renewed-access-2"
+
+
+@pytest.mark.parametrize(
+    "verify_error",
+    [None, ProviderUnavailable(), ProviderRejected("credentials")],
+    ids=["it works", "not known", "it lacks a permission"],
+)
+async def test_a_resource_that_responds_401_to_every_token_does_not_spend_the_grant(
+    system: FakeSystem, rotating: RotatingProvider, verify_error: ProviderError | None
+) -> None:
+    integration = await system.connect()
+    await lose_response(system, integration, MINUTE)
+    rotating.verify_error = verify_error
+    for _ in range(5):
+        system.clock.advance(FORCED_INTERVAL)
+        rotating.responses = [ApiResponse(401, (), b"")]
+        response = await system.api_proxy.call_provider(integration.integration_id, ADA, ApiRequest("GET", "/admin"))
+        assert response.status == 401
+    assert rotating.refreshes == ["refresh-1"]
+    assert await get(system, integration) == "access-1"
 
 
 async def test_a_token_without_known_expiry_is_used_until_the_api_rejects_it(system: FakeSystem) -> None:

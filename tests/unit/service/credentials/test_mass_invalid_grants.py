@@ -5,7 +5,7 @@ The refreshes of all replicas count together, and a fleet of three is enough.
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 import pytest
@@ -21,8 +21,9 @@ from integration_server.domain.errors import (
     StoreUnavailable,
 )
 from integration_server.domain.events import EventKind
-from integration_server.domain.integration import Integration, Status
+from integration_server.domain.integration import Integration, Status, UserId
 from integration_server.service.credentials.refresher import TokenRefresher
+from integration_server.service.integrations.ports import NewAccount
 from tests.fakes.provider import HOUR, FakeProvider
 from tests.fakes.stores import count_calls, intercept, restore
 from tests.fakes.system import FORCED_INTERVAL, FakeSystem
@@ -31,14 +32,21 @@ MINUTE = timedelta(minutes=1)
 INVALID_GRANT = ProviderRejected("grant", oauth_error="invalid_grant")
 
 
-async def connect(system: FakeSystem, size: int, integration_type: str = "fake") -> list[Integration]:
-    """Integrations whose tokens have expired."""
+async def connect(
+    system: FakeSystem,
+    size: int,
+    integration_type: str = "fake",
+    *,
+    user: Callable[[int], str] = "user-{}".format,
+    account: Callable[[int], str | None] = "account-{}".format,
+) -> list[Integration]:
+    """Integrations whose tokens have expired, each of another user and account."""
     rows = []
     for number in range(size):
         provider = system.providers[integration_type]
         assert isinstance(provider, FakeProvider)
-        provider.account = type(provider.account)(f"account-{number}", None)
-        rows.append(await system.connect(integration_type=integration_type))
+        provider.account = NewAccount(account(number), None)
+        rows.append(await system.connect(UserId(user(number)), integration_type))
     system.clock.advance(HOUR)
     return rows
 
@@ -190,6 +198,72 @@ async def test_a_small_fleet_whose_users_have_all_left_ends_after_a_day(system: 
         system.clock.advance(HOUR)
     assert ended(system, rows) == 3
     assert token_calls(system) < 120
+
+
+@pytest.mark.parametrize(
+    ("user", "account"),
+    [
+        (lambda _: "eve", "account-{}".format),
+        (lambda number: f"eve-{number % 2}", "account-{}".format),
+        ("user-{}".format, lambda _: "the account of a shop"),
+        (lambda _: "eve", lambda _: None),
+    ],
+    ids=["one user", "two users", "one account of many users", "no account ids"],
+)
+async def test_grants_that_one_person_can_end_are_no_mass_failure(
+    system: FakeSystem, user: Callable[[int], str], account: Callable[[int], str | None]
+) -> None:
+    """However many they are."""
+    rows = await connect(system, 25, user=user, account=account)
+    system.provider.refresh_error = INVALID_GRANT
+    assert await refresh_all(system, rows) == {"ReauthorizationRequired": 25}
+    assert ended(system, rows) == 25
+
+
+async def test_a_user_who_ends_own_grants_does_not_hide_what_happens_to_another(system: FakeSystem) -> None:
+    own, other = await connect(system, 19, user=lambda _: "eve"), await connect(system, 1, account=lambda _: "other")
+    system.provider.refresh_error = INVALID_GRANT
+    await refresh_all(system, own)
+    assert await refresh_all(system, other) == {"ReauthorizationRequired": 1}
+    assert ended(system, [*own, *other]) == 20
+
+
+async def test_negative_control_the_same_grants_of_many_people_are_a_mass_failure(system: FakeSystem) -> None:
+    rows = await connect(system, 25)
+    system.provider.refresh_error = INVALID_GRANT
+    assert (await refresh_all(system, rows))["ProviderMisconfigured"] == 23
+    assert ended(system, rows) == 0
+
+
+async def test_the_successes_of_one_user_do_not_hide_a_mass_failure(system: FakeSystem) -> None:
+    busy, rows = await connect(system, 15, user=lambda _: "eve"), await connect(system, 4, account="other-{}".format)
+    await refresh_all(system, busy)
+    system.provider.refresh_error = INVALID_GRANT
+    await refresh_all(system, rows)
+    assert ended(system, rows) == 0
+
+
+async def test_a_spared_refresh_says_when_it_is_repeated(system: FakeSystem) -> None:
+    rows = await connect(system, 3)
+    system.provider.refresh_error = INVALID_GRANT
+    await refresh_all(system, rows[:2])
+    with pytest.raises(ProviderMisconfigured) as caught:
+        await system.refresher.refresh(rows[2])
+    assert caught.value.retry_after is not None
+    assert system.row(rows[2].integration_id).refresh_retry_time == system.clock() + caught.value.retry_after
+
+
+async def test_callers_learn_the_reason_also_during_the_pause(system: FakeSystem) -> None:
+    """Each is told to wait, by every replica; none that it has to connect again."""
+    rows = await connect(system, 4)
+    system.provider.refresh_error = INVALID_GRANT
+    await refresh_all(system, rows)
+    calls = token_calls(system)
+    for row in rows:
+        with pytest.raises(ProviderMisconfigured) as caught:
+            await system.another_process().use_cases.credentials.get_usable(row.integration_id, row.user_id)
+        assert caught.value.retry_after is not None
+    assert token_calls(system) == calls
 
 
 async def test_another_types_refreshes_do_not_count(system: FakeSystem) -> None:
