@@ -211,6 +211,27 @@ async def test_a_response_that_ends_before_the_body_ends_the_upload(on: Scenario
     assert not (await on.uploaded()).is_complete
 
 
+EARLY = {
+    "redirect": b"307 Elsewhere\r\nLocation: /v1/other\r\nContent-Length: 0",
+    "conflict": b"409 Conflict\r\nContent-Length: 0",
+    "success": b"200 OK\r\nContent-Length: 0",
+    "two lengths": b"200 OK\r\nContent-Length: 1\r\nContent-Length: 2",
+    "no HTTP": b"",
+}
+
+
+@pytest.mark.parametrize("answer", EARLY.values(), ids=EARLY)
+async def test_a_response_at_the_moment_of_the_last_part_ends_the_call(on: Scenario, answer: bytes) -> None:
+    raw = (b"HTTP/1.1 %s\r\n\r\n" % answer).hex()
+    is_broken = answer in (EARLY["two lengths"], EARLY["no HTTP"])
+    for count in (0, 0, 0, 1, 2):
+        call = on.stream([on.head(f"/raw/{raw}", "POST", body=b"x"), *parts(count)], timeout=WAIT)
+        if is_broken:
+            assert await expect_rpc_error(response_of(call)) == UNAVAILABLE
+        else:
+            assert (await response_of(call))[0] == int(answer[:3])
+
+
 def response_to_endless(address: str, head: pb.StreamProviderRequest) -> tuple[int, bytes]:
     with grpc.insecure_channel(address) as channel:
         first, *rest = IntegrationServiceStub(channel).StreamProvider(endless(head), timeout=WAIT)

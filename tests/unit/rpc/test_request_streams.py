@@ -96,3 +96,41 @@ async def test_the_limits_apply_to_every_request() -> None:
     with pytest.raises(InvalidField) as raised:
         await upload(StreamContext([HEAD, large]))
     assert raised.value.field == "request"
+
+
+class BusyContext(StreamContext):
+    """gRPC takes its time for the metadata, and `is_sending` meanwhile."""
+
+    is_sending = False
+
+    async def send_initial_metadata(self, _metadata: object) -> None:
+        self.is_sending = True
+        for _ in range(10):
+            await asyncio.sleep(0)
+        self.is_sending = False
+
+
+@pytest.mark.parametrize("ends", ["response", "error", "return"])
+@pytest.mark.parametrize("settle_end", [True, False])  # False: the negative control
+async def test_nothing_is_sent_while_grpc_sends_the_metadata(ends: str, settle_end: bool) -> None:
+    context = BusyContext([HEAD])
+    overlaps: list[bool] = []
+
+    async def behavior(requests: RequestStream, _context: Any) -> AsyncGenerator[None, None]:
+        await anext(requests)
+        reading = asyncio.ensure_future(anext(requests))
+        while not context.is_sending:
+            await asyncio.sleep(0)
+        reading.cancel()  # as an upload that a provider's response ends
+        await asyncio.wait({reading})
+        if ends == "response":
+            yield None
+        elif ends == "error":
+            raise InvalidField("x", "is wrong")
+
+    handler = compose(METHOD, behavior, [read_request(timedelta(seconds=60), settle_end=settle_end)])
+    with suppress(InvalidField):
+        async for _ in handler(None, context):
+            overlaps.append(context.is_sending)
+    overlaps.append(context.is_sending)
+    assert any(overlaps) is not settle_end
