@@ -2,7 +2,7 @@
 
 The server applies them in this order:
 
-1. `convert_errors` converts what the others raise into a status.
+1. `convert_errors` converts what the others raise into a status, and `write_in_time` ends a transfer that nobody reads.
 2. `authenticate` (authentication.py) determines the caller's identity.
 3. `authorize_method` (authorization.py) checks that the caller has the method's permission.
 4. `enforce_quota` limits the caller's calls.
@@ -31,7 +31,6 @@ from collections.abc import (
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 from typing import Any, Self, TypeAlias, cast
 from urllib.parse import unquote
 
@@ -278,6 +277,32 @@ def convert_errors(
     return wrap
 
 
+def write_in_time(timeout: timedelta | None) -> Interceptor:
+    """End a stream in both directions whose client takes no response for this long. Raises `QuotaExceeded`.
+
+    It holds a connection to a provider. Streams of events need no such limit: they hold nothing but their events, of
+    which a bounded number waits. The client gets the status once it reads. None only for negative controls.
+    """
+
+    seconds = None if timeout is None else timeout.total_seconds()
+
+    def wrap(method: Method, behavior: Behavior) -> Behavior:
+        async def stream(request: Any, context: Context) -> AsyncGenerator[Message, None]:  # noqa: ANN401
+            async with aclosing(behavior(request, context)) as responses:
+                async for response in responses:
+                    try:
+                        async with asyncio.timeout(seconds):
+                            await context.write(response)
+                    except TimeoutError:
+                        raise QuotaExceeded("whose responses are not read") from None
+            for response in ():  # gRPC has all of them
+                yield response
+
+        return stream if method.streams_requests and method.streams_responses else behavior
+
+    return wrap
+
+
 def enforce_quota(caller_of: CallerLookup, *, concurrency: int, per_second: int) -> Interceptor:
     """Limit each caller's concurrent calls and its calls per second, in this process. Raises `QuotaExceeded`.
 
@@ -423,31 +448,33 @@ def read_request(
                 yield request
                 return
             confirmation = _EndConfirmation(context, settles=settle_end) if confirm_end else None
-            requests = _with_further_requests(request, method, decode, context, confirmation)
-            try:
+            async with _with_further_requests(request, method, decode, context, confirmation) as requests:
                 yield requests
-            finally:
-                await requests.settle()
-
-        async def settled(requests: RequestStream, context: Context) -> AsyncGenerator[Message, None]:
-            async with aclosing(behavior(requests, context)) as responses:
-                async for response in responses:
-                    await requests.settle()
-                    yield response
 
         streams_both = method.streams_requests and method.streams_responses
-        return wrap_in_context_manager(method, settled if streams_both else behavior, decode_requests)
+        return wrap_in_context_manager(method, _settled(behavior) if streams_both else behavior, decode_requests)
 
     return wrap
 
 
-def _with_further_requests(
+def _settled(behavior: Behavior) -> Behavior:
+    async def stream(requests: RequestStream, context: Context) -> AsyncGenerator[Message, None]:
+        async with aclosing(behavior(requests, context)) as responses:
+            async for response in responses:
+                await requests.settle()
+                yield response
+
+    return stream
+
+
+@asynccontextmanager
+async def _with_further_requests(
     first: Message,
     method: Method,
     decode: Callable[[bytes], Awaitable[Message]],
     context: Context,
     confirmation: "_EndConfirmation | None",
-) -> RequestStream:
+) -> AsyncIterator[RequestStream]:
     bulk_field = method.request_limits.bulk_field
 
     async def rest() -> AsyncIterator[Message]:
@@ -460,7 +487,11 @@ def _with_further_requests(
         if confirmation is not None:
             await confirmation.confirm()
 
-    return RequestStream(first, rest(), bulk_field, confirmation)
+    requests = RequestStream(first, rest(), bulk_field, confirmation)
+    try:
+        yield requests
+    finally:
+        await requests.settle()
 
 
 class _EndConfirmation:

@@ -317,6 +317,19 @@ async def test_a_stream_in_which_one_side_is_silent_ends_with_the_name_of_that_s
         on.api.gate.set()
 
 
+async def test_a_stream_ends_whose_caller_does_not_read_the_response(tmp_path: Path, sqlite_url: str) -> None:
+    settings = {"PROXY_STREAM_IDLE_SECONDS": "0.5", "CALLER_MAX_STREAMS_PER_USER": "1"}
+    async with scenario(tmp_path, sqlite_url, **settings) as on:
+        for number, method in enumerate(("GET", "POST", "DELETE")):
+            unread = on.stream([on.head("/send/10000", method)], timeout=WAIT)
+            assert (await unread.read()).status_code == 200
+            await on.uploaded(number * 2)  # its connection to the provider is closed
+            assert (await on.result(on.head("/send/1", "GET")))[0] == 200  # and its place is free
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await response_of(unread)  # what was on its way, and then the status
+            assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 async def test_a_slow_stream_does_not_end_while_bytes_move(tmp_path: Path, sqlite_url: str) -> None:
     async with scenario(tmp_path, sqlite_url, PROXY_STREAM_IDLE_SECONDS="2") as on:
         call = on.stream(timeout=WAIT)
