@@ -295,6 +295,9 @@ def write_in_time(timeout: timedelta | None) -> Interceptor:
                             await context.write(response)
                     except TimeoutError:
                         raise QuotaExceeded("whose responses are not read") from None
+                    except grpc.aio.BaseError:  # the client is gone
+                        await asyncio.sleep(_CANCELLATION_DELAY)  # what is closed after the cancellation is not cut off
+                        raise
             for response in ():  # gRPC has all of them
                 yield response
 

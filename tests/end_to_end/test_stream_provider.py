@@ -330,6 +330,18 @@ async def test_a_stream_ends_whose_caller_does_not_read_the_response(tmp_path: P
             assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_caller_that_is_gone_holds_no_connection_to_the_provider(on: Scenario, method: str) -> None:
+    calls = [on.stream([on.head("/send/10000", method)]) for _ in range(5)]
+    for call in calls:
+        assert (await call.read()).status_code == 200
+    await asyncio.sleep(0.2)  # until the server waits for the caller
+    for call in calls:
+        call.cancel()
+    for number in range(5):
+        await on.uploaded(number)
+
+
 async def test_a_slow_stream_does_not_end_while_bytes_move(tmp_path: Path, sqlite_url: str) -> None:
     async with scenario(tmp_path, sqlite_url, PROXY_STREAM_IDLE_SECONDS="2") as on:
         call = on.stream(timeout=WAIT)
