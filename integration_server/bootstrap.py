@@ -17,7 +17,7 @@ from integration_server.domain.due_times import Schedule
 from integration_server.domain.integration import IntegrationId
 from integration_server.lifecycle import periodic_job, serving
 from integration_server.observability.listener import LocalSource
-from integration_server.observability.metrics import METRICS, Metrics
+from integration_server.observability.metrics import METRICS, Metrics, record_calls, record_provider_requests
 from integration_server.providers.base import ProviderContext
 from integration_server.providers.built_in import register_built_in
 from integration_server.providers.factory import ProviderFactory, ProviderRegistry
@@ -96,8 +96,6 @@ from integration_server.wiring.metrics import (
     read_cache,
     read_calls,
     read_metrics,
-    record_calls,
-    record_provider_requests,
 )
 from integration_server.wiring.metrics_listener import measured_process, running_metrics_listener
 from integration_server.wiring.sidecar import SidecarLink, new_sidecar_link, running_sidecar

@@ -7,6 +7,7 @@ no provider's secret, and imports no part of the server.
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import uvloop
 
@@ -41,7 +42,11 @@ def main() -> None:
         for name, socket in config["sockets"].items()
     }
     try:
-        uvloop.run(serve_metrics(channel, Address(*config["address"]), sources, may_move=config["may_move"]))
+        address = Address(*config["address"])
+        may_move = config["may_move"] or not address.port
+        if channel.predecessor:  # whoever scrapes this server knows the address that was reported
+            address = Address(address.host, urlsplit(channel.predecessor["metrics"]).port or 0)
+        uvloop.run(serve_metrics(channel, address, sources, may_move=may_move))
     except (AddressTaken, OSError) as error:
         sys.exit(str(error))
 

@@ -3,8 +3,9 @@
 `Supervisor` is the parent, `SupervisorChannel` a child's connection to it. The channel is a Unix socket, which is the
 child's standard input. Each message is a line of JSON:
 
-- to the child: `{"config": …}` once, when all earlier processes are ready; later `{"command": "drain"}` and
-  `{"command": "stop"}`. The end of the stream means that the supervisor is gone.
+- to the child: `{"config": …, "predecessor": …}` once, when all earlier processes are ready, with what the process that
+  it replaces had reported; later `{"command": "drain"}` and `{"command": "stop"}`. The end of the stream means that the
+  supervisor is gone.
 - to the supervisor: `{"ready": …}` once, with what the log reports of the process, such as its address. A process that
   sends anything else is killed: an attacker may have taken over the one that serves the internet.
 
@@ -143,6 +144,8 @@ class SupervisorChannel:
         os.dup2(nothing, _CONTROL)
         os.close(nothing)
         self._received = b""
+        self.predecessor: Mapping[str, str] = {}
+        """What the process that this one replaces had reported; empty at the first start. Known with the config."""
 
     def fileno(self) -> int:
         """The descriptor of the channel."""
@@ -153,7 +156,9 @@ class SupervisorChannel:
         while b"\n" not in self._received:
             self._receive()
         line, _, self._received = self._received.partition(b"\n")
-        config: Mapping[str, Any] = json.loads(line)["config"]
+        message = json.loads(line)
+        self.predecessor = message["predecessor"]
+        config: Mapping[str, Any] = message["config"]
         return config
 
     def report_ready(self, **details: str) -> None:
@@ -249,6 +254,7 @@ class Supervisor:
         self._backoff = backoff or RestartBackoff()
         self._processes: dict[str, _Process] = {}
         self._failures: Counter[str] = Counter()
+        self._reported: dict[str, Mapping[str, str]] = {}  # by the last process of each name that was ready
         self._due: dict[str, float] = {}  # when the dead processes are started again
         self._selector = selectors.PollSelector()  # without a descriptor of its own, which a fork would share
         self._is_stopping = self._has_served = False
@@ -339,7 +345,7 @@ class Supervisor:
             process = self._processes.get(spec.name)
             if process is not None and not process.is_configured:
                 process.is_configured = True
-                process.send(config=spec.config)
+                process.send(config=spec.config, predecessor=self._reported.get(spec.name, {}))
             if not self._has_served and (process is None or process.details is None):
                 break
 
@@ -365,7 +371,7 @@ class Supervisor:
             self._unregister(process.control)
             os.kill(process.pid, signal.SIGKILL)
         else:
-            process.details = report
+            process.details = self._reported[process.spec.name] = report
             self._on_ready(process)
 
     def _on_ready(self, process: _Process) -> None:

@@ -10,7 +10,7 @@ No label has a value that users, callers or senders choose. An integration type 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from math import isfinite
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -212,6 +212,10 @@ Read = Callable[[], Iterable[Sample]]
 """Reads values from their owner. It is called in another thread than the event loop's."""
 
 
+_record_nothing: Callable[..., object] = "".format
+"""Accepts everything. Built in, because statements, calls and requests call it where metrics are off."""
+
+
 class Metrics:
     """The metrics of this process."""
 
@@ -225,14 +229,14 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._states = _StateCollector(self._bounded)
         self._registry.register(self._states)
-        self._counters: dict[Metric, Callable[..., None]] = {}
-        self._histograms: dict[Metric, Callable[..., None]] = {}
+        self._counters: dict[Metric, Callable[..., object]] = {}
+        self._histograms: dict[Metric, Callable[..., object]] = {}
 
     def read(self, read: Read) -> None:
         """Call `read` whenever the metrics are read."""
         self._states.reads.append(read)
 
-    def counter(self, metric: Metric) -> Callable[..., None]:
+    def counter(self, metric: Metric) -> Callable[..., object]:
         """A function of the labels' values that counts one."""
         if not self.is_on:
             return _record_nothing
@@ -242,7 +246,7 @@ class Metrics:
             self._counters[metric] = lambda *labels: child(labels).inc()
         return self._counters[metric]
 
-    def histogram(self, metric: Metric) -> Callable[..., None]:
+    def histogram(self, metric: Metric) -> Callable[..., object]:
         """A function of a value and the labels' values that records the value."""
         if not self.is_on:
             return _record_nothing
@@ -286,8 +290,53 @@ class Metrics:
         )
 
 
-def _record_nothing(*_: object) -> None:
-    pass
+def record_calls(metrics: Metrics) -> Callable[["_Method", str, str, float], object]:
+    """The function that records RPCs, with their status, the reason of their error, and their seconds."""
+    if not metrics.is_on:
+        return _record_nothing
+    count, observe = metrics.counter(METRICS.rpcs), metrics.histogram(METRICS.rpc_duration)
+    names: dict[str, str] = {}
+
+    def record(method: _Method, status: str, reason: str, seconds: float) -> None:
+        name = names.get(method.path) or names.setdefault(method.path, method.path.rpartition(".")[2])
+        count(name, status, reason)
+        if not method.streams_responses:  # a stream lasts as long as its client wants
+            observe(seconds, name)
+
+    return record
+
+
+class _Method(Protocol):
+    """A method of the contract."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def streams_responses(self) -> bool: ...
+
+
+def record_provider_requests(metrics: Metrics) -> Callable[[float, str, str], object]:
+    """The function that records requests to providers, with their seconds, their type and the class of their status."""
+    return _record_both(metrics, METRICS.provider_requests, METRICS.provider_duration)
+
+
+def record_requests(metrics: Metrics) -> Callable[[float, str, str], object]:
+    """The function that records the sidecar's requests, with their seconds, their route and their status."""
+    return _record_both(metrics, METRICS.http_requests, METRICS.http_duration)
+
+
+def _record_both(metrics: Metrics, counter: Metric, histogram: Metric) -> Callable[[float, str, str], object]:
+    """A function that counts something with two labels, of which the histogram of its seconds has the first."""
+    if not metrics.is_on:
+        return _record_nothing
+    count, observe = metrics.counter(counter), metrics.histogram(histogram)
+
+    def record(seconds: float, name: str, outcome: str) -> None:
+        count(name, outcome)
+        observe(seconds, name)
+
+    return record
 
 
 class _StateCollector(Collector):

@@ -339,8 +339,12 @@ class _Http11Connection(httpcore.AsyncHTTP11Connection):
         return received
 
     async def _response_closed(self) -> None:
-        await self._end_upload()
-        await super()._response_closed()  # closes the connection, unless the whole request was sent
+        try:
+            await self._end_upload()
+            await super()._response_closed()  # closes the connection, unless the whole request was sent
+        except asyncio.CancelledError:  # a second one: httpcore would keep the connection open, and count it as busy
+            await self.aclose()
+            raise
 
     async def _end_upload(self) -> None:
         upload = self._upload

@@ -2,7 +2,7 @@
 
 The server applies them in this order:
 
-1. `convert_errors` converts what the others raise into a status.
+1. `convert_errors` converts what the others raise into a status, and `write_in_time` ends a transfer that nobody reads.
 2. `authenticate` (authentication.py) determines the caller's identity.
 3. `authorize_method` (authorization.py) checks that the caller has the method's permission.
 4. `enforce_quota` limits the caller's calls.
@@ -31,7 +31,6 @@ from collections.abc import (
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 from typing import Any, Self, TypeAlias, cast
 from urllib.parse import unquote
 
@@ -124,11 +123,18 @@ class RequestStream:
     `body_size` is the number of bytes in the bulk fields of the requests that were taken (`RequestLimits`).
     """
 
-    def __init__(self, first: Message, rest: AsyncIterator[Message], bulk_field: str = "") -> None:
+    def __init__(
+        self,
+        first: Message,
+        rest: AsyncIterator[Message],
+        bulk_field: str = "",
+        confirmation: "_EndConfirmation | None" = None,
+    ) -> None:
         self.first = first
         self.body_size = 0
         self._rest = rest
         self._bulk_field = bulk_field
+        self._confirmation = confirmation
         self._has_begun = False
 
     def __aiter__(self) -> Self:
@@ -139,6 +145,11 @@ class RequestStream:
         self._has_begun = True
         self.body_size += len(getattr(request, self._bulk_field, b""))
         return request
+
+    async def settle(self) -> None:
+        """Wait until a response or a status may be sent (`_EndConfirmation`)."""
+        if self._confirmation is not None:
+            await self._confirmation.settle()
 
 
 def first_request(request: Any) -> Any:  # noqa: ANN401  # a message
@@ -266,6 +277,35 @@ def convert_errors(
     return wrap
 
 
+def write_in_time(timeout: timedelta | None) -> Interceptor:
+    """End a stream in both directions whose client takes no response for this long. Raises `QuotaExceeded`.
+
+    It holds a connection to a provider. Streams of events need no such limit: they hold nothing but their events, of
+    which a bounded number waits. The client gets the status once it reads. None only for negative controls.
+    """
+
+    seconds = None if timeout is None else timeout.total_seconds()
+
+    def wrap(method: Method, behavior: Behavior) -> Behavior:
+        async def stream(request: Any, context: Context) -> AsyncGenerator[Message, None]:  # noqa: ANN401
+            async with aclosing(behavior(request, context)) as responses:
+                async for response in responses:
+                    try:
+                        async with asyncio.timeout(seconds):
+                            await context.write(response)
+                    except TimeoutError:
+                        raise QuotaExceeded("whose responses are not read") from None
+                    except grpc.aio.BaseError:  # the client is gone
+                        await asyncio.sleep(_CANCELLATION_DELAY)  # what is closed after the cancellation is not cut off
+                        raise
+            for response in ():  # gRPC has all of them
+                yield response
+
+        return stream if method.streams_requests and method.streams_responses else behavior
+
+    return wrap
+
+
 def enforce_quota(caller_of: CallerLookup, *, concurrency: int, per_second: int) -> Interceptor:
     """Limit each caller's concurrent calls and its calls per second, in this process. Raises `QuotaExceeded`.
 
@@ -340,19 +380,20 @@ def read_request(
     max_slow_requests: int = _MAX_SLOW_REQUESTS,
     enforce_limits: bool = True,
     confirm_end: bool = True,
+    settle_end: bool = True,
 ) -> Interceptor:
     """Read a call's single request within `timeout`, and decode it. Raises `QuotaExceeded` or `InvalidField`.
 
     A stream of requests becomes a `RequestStream`: its first request is read in the same way, and each further one when
     the method takes it. If the method has a bulk field, further requests have nothing else. The method's
     `request_limits` apply to every request, before it is parsed, unless `enforce_limits` is False. The end of a stream
-    is that of a client that has sent everything, unless `confirm_end` is False.
+    is that of a client that has sent everything, unless `confirm_end` is False. No response is sent while gRPC is asked
+    for that, unless `settle_end` is False (for negative controls only).
 
     gRPC buffers 64 KiB of a message that nobody reads yet. At most `max_slow_requests` requests at a time may take
     longer than `slow_after` seconds to arrive: otherwise clients could fill the memory with unfinished messages.
     """
     slow_slots = max_slow_requests
-    further = partial(_with_further_requests, confirm_end=confirm_end)
 
     @contextmanager
     def limit_slow_reads(read_timeout: asyncio.Timeout) -> Iterator[None]:
@@ -406,21 +447,37 @@ def read_request(
             request = await decode(raw)
             if len(raw) > _LARGE_REQUEST:
                 await asyncio.sleep(0)  # other calls proceed before the request is converted
-            yield further(request, method, decode, context) if method.streams_requests else request
+            if not method.streams_requests:
+                yield request
+                return
+            confirmation = _EndConfirmation(context, settles=settle_end) if confirm_end else None
+            async with _with_further_requests(request, method, decode, context, confirmation) as requests:
+                yield requests
 
-        return wrap_in_context_manager(method, behavior, decode_requests)
+        streams_both = method.streams_requests and method.streams_responses
+        return wrap_in_context_manager(method, _settled(behavior) if streams_both else behavior, decode_requests)
 
     return wrap
 
 
-def _with_further_requests(
+def _settled(behavior: Behavior) -> Behavior:
+    async def stream(requests: RequestStream, context: Context) -> AsyncGenerator[Message, None]:
+        async with aclosing(behavior(requests, context)) as responses:
+            async for response in responses:
+                await requests.settle()
+                yield response
+
+    return stream
+
+
+@asynccontextmanager
+async def _with_further_requests(
     first: Message,
     method: Method,
     decode: Callable[[bytes], Awaitable[Message]],
     context: Context,
-    *,
-    confirm_end: bool,
-) -> RequestStream:
+    confirmation: "_EndConfirmation | None",
+) -> AsyncIterator[RequestStream]:
     bulk_field = method.request_limits.bulk_field
 
     async def rest() -> AsyncIterator[Message]:
@@ -430,23 +487,46 @@ def _with_further_requests(
                 if field.name != bulk_field:
                     raise InvalidField(field.name, "is set in a request that is not the first of its stream")
             yield request
-        if confirm_end:
-            await _confirm_end(context)
+        if confirmation is not None:
+            await confirmation.confirm()
 
-    return RequestStream(first, rest(), bulk_field)
+    requests = RequestStream(first, rest(), bulk_field, confirmation)
+    try:
+        yield requests
+    finally:
+        await requests.settle()
 
 
-async def _confirm_end(context: Context) -> None:
-    """Return only if the client has ended its requests on purpose; otherwise gRPC cancels the call meanwhile.
+class _EndConfirmation:
+    """Tells a client that has ended its requests on purpose from one that is gone.
 
     The requests of a client that is gone end as those of one that has sent everything, and the cancellation comes at
     any time later. A metadata frame for a client that is gone fails at once. After the first response there is none to
     send, and only the time helps: the loop processes the cancellation long before.
+
+    gRPC never ends a call of which a response or a status is sent at the same time as the metadata. Therefore `settle`
+    has to be awaited before either.
     """
-    try:
-        await context.send_initial_metadata(())
-    except grpc.aio.BaseError:
-        await asyncio.sleep(_CANCELLATION_DELAY)
+
+    def __init__(self, context: Context, *, settles: bool = True) -> None:
+        self._context = context
+        self._settles = settles
+        self._sending: asyncio.Future[None] | None = None
+
+    async def confirm(self) -> None:
+        """Return only if the client is there; otherwise gRPC cancels the call meanwhile."""
+        self._sending = asyncio.ensure_future(self._context.send_initial_metadata(()))
+        try:
+            await asyncio.shield(self._sending)  # gRPC sends it in any case
+        except grpc.aio.BaseError:
+            await asyncio.sleep(_CANCELLATION_DELAY)
+
+    async def settle(self) -> None:
+        """Wait until no metadata is being sent."""
+        if self._sending is not None and self._settles:
+            await asyncio.wait({self._sending})
+            if not self._sending.cancelled():
+                self._sending.exception()  # marks it as retrieved
 
 
 def enforce_deadline() -> Interceptor:

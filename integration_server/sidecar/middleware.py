@@ -36,6 +36,12 @@ from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.http_limits import HttpLimits
 from integration_server.sidecar.responses import Responses
 
+RecordRequest = Callable[[float, str, str], object]
+"""Records a request: its seconds, its route, and its status or 0 if the client has gone before the response."""
+
+MALFORMED = "malformed"
+"""The route of a request that the parser or a limit refused, of which nothing is known."""
+
 LIVE_PATH, READY_PATH = "/healthz", "/readyz"
 
 # Seconds. The server responds from memory, and a prober has a deadline of its own and retries soon.
@@ -221,6 +227,37 @@ class AnonymousLimits:
             path = quote(sender.path)[:200]
             fields = {"peer": sender.peer, "method": method, "path": path, "status": status}
             self._log.info("http_request_unverified", **fields, suppressed=suppressed)
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+
+
+class RecordedApp:
+    """An app whose requests are recorded by their route. A path is never recorded: anybody chooses it."""
+
+    def __init__(self, app: ASGIApp, record: RecordRequest) -> None:
+        self._app = app
+        self._record = record
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        begin, status = time.perf_counter(), 0
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = int(message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note)
+        finally:
+            self._record(time.perf_counter() - begin, route_of(scope["path"]), str(status))
+
+
+def route_of(path: str) -> str:
+    """`callback`, `webhooks`, `other`, or the path of a probe."""
+    return path if path in (LIVE_PATH, READY_PATH) else Area.of(path).name.lower()
 
 
 # --- every other request ---------------------------------------------------------------------------------------------

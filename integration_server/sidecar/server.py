@@ -11,8 +11,7 @@ from integration_server.sidecar.app import create_app
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.http_limits import HttpLimits
 from integration_server.sidecar.http_protocol import limited_protocol
-from integration_server.sidecar.middleware import AnonymousLimits
-from integration_server.sidecar.request_metrics import MALFORMED, RecordedApp, RecordRequest
+from integration_server.sidecar.middleware import MALFORMED, AnonymousLimits, RecordedApp, RecordRequest
 
 
 @asynccontextmanager
@@ -33,7 +32,7 @@ async def run_sidecar(
     `/readyz` responds 503. At exit the listener closes, and requests in progress have 5 seconds to finish.
     """
     anonymous = AnonymousLimits(
-        limits, TrustedProxies(trusted_proxies), record_refusal=lambda status: record(MALFORMED, status, 0.0)
+        limits, TrustedProxies(trusted_proxies), record_refusal=lambda status: record(0.0, MALFORMED, str(int(status)))
     )
     config = uvicorn.Config(
         RecordedApp(create_app(server, limits, public_url, anonymous, default_return_url), record),

@@ -27,6 +27,7 @@ from integration_server.rpc.interceptors import (
     limit_streams,
     read_request,
     record_audit,
+    write_in_time,
 )
 from integration_server.rpc.operator_service import OperatorService
 from integration_server.rpc.request_limits import MAX_BYTES
@@ -71,6 +72,7 @@ def build_grpc_server(
     caller_of = quota_key_or_peer(address_of)
     interceptors: Sequence[Interceptor] = (
         convert,
+        write_in_time(settings.proxy_stream_idle_timeout),
         *auth.authenticate,
         *auth.authorize_method,
         enforce_quota(

@@ -10,8 +10,6 @@ from operator import attrgetter
 from integration_server.observability.metrics import METRICS, UNKNOWN, Metric, Metrics, Sample
 from integration_server.providers.base import BaseProvider
 from integration_server.rpc.call_log import CallLog
-from integration_server.rpc.interceptors import RecordCall
-from integration_server.rpc.methods import Method
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.background.background_worker import BackgroundWorker
 from integration_server.service.background.ports import JobKind
@@ -33,31 +31,6 @@ _GRANT_ENDS = (timedelta(days=7), timedelta(days=30))
 _BATCH = 2_000  # rows, which take a database some milliseconds: a million are counted in less than nine minutes
 _MIN_INTERVAL = 15.0  # seconds between the beginnings of two counts, and between the other statements
 _MAX_AGE = 60.0  # seconds after which what was read is no longer reported, because the event loop hangs
-
-
-def record_calls(metrics: Metrics) -> RecordCall:
-    """The function that records RPCs."""
-    count, observe = metrics.counter(METRICS.rpcs), metrics.histogram(METRICS.rpc_duration)
-    names: dict[str, str] = {}
-
-    def record(method: Method, status: str, reason: str, seconds: float) -> None:
-        name = names.get(method.path) or names.setdefault(method.path, method.path.rpartition(".")[2])
-        count(name, status, reason)
-        if not method.streams_responses:  # a stream lasts as long as its client wants
-            observe(seconds, name)
-
-    return record
-
-
-def record_provider_requests(metrics: Metrics) -> Callable[[float, str, str], None]:
-    """The function that records requests to providers."""
-    count, observe = metrics.counter(METRICS.provider_requests), metrics.histogram(METRICS.provider_duration)
-
-    def record(seconds: float, integration_type: str, status_class: str) -> None:
-        count(integration_type, status_class)
-        observe(seconds, integration_type)
-
-    return record
 
 
 def read_metrics(

@@ -23,7 +23,6 @@ from integration_server.setting_types import Address
 from integration_server.sidecar.http_limits import HttpLimits
 from integration_server.sidecar.http_protocol import limited_protocol
 from integration_server.sidecar.middleware import AnonymousLimits
-from integration_server.sidecar.request_metrics import RecordRequest
 from integration_server.wiring.system import random_token
 
 # Scrapers of some Prometheus servers, and people. Whoever opens more connections closes their own.
@@ -87,14 +86,3 @@ async def measured_process(metrics: Metrics, name: str, socket: Path | None = No
         if socket is not None:
             stack.enter_context(answering_snapshots(socket, lambda: encode_snapshot(take_snapshot(metrics, instance))))
         yield
-
-
-def record_requests(metrics: Metrics) -> RecordRequest:
-    """The function that records the sidecar's requests."""
-    count, observe = metrics.counter(METRICS.http_requests), metrics.histogram(METRICS.http_duration)
-
-    def record(route: str, status: int, seconds: float) -> None:
-        count(route, str(status))
-        observe(seconds, route)
-
-    return record

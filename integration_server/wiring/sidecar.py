@@ -13,13 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 
 from integration_server.lifecycle import AddressTaken, cap_to_fd_limit, periodic_job
-from integration_server.observability.metrics import Metrics
+from integration_server.observability.metrics import Metrics, record_requests
 from integration_server.setting_types import Address
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.http_limits import HttpLimits
 from integration_server.sidecar.server import run_sidecar
 from integration_server.sidecar_settings import SidecarSettings
-from integration_server.wiring.metrics_listener import record_requests
 from integration_server.wiring.system import random_token
 
 _POLL_INTERVAL = timedelta(seconds=0.5)  # of the TLS and token files, which may be replaced at any time

@@ -153,6 +153,13 @@ async def test_the_processes_add_up_and_a_killed_one_takes_nothing_away(sqlite_u
         )
         assert total(restarted, METRICS.rpcs, method, "OK") == 3
         assert total(restarted, METRICS.refreshes, "sandbox", "success") == 3
+
+        os.kill(system.command.pid("metrics"), signal.SIGKILL)  # its successor has the same address
+        await system.command.wait_for_output('"name": "metrics", "pids"')
+        again = await wait_for(
+            system, lambda values: total(values, METRICS.rpcs, "IntegrationService/ListIntegrations") == 1
+        )
+        assert up(again) == {("server",): 1, ("sidecar",): 1}
         system.command.send(signal.SIGTERM)
         assert (await system.command.finished()).code == 0
 

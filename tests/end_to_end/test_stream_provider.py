@@ -211,6 +211,27 @@ async def test_a_response_that_ends_before_the_body_ends_the_upload(on: Scenario
     assert not (await on.uploaded()).is_complete
 
 
+EARLY = {
+    "redirect": b"307 Elsewhere\r\nLocation: /v1/other\r\nContent-Length: 0",
+    "conflict": b"409 Conflict\r\nContent-Length: 0",
+    "success": b"200 OK\r\nContent-Length: 0",
+    "two lengths": b"200 OK\r\nContent-Length: 1\r\nContent-Length: 2",
+    "no HTTP": b"",
+}
+
+
+@pytest.mark.parametrize("answer", EARLY.values(), ids=EARLY)
+async def test_a_response_at_the_moment_of_the_last_part_ends_the_call(on: Scenario, answer: bytes) -> None:
+    raw = (b"HTTP/1.1 %s\r\n\r\n" % answer).hex()
+    is_broken = answer in (EARLY["two lengths"], EARLY["no HTTP"])
+    for count in (0, 0, 0, 1, 2):
+        call = on.stream([on.head(f"/raw/{raw}", "POST", body=b"x"), *parts(count)], timeout=WAIT)
+        if is_broken:
+            assert await expect_rpc_error(response_of(call)) == UNAVAILABLE
+        else:
+            assert (await response_of(call))[0] == int(answer[:3])
+
+
 def response_to_endless(address: str, head: pb.StreamProviderRequest) -> tuple[int, bytes]:
     with grpc.insecure_channel(address) as channel:
         first, *rest = IntegrationServiceStub(channel).StreamProvider(endless(head), timeout=WAIT)
@@ -294,6 +315,31 @@ async def test_a_stream_in_which_one_side_is_silent_ends_with_the_name_of_that_s
         if writes:
             assert not (await on.uploaded(1)).is_complete
         on.api.gate.set()
+
+
+async def test_a_stream_ends_whose_caller_does_not_read_the_response(tmp_path: Path, sqlite_url: str) -> None:
+    settings = {"PROXY_STREAM_IDLE_SECONDS": "0.5", "CALLER_MAX_STREAMS_PER_USER": "1"}
+    async with scenario(tmp_path, sqlite_url, **settings) as on:
+        for number, method in enumerate(("GET", "POST", "DELETE")):
+            unread = on.stream([on.head("/send/10000", method)], timeout=WAIT)
+            assert (await unread.read()).status_code == 200
+            await on.uploaded(number * 2)  # its connection to the provider is closed
+            assert (await on.result(on.head("/send/1", "GET")))[0] == 200  # and its place is free
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await response_of(unread)  # what was on its way, and then the status
+            assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_caller_that_is_gone_holds_no_connection_to_the_provider(on: Scenario, method: str) -> None:
+    calls = [on.stream([on.head("/send/10000", method)]) for _ in range(5)]
+    for call in calls:
+        assert (await call.read()).status_code == 200
+    await asyncio.sleep(0.2)  # until the server waits for the caller
+    for call in calls:
+        call.cancel()
+    for number in range(5):
+        await on.uploaded(number)
 
 
 async def test_a_slow_stream_does_not_end_while_bytes_move(tmp_path: Path, sqlite_url: str) -> None:

@@ -22,7 +22,14 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.integration import Integration, UserId
 from integration_server.domain.proxy_messages import LimitScope, RateLimit
-from integration_server.observability.metrics import METRICS, Metric, Metrics
+from integration_server.observability.metrics import (
+    METRICS,
+    Metric,
+    Metrics,
+    record_calls,
+    record_provider_requests,
+    record_requests,
+)
 from integration_server.observability.snapshots import take_snapshot
 from integration_server.providers.base import ProviderContext
 from integration_server.providers.http import ProviderHttp
@@ -32,15 +39,12 @@ from integration_server.rpc.interceptors import convert_errors
 from integration_server.rpc.methods import UNKNOWN_METHOD, Method
 from integration_server.service.credentials.integration_cache import RaceSafeCache
 from integration_server.service.events.ports import EventFilter
-from integration_server.sidecar.request_metrics import RecordedApp
+from integration_server.sidecar.middleware import RecordedApp
 from integration_server.wiring.metrics import (
     read_breakers,
     read_events,
     read_facts,
-    record_calls,
-    record_provider_requests,
 )
-from integration_server.wiring.metrics_listener import record_requests
 from tests.fakes.clock import SettableClock
 from tests.fakes.inmemory_grpc import FakeContext, RpcError
 from tests.fakes.system import ADA, LEASE, FakeSystem

@@ -9,8 +9,8 @@ from typing import Any
 import grpc
 import pytest
 
-from integration_server.domain.errors import InvalidField
-from integration_server.rpc.interceptors import RequestStream, compose, read_request
+from integration_server.domain.errors import InvalidField, QuotaExceeded
+from integration_server.rpc.interceptors import RequestStream, compose, read_request, write_in_time
 from integration_server.rpc.methods import describe_method
 from integrations.v1 import integration_service_pb2 as pb
 from tests.fakes.inmemory_grpc import FakeContext
@@ -96,3 +96,79 @@ async def test_the_limits_apply_to_every_request() -> None:
     with pytest.raises(InvalidField) as raised:
         await upload(StreamContext([HEAD, large]))
     assert raised.value.field == "request"
+
+
+class BusyContext(StreamContext):
+    """gRPC takes its time for the metadata, and `is_sending` meanwhile."""
+
+    is_sending = False
+
+    def __init__(self, requests: Sequence[pb.StreamProviderRequest]) -> None:
+        super().__init__(requests)
+        self.began = asyncio.Event()
+
+    async def send_initial_metadata(self, _metadata: object) -> None:
+        self.is_sending = True
+        self.began.set()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        self.is_sending = False
+
+
+@pytest.mark.parametrize("ends", ["response", "error", "return"])
+@pytest.mark.parametrize("settle_end", [True, False])  # False: the negative control
+async def test_nothing_is_sent_while_grpc_sends_the_metadata(ends: str, settle_end: bool) -> None:
+    context = BusyContext([HEAD])
+    overlaps = list[bool]()
+
+    async def behavior(requests: RequestStream, _context: Any) -> AsyncGenerator[None, None]:
+        await anext(requests)
+        reading = asyncio.ensure_future(anext(requests))
+        await context.began.wait()
+        reading.cancel()  # as an upload that a provider's response ends
+        await asyncio.wait({reading})
+        if ends == "response":
+            yield None
+        elif ends == "error":
+            raise InvalidField("x", "is wrong")
+
+    handler = compose(METHOD, behavior, [read_request(timedelta(seconds=60), settle_end=settle_end)])
+    with suppress(InvalidField):
+        overlaps += [context.is_sending async for _ in handler(None, context)]
+    overlaps.append(context.is_sending)
+    assert any(overlaps) is not settle_end
+
+
+class UnreadContext(StreamContext):
+    """A client that takes a number of responses and no more."""
+
+    taken = 0
+
+    async def write(self, _response: object) -> None:
+        if self.taken >= 2:
+            await asyncio.Event().wait()
+        self.taken += 1
+
+
+@pytest.mark.parametrize("timeout", [timedelta(seconds=0.01), None])  # None: the negative control
+async def test_a_client_that_takes_no_responses_holds_a_stream_for_a_limited_time(timeout: timedelta | None) -> None:
+    context, is_closed = UnreadContext([HEAD]), asyncio.Event()
+
+    async def behavior(_requests: object, _context: Any) -> AsyncGenerator[str, None]:
+        try:
+            for _ in range(9):
+                yield "response"
+        finally:
+            is_closed.set()
+
+    async def call() -> None:
+        async for _ in compose(METHOD, behavior, [write_in_time(timeout)])(None, context):
+            pytest.fail("a response is written, not yielded")
+
+    task = asyncio.create_task(call())
+    await asyncio.wait({task}, timeout=60 if timeout else 0.2)
+    assert (context.taken, is_closed.is_set()) == (2, timeout is not None)
+    if timeout:
+        with pytest.raises(QuotaExceeded):
+            await task
+    task.cancel()
