@@ -69,8 +69,8 @@ ATTEMPT_LIFETIME = timedelta(minutes=10)  # the requirements'; RFC 6749 §4.1.2 
 # The row of an attempt stays longer: one that was consumed just before its end may still be calling the provider.
 _COMPLETION_GRACE = timedelta(minutes=1)
 # Seconds between attempts to commit while a revocation may end the new grant, the first for one that has ended. In all
-# they last longer than a provider may take to respond to one (10 s), and leave the rest of the sidecar's deadline (25 s)
-# to the other calls: otherwise the browser would see a failure of a connection that then succeeds.
+# they last longer than a provider may take to respond to one (10 s), and leave time for the other calls within the
+# sidecar's deadline (25 s): otherwise the browser would see a failure of a connection that then succeeds.
 _REVOCATION_PAUSES = (0, 0.5, 1, 2, 4, 8)
 # A browser repeats a request within seconds; a person reloads a page within a minute. Not longer than the grace.
 REPETITION_WINDOW = timedelta(seconds=60)
@@ -516,7 +516,8 @@ class OAuthConnectionService:
                 proof_time = await self.revocation_service.revocations.now()
                 if tokens.refresh_token is not None:
                     tokens = tokens.updated_with(await provider.refresh(tokens), self.clock())
-            raise ProviderUnavailable("an earlier connection of this account is being revoked; connect again")
+            # It says no more: the revocation may be another user's.
+            raise ProviderUnavailable("the account cannot be connected at the moment; connect again")
         except StoreUnavailable:
             raise  # it is not known whether the tokens were committed
         except Exception:

@@ -60,7 +60,9 @@ def test_result_parameters_are_added_to_the_query(return_url: str | None, redire
     assert with_result_params(return_url, reason="a & b") == redirect_url
 
 
-@pytest.mark.parametrize("public_url", ["https://hooks.example", "https://Hooks.Example:443/", "HTTPS://hooks.example/"])
+@pytest.mark.parametrize(
+    "public_url", ["https://hooks.example", "https://Hooks.Example:443/", "HTTPS://hooks.example/"]
+)
 @pytest.mark.parametrize(
     ("redirect_uri", "is_of_sidecar"),
     [
