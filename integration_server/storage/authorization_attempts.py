@@ -109,7 +109,7 @@ class SqlAuthorizationAttempts:
         await self._drop(connection, (await connection.execute(_OLDEST_PENDING, parameters)).all())
 
     @staticmethod
-    async def _drop(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> None:
+    async def _drop(connection: AsyncConnection, rows: Sequence[Row[Any, Any]]) -> None:
         """Delete attempts with their pending integrations. One that was consumed meanwhile stays."""
         if rows:
             dropped = _A.attempt_id.in_([row.attempt_id for row in rows]), _A.state != AttemptState.CONSUMED.value
