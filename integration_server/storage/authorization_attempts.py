@@ -4,7 +4,7 @@ An attempt is valid until its `expire_time`. Each state change is one atomic `UP
 callers one gets the attempt.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -22,6 +22,7 @@ from integration_server.storage.tables import AttemptState, authorization_attemp
 from integration_server.storage.user_usage import (
     DEFAULT_USER_QUOTAS,
     UserQuotas,
+    has_room_for_integration,
     lock_user,
     require_room_for_integration,
 )
@@ -49,10 +50,21 @@ _OLDEST_PENDING = (
 )
 
 
+_OLDEST_STARTED = (
+    select(_A.attempt_id, _A.integration_id)
+    .join(integrations, _I.integration_id == _A.integration_id)
+    .where(_A.user_id == bindparam("of_user"), _A.state == AttemptState.STARTED.value, _I.connect_time.is_(None))
+    .order_by(_A.create_time)
+    .limit(1)
+)
+"""The user's oldest attempt that still waits for the browser, if its integration is pending."""
+
+
 class SqlAuthorizationAttempts:
     """An `AuthorizationAttemptStore`.
 
-    Beyond the quota, a new attempt replaces the oldest, so that a user who begins again and again is not locked out.
+    Beyond a quota, of attempts or of integrations, a new attempt replaces the oldest, so that a user who begins, or
+    denies, again and again is not locked out.
     """
 
     def __init__(self, database: Database, quotas: UserQuotas = DEFAULT_USER_QUOTAS) -> None:
@@ -68,7 +80,10 @@ class SqlAuthorizationAttempts:
         )
         async with self._database.write_transaction() as connection:
             await self._make_room(connection, attempt)
-            await require_room_for_integration(connection, attempt.user_id, self._quotas)
+            if not await has_room_for_integration(connection, attempt.user_id, self._quotas):
+                oldest = await connection.execute(_OLDEST_STARTED, {"of_user": attempt.user_id})
+                await self._drop(connection, oldest.all())
+                await require_room_for_integration(connection, attempt.user_id, self._quotas)
             integration_id = IntegrationId((await connection.execute(add)).scalar_one())
             await connection.execute(_insert(attempt, integration_id))
         return integration_id
@@ -91,9 +106,12 @@ class SqlAuthorizationAttempts:
             "now": attempt.create_time,
             "kept": self._quotas.authorization_attempts - 1,
         }
-        rows = (await connection.execute(_OLDEST_PENDING, parameters)).all()
+        await self._drop(connection, (await connection.execute(_OLDEST_PENDING, parameters)).all())
+
+    @staticmethod
+    async def _drop(connection: AsyncConnection, rows: Sequence[Row[Any, Any]]) -> None:
+        """Delete attempts with their pending integrations. One that was consumed meanwhile stays."""
         if rows:
-            # One that was consumed meanwhile stays.
             dropped = _A.attempt_id.in_([row.attempt_id for row in rows]), _A.state != AttemptState.CONSUMED.value
             await connection.execute(delete(authorization_attempts).where(*dropped))
             integration_ids = [row.integration_id for row in rows]

@@ -79,11 +79,16 @@ async def lock_user(connection: AsyncConnection, user_id: UserId) -> None:
     await _add_webhook_bytes(connection, user_id, 0)
 
 
-async def require_room_for_integration(connection: AsyncConnection, user_id: UserId, quotas: UserQuotas) -> None:
-    """Lock the user and raise `QuotaExceeded` if another integration would exceed the quota."""
+async def has_room_for_integration(connection: AsyncConnection, user_id: UserId, quotas: UserQuotas) -> bool:
+    """Lock the user and return whether another integration would not exceed the quota."""
     await lock_user(connection, user_id)
     parameters = {"user_id": user_id, "most": quotas.integrations}
-    if (await connection.scalar(_COUNT_INTEGRATIONS, parameters) or 0) >= quotas.integrations:
+    return (await connection.scalar(_COUNT_INTEGRATIONS, parameters) or 0) < quotas.integrations
+
+
+async def require_room_for_integration(connection: AsyncConnection, user_id: UserId, quotas: UserQuotas) -> None:
+    """Lock the user and raise `QuotaExceeded` if another integration would exceed the quota."""
+    if not await has_room_for_integration(connection, user_id, quotas):
         raise QuotaExceeded.of_user(
             "USER_MAX_INTEGRATIONS",
             f"this user has {quotas.integrations} integrations; disconnect one, or reconnect one with integration_id",

@@ -68,9 +68,10 @@ from integration_server.service.provider_port import Provider, Providers
 ATTEMPT_LIFETIME = timedelta(minutes=10)  # the requirements'; RFC 6749 §4.1.2 recommends it for codes
 # The row of an attempt stays longer: one that was consumed just before its end may still be calling the provider.
 _COMPLETION_GRACE = timedelta(minutes=1)
-# Seconds until a revocation that may end the new grant has ended, the first for one that has. In all they last as long
-# as the call of one may take by default.
-_REVOCATION_PAUSES = (0, 0.5, 1, 2, 4, 8, 16)
+# Seconds between attempts to commit while a revocation may end the new grant, the first for one that has ended. In all
+# they last longer than a provider may take to respond to one (10 s), and leave time for the other calls within the
+# sidecar's deadline (25 s): otherwise the browser would see a failure of a connection that then succeeds.
+_REVOCATION_PAUSES = (0, 0.5, 1, 2, 4, 8)
 # A browser repeats a request within seconds; a person reloads a page within a minute. Not longer than the grace.
 REPETITION_WINDOW = timedelta(seconds=60)
 _POLL_INTERVAL = 0.1  # seconds between looks at an outcome that another callback is waiting for, growing tenfold
@@ -503,17 +504,20 @@ class OAuthConnectionService:
             raise
         tokens = replace(tokens, extras={**extras, **tokens.extras})
         try:
-            for pause in _REVOCATION_PAUSES:
+            for pause in (*_REVOCATION_PAUSES, None):
                 account = await _verify_account(provider, tokens, details.scopes)
                 try:
                     return await self.account_linker.commit(target, account, tokens, details.scopes, proof_time)
                 except RevocationInProgress:
-                    await self.pause(pause)
+                    if pause is None:
+                        break
+                await self.pause(pause)
                 # The revocation may have ended this grant too. Then the provider rejects its tokens.
                 proof_time = await self.revocation_service.revocations.now()
                 if tokens.refresh_token is not None:
                     tokens = tokens.updated_with(await provider.refresh(tokens), self.clock())
-            raise ProviderUnavailable("an earlier connection of this account is being revoked; connect again")
+            # It says no more: the revocation may be another user's.
+            raise ProviderUnavailable("the account cannot be connected at the moment; connect again")
         except StoreUnavailable:
             raise  # it is not known whether the tokens were committed
         except Exception:

@@ -1,6 +1,7 @@
 """The exact allow-lists of redirect URIs and return URLs (RFC 9700 §2.1)."""
 
 from collections.abc import Iterable
+from urllib.parse import urlsplit
 
 from integration_server.domain.errors import RedirectUriNotAllowed
 
@@ -42,4 +43,11 @@ class RedirectAllowlist:
 
     def is_of_sidecar(self, redirect_uri: str) -> bool:
         """Whether a redirect URI is a callback path of the sidecar, with or without a type."""
-        return f"{redirect_uri.partition('?')[0]}/".startswith(self._callback)
+        return f"{_address(redirect_uri)}/".startswith(_address(self._callback))
+
+
+def _address(url: str) -> str:
+    """Equal for URLs that reach the same place: without the query, and as RFC 3986 §6.2.3 normalizes host and port."""
+    parts = urlsplit(url)
+    default_port = {"https": 443, "http": 80}.get(parts.scheme)
+    return f"{parts.scheme}://{parts.hostname}:{parts.port or default_port}{parts.path}"

@@ -58,3 +58,26 @@ def test_return_urls_have_their_own_allowlist() -> None:
 )
 def test_result_parameters_are_added_to_the_query(return_url: str | None, redirect_url: str) -> None:
     assert with_result_params(return_url, reason="a & b") == redirect_url
+
+
+@pytest.mark.parametrize(
+    "public_url", ["https://hooks.example", "https://Hooks.Example:443/", "HTTPS://hooks.example/"]
+)
+@pytest.mark.parametrize(
+    ("redirect_uri", "is_of_sidecar"),
+    [
+        (OWN_CALLBACK, True),
+        ("https://hooks.example/api/v1/integrations/callback", True),
+        ("https://hooks.example:443/api/v1/integrations/callback/", True),
+        ("https://HOOKS.example/api/v1/integrations/callback/other?tenant=1", True),
+        (APP_CALLBACK, False),
+        ("https://hooks.example:8443/api/v1/integrations/callback/fake", False),
+        ("https://hooks.example/api/v1/integrations/callbacks/fake", False),
+        ("https://hooks.example.app.example/api/v1/integrations/callback/fake", False),
+        ("https://app.example/?to=https://hooks.example/api/v1/integrations/callback/fake", False),
+    ],
+)
+def test_the_sidecar_receives_the_browser_at_every_name_of_its_callback(
+    public_url: str, redirect_uri: str, is_of_sidecar: bool
+) -> None:
+    assert RedirectAllowlist(public_url, [redirect_uri], []).is_of_sidecar(redirect_uri) is is_of_sidecar

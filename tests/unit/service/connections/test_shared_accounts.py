@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from integration_server.domain.errors import IntegrationServerError, ProviderRejected
+from integration_server.domain.errors import IntegrationServerError, ProviderRejected, ProviderUnavailable
 from integration_server.domain.integration import Integration, UserId
 from integration_server.domain.revocation import RevocationState
 from integration_server.providers.base import ProviderContext
@@ -30,6 +30,7 @@ from integration_server.sandbox.app import create_app
 from integration_server.sandbox.behaviour import Behaviour, Fault, Handler
 from integration_server.sandbox.model import Account
 from integration_server.sandbox.state import Sandbox
+from integration_server.sidecar.callback import DEADLINE
 from integration_server.storage.integrations import integration_of
 from integration_server.storage.tables import integrations
 from tests.fakes.provider import wait_until
@@ -316,6 +317,57 @@ async def test_an_account_is_not_connected_while_a_revocation_ends_it(ends: Ends
         assert isinstance(connection.exception(), ProviderRejected) is is_kept
         assert bool(world.ended) is not is_kept
         assert await world.is_alive(await world.connect(EVE, ACCOUNTS[0]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailingRevocation(Fault):
+    """The provider responds with 503 when it is released."""
+
+    released: asyncio.Event
+
+    async def respond(self, request: Request, handler: Handler) -> Response:
+        """Wait, and fail."""
+        await self.released.wait()
+        return Response(status_code=503)
+
+
+async def connect_during_revocation(ends_in_pause: int | None) -> tuple[World, list[float], Integration | Exception]:
+    """Connect while a revocation is in progress that fails in this pause of the connection, or after it (None).
+
+    Returns the seconds of each pause, and the outcome.
+    """
+    world, released, pauses = World("grant"), asyncio.Event(), list[float]()
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == ends_in_pause:
+            released.set()
+            await wait_until(lambda: all(row.due_time != row.call_due_time for row in world.system.revocation_rows()))
+
+    world.system.oauth_connection = world.system.another_process_with(pause=pause).use_cases.oauth_connection
+    async with world.system.tasks:
+        adas = await world.connect(ADA, ACCOUNTS[0])
+        world.set_revocation(FailingRevocation(released=released))
+        disconnection = asyncio.create_task(world.disconnect(adas))
+        await wait_until(lambda: world.sandbox.in_flight["revoke"])
+        (outcome,) = await asyncio.gather(world.connect(EVE, ACCOUNTS[0]), return_exceptions=True)
+        released.set()
+        assert await disconnection is RevocationState.PENDING
+        assert not isinstance(outcome, BaseException) or isinstance(outcome, Exception)
+        return world, pauses, outcome
+
+
+async def test_a_connection_waits_for_a_revocation_as_long_as_the_browser_waits_for_the_callback() -> None:
+    world, longest, outcome = await connect_during_revocation(None)
+    assert isinstance(outcome, ProviderUnavailable)
+    assert "revo" not in str(outcome)  # it may be another user's
+    assert 10 < sum(longest) < DEADLINE - 5  # of the sidecar; a provider has 10 s to respond
+    assert world.sandbox.calls["token"] == 2 + len(longest)
+    for number in range(1, len(longest) + 1):  # no pause is in vain
+        world, pauses, outcome = await connect_during_revocation(number)
+        assert isinstance(outcome, Integration), outcome
+        assert pauses == longest[:number]
+        assert await world.is_alive(outcome)
 
 
 async def test_a_connection_that_outlives_the_revocation_is_stored() -> None:
