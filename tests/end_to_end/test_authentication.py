@@ -359,7 +359,7 @@ async def test_a_setting_opens_health_checks_to_unauthenticated_probes(sqlite_ur
 async def test_a_token_expires_while_its_connection_stays_open(sqlite_url: str, tmp_path: Path) -> None:
     async with run_authenticated_system(sqlite_url, tmp_path) as authenticated:
         caller = await authenticated.unidentified(
-            authenticated.credential_issuer.services.token("backend", authenticated.now)
+            authenticated.credential_issuer.services.token("backend", authenticated.now, lifetime=timedelta(minutes=5))
         )
         assert await list_types_code(caller) == grpc.StatusCode.OK
         authenticated.clock.shift = timedelta(minutes=5, seconds=5)  # within the leeway of 30 seconds

@@ -315,7 +315,7 @@ class TokenRefresher:
 
         - As long as the process of that call may commit its response.
         - As long as the access token works, which the provider may end with the grant. It does not work if the API has
-          rejected it, and `FORCE` does not wait for it.
+          rejected it. `FORCE` does not wait for it, unless the process may still commit: then nothing is lost yet.
         """
         age, tokens = found.previous_call_age, current.tokens
         if age is None or age < self._grace(current.integration):
@@ -324,8 +324,8 @@ class TokenRefresher:
         if not found.previous_call_is_lost:
             # It cannot commit during a database outage, however old the call gets.
             waits += [self._lost_call_wait - age, self._holder_wait - (self.clock() - self._outage_until)]
-        goes_now = cause in {RefreshCause.FORCE, RefreshCause.REJECTION}
-        if not (goes_now or current.integration.reauthorization_required):
+        is_explicit = cause is RefreshCause.FORCE and found.previous_call_is_lost
+        if not (is_explicit or cause is RefreshCause.REJECTION or current.integration.reauthorization_required):
             waits.append(self._time_until_last_moment(tokens))
         return max(waits)
 
