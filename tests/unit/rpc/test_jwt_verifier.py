@@ -61,7 +61,7 @@ async def is_accepted(verifier: JwtVerifier, token: str) -> bool:
 
 
 async def test_a_valid_token_identifies_its_subject_until_it_expires(issuer: TokenIssuer) -> None:
-    token = issuer.token("backend", NOW)
+    token = issuer.token("backend", NOW, lifetime=timedelta(minutes=5))
     expire_time = NOW + timedelta(minutes=5) + LEEWAY
     assert await verifier_for(issuer).resolve_identity(token) == Identity(IdentityKind.TOKEN, "backend", expire_time)
 
