@@ -343,13 +343,27 @@ def _sqlite_database(
 ) -> Database:
     url = URL.create("sqlite+aiosqlite", database=str(target.path))
     readers = _engine(url, pool_size, connect_timeout, {}, read_only=True)
-    writers = _engine(url, 1, connect_timeout, {})
+    writers = _engine(url, 1, connect_timeout, {"factory": RollingBackConnection})
     monitors = _engine(url, 1, monitor_timeout, {}, read_only=True)
     for engine in (readers, writers, monitors):
         event.listen(engine.sync_engine, "do_connect", partial(_make_private_file, target.path))
         event.listen(engine.sync_engine, "connect", _configure_sqlite)
     event.listen(writers.sync_engine, "begin", _begin_immediate)
     return Database(readers, writers, writers, monitors)
+
+
+class RollingBackConnection(sqlite3.Connection):
+    """Ends its transaction when it is closed.
+
+    A statement whose caller was cancelled may not be finalized yet. SQLite would then keep the transaction, and with it
+    the lock, until it is (sqlite.org/c3ref/close.html).
+    """
+
+    def close(self) -> None:
+        """Roll back and close."""
+        with suppress(sqlite3.Error):
+            self.rollback()
+        super().close()
 
 
 def _make_private_file(path: Path, *_connect_arguments: object) -> None:

@@ -8,7 +8,7 @@ import sqlite3
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.service.common_types import AssociatedData
-from integration_server.storage.engine import Database, open_database
+from integration_server.storage.engine import Database, RollingBackConnection, open_database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.key_encryption import KeyEncryptionKeys, LocalKey
 from integration_server.storage.keyring import open_keyring
@@ -352,6 +352,23 @@ class TestMonitorConnection:
                     await connection.execute(text("SELECT pg_sleep(60)"))
             async with database.monitor_connection() as connection:
                 assert await connection.scalar(COUNT) == 0
+
+
+@pytest.mark.parametrize("factory", [RollingBackConnection, sqlite3.Connection], ids=["ours", "negative control"])
+def test_a_connection_that_is_closed_in_the_middle_of_a_statement_has_no_lock(
+    factory: type[sqlite3.Connection], tmp_path: Path
+) -> None:
+    path = tmp_path / "lock.db"
+    with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
+        other.execute("CREATE TABLE numbers (number)")
+        closed = sqlite3.connect(path, factory=factory, isolation_level=None)
+        closed.execute("BEGIN IMMEDIATE")
+        unfinished = closed.execute("INSERT INTO numbers VALUES (1), (2) RETURNING number")
+        closed.close()
+        with nullcontext() if factory is RollingBackConnection else pytest.raises(sqlite3.OperationalError):
+            other.execute("BEGIN IMMEDIATE")
+            assert other.execute("SELECT count(*) FROM numbers").fetchone() == (0,)
+        del unfinished
 
 
 class TestCancellation:
