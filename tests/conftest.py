@@ -30,7 +30,9 @@ pytest_plugins = ["tests.databases", "tests.end_to_end.prefork", "tests.pgbounce
 UNIT = Path(__file__).resolve().parent / "unit"
 
 # Files with a minute of work. `--dist loadfile` gives a file to one worker, and the others would wait for the last one.
-LONG_FILES = frozenset({UNIT / "rpc" / "test_bad_input.py"})
+LONG_FILES = frozenset(
+    {UNIT / "rpc" / "test_bad_input.py", UNIT / "service" / "connections" / "test_shared_accounts.py"}
+)
 
 
 @pytest.hookimpl(wrapper=True)
