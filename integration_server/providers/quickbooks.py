@@ -50,7 +50,7 @@ class QuickBooksProvider(OAuth2Provider):
     required_scopes = ("com.intuit.quickbooks.accounting",)
     verify_url = "https://{host}/v3/company/{realmId}/companyinfo/{realmId}"
     webhook_scheme = QUICKBOOKS
-    account_id_extra = "realmId"
+    account_id_field = "realmId"
     account_label_field = "CompanyInfo.CompanyName"
     api_base_url = "https://{host}/v3/company/{realmId}"
     rate_limits = (RateLimit(500, timedelta(minutes=1)), RateLimit(10, timedelta(seconds=1)))

@@ -19,6 +19,7 @@
 from datetime import timedelta
 
 from integration_server.domain.credentials import OAuthTokens
+from integration_server.providers.declaration import Errors, TokenResponse
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.square import SQUARE
 
@@ -35,12 +36,11 @@ class SquareProvider(OAuth2Provider):
     renew_after = timedelta(days=7)
     required_scopes = ("MERCHANT_PROFILE_READ",)
     authorize_params = {"session": "false"}
-    uses_pkce = False
-    error_field = "type"
-    error_codes = {"temporarily_unavailable": ("service.not_authorized",)}
+    pkce = False
+    errors = Errors(field="type", wait=["service.not_authorized"])
     token_auth = "client_secret_post"
-    extra_fields = ("merchant_id",)
-    account_id_extra = "merchant_id"
+    token_response = TokenResponse(keep={"merchant_id": "merchant_id"})
+    account_id_field = "merchant_id"
     verify_url = "https://connect.squareup.com/v2/locations"
     account_label_field = "locations.0.business_name"
     api_base_url = "https://connect.squareup.com/v2"
