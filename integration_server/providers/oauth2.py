@@ -30,6 +30,9 @@ from integration_server.providers.lenient_values import text_at
 from integration_server.providers.token_response import error_code, parse_fields, parse_tokens, raise_for_error
 from integration_server.providers.url_templates import fill, fill_texts, template_params
 
+OUR_CLIENT = frozenset({"client_secret", "basic"})
+"""Names in templates by which our client authenticates: then a 401 is about it, and not about the grant."""
+
 _STANDARD_ERRORS = frozenset(
     {
         *("invalid_request", "invalid_client", "invalid_grant", "unauthorized_client"),  # RFC 6749 §5.2
@@ -279,8 +282,8 @@ class OAuth2Provider(BaseProvider):
             return self.read_revocation(response)
         content: dict[str, Any] = {self.revoke_body_type: params} if params else {}
         response = await self.send(self.revoke_method, fill(revoke_url, values), headers=headers, **content)
-        if self.rejects_client(response) and self.revoke_headers:
-            raise ProviderMisconfigured
+        if not OUR_CLIENT.isdisjoint(name for one in self.revoke_headers.values() for name in template_params(one)):
+            return self.read_revocation(response)
         if not self.rejects_credentials(response) and (not response.is_success or self.is_failure(response)):
             raise ProviderUnavailable(retry_after=response.retry_after)
         return True

@@ -18,7 +18,6 @@
 
 from datetime import timedelta
 
-from integration_server.domain.credentials import OAuthTokens
 from integration_server.providers.declaration import Errors, TokenResponse
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.square import SQUARE
@@ -31,6 +30,9 @@ class SquareProvider(OAuth2Provider):
     oauth_authorize_url = "https://connect.squareup.com/oauth2/authorize"
     oauth_token_url = "https://connect.squareup.com/oauth2/token"
     revoke_url = "https://connect.squareup.com/oauth2/revoke"
+    revoke_headers = {"Authorization": "Client {client_secret}"}
+    revoke_params = {"client_id": "{client_id}", "access_token": "{access_token}"}
+    revoke_body_type = "json"
     revocation_ends = "grant"
     refresh_token_grace = timedelta.max
     renew_after = timedelta(days=7)
@@ -46,12 +48,6 @@ class SquareProvider(OAuth2Provider):
     api_base_url = "https://connect.squareup.com/v2"
     allowed_request_headers = ("Square-Version",)
     webhook_scheme = SQUARE
-
-    async def revoke_tokens(self, revoke_url: str, tokens: OAuthTokens) -> bool:
-        """Revoke all of the merchant's tokens."""
-        headers = {"Authorization": f"Client {self.client_secret}"}
-        body = {"client_id": self.client_id, "access_token": tokens.access_token}
-        return self.read_revocation(await self.send("POST", revoke_url, headers=headers, json=body))
 
 
 register = SquareProvider.register_in

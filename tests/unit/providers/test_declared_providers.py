@@ -387,6 +387,33 @@ async def test_a_token_response_leads_to_no_undeclared_host(domain: object) -> N
     assert {request.url.host for request in network.requests} <= {"accounts.suite.example"}
 
 
+@pytest.mark.parametrize(
+    ("headers", "status", "error"),
+    [
+        ({"Authorization": "Basic {basic}"}, 401, ProviderMisconfigured),
+        ({"Authorization": "Client {client_secret}"}, 401, ProviderMisconfigured),
+        ({"Authorization": "Bearer {access_token}"}, 401, None),
+        ({"Authorization": "Bearer {access_token}"}, 500, ProviderUnavailable),
+        ({"Authorization": "Basic {basic}"}, 503, ProviderUnavailable),
+        ({"Authorization": "Basic {basic}"}, 200, None),
+    ],
+)
+async def test_a_refused_revocation_concerns_what_authenticated_it(
+    headers: dict[str, str], status: int, error: type[Exception] | None
+) -> None:
+    suite, network = declared("region_of_callback", httpx.Response(status, text="{}"))
+    suite = suite.with_attributes(
+        revoke_url="https://accounts.suite.example/revoke", revoke_headers=headers, revoke_method="POST",
+        revoke_params={"refresh": "{token}", "missing": "{api_domain}"}, revoke_body_type="json",
+    )  # fmt: skip
+    if error is None:
+        assert await suite.revoke_credentials(OAuthTokens("at", "rt")) is True
+    else:
+        with pytest.raises(error):
+            await suite.revoke_credentials(OAuthTokens("at", "rt"))
+    assert json.loads(network.request.content) == {"refresh": "rt"}
+
+
 # --- OAuth: lookup ---------------------------------------------------------------------------------------------------
 
 SITES = {"sites": [{"id": "s1", "name": "One"}, {"id": "s2", "name": "Two"}]}
