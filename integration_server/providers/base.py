@@ -21,7 +21,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from integration_server.domain.credentials import ApiKey, AuthMethod, Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.errors import (
-    AccountNotChosen,
     ApiNotDeclared,
     InvalidField,
     ProviderError,
@@ -34,7 +33,8 @@ from integration_server.domain.errors import (
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, ApiStream, RateLimit
 from integration_server.domain.text import control_character_problem
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest
-from integration_server.providers.declaration import Choose, Errors, FieldDeclaration, Lookup, RevocationEnds, Verify
+from integration_server.providers.declaration import Errors, FieldDeclaration, Lookup, RevocationEnds, Verify
+from integration_server.providers.declared_values import as_text, chosen_account, field_values
 from integration_server.providers.http import (
     DeclaredOrigins,
     HttpResponse,
@@ -119,33 +119,39 @@ class BaseProvider(ABC):
     stored with the credentials, so that `for_credentials` reaches the same account later without a config.
     """
 
-    aliases: Sequence[str] = ()
-    """Other names of the type that callers may use. Stored and listed integrations have `integration_type`."""
+    # --- keys of `declaration.py`, which describes them
+    # `refresh_token_grace` is `timedelta.max` if a refresh replaces no refresh token.
 
-    issuer: str | None = None
-    refresh_url: str | None = None
-    verify: Verify | None = None
-    verify_url: str | None = None
-    revoke_url: str | None = None
-    api_base_url: str | None = None
-    api_base_urls: Mapping[str, str] = MappingProxyType({})
+    aliases: Sequence[str] = ()
     settings: Mapping[str, FieldDeclaration] = MappingProxyType({})
     config_fields: Mapping[str, FieldDeclaration] = MappingProxyType({})
     secret_fields: Mapping[str, FieldDeclaration] = MappingProxyType({})
+    host_patterns: Sequence[str] = ()
+    issuer: str | None = None
+    refresh_url: str | None = None
+    refresh_token_grace = timedelta(0)
+    renew_after = timedelta.max
+    verify: Verify | None = None
+    verify_url: str | None = None
+    revoke_url: str | None = None
+    revocation_ends: RevocationEnds = "token"
     lookup: Lookup | None = None
-    request_headers: Mapping[str, str] = MappingProxyType({})
-    request_query: Mapping[str, str] = MappingProxyType({})
-    errors = Errors()
-
-    expiring_facts: Sequence[ExpiringFact] = ()
-    """What ends at a known time, so that this declaration or a setting has to change before."""
-
     account_id_field: str | None = None
     account_label_field: str | None = None
+    api_base_url: str | None = None
+    api_base_urls: Mapping[str, str] = MappingProxyType({})
+    request_headers: Mapping[str, str] = MappingProxyType({})
+    request_query: Mapping[str, str] = MappingProxyType({})
+    allowed_request_headers: Sequence[str] = ()
     required_fields: Sequence[str] = ()
-
     allows_whitespace_in: Collection[str] = ()
-    """The fields of a key that may have white space inside: PEM files, application passwords."""
+    rate_limits: Sequence[RateLimit] = ()
+    rate_limit_resources: Mapping[str, str] = MappingProxyType({})
+    rate_limit_resource_paths: Sequence[str] = ()
+    calls_at_once: int | None = None
+    errors = Errors()
+
+    # --- what only Python declares
 
     config_model: type[BaseModel] | None = None
     """The schema of an integration's config, usually a `ProviderConfig`; None allows any config."""
@@ -153,18 +159,8 @@ class BaseProvider(ABC):
     url_params: Mapping[str, str] = MappingProxyType({})
     """The values of templates that the config and the credentials have."""
 
-    host_patterns: Sequence[str] = ()
-    """Allowed hosts besides those of the declared URLs: "*.shops.example" stands for one label, with https."""
-
-    rate_limits: Sequence[RateLimit] = ()
-    """The documented rate limits of the API."""
-
-    rate_limit_resources: Mapping[str, str] = MappingProxyType({})
-    """The parts of the API that have rate limits of their own: a name, and a regular expression for the beginning of
-    their paths, up to the end of a segment. The first that matches counts. A name may contain a group: "{method}"."""
-
-    rate_limit_resource_paths: Sequence[str] = ()
-    """Where a response names such a part: dotted paths in an error's body, or "header:" and the name of a header."""
+    expiring_facts: Sequence[ExpiringFact] = ()
+    """What ends at a known time, so that this declaration or a setting has to change before."""
 
     reason_paths: Sequence[str] = ("error", "error.code", "error_code", "code")
     """Dotted paths of the machine-readable reason in error responses; "*" stands for each element of a list."""
@@ -175,24 +171,8 @@ class BaseProvider(ABC):
     client_fault_reasons: Collection[str] = ()
     """The codes of errors of our app, such as a disabled API. No user's account is at fault."""
 
-    calls_at_once: int | None = None
-    """The documented maximum of concurrent calls per account; None if nothing is documented."""
-
     idempotency_key_header = "Idempotency-Key"
     """The header for a call's idempotency key (draft-ietf-httpapi-idempotency-key-header)."""
-
-    allowed_request_headers: Sequence[str] = ()
-    """The API's own request headers that a backend may send, besides the common ones of `proxy_policy.py`."""
-
-    revocation_ends: RevocationEnds = "token"
-    """What a revocation ends: the tokens of one authorization ("token"), the grant, which is every authorization of the
-    account for our client ("grant"), or every one of the account, for all clients ("account")."""
-
-    refresh_token_grace = timedelta(0)
-    """How long a refresh token works after a refresh has replaced it; `timedelta.max` if a refresh replaces none."""
-
-    renew_after = timedelta.max
-    """The age at which an access token is refreshed before its expiry is near; `timedelta.max`: never."""
 
     webhook_scheme: WebhookScheme | None = None
     """How its webhooks are verified and parsed; None if it sends none, or only unsigned ones."""
@@ -487,7 +467,7 @@ class BaseProvider(ABC):
             self._require_good(response, response.is_success)
         choose, found = self.lookup.choose, response.json
         if choose is not None:
-            found = _chosen(choose, found, provider.values.get(choose.by))
+            found = chosen_account(choose, found, provider.values.get(choose.by))
         kept = {name: text_at(found, path) for name, path in self.lookup.keep.items()}
         return {name: text for name, text in kept.items() if text is not None}
 
@@ -730,7 +710,7 @@ class BaseProvider(ABC):
     def is_failure(self, response: HttpResponse) -> bool:
         """Whether a response to a verification or revocation with status 2xx means a failure."""
         expected = self.verify.good_fields if self.verify else {}
-        return any(_as_text(field_at(response.json, path)) != text for path, text in expected.items())
+        return any(as_text(field_at(response.json, path)) != text for path, text in expected.items())
 
     def account_of(self, credentials: Credentials, fields: Mapping[str, Any]) -> NewAccount:
         """The account of the credentials, by values stored with them and the JSON of the verification response."""
@@ -814,46 +794,6 @@ def _is_json(headers: Mapping[str, str]) -> bool:
 async def _parts_of(body: bytes) -> AsyncIterator[bytes]:
     if body:
         yield body
-
-
-def field_values(prefix: str, fields: Mapping[str, FieldDeclaration], given: Mapping[str, Any]) -> Mapping[str, str]:
-    """The values of declared fields, with their defaults. Raises `InvalidField` for `<prefix>.<name>`."""
-    values = {}
-    for name, declared in fields.items():
-        value = _as_text(given.get(name))
-        if value is None or value == "":
-            if declared.default is not None:
-                values[name] = declared.default
-            elif declared.required:
-                raise InvalidField(f"{prefix}.{name}", "is required for this integration type")
-        elif (problem := declared.problem_of(value)) is not None:
-            raise InvalidField(f"{prefix}.{name}", problem)
-        else:
-            values[name] = str(value)
-    return values
-
-
-def _as_text(value: object) -> object:
-    """A number or a truth value as JSON writes it; anything else unchanged."""
-    if isinstance(value, float) and value.is_integer():  # a Struct has no integers
-        value = int(value)
-    return dumps(value) if isinstance(value, bool | int | float) else value
-
-
-def _chosen(choose: Choose, response: object, wanted: str | None) -> object:
-    """The account that the config names, or the only one. Raises `AccountNotChosen` or `ProviderUnavailable`."""
-    found = field_at(response, choose.list) if choose.list else response
-    if not isinstance(found, list):
-        raise ProviderUnavailable
-    by_id = {account_id: item for item in found if (account_id := text_at(item, choose.id)) is not None}
-    if wanted is None and len(by_id) == 1:
-        return next(iter(by_id.values()))
-    if wanted not in by_id:
-        labels = {
-            account_id: text_at(item, choose.label) if choose.label else None for account_id, item in by_id.items()
-        }
-        raise AccountNotChosen(choose.by, labels)
-    return by_id[wanted]
 
 
 def _key_of(auth: RequestAuth, base: str) -> bytes:

@@ -600,10 +600,11 @@ class Declaration(BaseModel):
     """The documented rate limits; calls stay within all of them."""
 
     rate_limit_resources: dict[ResourceName, PathPattern] = {}
-    """Parts of the API with limits of their own: the name, and a regular expression for the beginning of the paths."""
+    """Parts of the API with limits of their own: a name, and a regular expression for the beginning of their paths, to
+    the end of a segment. The first that matches counts. A name may contain a group: `{method}`."""
 
     rate_limit_resource_paths: list[ResourcePath] = []
-    """Where an error response names the part of the API: dotted paths, or `header:<name>`."""
+    """Where a response names such a part: dotted paths in an error's body, or `header:` and the name of a header."""
 
     calls_at_once: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """The documented maximum of concurrent calls per account."""
