@@ -455,7 +455,24 @@ class BaseProvider(ABC):
 
         They have the values of the config, and those that are looked up. Raises `ProviderError`.
         """
-        return replace(key, extras={**self.url_params, **await self.look_up(key)})
+        key = replace(key, extras={**self.url_params, **await self.look_up(key)})
+        self.require_reachable(key.extras, self.kept_names)
+        return key
+
+    @property
+    def kept_names(self) -> Collection[str]:
+        """The names of the values that the provider's responses bring."""
+        return () if self.lookup is None else self.lookup.keep
+
+    def require_reachable(self, extras: Mapping[str, str], needed: Collection[str] = ()) -> None:
+        """Raise `ProviderUnavailable` if values that a response brought lead to an undeclared host.
+
+        The same if one of the `needed` names that a URL has is missing.
+        """
+        provider = self.with_attributes(url_params={**self.url_params, **extras})
+        used = {name for url in self.url_templates.values() for name in template_params(url)}
+        if not used.intersection(needed) <= provider.values.keys() or provider.unusable_param() is not None:
+            raise ProviderUnavailable("the provider's response does not lead to a declared host")
 
     async def look_up(self, credentials: Credentials) -> Mapping[str, str]:
         """The values that `lookup` declares. Raises `ProviderError`."""

@@ -104,14 +104,17 @@ class Names:
     is_url: bool = False
 
     def __call__(self, value: str, info: ValidationInfo) -> str:
-        """Return the template. Raises `PydanticCustomError`."""
-        problem = next(self._problems(value, info.context or {}), None)
+        """Return the template. Raises `PydanticCustomError`.
+
+        Without a context, as for a value in Python, the names are not known; the factory checks the hosts then.
+        """
+        problem = None if info.context is None else next(self._problems(value, info.context), None)
         if problem is not None:
             raise PydanticCustomError("template", "{problem}", {"problem": problem})
         return value
 
     def _problems(self, template: str, context: Mapping[str, Any]) -> Iterator[str]:
-        declared: DeclaredNames = context.get("names", DeclaredNames())
+        declared: DeclaredNames = context["names"]
         allowed = {*self.own, *(name for group in self.groups for name in getattr(declared, group))}
         for name in template_params(template):
             if name not in allowed:

@@ -155,7 +155,7 @@ class OAuth2Provider(BaseProvider):
         tokens = replace(tokens, extras={**self.url_params, **tokens.extras})
         try:
             tokens = await self.complete_tokens(tokens)
-            self._require_reachable(tokens, complete=True)
+            self.require_reachable(tokens.extras, self.kept_names)
             return tokens
         except ProviderError as error:
             error.issued_tokens = tokens
@@ -225,7 +225,7 @@ class OAuth2Provider(BaseProvider):
         tokens = await provider.request_client_credentials()
         extras = {**self.url_params, **tokens.extras}
         tokens = await self.complete_tokens(replace(tokens, extras=extras, secret_fields=key.secret_fields))
-        self._require_reachable(tokens, complete=True)
+        self.require_reachable(tokens.extras, self.kept_names)
         return tokens
 
     async def request_client_credentials(self) -> OAuthTokens:
@@ -342,20 +342,17 @@ class OAuth2Provider(BaseProvider):
             keep=self.token_response.keep,
             is_refresh=subject == "grant",
         )
-        self._require_reachable(tokens, complete=False)
+        self.require_reachable(tokens.extras)
         if self.never_expires:
             return replace(tokens, expire_time=None, lifetime=None)
         if tokens.lifetime is None and self.lifetime is not None:
             return replace(tokens, expire_time=now + self.lifetime, lifetime=self.lifetime)
         return tokens
 
-    def _require_reachable(self, tokens: OAuthTokens, *, complete: bool) -> None:
-        """Raise `ProviderUnavailable` if values that a response brought lead to an undeclared host, or are missing."""
-        provider = self.with_attributes(url_params={**self.url_params, **tokens.extras})
-        kept = {*self.token_response.keep, *(self.lookup.keep if self.lookup else ())} if complete else set()
-        used = {name for url in self.url_templates.values() for name in template_params(url)}
-        if not (kept & used) <= provider.values.keys() or provider.unusable_param() is not None:
-            raise ProviderUnavailable("the provider's response does not lead to a declared host")
+    @property
+    def kept_names(self) -> Collection[str]:
+        """Also those of token responses."""
+        return {*super().kept_names, *self.token_response.keep}
 
     @property
     def _splits_scopes_at_commas(self) -> bool:

@@ -74,7 +74,10 @@ def read_declaration(path: Path, *, dev_mode: bool) -> Declaration:
     except ValidationError as error:
         problems = [*_describe_errors(error, model), *_further_problems(error, model, values, context)]
     lines = _lines_of(text)
-    raise ProvidersError(f"{path}{_line_of(loc, lines)}: {'.'.join(loc)}: {problem}" for loc, problem in problems)
+    raise ProvidersError(
+        f"{path}: {'.'.join(loc)}: {problem} ({_hint(loc, model, lines)})".removesuffix(" ()")
+        for loc, problem in problems
+    )
 
 
 def json_schema() -> dict[str, Any]:
@@ -117,11 +120,16 @@ def _further_problems(
 
 
 def _problem_at(loc: Sequence[str], detail: ErrorDetails, model: type[BaseModel]) -> str:
-    parent, field = _find(loc, model)
     if detail["type"] == "extra_forbidden":
-        return _unknown_key(loc[-1], parent)
-    hint = f" ({field.description})" if field is not None and field.description else ""
-    return _MESSAGES.get(detail["type"], detail["msg"]) + hint
+        return _unknown_key(loc[-1], _find(loc, model)[0])
+    return _MESSAGES.get(detail["type"], detail["msg"])
+
+
+def _hint(loc: Sequence[str], model: type[BaseModel], lines: Mapping[tuple[str, ...], int]) -> str:
+    """The line, and the description of the key or of the table that has it."""
+    _, field = _find(loc, model)
+    description = "" if field is None or field.description is None else " ".join(field.description.split())
+    return "; ".join(part for part in (_line_of(loc, lines), description) if part)
 
 
 def _unknown_key(key: str, parent: type[BaseModel]) -> str:
@@ -193,7 +201,7 @@ def _line_of(loc: Sequence[str], lines: Mapping[tuple[str, ...], int]) -> str:
     """The line of the location, or of the table that lacks it; nothing for a key that the whole file lacks."""
     known = (lines[part] for end in range(len(loc), 0, -1) if (part := tuple(loc[:end])) in lines)
     line = next(known, None)
-    return "" if line is None else f":{line}"
+    return "" if line is None else f"line {line}"
 
 
 # --- providers -------------------------------------------------------------------------------------------------------

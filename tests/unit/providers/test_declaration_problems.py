@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,7 +35,13 @@ def problems_of(directory: Path, text: str) -> list[str]:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ProvidersError) as raised:
         read_declaration(path, dev_mode=False)
-    return [problem.removeprefix(f"{path}") for problem in raised.value.problems]
+    return [located(problem.removeprefix(f"{path}: ")) for problem in raised.value.problems]
+
+
+def located(problem: str) -> str:
+    """The problem with its line first, where it has one: ":5: pkce: …"."""
+    line = re.search(r" \(line ([0-9]+)(; |\))", problem)
+    return f": {problem}" if line is None else f":{line[1]}: {problem}"
 
 
 def test_the_declaration_is_valid(tmp_path: Path) -> None:
@@ -130,6 +137,7 @@ def test_all_problems_of_a_file_are_reported_together(tmp_path: Path) -> None:
     text = text.replace("verify_url =", "verify = false\nverify_url =")
     problems = problems_of(tmp_path, text)
     fields = [problem.split(": ")[1] for problem in problems]
+    assert all(" (line " in problem for problem in problems)
     assert set(fields) >= {
         "host_pattern",
         "authorize_url",
@@ -142,7 +150,8 @@ def test_all_problems_of_a_file_are_reported_together(tmp_path: Path) -> None:
 
 def test_a_problem_has_a_hint(tmp_path: Path) -> None:
     (problem,) = problems_of(tmp_path, SHOP.replace("verify_url =", "pkce = 1\nverify_url ="))
-    assert problem == ":5: pkce: Input should be a valid boolean (Whether a code challenge is sent (RFC 7636).)"
+    hint = "(line 5; Whether a code challenge is sent (RFC 7636).)"
+    assert problem == f":5: pkce: Input should be a valid boolean {hint}"
 
 
 def test_the_line_of_a_statement_with_several_lines_is_its_first(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from integration_server.domain.errors import (
 from integration_server.domain.proxy_messages import ApiRequest
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.client_assertion import client_assertion
-from integration_server.providers.declaration import MODELS
+from integration_server.providers.declaration import MODELS, Lookup
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.toml_providers import keys_of, load_toml_providers, table_of
@@ -253,6 +253,29 @@ async def test_the_short_forms_mean_the_same() -> None:
     assert await keyed.verify_connection(ApiKey("k")) == NewAccount(None, None)
     assert network.requests == []
     assert provider("header_form", network).request_auth(ApiKey("k")).headers == {"X-Key": "k"}
+
+
+@pytest.mark.parametrize("found", ["evil.example", "a.b", "", None, "x.mail.example@evil.example"])
+async def test_a_lookup_of_a_key_leads_to_no_undeclared_host(found: str | None) -> None:
+    mail, network = declared("token_prefix", json_response({"host": found}))
+    mail = mail.with_attributes(
+        lookup=Lookup(url="https://api.mail.example/whoami", keep={"region": "host"}),
+        api_base_url="https://{region}.mail.example",
+        host_patterns=("*.mail.example",),
+    )
+    with pytest.raises(ProviderUnavailable):
+        await mail.credentials_of(ApiKey("k"))
+    assert network.request.url.host == "api.mail.example"
+
+
+async def test_negative_control_a_lookup_that_names_a_region_leads_there() -> None:
+    mail, _ = declared("token_prefix", json_response({"host": "https://eu"}))
+    mail = mail.with_attributes(
+        lookup=Lookup(url="https://api.mail.example/whoami", keep={"region": "host"}),
+        api_base_url="https://{region}.mail.example",
+        host_patterns=("*.mail.example",),
+    )
+    assert mail.api_url(await mail.credentials_of(ApiKey("k"))) == "https://eu.mail.example"
 
 
 # --- OAuth: requests -------------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def problems_with(directory: Path, **files: str) -> list[str]:
 
 def without_hint(problem: str) -> str:
     """A problem without its line and the description of its key."""
-    return re.sub(r"\.toml:[0-9]+:", ".toml:", problem).partition(" (")[0]
+    return re.sub(r" \((line [0-9]+|[A-Z]).*\)$", "", problem)
 
 
 REVOCABLE = (
@@ -189,7 +189,7 @@ async def test_a_provider_without_a_verification_address_is_declared_as_such(tmp
 )
 def test_a_missing_verification_address_is_not_an_oversight(tmp_path: Path, verification: str) -> None:
     text = KEYED.replace('verify_url = "https://keyed.example/me"', verification)
-    with pytest.raises(ProvidersError, match=r"keyed\.toml(:\d+)?: verify"):
+    with pytest.raises(ProvidersError, match=r"keyed\.toml: verify"):
         load(write_files(tmp_path, keyed=text))
 
 
@@ -209,7 +209,7 @@ async def test_a_file_may_declare_several_apis(tmp_path: Path) -> None:
     provider = load(write_files(tmp_path, keyed=text))["keyed"]
     assert provider.api_url(ApiKey("k"), "content") == "https://content.keyed.example/v2"
     for wrong in ('{ Content = "https://x.example" }', '{ content = "http://x.example" }', '"https://x.example"'):
-        with pytest.raises(ProvidersError, match=r"keyed\.toml:6: api_base_urls"):
+        with pytest.raises(ProvidersError, match=r"keyed\.toml: api_base_urls"):
             load(write_files(tmp_path, keyed=f"{KEYED}api_base_urls = {wrong}\n"))
 
 
