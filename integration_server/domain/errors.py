@@ -312,6 +312,8 @@ class AccountNotChosen(ProviderRejected):
     `field` is the config field; `labels` are the names of the accounts by their ids, where they have names.
     """
 
+    reason = "ACCOUNT_NOT_CHOSEN"
+
     def __init__(self, field: str, labels: Mapping[str, str | None]) -> None:
         super().__init__("account")
         self.field, self.labels = field, labels

@@ -12,7 +12,7 @@
 - 403 also means an exhausted quota, if its reason says so: `rateLimitExceeded`, `userRateLimitExceeded` and 429 are
   one and the same: developers.google.com/workspace/calendar/api/guides/errors [H 2026-11-29]. Newer APIs have their
   reason in `error.details`, and there in `metadata` the `quota_metric` that is exhausted, such as the read requests of
-  an API [H 2026-11-29]: docs.cloud.google.com/service-usage/docs/quota-error-codes [M].
+  an API: docs.cloud.google.com/service-usage/docs/quota-error-codes [M 2026-11-29].
 - 403 with `accessNotConfigured` or `SERVICE_DISABLED` means that our Cloud project has not enabled the API
   [M 2026-11-29]. The token error `deleted_client` means that our client no longer exists [H 2026-11-29]. Neither says
   anything about the user.

@@ -221,7 +221,7 @@ async def test_a_choice_of_accounts(tmp_path: Path, shared_database_url: str) ->
             state=query_of(begun.authorization_url)["state"], code="c0de", iss=issuer, user_id="ada"
         )
         error = await expect_rpc_error(run.clients.service.HandleCallback(callback))
-        assert (error.reason, "s1 (One), s2 (Two)" in error.message) == ("PROVIDER_REJECTED", True)
+        assert (error.reason, "s1 (One), s2 (Two)" in error.message) == ("ACCOUNT_NOT_CHOSEN", True)
         assert await run.disconnect(integration_id) is True
 
 
