@@ -124,8 +124,9 @@ proto-baseline: proto ## Accept breaking changes of the contract: replace protos
 	@cp protos/integrations.v1.binpb protos/baseline.binpb
 
 .PHONY: providers-doc
-providers-doc: $(STAMP) ## Write docs/providers.md from what the providers declare
+providers-doc: $(STAMP) ## Write docs/providers.md, and the keys in docs/adding-a-provider.md
 	@$(BIN)/python -m tools.providers_doc
+	@$(BIN)/python -m tools.declaration_doc
 
 .PHONY: certs
 certs: $(RUN_STAMP) ## Make certificates for development in data/certs: see docs/authentication-and-authorization.md

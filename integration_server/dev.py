@@ -105,7 +105,7 @@ def register_sandbox(factory: ProviderFactory, base_url: str) -> None:
         account_id_field = "id"
         account_label_field = "name"
         api_base_url = f"{base_url}/api"
-        api_key_header = "X-Api-Key"
+        request_headers: Mapping[str, str] = {"X-Api-Key": "{api_key}"}
 
     for provider in (SandboxProvider, SandboxKeyProvider):
         factory.register(provider.integration_type, provider)

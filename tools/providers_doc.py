@@ -74,7 +74,7 @@ def overview_row(provider: BaseProvider) -> Sequence[str]:
         codes(config_fields(provider.config_model)),
         old_refresh_token(provider),
         revocation(provider),
-        "yes" if provider.verify_url else "no",
+        "yes" if provider.has_verification else "no",
         "yes" if provider.supports_webhooks else "no",
     )
 
@@ -131,7 +131,7 @@ def declarations(provider: BaseProvider) -> Iterator[tuple[str, str]]:
         yield "access token renewed after", format_duration(provider.renew_after)
     if isinstance(provider, OAuth2Provider):
         yield "client authentication", f"`{provider.token_auth}`"
-        yield "PKCE", "S256" if provider.uses_pkce else "not sent"
+        yield "PKCE", "S256" if provider.pkce else "not sent"
         yield "scope separator", {" ": "space", ",": "comma"}[provider.scope_separator]
         if provider.authorize_params:
             parameters = codes(f"{name}={value}" for name, value in provider.authorize_params.items())
@@ -152,7 +152,7 @@ def old_refresh_token(provider: BaseProvider) -> str:
     """The validity of a refresh token after a refresh has returned a new one."""
     if provider.auth_method is not AuthMethod.OAUTH2:
         return "-"
-    if isinstance(provider, OAuth2Provider) and provider.tokens_never_expire:
+    if isinstance(provider, OAuth2Provider) and provider.never_expires:
         return "never refreshed"
     grace = provider.refresh_token_grace
     if grace == timedelta.max:

@@ -2,7 +2,7 @@
 
 import typer
 
-from integration_server.cli import audit, keys, operations, serving
+from integration_server.cli import audit, keys, operations, serving, types
 
 
 def main() -> None:
@@ -14,9 +14,14 @@ def main() -> None:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    commands = (serving.serve, serving.sidecar, serving.dev, operations.migrate, operations.types, operations.expiring)
+    commands = (serving.serve, serving.sidecar, serving.dev, operations.migrate, operations.expiring)
     for function in commands:
         app.command()(function)
+
+    types_app = typer.Typer(invoke_without_command=True, callback=types.list_types)
+    types_app.command("schema")(types.show_schema)
+    types_app.command("check")(types.check_declaration)
+    app.add_typer(types_app, name="types")
 
     keys_app = typer.Typer(help="The keys that encrypt credentials.", no_args_is_help=True)
     keys_app.command("show")(keys.show_keys)

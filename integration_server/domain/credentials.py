@@ -20,7 +20,8 @@ class OAuthTokens:
     """The tokens of an OAuth 2 grant (RFC 6749 §5.1).
 
     `lifetime` is the lifetime of the access token when it was issued. `extras` are further values of the account, such
-    as Stripe's `stripe_user_id`.
+    as Stripe's `stripe_user_id`. `secret_fields` are what the tokens were obtained with, where that was no user's
+    decision but secrets of the account, such as a client id and secret; they obtain further tokens.
     """
 
     access_token: str = field(repr=False)
@@ -30,6 +31,12 @@ class OAuthTokens:
     refresh_token_expire_time: datetime | None = None
     scopes: tuple[str, ...] | None = None
     extras: Mapping[str, str] = field(default_factory=dict, repr=False)
+    secret_fields: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_renewable(self) -> bool:
+        """Whether further access tokens can be had with these tokens."""
+        return self.refresh_token is not None or bool(self.secret_fields)
 
     @property
     def fingerprint(self) -> str:
@@ -71,6 +78,7 @@ class OAuthTokens:
             refresh_token_expire_time=response.refresh_token_expire_time or self.refresh_token_expire_time,
             scopes=self.scopes if response.scopes is None else response.scopes,
             extras={**self.extras, **response.extras},
+            secret_fields=self.secret_fields,
         )
 
 
@@ -97,11 +105,17 @@ class RefreshCause(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """An API key that a user copied from the provider, with its secret and its webhook secret, where it has them."""
+    """An API key that a user copied from the provider, with its secret and its webhook secret, where it has them.
+
+    `secret_fields` are further secrets that the type declares; then `api_key` may be empty. `extras` are further values
+    of the account, such as a region that was looked up.
+    """
 
     api_key: str = field(repr=False)
     api_secret: str | None = field(default=None, repr=False)
     webhook_secret: str | None = field(default=None, repr=False)
+    secret_fields: Mapping[str, str] = field(default_factory=dict, repr=False)
+    extras: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 Credentials = OAuthTokens | ApiKey

@@ -37,10 +37,10 @@ class Schedule:
     def refresh_due_time(self, tokens: OAuthTokens, renew_after: timedelta = timedelta.max) -> datetime | None:
         """When to refresh tokens: before a caller has to wait for it, and before they are older than `renew_after`.
 
-        For tokens without a refresh token it is their expiry, which the job then records. None where a refresh ahead of
+        For tokens that cannot be renewed it is their expiry, which the job then records. None where a refresh ahead of
         expiry has no use.
         """
-        if tokens.refresh_token is None:
+        if not tokens.is_renewable:
             return tokens.expire_time
         if tokens.expire_time is None or tokens.lifetime is None or tokens.lifetime < _SHORTEST_LIFETIME:
             return None

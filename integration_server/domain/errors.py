@@ -25,6 +25,7 @@ Messages are built here from names, fields and numbers, so that none contains a 
     └── ProviderError
         ├── ProviderUnavailable     a retry may succeed
         ├── ProviderRejected        of a code, key, token or grant
+        │   └── AccountNotChosen
         ├── ProviderMisconfigured   of this server's client
         ├── ResponseTooLarge
         ├── ResourceNotFound, ResourceAlreadyExists, EtagMismatch
@@ -303,6 +304,26 @@ class ProviderRejected(ProviderError):
     def __init__(self, subject: str, *, oauth_error: str | None = None, needs_new_token: bool = False) -> None:
         super().__init__(f"the provider rejected the {subject}", oauth_error=oauth_error)
         self.needs_new_token = needs_new_token
+
+
+class AccountNotChosen(ProviderRejected):
+    """The credentials reach several accounts, or none of the wanted name, and the config has to name one.
+
+    `field` is the config field; `labels` are the names of the accounts by their ids, where they have names.
+    """
+
+    reason = "ACCOUNT_NOT_CHOSEN"
+
+    def __init__(self, field: str, labels: Mapping[str, str | None]) -> None:
+        super().__init__("account")
+        self.field, self.labels = field, labels
+        shown = [f"{account_id} ({label})" if label else account_id for account_id, label in labels.items()]
+        more = ", …" if len(shown) > _MAX_CHOICES else ""
+        choices = ", ".join(shown[:_MAX_CHOICES]) or "none"
+        self.args = (f"config.{field} must name one of the accounts that the credentials reach: {choices}{more}",)
+
+
+_MAX_CHOICES = 20  # shown in a message, which is a header of the response and has at most 8 KiB
 
 
 class ProviderMisconfigured(ProviderError):

@@ -1,41 +1,40 @@
 """Providers with an API key that the user copies from the provider."""
 
-import re
 from base64 import b64encode
 from collections.abc import Sequence
 
 from integration_server.domain.credentials import ApiKey, AuthMethod, Credentials, RequestAuth
 from integration_server.domain.errors import ProviderRejected
-from integration_server.providers.base import BaseProvider
-
-_HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")  # RFC 9110 §5.5, ASCII only
+from integration_server.providers.base import HEADER_VALUE, BaseProvider
+from integration_server.providers.url_templates import fill_text, template_params
 
 
 class ApiKeyProvider(BaseProvider):
-    """A key as `Authorization: Bearer`, or in the header or query parameter that is declared."""
+    """A key as `Authorization: Bearer`, or where a template of the declaration has it."""
 
     auth_method = AuthMethod.API_KEY
     required_fields: Sequence[str] = ("api_key",)
-    api_key_header: str | None = None
-    api_key_query_param: str | None = None
 
     def key_problem(self, field: str, value: str) -> str | None:
         """Also characters that the header of the key cannot contain."""
         problem = super().key_problem(field, value)
-        if problem is None and field == "api_key" and self.api_key_query_param is None:
-            return None if _HEADER_VALUE.fullmatch(value) else "has characters that a header cannot contain"
+        if problem is None and self._is_in_header(field):
+            return None if HEADER_VALUE.fullmatch(value) else "has characters that a header cannot contain"
         return problem
 
+    def _is_in_header(self, field: str) -> bool:
+        names = {name for template in self.request_headers.values() for name in template_params(template)}
+        return field in names or (field == "api_key" and field not in self.names_in_requests())
+
     def request_auth(self, credentials: Credentials) -> RequestAuth:
-        """The header or query parameter with the key."""
-        key = _key(credentials).api_key
-        if self.api_key_query_param is not None:
-            return RequestAuth(query_params={self.api_key_query_param: key})
-        if not _HEADER_VALUE.fullmatch(key):
+        """The headers and query parameters with the key."""
+        key, auth = _key(credentials).api_key, self.templated_auth(credentials)
+        is_needed = "api_key" in self.required_fields
+        if (key or not is_needed) and (not key or "api_key" in self.names_in_requests()):
+            return auth
+        if not HEADER_VALUE.fullmatch(key):
             raise ProviderRejected("credentials")  # a header cannot contain it, so it is not a key
-        if self.api_key_header is not None:
-            return RequestAuth(headers={self.api_key_header: key})
-        return RequestAuth(headers={"Authorization": f"Bearer {key}"})
+        return RequestAuth({"Authorization": f"Bearer {key}", **auth.headers}, auth.query_params)
 
 
 class BasicAuthProvider(BaseProvider):
@@ -46,19 +45,23 @@ class BasicAuthProvider(BaseProvider):
 
     auth_method = AuthMethod.BASIC
     required_fields: Sequence[str] = ("api_key", "api_secret")
+    basic_username = "{api_key}"
+    basic_password = "{api_secret}"
 
     def key_problem(self, field: str, value: str) -> str | None:
         """Also a colon in the user name, which would end it (RFC 7617 §2)."""
-        has_colon = field == "api_key" and ":" in value
+        has_colon = field in template_params(self.basic_username) and ":" in value
         return "has a colon, which a user name cannot have" if has_colon else super().key_problem(field, value)
 
     def request_auth(self, credentials: Credentials) -> RequestAuth:
         """The Basic header."""
-        key = _key(credentials)
-        if ":" in key.api_key:
+        _key(credentials)
+        values, auth = self.for_credentials(credentials).values, self.templated_auth(credentials)
+        username, password = (fill_text(part, values) or "" for part in (self.basic_username, self.basic_password))
+        if ":" in username:
             raise ProviderRejected("credentials")  # RFC 7617 §2: the user name ends at a colon
-        pair = f"{key.api_key}:{key.api_secret or ''}"
-        return RequestAuth(headers={"Authorization": f"Basic {b64encode(pair.encode()).decode()}"})
+        basic = f"Basic {b64encode(f'{username}:{password}'.encode()).decode()}"
+        return RequestAuth({"Authorization": basic, **auth.headers}, auth.query_params)
 
 
 def _key(credentials: Credentials) -> ApiKey:

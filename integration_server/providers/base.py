@@ -14,7 +14,7 @@ from datetime import date, timedelta
 from hashlib import sha256
 from json import dumps
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlencode
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -33,10 +33,26 @@ from integration_server.domain.errors import (
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, ApiStream, RateLimit
 from integration_server.domain.text import control_character_problem
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest
-from integration_server.providers.http import DeclaredOrigins, HttpResponse, ProviderHttp, ResponseBodyTooLarge
-from integration_server.providers.lenient_values import text_at, texts_at
+from integration_server.providers.declaration import Errors, FieldDeclaration, Lookup, RevocationEnds, Verify
+from integration_server.providers.declared_values import as_text, chosen_account, field_values
+from integration_server.providers.http import (
+    DeclaredOrigins,
+    HttpResponse,
+    ProviderHttp,
+    ResponseBodyTooLarge,
+    is_url,
+    origin_of,
+)
+from integration_server.providers.lenient_values import field_at, text_at, texts_at
 from integration_server.providers.rate_limit_headers import parse_rate_limit_headers
-from integration_server.providers.url_templates import fill, template_params
+from integration_server.providers.url_templates import (
+    InvalidParam,
+    fill,
+    fill_json,
+    fill_texts,
+    host_params,
+    template_params,
+)
 from integration_server.providers.webhooks.parsing import unread_event
 from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys, WebhookScheme
 from integration_server.service.common_types import Clock, Record, record_nothing
@@ -46,20 +62,17 @@ from integration_server.service.request_body import RequestBody
 if TYPE_CHECKING:
     from integration_server.providers.factory import ProviderFactory
 
-MIN_RENEW_AFTER = timedelta(seconds=5)
-"""The worker looks for due refreshes once a second; a shorter age would keep it refreshing."""
-
 _MAX_ERROR_SIZE = 1 << 16  # bytes; the longest errors, with a list of problems, have some ten kilobytes
 
 _WHITESPACE = re.compile("[\\s\u200b\u2060\ufeff]")  # also what has no width, and is copied from web pages
 
 _RESOURCE = re.compile(r"[\w./:-]{1,128}", re.ASCII)  # a provider's name for a part of its API
 
-_API_VERSION = "{api_version}"
+HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")  # RFC 9110 §5.5, ASCII only
 
-RevocationEnds = Literal["token", "grant", "account"]
-
-_URL_ATTRIBUTES = ("issuer", "oauth_authorize_url", "oauth_token_url", "verify_url", "revoke_url", "api_base_url")
+_URL_ATTRIBUTES = (
+    *("issuer", "oauth_authorize_url", "oauth_token_url", "refresh_url", "verify_url", "revoke_url", "api_base_url"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,60 +111,56 @@ class ProviderConfig(BaseModel):
 class BaseProvider(ABC):
     """One integration type. Implements the port `Provider`; subclasses declare facts and override what differs.
 
-    A declaration is a class attribute or a property. `account_id_field` and `account_label_field` are dotted paths into
-    the response of `verify_url` ("locations.0.merchant_id"). Requests go to the hosts of the declared URLs and host
-    patterns, and nowhere else.
+    A declaration is a class attribute or a property, with the meaning of the key of `declaration.py` that has its name.
+    Requests go to the hosts of the declared URLs and host patterns, and nowhere else.
 
-    A declared URL may contain parameters: "https://{shop}.shops.example/token". `url_params` has their default values.
-    The config of an integration provides others (`configure`). They are stored with the tokens, so that
-    `for_credentials` reaches the same account later without a config. If a host contains a parameter, `host_patterns`
-    declares which hosts are allowed.
+    Declared URLs, headers and parameters are templates: "https://{shop}.shops.example/token". Their values are those of
+    the settings, of the config (`config_fields`, or `configure`), and of the credentials. The ones of the config are
+    stored with the credentials, so that `for_credentials` reaches the same account later without a config.
     """
 
-    aliases: Sequence[str] = ()
-    """Other names of the type that callers may use. Stored and listed integrations have `integration_type`."""
+    # --- keys of `declaration.py`, which describes them
+    # `refresh_token_grace` is `timedelta.max` if a refresh replaces no refresh token.
 
+    aliases: Sequence[str] = ()
+    settings: Mapping[str, FieldDeclaration] = MappingProxyType({})
+    config_fields: Mapping[str, FieldDeclaration] = MappingProxyType({})
+    secret_fields: Mapping[str, FieldDeclaration] = MappingProxyType({})
+    host_patterns: Sequence[str] = ()
     issuer: str | None = None
-    verify_method = "GET"
+    refresh_url: str | None = None
+    refresh_token_grace = timedelta(0)
+    renew_after = timedelta.max
+    verify: Verify | None = None
     verify_url: str | None = None
     revoke_url: str | None = None
-    api_base_url: str | None = None
-    api_base_urls: Mapping[str, str] = MappingProxyType({})
-    """Further base URLs of the API, by the names that callers use, for a provider that has several hosts."""
-
-    default_api_version: str = ""
-    """The API version in the declared URLs, as "{api_version}". The setting `<TYPE>_API_VERSION` replaces it."""
-
-    expiring_facts: Sequence[ExpiringFact] = ()
-    """What ends at a known time, so that this declaration or a setting has to change before."""
-
+    revocation_ends: RevocationEnds = "token"
+    lookup: Lookup | None = None
     account_id_field: str | None = None
     account_label_field: str | None = None
+    api_base_url: str | None = None
+    api_base_urls: Mapping[str, str] = MappingProxyType({})
+    request_headers: Mapping[str, str] = MappingProxyType({})
+    request_query: Mapping[str, str] = MappingProxyType({})
+    allowed_request_headers: Sequence[str] = ()
     required_fields: Sequence[str] = ()
-
     allows_whitespace_in: Collection[str] = ()
-    """The fields of a key that may have white space inside: PEM files, application passwords."""
+    rate_limits: Sequence[RateLimit] = ()
+    rate_limit_resources: Mapping[str, str] = MappingProxyType({})
+    rate_limit_resource_paths: Sequence[str] = ()
+    calls_at_once: int | None = None
+    errors = Errors()
 
-    required_settings: Sequence[str] = ()
-    """Settings that must be set, without the prefix of the type: "DEVELOPER_TOKEN"."""
+    # --- what only Python declares
 
     config_model: type[BaseModel] | None = None
     """The schema of an integration's config, usually a `ProviderConfig`; None allows any config."""
 
     url_params: Mapping[str, str] = MappingProxyType({})
+    """The values of templates that the config and the credentials have."""
 
-    host_patterns: Sequence[str] = ()
-    """Allowed hosts besides those of the declared URLs: "*.shops.example" stands for one label, with https."""
-
-    rate_limits: Sequence[RateLimit] = ()
-    """The documented rate limits of the API."""
-
-    rate_limit_resources: Mapping[str, str] = MappingProxyType({})
-    """The parts of the API that have rate limits of their own: a name, and a regular expression for the beginning of
-    their paths, up to the end of a segment. The first that matches counts. A name may contain a group: "{method}"."""
-
-    rate_limit_resource_paths: Sequence[str] = ()
-    """Where a response names such a part: dotted paths in an error's body, or "header:" and the name of a header."""
+    expiring_facts: Sequence[ExpiringFact] = ()
+    """What ends at a known time, so that this declaration or a setting has to change before."""
 
     reason_paths: Sequence[str] = ("error", "error.code", "error_code", "code")
     """Dotted paths of the machine-readable reason in error responses; "*" stands for each element of a list."""
@@ -162,24 +171,8 @@ class BaseProvider(ABC):
     client_fault_reasons: Collection[str] = ()
     """The codes of errors of our app, such as a disabled API. No user's account is at fault."""
 
-    calls_at_once: int | None = None
-    """The documented maximum of concurrent calls per account; None if nothing is documented."""
-
     idempotency_key_header = "Idempotency-Key"
     """The header for a call's idempotency key (draft-ietf-httpapi-idempotency-key-header)."""
-
-    allowed_request_headers: Sequence[str] = ()
-    """The API's own request headers that a backend may send, besides the common ones of `proxy_policy.py`."""
-
-    revocation_ends: RevocationEnds = "token"
-    """What a revocation ends: the tokens of one authorization ("token"), the grant, which is every authorization of the
-    account for our client ("grant"), or every one of the account, for all clients ("account")."""
-
-    refresh_token_grace = timedelta(0)
-    """How long a refresh token works after a refresh has replaced it; `timedelta.max` if a refresh replaces none."""
-
-    renew_after = timedelta.max
-    """The age at which an access token is refreshed before its expiry is near; `timedelta.max`: never."""
 
     webhook_scheme: WebhookScheme | None = None
     """How its webhooks are verified and parsed; None if it sends none, or only unsigned ones."""
@@ -193,13 +186,8 @@ class BaseProvider(ABC):
 
     def __init__(self, context: ProviderContext) -> None:
         self._context = context
-        for name in _URL_ATTRIBUTES:
-            url = getattr(self, name)
-            if url is not None and _API_VERSION in url:
-                setattr(self, name, url.replace(_API_VERSION, self.api_version))
-        self.api_base_urls = {
-            name: url.replace(_API_VERSION, self.api_version) for name, url in self.api_base_urls.items()
-        }
+        given = {name: self._setting(name.upper()) or field.default for name, field in self.settings.items()}
+        self.setting_values = {name: value for name, value in given.items() if value}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.integration_type}>"
@@ -243,18 +231,22 @@ class BaseProvider(ABC):
 
     @property
     def client_id(self) -> str:
-        """Our client id, from the setting `<TYPE>_CLIENT_ID`; empty if not set."""
-        return self._setting("CLIENT_ID")
+        """The client id: the account's own, or ours from the setting `<TYPE>_CLIENT_ID`; empty if not set."""
+        return self._own_client("client_id") or self._setting("CLIENT_ID")
 
     @property
     def client_secret(self) -> str:
-        """Our client secret, from the setting `<TYPE>_CLIENT_SECRET`; empty if not set."""
-        return self._setting("CLIENT_SECRET")
+        """The client secret, in the same way; ours is the setting `<TYPE>_CLIENT_SECRET`."""
+        return self._own_client("client_secret") or self._setting("CLIENT_SECRET")
+
+    def _own_client(self, name: str) -> str:
+        """A value of the account's own client, where the type declares it as one of the secrets of an account."""
+        return self.url_params.get(name, "") if name in self.secret_fields else ""
 
     @property
     def api_version(self) -> str:
-        """The API version in the URLs; empty if they have none."""
-        return self.default_api_version and (self._setting("API_VERSION") or self.default_api_version)
+        """The API version in the URLs, the setting of this name; empty if they have none."""
+        return self.setting_values.get("api_version", "")
 
     def facts_ending_by(self, day: date) -> Sequence[ExpiringFact]:
         """The facts that concern this server and end by a day, or have ended; the soonest first."""
@@ -267,7 +259,8 @@ class BaseProvider(ABC):
     @property
     def missing_settings(self) -> Sequence[str]:
         """The full names of required settings that are not set."""
-        return [self._setting_name(name) for name in self.required_settings if not self._setting(name)]
+        required = (name for name, field in self.settings.items() if field.required)
+        return [self._setting_name(name.upper()) for name in required if name not in self.setting_values]
 
     def require_configured(self) -> None:
         """Raise `ProviderNotConfigured` if settings are missing."""
@@ -276,25 +269,57 @@ class BaseProvider(ABC):
 
     @property
     def url_templates(self) -> Mapping[str, str]:
-        """The declared URLs, by the names of their attributes."""
+        """The declared URLs with the values of settings, by the names of their attributes.
+
+        Raises `InvalidParam` if a setting cannot be in its URL.
+        """
         urls: dict[str, str | None] = {name: getattr(self, name) for name in _URL_ATTRIBUTES}
-        bases = {f"api_base_urls.{name}": url for name, url in self.api_base_urls.items()}
-        return {name: url for name, url in urls.items() if url is not None} | bases
+        urls |= {f"api_base_urls.{name}": url for name, url in self.api_base_urls.items()}
+        tables = {"verify.url": self.verify, "lookup.url": self.lookup}
+        urls |= {name: table.url for name, table in tables.items() if table is not None}
+        return {name: fill(url, self.setting_values, partial=True) for name, url in urls.items() if url is not None}
+
+    @property
+    def values(self) -> Mapping[str, str]:
+        """The values of templates."""
+        return {**self.setting_values, **self.url_params}
 
     # --- config
 
     def for_config(self, config: Mapping[str, Any]) -> "BaseProvider":
         """The provider for an integration with this config. Raises `InvalidField`."""
+        provider = self._with_config_fields(config) if self.config_fields else self
         if self.config_model is None:
-            return self
+            return provider
         try:
-            return self.configure(self.config_model.model_validate(dict(config)))
+            return provider.configure(self.config_model.model_validate(dict(config)))
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             problem = (
                 "is not known" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
             )
             raise InvalidField(".".join(map(str, ("config", *first["loc"]))), problem) from None
+
+    def _with_config_fields(self, config: Mapping[str, Any]) -> Self:
+        provider = self.with_attributes(
+            url_params={**self.url_params, **field_values("config", self.config_fields, config)}
+        )
+        if (name := provider.unusable_param()) is not None:
+            raise InvalidField(f"config.{name}", "is not part of an address of this integration type")
+        return provider
+
+    def unusable_param(self) -> str | None:
+        """The name of a value that cannot be in its URL, or that leads to an undeclared host; None if there is none."""
+        origins, values = self._origins(), self.values
+        for url in self.url_templates.values():
+            if set(template_params(url)) <= values.keys():
+                try:
+                    filled = fill(url, values)
+                except InvalidParam as error:
+                    return error.name
+                if host_params(url) and not (is_url(filled) and origin_of(filled) in origins):
+                    return host_params(url)[0]
+        return None
 
     def configure(self, config: Any) -> Self:  # noqa: ANN401  # an instance of its own config_model
         """The provider for a validated config. Config fields set the URL parameters of the same name."""
@@ -308,10 +333,16 @@ class BaseProvider(ABC):
         return self.with_attributes(url_params={**self.url_params, **url_params})
 
     def for_credentials(self, credentials: Credentials) -> Self:
-        """The provider for the account of these credentials: with the URL parameters stored with them."""
-        if not isinstance(credentials, OAuthTokens):
-            return self
-        return self.with_attributes(url_params={**self.url_params, **credentials.extras})
+        """The provider for the account of these credentials: with the values in them and stored with them."""
+        secrets: Mapping[str, str | None]
+        if isinstance(credentials, OAuthTokens):
+            secrets = {"access_token": credentials.access_token, "refresh_token": credentials.refresh_token}
+        else:
+            secrets = {"api_key": credentials.api_key, "api_secret": credentials.api_secret}
+        found = {name: value for name, value in secrets.items() if value}
+        return self.with_attributes(
+            url_params={**self.url_params, **credentials.extras, **credentials.secret_fields, **found}
+        )
 
     def api_url(self, credentials: Credentials, api: str = "") -> str:
         """The base URL of an API for the account of these credentials. `api` is a name of `api_base_urls`.
@@ -324,7 +355,7 @@ class BaseProvider(ABC):
         url = self.api_base_urls[api] if api else self.api_base_url
         if url is None:
             raise ApiNotDeclared
-        return fill(url, self.for_credentials(credentials).url_params)
+        return fill(url, self.for_credentials(credentials).values)
 
     def with_attributes(self, **attributes: object) -> Self:
         """A copy with other values for some declarations."""
@@ -334,6 +365,8 @@ class BaseProvider(ABC):
         return other
 
     # --- OAuth 2; providers with API keys do not implement it
+
+    has_authorization_page = False
 
     def authorization_url(self, *, redirect_uri: str, state: str, scopes: Sequence[str], code_challenge: str) -> str:
         """The authorization URL for the browser."""
@@ -346,6 +379,13 @@ class BaseProvider(ABC):
     def missing_scopes(self, requested_scopes: Sequence[str], tokens: OAuthTokens) -> Sequence[str]:
         """The requested scopes that were not granted."""
         return ()
+
+    def for_callback(self, query: Mapping[str, str]) -> Self:
+        """The provider with the values of the callback that are stored with the tokens. Raises `InvalidField`."""
+        provider = self.with_attributes(url_params={**self.url_params, **self.read_callback(query)})
+        if provider.unusable_param() is not None:
+            raise InvalidField("query", "leads to an address that is not of this integration type")
+        return provider
 
     def read_callback(self, query: Mapping[str, str]) -> Mapping[str, str]:
         """Values of the callback's query to store with the tokens. Raises `InvalidField`."""
@@ -409,6 +449,60 @@ class BaseProvider(ABC):
             return ReceivedWebhook([unread_event(request)])
 
     # --- use of credentials
+
+    async def credentials_of(self, key: ApiKey) -> Credentials:
+        """The credentials to store for a key: the key itself, or tokens that are obtained with it.
+
+        They have the values of the config, and those that are looked up. Raises `ProviderError`.
+        """
+        key = replace(key, extras={**self.url_params, **await self.look_up(key)})
+        self.require_reachable(key.extras, self.kept_names)
+        return key
+
+    @property
+    def kept_names(self) -> Collection[str]:
+        """The names of the values that the provider's responses bring."""
+        return () if self.lookup is None else self.lookup.keep
+
+    def require_reachable(self, extras: Mapping[str, str], needed: Collection[str] = ()) -> None:
+        """Raise `ProviderUnavailable` if values that a response brought lead to an undeclared host.
+
+        The same if one of the `needed` names that a URL has is missing.
+        """
+        provider = self.with_attributes(url_params={**self.url_params, **extras})
+        used = {name for url in self.url_templates.values() for name in template_params(url)}
+        if not used.intersection(needed) <= provider.values.keys() or provider.unusable_param() is not None:
+            raise ProviderUnavailable("the provider's response does not lead to a declared host")
+
+    async def look_up(self, credentials: Credentials) -> Mapping[str, str]:
+        """The values that `lookup` declares. Raises `ProviderError`."""
+        if self.lookup is None:
+            return {}
+        provider = self.for_credentials(credentials)
+        response = await provider.send_declared(self.lookup, self.request_auth(credentials))
+        with self.adding_reason(response.json):
+            self._require_good(response, response.is_success)
+        choose, found = self.lookup.choose, response.json
+        if choose is not None:
+            found = chosen_account(choose, found, provider.values.get(choose.by))
+        kept = {name: text_at(found, path) for name, path in self.lookup.keep.items()}
+        return {name: text for name, text in kept.items() if text is not None}
+
+    def templated_auth(self, credentials: Credentials) -> RequestAuth:
+        """The headers and query parameters of `request_headers` and `request_query`. Raises `ProviderRejected`."""
+        if not (self.request_headers or self.request_query):
+            return RequestAuth()
+        values = self.for_credentials(credentials).values
+        headers = fill_texts(self.request_headers, values)
+        if not all(map(HEADER_VALUE.fullmatch, headers.values())):
+            raise ProviderRejected("credentials")  # a header cannot contain it, so it is not a credential
+        return RequestAuth(headers, fill_texts(self.request_query, values))
+
+    def names_in_requests(self) -> Collection[str]:
+        """The names in the templates of API requests."""
+        urls = [self.api_base_url or "", *self.api_base_urls.values()]
+        templates = [*urls, *self.request_headers.values(), *self.request_query.values()]
+        return {name for template in templates for name in template_params(template)}
 
     def key_problem(self, field: str, value: str) -> str | None:
         """Why a field of a key cannot be right, as the end of a sentence; None if it can."""
@@ -484,7 +578,7 @@ class BaseProvider(ABC):
             "url": f"{base.rstrip('/')}{request.path}{'?' if query else ''}{query}",
             "allowed_origins": self._origins(),
             "headers": headers,
-            "credentials_key": _key_of(auth),
+            "credentials_key": _key_of(auth, base),
         }
 
     def _api_response(self, response: HttpResponse, used: Credentials, own: Credentials) -> ApiResponse:
@@ -504,11 +598,15 @@ class BaseProvider(ABC):
 
     def rejects_access_token(self, response: HttpResponse) -> bool:
         """Whether an API response means that the access token is invalid (RFC 6750 §3.1)."""
-        return response.status == 401
+        return response.status == 401 or self._meaning_of(response) == "invalid_grant"
 
     def is_rate_limited(self, response: HttpResponse) -> bool:
         """Whether a response means that the request may be sent later (RFC 6585 §4, RFC 9110 §15.6.4 and §10.2.3)."""
-        return response.status in {429, 503} or (response.status == 403 and response.retry_after is not None)
+        return (
+            response.status in {429, 503, *self.errors.wait_status}
+            or (response.status == 403 and response.retry_after is not None)
+            or self._meaning_of(response) == "temporarily_unavailable"
+        )
 
     def rate_limit_resource(self, request: ApiRequest) -> str:
         """The part of the API that has rate limits of its own, and that a request belongs to; empty for none."""
@@ -532,7 +630,14 @@ class BaseProvider(ABC):
 
     def rejects_client(self, response: HttpResponse) -> bool:
         """Whether an error response means that our app or its settings are at fault, and no user's account."""
-        return response.is_refusal and self._reason_of(response) in self.client_fault_reasons
+        is_declared = self._meaning_of(response) == "invalid_client"
+        return is_declared or (response.is_refusal and self._reason_of(response) in self.client_fault_reasons)
+
+    def _meaning_of(self, response: HttpResponse) -> str | None:
+        """What `errors` declares about the code of an error response, in the words of RFC 6749 §5.2."""
+        is_short = len(response.body) <= _MAX_ERROR_SIZE
+        code = text_at(response.json, self.errors.field) if response.is_refusal and is_short else None
+        return self.errors.meaning_of(code) if code in self.errors.codes else None
 
     def _reason_of(self, response: HttpResponse) -> str | None:
         """The reason in an error response; a long body is content, and is not parsed."""
@@ -563,37 +668,52 @@ class BaseProvider(ABC):
 
         Raises `ProviderRejected` or `ProviderUnavailable`.
         """
-        if self.verify_url is None:
+        if self.verification is None:
             self.request_auth(credentials)  # raises for credentials that no request can carry
             return self.account_of(credentials, {})
         response = await self.request_verification(credentials)
-        declares_account = self.account_id_field is not None or self.account_label_field is not None
-        fields = response.json if declares_account else {}
+        paths = {self.account_id_field, self.account_label_field} - {None, *credentials.extras}
+        fields = response.json if paths else {}
         if not isinstance(fields, dict):
             raise ProviderUnavailable
         return self.account_of(credentials, fields)
 
     async def request_verification(self, credentials: Credentials) -> HttpResponse:
         """The response to the verification request. Raises `ProviderRejected` or `ProviderUnavailable`."""
+        if self.verification is None:
+            raise ProviderUnavailable
         auth = self.verification_auth(credentials)
-        response = await self.for_credentials(credentials).send(
-            self.verify_method, self.verify_url or "", headers=auth.headers, query=auth.query_params
-        )
+        response = await self.for_credentials(credentials).send_declared(self.verification, auth)
         with self.adding_reason(response.json):
-            # First of all: a request to wait comes with any status, also 403, and says nothing about the credentials.
-            if self.is_rate_limited(response):
-                raise ProviderUnavailable(retry_after=response.retry_after)
-            if self.rejects_client(response):
-                raise ProviderMisconfigured
-            if self.rejects_credentials(response):
-                raise ProviderRejected("credentials", needs_new_token=self.rejects_access_token(response))
-            if not self.proves_credentials(response):
-                raise ProviderUnavailable(retry_after=response.retry_after)
+            self._require_good(response, self.proves_credentials(response))
         return response
+
+    @property
+    def verification(self) -> Verify | None:
+        """The request that verifies credentials; None if there is none."""
+        return self.verify or (None if self.verify_url is None else Verify.model_construct(url=self.verify_url))
+
+    @property
+    def has_verification(self) -> bool:
+        """Whether there is a request that verifies credentials."""
+        return self.verification is not None
+
+    def _require_good(self, response: HttpResponse, is_good: bool) -> None:  # what the caller found
+        # First of all: a request to wait comes with any status, also 403, and says nothing about the credentials.
+        if self.is_rate_limited(response):
+            raise ProviderUnavailable(retry_after=response.retry_after)
+        if self.rejects_client(response):
+            raise ProviderMisconfigured
+        if not is_good and self.rejects_credentials(response):
+            raise ProviderRejected("credentials", needs_new_token=self.rejects_access_token(response))
+        if not is_good:
+            raise ProviderUnavailable(retry_after=response.retry_after)
 
     def proves_credentials(self, response: HttpResponse) -> bool:
         """Whether a response to a verification means that the credentials are valid."""
-        return response.is_success and not self.is_failure(response)
+        good = self.verification and self.verification.good_status
+        has_status = response.status in good if good else response.is_success
+        return has_status and not self.is_failure(response)
 
     def verification_auth(self, credentials: Credentials) -> RequestAuth:
         """The authentication of the verification request."""
@@ -601,18 +721,19 @@ class BaseProvider(ABC):
 
     def rejects_credentials(self, response: HttpResponse) -> bool:
         """Whether a response to a verification or revocation means that the credentials are invalid."""
-        return response.status in {401, 403}
+        code = text_at(response.json, self.errors.field) if self.errors.dead else None
+        return response.status in {401, 403} or (response.status < 500 and code in self.errors.dead)
 
     def is_failure(self, response: HttpResponse) -> bool:
         """Whether a response to a verification or revocation with status 2xx means a failure."""
-        return False
+        expected = self.verify.good_fields if self.verify else {}
+        return any(as_text(field_at(response.json, path)) != text for path, text in expected.items())
 
     def account_of(self, credentials: Credentials, fields: Mapping[str, Any]) -> NewAccount:
-        """The account of the credentials, by the JSON object of the verification response."""
-        return NewAccount(
-            account_id=self.account_id_field and text_at(fields, self.account_id_field),
-            account_label=self.account_label_field and text_at(fields, self.account_label_field),
-        )
+        """The account of the credentials, by values stored with them and the JSON of the verification response."""
+        paths = self.account_id_field, self.account_label_field
+        account_id, label = (path and (credentials.extras.get(path) or text_at(fields, path)) for path in paths)
+        return NewAccount(account_id, label)
 
     async def send(
         self,
@@ -623,16 +744,23 @@ class BaseProvider(ABC):
         query: Mapping[str, str] | None = None,
         content: str = "",
         json: object = None,
+        form: Mapping[str, str] | None = None,
     ) -> HttpResponse:
-        """Send a request to a declared host; `json` replaces `content`. Raises `ProviderUnavailable`.
+        """Send a request to a declared host; `json` or `form` replaces `content`. Raises `ProviderUnavailable`.
 
-        The URL may be a template, which `url_params` fill.
+        The URL may be a template. Without a value for a name in it, the provider has not said where to.
         """
+        try:
+            url = fill(url, self.values) if "{" in url else url
+        except InvalidParam as error:
+            raise ProviderUnavailable(str(error)) from None
         if json is not None:
             headers, content = {**headers, "Content-Type": "application/json"}, dumps(json)
+        elif form is not None:
+            headers, content = {**headers, "Content-Type": "application/x-www-form-urlencoded"}, urlencode(form)
         return await self._request(
             method,
-            fill(url, self.url_params) if "{" in url else url,
+            url,
             allowed_origins=self._origins(),
             headers=headers,
             query=query,
@@ -655,6 +783,17 @@ class BaseProvider(ABC):
         finally:
             self._context.record_request(time.perf_counter() - begin, self.integration_type, results[-1])
 
+    async def send_declared(self, request: Verify | Lookup, auth: RequestAuth) -> HttpResponse:
+        """Send a declared request. Raises `ProviderUnavailable`."""
+        body = None if request.body is None else fill_json(request.body, self.values)
+        return await self.send(
+            request.method,
+            request.url,
+            headers={**auth.headers, **fill_texts(request.headers, self.values)},
+            query=auth.query_params,
+            **({} if body is None else {request.body_type: body}),
+        )
+
     def _origins(self) -> DeclaredOrigins:
         return DeclaredOrigins(self.url_templates.values(), self.host_patterns)
 
@@ -674,7 +813,7 @@ async def _parts_of(body: bytes) -> AsyncIterator[bytes]:
         yield body
 
 
-def _key_of(auth: RequestAuth) -> bytes | None:
-    """The key of the credentials in a request; None if they are elsewhere, in its path for example."""
-    values = [sorted(auth.headers.items()), sorted(auth.query_params.items())]
-    return sha256(dumps(values).encode()).digest() if any(values) else None
+def _key_of(auth: RequestAuth, base: str) -> bytes:
+    """The key of the credentials in a request, which are in its headers, its query or its base URL."""
+    values = [sorted(auth.headers.items()), sorted(auth.query_params.items()), base]
+    return sha256(dumps(values).encode()).digest()

@@ -12,7 +12,7 @@ class BooksyProvider(ApiKeyProvider):
     """A Booksy business."""
 
     integration_type = "booksy"
-    api_key_header = "X-Api-Key"
+    request_headers = {"X-Api-Key": "{api_key}"}
     api_base_url = "https://us.booksy.com/api"
 
 

@@ -14,6 +14,7 @@
 
 from datetime import timedelta
 
+from integration_server.providers.declaration import Verify
 from integration_server.providers.lenient_values import field_at
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.dropbox import DROPBOX
@@ -31,8 +32,7 @@ class DropboxProvider(OAuth2Provider):
     token_auth = "client_secret_post"
     authorize_params = {"token_access_type": "offline"}
     refresh_token_grace = timedelta.max
-    verify_method = "POST"
-    verify_url = "https://api.dropboxapi.com/2/users/get_current_account"
+    verify = Verify(method="POST", url="https://api.dropboxapi.com/2/users/get_current_account")
     webhook_scheme = DROPBOX
     account_id_field = "account_id"
     account_label_field = "email"

@@ -9,12 +9,17 @@ from datetime import timedelta
 from urllib.parse import urlsplit
 
 from integration_server.domain.errors import UnknownIntegrationType
-from integration_server.providers.base import MIN_RENEW_AFTER, BaseProvider, ProviderContext
+from integration_server.providers.base import BaseProvider, ProviderContext
+from integration_server.providers.declaration import INTEGRATION_TYPE, MIN_RENEW_AFTER
 from integration_server.providers.http import url_problem
-from integration_server.providers.url_templates import fill_with_placeholders, host_pattern_problem, is_param_value
+from integration_server.providers.url_templates import (
+    InvalidParam,
+    fill_with_placeholders,
+    host_params,
+    host_pattern_problem,
+    is_bounded,
+)
 from integration_server.service.proxy.proxy_policy import declaration_problem
-
-INTEGRATION_TYPE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 BuildProvider = Callable[[ProviderContext], BaseProvider]
 """Builds a provider; usually the provider's class."""
@@ -99,11 +104,8 @@ def _problems_of(provider: BaseProvider, registered_as: str, *, dev_mode: bool) 
         yield f"integration_type: is {provider.integration_type!r}, but was registered as {registered_as!r}"
     if not INTEGRATION_TYPE.fullmatch(provider.integration_type):
         yield f"integration_type: {provider.integration_type!r} does not match {INTEGRATION_TYPE.pattern}"
-    for name, url in provider.url_templates.items():
-        if problem := url_problem(fill_with_placeholders(url), dev_mode=dev_mode):
-            yield f"{name}: {problem}"
-    if provider.api_version and not is_param_value(provider.api_version):
-        yield f"{registered_as.upper()}_API_VERSION: {provider.api_version!r} is not a version"
+    yield from _setting_problems(provider, registered_as)
+    yield from _url_problems(provider, registered_as, dev_mode=dev_mode)
     for limit in provider.rate_limits:
         if limit.calls < 1 or limit.window < timedelta(seconds=1):
             yield f"rate_limits: {limit.calls} calls in {limit.window} is less than 1, or in less than a second"
@@ -117,6 +119,26 @@ def _problems_of(provider: BaseProvider, registered_as: str, *, dev_mode: bool) 
     if provider.calls_at_once is not None and provider.calls_at_once < 1:
         yield f"calls_at_once: {provider.calls_at_once} is less than 1"
     yield from _header_and_host_problems(provider)
+
+
+def _url_problems(provider: BaseProvider, registered_as: str, *, dev_mode: bool) -> Iterator[str]:
+    try:
+        templates = provider.url_templates
+    except InvalidParam as error:
+        yield f"{registered_as.upper()}_{error.name.upper()}: cannot be part of a URL"
+        return
+    for name, url in templates.items():
+        if problem := url_problem(fill_with_placeholders(url), dev_mode=dev_mode):
+            yield f"{name}: {problem}"
+        elif not is_bounded(url, provider.host_patterns):
+            names = ", ".join(f"{{{param}}}" for param in host_params(url))
+            yield f"{name}: has {names} in its host, which no entry of host_patterns limits"
+
+
+def _setting_problems(provider: BaseProvider, registered_as: str) -> Iterator[str]:
+    for name, value in provider.setting_values.items():
+        if problem := provider.settings[name].problem_of(value):
+            yield f"{registered_as.upper()}_{name.upper()}: {problem}"
 
 
 def _header_and_host_problems(provider: BaseProvider) -> Iterator[str]:
@@ -141,8 +163,8 @@ def _ends_grants(provider: BaseProvider, other: BaseProvider) -> bool:
 
 def _naming_of(provider: BaseProvider) -> object:
     """Equal for types that name accounts alike."""
-    extra = getattr(provider, "account_id_extra", None)
-    return provider.account_naming or (provider.verify_url, provider.account_id_field, extra)
+    verification = provider.verification
+    return provider.account_naming or (verification and verification.url, provider.account_id_field)
 
 
 def _servers_of(provider: BaseProvider) -> set[str]:

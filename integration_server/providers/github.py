@@ -25,6 +25,7 @@ from datetime import timedelta
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import ProviderMisconfigured, ProviderUnavailable
 from integration_server.domain.proxy_messages import RateLimit
+from integration_server.providers.declaration import Errors
 from integration_server.providers.http import HttpResponse
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.github import GITHUB
@@ -41,7 +42,7 @@ class GitHubProvider(OAuth2Provider):
     revoke_token = "bearer"
     revocation_ends = "grant"
     required_scopes = ("read:user",)
-    implied_scopes = {
+    scope_equivalents = {
         "repo": ("repo:status", "repo_deployment", "public_repo", "repo:invite", "security_events"),
         "user": ("read:user", "user:email", "user:follow"),
         "project": ("read:project",),
@@ -53,10 +54,7 @@ class GitHubProvider(OAuth2Provider):
         },
     }
     token_auth = "client_secret_post"
-    error_codes = {
-        "invalid_grant": ("bad_verification_code", "bad_refresh_token"),
-        "invalid_client": ("incorrect_client_credentials",),
-    }
+    errors = Errors(dead=["bad_verification_code", "bad_refresh_token"], client=["incorrect_client_credentials"])
     verify_url = "https://api.github.com/user"
     webhook_scheme = GITHUB
     account_id_field = "id"

@@ -20,6 +20,7 @@
 
 from datetime import timedelta
 
+from integration_server.providers.declaration import Errors
 from integration_server.providers.http import HttpResponse
 from integration_server.providers.oauth2 import OAuth2Provider
 
@@ -35,11 +36,11 @@ class GoogleProvider(OAuth2Provider):
     revoke_url = "https://oauth2.googleapis.com/revoke"
     token_auth = "client_secret_post"
     authorize_params = {"access_type": "offline", "prompt": "consent", "include_granted_scopes": "true"}
-    implied_scopes = {
+    scope_equivalents = {
         "https://www.googleapis.com/auth/userinfo.email": ("email",),
         "https://www.googleapis.com/auth/userinfo.profile": ("profile",),
     }
-    error_codes = {"invalid_client": ("deleted_client", "disabled_client")}
+    errors = Errors(client=["deleted_client", "disabled_client"])
     reason_paths = ("error.details.*.reason", "error.errors.*.reason", "error.status", "error")
     reasons = (
         *QUOTA_REASONS,

@@ -108,6 +108,11 @@ def url_problem(url: str, *, dev_mode: bool) -> str | None:
     return None
 
 
+def is_url(url: str) -> bool:
+    """Whether a text is an absolute http or https URL."""
+    return _URL.fullmatch(url) is not None
+
+
 def origin_of(url: str) -> str:
     """Scheme, host and port of a URL: "https://acme.example:443". Raises `ValueError` if it is not a URL."""
     match = _URL.fullmatch(url)

@@ -23,6 +23,7 @@ from pydantic import Field
 
 from integration_server.domain.proxy_messages import RateLimit
 from integration_server.providers.base import ProviderConfig
+from integration_server.providers.declaration import api_version_setting
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.hubspot import HUBSPOT
 
@@ -39,7 +40,7 @@ class HubSpotProvider(OAuth2Provider):
     integration_type = "hubspot"
     display_name = "HubSpot"
     oauth_authorize_url = "https://app.hubspot.com/oauth/authorize"
-    default_api_version = "2026-03"
+    settings = {"api_version": api_version_setting("2026-03")}
     oauth_token_url = "https://api.hubapi.com/oauth/{api_version}/token"
     revoke_url = "https://api.hubapi.com/oauth/{api_version}/token/revoke"
     required_scopes = ("oauth", "crm.objects.contacts.read")

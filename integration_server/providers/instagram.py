@@ -29,6 +29,7 @@ from typing import Any
 
 from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.providers.base import ExpiringFact
+from integration_server.providers.declaration import TokenResponse, api_version_setting
 from integration_server.providers.lenient_values import field_at, text_at
 from integration_server.providers.meta import MetaProvider
 from integration_server.providers.webhooks.meta import INSTAGRAM, app_user_route
@@ -45,9 +46,9 @@ class InstagramProvider(MetaProvider):
     oauth_authorize_url = "https://www.instagram.com/oauth/authorize"
     oauth_token_url = "https://api.instagram.com/oauth/access_token"
     required_scopes = ("instagram_business_basic",)
-    extra_fields = ("user_id",)
     webhook_scheme = INSTAGRAM
-    default_api_version = "v24.0"
+    token_response = TokenResponse(keep={"app_user_id": "user_id"})
+    settings = {"api_version": api_version_setting("v24.0")}
     expiring_facts = (ExpiringFact("Graph API v24.0", date(2028, 2, 18), "v24.0"),)
     verify_url = "https://graph.instagram.com/{api_version}/me?fields=user_id,username"
     account_id_field = "user_id"
@@ -83,7 +84,7 @@ class InstagramProvider(MetaProvider):
     async def verify_connection(self, credentials: Credentials) -> NewAccount:
         """Check the credentials. The account has the route of the deauthorize callback."""
         account = await super().verify_connection(credentials)
-        user_id = credentials.extras.get("user_id") if isinstance(credentials, OAuthTokens) else None
+        user_id = credentials.extras.get("app_user_id") if isinstance(credentials, OAuthTokens) else None
         return replace(account, webhook_routes=(app_user_route(user_id),) if user_id else ())
 
     async def complete_tokens(self, tokens: OAuthTokens) -> OAuthTokens:

@@ -31,7 +31,7 @@ class MailchimpProvider(OAuth2Provider):
     oauth_authorize_url = "https://login.mailchimp.com/oauth2/authorize"
     oauth_token_url = "https://login.mailchimp.com/oauth2/token"
     token_auth = "client_secret_post"
-    tokens_never_expire = True
+    never_expires = True
     verify_url = "https://login.mailchimp.com/oauth2/metadata"
     account_id_field = "user_id"
     account_label_field = "accountname"

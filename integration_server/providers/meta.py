@@ -13,12 +13,11 @@ from dataclasses import replace
 from datetime import timedelta
 
 from integration_server.domain.credentials import OAuthTokens
+from integration_server.providers.declaration import Errors
 from integration_server.providers.http import HttpResponse
-from integration_server.providers.lenient_values import field_at
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.meta import META
 
-_INVALID_TOKEN_CODES = (190, 102)
 _WAIT_CODES = frozenset({4, 17, 32, 341, 368, 613, *range(80_000, 80_015)})
 
 
@@ -27,18 +26,15 @@ class MetaProvider(OAuth2Provider):
 
     token_auth = "client_secret_post"
     scope_separator = ","
-    error_field = "error.code"
-    error_codes = {
-        "invalid_grant": ("190", "102"),
-        "invalid_client": ("101",),
-        "temporarily_unavailable": ("1", "2", *map(str, sorted(_WAIT_CODES))),
-    }
+    errors = Errors(
+        field="error.code", dead=["190", "102"], client=["101"], wait=["1", "2", *map(str, sorted(_WAIT_CODES))]
+    )
     reason_paths = ("error.error_subcode", "error.code")
     reasons = (
         *("3", "10", "100", "200", "458", "459", "460", "463", "464", "467", "492", "506"),
         *(str(code) for code in range(200, 300)),
     )
-    assumed_lifetime = timedelta(days=60)
+    lifetime = timedelta(days=60)
     renew_after = timedelta(days=30)
     refresh_token_grace = timedelta.max
     webhook_scheme = META
@@ -47,16 +43,6 @@ class MetaProvider(OAuth2Provider):
         """The tokens in a token response, with the access token as refresh token."""
         tokens = super().read_tokens(http_response, subject)
         return replace(tokens, refresh_token=tokens.access_token, refresh_token_expire_time=tokens.expire_time)
-
-    def is_rate_limited(self, response: HttpResponse) -> bool:
-        """Also an error's number that asks to wait, which comes with HTTP 400 or 403."""
-        asks_to_wait = response.is_refusal and field_at(response.json, "error.code") in _WAIT_CODES
-        return super().is_rate_limited(response) or asks_to_wait
-
-    def rejects_access_token(self, response: HttpResponse) -> bool:
-        """Also an error's number, which mostly comes with HTTP 400."""
-        is_invalid = response.is_refusal and field_at(response.json, "error.code") in _INVALID_TOKEN_CODES
-        return super().rejects_access_token(response) or is_invalid
 
     def rejects_credentials(self, response: HttpResponse) -> bool:
         """Decided by the error's number; many errors share a status."""

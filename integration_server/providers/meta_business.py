@@ -23,12 +23,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date, timedelta
 
-from authlib.oauth2.rfc6749.parameters import prepare_token_request
-
 from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.errors import InvalidField
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
 from integration_server.providers.base import ExpiringFact
+from integration_server.providers.declaration import api_version_setting
 from integration_server.providers.lenient_values import field_at, read_object
 from integration_server.providers.meta import MetaProvider
 
@@ -41,7 +40,7 @@ class MetaBusinessProvider(MetaProvider):
     """A user's Facebook Pages and ad accounts."""
 
     integration_type = "meta_business"
-    default_api_version = "v26.0"
+    settings = {"api_version": api_version_setting("v26.0")}
     expiring_facts = (
         ExpiringFact("Marketing API v24.0", date(2026, 11, 10), "v24.0"),
         ExpiringFact("Marketing API v25.0", date(2027, 2, 23), "v25.0"),
@@ -72,8 +71,8 @@ class MetaBusinessProvider(MetaProvider):
 
     async def refresh_access_token(self, refresh_token: str) -> OAuthTokens:
         """Exchange a token for a new long-lived one."""
-        body = prepare_token_request("fb_exchange_token", fb_exchange_token=refresh_token)
-        return await self.request_tokens(body, "grant")
+        params = {"grant_type": "fb_exchange_token", "fb_exchange_token": refresh_token}
+        return await self.request_tokens(params, "grant")
 
     async def credentials_for(
         self, credentials: Credentials, request: ApiRequest, deadline: timedelta

@@ -20,12 +20,12 @@
 
 from datetime import timedelta
 
-from authlib.oauth2.rfc6749.parameters import prepare_token_request
 from pydantic import Field
 
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.proxy_messages import RateLimit
 from integration_server.providers.base import ProviderConfig
+from integration_server.providers.declaration import Errors
 from integration_server.providers.lenient_values import field_at
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.microsoft_graph import MICROSOFT_GRAPH
@@ -49,7 +49,7 @@ class MicrosoftOutlookProvider(OAuth2Provider):
     token_auth = "client_secret_post"
     refresh_token_grace = timedelta.max
     required_scopes = ("User.Read", "Mail.ReadWrite", "Calendars.ReadWrite", "offline_access")
-    error_codes = {"invalid_grant": ("interaction_required", "consent_required", "login_required")}
+    errors = Errors(dead=["interaction_required", "consent_required", "login_required"])
     verify_url = "https://graph.microsoft.com/v1.0/me"
     webhook_scheme = MICROSOFT_GRAPH
     account_id_field = "id"
@@ -79,9 +79,8 @@ class MicrosoftOutlookProvider(OAuth2Provider):
     async def refresh(self, tokens: OAuthTokens) -> OAuthTokens:
         """Refresh, with the granted scopes in the request."""
         scopes = dict.fromkeys((*(tokens.scopes or self.required_scopes), "offline_access"))
-        refresh_token = tokens.refresh_token or ""
-        body = prepare_token_request("refresh_token", refresh_token=refresh_token, scope=" ".join(scopes))
-        return await self.for_credentials(tokens).request_tokens(body, "grant")
+        params = {"grant_type": "refresh_token", "refresh_token": tokens.refresh_token or "", "scope": " ".join(scopes)}
+        return await self.for_credentials(tokens).request_tokens(params, "grant")
 
     def oauth_error(self, fields: object) -> str | None:
         """The error code; `slow_down` for a client in a loop."""

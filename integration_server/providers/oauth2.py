@@ -1,6 +1,6 @@
 """OAuth 2 as the RFCs define it. A provider that follows them only declares.
 
-Requests are built by Authlib's functions without I/O; docs/decisions/0002-oauth-library.md has the reasons.
+docs/decisions/0002-oauth-library.md says what of a library is used, and why.
 """
 
 from abc import abstractmethod
@@ -9,29 +9,29 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote_plus
 
 from authlib.common.urls import add_params_to_uri
-from authlib.oauth2.auth import ClientAuth
-from authlib.oauth2.rfc6749.parameters import prepare_grant_uri, prepare_token_request
-from authlib.oauth2.rfc7009.parameters import prepare_revoke_token_request
 
-from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens, RequestAuth
-from integration_server.domain.errors import ProviderError, ProviderRejected, ProviderUnavailable
-from integration_server.providers.base import BaseProvider, ProviderContext
-from integration_server.providers.http import HttpResponse
-from integration_server.providers.token_response import error_code, parse_fields, parse_tokens, raise_for_error
-from integration_server.providers.url_templates import fill
-from integration_server.service.integrations.ports import NewAccount
-
-TokenAuth = Literal["client_secret_basic", "client_secret_post", "none"]
-RevokeToken = Literal["refresh_token", "access_token", "bearer"]
-
-RESERVED_PARAMS = frozenset(
-    {"response_type", "client_id", "redirect_uri", "scope", "state", "code_challenge", "code_challenge_method"}
+from integration_server.domain.credentials import ApiKey, AuthMethod, Credentials, OAuthTokens, RequestAuth
+from integration_server.domain.errors import (
+    InvalidField,
+    ProviderError,
+    ProviderMisconfigured,
+    ProviderRejected,
+    ProviderUnavailable,
 )
-"""Parameters of the authorization URL that a declaration cannot set."""
+from integration_server.providers.base import BaseProvider, ProviderContext
+from integration_server.providers.client_assertion import client_assertion
+from integration_server.providers.declaration import BodyType, Grant, RevokeToken, TokenAuth, TokenResponse
+from integration_server.providers.http import HttpResponse
+from integration_server.providers.lenient_values import text_at
+from integration_server.providers.token_response import error_code, parse_fields, parse_tokens, raise_for_error
+from integration_server.providers.url_templates import fill, fill_texts, template_params
+
+OUR_CLIENT = frozenset({"client_secret", "basic"})
+"""Names in templates by which our client authenticates: then a 401 is about it, and not about the grant."""
 
 _STANDARD_ERRORS = frozenset(
     {
@@ -57,42 +57,28 @@ class OAuth2Provider(BaseProvider):
     token_auth: TokenAuth = "client_secret_basic"
     authorize_params: Mapping[str, str] = MappingProxyType({})
 
-    uses_pkce = True
-    """False only for a provider to which a code challenge means something else than RFC 7636 defines."""
-
-    code_params: Mapping[str, str] = MappingProxyType({})
-    """Further parameters of the request that exchanges a code."""
-
-    error_field = "error"
-    """The dotted path of the error code in the token endpoint's responses."""
-
-    error_codes: Mapping[str, Collection[str]] = MappingProxyType({})
-    """The provider's own error codes, by the code of RFC 6749 §5.2 that has the same meaning: `invalid_grant` ends a
-    grant, `invalid_client` is a mistake in our settings, `temporarily_unavailable` is transient."""
-
-    tokens_never_expire = False
-    """Whether access tokens never expire, whatever a response says."""
-
-    assumed_lifetime: timedelta | None = None
-    """The lifetime of access tokens if the response has none."""
-
-    implied_scopes: Mapping[str, Sequence[str]] = MappingProxyType({})
-    """Scopes that a scope includes or is another name of, and that responses leave out beside it."""
-
+    grant: Grant = "authorization_code"
+    scope_param = "scope"
+    pkce = True
+    resource: str | None = None
+    token_body: BodyType = "form"
+    token_headers: Mapping[str, str] = MappingProxyType({})
+    token_params: Mapping[str, str] = MappingProxyType({})
+    refresh_params: Mapping[str, str] = MappingProxyType({})
+    token_response = TokenResponse()
+    keep_callback: Sequence[str] = ()
+    never_expires = False
+    lifetime: timedelta | None = None
     retired_scopes: Collection[str] = ()
     """Scopes that grants may have and that cannot be requested, such as older names; unless a request names them."""
 
-    extra_fields: Sequence[str] = ()
-    """Dotted paths of further values of the token response, to be stored with the tokens."""
-
-    account_id_extra: str | None = None
-    """The stored value that identifies the account, instead of `account_id_field`."""
+    scope_equivalents: Mapping[str, Sequence[str]] = MappingProxyType({})
 
     revoke_method = "POST"
-
     revoke_token: RevokeToken = "refresh_token"
-    """How a revocation names the grant: in a form with our client authentication (RFC 7009), by the refresh token or,
-    if there is none or "access_token" says so, by the access token; or "bearer", by a request with the access token."""
+    revoke_headers: Mapping[str, str] = MappingProxyType({})
+    revoke_params: Mapping[str, str] = MappingProxyType({})
+    revoke_body_type: BodyType = "form"
 
     def __init__(self, context: ProviderContext) -> None:
         super().__init__(context)
@@ -111,49 +97,81 @@ class OAuth2Provider(BaseProvider):
 
     @property
     def missing_settings(self) -> Sequence[str]:
-        """Besides other required settings, the client id, and the client secret if one is used."""
+        """Besides other required settings, the client id, and the client secret or private key if one is used."""
+        if "client_id" in self.secret_fields:
+            return super().missing_settings
         needed = {"CLIENT_ID": self.client_id}
-        if self.token_auth != "none":
+        if self.token_auth == "private_key_jwt":
+            needed["PRIVATE_KEY"] = self._setting("PRIVATE_KEY")
+        elif self.token_auth != "none":
             needed["CLIENT_SECRET"] = self.client_secret
         return [self._setting_name(name) for name, value in needed.items() if not value] + [*super().missing_settings]
 
     # --- connecting
 
+    @property
+    def has_authorization_page(self) -> bool:  # type: ignore[override]  # it depends on the grant
+        """Whether a user connects an account in the browser."""
+        return self.grant == "authorization_code"
+
     def authorization_url(self, *, redirect_uri: str, state: str, scopes: Sequence[str], code_challenge: str) -> str:
         """The authorization URL for the browser (RFC 6749 §4.1.1, RFC 7636 §4.3 with S256)."""
-        challenge = {"code_challenge": code_challenge, "code_challenge_method": "S256"} if self.uses_pkce else {}
-        return str(
-            prepare_grant_uri(
-                add_params_to_uri(fill(self.oauth_authorize_url, self.url_params), self.authorize_params.items()),
-                self.client_id,
-                "code",
-                redirect_uri=redirect_uri,
-                scope=self.scope_separator.join(scopes),
-                state=state,
-                **challenge,
-            )
-        )
+        values = self.client_values
+        params = {
+            **fill_texts(self.authorize_params, values),
+            "response_type": "code",
+            "client_id": self.client_id,
+            "redirect_uri": redirect_uri,
+            self.scope_param: self.scope_separator.join(scopes),
+            "state": state,
+            "resource": self.resource and fill(self.resource, values),
+        }
+        if self.pkce:
+            params |= {"code_challenge": code_challenge, "code_challenge_method": "S256"}
+        given = [(name, value) for name, value in params.items() if name and value]
+        return str(add_params_to_uri(fill(self.oauth_authorize_url, values), given))
+
+    @property
+    def client_values(self) -> Mapping[str, str]:
+        """The values of templates in requests of our client. The authorization URL has no name of a secret."""
+        own = {"client_id": self.client_id, "client_secret": self.client_secret, "basic": self.basic_credentials()}
+        return {**self.values, **{name: value for name, value in own.items() if value}}
+
+    def read_callback(self, query: Mapping[str, str]) -> Mapping[str, str]:
+        """The values that `keep_callback` names, with "_" for "-" in their names. Raises `InvalidField`."""
+        kept = {name: text_at(query, name) for name in self.keep_callback}
+        for name, value in kept.items():
+            if value is None:
+                raise InvalidField("query", f"has no {name}, which this integration type requires")
+        return {name.replace("-", "_"): value for name, value in kept.items() if value is not None}
 
     async def exchange_code_for_tokens(self, code: str, redirect_uri: str, code_verifier: str) -> OAuthTokens:
         """Exchange an authorization code (RFC 6749 §4.1.3, RFC 7636 §4.5). Raises `ProviderError`."""
-        body = prepare_token_request(
-            "authorization_code",
-            redirect_uri=redirect_uri,
-            code=code,
-            code_verifier=code_verifier if self.uses_pkce else None,
-            **self.code_params,
-        )
-        tokens = await self.request_tokens(body, "code")
+        standard = {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect_uri}
+        if self.pkce:
+            standard["code_verifier"] = code_verifier
+        values = {**standard, "code_verifier": code_verifier, "scope": self.scope_separator.join(self.required_scopes)}
+        tokens = await self.request_tokens(self._params(standard, self.token_params, values), "code")
         tokens = replace(tokens, extras={**self.url_params, **tokens.extras})
         try:
-            return await self.complete_tokens(tokens)
+            tokens = await self.complete_tokens(tokens)
+            self.require_reachable(tokens.extras, self.kept_names)
+            return tokens
         except ProviderError as error:
             error.issued_tokens = tokens
             raise
 
+    def _params(
+        self, standard: Mapping[str, str], declared: Mapping[str, str], values: Mapping[str, str]
+    ) -> Mapping[str, str]:
+        """The parameters of a token request: an empty template leaves a standard one out."""
+        resource = {} if self.resource is None else {"resource": fill(self.resource, self.client_values)}
+        filled = fill_texts(declared, {**self.client_values, **values})
+        return {name: value for name, value in {**standard, **resource, **filled}.items() if declared.get(name) != ""}
+
     async def complete_tokens(self, tokens: OAuthTokens) -> OAuthTokens:
         """The tokens of a code, after any further requests that are necessary before they can be used."""
-        return tokens
+        return replace(tokens, extras={**tokens.extras, **await self.look_up(tokens)})
 
     def scopes_to_request(self, requested: Sequence[str], granted: Sequence[str]) -> Sequence[str]:
         """Besides the required and requested scopes, the granted ones that these do not include.
@@ -190,7 +208,7 @@ class OAuth2Provider(BaseProvider):
 
     def implied_by(self, scope: str) -> Collection[str]:
         """The scopes that a scope includes, and that responses leave out beside it."""
-        return self.implied_scopes.get(scope, ())
+        return self.scope_equivalents.get(scope, ())
 
     def _with_implied(self, scopes: Iterable[str]) -> Collection[str]:
         granted, new = set[str](), set(scopes)
@@ -199,16 +217,49 @@ class OAuth2Provider(BaseProvider):
             new = {implied for scope in new for implied in self.implied_by(scope)} - granted
         return granted
 
+    # --- client credentials
+
+    async def credentials_of(self, key: ApiKey) -> OAuthTokens:
+        """Tokens for the account's secrets (RFC 6749 §4.4). Raises `ProviderError`."""
+        provider = self.with_attributes(url_params={**self.url_params, **key.secret_fields})
+        tokens = await provider.request_client_credentials()
+        extras = {**self.url_params, **tokens.extras}
+        tokens = await self.complete_tokens(replace(tokens, extras=extras, secret_fields=key.secret_fields))
+        self.require_reachable(tokens.extras, self.kept_names)
+        return tokens
+
+    async def request_client_credentials(self) -> OAuthTokens:
+        """Tokens for the client of this provider. Raises `ProviderError`; a refused client is the account's own."""
+        scope = self.scope_separator.join(self.required_scopes)
+        standard = {"grant_type": "client_credentials", **({"scope": scope} if scope else {})}
+        try:
+            return await self.request_tokens(self._params(standard, self.token_params, {"scope": scope}), "grant")
+        except ProviderMisconfigured as error:
+            if "client_id" not in self.secret_fields:
+                raise
+            raise ProviderRejected("credentials", oauth_error="invalid_grant") from error
+
     # --- refresh and revocation
+
+    async def refresh(self, tokens: OAuthTokens) -> OAuthTokens:
+        """New tokens: with the refresh token, or with the secrets that the tokens were obtained with."""
+        if self.grant == "client_credentials":
+            return await self.for_credentials(tokens).request_client_credentials()
+        return await super().refresh(tokens)
 
     async def refresh_access_token(self, refresh_token: str) -> OAuthTokens:
         """New tokens for a refresh token (RFC 6749 §6). Raises `ProviderError`."""
-        return await self.request_tokens(prepare_token_request("refresh_token", refresh_token=refresh_token), "grant")
+        standard = {"grant_type": "refresh_token", "refresh_token": refresh_token}
+        values = {**standard, "scope": self.scope_separator.join(self.required_scopes)}
+        params = self._params(standard, self.refresh_params, values)
+        return await self.request_tokens(params, "grant", self.refresh_url)
 
     async def revoke_credentials(self, credentials: Credentials) -> bool:
         """Revoke the grant; False if the provider has no way to. Raises `ProviderError`."""
         if self.revoke_url is None or not isinstance(credentials, OAuthTokens):
             return False
+        if not set(template_params(self.revoke_url)) <= {"token", *self.for_credentials(credentials).client_values}:
+            return False  # the response that issued the tokens did not say where
         tokens = credentials
         needs_access_token = self.revoke_token != "refresh_token"
         if needs_access_token and tokens.refresh_token and tokens.has_expired(self._context.clock()):
@@ -219,15 +270,23 @@ class OAuth2Provider(BaseProvider):
         return await self.for_credentials(tokens).revoke_tokens(self.revoke_url, tokens)
 
     async def revoke_tokens(self, revoke_url: str, tokens: OAuthTokens) -> bool:
-        """Send the revocation: with the access token, or one of the tokens in a form (RFC 7009 §2.1)."""
-        if self.revoke_token == "bearer":
-            response = await self.send(self.revoke_method, revoke_url, headers=self.auth_headers(tokens))
-            if not self.rejects_credentials(response) and (not response.is_success or self.is_failure(response)):
-                raise ProviderUnavailable(retry_after=response.retry_after)
-            return True
-        kind = "access_token" if tokens.refresh_token is None else self.revoke_token
-        body, _ = prepare_revoke_token_request(getattr(tokens, kind), kind)
-        return self.read_revocation(await self.send_as_client(self.revoke_method, revoke_url, body))
+        """Send the revocation: authenticated as our client (RFC 7009 §2.1), by the access token, or as declared."""
+        kind = "refresh_token" if self.revoke_token == "refresh_token" and tokens.refresh_token else "access_token"
+        values = {**self.client_values, "token": getattr(tokens, kind)}
+        headers, params = fill_texts(self.revoke_headers, values), fill_texts(self.revoke_params, values)
+        if self.revoke_token == "bearer" and not headers:
+            headers = dict(self.auth_headers(tokens))
+        if not headers:
+            params = params or {"token": getattr(tokens, kind), "token_type_hint": kind}
+            response = await self.send_as_client(self.revoke_method, revoke_url, params, self.revoke_body_type)
+            return self.read_revocation(response)
+        content: dict[str, Any] = {self.revoke_body_type: params} if params else {}
+        response = await self.send(self.revoke_method, fill(revoke_url, values), headers=headers, **content)
+        if not OUR_CLIENT.isdisjoint(name for one in self.revoke_headers.values() for name in template_params(one)):
+            return self.read_revocation(response)
+        if not self.rejects_credentials(response) and (not response.is_success or self.is_failure(response)):
+            raise ProviderUnavailable(retry_after=response.retry_after)
+        return True
 
     def read_revocation(self, http_response: HttpResponse) -> bool:
         """True if the token is revoked, False if tokens of its kind cannot be. Raises `ProviderError`."""
@@ -245,35 +304,30 @@ class OAuth2Provider(BaseProvider):
 
     @property
     def known_reasons(self) -> Collection[str]:
-        """Besides others, the codes of the standards, and those that `error_codes` declares."""
+        """Besides others, the codes of the standards, and those that `errors` declares."""
         return {
             *super().known_reasons,
             *_STANDARD_ERRORS,
-            *(code for codes in self.error_codes.values() for code in codes),
+            *self.errors.codes,
         }
 
     def request_auth(self, credentials: Credentials) -> RequestAuth:
         """The authentication of an API request: the headers of `auth_headers`."""
         if not isinstance(credentials, OAuthTokens):
             raise ProviderRejected("credentials")
-        return RequestAuth(headers=self.auth_headers(credentials))
+        auth = self.templated_auth(credentials)
+        standard = {} if "access_token" in self.names_in_requests() else self.auth_headers(credentials)
+        return RequestAuth({**standard, **auth.headers}, auth.query_params)
 
     def auth_headers(self, tokens: OAuthTokens) -> Mapping[str, str]:
         """The headers of an authenticated request: the bearer header (RFC 6750 §2.1)."""
         return {"Authorization": f"Bearer {tokens.access_token}"}
 
-    def account_of(self, credentials: Credentials, fields: Mapping[str, Any]) -> NewAccount:
-        """The account of the tokens, by the verification response or by a value stored with the tokens."""
-        account = super().account_of(credentials, fields)
-        if self.account_id_extra is None or not isinstance(credentials, OAuthTokens):
-            return account
-        return NewAccount(credentials.extras.get(self.account_id_extra), account.account_label)
-
     # --- token endpoint
 
-    async def request_tokens(self, body: str, subject: str) -> OAuthTokens:
-        """Send a form to the token endpoint to exchange `subject` ("code", "grant"). Raises `ProviderError`."""
-        return self.read_tokens(await self.post_as_client(self.oauth_token_url, body), subject)
+    async def request_tokens(self, params: Mapping[str, str], subject: str, url: str | None = None) -> OAuthTokens:
+        """Send parameters to the token endpoint to exchange `subject` ("code", "grant"). Raises `ProviderError`."""
+        return self.read_tokens(await self.post_as_client(url or self.oauth_token_url, params), subject)
 
     def read_tokens(self, http_response: HttpResponse, subject: str) -> OAuthTokens:
         """The tokens in a token response. Raises `ProviderError`."""
@@ -285,14 +339,20 @@ class OAuth2Provider(BaseProvider):
             self.token_fields(fields),
             now,
             scope_separators=(self.scope_separator, ",") if self._splits_scopes_at_commas else (self.scope_separator,),
-            extra_fields=self.extra_fields,
+            keep=self.token_response.keep,
             is_refresh=subject == "grant",
         )
-        if self.tokens_never_expire:
+        self.require_reachable(tokens.extras)
+        if self.never_expires:
             return replace(tokens, expire_time=None, lifetime=None)
-        if tokens.lifetime is None and self.assumed_lifetime is not None:
-            return replace(tokens, expire_time=now + self.assumed_lifetime, lifetime=self.assumed_lifetime)
+        if tokens.lifetime is None and self.lifetime is not None:
+            return replace(tokens, expire_time=now + self.lifetime, lifetime=self.lifetime)
         return tokens
+
+    @property
+    def kept_names(self) -> Collection[str]:
+        """Also those of token responses."""
+        return {*super().kept_names, *self.token_response.keep}
 
     @property
     def _splits_scopes_at_commas(self) -> bool:
@@ -305,31 +365,44 @@ class OAuth2Provider(BaseProvider):
 
     def token_fields(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
         """The fields of a successful response, by the names of RFC 6749 §5.1."""
-        return fields
+        return self.token_response.standard_fields(fields)
 
     def oauth_error(self, fields: object) -> str | None:
-        """The error code in a response's fields, translated by `error_codes`."""
-        code = error_code(fields, self.error_field)
-        return next((standard for standard, codes in self.error_codes.items() if code in codes), code)
+        """The error code in a response's fields, translated by `errors`."""
+        return self.errors.meaning_of(error_code(fields, self.errors.field))
 
-    async def post_as_client(self, url: str, body: str) -> HttpResponse:
-        """POST a form with our client authentication (RFC 6749 §2.3.1)."""
-        return await self.send_as_client("POST", url, body)
+    async def post_as_client(self, url: str, params: Mapping[str, str]) -> HttpResponse:
+        """POST parameters to the token endpoint, with our client authentication."""
+        return await self.send_as_client("POST", url, params, self.token_body)
 
-    async def send_as_client(self, method: str, url: str, body: str) -> HttpResponse:
-        """Send a form with our client authentication (RFC 6749 §2.3.1)."""
-        client_id, client_secret = self.client_id, self.client_secret
+    async def send_as_client(
+        self, method: str, url: str, params: Mapping[str, str], body_type: BodyType = "form"
+    ) -> HttpResponse:
+        """Send parameters with our client authentication (RFC 6749 §2.3.1, RFC 7523 §2.2)."""
+        headers = fill_texts(self.token_headers, self.client_values)
         if self.token_auth == "client_secret_basic":
-            # RFC 6749 §2.3.1: both are form-encoded first. Authlib leaves that to its caller.
-            client_id, client_secret = quote_plus(client_id), quote_plus(client_secret)
-        headers = {"Content-Type": "application/x-www-form-urlencoded"}
-        auth = ClientAuth(client_id, client_secret, self.token_auth)
-        _, headers, body = auth.prepare(method, url, headers, body)  # type: ignore[no-untyped-call]
-        return await self.send(method, url, headers=headers, content=body)
+            # RFC 6749 §2.3.1: both are form-encoded first.
+            pair = f"{quote_plus(self.client_id)}:{quote_plus(self.client_secret)}"
+            headers["Authorization"] = f"Basic {b64encode(pair.encode()).decode()}"
+        elif self.token_auth == "client_secret_post":
+            params = {**params, "client_id": self.client_id, "client_secret": self.client_secret}
+        elif self.token_auth == "none":
+            params = {**params, "client_id": self.client_id}
+        elif self.token_auth != "header":
+            key = self.client_secret if self.token_auth == "client_secret_jwt" else self._setting("PRIVATE_KEY")
+            audience = fill(self.oauth_token_url, self.values)
+            now, key_id = self._context.clock(), self._setting("PRIVATE_KEY_ID")
+            params = {**params, **client_assertion(self.client_id, audience, key, now, key_id)}
+        content: dict[str, Any] = {body_type: params}
+        return await self.send(method, url, headers=headers, **content)
+
+    def basic_credentials(self) -> str:
+        """Our client id and secret in base64 (RFC 7617 §2), not form-encoded, for endpoints that take no form."""
+        return b64encode(f"{self.client_id}:{self.client_secret}".encode()).decode()
 
     def basic_authorization(self) -> str:
         """Our client id and secret as HTTP Basic credentials (RFC 7617), for endpoints that take no form."""
-        return f"Basic {b64encode(f'{self.client_id}:{self.client_secret}'.encode()).decode()}"
+        return f"Basic {self.basic_credentials()}"
 
 
 def _is_same_scope(first: str, second: str) -> bool:

@@ -20,7 +20,6 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Literal
 
-from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import InvalidField
 from integration_server.domain.proxy_messages import RateLimit
 from integration_server.providers.base import ProviderConfig
@@ -45,12 +44,15 @@ class QuickBooksProvider(OAuth2Provider):
     oauth_token_url = "https://oauth.platform.intuit.com/oauth2/v1/tokens/bearer"
     revocation_ends = "grant"
     revoke_url = "https://developer.api.intuit.com/v2/oauth2/tokens/revoke"
+    revoke_headers = {"Authorization": "Basic {basic}"}
+    revoke_params = {"token": "{token}"}
+    revoke_body_type = "json"
     url_params = {"host": _HOSTS["production"]}
     host_patterns = ("*.api.intuit.com",)
     required_scopes = ("com.intuit.quickbooks.accounting",)
     verify_url = "https://{host}/v3/company/{realmId}/companyinfo/{realmId}"
     webhook_scheme = QUICKBOOKS
-    account_id_extra = "realmId"
+    account_id_field = "realmId"
     account_label_field = "CompanyInfo.CompanyName"
     api_base_url = "https://{host}/v3/company/{realmId}"
     rate_limits = (RateLimit(500, timedelta(minutes=1)), RateLimit(10, timedelta(seconds=1)))
@@ -66,12 +68,6 @@ class QuickBooksProvider(OAuth2Provider):
         if not (realm.isascii() and realm.isdigit() and len(realm) <= 64):
             raise InvalidField("query", "has no realmId, which identifies the company")
         return {"realmId": realm}
-
-    async def revoke_tokens(self, revoke_url: str, tokens: OAuthTokens) -> bool:
-        """Revoke the refresh token, and its access tokens with it."""
-        headers = {"Authorization": self.basic_authorization()}
-        body = {"token": tokens.refresh_token or tokens.access_token}
-        return self.read_revocation(await self.send("POST", revoke_url, headers=headers, json=body))
 
 
 register = QuickBooksProvider.register_in

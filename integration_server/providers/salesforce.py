@@ -18,15 +18,13 @@
 - PKCE is supported, and can be required [M].
 """
 
-from dataclasses import replace
 from datetime import timedelta
 
 from pydantic import Field
 
-from integration_server.domain.credentials import OAuthTokens
-from integration_server.domain.errors import ProviderUnavailable
 from integration_server.providers.base import ProviderConfig
-from integration_server.providers.http import DeclaredOrigins, HttpResponse, origin_of, url_problem
+from integration_server.providers.declaration import Errors, TokenResponse
+from integration_server.providers.http import HttpResponse
 from integration_server.providers.oauth2 import OAuth2Provider
 
 _KINDS = ("sandbox", "develop", "scratch", "trailblaze", "demo", "patch", "free")
@@ -62,9 +60,9 @@ class SalesforceProvider(OAuth2Provider):
     )
     required_scopes = ("api", "openid", "refresh_token")
     token_auth = "client_secret_post"
-    extra_fields = ("instance_url",)
-    assumed_lifetime = timedelta(hours=1)
-    error_codes = {"invalid_grant": ("inactive_user", "inactive_org"), "invalid_client": ("invalid_client_id",)}
+    token_response = TokenResponse(keep={"instance": "instance_url"})
+    lifetime = timedelta(hours=1)
+    errors = Errors(dead=["inactive_user", "inactive_org"], client=["invalid_client_id"])
     account_id_field = "user_id"
     account_label_field = "preferred_username"
     config_model = SalesforceConfig
@@ -73,14 +71,6 @@ class SalesforceProvider(OAuth2Provider):
         """Also 403 with Salesforce's own text."""
         is_dead = response.status == 403 and response.body.strip() == b"Bad_OAuth_Token"
         return super().rejects_access_token(response) or is_dead
-
-    def read_tokens(self, http_response: HttpResponse, subject: str) -> OAuthTokens:
-        """The tokens in a token response, with the host where they are valid."""
-        tokens = super().read_tokens(http_response, subject)
-        url = tokens.extras.get("instance_url", "")
-        if url_problem(url, dev_mode=False) or origin_of(url) not in DeclaredOrigins((), self.host_patterns):
-            raise ProviderUnavailable(outcome_unknown=True)
-        return replace(tokens, extras={"instance": origin_of(url).removeprefix("https://").removesuffix(":443")})
 
 
 register = SalesforceProvider.register_in

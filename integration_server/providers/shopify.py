@@ -38,6 +38,7 @@ from pydantic import Field, field_validator
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import InvalidField
 from integration_server.providers.base import ExpiringFact, ProviderConfig
+from integration_server.providers.declaration import Errors, api_version_setting
 from integration_server.providers.http import HttpResponse
 from integration_server.providers.lenient_values import texts_at
 from integration_server.providers.oauth2 import OAuth2Provider
@@ -69,7 +70,7 @@ class ShopifyProvider(OAuth2Provider):
     revoke_method = "DELETE"
     revoke_token = "bearer"
     revocation_ends = "grant"
-    default_api_version = "2026-07"
+    settings = {"api_version": api_version_setting("2026-07")}
     expiring_facts = (ExpiringFact("Admin API 2026-07", date(2027, 7, 1), "2026-07"),)
     verify_url = "https://{shop}.myshopify.com/admin/api/{api_version}/shop.json"
     webhook_scheme = SHOPIFY
@@ -79,8 +80,8 @@ class ShopifyProvider(OAuth2Provider):
     required_scopes = ("read_products", "read_orders")
     scope_separator = ","
     token_auth = "client_secret_post"
-    error_codes = {"invalid_grant": ("app_not_installed", "invalid_subject_token")}
-    code_params = {"expiring": "1"}
+    errors = Errors(dead=["app_not_installed", "invalid_subject_token"])
+    token_params = {"expiring": "1"}
     refresh_token_grace = timedelta(days=30)
     account_id_field = "shop.myshopify_domain"
     account_label_field = "shop.name"

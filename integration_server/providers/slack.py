@@ -29,6 +29,7 @@ from pydantic import Field
 from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.errors import ProviderRejected
 from integration_server.providers.base import ProviderConfig
+from integration_server.providers.declaration import Errors, TokenResponse
 from integration_server.providers.http import HttpResponse
 from integration_server.providers.lenient_values import field_at, text_at
 from integration_server.providers.oauth2 import OAuth2Provider
@@ -39,8 +40,8 @@ _INVALID_TOKEN_ERRORS = frozenset(
     {"invalid_auth", "not_authed", "account_inactive", "token_revoked", "token_expired", "user_removed_from_team"}
 )
 _MAX_ERROR_SIZE = 4096
-_USER_TOKEN = "authed_user.access_token"
-_USER_REFRESH_TOKEN = "authed_user.refresh_token"
+_USER_TOKEN = "user_access_token"
+_USER_REFRESH_TOKEN = "user_refresh_token"
 
 
 class SlackConfig(ProviderConfig):
@@ -65,19 +66,21 @@ class SlackProvider(OAuth2Provider):
     scope_separator = ","
     retired_scopes = ("identify",)
     token_auth = "client_secret_post"
-    uses_pkce = False
-    error_codes = {
-        "invalid_grant": (
-            *("invalid_code", "code_already_used", "invalid_refresh_token"),
-            *("token_revoked", "account_inactive"),
-        ),
-        "invalid_client": ("invalid_client_id", "bad_client_secret"),
-        "temporarily_unavailable": (
-            *("ratelimited", "internal_error", "fatal_error"),
-            *("request_timeout", "service_unavailable"),
-        ),
-    }
-    extra_fields = ("team.id", "bot_user_id", "authed_user.id", _USER_TOKEN, _USER_REFRESH_TOKEN)
+    pkce = False
+    errors = Errors(
+        dead=["invalid_code", "code_already_used", "invalid_refresh_token", "token_revoked", "account_inactive"],
+        client=["invalid_client_id", "bad_client_secret"],
+        wait=["ratelimited", "internal_error", "fatal_error", "request_timeout", "service_unavailable"],
+    )
+    token_response = TokenResponse(
+        keep={
+            "installed_team": "team.id",
+            "bot_user": "bot_user_id",
+            "installing_user": "authed_user.id",
+            _USER_TOKEN: "authed_user.access_token",
+            _USER_REFRESH_TOKEN: "authed_user.refresh_token",
+        }
+    )
     reasons = (
         *_INVALID_TOKEN_ERRORS,
         *("missing_scope", "not_in_channel", "channel_not_found", "ratelimited", "ekm_access_denied", "access_denied"),

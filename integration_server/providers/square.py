@@ -18,7 +18,7 @@
 
 from datetime import timedelta
 
-from integration_server.domain.credentials import OAuthTokens
+from integration_server.providers.declaration import Errors, TokenResponse
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.square import SQUARE
 
@@ -30,28 +30,24 @@ class SquareProvider(OAuth2Provider):
     oauth_authorize_url = "https://connect.squareup.com/oauth2/authorize"
     oauth_token_url = "https://connect.squareup.com/oauth2/token"
     revoke_url = "https://connect.squareup.com/oauth2/revoke"
+    revoke_headers = {"Authorization": "Client {client_secret}"}
+    revoke_params = {"client_id": "{client_id}", "access_token": "{access_token}"}
+    revoke_body_type = "json"
     revocation_ends = "grant"
     refresh_token_grace = timedelta.max
     renew_after = timedelta(days=7)
     required_scopes = ("MERCHANT_PROFILE_READ",)
     authorize_params = {"session": "false"}
-    uses_pkce = False
-    error_field = "type"
-    error_codes = {"temporarily_unavailable": ("service.not_authorized",)}
+    pkce = False
+    errors = Errors(field="type", wait=["service.not_authorized"])
     token_auth = "client_secret_post"
-    extra_fields = ("merchant_id",)
-    account_id_extra = "merchant_id"
+    token_response = TokenResponse(keep={"merchant_id": "merchant_id"})
+    account_id_field = "merchant_id"
     verify_url = "https://connect.squareup.com/v2/locations"
     account_label_field = "locations.0.business_name"
     api_base_url = "https://connect.squareup.com/v2"
     allowed_request_headers = ("Square-Version",)
     webhook_scheme = SQUARE
-
-    async def revoke_tokens(self, revoke_url: str, tokens: OAuthTokens) -> bool:
-        """Revoke all of the merchant's tokens."""
-        headers = {"Authorization": f"Client {self.client_secret}"}
-        body = {"client_id": self.client_id, "access_token": tokens.access_token}
-        return self.read_revocation(await self.send("POST", revoke_url, headers=headers, json=body))
 
 
 register = SquareProvider.register_in

@@ -21,6 +21,7 @@ from urllib.parse import urlencode
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import ProviderMisconfigured, ProviderRejected
 from integration_server.domain.proxy_messages import RateLimit
+from integration_server.providers.declaration import TokenResponse
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.stripe import STRIPE
 
@@ -35,9 +36,9 @@ class StripeProvider(OAuth2Provider):
     revocation_ends = "grant"
     required_scopes = ("read_write",)
     token_auth = "client_secret_post"
-    tokens_never_expire = True
-    extra_fields = ("stripe_user_id",)
-    account_id_extra = "stripe_user_id"
+    never_expires = True
+    token_response = TokenResponse(keep={"stripe_user_id": "stripe_user_id"})
+    account_id_field = "stripe_user_id"
     verify_url = "https://api.stripe.com/v1/account"
     account_label_field = "email"
     api_base_url = "https://api.stripe.com"

@@ -52,6 +52,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -131,13 +132,13 @@ def parse_tokens(
     now: datetime,
     *,
     scope_separators: Sequence[str] = (),
-    extra_fields: Sequence[str] = (),
+    keep: Mapping[str, str] = MappingProxyType({}),
     is_refresh: bool = False,
 ) -> OAuthTokens:
     """The tokens in the fields of a response. Raises `ProviderUnavailable` if there are none.
 
-    `scope_separators` separate scopes, besides spaces; `extra_fields` are dotted paths of further values to keep. The
-    access token is empty if a refresh brings only a refresh token.
+    `scope_separators` separate scopes, besides spaces; `keep` has the dotted paths of further values to keep, by
+    their names. The access token is empty if a refresh brings only a refresh token.
     """
     access_token, refresh_token = _access_token(fields), _text_or_none(fields.get("refresh_token"))
     if access_token is None and not (is_refresh and refresh_token):
@@ -151,7 +152,7 @@ def parse_tokens(
         lifetime=lifetime,
         refresh_token_expire_time=None if refresh_token_lifetime is None else now + refresh_token_lifetime,
         scopes=_scopes(fields.get("scope"), scope_separators) or _scopes(fields.get("scopes"), scope_separators),
-        extras={path: text for path in extra_fields if (text := text_at(fields, path)) is not None},
+        extras={name: text for name, path in keep.items() if (text := text_at(fields, path)) is not None},
     )
 
 

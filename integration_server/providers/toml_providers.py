@@ -1,36 +1,44 @@
 """Providers without code: each `*.toml` file of a directory declares one. docs/adding-a-provider.md lists the keys.
 
 A declaration becomes a subclass of a generic provider with the declared values as class attributes, equivalent to a
-Python file that only declares.
+Python file that only declares. A file is validated as a whole: all its problems are reported together, each with the
+file, the line, the field, the problem and a hint.
 """
 
-import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Any, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    ValidationInfo,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from integration_server.domain.credentials import AuthMethod
-from integration_server.domain.proxy_messages import LimitScope, RateLimit
 from integration_server.providers.api_key import ApiKeyProvider, BasicAuthProvider
-from integration_server.providers.base import MIN_RENEW_AFTER, BaseProvider, RevocationEnds
-from integration_server.providers.factory import INTEGRATION_TYPE, ProviderFactory, ProvidersError
-from integration_server.providers.oauth2 import RESERVED_PARAMS, OAuth2Provider, RevokeToken, TokenAuth
-from integration_server.providers.url_templates import Url
+from integration_server.providers.base import BaseProvider
+from integration_server.providers.declaration import (
+    MODELS,
+    ApiKeyDeclaration,
+    BasicDeclaration,
+    Declaration,
+    DeclaredNames,
+    OAuth2Declaration,
+    problems_between,
+)
+from integration_server.providers.factory import ProviderFactory, ProvidersError
+from integration_server.providers.oauth2 import OAuth2Provider
+from integration_server.providers.webhooks.declared_scheme import declared_scheme
 
-T = TypeVar("T")
+_GENERIC: Mapping[AuthMethod, Any] = {  # their classes; mypy allows abstract ones nowhere else
+    AuthMethod.OAUTH2: OAuth2Provider,
+    AuthMethod.API_KEY: ApiKeyProvider,
+    AuthMethod.BASIC: BasicAuthProvider,
+}
+
+_MAX_SIZE = 1 << 18  # bytes; the longest declarations have ten kilobytes, and the lines of problems are searched
 
 
 def load_toml_providers(directory: Path, factory: ProviderFactory, *, dev_mode: bool) -> None:
@@ -38,211 +46,181 @@ def load_toml_providers(directory: Path, factory: ProviderFactory, *, dev_mode: 
     problems = [] if directory.is_dir() else [f"{directory}: is not a directory"]
     for path in sorted(directory.glob("*.toml")):
         try:
-            declaration = _read(path, dev_mode=dev_mode)
-            factory.register(declaration.integration_type, declaration.provider_class(), origin=str(path))
+            declaration = read_declaration(path, dev_mode=dev_mode)
+            factory.register(declaration.integration_type, provider_class(declaration), origin=str(path))
         except ProvidersError as error:
             problems.extend(error.problems)
     if problems:
         raise ProvidersError(problems)
 
 
-def _read(path: Path, *, dev_mode: bool) -> "Declaration":
+def read_declaration(path: Path, *, dev_mode: bool) -> Declaration:
+    """The declaration in a file. Raises `ProvidersError` with all its problems."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if path.stat().st_size > _MAX_SIZE:
+            raise ProvidersError([f"{path}: has more than {_MAX_SIZE} bytes"])
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
         raise ProvidersError([f"{path}: cannot be read as TOML: {error}"]) from error
+    model = MODELS.get(str(values.get("auth_method")), Declaration)
+    context = {"dev_mode": dev_mode, "names": DeclaredNames.of(values)}
+    problems: list[tuple[Sequence[str], str]]
     try:
-        model = _MODELS.get(str(values.get("auth_method")), Declaration)
-        return model.model_validate(values, context={"dev_mode": dev_mode})
+        declaration = model.model_validate(values, context=context)
+        problems = [(key.split("."), problem) for key, problem in problems_between(declaration)]
+        if not problems:
+            return declaration
     except ValidationError as error:
-        raise ProvidersError(f"{path}: {problem}" for problem in _describe_errors(error)) from error
+        problems = [*_describe_errors(error, model), *_further_problems(error, model, values, context)]
+    lines = _lines_of(text)
+    raise ProvidersError(
+        f"{path}: {'.'.join(loc)}: {problem} ({_hint(loc, model, lines)})".removesuffix(" ()")
+        for loc, problem in problems
+    )
 
 
-def _describe_errors(error: ValidationError) -> Iterator[str]:
-    for detail in error.errors():
-        name = ".".join(part for part in map(str, detail["loc"]) if part != "[key]")
-        yield f"{name}: {_MESSAGES.get(detail['type'], detail['msg'])}"
+def json_schema() -> dict[str, Any]:
+    """The language as JSON Schema, for editors."""
+    declarations: TypeAdapter[Any] = TypeAdapter(OAuth2Declaration | ApiKeyDeclaration | BasicDeclaration)
+    schema = declarations.json_schema(mode="validation", by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Provider declaration", **schema}
 
 
-_MESSAGES = {
-    "extra_forbidden": "is not known, or not allowed with this auth_method",
-    "missing": "is required",
+# --- problems --------------------------------------------------------------------------------------------------------
+
+_MESSAGES = {"missing": "is required"}
+_PLACEHOLDERS = {  # of required keys, while the other keys of an invalid file are compared with each other
+    "integration_type": "x",
+    "token_url": "https://x.example/",
 }
+_MAX_LISTED_KEYS = 15  # of a table; a whole declaration has more, which `types schema` lists
 
 
-# --- types of fields
+def _describe_errors(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[Sequence[str], str]]:
+    for detail in error.errors(include_url=False, include_input=False, include_context=False):
+        loc = tuple(part for part in map(str, detail["loc"]) if part != "[key]")
+        yield loc, _problem_at(loc, detail, model)
 
 
-def _exclude_header(value: str, info: ValidationInfo) -> str:
-    if info.data.get("api_key_header") is not None:
-        raise PydanticCustomError("api_key_location", "cannot be combined with api_key_header")
-    return value
-
-
-def _exclude_revoke_url(value: T, info: ValidationInfo) -> T:
-    if info.data.get("revoke_url") is not None:
-        raise PydanticCustomError("revocation", "cannot be combined with revoke_url, which is its short form")
-    return value
-
-
-def _param_name(value: str) -> str:
-    if value in RESERVED_PARAMS:
-        raise PydanticCustomError("reserved", "is set by the server")
-    return value
-
-
-def _require_verification(value: str | None, info: ValidationInfo) -> str | None:
-    if "verify" in info.data and (value is not None) != info.data["verify"]:
-        problem = "is required, unless the file says verify = false" if value is None else "contradicts verify = false"
-        raise PydanticCustomError("verification", "{problem}", {"problem": problem})
-    return value
-
-
-def _require_false(value: bool) -> bool:  # a validator
-    if value:
-        raise PydanticCustomError("verify", "can only be false")
-    return value
-
-
-ApiName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
-KeyField = Literal["api_key", "api_secret"]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-FieldPath = Annotated[str, StringConstraints(pattern=r"^[^.]+(\.[^.]+)*$")]
-Scope = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]+$")]
-ParamName = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,256}$")]
-HeaderName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]  # RFC 9110 §5.1
-
-
-# --- declarations
-# A field has the name of the provider's attribute; its alias is the key in the file.
-
-
-def _path_pattern(pattern: str) -> str:
+def _further_problems(
+    error: ValidationError, model: type[Declaration], values: Mapping[str, Any], context: Mapping[str, Any]
+) -> Iterator[tuple[Sequence[str], str]]:
+    """The contradictions between those keys of a file that are valid."""
+    invalid = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
+    required = {key: value for key, value in _PLACEHOLDERS.items() if key in keys_of(model)}
+    others = required | {key: value for key, value in values.items() if key not in invalid}
     try:
-        re.compile(pattern)
-    except re.error:
-        raise ValueError("is not a regular expression") from None
-    return pattern
+        valid = model.model_validate(others, context=context)
+    except ValidationError:
+        return  # without a valid `auth_method` it is not known which keys belong together
+    for key, problem in problems_between(valid):
+        if not any(name.startswith(key.partition(".")[0]) for name in invalid):
+            yield key.split("."), problem
 
 
-ResourceName = Annotated[str, StringConstraints(pattern=r"^(?:[A-Za-z0-9_.:-]|\{[a-z_]+\}){1,64}$")]
-PathPattern = Annotated[str, StringConstraints(pattern="^/", max_length=500), AfterValidator(_path_pattern)]
-ResourcePath = Annotated[str, StringConstraints(pattern=r"^(?:header:[a-z0-9-]+|[A-Za-z0-9_.*-]+)$", max_length=200)]
+def _problem_at(loc: Sequence[str], detail: ErrorDetails, model: type[BaseModel]) -> str:
+    if detail["type"] == "extra_forbidden":
+        return _unknown_key(loc[-1], _find(loc, model)[0])
+    return _MESSAGES.get(detail["type"], detail["msg"])
 
 
-class RateLimitDeclaration(BaseModel):
-    """One `[[rate_limits]]`: a number of calls per number of seconds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
-
-    calls: Annotated[int, Field(ge=1, le=1_000_000)]
-    seconds: Annotated[float, Field(ge=1, le=86_400)]
-    per: Annotated[LimitScope, Field(strict=False)] = LimitScope.INTEGRATION
-    resource: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{0,64}$")] = ""
-
-    def rate_limit(self) -> RateLimit:
-        """The value of the provider's attribute."""
-        return RateLimit(self.calls, timedelta(seconds=self.seconds), self.per, self.resource)
+def _hint(loc: Sequence[str], model: type[BaseModel], lines: Mapping[tuple[str, ...], int]) -> str:
+    """The line, and the description of the key or of the table that has it."""
+    _, field = _find(loc, model)
+    description = "" if field is None or field.description is None else " ".join(field.description.split())
+    return "; ".join(part for part in (_line_of(loc, lines), description) if part)
 
 
-class RevocationDeclaration(BaseModel):
-    """`revoke`: the request that revokes a grant, and what it ends."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
-
-    revoke_url: Url = Field(alias="url")
-    revoke_method: Literal["POST", "DELETE"] = Field("POST", alias="method")
-    revoke_token: RevokeToken = Field("refresh_token", alias="token")
-    revocation_ends: RevocationEnds = Field("token", alias="ends")
-
-
-class Declaration(BaseModel):
-    """The keys of all providers. Validates a file whose `auth_method` is missing or unknown."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, hide_input_in_errors=True)
-    generic_class: ClassVar[type[BaseProvider]]
-
-    integration_type: Annotated[str, StringConstraints(pattern=f"^{INTEGRATION_TYPE.pattern}$")]
-    auth_method: Annotated[AuthMethod, Field(strict=False)]
-    display_name: Text | None = None
-    verify: Annotated[bool, AfterValidator(_require_false), Field(exclude=True)] = True
-    verify_url: Url | None = None
-    account_id_field: FieldPath | None = None
-    account_label_field: FieldPath | None = None
-    api_base_url: Url | None = None
-    api_base_urls: dict[ApiName, Url] = {}
-    rate_limits: list[RateLimitDeclaration] = []
-    rate_limit_resources: dict[ResourceName, PathPattern] = {}
-    rate_limit_resource_paths: list[ResourcePath] = []
-    calls_at_once: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    allowed_request_headers: list[HeaderName] = []
-
-    def provider_class(self) -> type[BaseProvider]:
-        """A subclass of the generic provider with the declared values."""
-        values = self.model_dump(exclude_unset=True)
-        values["rate_limits"] = tuple(limit.rate_limit() for limit in self.rate_limits)
-        return type("TomlProvider", (self.generic_class,), values)
+def _unknown_key(key: str, parent: type[BaseModel]) -> str:
+    elsewhere = {name: method for method, model in MODELS.items() for name in keys_of(model)}
+    if issubclass(parent, Declaration) and key in elsewhere:
+        return f"is not allowed with this auth_method, only with {elsewhere[key]}"
+    close = get_close_matches(key, keys_of(parent), n=1)
+    if close:
+        return f"is not known; did you mean {close[0]}?"
+    known = f"; known are {', '.join(sorted(keys_of(parent)))}" if len(keys_of(parent)) <= _MAX_LISTED_KEYS else ""
+    return f"is not known{known}"
 
 
-class OAuth2Declaration(Declaration):
-    """`auth_method = "oauth2"`."""
-
-    model_config = ConfigDict(extra="forbid")
-    generic_class = OAuth2Provider
-
-    oauth_authorize_url: Url = Field(alias="authorize_url")
-    oauth_token_url: Url = Field(alias="token_url")
-    revoke_url: Url | None = None
-    revoke: Annotated[RevocationDeclaration | None, AfterValidator(_exclude_revoke_url), Field(exclude=True)] = None
-    issuer: Url | None = None
-    required_scopes: list[Scope] = Field([], alias="scopes")
-    scope_separator: Annotated[str, StringConstraints(min_length=1, max_length=8)] = " "
-    token_auth: TokenAuth = "client_secret_basic"
-    refresh_token_grace: Annotated[timedelta, Field(strict=False, ge=timedelta(0))] = Field(
-        timedelta(0), alias="refresh_token_grace_seconds"
-    )
-    renew_after: Annotated[timedelta, Field(strict=False, ge=MIN_RENEW_AFTER)] = Field(
-        timedelta.max, alias="renew_after_seconds"
-    )
-    authorize_params: dict[Annotated[Text, AfterValidator(_param_name)], str] = {}
-
-    def provider_class(self) -> type[BaseProvider]:
-        """Also with the values of `revoke`."""
-        declared = super().provider_class()
-        return declared if self.revoke is None else type("TomlProvider", (declared,), self.revoke.model_dump())
+def keys_of(model: type[BaseModel]) -> Mapping[str, FieldInfo]:
+    """The fields of a model by their keys in a file."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
-class KeyDeclaration(Declaration):
-    """The keys of providers with API keys.
-
-    A key is verified before it is stored, which needs a `verify_url`; `verify = false` declares that there is none.
-    """
-
-    verify_url: Annotated[Url | None, Field(validate_default=True), AfterValidator(_require_verification)] = None
-    allows_whitespace_in: list[KeyField] = []
-
-
-class ApiKeyDeclaration(KeyDeclaration):
-    """`auth_method = "api_key"`."""
-
-    model_config = ConfigDict(extra="forbid")
-    generic_class = ApiKeyProvider
-
-    api_key_header: HeaderName | None = None
-    api_key_query_param: Annotated[ParamName, AfterValidator(_exclude_header)] | None = None
+def _find(loc: Sequence[str], model: type[BaseModel]) -> tuple[type[BaseModel], FieldInfo | None]:
+    """The model that has the last key of a location, and the field of that key."""
+    field: FieldInfo | None = None
+    parent = model
+    for part in loc:
+        fields = keys_of(model)
+        if part in fields:
+            parent, field = model, fields[part]
+            model = table_of(field.annotation) or model
+        elif field is None or part != loc[-1]:
+            parent = model
+    return (model if loc and loc[-1] not in keys_of(parent) else parent), field
 
 
-class BasicDeclaration(KeyDeclaration):
-    """`auth_method = "basic"`."""
-
-    model_config = ConfigDict(extra="forbid")
-    generic_class = BasicAuthProvider
-
-    required_fields: Annotated[list[KeyField], Field(min_length=1)] = ["api_key", "api_secret"]
+def table_of(annotation: object) -> type[BaseModel] | None:
+    """The model in a type such as `dict[str, Model]` or `Model | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := table_of(part))), None)
 
 
-_MODELS: Mapping[object, type[Declaration]] = {
-    "oauth2": OAuth2Declaration,
-    "api_key": ApiKeyDeclaration,
-    "basic": BasicDeclaration,
-}
+def _lines_of(text: str) -> Mapping[tuple[str, ...], int]:
+    """The line of each key, where its statement begins: the first line after which a shorter text has it."""
+    lines = text.splitlines(keepends=True)
+    found: dict[tuple[str, ...], int] = {}
+    begin = 0
+    for end in range(1, len(lines) + 1):
+        try:
+            values = tomllib.loads("".join(lines[:end]))
+        except ValueError:
+            continue  # within a statement
+        for path in _paths(values, ()):
+            found.setdefault(path, begin + 1)
+        begin = end
+    return found
+
+
+def _paths(value: object, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    if path:
+        yield path
+    items: Iterable[tuple[object, object]] = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    for name, part in items:
+        yield from _paths(part, (*path, str(name)))
+
+
+def _line_of(loc: Sequence[str], lines: Mapping[tuple[str, ...], int]) -> str:
+    """The line of the location, or of the table that lacks it; nothing for a key that the whole file lacks."""
+    known = (lines[part] for end in range(len(loc), 0, -1) if (part := tuple(loc[:end])) in lines)
+    line = next(known, None)
+    return "" if line is None else f"line {line}"
+
+
+# --- providers -------------------------------------------------------------------------------------------------------
+
+
+def provider_class(declaration: Declaration) -> type[BaseProvider]:
+    """A subclass of the generic provider with the declared values."""
+    values = {name: getattr(declaration, name) for name in declaration.model_fields_set}
+    if (revoke := values.pop("revoke", None)) is not None:
+        values |= {f"revoke_{name}": getattr(revoke, name) for name in type(revoke).model_fields}
+        values["revocation_ends"] = values.pop("revoke_ends")
+    if isinstance(declaration, ApiKeyDeclaration):
+        header, query = values.pop("api_key_header", None), values.pop("api_key_query_param", None)
+        values["request_headers"] = {**declaration.request_headers, **({header: "{api_key}"} if header else {})}
+        values["request_query"] = {**declaration.request_query, **({query: "{api_key}"} if query else {})}
+    if (webhook := values.pop("webhook", None)) is not None:
+        values["webhook_scheme"] = declared_scheme(webhook)
+    if isinstance(declaration, OAuth2Declaration) and declaration.grant == "client_credentials":
+        values["oauth_authorize_url"] = None
+        values["refresh_token_grace"] = timedelta.max  # the secrets obtain tokens any number of times
+    values["rate_limits"] = tuple(limit.rate_limit() for limit in declaration.rate_limits)
+    return type("TomlProvider", (_GENERIC[declaration.auth_method],), values)

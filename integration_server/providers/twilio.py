@@ -34,7 +34,7 @@ class TwilioProvider(BasicAuthProvider):
         """The provider with the SID in its URLs."""
         if not isinstance(credentials, ApiKey) or not _ACCOUNT_SID.fullmatch(credentials.api_key):
             raise ProviderRejected("credentials")
-        return self.with_url_params(account_sid=credentials.api_key)
+        return super().for_credentials(credentials).with_url_params(account_sid=credentials.api_key)
 
 
 register = TwilioProvider.register_in

@@ -31,8 +31,6 @@ from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
-from authlib.oauth2.rfc7009.parameters import prepare_revoke_token_request
-
 from integration_server.domain.credentials import Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.errors import ProviderRejected, ProviderUnavailable
 from integration_server.domain.proxy_messages import LimitScope, RateLimit
@@ -70,13 +68,13 @@ class XeroProvider(OAuth2Provider):
         *("openid", "profile", "email", "offline_access", "accounting.contacts"),
         *_TRANSACTION_SCOPES,
     )
-    implied_scopes = {_TRANSACTIONS: _TRANSACTION_SCOPES}
+    scope_equivalents = {_TRANSACTIONS: _TRANSACTION_SCOPES}
     retired_scopes = (_TRANSACTIONS,)
     expiring_facts = (ExpiringFact(f"the scope {_TRANSACTIONS}", date(2027, 9, 1), _TRANSACTIONS),)
     refresh_token_grace = timedelta(minutes=30)
     verify_url = "https://api.xero.com/connections"
     webhook_scheme = XERO
-    account_id_extra = "tenant_id"
+    account_id_field = "tenant_id"
     api_base_url = "https://api.xero.com/api.xro/2.0"
     rate_limits = (
         RateLimit(60, timedelta(minutes=1)),
@@ -135,8 +133,8 @@ class XeroProvider(OAuth2Provider):
                     raise ProviderUnavailable(retry_after=response.retry_after)
         if any(text_at(tenant, "tenantId") != tokens.extras.get("tenant_id") for tenant in tenants):
             return True
-        body, _ = prepare_revoke_token_request(tokens.refresh_token or tokens.access_token)
-        return self.read_revocation(await self.post_as_client(revoke_url, body))
+        form = {"token": tokens.refresh_token or tokens.access_token}
+        return self.read_revocation(await self.post_as_client(revoke_url, form))
 
     async def verify_connection(self, credentials: Credentials) -> NewAccount:
         """Check that the tenant is still connected, and return its name."""

@@ -47,6 +47,7 @@ _ERRORS: dict[int, Sequence[type[IntegrationServerError]]] = {
         errors.ApiNotDeclared,
         errors.SyncTokenExpired,
         errors.ProviderRejected,
+        errors.AccountNotChosen,
     ),
     code_pb2.ABORTED: (errors.EtagMismatch,),
     code_pb2.UNAVAILABLE: (

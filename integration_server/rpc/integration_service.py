@@ -114,6 +114,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
                 api_key=mapping.decode_key("api_key", request.api_key),
                 api_secret=mapping.decode_key("api_secret", request.api_secret),
                 webhook_secret=mapping.decode_key("webhook_secret", request.webhook_secret),
+                secret_fields=mapping.decode_secret_fields(request.secret_fields),
                 name=mapping.decode_text("name", request.name),
                 config=mapping.decode_config(request.config),
                 integration_id=mapping.decode_optional_integration_id(request.integration_id),

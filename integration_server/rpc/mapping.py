@@ -33,7 +33,7 @@ from integration_server.domain.webhooks import WebhookRequest, WebhookResponse
 from integration_server.service.credentials.credential_service import TokenState, UsableCredentials
 from integration_server.service.events.event_stream import StreamItem
 from integration_server.service.integrations.ports import IntegrationUpdate
-from integration_server.service.provider_port import Provider
+from integration_server.service.provider_port import DeclaredField, Provider
 from integrations.v1 import credentials_pb2, event_pb2, integration_pb2, webhook_pb2
 from integrations.v1 import integration_service_pb2 as pb
 
@@ -41,6 +41,8 @@ from integrations.v1 import integration_service_pb2 as pb
 MAX_USER_ID_LENGTH = 128
 MAX_NAME_LENGTH = MAX_IDEMPOTENCY_KEY_LENGTH = 255
 MAX_KEY_LENGTH = 4096
+MAX_SECRET_FIELD_LENGTH = 8192  # the file of a service account has some 2,400 characters
+MAX_SECRET_FIELDS = 16  # the most that a known provider has is four
 MAX_URL_LENGTH = MAX_PATH_LENGTH = 2048
 MAX_PARAMETER_LENGTH = 8192  # of a callback: some providers' authorization codes have 2,000 characters
 MAX_WEBHOOK_URL_LENGTH = 16 * 1024
@@ -148,6 +150,17 @@ def decode_matching(
 def decode_key(field: str, value: str) -> str:
     """Return a key or secret without what was pasted with it. Its type says which characters it may have."""
     return decode_content(field, value, MAX_KEY_LENGTH).strip(_PASTED)
+
+
+def decode_secret_fields(values: Mapping[str, str]) -> dict[str, str]:
+    """Return the secrets that a type declares, without what was pasted with them."""
+    require_at_most("secret_fields", list(values), MAX_SECRET_FIELDS)
+    return {
+        decode_text("secret_fields", name, MAX_NAME_LENGTH): decode_text(
+            "secret_fields", value, MAX_SECRET_FIELD_LENGTH
+        ).strip(_PASTED)
+        for name, value in values.items()
+    }
 
 
 def require_at_most(field: str, values: Sequence[T], max_count: int) -> Sequence[T]:
@@ -362,7 +375,20 @@ def encode_health_check(check: HealthCheck) -> integration_pb2.HealthCheck:
 def encode_integration_type(provider: Provider) -> integration_pb2.IntegrationTypeInfo:
     """Convert a provider to the integration type that it implements."""
     configured = not provider.missing_settings
-    return encode(integration_pb2.IntegrationTypeInfo, provider, scopes=provider.required_scopes, configured=configured)
+    return encode(
+        integration_pb2.IntegrationTypeInfo,
+        provider,
+        scopes=provider.required_scopes,
+        configured=configured,
+        config_fields=[_encode_field(name, one) for name, one in provider.config_fields.items()],
+        secret_fields=[_encode_field(name, one) for name, one in provider.secret_fields.items()],
+    )
+
+
+def _encode_field(name: str, declared: DeclaredField) -> integration_pb2.DeclaredField:
+    title = declared.title or name.replace("_", " ").capitalize()
+    required = declared.required and declared.default is None
+    return encode(integration_pb2.DeclaredField, declared, name=name, title=title, required=required)
 
 
 def encode_credentials(usable: UsableCredentials) -> credentials_pb2.Credentials:

@@ -5,11 +5,42 @@ from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import Any, Protocol
 
-from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens, RequestAuth
+from integration_server.domain.credentials import ApiKey, AuthMethod, Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, ApiStream, RateLimit
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookRequest
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.service.request_body import RequestBody
+
+
+class DeclaredField(Protocol):
+    """A field that a type declares, with what a form needs to ask for it."""
+
+    @property
+    def title(self) -> str | None:
+        """The name to show; None if the field's own name is enough."""
+
+    @property
+    def help(self) -> str:
+        """What the field is, and where its value is found."""
+
+    @property
+    def pattern(self) -> str | None:
+        """A regular expression that the whole value matches."""
+
+    @property
+    def choices(self) -> Sequence[str]:
+        """The allowed values; any, if empty."""
+
+    @property
+    def required(self) -> bool:
+        """Whether the field must be given, unless it has a default."""
+
+    @property
+    def default(self) -> str | None:
+        """The value of a field that is not given."""
+
+    def problem_of(self, value: object) -> str | None:
+        """Why a given value is not allowed, as the end of a sentence, or None."""
 
 
 class Provider(Protocol):
@@ -38,6 +69,14 @@ class Provider(Protocol):
     @property
     def required_fields(self) -> Sequence[str]:
         """The fields that an API key must have: "api_key", "api_secret"."""
+
+    @property
+    def config_fields(self) -> Mapping[str, DeclaredField]:
+        """The fields of an integration's config that the provider uses, by name."""
+
+    @property
+    def secret_fields(self) -> Mapping[str, DeclaredField]:
+        """The secrets of an account besides key and secret, by name."""
 
     @property
     def missing_settings(self) -> Sequence[str]:
@@ -75,6 +114,10 @@ class Provider(Protocol):
     def for_config(self, config: Mapping[str, Any]) -> "Provider":
         """The provider for an integration with this config. Raises `InvalidField`."""
 
+    @property
+    def has_authorization_page(self) -> bool:
+        """Whether a user connects an account in the browser, and not with a key or other secrets."""
+
     def authorization_url(self, *, redirect_uri: str, state: str, scopes: Sequence[str], code_challenge: str) -> str:
         """The authorization URL for the browser (RFC 6749 §4.1.1, RFC 7636 §4.3 with S256)."""
 
@@ -87,8 +130,8 @@ class Provider(Protocol):
     def missing_scopes(self, requested_scopes: Sequence[str], tokens: OAuthTokens) -> Sequence[str]:
         """The requested scopes that were not granted."""
 
-    def read_callback(self, query: Mapping[str, str]) -> Mapping[str, str]:
-        """Values of the callback's query to store with the tokens. Raises `InvalidField`."""
+    def for_callback(self, query: Mapping[str, str]) -> "Provider":
+        """The provider with the values of the callback that are stored with the tokens. Raises `InvalidField`."""
 
     async def exchange_code_for_tokens(self, code: str, redirect_uri: str, code_verifier: str) -> OAuthTokens:
         """Exchange an authorization code (RFC 6749 §4.1.3)."""
@@ -108,6 +151,16 @@ class Provider(Protocol):
 
     def receive_webhook(self, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
         """The events in a webhook request that one of the secrets signs. Raises `InvalidWebhookSignature`."""
+
+    @property
+    def has_verification(self) -> bool:
+        """Whether the provider has a request that verifies credentials."""
+
+    async def credentials_of(self, key: ApiKey) -> Credentials:
+        """The credentials to store for a key: the key itself, or tokens that are obtained with it.
+
+        They have the values of the config, and those that are looked up.
+        """
 
     async def verify_connection(self, credentials: Credentials) -> NewAccount:
         """Check the credentials at the provider, and return their account."""

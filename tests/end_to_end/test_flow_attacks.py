@@ -53,7 +53,7 @@ def register_types(evil_url: str, factory: ProviderFactory, honest_url: str) -> 
 
     class WithoutPkce(Honest):
         integration_type = "without_pkce"
-        uses_pkce = False
+        pkce = False
 
     class Evil(Honest):
         integration_type = "evil"

@@ -32,6 +32,7 @@ EVERY_ERROR: Sequence[IntegrationServerError] = (
     errors.CallerNotAllowed(),
     errors.ProviderUnavailable(retry_after=timedelta(seconds=7)),
     errors.ProviderRejected("code", oauth_error="invalid_grant"),
+    errors.AccountNotChosen("site", {"s1": "One"}),
     errors.ProviderMisconfigured(oauth_error="invalid_client"),
     errors.ApiNotDeclared(),
     errors.RateLimited(timedelta(seconds=7)),

@@ -15,7 +15,7 @@ from integration_server.domain.errors import ProviderNotConfigured, ProviderReje
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, ApiStream, RateLimit
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookRequest
 from integration_server.service.integrations.ports import NewAccount
-from integration_server.service.provider_port import Provider
+from integration_server.service.provider_port import DeclaredField, Provider
 from integration_server.service.request_body import RequestBody
 from tests import signed_webhook_provider
 from tests.fakes.clock import SettableClock
@@ -46,6 +46,10 @@ class FakeProvider:
     names_accounts_like: Sequence[str] = ()
     refresh_token_grace: timedelta = timedelta(0)
 
+    has_verification: bool = True
+    config_fields: Mapping[str, DeclaredField] = field(default_factory=dict)
+    secret_fields: Mapping[str, DeclaredField] = field(default_factory=dict)
+
     account: NewAccount = ACCOUNT
     lifetime: timedelta | None = HOUR
     granted_scopes: tuple[str, ...] | None = None
@@ -74,6 +78,7 @@ class FakeProvider:
     supports_webhooks: bool = False
     app_secrets: Sequence[str] = ()
 
+    kept: Mapping[str, str] = field(default_factory=dict)
     challenges: list[str] = field(default_factory=list)
     exchanges: list[tuple[str, str]] = field(default_factory=list)
     refreshes: list[str] = field(default_factory=list)
@@ -81,6 +86,11 @@ class FakeProvider:
     revocations: list[Credentials] = field(default_factory=list)
     in_flight: int = 0
     max_in_flight: int = 0
+
+    @property
+    def has_authorization_page(self) -> bool:
+        """Whether accounts are connected in the browser."""
+        return self.auth_method is AuthMethod.OAUTH2
 
     def require_configured(self) -> None:
         """Raise `ProviderNotConfigured` if settings are missing."""
@@ -112,9 +122,10 @@ class FakeProvider:
         """The requested scopes that were not granted, as OAuth 2 providers determine them."""
         return [scope for scope in requested_scopes if not _is_granted(scope, tokens)]
 
-    def read_callback(self, query: Mapping[str, str]) -> Mapping[str, str]:
-        """The parameter `realmId`, which QuickBooks sends."""
-        return {"realmId": query["realmId"]} if "realmId" in query else {}
+    def for_callback(self, query: Mapping[str, str]) -> "FakeProvider":
+        """Keeps the parameter `realmId`, which QuickBooks sends."""
+        self.kept = {"realmId": query["realmId"]} if "realmId" in query else {}
+        return self
 
     async def exchange_code_for_tokens(self, code: str, redirect_uri: str, code_verifier: str) -> OAuthTokens:
         """Tokens for any code; rejects a wrong verifier."""
@@ -122,7 +133,7 @@ class FakeProvider:
         await self._finish_call(self.exchange_error)
         if s256(code_verifier) not in self.challenges:
             raise ProviderRejected("code", oauth_error="invalid_grant")
-        return self._tokens(len(self.exchanges), "access", "refresh")
+        return replace(self._tokens(len(self.exchanges), "access", "refresh"), extras=self.kept)
 
     async def refresh(self, tokens: OAuthTokens) -> OAuthTokens:
         """The next tokens."""
@@ -131,6 +142,10 @@ class FakeProvider:
         await self._finish_call(self.refresh_error)
         refreshed = self._tokens(number, "renewed-access", "renewed-refresh")
         return refreshed if self.rotates_refresh_token else replace(refreshed, refresh_token=None)
+
+    async def credentials_of(self, key: ApiKey) -> Credentials:
+        """The key itself."""
+        return key
 
     async def verify_connection(self, credentials: Credentials) -> NewAccount:
         """The account."""

@@ -144,7 +144,7 @@ class ErrorRate(_message.Message):
     def __init__(self, window: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., checks: _Optional[int] = ..., failures: _Optional[int] = ..., rate: _Optional[float] = ...) -> None: ...
 
 class IntegrationTypeInfo(_message.Message):
-    __slots__ = ("integration_type", "display_name", "auth_method", "scopes", "required_fields", "configured", "missing_settings", "aliases")
+    __slots__ = ("integration_type", "display_name", "auth_method", "scopes", "required_fields", "configured", "missing_settings", "aliases", "config_fields", "secret_fields", "has_authorization_page")
     INTEGRATION_TYPE_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     AUTH_METHOD_FIELD_NUMBER: _ClassVar[int]
@@ -153,6 +153,9 @@ class IntegrationTypeInfo(_message.Message):
     CONFIGURED_FIELD_NUMBER: _ClassVar[int]
     MISSING_SETTINGS_FIELD_NUMBER: _ClassVar[int]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELDS_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELDS_FIELD_NUMBER: _ClassVar[int]
+    HAS_AUTHORIZATION_PAGE_FIELD_NUMBER: _ClassVar[int]
     integration_type: str
     display_name: str
     auth_method: AuthMethod
@@ -161,4 +164,25 @@ class IntegrationTypeInfo(_message.Message):
     configured: bool
     missing_settings: _containers.RepeatedScalarFieldContainer[str]
     aliases: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, integration_type: _Optional[str] = ..., display_name: _Optional[str] = ..., auth_method: _Optional[_Union[AuthMethod, str]] = ..., scopes: _Optional[_Iterable[str]] = ..., required_fields: _Optional[_Iterable[str]] = ..., configured: _Optional[bool] = ..., missing_settings: _Optional[_Iterable[str]] = ..., aliases: _Optional[_Iterable[str]] = ...) -> None: ...
+    config_fields: _containers.RepeatedCompositeFieldContainer[DeclaredField]
+    secret_fields: _containers.RepeatedCompositeFieldContainer[DeclaredField]
+    has_authorization_page: bool
+    def __init__(self, integration_type: _Optional[str] = ..., display_name: _Optional[str] = ..., auth_method: _Optional[_Union[AuthMethod, str]] = ..., scopes: _Optional[_Iterable[str]] = ..., required_fields: _Optional[_Iterable[str]] = ..., configured: _Optional[bool] = ..., missing_settings: _Optional[_Iterable[str]] = ..., aliases: _Optional[_Iterable[str]] = ..., config_fields: _Optional[_Iterable[_Union[DeclaredField, _Mapping]]] = ..., secret_fields: _Optional[_Iterable[_Union[DeclaredField, _Mapping]]] = ..., has_authorization_page: _Optional[bool] = ...) -> None: ...
+
+class DeclaredField(_message.Message):
+    __slots__ = ("name", "title", "help", "pattern", "choices", "required", "default")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TITLE_FIELD_NUMBER: _ClassVar[int]
+    HELP_FIELD_NUMBER: _ClassVar[int]
+    PATTERN_FIELD_NUMBER: _ClassVar[int]
+    CHOICES_FIELD_NUMBER: _ClassVar[int]
+    REQUIRED_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    title: str
+    help: str
+    pattern: str
+    choices: _containers.RepeatedScalarFieldContainer[str]
+    required: bool
+    default: str
+    def __init__(self, name: _Optional[str] = ..., title: _Optional[str] = ..., help: _Optional[str] = ..., pattern: _Optional[str] = ..., choices: _Optional[_Iterable[str]] = ..., required: _Optional[bool] = ..., default: _Optional[str] = ...) -> None: ...

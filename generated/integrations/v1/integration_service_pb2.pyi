@@ -118,7 +118,14 @@ class ConfirmConnectionResponse(_message.Message):
     def __init__(self, success: _Optional[bool] = ..., integration_id: _Optional[int] = ..., redirect_url: _Optional[str] = ..., message: _Optional[str] = ..., reason: _Optional[str] = ..., display_name: _Optional[str] = ..., account_label: _Optional[str] = ...) -> None: ...
 
 class ConnectWithApiKeyRequest(_message.Message):
-    __slots__ = ("user_id", "integration_type", "name", "config", "api_key", "api_secret", "webhook_secret", "integration_id")
+    __slots__ = ("user_id", "integration_type", "name", "config", "api_key", "api_secret", "webhook_secret", "integration_id", "secret_fields")
+    class SecretFieldsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     INTEGRATION_TYPE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -127,6 +134,7 @@ class ConnectWithApiKeyRequest(_message.Message):
     API_SECRET_FIELD_NUMBER: _ClassVar[int]
     WEBHOOK_SECRET_FIELD_NUMBER: _ClassVar[int]
     INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELDS_FIELD_NUMBER: _ClassVar[int]
     user_id: str
     integration_type: str
     name: str
@@ -135,7 +143,8 @@ class ConnectWithApiKeyRequest(_message.Message):
     api_secret: str
     webhook_secret: str
     integration_id: int
-    def __init__(self, user_id: _Optional[str] = ..., integration_type: _Optional[str] = ..., name: _Optional[str] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., api_key: _Optional[str] = ..., api_secret: _Optional[str] = ..., webhook_secret: _Optional[str] = ..., integration_id: _Optional[int] = ...) -> None: ...
+    secret_fields: _containers.ScalarMap[str, str]
+    def __init__(self, user_id: _Optional[str] = ..., integration_type: _Optional[str] = ..., name: _Optional[str] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., api_key: _Optional[str] = ..., api_secret: _Optional[str] = ..., webhook_secret: _Optional[str] = ..., integration_id: _Optional[int] = ..., secret_fields: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ConnectWithApiKeyResponse(_message.Message):
     __slots__ = ("integration",)

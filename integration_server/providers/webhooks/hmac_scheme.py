@@ -1,4 +1,4 @@
-"""The scheme of most providers: an HMAC-SHA256 (RFC 2104) in a header. Such schemes differ in data only."""
+"""The scheme of most providers: an HMAC (RFC 2104) in a header. Such schemes differ in data only."""
 
 import hmac
 import re
@@ -54,7 +54,7 @@ class Timestamp:
 
 @dataclass(frozen=True, slots=True)
 class HmacScheme(WebhookScheme):
-    """An HMAC-SHA256 scheme, declared by its data.
+    """An HMAC scheme, declared by its data.
 
     Without a `timestamp` a recorded request can be replayed at any time; only the id of its event reveals that.
 
@@ -69,6 +69,7 @@ class HmacScheme(WebhookScheme):
         key: the key that a secret stands for; None if the secret is malformed.
         key_problem: the problem of a malformed secret, as the end of a sentence.
         secret_source: where the secrets come from.
+        algorithm: the name of the hash.
     """
 
     signature_header: str
@@ -81,6 +82,7 @@ class HmacScheme(WebhookScheme):
     key: Callable[[str], bytes | None] = str.encode
     key_problem: str = ""
     secret_source: SecretSource = SecretSource.OWN
+    algorithm: str = "sha256"
 
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
         """Verify and read a request."""
@@ -90,7 +92,9 @@ class HmacScheme(WebhookScheme):
         message = self.message(request, timestamp)
         candidates = [(secret, key) for secret in keys.secrets if (key := self.key(secret)) is not None]
         secret, _ = find_signing_secret(
-            candidates, signatures, lambda candidate: self.prefix + self.encode(hmac_sha256(candidate[1], message))
+            candidates,
+            signatures,
+            lambda candidate: self.prefix + self.encode(hmac.digest(candidate[1], message, self.algorithm)),
         )
         return self.read(VerifiedRequest(request, secret, now))
 

@@ -1,8 +1,9 @@
 """Connecting an account with an API key, and replacing the key of an integration."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from integration_server.domain.credentials import ApiKey, AuthMethod
+from integration_server.domain.credentials import ApiKey, AuthMethod, OAuthTokens
 from integration_server.domain.errors import InvalidField
 from integration_server.domain.integration import Integration
 from integration_server.service.background.detached_tasks import DetachedTasks
@@ -19,6 +20,7 @@ class ApiKeyConnectionRequest(AccountRequest):
     api_key: str = field(repr=False)
     api_secret: str = field(default="", repr=False)
     webhook_secret: str = field(default="", repr=False)
+    secret_fields: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(eq=False, repr=False)
@@ -36,19 +38,24 @@ class ApiKeyConnectionService:
         Raises `InvalidField` for what no key of the type can have, without a request to the provider.
         """
         provider = self._api_key_provider(request)
+        secrets = _declared_secrets(provider, request.secret_fields)
         target = await self._target(request, provider)
-        key = ApiKey(request.api_key, request.api_secret or None, request.webhook_secret or None)
-        account = await provider.for_config(target.config).verify_connection(key)
-        return await self.tasks.run(self.account_linker.commit(target, account, key))
+        provider = provider.for_config(target.config)
+        key = ApiKey(request.api_key, request.api_secret or None, request.webhook_secret or None, secrets)
+        credentials = await provider.credentials_of(key)
+        account = await provider.verify_connection(credentials)
+        scopes = provider.required_scopes if isinstance(credentials, OAuthTokens) else ()
+        return await self.tasks.run(self.account_linker.commit(target, account, credentials, scopes))
 
     def _api_key_provider(self, request: ApiKeyConnectionRequest) -> Provider:
         provider = self.providers[request.integration_type]
-        if provider.auth_method is AuthMethod.OAUTH2:
+        if provider.has_authorization_page:
             raise InvalidField("integration_type", "is connected with Connect")
         for name in provider.required_fields:
             if not getattr(request, name):
                 raise InvalidField(name, "is required for this integration type")
-        if not (request.api_key or request.api_secret):
+        is_keyless = provider.secret_fields or provider.auth_method is AuthMethod.OAUTH2
+        if not (request.api_key or request.api_secret or is_keyless):
             raise InvalidField("api_key", "is required, or api_secret")
         for name in ("api_key", "api_secret", "webhook_secret"):
             value = getattr(request, name)
@@ -61,3 +68,20 @@ class ApiKeyConnectionService:
         if request.integration_id:
             return await self.account_linker.existing(request, provider)
         return request.new_integration(provider, self.random_token())
+
+
+def _declared_secrets(provider: Provider, given: Mapping[str, str]) -> Mapping[str, str]:
+    """The given secrets with the defaults of those that are not given. Raises `InvalidField`."""
+    for name in given:
+        if name not in provider.secret_fields:
+            raise InvalidField(f"secret_fields.{name}", "is not a field of this integration type")
+    secrets = {}
+    for name, declared in provider.secret_fields.items():
+        value = given.get(name) or declared.default
+        if not value and declared.required:
+            raise InvalidField(f"secret_fields.{name}", "is required for this integration type")
+        if value and (problem := declared.problem_of(value)) is not None:
+            raise InvalidField(f"secret_fields.{name}", problem)
+        if value:
+            secrets[name] = value
+    return secrets

@@ -24,7 +24,7 @@ from itertools import count
 from pydantic import TypeAdapter
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
-from integration_server.domain.credentials import AuthMethod, OAuthTokens
+from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import (
     ConfirmationInvalid,
     ErrorRecord,
@@ -227,7 +227,7 @@ class OAuthConnectionService:
 
     def _oauth_provider(self, integration_type: str) -> Provider:
         provider = self.providers[integration_type]
-        if provider.auth_method is not AuthMethod.OAUTH2:
+        if not provider.has_authorization_page:
             raise InvalidField("integration_type", "is connected with ConnectWithApiKey")
         provider.require_configured()
         return provider
@@ -493,8 +493,7 @@ class OAuthConnectionService:
         """Exchange the code, verify the account, and commit the tokens."""
         # Raises `IntegrationNotFound` if it was disconnected while the user was at the provider.
         target = await self._cipher.redacted(await self.integrations.get(details.integration_id, claims.user_id))
-        provider = provider.for_config(target.config)
-        extras = provider.read_callback(callback.query)
+        provider = provider.for_config(target.config).for_callback(callback.query)
         account, proof_time = _UNKNOWN_ACCOUNT, await self.revocation_service.revocations.now()
         try:
             tokens = await provider.exchange_code_for_tokens(callback.code, details.redirect_uri, details.verifier)
@@ -502,7 +501,6 @@ class OAuthConnectionService:
             if error.issued_tokens is not None:
                 await self.revocation_service.discard(claims, account, error.issued_tokens)
             raise
-        tokens = replace(tokens, extras={**extras, **tokens.extras})
         try:
             for pause in (*_REVOCATION_PAUSES, None):
                 account = await _verify_account(provider, tokens, details.scopes)

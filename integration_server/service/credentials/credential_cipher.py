@@ -136,7 +136,7 @@ def _describe(
         scopes=tuple(dict.fromkeys((*(credentials.scopes or ()), *granted))),
         missing_scopes=tuple(missing),
         lacks_required_scope=not set(missing).isdisjoint(provider.required_scopes),
-        is_renewable=credentials.refresh_token is not None,
+        is_renewable=credentials.is_renewable,
         access_token_expire_time=credentials.expire_time,
         refresh_token_expire_time=credentials.refresh_token_expire_time,
         refresh_due_time=schedule.refresh_due_time(credentials, provider.renew_after),

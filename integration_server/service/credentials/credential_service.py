@@ -110,7 +110,7 @@ class CredentialService:
         `ProviderUnavailable` during the pause after a failed one.
         """
         credentials = rejected.credentials
-        if not isinstance(credentials, OAuthTokens) or credentials.refresh_token is None:
+        if not isinstance(credentials, OAuthTokens) or not credentials.is_renewable:
             return None
         refreshed = await self.refresher.refresh(rejected.integration, cause)
         return refreshed if refreshed.retry_after is None else None
@@ -126,7 +126,7 @@ class CredentialService:
         if not isinstance(credentials, OAuthTokens):
             return as_stored
         cause = self._refresh_cause(credentials, min_ttl)
-        if cause is None or (credentials.refresh_token is None and not credentials.has_expired(self.clock())):
+        if cause is None or (not credentials.is_renewable and not credentials.has_expired(self.clock())):
             return as_stored
         left = time_left()
         patience = None if left is None or credentials.has_expired(self.clock()) else left * _PATIENCE
@@ -156,7 +156,7 @@ class CredentialService:
             cause = RefreshCause.FORCE
         if cause is None:
             return TokenState(refreshed=False, expire_time=credentials.expire_time)
-        if credentials.refresh_token is None:
+        if not credentials.is_renewable:
             raise ReauthorizationRequired
         refreshed = await self.refresher.refresh(stored.integration, cause)
         return TokenState(refreshed.retry_after is None, refreshed.tokens.expire_time, refreshed.retry_after)

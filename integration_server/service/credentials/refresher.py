@@ -200,7 +200,7 @@ class TokenRefresher:
         raise error
 
     async def _require_refreshable(self, current: RefreshResult, cause: RefreshCause) -> None:
-        if current.tokens.refresh_token is None:
+        if not current.tokens.is_renewable:
             if current.tokens.has_expired(self.clock()):
                 self._log.warning("access_token_expired", **current.integration.log_fields)
                 await self.failures.record(current.integration, grant_lost())

@@ -182,7 +182,8 @@ class HealthChecker:
             raise  # not a fault of the integration
         except IntegrationServerError as failure:
             error = failure
-        check = _check_result(integration, error, start_time, timedelta(seconds=_loop_time() - started))
+        message = str(error) if error else self._good_message(integration)
+        check = _check_result(integration, error, message, start_time, timedelta(seconds=_loop_time() - started))
         failures = 0 if check.healthy else integration.error_count + 1
         await self.history.record(check, self.schedule.next_check_time(self.clock(), failures))
         return check
@@ -209,6 +210,11 @@ class HealthChecker:
         if integration.lacks_required_scope:
             raise ScopeMissing(integration.missing_scopes)
 
+    def _good_message(self, integration: Integration) -> str:
+        if self.providers[integration.integration_type].has_verification:
+            return "The provider accepts the credentials"
+        return "Not verified: the provider has no request that verifies credentials of this type"
+
     async def list_health_checks(
         self, integration_id: IntegrationId, user_id: UserId, page_size: int, page_token: str
     ) -> HealthCheckPage:
@@ -228,7 +234,11 @@ class HealthChecker:
 
 
 def _check_result(
-    integration: Integration, error: IntegrationServerError | None, start_time: datetime, latency: timedelta
+    integration: Integration,
+    error: IntegrationServerError | None,
+    message: str,
+    start_time: datetime,
+    latency: timedelta,
 ) -> HealthCheck:
     after = replace(
         integration,
@@ -242,7 +252,7 @@ def _check_result(
         check_time=start_time,
         latency=latency,
         error_class=error.reason if error else None,
-        message=str(error) if error else "The provider accepts the credentials",
+        message=message,
     )
 
 

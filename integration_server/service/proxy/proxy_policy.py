@@ -209,8 +209,9 @@ def secrets_of(credentials: Credentials, auth: RequestAuth) -> frozenset[str]:
     values: list[str | None] = [*auth.headers.values(), *auth.query_params.values()]
     values += [value.partition(" ")[2] for value in auth.headers.values()]  # without the scheme
     if isinstance(credentials, OAuthTokens):
-        values += [credentials.access_token, credentials.refresh_token]
+        values += [credentials.access_token, credentials.refresh_token, *credentials.secret_fields.values()]
     elif isinstance(credentials, ApiKey):
         # The key of a pair is a name: Twilio's account SID is part of every URL in its responses.
         values += [credentials.api_secret or credentials.api_key, credentials.webhook_secret]
+        values += credentials.secret_fields.values()
     return frozenset(secret for secret in values if secret)

@@ -13,6 +13,7 @@ from integration_server.providers.factory import ProviderFactory, ProviderRegist
 from integration_server.providers.plugins import GROUP
 from integration_server.providers.toml_providers import load_toml_providers
 from tests.unit.providers.support import FakeTransport, context, json_response
+from tools.declaration_doc import render_page
 
 PAGE = (Path(__file__).parents[3] / "docs" / "adding-a-provider.md").read_text(encoding="utf-8")
 
@@ -29,16 +30,15 @@ def shown_settings() -> dict[str, str]:
 
 @pytest.fixture
 def toml_providers(tmp_path: Path) -> ProviderRegistry:
-    acme, acme_key, *_ = code_blocks("toml")
-    (tmp_path / "acme.toml").write_text(acme)
-    (tmp_path / "acme_key.toml").write_text(acme_key)
+    for name, text in zip(("acme", "acme_key", "acme_shop"), code_blocks("toml"), strict=False):
+        (tmp_path / f"{name}.toml").write_text(text)
     factory = ProviderFactory()
     load_toml_providers(tmp_path, factory, dev_mode=False)
     return factory.build(context(FakeTransport(), shown_settings()))
 
 
 def test_the_toml_files_and_settings_define_providers(toml_providers: ProviderRegistry) -> None:
-    assert [provider.integration_type for provider in toml_providers.all()] == ["acme", "acme_key"]
+    assert [provider.integration_type for provider in toml_providers.all()] == ["acme", "acme_key", "acme_shop"]
     assert toml_providers["acme"].missing_settings == []
     assert set(toml_providers["acme_key"].request_auth(ApiKey("k")).headers) == {"X-Api-Key"}
 
@@ -61,5 +61,9 @@ async def test_the_python_file_defines_a_provider(tmp_path: Path, monkeypatch: p
 
 
 def test_the_entry_point_group_is_the_loaded_one() -> None:
-    _, _, package, *_ = code_blocks("toml")
+    _, _, _, package, *_ = code_blocks("toml")
     assert list(tomllib.loads(package)["project"]["entry-points"]) == [GROUP]
+
+
+def test_the_table_of_keys_is_up_to_date() -> None:
+    assert render_page(PAGE) == PAGE, "make providers-doc writes it"

@@ -1,4 +1,5 @@
 from base64 import b64decode
+from collections.abc import Mapping
 
 import httpx
 import pytest
@@ -19,11 +20,11 @@ class BearerKeyProvider(ApiKeyProvider):
 
 
 class HeaderKeyProvider(BearerKeyProvider):
-    api_key_header = "X-Api-Key"
+    request_headers: Mapping[str, str] = {"X-Api-Key": "{api_key}"}
 
 
 class QueryKeyProvider(BearerKeyProvider):
-    api_key_query_param = "key"
+    request_query: Mapping[str, str] = {"key": "{api_key}"}
 
 
 class BasicProvider(BasicAuthProvider):

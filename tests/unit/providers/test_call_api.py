@@ -30,7 +30,7 @@ class Acme(ApiKeyProvider):
     integration_type = "acme"
     verify_url = "https://api.acme.example/v1/me"
     api_base_url: str | None = "https://api.acme.example/v1/"
-    api_key_query_param = "key"
+    request_query: Mapping[str, str] = {"key": "{api_key}"}
 
 
 async def call(network: FakeTransport, request: ApiRequest, *, limit: int = 1000, **attributes: Any) -> ApiResponse:

@@ -7,6 +7,7 @@ import pytest
 from integration_server.cli.operations import EXPIRY_NOTICE, expiry_warnings
 from integration_server.providers.base import BaseProvider, ExpiringFact
 from integration_server.providers.built_in import register_built_in
+from integration_server.providers.declaration import api_version_setting
 from integration_server.providers.factory import ProviderFactory, ProvidersError
 from integration_server.providers.hubspot import HubSpotProvider
 from integration_server.providers.instagram import InstagramProvider
@@ -22,7 +23,7 @@ END = date(2027, 2, 23)
 
 class DatedProvider(MetaBusinessProvider):
     integration_type = "dated"
-    default_api_version = "v1"
+    settings = {"api_version": api_version_setting("v1")}  # noqa: RUF012  # as providers do
     expiring_facts = (ExpiringFact("version 1", END, "v1"), ExpiringFact("the old login", END + timedelta(days=1)))
 
 

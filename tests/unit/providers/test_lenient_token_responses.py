@@ -3,7 +3,6 @@
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlencode
 
@@ -11,6 +10,7 @@ import pytest
 
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import ProviderError, ProviderRejected, ProviderUnavailable
+from integration_server.providers.declaration import Errors
 from integration_server.providers.http import HttpResponse
 from integration_server.providers.lenient_values import seconds_until
 from integration_server.providers.oauth2 import OAuth2Provider
@@ -27,7 +27,7 @@ class Acme(OAuth2Provider):
     integration_type = "acme"
     oauth_authorize_url = "https://acme.example/authorize"
     oauth_token_url = "https://acme.example/token"
-    error_codes = MappingProxyType({"invalid_grant": {"40030", "token_revoked"}})
+    errors = Errors(dead=["40030", "token_revoked"])
 
 
 def acme(network: FakeTransport | None = None) -> Acme:

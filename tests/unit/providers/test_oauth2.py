@@ -12,7 +12,8 @@ from integration_server.domain.errors import (
     ProviderRejected,
     ProviderUnavailable,
 )
-from integration_server.providers.oauth2 import OAuth2Provider, TokenAuth
+from integration_server.providers.declaration import TokenAuth
+from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.service.provider_port import Provider
 from tests.unit.providers.support import FakeTransport, build_provider, context, exception_text, json_response
@@ -176,7 +177,7 @@ def test_finds_the_scopes_that_were_not_granted(
     granted: tuple[str, ...] | None, refresh_token: str | None, missing: list[str]
 ) -> None:
     class WithAnotherName(Acme):
-        implied_scopes: Mapping[str, Sequence[str]] = {"https://acme.example/email": ("email",)}
+        scope_equivalents: Mapping[str, Sequence[str]] = {"https://acme.example/email": ("email",)}
 
     requested = ["openid", "offline_access", "read", "write", "email"]
     tokens = OAuthTokens(access_token="at", refresh_token=refresh_token, scopes=granted)
@@ -259,7 +260,7 @@ async def test_without_a_verify_url_nothing_is_sent() -> None:
 
 async def test_a_stored_value_can_identify_the_account() -> None:
     class WithAccountExtra(Acme):
-        account_id_extra = "merchant"
+        account_id_field = "merchant"
 
     network = FakeTransport(json_response({"user": {"id": "other", "emails": [0, "label"]}}))
     tokens = OAuthTokens(access_token="at", extras={"merchant": "m1"})

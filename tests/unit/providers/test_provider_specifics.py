@@ -30,12 +30,12 @@ async def test_slack_uses_the_users_token_if_there_is_no_bot_token() -> None:
     network = FakeTransport(json_response({"ok": True, "team": {"id": "T1"}, "authed_user": user}))
     tokens = await build_provider(SlackProvider, network).exchange_code_for_tokens("c", CALLBACK, "v")
     assert (tokens.access_token, tokens.scopes) == ("xoxp", ("users:read", "search:read"))
-    assert tokens.extras == {"team.id": "T1", "authed_user.id": "U1"}
+    assert tokens.extras == {"installed_team": "T1", "installing_user": "U1"}
 
 
 async def test_slack_revokes_both_tokens() -> None:
     network = FakeTransport(*[json_response({"ok": True, "revoked": True})] * 2)
-    tokens = OAuthTokens("xoxb", extras={"authed_user.access_token": "xoxp"})
+    tokens = OAuthTokens("xoxb", extras={"user_access_token": "xoxp"})
     assert await build_provider(SlackProvider, network).revoke_credentials(tokens)
     assert {request.headers["Authorization"] for request in network.requests} == {"Bearer xoxb", "Bearer xoxp"}
 

@@ -127,7 +127,7 @@ ODD_JSON = {
 @pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=iso-8859-1", "text/html", ""])
 def test_reads_tokens_from_invalid_json(name: str, content_type: str) -> None:
     response = http_response(ODD_JSON[name], content_type=content_type)
-    tokens = read_tokens(response, subject="grant", extra_fields=("name", "id"))
+    tokens = read_tokens(response, subject="grant", keep={"name": "name", "id": "id"})
     assert tokens == OAuthTokens(access_token="at", refresh_token="rt")
 
 
@@ -158,7 +158,7 @@ def test_reads_an_expires_in_of_5_000_digits(sign: str) -> None:
 def test_reads_a_form(content_type: str, end: str) -> None:
     members = {"access_token": "a+t", "refresh_token": "r t", "expires_in": 3600, "scope": "read,write", "id": 7}
     response = http_response(f"{urlencode(members)}{end}".encode(), content_type=content_type)
-    assert read_tokens(response, scope_separators=(",",), extra_fields=("id",)) == OAuthTokens(
+    assert read_tokens(response, scope_separators=(",",), keep={"id": "id"}) == OAuthTokens(
         access_token="a+t",
         refresh_token="r t",
         expire_time=NOW + timedelta(hours=1),
@@ -204,7 +204,7 @@ def test_any_bytes_are_tokens_or_a_provider_error(body: bytes, content_type: str
     for start in (b"", b'{"access_token": "at", "refresh_token": "', b"access_token=at&refresh_token="):
         response = http_response(start + body + (b'"}' if start.startswith(b"{") else b""), content_type=content_type)
         try:
-            tokens = read_tokens(response, extra_fields=("extra",))
+            tokens = read_tokens(response, keep={"extra": "extra"})
         except ProviderError:
             continue
         assert f"{tokens.access_token} {tokens.refresh_token}".encode()  # can be stored
@@ -320,10 +320,10 @@ def test_reads_scopes(scope: object, separators: list[str], scopes: tuple[str, .
     assert read_tokens(response, scope_separators=separators).scopes == scopes
 
 
-def test_keeps_only_declared_extra_fields() -> None:
+def test_keeps_only_declared_values() -> None:
     response = http_response({"access_token": "at", "team": {"id": 7}, "name": "Ada", "other": "x"})
-    tokens = read_tokens(response, extra_fields=("team.id", "name", "missing"))
-    assert tokens.extras == {"team.id": "7", "name": "Ada"}
+    tokens = read_tokens(response, keep={"team": "team.id", "name": "name", "missing": "missing"})
+    assert tokens.extras == {"team": "7", "name": "Ada"}
 
 
 # --- errors ------------------------------------------------------------------------------------------------
@@ -442,7 +442,7 @@ def test_errors_contain_no_token_and_no_provider_text(body: object, status: int)
 
 def test_the_repr_hides_tokens() -> None:
     response = http_response({"access_token": "s3cret-at", "refresh_token": "s3cret-rt", "id": "s3cret-id"})
-    assert "s3cret" not in repr(read_tokens(response, extra_fields=("id",)))
+    assert "s3cret" not in repr(read_tokens(response, keep={"id": "id"}))
 
 
 @pytest.mark.parametrize(
@@ -494,7 +494,7 @@ FIELDS = st.sampled_from(
 @given(st.dictionaries(FIELDS, JSON), st.integers(200, 599))
 def test_any_fields_are_tokens_or_a_provider_error(fields: dict[str, Any], status: int) -> None:
     try:
-        tokens = read_tokens(http_response(fields, status), subject="code", extra_fields=("extra",))
+        tokens = read_tokens(http_response(fields, status), subject="code", keep={"extra": "extra"})
     except ProviderError:
         return
     assert tokens.access_token

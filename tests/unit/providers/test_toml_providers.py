@@ -1,3 +1,4 @@
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -66,7 +67,12 @@ def load(directory: Path, *, dev_mode: bool = False, network: FakeTransport | No
 def problems_with(directory: Path, **files: str) -> list[str]:
     with pytest.raises(ProvidersError) as raised:
         load(write_files(directory, **files))
-    return [problem.removeprefix(f"{directory}/") for problem in raised.value.problems]
+    return [without_hint(problem.removeprefix(f"{directory}/")) for problem in raised.value.problems]
+
+
+def without_hint(problem: str) -> str:
+    """A problem without its line and the description of its key."""
+    return re.sub(r" \((line [0-9]+|[A-Z]).*\)$", "", problem)
 
 
 REVOCABLE = (
@@ -253,13 +259,13 @@ def test_reports_all_problems_of_all_files(tmp_path: Path) -> None:
         "b.toml: integration_type: String should match pattern '^[a-z][a-z0-9_]{0,63}$'",
         "b.toml: authorize_url: is not an absolute http(s) URL without user name and fragment",
         "b.toml: token_url: is required",
-        "b.toml: colour: is not known, or not allowed with this auth_method",
+        "b.toml: colour: is not known",
         f"d.toml: integration_type: 'acme' is taken by {tmp_path}/c.toml",
         "e.toml: auth_method: Input should be 'oauth2', 'api_key' or 'basic'",
         "e.toml: verify_url: Input should be a valid string",
-        "f.toml: token_url: is not known, or not allowed with this auth_method",
-        "g.toml: verify_url: is required, unless the file says verify = false",
-        "g.toml: api_key_header: is not known, or not allowed with this auth_method",
+        "f.toml: token_url: is not allowed with this auth_method, only with oauth2",
+        "g.toml: api_key_header: is not allowed with this auth_method, only with api_key",
+        "g.toml: verify: is required, or verify_url; verify = false says that the API has no request for it",
         "h.toml: integration_type: is required",
         "h.toml: auth_method: is required",
     ]
@@ -272,7 +278,7 @@ def test_reports_all_problems_of_all_files(tmp_path: Path) -> None:
         ("scopes = ['read write']", "scopes.0"),
         ("scopes = [7]", "scopes.0"),
         ("scope_separator = ''", "scope_separator"),
-        ("token_auth = 'private_key_jwt'", "token_auth"),
+        ("token_auth = 'private_key'", "token_auth"),
         ("authorize_params = { state = 'mine' }", "authorize_params.state"),
         ("authorize_params = { max_age = 5 }", "authorize_params.max_age"),
         ("account_id_field = 'a..b'", "account_id_field"),

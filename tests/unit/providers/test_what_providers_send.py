@@ -185,7 +185,7 @@ async def test_only_a_dead_token_is_renewed(
 async def test_a_declared_error_ends_the_grant(provider_class: type[OAuth2Provider], subject: str, error: str) -> None:
     provider = build_provider(provider_class, FakeTransport(json_response({"error": error}, 400)))
     with pytest.raises(ProviderRejected) as raised:
-        await provider.for_credentials(TOKENS).request_tokens("", subject)
+        await provider.for_credentials(TOKENS).request_tokens({}, subject)
     assert raised.value.oauth_error == "invalid_grant"
 
 
@@ -241,7 +241,7 @@ async def test_salesforce_organisations_of_every_kind_are_reached(host: str) -> 
     url = f"https://{host}.my.salesforce.com"
     network = FakeTransport(json_response({"access_token": "at", "instance_url": url}))
     tokens = await build_provider(SalesforceProvider, network).refresh(OAuthTokens("at", "rt"))
-    assert tokens.extras == {"instance": f"{host}.my.salesforce.com"}
+    assert tokens.extras == {"instance": f"https://{host}.my.salesforce.com"}
 
 
 def tenant(tenant_id: str, connection: str) -> dict[str, str]:
@@ -281,7 +281,7 @@ async def test_slack_revokes_the_users_token_after_its_expiry() -> None:
         json_response({"ok": True, "access_token": "xoxp-2", "refresh_token": "r-3", "expires_in": 43200}),
         *[json_response({"ok": True, "revoked": True})] * 2,
     )
-    extras = {"authed_user.access_token": "xoxp-1", "authed_user.refresh_token": "r-2"}
+    extras = {"user_access_token": "xoxp-1", "user_refresh_token": "r-2"}
     assert await build_provider(SlackProvider, network).revoke_credentials(OAuthTokens("xoxb", extras=extras))
     assert [request.headers.get("Authorization") for request in network.requests[1:]] == [
         "Bearer xoxb",

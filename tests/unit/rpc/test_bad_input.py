@@ -425,7 +425,10 @@ def fill(data: st.DataObject, message: Any) -> None:
     for field in message.DESCRIPTOR.fields:
         if not data.draw(st.booleans(), label=field.name):
             continue
-        if field.message_type is not None and field.is_repeated:
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            texts = st.text(max_size=20)
+            getattr(message, field.name).update(data.draw(st.dictionaries(texts, texts, max_size=3), label=field.name))
+        elif field.message_type is not None and field.is_repeated:
             fill(data, getattr(message, field.name).add())
         elif field.message_type is None:
             value = data.draw(_any_value(field), label=field.name)

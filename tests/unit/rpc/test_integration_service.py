@@ -9,6 +9,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from integration_server.domain.errors import ProviderUnavailable
 from integration_server.domain.integration import Integration
+from integration_server.providers.declaration import FieldDeclaration
 from integration_server.rpc.integration_service import IntegrationService
 from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
@@ -207,6 +208,22 @@ async def test_lists_integration_types(client: InMemoryGrpc, system: FakeSystem)
     system.provider.missing_settings = ["FAKE_CLIENT_ID"]
     types = (await client.call("ListIntegrationTypes", good("ListIntegrationTypes"))).integration_types
     assert [(one.integration_type, one.configured) for one in types] == [("fake", False), ("fake_key", True)]
+
+
+async def test_a_type_lists_the_fields_that_a_form_asks_for(client: InMemoryGrpc, system: FakeSystem) -> None:
+    shop = FieldDeclaration(help="The part before .shops.example", pattern="[a-z]+")
+    region = FieldDeclaration(title="Data region", choices=["eu", "us"], default="eu")
+    system.key_provider.config_fields = {"shop_name": shop, "region": region}
+    system.key_provider.secret_fields = {"password": FieldDeclaration(required=False)}
+    types = (await client.call("ListIntegrationTypes", good("ListIntegrationTypes"))).integration_types
+    (keyed,) = (one for one in types if one.integration_type == "fake_key")
+    assert [(one.name, one.title, one.required, one.default) for one in keyed.config_fields] == [
+        ("shop_name", "Shop name", True, ""),
+        ("region", "Data region", False, "eu"),
+    ]
+    assert (keyed.config_fields[0].help, keyed.config_fields[0].pattern) == (shop.help, shop.pattern)
+    assert list(keyed.config_fields[1].choices) == ["eu", "us"]
+    assert [(one.name, one.required) for one in keyed.secret_fields] == [("password", False)]
 
 
 @pytest.mark.usefixtures("integration")

@@ -14,6 +14,7 @@ from integration_server.domain.errors import (
     UnknownIntegrationType,
 )
 from integration_server.domain.integration import IntegrationId, Status
+from integration_server.providers.declaration import FieldDeclaration
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest
 from integration_server.service.integrations.ports import NewAccount
 from tests.fakes.system import ADA, EVE, FakeSystem
@@ -134,3 +135,48 @@ async def test_a_key_does_not_replace_an_oauth_grant(system: FakeSystem) -> None
     row = await system.connect()
     with pytest.raises(InvalidField, match="integration_type"):
         await system.connect_key(integration_id=row.integration_id)
+
+
+# --- declared secrets ------------------------------------------------------------------------------------------------
+
+SECRET_FIELDS = {
+    "client_id": FieldDeclaration(pattern="[a-z]{3,8}"),
+    "client_secret": FieldDeclaration(),
+    "region": FieldDeclaration(choices=["eu", "us"], default="eu"),
+    "note": FieldDeclaration(required=False),
+}
+GOOD_SECRETS = {"client_id": "abc", "client_secret": "-----BEGIN\nlines\n-----END"}
+
+
+async def test_declared_secrets_are_stored_encrypted_with_their_defaults(system: FakeSystem) -> None:
+    system.key_provider.secret_fields = SECRET_FIELDS
+    system.key_provider.required_fields = ()
+    row = await system.connect_key(api_key="", secret_fields=GOOD_SECRETS)
+    assert (await stored_key(system, row.integration_id)).secret_fields == {**GOOD_SECRETS, "region": "eu"}
+    assert b"lines" not in (system.stored(row.integration_id).encrypted_credentials or b"")
+    assert "lines" not in repr(await stored_key(system, row.integration_id))
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"client_secret": ""}, "secret_fields.client_secret"),
+        ({"client_id": "ABC"}, "secret_fields.client_id"),
+        ({"client_id": "abc\x00"}, "secret_fields.client_id"),
+        ({"region": "asia"}, "secret_fields.region"),
+        ({"password": "x"}, "secret_fields.password"),
+    ],
+)
+async def test_a_wrong_secret_is_refused_by_its_name(system: FakeSystem, change: dict[str, str], field: str) -> None:
+    system.key_provider.secret_fields = SECRET_FIELDS
+    system.key_provider.required_fields = ()
+    with pytest.raises(InvalidField) as raised:
+        await system.connect_key(api_key="", secret_fields={**GOOD_SECRETS, **change})
+    assert raised.value.field == field
+    assert "BEGIN" not in str(raised.value)
+    assert not system.ids()
+
+
+async def test_a_type_without_declared_secrets_takes_none(system: FakeSystem) -> None:
+    with pytest.raises(InvalidField, match=r"secret_fields\.any"):
+        await system.connect_key(secret_fields={"any": "x"})

@@ -58,6 +58,13 @@ async def test_a_working_integration_is_healthy(system: FakeSystem, integration:
     assert system.provider.verifications == [await system.tokens(integration.integration_id)]
 
 
+async def test_a_type_without_verification_says_so(system: FakeSystem, integration: Integration) -> None:
+    system.provider.has_verification = False
+    result = await check(system, integration.integration_id)
+    assert result.healthy
+    assert result.message == "Not verified: the provider has no request that verifies credentials of this type"
+
+
 async def test_every_check_is_stored(system: FakeSystem, integration: Integration) -> None:
     first = await check(system, integration.integration_id)
     system.provider.verify_error = ProviderUnavailable()

@@ -1,0 +1,824 @@
+"""The language of provider declarations: the keys of a TOML file, as a model.
+
+`toml_providers.py` reads the files and reports their problems; `base.py` and the generic providers interpret the
+values. docs/adding-a-provider.md has the table of keys, and `types schema` publishes the language as JSON Schema. Both
+are made from this module: the docstring of a field is the key's description, and the hint of an error.
+
+A *template* is a text with names in braces. `Names` states which names each place may use; what is sent to a browser or
+returned to a backend cannot contain our client's secret.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+)
+from pydantic_core import PydanticCustomError
+
+from integration_server.domain.credentials import AuthMethod
+from integration_server.domain.proxy_messages import LimitScope, RateLimit
+from integration_server.domain.text import has_control_characters
+from integration_server.providers.http import url_problem
+from integration_server.providers.lenient_values import field_at
+from integration_server.providers.url_templates import (
+    fill_with_placeholders,
+    host_params,
+    host_pattern_problem,
+    is_bounded,
+    template_params,
+)
+from integration_server.service.proxy.proxy_policy import declaration_problem
+
+MIN_RENEW_AFTER = timedelta(seconds=5)
+"""The worker looks for due refreshes once a second; a shorter age would keep it refreshing."""
+
+INTEGRATION_TYPE = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+RESERVED_PARAMS = frozenset(
+    {"response_type", "client_id", "redirect_uri", "scope", "state", "code_challenge", "code_challenge_method"}
+)
+"""Parameters of the authorization URL that a declaration cannot set."""
+
+TokenAuth = Literal[
+    "client_secret_basic", "client_secret_post", "client_secret_jwt", "private_key_jwt", "header", "none"
+]
+BodyType = Literal["form", "json"]
+RevokeToken = Literal["refresh_token", "access_token", "bearer"]
+RevocationEnds = Literal["token", "grant", "account"]
+KeyField = Literal["api_key", "api_secret"]
+Grant = Literal["authorization_code", "client_credentials"]
+
+
+# --- names in templates ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredNames:
+    """The names that a file declares, read leniently, so that its templates can be checked beside its other problems.
+
+    The validation context has them, because the parts of a file are validated apart from each other.
+    """
+
+    config: frozenset[str] = frozenset()
+    secrets: frozenset[str] = frozenset()
+    settings: frozenset[str] = frozenset()
+    kept: frozenset[str] = frozenset()
+    host_patterns: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "DeclaredNames":
+        """The names in the values of a file, whatever else is wrong with it."""
+
+        def keys(*path: str) -> frozenset[str]:
+            found: Any = values
+            for name in path:
+                found = found.get(name) if isinstance(found, Mapping) else None
+            return frozenset(found) if isinstance(found, Mapping) else frozenset()
+
+        def texts(name: str) -> list[str]:
+            found = values.get(name)
+            return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
+
+        of_callback = {name.replace("-", "_") for name in texts("keep_callback")}
+        kept = keys("token_response", "keep") | keys("lookup", "keep") | of_callback
+        return cls(keys("config_fields"), keys("secret_fields"), keys("settings"), kept, texts("host_patterns"))
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """A validator of templates: `groups` of declared names, and names that the server knows, may occur."""
+
+    groups: tuple[str, ...]
+    own: tuple[str, ...] = ()
+    is_url: bool = False
+
+    def __call__(self, value: str, info: ValidationInfo) -> str:
+        """Return the template. Raises `PydanticCustomError`.
+
+        Without a context, as for a value in Python, the names are not known; the factory checks the hosts then.
+        """
+        problem = None if info.context is None else next(self._problems(value, info.context), None)
+        if problem is not None:
+            raise PydanticCustomError("template", "{problem}", {"problem": problem})
+        return value
+
+    def _problems(self, template: str, context: Mapping[str, Any]) -> Iterator[str]:
+        declared: DeclaredNames = context["names"]
+        allowed = {*self.own, *(name for group in self.groups for name in getattr(declared, group))}
+        for name in template_params(template):
+            if name not in allowed:
+                yield f"has {{{name}}}, which is not one of: {', '.join(sorted(allowed)) or 'none'}"
+        if re.search(r"\{[^{}\s]*\}", fill_with_placeholders(template)):
+            yield "has braces around something that is not a name"
+        if has_control_characters(template):
+            yield "has a control character"
+        if not self.is_url:
+            return
+        if problem := url_problem(fill_with_placeholders(template), dev_mode=bool(context.get("dev_mode"))):
+            yield problem
+        elif not is_bounded(template, declared.host_patterns):
+            names = ", ".join(f"{{{name}}}" for name in host_params(template))
+            yield f"has {names} in its host, which no entry of host_patterns limits"
+
+
+_OF_ACCOUNT = ("config", "secrets", "settings", "kept")
+_OF_REQUEST = ("client_id", "access_token", "api_key", "api_secret")
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Template = Annotated[str, StringConstraints(max_length=2048)]
+PublicUrl = Annotated[str, AfterValidator(Names(("config", "settings"), ("client_id",), is_url=True))]
+PublicTemplate = Annotated[Template, AfterValidator(Names(("config", "settings"), ("client_id",)))]
+TokenUrl = Annotated[str, AfterValidator(Names(("config", "settings", "kept"), ("client_id",), is_url=True))]
+_TOKEN_NAMES = ("client_id", "client_secret")
+ClientTemplate = Annotated[
+    Template, AfterValidator(Names(("config", "secrets", "settings", "kept"), (*_TOKEN_NAMES, "basic")))
+]
+CodeTemplate = Annotated[
+    Template,
+    AfterValidator(
+        Names(
+            ("config", "secrets", "settings", "kept"),
+            (*_TOKEN_NAMES, "code", "redirect_uri", "code_verifier", "scope"),
+        )
+    ),
+]
+RefreshTemplate = Annotated[
+    Template,
+    AfterValidator(
+        Names(("config", "secrets", "settings", "kept"), (*_TOKEN_NAMES, "refresh_token", "access_token", "scope")),
+    ),
+]
+RequestUrl = Annotated[str, AfterValidator(Names(_OF_ACCOUNT, _OF_REQUEST, is_url=True))]
+RequestTemplate = Annotated[Template, AfterValidator(Names(_OF_ACCOUNT, _OF_REQUEST))]
+RevokeUrl = Annotated[
+    str, AfterValidator(Names(_OF_ACCOUNT, (*_OF_REQUEST, "client_secret", "refresh_token", "token"), is_url=True))
+]
+RevokeTemplate = Annotated[
+    Template,
+    AfterValidator(Names(_OF_ACCOUNT, (*_OF_REQUEST, "client_secret", "refresh_token", "token", "basic"))),
+]
+
+
+def _check_body(value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    check = Names(_OF_ACCOUNT, _OF_REQUEST)
+    pending: list[Any] = [value]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, dict):
+            pending += part.values()
+        elif isinstance(part, list):
+            pending += part
+        elif isinstance(part, str):
+            check(part, info)
+    return value
+
+
+RequestBody = Annotated[dict[str, Any], AfterValidator(_check_body)]
+SignedTemplate = Annotated[Template, AfterValidator(Names((), ("body", "timestamp", "method", "url", "id")))]
+
+
+# --- types of values -------------------------------------------------------------------------------------------------
+
+
+def _check_header_rule(value: str) -> str:
+    if problem := declaration_problem(value):
+        raise PydanticCustomError("header", "{problem}", {"problem": problem})
+    return value
+
+
+def _check_host_pattern(value: str) -> str:
+    if problem := host_pattern_problem(value):
+        raise PydanticCustomError("host_pattern", "{problem}", {"problem": problem})
+    return value
+
+
+def _check_regex(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise PydanticCustomError("regex", "is not a regular expression: {why}", {"why": str(error)}) from None
+    return value
+
+
+def _check_param(value: str) -> str:
+    if value in RESERVED_PARAMS:
+        raise PydanticCustomError("reserved", "is set by the server")
+    return value
+
+
+def _none_if_false(value: object) -> object:
+    if value is True:
+        raise PydanticCustomError("false", "can only be false, or a table")
+    return None if value is False else value
+
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
+ApiName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+FieldPath = Annotated[str, StringConstraints(pattern=r"^[^.]+(\.[^.]+)*$")]
+Scope = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]+$")]
+ErrorCode = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+ParamName = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,256}$")]
+HeaderName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]  # RFC 9110 §5.1
+ResourceName = Annotated[str, StringConstraints(pattern=r"^(?:[A-Za-z0-9_.:-]|\{[a-z_]+\}){1,64}$")]
+PathPattern = Annotated[str, StringConstraints(pattern="^/", max_length=500), AfterValidator(_check_regex)]
+ResourcePath = Annotated[str, StringConstraints(pattern=r"^(?:header:[a-z0-9-]+|[A-Za-z0-9_.*-]+)$", max_length=200)]
+Status = Annotated[int, Field(ge=200, le=599)]
+Seconds = Annotated[float, Field(ge=0, le=315_360_000)]
+Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
+
+
+# --- tables of a declaration -----------------------------------------------------------------------------------------
+
+
+class Part(BaseModel):
+    """A table of a declaration: unknown keys and other types are errors."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, hide_input_in_errors=True, use_attribute_docstrings=True
+    )
+
+
+class FieldDeclaration(Part):
+    """A field that the user or the operator supplies, used as `{name}` in templates."""
+
+    title: Text | None = None
+    """The name to show; the default is made from the field's name."""
+
+    help: Annotated[str, StringConstraints(max_length=1000)] = ""
+    """What the field is, and where its value is found."""
+
+    pattern: Annotated[Text, AfterValidator(_check_regex)] | None = None
+    """A regular expression that the whole value matches."""
+
+    choices: list[Text] = []
+    """The allowed values; any, if empty."""
+
+    required: bool = True
+    """Whether the field must be given, unless it has a default."""
+
+    default: Annotated[str, StringConstraints(max_length=1024)] | None = None
+    """The value of a field that is not given."""
+
+    def problem_of(self, value: object) -> str | None:
+        """Why a given value is not allowed, as the end of a sentence, or None."""
+        # Lines are allowed: PEM files and service accounts have several. What a value is put into encodes it.
+        if (
+            not isinstance(value, str)
+            or len(value) > MAX_VALUE_LENGTH
+            or has_control_characters("".join(value.split()))
+        ):
+            return f"must be a text of at most {MAX_VALUE_LENGTH} characters, without control characters"
+        if self.choices and value not in self.choices:
+            return f"must be one of: {', '.join(self.choices)}"
+        if self.pattern is not None and not re.fullmatch(self.pattern, value):
+            return f"must match {self.pattern}"
+        return None
+
+
+MAX_VALUE_LENGTH = 8192  # characters: the file of a service account has some 2,400
+
+
+def api_version_setting(default: str) -> FieldDeclaration:
+    """The setting `api_version` of a provider that has a version in its URLs."""
+    return FieldDeclaration(default=default, pattern=r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
+
+
+class TokenResponse(Part):
+    """The dotted paths of the values in a token response, where they differ from RFC 6749 §5.1."""
+
+    access_token: FieldPath = "access_token"
+    """The access token."""
+
+    refresh_token: FieldPath = "refresh_token"
+    """The refresh token."""
+
+    expires_in: FieldPath | None = None
+    """The lifetime or the expiry of the access token, in any usual form; the default is any usual name."""
+
+    refresh_token_expires_in: FieldPath | None = None
+    """The lifetime or the expiry of the refresh token; the default is any usual name."""
+
+    scope: FieldPath | None = None
+    """The granted scopes, a text or a list; the default is `scope` or `scopes`."""
+
+    keep: dict[Name, FieldPath] = {}
+    """Further values, stored with the tokens and used as `{name}`."""
+
+    def standard_fields(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The fields of a response by their standard names. A declared access token is used whatever its type is."""
+        declared = {name: getattr(self, name) for name in self.model_fields_set - {"keep"}}
+        own_type = {"token_type": "bearer"} if "access_token" in declared else {}
+        return {**fields, **own_type, **{name: field_at(fields, path) for name, path in declared.items()}}
+
+
+class Errors(Part):
+    """The codes of error responses, by their meaning. Other codes have the meaning that RFC 6749 gives them."""
+
+    field: FieldPath = "error"
+    """The dotted path of the code."""
+
+    dead: list[ErrorCode] = []
+    """The grant, key or code has ended."""
+
+    client: list[ErrorCode] = []
+    """Our client or its settings are refused; no user's account is at fault."""
+
+    wait: list[ErrorCode] = []
+    """The request may be sent again later."""
+
+    wait_status: list[Status] = []
+    """Statuses that mean "wait", besides 429 and 503."""
+
+    @property
+    def codes(self) -> Sequence[str]:
+        """All declared codes."""
+        return (*self.dead, *self.client, *self.wait)
+
+    def meaning_of(self, code: str | None) -> str | None:
+        """The code of RFC 6749 §5.2 that has the meaning of a code; the code itself if none is declared."""
+        if code in self.dead:
+            return "invalid_grant"
+        if code in self.client:
+            return "invalid_client"
+        return "temporarily_unavailable" if code in self.wait else code
+
+
+class Verify(Part):
+    """The request that verifies credentials."""
+
+    method: Method = "GET"
+    """The method."""
+
+    url: RequestUrl
+    """The URL."""
+
+    headers: dict[HeaderName, RequestTemplate] = {}
+    """Headers, besides those that authenticate."""
+
+    body: RequestBody | None = None
+    """The content of the request; texts in it are templates."""
+
+    body_type: BodyType = "json"
+    """How the body is written."""
+
+    good_status: Annotated[list[Status], Field(min_length=1)] | None = None
+    """The statuses of valid credentials; the default is any 2xx."""
+
+    good_fields: dict[FieldPath, str] = {}
+    """Dotted paths of the response, and the text that each has if the credentials are valid: `{ ok = "true" }`."""
+
+
+class Choose(Part):
+    """The choice of one account among those that a lookup finds."""
+
+    list: Annotated[str, StringConstraints(pattern=r"^[^.]+(\.[^.]+)*$")] | None = None
+    """The dotted path of the list of accounts; the default is the whole response."""
+
+    id: FieldPath
+    """The dotted path of an account's id, in its element of the list."""
+
+    label: FieldPath | None = None
+    """The dotted path of an account's name, in its element of the list."""
+
+    by: Name
+    """The config field that names the account; without it, the only one is chosen."""
+
+
+class Lookup(Part):
+    """A request after connecting, whose results are stored with the credentials."""
+
+    method: Method = "GET"
+    """The method."""
+
+    url: RequestUrl
+    """The URL."""
+
+    headers: dict[HeaderName, RequestTemplate] = {}
+    """Headers, besides those that authenticate."""
+
+    body: RequestBody | None = None
+    """The content of the request; texts in it are templates."""
+
+    body_type: BodyType = "json"
+    """How the body is written."""
+
+    keep: dict[Name, FieldPath] = {}
+    """Values to store, used as `{name}`; with `choose`, the paths are in the chosen element."""
+
+    choose: Choose | None = None
+    """Which of several accounts is connected."""
+
+
+class Revoke(Part):
+    """The request that revokes a grant, and what it ends."""
+
+    url: RevokeUrl
+    """The URL."""
+
+    method: Literal["POST", "DELETE"] = "POST"
+    """The method."""
+
+    token: RevokeToken = "refresh_token"
+    """How the grant is named: a token in a form with our client authentication (RFC 7009), or "bearer", a request that
+    is authenticated as those to the API."""
+
+    ends: RevocationEnds = "token"
+    """What ends: the tokens of one authorization, every authorization of the account for our client ("grant"), or every
+    one of the account, for all clients ("account")."""
+
+    headers: dict[HeaderName, RevokeTemplate] = {}
+    """Headers in place of the usual authentication; `{basic}` is client id and secret in base64."""
+
+    params: dict[ParamName, RevokeTemplate] = {}
+    """Parameters in place of the form of RFC 7009; `{token}` is the token that `token` names."""
+
+    body_type: BodyType = "form"
+    """How the parameters are written."""
+
+
+class RateLimitDeclaration(Part):
+    """One `[[rate_limits]]`: a number of calls per number of seconds."""
+
+    calls: Annotated[int, Field(ge=1, le=1_000_000)]
+    """The number of calls."""
+
+    seconds: Annotated[float, Field(ge=1, le=86_400)]
+    """The length of the window."""
+
+    per: Annotated[LimitScope, Field(strict=False)] = LimitScope.INTEGRATION
+    """What has the limit: each account, or all accounts together."""
+
+    resource: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{0,64}$")] = ""
+    """The part of the API that has the limit, a name of `rate_limit_resources`; all parts, if empty."""
+
+    def rate_limit(self) -> RateLimit:
+        """The value of the provider's attribute."""
+        return RateLimit(self.calls, timedelta(seconds=self.seconds), self.per, self.resource)
+
+
+class Handshake(Part):
+    """How an address for webhooks is verified: the response repeats a value of the request."""
+
+    query: Name | None = None
+    """The query parameter of an unsigned request; the response is its value as text."""
+
+    field: FieldPath | None = None
+    """The dotted path in a signed JSON body; the response is an object with its last name."""
+
+
+class Webhook(Part):
+    """Webhooks that an HMAC signs. Other schemes need Python."""
+
+    signature_header: HeaderName
+    """The header with the signature."""
+
+    signed: SignedTemplate = "{body}"
+    """What is signed, of `{body}`, `{timestamp}`, `{method}`, `{url}` and `{id}`, the value of `id_header`."""
+
+    algorithm: Literal["sha1", "sha256", "sha512"] = "sha256"
+    """The hash."""
+
+    encoding: Literal["hex", "base64"] = "hex"
+    """How the digest is written."""
+
+    prefix: Annotated[str, StringConstraints(max_length=64)] = ""
+    """The text before the digest."""
+
+    timestamp_header: HeaderName | None = None
+    """The header with the time of sending, a Unix time."""
+
+    timestamp_unit: Literal["seconds", "milliseconds"] = "seconds"
+    """The unit of the timestamp."""
+
+    tolerance_seconds: Annotated[float, Field(ge=1, le=86_400)] = 300
+    """How far the timestamp may be from now."""
+
+    id_header: HeaderName | None = None
+    """The header with the id of the event."""
+
+    type_header: HeaderName | None = None
+    """The header with the type of the event."""
+
+    events: FieldPath | None = None
+    """The dotted path of the list of events; without it the body is one event, or a list of them."""
+
+    event_id: FieldPath | None = None
+    """The dotted path of an event's id; without it, a digest of the event is its id."""
+
+    event_type: FieldPath | None = None
+    """The dotted path of an event's type."""
+
+    account: FieldPath | None = None
+    """The dotted path of the account in an event."""
+
+    grant_ends: list[Text] = []
+    """The types of events that say that our access has ended."""
+
+    secret: Literal["own", "client_secret", "api_secret"] = "own"
+    """What signs: a secret for webhooks only, the OAuth client's, or the secret half of the account's key."""
+
+    handshake: Handshake | None = None
+    """How a new address is verified."""
+
+
+# --- declarations ----------------------------------------------------------------------------------------------------
+# A field has the name of the provider's attribute where it is one; its alias is the key in the file.
+
+
+class Declaration(BaseModel):
+    """The keys of all providers. Validates a file whose `auth_method` is missing or unknown."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", strict=True, hide_input_in_errors=True, use_attribute_docstrings=True
+    )
+
+    integration_type: Annotated[str, StringConstraints(pattern=f"^{INTEGRATION_TYPE.pattern}$")]
+    """The name of the type. In upper case it is the prefix of the settings."""
+
+    auth_method: Annotated[AuthMethod, Field(strict=False)]
+    """The authentication method: `oauth2`, `api_key`, or `basic`."""
+
+    display_name: Text | None = None
+    """The name to show to users; the default is made from the type."""
+
+    aliases: list[ApiName] = []
+    """Other names of the type that callers may use."""
+
+    config_fields: dict[ApiName, FieldDeclaration] = {}
+    """The fields of an integration's `config` that the provider uses. Other fields of the config belong to callers."""
+
+    secret_fields: dict[ApiName, FieldDeclaration] = {}
+    """Secrets of the account besides key and secret, used as `{name}`."""
+
+    settings: dict[ApiName, FieldDeclaration] = {}
+    """Settings of the operator: `{name}` is the environment variable `<TYPE>_<NAME>`."""
+
+    host_patterns: list[Annotated[str, AfterValidator(_check_host_pattern)]] = []
+    """The allowed hosts of URLs with a name in the host: "*.shops.example" stands for one label."""
+
+    verify: Annotated[
+        Verify | None, BeforeValidator(_none_if_false, json_schema_input_type=Verify | Literal[False])
+    ] = None
+    """The request that verifies credentials, or `false` if the API has none."""
+
+    verify_url: RequestUrl | None = None
+    """Short for `verify = { url = … }`: a GET, and 2xx is healthy."""
+
+    account_id_field: FieldPath | None = None
+    """What identifies the account: the name of a kept value, or a dotted path in the verification response."""
+
+    account_label_field: FieldPath | None = None
+    """The account's name, in the same way."""
+
+    lookup: Lookup | None = None
+    """A request after connecting, whose results are stored with the credentials."""
+
+    api_base_url: RequestUrl | None = None
+    """The base URL of the API, for `CallProvider`."""
+
+    api_base_urls: dict[ApiName, RequestUrl] = {}
+    """Further base URLs, by the names that callers use."""
+
+    request_headers: dict[HeaderName, RequestTemplate] = {}
+    """Headers of each request. If any template has the token or key, the default authentication is not sent."""
+
+    request_query: dict[ParamName, RequestTemplate] = {}
+    """Query parameters of each request, in the same way. They appear in more logs than headers do."""
+
+    allowed_request_headers: list[Annotated[HeaderName, AfterValidator(_check_header_rule)]] = []
+    """The API's own request headers that a backend may send with `CallProvider`."""
+
+    rate_limits: list[RateLimitDeclaration] = []
+    """The documented rate limits; calls stay within all of them."""
+
+    rate_limit_resources: dict[ResourceName, PathPattern] = {}
+    """Parts of the API with limits of their own: a name, and a regular expression for the beginning of their paths, to
+    the end of a segment. The first that matches counts. A name may contain a group: `{method}`."""
+
+    rate_limit_resource_paths: list[ResourcePath] = []
+    """Where a response names such a part: dotted paths in an error's body, or `header:` and the name of a header."""
+
+    calls_at_once: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """The documented maximum of concurrent calls per account."""
+
+    errors: Errors = Errors()
+    """The meaning of the provider's error codes."""
+
+    webhook: Webhook | None = None
+    """How webhooks are verified and read."""
+
+
+class OAuth2Declaration(Declaration):
+    """`auth_method = "oauth2"`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    auth_method: Annotated[AuthMethod, Field(strict=False, json_schema_extra={"const": "oauth2"})]
+    """`oauth2`."""
+
+    grant: Grant = "authorization_code"
+    """How tokens are obtained: by a user's decision in the browser, or with a client id and secret (RFC 6749 §4.4).
+    These are the account's own if `secret_fields` has `client_id` and `client_secret`, and ours otherwise."""
+
+    oauth_authorize_url: PublicUrl | None = Field(None, alias="authorize_url")
+    """The authorization endpoint (RFC 6749 §3.1). Required for `authorization_code`."""
+
+    oauth_token_url: TokenUrl = Field(alias="token_url")
+    """The token endpoint (RFC 6749 §3.2)."""
+
+    refresh_url: TokenUrl | None = None
+    """The endpoint of refreshes, where it is another one."""
+
+    revoke_url: RevokeUrl | None = None
+    """Short for `revoke = { url = … }`: RFC 7009."""
+
+    revoke: Revoke | None = None
+    """The request that revokes a grant, and what it ends."""
+
+    issuer: PublicUrl | None = None
+    """The issuer, only if every callback has it as `iss`, errors included (RFC 9207)."""
+
+    required_scopes: list[Scope] = Field([], alias="scopes")
+    """The scopes that are always requested, and required."""
+
+    scope_separator: Annotated[str, StringConstraints(min_length=1, max_length=8)] = " "
+    """What separates scopes in requests; responses may use spaces, commas or a list as well."""
+
+    scope_param: Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{0,64}$")] = "scope"
+    """The parameter with the scopes; empty if there is none."""
+
+    scope_equivalents: dict[Scope, list[Scope]] = {}
+    """Scopes that a scope includes or is another name of, and that responses leave out beside it."""
+
+    pkce: bool = True
+    """Whether a code challenge is sent (RFC 7636)."""
+
+    resource: PublicUrl | None = None
+    """The resource that the tokens are for (RFC 8707)."""
+
+    authorize_params: dict[Annotated[Text, AfterValidator(_check_param)], PublicTemplate] = {}
+    """Further parameters of the authorization URL."""
+
+    token_auth: TokenAuth = "client_secret_basic"
+    """How our client authenticates (RFC 6749 §2.3, RFC 7523); with `header`, `token_headers` do it."""
+
+    token_body: BodyType = "form"
+    """How the parameters of token requests are written."""
+
+    token_headers: dict[HeaderName, ClientTemplate] = {}
+    """Headers of token requests; `{basic}` is client id and secret in base64."""
+
+    token_params: dict[ParamName, CodeTemplate] = {}
+    """Parameters of the exchange of a code, besides the standard ones; an empty text leaves a standard one out."""
+
+    refresh_params: dict[ParamName, RefreshTemplate] = {}
+    """Parameters of a refresh, in the same way."""
+
+    token_response: TokenResponse = TokenResponse()
+    """The paths of the values in token responses."""
+
+    keep_callback: list[Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]] = []
+    """Parameters of the callback that are stored with the tokens, and required; `{accounts_server}` is the value of
+    `accounts-server`."""
+
+    lifetime: Annotated[timedelta, Field(strict=False, gt=timedelta(0))] | None = Field(None, alias="lifetime_seconds")
+    """The lifetime of access tokens whose response has none."""
+
+    never_expires: bool = False
+    """Whether access tokens never expire, whatever a response says."""
+
+    refresh_token_grace: Annotated[timedelta, Field(strict=False, ge=timedelta(0))] = Field(  # type: ignore[pydantic-alias]
+        timedelta(0),
+        alias="refresh_grace_seconds",
+        validation_alias=AliasChoices("refresh_grace_seconds", "refresh_token_grace_seconds"),
+    )
+    """How long a refresh token works after a refresh has replaced it."""
+
+    renew_after: Annotated[timedelta, Field(strict=False, ge=MIN_RENEW_AFTER)] = Field(
+        timedelta.max, alias="renew_after_seconds"
+    )
+    """The age at which an access token is refreshed, even if it lasts longer."""
+
+
+def _exclude_header(value: str, info: ValidationInfo) -> str:
+    if info.data.get("api_key_header") is not None:
+        raise PydanticCustomError("api_key_location", "cannot be combined with api_key_header")
+    return value
+
+
+class KeyDeclaration(Declaration):
+    """The keys of providers with API keys."""
+
+    allows_whitespace_in: list[KeyField] = []
+    """The fields of a key that may have white space inside: PEM files, application passwords."""
+
+
+class ApiKeyDeclaration(KeyDeclaration):
+    """`auth_method = "api_key"`. Without a template that has the key, it is sent as `Authorization: Bearer`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    auth_method: Annotated[AuthMethod, Field(strict=False, json_schema_extra={"const": "api_key"})]
+    """`api_key`."""
+
+    required_fields: list[KeyField] = ["api_key"]
+    """Which of key and secret an account has."""
+
+    api_key_header: HeaderName | None = None
+    """Short for `request_headers = { <name> = "{api_key}" }`."""
+
+    api_key_query_param: Annotated[ParamName, AfterValidator(_exclude_header)] | None = None
+    """Short for `request_query = { <name> = "{api_key}" }`."""
+
+
+class BasicDeclaration(KeyDeclaration):
+    """`auth_method = "basic"`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    auth_method: Annotated[AuthMethod, Field(strict=False, json_schema_extra={"const": "basic"})]
+    """`basic`."""
+
+    required_fields: list[KeyField] = ["api_key", "api_secret"]
+    """Which of user name and password an account has; the other one may be empty."""
+
+    basic_username: RequestTemplate = "{api_key}"
+    """The user name."""
+
+    basic_password: RequestTemplate = "{api_secret}"
+    """The password."""
+
+
+MODELS: Mapping[str, type[Declaration]] = {
+    AuthMethod.OAUTH2: OAuth2Declaration,
+    AuthMethod.API_KEY: ApiKeyDeclaration,
+    AuthMethod.BASIC: BasicDeclaration,
+}
+
+
+def problems_between(declaration: Declaration) -> Iterator[tuple[str, str]]:
+    """Problems of keys that contradict each other, each with its key."""
+    if declaration.verify_url is not None and "verify" in declaration.model_fields_set:
+        yield "verify_url", "cannot be combined with verify"
+    if isinstance(declaration, ApiKeyDeclaration | BasicDeclaration):
+        yield from _key_problems(declaration)
+    if isinstance(declaration, OAuth2Declaration):
+        yield from _oauth_problems(declaration)
+    if declaration.webhook is not None:
+        yield from _webhook_problems(declaration.webhook)
+    for name in sorted(declaration.secret_fields.keys() & declaration.config_fields.keys()):
+        yield f"secret_fields.{name}", "is also one of config_fields"
+    choose = declaration.lookup and declaration.lookup.choose
+    if choose and choose.by not in declaration.config_fields:
+        yield "lookup.choose.by", f"names {choose.by!r}, which is not one of config_fields"
+    for key, fields in (("config_fields", declaration.config_fields), ("settings", declaration.settings)):
+        for name, field in fields.items():
+            if field.default is not None and (problem := field.problem_of(field.default)):
+                yield f"{key}.{name}.default", problem
+
+
+def _key_problems(declaration: "ApiKeyDeclaration | BasicDeclaration") -> Iterator[tuple[str, str]]:
+    declares_none = "verify" in declaration.model_fields_set
+    if not (declaration.verify_url or declaration.verify or declares_none):
+        yield "verify", "is required, or verify_url; verify = false says that the API has no request for it"
+    if not (declaration.required_fields or declaration.secret_fields):
+        yield "required_fields", "is empty, and there are no secret_fields: an account would have no credentials"
+
+
+def _oauth_problems(declaration: OAuth2Declaration) -> Iterator[tuple[str, str]]:
+    if declaration.grant == "authorization_code":
+        if declaration.oauth_authorize_url is None:
+            yield "authorize_url", "is required"
+        if declaration.secret_fields:
+            yield "secret_fields", "are not asked for with this grant: a user connects in the browser"
+    elif declaration.oauth_authorize_url is not None:
+        yield "authorize_url", "is not used with this grant"
+    if declaration.revoke_url is not None and declaration.revoke is not None:
+        yield "revoke", "cannot be combined with revoke_url, which is its short form"
+    if declaration.never_expires and declaration.lifetime is not None:
+        yield "lifetime_seconds", "contradicts never_expires"
+    headers = " ".join(declaration.token_headers.values())
+    if declaration.token_auth == "header" and not ("{client_secret}" in headers or "{basic}" in headers):
+        yield "token_headers", "must have {client_secret} or {basic}, because token_auth is header"
+
+
+def _webhook_problems(webhook: Webhook) -> Iterator[tuple[str, str]]:
+    if "{body}" not in webhook.signed:
+        yield "webhook.signed", "has no {body}, so that anybody could change it"
+    if "{timestamp}" in webhook.signed and webhook.timestamp_header is None:
+        yield "webhook.signed", "has {timestamp}, but there is no timestamp_header"
+    if "{timestamp}" not in webhook.signed and webhook.timestamp_header is not None:
+        yield "webhook.timestamp_header", "is not in signed, so that anybody could change it"
+    if "{id}" in webhook.signed and webhook.id_header is None:
+        yield "webhook.signed", "has {id}, but there is no id_header"

@@ -1,0 +1,49 @@
+"""Values that a declaration asks for: of an integration's config, and of a lookup's response."""
+
+from collections.abc import Mapping
+from json import dumps
+from typing import Any
+
+from integration_server.domain.errors import AccountNotChosen, InvalidField, ProviderUnavailable
+from integration_server.providers.declaration import Choose, FieldDeclaration
+from integration_server.providers.lenient_values import field_at, text_at
+
+
+def field_values(prefix: str, fields: Mapping[str, FieldDeclaration], given: Mapping[str, Any]) -> Mapping[str, str]:
+    """The values of declared fields, with their defaults. Raises `InvalidField` for `<prefix>.<name>`."""
+    values = {}
+    for name, declared in fields.items():
+        value = as_text(given.get(name))
+        if value is None or value == "":
+            if declared.default is not None:
+                values[name] = declared.default
+            elif declared.required:
+                raise InvalidField(f"{prefix}.{name}", "is required for this integration type")
+        elif (problem := declared.problem_of(value)) is not None:
+            raise InvalidField(f"{prefix}.{name}", problem)
+        else:
+            values[name] = str(value)
+    return values
+
+
+def as_text(value: object) -> object:
+    """A number or a truth value as JSON writes it; anything else unchanged."""
+    if isinstance(value, float) and value.is_integer():  # a Struct has no integers
+        value = int(value)
+    return dumps(value) if isinstance(value, bool | int | float) else value
+
+
+def chosen_account(choose: Choose, response: object, wanted: str | None) -> object:
+    """The account that the config names, or the only one. Raises `AccountNotChosen` or `ProviderUnavailable`."""
+    found = field_at(response, choose.list) if choose.list else response
+    if not isinstance(found, list):
+        raise ProviderUnavailable
+    by_id = {account_id: item for item in found if (account_id := text_at(item, choose.id)) is not None}
+    if wanted is None and len(by_id) == 1:
+        return next(iter(by_id.values()))
+    if wanted not in by_id:
+        labels = {
+            account_id: text_at(item, choose.label) if choose.label else None for account_id, item in by_id.items()
+        }
+        raise AccountNotChosen(choose.by, labels)
+    return by_id[wanted]

@@ -1,0 +1,90 @@
+"""A small HTTP server on loopback that a test writes a handler for: a provider of its own."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+
+@dataclass(frozen=True)
+class Received:
+    """A request. Header names are lower case; a repeated parameter has its first value."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def form(self) -> dict[str, str]:
+        """The form in the body."""
+        return {name: values[0] for name, values in parse_qs(self.body.decode()).items()}
+
+    @property
+    def json(self) -> Any:
+        """The JSON value in the body."""
+        return json.loads(self.body)
+
+
+Handler = Callable[[Received], tuple[int, Any]]
+"""Returns a status and a JSON value."""
+
+
+@dataclass
+class SmallServer:
+    """The requests that arrived, and the handler that responds to them."""
+
+    handle: Handler
+    url: str = ""
+    received: list[Received] = field(default_factory=list)
+
+    def calls(self, path: str) -> list[Received]:
+        """The requests for a path."""
+        return [one for one in self.received if one.path == path]
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Respond to the requests of one connection."""
+        with suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+                headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:])}
+                body = await reader.readexactly(int(headers.get("content-length", "0")))
+                method, target, _ = head[0].split(" ")
+                parts = urlsplit(target)
+                query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+                request = Received(method, parts.path, query, headers, body)
+                self.received.append(request)
+                status, value = self.handle(request)
+                content = json.dumps(value).encode()
+                writer.write(
+                    b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+                    % (status, len(content), content)
+                )
+                await writer.drain()
+        writer.close()
+
+
+@asynccontextmanager
+async def run_small_server(handle: Handler) -> AsyncIterator[SmallServer]:
+    """Run a server."""
+    small = SmallServer(handle)
+    connections: list[tuple[asyncio.StreamWriter, asyncio.Task[None]]] = []
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append((writer, asyncio.get_running_loop().create_task(small.serve(reader, writer))))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, backlog=200)
+    small.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield small
+    finally:
+        server.close()
+        for writer, serving in connections:
+            writer.transport.abort()
+            serving.cancel()
+        await asyncio.gather(*(serving for _, serving in connections), return_exceptions=True)
+        await asyncio.sleep(0)  # the loop closes the sockets in its next iteration
