@@ -14,7 +14,7 @@ import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC
@@ -42,6 +42,7 @@ _NUMBERS = ("time", "integration_id", "integration_version")
 _AUTHENTICATED = attrgetter("caller", "action", "integration_id", "integration_type", "integration_version", "outcome")
 _PERSONAL = attrgetter("user_id", "purpose", "details")
 _SALT_BYTES = 32
+_PART_SIZE = 50  # entries of one statement, so that a large batch does not hold the event loop: at most about 5 ms
 
 ERASED = {"user_id": "", "purpose": "", "details": "", "salt": None}
 """The values of an erased entry's columns. `purpose` and `details` may name the user too, or the account."""
@@ -115,10 +116,13 @@ async def decrypt_chain_key(aead: Aead, row: Row[Any]) -> bytes:
 class SqlAuditLog:
     """The `AuditLog` of one process. `append` must not be called concurrently."""
 
-    def __init__(self, database: Database, aead: Aead, chain_type: type[Chain] = Chain) -> None:
+    def __init__(
+        self, database: Database, aead: Aead, chain_type: type[Chain] = Chain, *, part_size: int = _PART_SIZE
+    ) -> None:
         self._database = database
         self._aead = aead
         self._chain_type = chain_type
+        self._part_size = part_size
         self._chain: Chain | None = None
         self._heads: dict[str, Head] = {}
 
@@ -130,21 +134,13 @@ class SqlAuditLog:
         """Append entries to this process's chain, all or none. Raises `StoreUnavailable`."""
         before = self._chain or await self._start_chain()
         self._chain = None  # until the commit is certain
-        chain, rows = before, []
-        for entry in (entry.escaped() for entry in entries):
-            salt = secrets.token_bytes(_SALT_BYTES)
-            commitment = commitment_of(entry, salt)
-            chain = chain.extended_with(entry, commitment)
-            values = {name: str(getattr(entry, name)) for name in _TEXTS}
-            values |= {name: getattr(entry, name) for name in _NUMBERS}
-            position = {"chain_id": chain.chain_id, "sequence": chain.entries, "mac": chain.head}
-            rows.append({**values, **position, "salt": salt, "commitment": commitment})
-        advance = (
-            update(audit_chains).where(_C.chain_id == chain.chain_id, _C.entries == before.entries).values(chain.record)
-        )
+        chain = before
         async with self._database.write_transaction() as connection:
-            await connection.execute(insert(audit_entries), rows)
-            if (await connection.execute(advance)).rowcount != 1:
+            for begin in range(0, len(entries), self._part_size):
+                chain, rows = _extend(chain, entries[begin : begin + self._part_size])
+                await connection.execute(insert(audit_entries), rows)
+            advance = update(audit_chains).where(_C.chain_id == chain.chain_id, _C.entries == before.entries)
+            if (await connection.execute(advance.values(chain.record))).rowcount != 1:
                 raise StoreUnavailable  # the chain was changed: the retry starts another one
         self._chain = chain
         self._heads[chain.chain_id] = chain.recorded_head
@@ -165,6 +161,20 @@ class SqlAuditLog:
             with suppress(IntegrityError):  # another process took the number
                 await self._database.write(insert(audit_chains).values(values))
                 return chain
+
+
+def _extend(chain: Chain, entries: Sequence[AuditEntry]) -> tuple[Chain, Sequence[Mapping[str, Any]]]:
+    """Return the chain after the entries, and their rows."""
+    rows = []
+    for entry in (entry.escaped() for entry in entries):
+        salt = secrets.token_bytes(_SALT_BYTES)
+        commitment = commitment_of(entry, salt)
+        chain = chain.extended_with(entry, commitment)
+        values = {name: str(getattr(entry, name)) for name in _TEXTS}
+        values |= {name: getattr(entry, name) for name in _NUMBERS}
+        position = {"chain_id": chain.chain_id, "sequence": chain.entries, "mac": chain.head}
+        rows.append({**values, **position, "salt": salt, "commitment": commitment})
+    return chain, rows
 
 
 async def list_audit_entries(

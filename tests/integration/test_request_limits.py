@@ -3,12 +3,10 @@
 The times are CPU time of the loop's thread, so that a busy machine does not change them.
 """
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -21,7 +19,7 @@ from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1 import integration_service_pb2_grpc as pb_grpc
 from tests.end_to_end.rpc_errors import RpcError, expect_rpc_error, invalid
 from tests.fakes.system import FakeSystem
-from tests.loop_hold.meter import MAX_HOLD, HoldRecorder, LoopHolds
+from tests.loop_hold.meter import MAX_HOLD, LoopHolds
 
 SERVICE = "/integrations.v1.IntegrationService"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
@@ -77,14 +75,6 @@ async def serving(*, enforce_limits: bool) -> AsyncIterator[grpc.aio.Channel]:
             yield channel
     finally:
         await server.stop(None)
-
-
-@pytest.fixture
-def holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoopHolds:
-    """Measures the loop of this process: asyncio's, whose callbacks its handles run."""
-    handle: Any = asyncio.Handle
-    monkeypatch.setattr(handle, "_run", HoldRecorder(tmp_path / "test.hold").measure(handle._run))
-    return LoopHolds(tmp_path)
 
 
 async def send_attack(channel: grpc.aio.Channel, holds: LoopHolds, method: str, raw: bytes) -> tuple[RpcError, float]:

@@ -2,9 +2,10 @@
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from integration_server.storage.keyring import Keyring
 from integration_server.storage.tables import audit_chains, audit_entries
 from tests.fakes.clock import NOON
 from tests.keyrings import open_test_keyring
+from tests.loop_hold.meter import MAX_HOLD, LoopHolds
 
 _C, _E = audit_chains.c, audit_entries.c
 
@@ -349,3 +351,27 @@ async def test_a_write_to_a_changed_chain_fails_and_starts_another_chain(databas
         "chain 1: its length or its last entry was altered",
         "chain 1: entry 2 is missing",
     ]
+
+
+@pytest.mark.parametrize(
+    ("open_log", "is_short"),
+    [(SqlAuditLog, True), (partial(SqlAuditLog, part_size=10_000), False)],
+    ids=["parts", "negative control"],
+)
+async def test_a_large_batch_does_not_hold_the_loop(
+    open_log: Callable[[Database, Keyring], SqlAuditLog],
+    is_short: bool,
+    database: Database,
+    keyring: Keyring,
+    holds: LoopHolds,
+) -> None:
+    """Of entries that are expensive to escape and to store."""
+    worst = [replace(entry(number), user_id="\0" * 128, purpose="\u200b" * 256) for number in range(4000)]
+    await asyncio.sleep(0)
+    holds.take()
+
+    await open_log(database, keyring).append(worst)
+
+    longest = holds.take()
+    assert (longest.seconds < MAX_HOLD) is is_short, longest
+    assert not await problems(database, keyring)
