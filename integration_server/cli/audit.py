@@ -117,7 +117,7 @@ async def list_audit(
                 entry.action,
                 entry.user_id,
                 integration_text,
-                entry.outcome,
+                entry.outcome if entry.call_count == 1 else f"{entry.outcome} ({entry.call_count:,} calls)",
                 entry.purpose,
                 entry.details,
             )

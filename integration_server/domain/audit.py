@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any
 
 from integration_server.domain.integration import Integration
@@ -50,13 +51,17 @@ _MAX_LENGTHS = {
 }
 
 
+_CALL = attrgetter("action", "integration_id", "integration_version", *_MAX_LENGTHS)
+
+
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
     """An action, or a rejected attempt. It contains no secrets.
 
     `user_id`, `integration_id`, `integration_type` and `purpose` are empty or 0 where they are unknown. `details` is
     the method, path and status of a proxy call. `action` is a plain string only if a stored entry was altered.
-    `integration_version` is the version of the credentials that the action has stored, else 0.
+    `integration_version` is the version of the credentials that the action has stored, else 0. `call_count` is the
+    number of equal calls that share the entry, whose time is that of the first.
 
     Texts are bounded when the entry is made: of a longer one, the escaped beginning stays, with a digest of the whole.
     All are escaped when the entry is stored, so that two different ones are never recorded as the same.
@@ -72,6 +77,7 @@ class AuditEntry:
     purpose: str = ""
     details: str = ""
     integration_version: int = 0
+    call_count: int = 1
 
     def __post_init__(self) -> None:
         for name, max_length in _MAX_LENGTHS.items():
@@ -80,8 +86,16 @@ class AuditEntry:
 
     def escaped(self) -> "AuditEntry":
         """The entry as it is stored. An `EscapedText` stays as it is."""
-        texts: dict[str, Any] = {name: escape(getattr(self, name)) for name in _MAX_LENGTHS}
-        return replace(self, **texts)
+        texts: dict[str, Any] = {}
+        for name in _MAX_LENGTHS:
+            if (escaped := escape(text := getattr(self, name))) != text:
+                texts[name] = escaped
+        return replace(self, **texts) if texts else self
+
+    @property
+    def call(self) -> tuple[object, ...]:
+        """What equal calls have in common: everything but the time."""
+        return _CALL(self)
 
 
 def recorded_user_id(user_id: str) -> EscapedText:

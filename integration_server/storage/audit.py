@@ -10,11 +10,12 @@ The MAC of an entry covers a commitment to its personal fields, not the fields. 
 can be erased (`audit_erasure.py`), and nobody can find out what they were by trying names.
 """
 
+import asyncio
 import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC
@@ -23,6 +24,7 @@ from typing import Any
 
 from sqlalchemy import Row, Select, func, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.audit import AuditEntry, recorded_user_id
 from integration_server.domain.errors import StoreUnavailable
@@ -30,7 +32,7 @@ from integration_server.service.audit.audit_heads import AUDIT_CHAIN, Head
 from integration_server.service.common_types import Aead
 from integration_server.service.credentials.credential_cipher import chain_key_aad
 from integration_server.storage.database_time import DatabaseTime
-from integration_server.storage.engine import Database, from_row
+from integration_server.storage.engine import Database, copy_rows, from_row
 from integration_server.storage.tables import audit_chains, audit_entries
 from integration_server.text_escaping import EscapedText
 
@@ -38,11 +40,15 @@ _C = audit_chains.c
 _E = audit_entries.c
 
 _TEXTS = ("caller", "action", "user_id", "integration_type", "outcome", "purpose", "details")
-_NUMBERS = ("time", "integration_id", "integration_version")
-_AUTHENTICATED = attrgetter("caller", "action", "integration_id", "integration_type", "integration_version", "outcome")
+_NUMBERS = ("time", "integration_id", "integration_version", "call_count")
+_FIELDS = attrgetter(*_TEXTS, *_NUMBERS)
+_COLUMNS = (*_TEXTS, *_NUMBERS, "chain_id", "sequence", "mac", "salt", "commitment")
+_AUTHENTICATED = attrgetter(
+    "caller", "action", "integration_id", "integration_type", "integration_version", "outcome", "call_count"
+)
 _PERSONAL = attrgetter("user_id", "purpose", "details")
 _SALT_BYTES = 32
-_PART_SIZE = 50  # entries of one statement, so that a large batch does not hold the event loop: at most about 5 ms
+_PART_SIZE = 50  # entries: they hold the event loop for at most about 5 ms
 
 ERASED = {"user_id": "", "purpose": "", "details": "", "salt": None}
 """The values of an erased entry's columns. `purpose` and `details` may name the user too, or the account."""
@@ -134,16 +140,31 @@ class SqlAuditLog:
         """Append entries to this process's chain, all or none. Raises `StoreUnavailable`."""
         before = self._chain or await self._start_chain()
         self._chain = None  # until the commit is certain
-        chain = before
         async with self._database.write_transaction() as connection:
-            for begin in range(0, len(entries), self._part_size):
-                chain, rows = _extend(chain, entries[begin : begin + self._part_size])
-                await connection.execute(insert(audit_entries), rows)
-            advance = update(audit_chains).where(_C.chain_id == chain.chain_id, _C.entries == before.entries)
-            if (await connection.execute(advance.values(chain.record))).rowcount != 1:
+            stored = await connection.scalar(select(_C.entries).where(_C.chain_id == before.chain_id).with_for_update())
+            if stored != before.entries:
                 raise StoreUnavailable  # the chain was changed: the retry starts another one
+            chain = await self._insert(connection, before, entries)
+            await connection.execute(update(audit_chains).where(_C.chain_id == chain.chain_id).values(chain.record))
         self._chain = chain
         self._heads[chain.chain_id] = chain.recorded_head
+
+    async def _insert(self, connection: AsyncConnection, chain: Chain, entries: Sequence[AuditEntry]) -> Chain:
+        """Insert entries into the chain in parts, between which other tasks run. Return the chain after them."""
+
+        async def parts() -> AsyncIterator[Sequence[tuple[Any, ...]]]:
+            nonlocal chain
+            for begin in range(0, len(entries), self._part_size):
+                chain, rows = _extend(chain, entries[begin : begin + self._part_size])
+                yield rows
+                await asyncio.sleep(0)
+
+        if connection.dialect.name == "postgresql":
+            await copy_rows(connection, audit_entries, _COLUMNS, parts())
+        else:
+            async for rows in parts():
+                await connection.execute(insert(audit_entries), [dict(zip(_COLUMNS, row, strict=True)) for row in rows])
+        return chain
 
     async def _start_chain(self) -> Chain:
         chain_id, key = secrets.token_hex(16), secrets.token_bytes(32)
@@ -163,17 +184,14 @@ class SqlAuditLog:
                 return chain
 
 
-def _extend(chain: Chain, entries: Sequence[AuditEntry]) -> tuple[Chain, Sequence[Mapping[str, Any]]]:
-    """Return the chain after the entries, and their rows."""
+def _extend(chain: Chain, entries: Sequence[AuditEntry]) -> tuple[Chain, Sequence[tuple[Any, ...]]]:
+    """Return the chain after the entries, and their rows: the values of `_COLUMNS`."""
     rows = []
     for entry in (entry.escaped() for entry in entries):
         salt = secrets.token_bytes(_SALT_BYTES)
         commitment = commitment_of(entry, salt)
         chain = chain.extended_with(entry, commitment)
-        values = {name: str(getattr(entry, name)) for name in _TEXTS}
-        values |= {name: getattr(entry, name) for name in _NUMBERS}
-        position = {"chain_id": chain.chain_id, "sequence": chain.entries, "mac": chain.head}
-        rows.append({**values, **position, "salt": salt, "commitment": commitment})
+        rows.append((*_FIELDS(entry), chain.chain_id, chain.entries, chain.head, salt, commitment))
     return chain, rows
 
 

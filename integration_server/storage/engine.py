@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import asyncpg
-from sqlalchemy import URL, Connection, DateTime, Executable, Row, UpdateBase, event, make_url, text
+from sqlalchemy import URL, Connection, DateTime, Executable, Row, Table, UpdateBase, event, make_url, text
 from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
 from sqlalchemy.engine import AdaptedConnection, Dialect
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
@@ -411,6 +411,32 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
+
+
+async def copy_rows(
+    connection: AsyncConnection, table: Table, columns: Sequence[str], parts: AsyncIterator[Sequence[tuple[Any, ...]]]
+) -> None:
+    """Insert rows by PostgreSQL's COPY, in the transaction that a statement has begun. `parts` may await between them.
+
+    The values are the driver's: the types of the columns do not convert them.
+    """
+
+    async def rows() -> AsyncIterator[tuple[Any, ...]]:
+        async for part in parts:
+            for row in part:
+                yield row
+
+    driver = (await connection.get_raw_connection()).driver_connection
+    if driver is None:
+        raise StoreUnavailable
+    try:
+        await driver.copy_records_to_table(table.name, columns=columns, records=rows())
+    except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
+        raise StoreUnavailable from error
+    except asyncpg.PostgresError as error:
+        if (error.sqlstate or "").startswith(_UNAVAILABLE_SQLSTATES):
+            raise StoreUnavailable from error
+        raise
 
 
 def from_row(value_type: type[T], row: Row[Any], **converted: object) -> T:

@@ -361,6 +361,7 @@ audit_entries = Table(
     Column("integration_id", BigInteger, nullable=False),
     Column("integration_type", Text, nullable=False),
     Column("integration_version", BigInteger, nullable=False),
+    Column("call_count", BigInteger, nullable=False),
     Column("outcome", Text, nullable=False),
     Column("purpose", Text, nullable=False),
     Column("details", Text, nullable=False),

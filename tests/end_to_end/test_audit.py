@@ -20,10 +20,10 @@ async def test_audit_entries_are_listed_and_altered_entries_are_detected(postgre
     key, heads = new_key(), str(tmp_path / "heads.jsonl")
     async with run_server_process(tmp_path, postgres_url, ENCRYPTION_KEY=key, AUDIT_HEADS=heads) as system:
         integration_id = await system.connect()
-        for _ in range(3):
+        for number in range(3):
             await system.service.GetCredentials(
                 pb.GetCredentialsRequest(integration_id=integration_id, user_id="ada"),
-                metadata=(("x-purpose", "nightly sync"),),
+                metadata=(("x-purpose", f"nightly sync {number}"),),  # equal reads would share an entry
             )
         with pytest.raises(grpc.aio.AioRpcError):
             await system.bearer_token(integration_id, "eve")
@@ -44,7 +44,7 @@ async def test_audit_entries_are_listed_and_altered_entries_are_detected(postgre
             ("connect", "ada", "OK", ""),
             ("store_credentials", "ada", "OK", ""),  # by the server
             ("complete", "ada", "OK", ""),
-            *[("read_credentials", "ada", "OK", "nightly sync")] * 3,
+            *[("read_credentials", "ada", "OK", f"nightly sync {number}") for number in range(3)],
             ("read_credentials", "eve", "INTEGRATION_NOT_FOUND", ""),
             ("refresh", "ada", "OK", ""),  # by the server, which called the provider
             ("refresh", "ada", "OK", ""),  # by the caller, who requested it

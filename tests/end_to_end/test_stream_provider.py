@@ -466,7 +466,7 @@ async def test_a_stream_in_progress_is_completed_while_the_server_stops(tmp_path
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 MIB = 1024 * 1024
-MAX_GROWTH = 32 * MIB
+MAX_GROWTH = 64 * MIB
 
 
 def memory(command: Command, key: str) -> int:

@@ -87,6 +87,7 @@ async def test_an_intact_log_has_no_problems(
         {"integration_id": 999},
         {"integration_type": ""},
         {"integration_version": 1},
+        {"call_count": 2},
         {"outcome": "STORE_UNAVAILABLE"},
         {"commitment": bytes(32)},
         {"mac": bytes(32)},

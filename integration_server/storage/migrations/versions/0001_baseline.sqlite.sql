@@ -26,6 +26,7 @@ CREATE TABLE audit_entries (
     integration_id BIGINT NOT NULL,
     integration_type TEXT NOT NULL,
     integration_version BIGINT NOT NULL,
+    call_count BIGINT NOT NULL,
     outcome TEXT NOT NULL,
     purpose TEXT NOT NULL,
     details TEXT NOT NULL,
