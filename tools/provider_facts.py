@@ -1,22 +1,23 @@
-"""Extracts facts about providers from the docstrings of their modules, their base classes' modules, and their webhook
-schemes' modules.
+"""Extracts facts about providers from the files that declare them, and from the modules of webhook schemes.
 
-Each item of such a docstring ("- …") contains facts. A fact ends with its confidence (`[H]`, `[M]`, `[K]`: see
-`integration_server/providers/__init__.py`) and the day of its last check, if that is not `FIRST_CHECK`. It may name its
-source: "Endpoints: docs.example.com/oauth [H]." The text after the last mark of an item says how the server uses the
-facts.
+The facts are in the docstring of a module, or in the first comment of a TOML file. Those of a webhook scheme that the
+file declares are in the comment before `[webhook]`. Each item ("- …") contains facts. A fact ends with its confidence
+(`[H]`, `[M]`, `[K]`: see `integration_server/providers/__init__.py`) and the day of its last check, if that is not
+`FIRST_CHECK`. It may name its source: "Endpoints: docs.example.com/oauth [H]." The text after the last mark of an item
+says how the server uses the facts.
 """
 
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import takewhile
 
 from integration_server.providers.base import BaseProvider
+from integration_server.providers.webhooks.declared_scheme import DeclaredScheme
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme
-from integration_server.providers.webhooks.scheme import WebhookScheme
 
 _ITEM = re.compile(r"^- (.*(?:\n  .*)*)", re.MULTILINE)
 _FACT = re.compile(r"(?P<text>.+?)\s*\[(?P<mark>[HMK])(?: (?P<checked>[0-9]{4}-[0-9]{2}-[0-9]{2}))?\][.,:;]?\s*")
@@ -57,16 +58,43 @@ class Fact:
 
 
 def facts_of(provider: BaseProvider) -> Sequence[Fact]:
-    """The facts in a provider's own module, then those in the modules of its base classes that have any."""
+    """The facts in a provider's own file, then those in the modules of its base classes that have any."""
     modules = dict.fromkeys(one.__module__ for one in type(provider).__mro__ if issubclass(one, BaseProvider))
-    own, *others = map(_docstring, modules)
-    return [*facts_in(own), *(fact for text in others if _FACT.search(text) for fact in facts_in(text))]
+    texts = [*map(_first_comment, _files_of(provider)), *map(_docstring, modules)]
+    return [fact for text in texts if text is texts[0] or _FACT.search(text) for fact in facts_in(text)]
 
 
-def webhook_facts_of(scheme: WebhookScheme) -> tuple[str, Sequence[Fact]]:
-    """The title and the facts of a webhook scheme."""
-    text = _docstring(scheme.read.__module__ if isinstance(scheme, HmacScheme) else type(scheme).__module__)
+def webhook_facts_of(provider: BaseProvider) -> tuple[str, Sequence[Fact]]:
+    """The title and the facts of a provider's webhook scheme."""
+    scheme = provider.webhook_scheme
+    if isinstance(scheme, DeclaredScheme):
+        text = next(text for file in _files_of(provider) if (text := _webhook_comment(file)))
+    else:
+        text = _docstring(scheme.read.__module__ if isinstance(scheme, HmacScheme) else type(scheme).__module__)
     return text.partition("\n")[0].rstrip("."), facts_in(text)
+
+
+def _files_of(provider: BaseProvider) -> Sequence[str]:
+    file = provider.declared_in
+    return [] if file is None else [file.read_text(encoding="utf-8")]
+
+
+def _first_comment(toml: str) -> str:
+    lines = (line for line in toml.splitlines() if not line.startswith("#:"))
+    return _uncommented(takewhile(_is_comment, lines))
+
+
+def _webhook_comment(toml: str) -> str:
+    lines = toml.partition("\n[webhook]")[0].splitlines()
+    return _uncommented(reversed(list(takewhile(_is_comment, reversed(lines)))))
+
+
+def _is_comment(line: str) -> bool:
+    return line.startswith("#")
+
+
+def _uncommented(lines: Iterable[str]) -> str:
+    return "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines)
 
 
 def facts_in(docstring: str) -> Sequence[Fact]:

@@ -21,7 +21,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "providers.md"
 INTRODUCTION = """# Providers
 
 Reference of the built-in providers: what each one declares, and the facts behind it. `make providers-doc` generates
-this page from `integration_server/providers/`; edit the declarations and docstrings there, not this page.
+this page from `integration_server/providers/`; edit the declarations and the facts there, not this page.
 
 The columns of the overview:
 
@@ -89,7 +89,7 @@ def section(provider: BaseProvider) -> Iterator[str]:
     yield ""
     yield from table(("fact", "source", "confidence", "checked"), map(fact_row, facts_of(provider)))
     if provider.webhook_scheme is not None:
-        title, facts = webhook_facts_of(provider.webhook_scheme)
+        title, facts = webhook_facts_of(provider)
         yield from ("", f"Webhooks, {title}:", "")
         yield from table(("fact", "source", "confidence", "checked"), map(fact_row, facts))
 

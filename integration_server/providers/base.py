@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from hashlib import sha256
+from importlib.resources.abc import Traversable
 from json import dumps
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
@@ -33,7 +34,14 @@ from integration_server.domain.errors import (
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, ApiStream, RateLimit
 from integration_server.domain.text import control_character_problem
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest
-from integration_server.providers.declaration import Errors, FieldDeclaration, Lookup, RevocationEnds, Verify
+from integration_server.providers.declaration import (
+    Errors,
+    ExpiringFact,
+    FieldDeclaration,
+    Lookup,
+    RevocationEnds,
+    Verify,
+)
 from integration_server.providers.declared_values import as_text, chosen_account, field_values
 from integration_server.providers.http import (
     DeclaredOrigins,
@@ -83,18 +91,6 @@ class ProviderContext:
     clock: Clock
     environment: Mapping[str, str] = field(repr=False)
     record_request: Record = record_nothing  # seconds, integration type, class of the status
-
-
-@dataclass(frozen=True, slots=True)
-class ExpiringFact:
-    """A fact about a provider that ends on a day, such as the support of an API version.
-
-    With `only_for`, it concerns only servers that use this API version or scope.
-    """
-
-    subject: str
-    end: date
-    only_for: str = ""
 
 
 class ProviderConfig(BaseModel):
@@ -152,6 +148,9 @@ class BaseProvider(ABC):
     errors = Errors()
 
     # --- what only Python declares
+
+    declared_in: Traversable | None = None
+    """The TOML file that declares it, if one does."""
 
     config_model: type[BaseModel] | None = None
     """The schema of an integration's config, usually a `ProviderConfig`; None allows any config."""

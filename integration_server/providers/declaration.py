@@ -11,7 +11,8 @@ returned to a backend cannot contain our client's secret.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import date, timedelta
+from math import inf
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -61,6 +62,18 @@ Grant = Literal["authorization_code", "client_credentials"]
 
 
 # --- names in templates ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ExpiringFact:
+    """A fact about a provider that ends on a day, such as the support of an API version.
+
+    With `only_for`, it concerns only servers that use this API version or scope.
+    """
+
+    subject: str
+    end: date
+    only_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,12 +230,17 @@ def _check_param(value: str) -> str:
     return value
 
 
+def _max_if_infinite(value: object) -> object:
+    return timedelta.max if value == inf else value
+
+
 def _none_if_false(value: object) -> object:
     if value is True:
         raise PydanticCustomError("false", "can only be false, or a table")
     return None if value is False else value
 
 
+Grace = Annotated[timedelta, Field(strict=False, ge=timedelta(0)), BeforeValidator(_max_if_infinite)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
 ApiName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 FieldPath = Annotated[str, StringConstraints(pattern=r"^[^.]+(\.[^.]+)*$")]
@@ -467,6 +485,23 @@ class RateLimitDeclaration(Part):
         return RateLimit(self.calls, timedelta(seconds=self.seconds), self.per, self.resource)
 
 
+class ExpiringFactDeclaration(Part):
+    """One of `ends`: something about the provider that ends on a day."""
+
+    what: Text
+    """What ends, such as an API version."""
+
+    on: date
+    """The day: `on = 2027-02-23`."""
+
+    only_for: Annotated[str, StringConstraints(max_length=256)] = ""
+    """The value of `settings.api_version`, or the scope, that it concerns; all servers, if empty."""
+
+    def fact(self) -> ExpiringFact:
+        """The value of the provider's attribute."""
+        return ExpiringFact(self.what, self.on, self.only_for)
+
+
 class Handshake(Part):
     """How an address for webhooks is verified: the response repeats a value of the request."""
 
@@ -618,6 +653,9 @@ class Declaration(BaseModel):
     webhook: Webhook | None = None
     """How webhooks are verified and read."""
 
+    expiring_facts: list[ExpiringFactDeclaration] = Field([], alias="ends")
+    """What ends at a known time; `python -m integration_server types` warns of it."""
+
 
 class OAuth2Declaration(Declaration):
     """`auth_method = "oauth2"`."""
@@ -698,12 +736,12 @@ class OAuth2Declaration(Declaration):
     never_expires: bool = False
     """Whether access tokens never expire, whatever a response says."""
 
-    refresh_token_grace: Annotated[timedelta, Field(strict=False, ge=timedelta(0))] = Field(  # type: ignore[pydantic-alias]
+    refresh_token_grace: Grace = Field(  # type: ignore[pydantic-alias]
         timedelta(0),
         alias="refresh_grace_seconds",
         validation_alias=AliasChoices("refresh_grace_seconds", "refresh_token_grace_seconds"),
     )
-    """How long a refresh token works after a refresh has replaced it."""
+    """How long a refresh token works after a refresh has replaced it; `inf` if it stays valid, or none replaces it."""
 
     renew_after: Annotated[timedelta, Field(strict=False, ge=MIN_RENEW_AFTER)] = Field(
         timedelta.max, alias="renew_after_seconds"

@@ -28,8 +28,7 @@ from datetime import date, timedelta
 from typing import Any
 
 from integration_server.domain.credentials import Credentials, OAuthTokens
-from integration_server.providers.base import ExpiringFact
-from integration_server.providers.declaration import TokenResponse, api_version_setting
+from integration_server.providers.declaration import ExpiringFact, TokenResponse, api_version_setting
 from integration_server.providers.lenient_values import field_at, text_at
 from integration_server.providers.meta import MetaProvider
 from integration_server.providers.webhooks.meta import INSTAGRAM, app_user_route

@@ -26,8 +26,7 @@ from datetime import date, timedelta
 from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.errors import InvalidField
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
-from integration_server.providers.base import ExpiringFact
-from integration_server.providers.declaration import api_version_setting
+from integration_server.providers.declaration import ExpiringFact, api_version_setting
 from integration_server.providers.lenient_values import field_at, read_object
 from integration_server.providers.meta import MetaProvider
 

@@ -37,8 +37,8 @@ from pydantic import Field, field_validator
 
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import InvalidField
-from integration_server.providers.base import ExpiringFact, ProviderConfig
-from integration_server.providers.declaration import Errors, api_version_setting
+from integration_server.providers.base import ProviderConfig
+from integration_server.providers.declaration import Errors, ExpiringFact, api_version_setting
 from integration_server.providers.http import HttpResponse
 from integration_server.providers.lenient_values import texts_at
 from integration_server.providers.oauth2 import OAuth2Provider

@@ -1,5 +1,7 @@
 """Providers without code: each `*.toml` file of a directory declares one. docs/adding-a-provider.md lists the keys.
 
+The directory is `catalogue/`, of the built-in providers, or `PROVIDERS_DIR`.
+
 A declaration becomes a subclass of a generic provider with the declared values as class attributes, equivalent to a
 Python file that only declares. A file is validated as a whole: all its problems are reported together, each with the
 file, the line, the field, the problem and a hint.
@@ -9,7 +11,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from difflib import get_close_matches
-from pathlib import Path
+from importlib.resources.abc import Traversable
 from typing import Any, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -41,25 +43,33 @@ _GENERIC: Mapping[AuthMethod, Any] = {  # their classes; mypy allows abstract on
 _MAX_SIZE = 1 << 18  # bytes; the longest declarations have ten kilobytes, and the lines of problems are searched
 
 
-def load_toml_providers(directory: Path, factory: ProviderFactory, *, dev_mode: bool) -> None:
-    """Register every `*.toml` file of the directory. Raises `ProvidersError` with all problems."""
+def load_toml_providers(directory: Traversable, factory: ProviderFactory, *, dev_mode: bool) -> None:
+    """Register every `*.toml` file of the directory, by name. Raises `ProvidersError` with all problems."""
     problems = [] if directory.is_dir() else [f"{directory}: is not a directory"]
-    for path in sorted(directory.glob("*.toml")):
+    for path in declaration_files(directory):
         try:
             declaration = read_declaration(path, dev_mode=dev_mode)
-            factory.register(declaration.integration_type, provider_class(declaration), origin=str(path))
+            factory.register(declaration.integration_type, provider_class(declaration, path), origin=str(path))
         except ProvidersError as error:
             problems.extend(error.problems)
     if problems:
         raise ProvidersError(problems)
 
 
-def read_declaration(path: Path, *, dev_mode: bool) -> Declaration:
+def declaration_files(directory: Traversable) -> Sequence[Traversable]:
+    """The files of a directory that declare providers, by name."""
+    files = directory.iterdir() if directory.is_dir() else ()
+    return sorted((file for file in files if file.name.endswith(".toml")), key=lambda file: file.name)
+
+
+def read_declaration(path: Traversable, *, dev_mode: bool) -> Declaration:
     """The declaration in a file. Raises `ProvidersError` with all its problems."""
     try:
-        if path.stat().st_size > _MAX_SIZE:
+        with path.open("rb") as file:
+            content = file.read(_MAX_SIZE + 1)
+        if len(content) > _MAX_SIZE:
             raise ProvidersError([f"{path}: has more than {_MAX_SIZE} bytes"])
-        text = path.read_text(encoding="utf-8")
+        text = content.decode()
         values = tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise ProvidersError([f"{path}: cannot be read as TOML: {error}"]) from error
@@ -207,9 +217,11 @@ def _line_of(loc: Sequence[str], lines: Mapping[tuple[str, ...], int]) -> str:
 # --- providers -------------------------------------------------------------------------------------------------------
 
 
-def provider_class(declaration: Declaration) -> type[BaseProvider]:
+def provider_class(declaration: Declaration, declared_in: Traversable | None = None) -> type[BaseProvider]:
     """A subclass of the generic provider with the declared values."""
     values = {name: getattr(declaration, name) for name in declaration.model_fields_set}
+    values |= {"__module__": __name__, "declared_in": declared_in}
+    values["expiring_facts"] = tuple(fact.fact() for fact in declaration.expiring_facts)
     if (revoke := values.pop("revoke", None)) is not None:
         values |= {f"revoke_{name}": getattr(revoke, name) for name in type(revoke).model_fields}
         values["revocation_ends"] = values.pop("revoke_ends")

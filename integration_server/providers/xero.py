@@ -34,7 +34,8 @@ from uuid import UUID
 from integration_server.domain.credentials import Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.errors import ProviderRejected, ProviderUnavailable
 from integration_server.domain.proxy_messages import LimitScope, RateLimit
-from integration_server.providers.base import ExpiringFact, ProviderConfig
+from integration_server.providers.base import ProviderConfig
+from integration_server.providers.declaration import ExpiringFact
 from integration_server.providers.http import HttpResponse
 from integration_server.providers.lenient_values import read_object, text_at
 from integration_server.providers.oauth2 import OAuth2Provider

@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 import httpx
 
 from integration_server.providers.base import BaseProvider, ProviderContext
+from integration_server.providers.built_in import CATALOGUE
 from integration_server.providers.factory import ProviderFactory, ProviderRegistry
 from integration_server.providers.http import HttpResponse, ProviderHttp
+from integration_server.providers.toml_providers import provider_class, read_declaration
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
@@ -64,19 +66,25 @@ def context(
     return ProviderContext(http=http, clock=clock, environment=environment or {})
 
 
-def build_provider(provider_class: type[P], network: FakeTransport, **environment: str) -> P:
+def declared_class(integration_type: str) -> type[BaseProvider]:
+    """The class of a built-in provider that a TOML file declares."""
+    file = CATALOGUE / f"{integration_type}.toml"
+    return provider_class(read_declaration(file, dev_mode=False), file)
+
+
+def build_provider(built: type[P], network: FakeTransport, **environment: str) -> P:
     """A provider with client id and secret, built by the factory."""
-    name = str(provider_class.integration_type).upper()
+    name = str(built.integration_type).upper()
     settings = {f"{name}_CLIENT_ID": "our-id", f"{name}_CLIENT_SECRET": "our-secret", **environment}
-    provider = registry(context(network, settings), provider_class)[str(provider_class.integration_type)]
-    assert isinstance(provider, provider_class)
+    provider = registry(context(network, settings), built)[str(built.integration_type)]
+    assert isinstance(provider, built)
     return provider
 
 
-def registry(given: ProviderContext, *provider_classes: type[BaseProvider]) -> ProviderRegistry:
+def registry(given: ProviderContext, *built: type[BaseProvider]) -> ProviderRegistry:
     factory = ProviderFactory()
-    for provider_class in provider_classes:
-        factory.register(str(provider_class.integration_type), provider_class)
+    for one in built:
+        factory.register(str(one.integration_type), one)
     return factory.build(given)
 
 

@@ -5,9 +5,9 @@ from datetime import date, timedelta
 import pytest
 
 from integration_server.cli.operations import EXPIRY_NOTICE, expiry_warnings
-from integration_server.providers.base import BaseProvider, ExpiringFact
+from integration_server.providers.base import BaseProvider
 from integration_server.providers.built_in import register_built_in
-from integration_server.providers.declaration import api_version_setting
+from integration_server.providers.declaration import ExpiringFact, api_version_setting
 from integration_server.providers.factory import ProviderFactory, ProvidersError
 from integration_server.providers.hubspot import HubSpotProvider
 from integration_server.providers.instagram import InstagramProvider

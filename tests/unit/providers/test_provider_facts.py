@@ -1,10 +1,14 @@
 """Facts are extracted from docstrings, every provider has some, and docs/providers.md is up to date."""
 
 import re
+from datetime import date
+from pathlib import Path
 
 import pytest
 
 from integration_server.domain.credentials import AuthMethod
+from integration_server.providers.toml_providers import provider_class, read_declaration
+from tests.unit.providers.support import FakeTransport, build_provider
 from tests.unit.providers.test_catalogue import CATALOGUE, all_built
 from tools import providers_doc
 from tools.provider_facts import FIRST_CHECK, Confidence, Fact, facts_in, facts_of, webhook_facts_of
@@ -36,6 +40,45 @@ def test_text_after_a_fact_is_derived_from_it() -> None:
     ]
 
 
+TOML = """#:schema ./schema.json
+# Acme.
+#
+# - Endpoints: docs.acme.example/oauth [H]. Tokens last
+#   an hour [M]; nothing says so [K]. So one hour is assumed.
+# - Codes are short [H 2027-01-31].
+# - Nothing else.
+
+# - Not a fact: another comment [H].
+integration_type = "acme"
+auth_method = "api_key"
+verify = false
+ends = [{ what = "version 1", on = 2027-02-23 }, { what = "version 2", on = 2028-02-23, only_for = "v2" }]
+
+[request_headers]
+X-Key = "{api_key}"
+
+# Acme: `X-Signature`.
+#
+# - Signed with the key [H].
+[webhook]
+signature_header = "X-Signature"
+"""
+
+
+def test_a_file_and_a_module_have_facts_in_the_same_form(tmp_path: Path) -> None:
+    path = tmp_path / "acme.toml"
+    path.write_text(TOML)
+    provider = build_provider(provider_class(read_declaration(path, dev_mode=False), path), FakeTransport())
+    assert facts_of(provider) == facts_in(DOCSTRING)
+    signed = Fact("Signed with the key", "public documentation or software", Confidence.HIGH, FIRST_CHECK)
+    assert webhook_facts_of(provider) == ("Acme: `X-Signature`", [signed])
+    assert [row for row in providers_doc.declarations(provider) if row[0] == "ends"] == [
+        ("ends", "version 1: 2027-02-23"),
+        ("ends", "version 2: 2028-02-23"),
+    ]
+    assert [fact.subject for fact in provider.facts_ending_by(date(2030, 1, 1))] == ["version 1"]
+
+
 @pytest.mark.parametrize("integration_type", [row[0] for row in CATALOGUE])
 def test_every_provider_has_facts(integration_type: str) -> None:
     provider = all_built()[integration_type]
@@ -53,9 +96,7 @@ def test_every_provider_has_facts(integration_type: str) -> None:
     "integration_type", [provider.integration_type for provider in all_built().all() if provider.supports_webhooks]
 )
 def test_every_webhook_scheme_has_facts(integration_type: str) -> None:
-    scheme = all_built()[integration_type].webhook_scheme
-    assert scheme is not None
-    title, facts = webhook_facts_of(scheme)
+    title, facts = webhook_facts_of(all_built()[integration_type])
     assert re.search("`.+`", title)
     assert any(fact.confidence is not Confidence.DERIVED for fact in facts)
 

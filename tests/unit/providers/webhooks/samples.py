@@ -26,12 +26,22 @@ from integration_server.providers.webhooks.scheme import MalformedWebhook, Webho
 from integration_server.providers.webhooks.sendgrid import SENDGRID
 from integration_server.providers.webhooks.shopify import SHOPIFY
 from integration_server.providers.webhooks.slack import SLACK
-from integration_server.providers.webhooks.square import SQUARE
 from integration_server.providers.webhooks.standard import STANDARD
 from integration_server.providers.webhooks.stripe import STRIPE
 from integration_server.providers.webhooks.twilio import TWILIO
 from integration_server.providers.webhooks.xero import XERO
 from integration_server.providers.webhooks.zoom import ZOOM
+from tests.unit.providers.support import declared_class
+
+
+def scheme_of(integration_type: str) -> WebhookScheme:
+    """The scheme that a built-in declaration has."""
+    scheme = declared_class(integration_type).webhook_scheme
+    assert scheme is not None
+    return scheme
+
+
+SQUARE = scheme_of("square")
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 URL = "https://hooks.example/api/v1/webhooks/acme/e1"

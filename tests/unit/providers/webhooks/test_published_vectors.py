@@ -18,11 +18,10 @@ from integration_server.providers.webhooks.meta import META
 from integration_server.providers.webhooks.scheme import WebhookScheme
 from integration_server.providers.webhooks.sendgrid import SENDGRID
 from integration_server.providers.webhooks.slack import SLACK
-from integration_server.providers.webhooks.square import SQUARE
 from integration_server.providers.webhooks.standard import STANDARD
 from integration_server.providers.webhooks.twilio import TWILIO
 from integration_server.providers.webhooks.zoom import ZOOM
-from tests.unit.providers.webhooks.samples import NOW, accepts, hex_hmac, post, received, seconds, with_header
+from tests.unit.providers.webhooks.samples import NOW, SQUARE, accepts, hex_hmac, post, received, seconds, with_header
 
 
 @dataclass(frozen=True)

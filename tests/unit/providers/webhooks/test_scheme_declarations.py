@@ -17,7 +17,6 @@ from integration_server.providers.google_calendar import GoogleCalendarProvider
 from integration_server.providers.google_my_business import GoogleMyBusinessProvider
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.sendgrid import SendGridProvider
-from integration_server.providers.square import SquareProvider
 from integration_server.providers.stripe import StripeProvider
 from integration_server.providers.twilio import TwilioProvider
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme
@@ -26,8 +25,10 @@ from integration_server.providers.webhooks.scheme import WebhookScheme
 from integration_server.providers.webhooks.shopify import SHOPIFY
 from integration_server.providers.webhooks.standard import STANDARD
 from integration_server.service.provider_port import Provider
-from tests.unit.providers.support import NOW, FakeTransport, build_provider
+from tests.unit.providers.support import NOW, FakeTransport, build_provider, declared_class
 from tests.unit.providers.webhooks.samples import SAMPLES, URL, accepts, hex_hmac, post, with_header
+
+SquareProvider = declared_class("square")
 
 BY_NAME = {sample.name: sample for sample in SAMPLES}
 
