@@ -278,10 +278,10 @@ def read_request(
     """Read a call's single request within `timeout`, and decode it. Raises `QuotaExceeded` or `InvalidField`.
 
     A stream of requests becomes a `RequestStream`: its first request is read in the same way, and each further one when
-    the method takes it. If the method has a bulk field, further requests have nothing else. The method's
-    `request_limits` apply to every request, before it is parsed, unless `enforce_limits` is False. The end of a stream
-    is that of a client that has sent everything, unless `confirm_end` is False. No response is sent while gRPC is asked
-    for that, unless `settle_end` is False (for negative controls only).
+    the method takes it. If the method has a bulk field, further requests have nothing else, and the end of the stream
+    is that of a client that has sent everything, unless `confirm_end` is False. The method's `request_limits` apply to
+    every request, before it is parsed, unless `enforce_limits` is False. No response is sent while gRPC is asked for
+    the end, unless `settle_end` is False (for negative controls only).
 
     gRPC buffers 64 KiB of a message that nobody reads yet. At most `max_slow_requests` requests at a time may take
     longer than `slow_after` seconds to arrive: otherwise clients could fill the memory with unfinished messages.
@@ -343,7 +343,9 @@ def read_request(
             if not method.streams_requests:
                 yield request
                 return
-            confirmation = EndConfirmation(context, settles=settle_end) if confirm_end else None
+            # A stream without a bulk field commits nothing at its end.
+            confirms = confirm_end and bool(method.request_limits.bulk_field)
+            confirmation = EndConfirmation(context, settles=settle_end) if confirms else None
             async with with_further_requests(request, method, decode, context, confirmation) as requests:
                 yield requests
 
