@@ -20,15 +20,8 @@ from integration_server.domain.errors import QuotaExceeded
 from integration_server.peers import PeerLimiter, peer_key
 from integration_server.rpc.certificate_names import CertificateNames
 from integration_server.rpc.errors import KeysNotAvailable, TokenExpired, Unauthenticated
-from integration_server.rpc.interceptors import (
-    Behavior,
-    CallerLookup,
-    Context,
-    Interceptor,
-    peer_address,
-    wrap_in_context_manager,
-)
-from integration_server.rpc.methods import Method
+from integration_server.rpc.interceptors import CallerLookup, Interceptor, peer_address, wrap_in_context_manager
+from integration_server.rpc.methods import Behavior, Context, Method
 from integration_server.service.common_types import Clock
 
 MAX_TOKEN_LENGTH = 8 * 1024

@@ -21,15 +21,8 @@ from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.peers import peer_key
 from integration_server.rpc import mapping
 from integration_server.rpc.authentication import Identity, IdentityKind, current_identity
-from integration_server.rpc.interceptors import (
-    Behavior,
-    CallerLookup,
-    Context,
-    Interceptor,
-    first_request,
-    wrap_in_context_manager,
-)
-from integration_server.rpc.methods import SIDECAR_PERMISSIONS, Method, Permission
+from integration_server.rpc.interceptors import CallerLookup, Interceptor, first_request, wrap_in_context_manager
+from integration_server.rpc.methods import SIDECAR_PERMISSIONS, Behavior, Context, Method, Permission
 
 IntegrationTypeLookup = Callable[[IntegrationId, UserId], Awaitable[str]]
 """Returns the type of a user's integration. Raises `IntegrationNotFound`."""

@@ -2,7 +2,7 @@
 
 from integration_server.domain.calendar import Notify
 from integration_server.rpc import google_calendar_mapping, mapping
-from integration_server.rpc.interceptors import Context
+from integration_server.rpc.methods import Context
 from integration_server.service.calendar.google_calendar import WRITABLE, GoogleCalendar
 from integrations.v1 import google_calendar_pb2 as pb
 from integrations.v1 import google_calendar_pb2_grpc as pb_grpc

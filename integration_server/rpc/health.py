@@ -11,7 +11,7 @@ import grpc
 from grpc_health.v1 import health_pb2 as pb
 from grpc_health.v1 import health_pb2_grpc as pb_grpc
 
-from integration_server.rpc.interceptors import Context
+from integration_server.rpc.methods import Context
 
 LIVENESS = "liveness"
 

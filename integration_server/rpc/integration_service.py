@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 from integration_server.domain.integration import Integration
 from integration_server.rpc import mapping
 from integration_server.rpc.authorization import current_allowed_types
-from integration_server.rpc.interceptors import Context
+from integration_server.rpc.methods import Context
 from integration_server.service.common_types import Clock
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest, ApiKeyConnectionService
 from integration_server.service.connections.oauth_connection import Callback, ConnectionRequest, OAuthConnectionService

@@ -1,17 +1,20 @@
 """Interceptors: plain functions that wrap the behavior of a method. They are composed once, when the server is built.
 
+This module has their composition, and those that every call passes.
+
 The server applies them in this order:
 
-1. `convert_errors` converts what the others raise into a status, and `write_in_time` ends a transfer that nobody reads.
+1. `convert_errors` converts what the others raise into a status, and `write_in_time`
+   (stream_limits.py) ends a transfer that nobody reads.
 2. `authenticate` (authentication.py) determines the caller's identity.
 3. `authorize_method` (authorization.py) checks that the caller has the method's permission.
 4. `enforce_quota` limits the caller's calls.
 5. `read_request` reads the request, checks its size and decodes it. Nothing that an unknown caller sends is parsed.
 6. `enforce_deadline` responds before the caller's deadline when the store does not respond.
 7. `authorize_request` (authorization.py) checks the request's user and integration type.
-8. `limit_streams` limits each caller's open streams, and those about one user.
-9. `record_audit` records the call in the audit trail. The contract declares for which methods. Calls that are rejected
-   earlier are logged, not recorded: otherwise anybody could fill the trail.
+8. `limit_streams` (stream_limits.py) limits each caller's open streams, and those about one user.
+9. `record_audit` (call_audit.py) records the call in the audit trail. Calls that are rejected earlier are logged,
+   not recorded: otherwise anybody could fill the trail.
 """
 
 import asyncio
@@ -20,7 +23,6 @@ from collections import Counter
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
-    Awaitable,
     Callable,
     Collection,
     Coroutine,
@@ -29,35 +31,29 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
-from dataclasses import replace
 from datetime import timedelta
-from typing import Any, Self, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 from urllib.parse import unquote
 
 import grpc
-import structlog
 from google.protobuf.message import DecodeError, Message
 from limits import RateLimitItemPerSecond
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 
-from integration_server.domain.audit import SUCCESS, Action, AuditEntry
-from integration_server.domain.errors import IntegrationServerError, InvalidField, QuotaExceeded, StoreUnavailable
-from integration_server.domain.text import control_character_problem
+from integration_server.domain.errors import InvalidField, QuotaExceeded, StoreUnavailable
 from integration_server.peers import TrustedProxies, peer_key
 from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.errors import abort_call, outcome_of
-from integration_server.rpc.methods import UNKNOWN_METHOD, Method, Permission, describe_method
+from integration_server.rpc.methods import UNKNOWN_METHOD, Behavior, Context, Method, Permission, describe_method
 from integration_server.rpc.request_limits import REQUEST, RequestMeter
-from integration_server.service.audit.audit_trail import AuditTrail, audit_user
+from integration_server.rpc.request_streams import (
+    EndConfirmation,
+    RequestStream,
+    settle_before_responses,
+    with_further_requests,
+)
 from integration_server.service.background.detached_tasks import CallBudget
-from integration_server.service.common_types import Clock
-
-Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-
-Behavior: TypeAlias = Callable[[Any, Any], Any]
-"""Takes a request and its `Context`; returns a response (awaitable), or an async generator of responses if the method
-streams them."""
 
 Interceptor: TypeAlias = Callable[[Method, Behavior], Behavior]
 
@@ -74,10 +70,7 @@ MAX_METADATA_ENTRIES = 128
 
 _MAX_DEADLINE_MARGIN = 0.5  # seconds
 _DEADLINE_MARGIN_RATIO = 0.2
-_PURPOSE = "x-purpose"
 _FORWARDED_FOR = "x-forwarded-for"
-_CANCELLATION_DELAY = 1.0  # seconds; it takes milliseconds
-_MAX_AUDIT_WAIT = 2.0  # seconds: the change is already made, and a caller that waits longer would repeat it
 _SLOW_AFTER = 5.0  # seconds: longer than a busy server takes to notice bytes that have arrived
 _LARGE_REQUEST = 16 * 1024  # bytes; decoding it takes about a millisecond
 _MAX_SLOW_REQUESTS = 64  # of all callers together; times the maximum message size, this bounds their memory
@@ -115,41 +108,6 @@ def wrap_in_context_manager(
                 yield response
 
     return stream if method.streams_responses else respond
-
-
-class RequestStream:
-    """A stream of requests, of which the first has been read. Iterating it yields all of them, the first one too.
-
-    `body_size` is the number of bytes in the bulk fields of the requests that were taken (`RequestLimits`).
-    """
-
-    def __init__(
-        self,
-        first: Message,
-        rest: AsyncIterator[Message],
-        bulk_field: str = "",
-        confirmation: "_EndConfirmation | None" = None,
-    ) -> None:
-        self.first = first
-        self.body_size = 0
-        self._rest = rest
-        self._bulk_field = bulk_field
-        self._confirmation = confirmation
-        self._has_begun = False
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Message:
-        request = await anext(self._rest) if self._has_begun else self.first
-        self._has_begun = True
-        self.body_size += len(getattr(request, self._bulk_field, b""))
-        return request
-
-    async def settle(self) -> None:
-        """Wait until a response or a status may be sent (`_EndConfirmation`)."""
-        if self._confirmation is not None:
-            await self._confirmation.settle()
 
 
 def first_request(request: Any) -> Any:  # noqa: ANN401  # a message
@@ -277,35 +235,6 @@ def convert_errors(
     return wrap
 
 
-def write_in_time(timeout: timedelta | None) -> Interceptor:
-    """End a stream in both directions whose client takes no response for this long. Raises `QuotaExceeded`.
-
-    It holds a connection to a provider. Streams of events need no such limit: they hold nothing but their events, of
-    which a bounded number waits. The client gets the status once it reads. None only for negative controls.
-    """
-
-    seconds = None if timeout is None else timeout.total_seconds()
-
-    def wrap(method: Method, behavior: Behavior) -> Behavior:
-        async def stream(request: Any, context: Context) -> AsyncGenerator[Message, None]:  # noqa: ANN401
-            async with aclosing(behavior(request, context)) as responses:
-                async for response in responses:
-                    try:
-                        async with asyncio.timeout(seconds):
-                            await context.write(response)
-                    except TimeoutError:
-                        raise QuotaExceeded("whose responses are not read") from None
-                    except grpc.aio.BaseError:  # the client is gone
-                        await asyncio.sleep(_CANCELLATION_DELAY)  # what is closed after the cancellation is not cut off
-                        raise
-            for response in ():  # gRPC has all of them
-                yield response
-
-        return stream if method.streams_requests and method.streams_responses else behavior
-
-    return wrap
-
-
 def enforce_quota(caller_of: CallerLookup, *, concurrency: int, per_second: int) -> Interceptor:
     """Limit each caller's concurrent calls and its calls per second, in this process. Raises `QuotaExceeded`.
 
@@ -337,42 +266,6 @@ def enforce_quota(caller_of: CallerLookup, *, concurrency: int, per_second: int)
     return wrap
 
 
-def limit_streams(caller_of: CallerLookup, *, per_caller: int, per_user: int) -> Interceptor:
-    """Limit each caller's open streams of a method, and among them those that name one user. Raises `QuotaExceeded`.
-
-    A stream stays open, and gets each event or holds a connection to a provider, so few of them cost as much as many
-    calls. The quota is the caller's: what one caller opens for a user takes nothing from another caller for the same
-    user. Each method has its own: pages that watch a user's events take nothing from a transfer.
-    """
-
-    def wrap(method: Method, behavior: Behavior) -> Behavior:
-        open_streams: Counter[tuple[str, str]] = Counter()
-
-        @asynccontextmanager
-        async def count(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message or a stream
-            caller, user_id = caller_of(context), first_request(request).user_id
-            keys = {(caller, ""): per_caller}  # of all users together
-            if user_id:
-                keys[caller, user_id] = per_user
-            for key, limit in keys.items():
-                if open_streams[key] >= limit:
-                    subject = "that are streams for this user" if key[1] else "that are streams"
-                    raise QuotaExceeded(f"{subject}; at most {limit} may be open")
-            open_streams.update(keys.keys())
-            try:
-                yield request
-            finally:
-                for key in keys:
-                    open_streams[key] -= 1
-                    if not open_streams[key]:
-                        del open_streams[key]
-
-        names_user = method.streams_responses and "user_id" in method.request_class.DESCRIPTOR.fields_by_name
-        return wrap_in_context_manager(method, behavior, count) if names_user else behavior
-
-    return wrap
-
-
 def read_request(
     timeout: timedelta,
     *,
@@ -385,10 +278,10 @@ def read_request(
     """Read a call's single request within `timeout`, and decode it. Raises `QuotaExceeded` or `InvalidField`.
 
     A stream of requests becomes a `RequestStream`: its first request is read in the same way, and each further one when
-    the method takes it. If the method has a bulk field, further requests have nothing else. The method's
-    `request_limits` apply to every request, before it is parsed, unless `enforce_limits` is False. The end of a stream
-    is that of a client that has sent everything, unless `confirm_end` is False. No response is sent while gRPC is asked
-    for that, unless `settle_end` is False (for negative controls only).
+    the method takes it. If the method has a bulk field, further requests have nothing else, and the end of the stream
+    is that of a client that has sent everything, unless `confirm_end` is False. The method's `request_limits` apply to
+    every request, before it is parsed, unless `enforce_limits` is False. No response is sent while gRPC is asked for
+    the end, unless `settle_end` is False (for negative controls only).
 
     gRPC buffers 64 KiB of a message that nobody reads yet. At most `max_slow_requests` requests at a time may take
     longer than `slow_after` seconds to arrive: otherwise clients could fill the memory with unfinished messages.
@@ -434,7 +327,7 @@ def read_request(
         meter = RequestMeter(method.request_class.DESCRIPTOR, method.request_limits)
 
         async def decode(raw: bytes) -> Message:
-            if enforce_limits:
+            if enforce_limits and len(raw) > meter.harmless_size:
                 await meter.check(raw)
             try:
                 return method.request_class.FromString(raw)
@@ -450,83 +343,18 @@ def read_request(
             if not method.streams_requests:
                 yield request
                 return
-            confirmation = _EndConfirmation(context, settles=settle_end) if confirm_end else None
-            async with _with_further_requests(request, method, decode, context, confirmation) as requests:
+            # A stream without a bulk field commits nothing at its end.
+            confirms = confirm_end and bool(method.request_limits.bulk_field)
+            confirmation = EndConfirmation(context, settles=settle_end) if confirms else None
+            async with with_further_requests(request, method, decode, context, confirmation) as requests:
                 yield requests
 
         streams_both = method.streams_requests and method.streams_responses
-        return wrap_in_context_manager(method, _settled(behavior) if streams_both else behavior, decode_requests)
+        return wrap_in_context_manager(
+            method, settle_before_responses(behavior) if streams_both else behavior, decode_requests
+        )
 
     return wrap
-
-
-def _settled(behavior: Behavior) -> Behavior:
-    async def stream(requests: RequestStream, context: Context) -> AsyncGenerator[Message, None]:
-        async with aclosing(behavior(requests, context)) as responses:
-            async for response in responses:
-                await requests.settle()
-                yield response
-
-    return stream
-
-
-@asynccontextmanager
-async def _with_further_requests(
-    first: Message,
-    method: Method,
-    decode: Callable[[bytes], Awaitable[Message]],
-    context: Context,
-    confirmation: "_EndConfirmation | None",
-) -> AsyncIterator[RequestStream]:
-    bulk_field = method.request_limits.bulk_field
-
-    async def rest() -> AsyncIterator[Message]:
-        while (raw := await context.read()) is not grpc.aio.EOF:
-            request = await decode(cast("bytes", raw))
-            for field, _ in request.ListFields() if bulk_field else ():
-                if field.name != bulk_field:
-                    raise InvalidField(field.name, "is set in a request that is not the first of its stream")
-            yield request
-        if confirmation is not None:
-            await confirmation.confirm()
-
-    requests = RequestStream(first, rest(), bulk_field, confirmation)
-    try:
-        yield requests
-    finally:
-        await requests.settle()
-
-
-class _EndConfirmation:
-    """Tells a client that has ended its requests on purpose from one that is gone.
-
-    The requests of a client that is gone end as those of one that has sent everything, and the cancellation comes at
-    any time later. A metadata frame for a client that is gone fails at once. After the first response there is none to
-    send, and only the time helps: the loop processes the cancellation long before.
-
-    gRPC never ends a call of which a response or a status is sent at the same time as the metadata. Therefore `settle`
-    has to be awaited before either.
-    """
-
-    def __init__(self, context: Context, *, settles: bool = True) -> None:
-        self._context = context
-        self._settles = settles
-        self._sending: asyncio.Future[None] | None = None
-
-    async def confirm(self) -> None:
-        """Return only if the client is there; otherwise gRPC cancels the call meanwhile."""
-        self._sending = asyncio.ensure_future(self._context.send_initial_metadata(()))
-        try:
-            await asyncio.shield(self._sending)  # gRPC sends it in any case
-        except grpc.aio.BaseError:
-            await asyncio.sleep(_CANCELLATION_DELAY)
-
-    async def settle(self) -> None:
-        """Wait until no metadata is being sent."""
-        if self._sending is not None and self._settles:
-            await asyncio.wait({self._sending})
-            if not self._sending.cancelled():
-                self._sending.exception()  # marks it as retrieved
 
 
 def enforce_deadline() -> Interceptor:
@@ -567,128 +395,3 @@ def enforce_deadline() -> Interceptor:
         return behavior if method.streams_requests or method.streams_responses else respond
 
     return wrap
-
-
-def record_audit(trail: AuditTrail, caller_of: CallerLookup, clock: Clock) -> Interceptor:
-    """Record each call of a method with an audit action; a stream once, at its end.
-
-    A method that awaits its audit entry responds once the entry is stored, or after two seconds. For any other method
-    the entry is queued. Raises `StoreUnavailable` if the queue is full: what is not recorded is not returned. Raises
-    `InvalidField` for a purpose with control characters.
-    """
-
-    async def record(entry: AuditEntry) -> None:
-        try:
-            async with asyncio.timeout(_MAX_AUDIT_WAIT):
-                await trail.record(entry)
-        except TimeoutError:
-            structlog.get_logger(__name__).warning(
-                "audit_write_delayed", action=entry.action, integration_id=entry.integration_id
-            )
-
-    def wrap(method: Method, behavior: Behavior) -> Behavior:
-        action = method.audit_action
-        if action is None:
-            return behavior
-        # A typed method of a provider's API has no path to record.
-        is_typed_call = action is Action.CALL and "path" not in method.request_class.DESCRIPTOR.fields_by_name
-        details = method.name if is_typed_call else ""
-
-        @asynccontextmanager
-        async def recording(request: Any, context: Context) -> AsyncIterator["_Audited"]:  # noqa: ANN401  # as above
-            # Read first: gRPC may have ended the call later, and then frees the context.
-            purpose = _purpose(context)
-            entry = AuditEntry(clock(), caller_of(context), action, purpose=purpose, details=details)
-            audited = _Audited(first_request(request))
-            try:
-                _require_valid_purpose(purpose)
-                yield audited
-            except BaseException as error:
-                trail.enqueue(audited.complete(entry, _error_outcome(error), request))
-                raise
-            entry = audited.complete(entry, _response_outcome(audited.response), request)
-            if method.awaits_audit:
-                await record(entry)
-            elif not trail.enqueue(entry):
-                raise StoreUnavailable
-
-        async def respond(request: Message, context: Context) -> Message:
-            async with recording(request, context) as audited:
-                response: Message = await behavior(request, context)
-                audited.add(response)
-            return response
-
-        async def stream(request: Any, context: Context) -> AsyncGenerator[Message, None]:  # noqa: ANN401
-            async with recording(request, context) as audited, aclosing(behavior(request, context)) as responses:
-                async for response in responses:
-                    audited.add(response)
-                    yield response
-
-        return stream if method.streams_responses else respond
-
-    return wrap
-
-
-class _Audited:
-    """What a call's audit entry says about its request and its responses, of which the first is kept."""
-
-    def __init__(self, request: Message) -> None:
-        self.response: Message | None = None
-        self._request = request
-        self._received = 0
-
-    def add(self, response: Message) -> None:
-        """Count a response."""
-        self.response = self.response or response
-        self._received += len(getattr(response, "body", b""))
-
-    def complete(self, entry: AuditEntry, outcome: str, request: object) -> AuditEntry:
-        """Return the entry with its outcome, and with the integration that the call's messages name."""
-        messages = [self._request, *filter(None, [self.response])]
-        details = entry.details or _details(*messages)
-        if isinstance(request, RequestStream):
-            details = f"{details}; {request.body_size} bytes sent, {self._received} received"
-        return replace(
-            entry,
-            user_id=_field("user_id", *messages) or audit_user.get(),
-            integration_id=_field("integration_id", *messages) or 0,
-            integration_type=_field("integration_type", *messages) or "",
-            outcome=outcome,
-            details=details,
-        )
-
-
-def _error_outcome(error: BaseException) -> str:
-    if isinstance(error, IntegrationServerError):
-        return error.reason
-    return "INTERNAL" if isinstance(error, Exception) else "CANCELLED"
-
-
-def _response_outcome(response: Message | None) -> str:
-    """Return `SUCCESS`, or the reason of a response with `success` false."""
-    return SUCCESS if getattr(response, "success", True) else getattr(response, "reason", "") or "FAILED"
-
-
-def _details(*messages: Message) -> str:
-    """Return method, path and status of a provider call; never query or body, which may hold secrets."""
-    parts = (_field(name, *messages) for name in ("method", "path", "status_code"))
-    return " ".join(str(part) for part in parts if part)
-
-
-def _field(name: str, *messages: Message) -> Any:  # noqa: ANN401  # the field's type
-    """Return the first value of a field in the messages or in their `integration`."""
-    for message in messages:
-        for source in (message, getattr(message, "integration", None)):
-            if value := getattr(source, name, None):
-                return value
-    return None
-
-
-def _purpose(context: Context) -> str:
-    """Return the purpose in the call's metadata; empty without one. Repeated entries are joined (RFC 9110 §5.3)."""
-    return ", ".join(str(value) for key, value in context.invocation_metadata() or () if key == _PURPOSE)
-
-
-def _require_valid_purpose(purpose: str) -> None:
-    if problem := control_character_problem(purpose):
-        raise InvalidField(_PURPOSE, problem)

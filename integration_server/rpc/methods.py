@@ -4,17 +4,25 @@ The contracts of health and reflection are not ours; their permissions are in `_
 requests have the default size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeAlias
 
+import grpc
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import Message
 
 from integration_server.domain.audit import Action
 from integration_server.rpc.request_limits import DEFAULT_MAX_BYTES, RequestLimits
 from integrations.v1 import options_pb2
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+"""The context of a call."""
+
+Behavior: TypeAlias = Callable[[Any, Any], Any]
+"""Takes a request and its `Context`; returns a response (awaitable), or an async generator of responses if the method
+streams them."""
 
 
 class Permission(StrEnum):

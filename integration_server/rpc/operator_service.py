@@ -3,7 +3,7 @@
 from integration_server.rpc import mapping
 from integration_server.rpc.authorization import current_allowed_types
 from integration_server.rpc.integration_service import UseCases
-from integration_server.rpc.interceptors import Context
+from integration_server.rpc.methods import Context
 from integrations.v1 import operator_service_pb2 as pb
 from integrations.v1 import operator_service_pb2_grpc as pb_grpc
 

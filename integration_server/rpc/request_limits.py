@@ -69,11 +69,16 @@ class _Message:
 
 
 class RequestMeter:
-    """Measures requests of one type. `descriptor` is the request's."""
+    """Measures requests of one type. `descriptor` is the request's.
+
+    A request of at most `harmless_size` bytes is within all limits. Most are, and need not be measured.
+    """
 
     def __init__(self, descriptor: Any, limits: RequestLimits) -> None:  # noqa: ANN401  # see methods.py
         self._limits = limits
         self._fields = _describe(descriptor, {}, limits.bulk_field)
+        # A message in a message has at least two bytes, and each field and entry at least one.
+        self.harmless_size = min(limits.max_bytes, limits.max_fields, 2 * limits.max_depth)
 
     async def check(self, raw: bytes) -> None:
         """Raise `InvalidField` if a request is too large, has too many fields, is nested too deep or is malformed.

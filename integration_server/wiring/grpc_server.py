@@ -12,6 +12,7 @@ from integration_server.lifecycle import cap_to_fd_limit
 from integration_server.peers import TrustedProxies
 from integration_server.rpc.accept_loop import surviving_server
 from integration_server.rpc.authorization import caller_name, caller_or_address, quota_key_or_peer
+from integration_server.rpc.call_audit import record_audit
 from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.health import ServerHealthServicer
@@ -24,13 +25,11 @@ from integration_server.rpc.interceptors import (
     convert_errors,
     enforce_deadline,
     enforce_quota,
-    limit_streams,
     read_request,
-    record_audit,
-    write_in_time,
 )
 from integration_server.rpc.operator_service import OperatorService
 from integration_server.rpc.request_limits import MAX_BYTES
+from integration_server.rpc.stream_limits import limit_streams, write_in_time
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.calendar.google_calendar import GoogleCalendar
 from integration_server.service.common_types import Clock

@@ -34,7 +34,7 @@ from tests.end_to_end.authenticated_system import (
     connect,
     run_authenticated_system,
 )
-from tests.end_to_end.databases import fetch
+from tests.end_to_end.databases import POSTGRES_IS_SLOW, fetch
 from tests.signed_webhook_provider import SIGNED_WEBHOOK, signature_headers, webhook_body
 from tools.certificates import Pair
 
@@ -90,10 +90,11 @@ CELLS = {(row[0], column): outcome for row in ROWS for column, outcome in zip(CO
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """All callers, and ada's data."""
+    """All callers, the methods that the server reflects by their path, and ada's data."""
 
     authenticated: AuthenticatedSystem
     callers: dict[str, Caller]
+    methods: Mapping[str, MethodDescriptor]
     integration_id: int
     signed_webhook_id: int
     calendar_id: int
@@ -130,6 +131,7 @@ async def build_scenario(authenticated: AuthenticatedSystem) -> Scenario:
     return Scenario(
         authenticated,
         callers,
+        await reflected_methods(backend),
         await connect(authenticated, backend),
         await connect_signed_webhook(authenticated, backend),
         await connect(authenticated, backend, integration_type="google_calendar"),
@@ -169,7 +171,7 @@ async def reflected_methods(caller: Caller) -> dict[str, MethodDescriptor]:
 
 
 async def test_every_rpc_of_the_server_has_a_row_and_a_permission(scenario: Scenario) -> None:
-    methods = await reflected_methods(scenario.backend)
+    methods = scenario.methods
     assert {path.rpartition("/")[2] for path in methods} == {row[0] for row in ROWS}
     assert len(methods) == len(ROWS)
     assert all(method_of(descriptor).permission for descriptor in methods.values())
@@ -179,7 +181,7 @@ async def test_requests_have_user_and_integration_ids_only_in_the_fields_that_ar
     scenario: Scenario,
 ) -> None:
     """An RPC with these fields elsewhere needs an authorizer that reads them there."""
-    for method in (await reflected_methods(scenario.backend)).values():
+    for method in scenario.methods.values():
         if method.containing_service.full_name.startswith("integrations."):
             assert not set(identifying_fields(method.input_type)) - {"user_id", "integration_id", "integration_type"}
 
@@ -320,13 +322,12 @@ REASONS = {
 FORGERIES = {"HandleCallback": "STATE_INVALID", "ConfirmConnection": "CONFIRMATION_INVALID"}
 
 
+@POSTGRES_IS_SLOW
 @pytest.mark.parametrize(("name", "column"), [pytest.param(*cell, id="-".join(cell)) for cell in CELLS])
 async def test_a_caller_reads_its_own_integrations_and_cannot_detect_others(
     scenario: Scenario, name: str, column: str
 ) -> None:
-    ((path, method),) = (
-        (path, method) for path, method in (await reflected_methods(scenario.backend)).items() if method.name == name
-    )
+    ((path, method),) = ((path, method) for path, method in scenario.methods.items() if method.name == name)
     outcome, caller = CELLS[name, column], scenario.callers[column]
     if outcome in {"ok", "empty", "quiet"}:
         if name == "DisconnectIntegration":

@@ -8,8 +8,9 @@ import grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from integration_server.rpc.interceptors import Interceptor, RequestStream, compose, convert_errors
+from integration_server.rpc.interceptors import Interceptor, compose, convert_errors
 from integration_server.rpc.methods import describe_method
+from integration_server.rpc.request_streams import RequestStream
 
 T = TypeVar("T", bound=Message)
 

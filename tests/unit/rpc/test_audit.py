@@ -10,7 +10,7 @@ import pytest
 from integration_server.domain.audit import Action, AuditEntry
 from integration_server.domain.errors import IntegrationNotFound, InvalidField, StoreUnavailable
 from integration_server.domain.integration import UserId
-from integration_server.rpc.interceptors import record_audit
+from integration_server.rpc.call_audit import record_audit
 from integration_server.rpc.methods import describe_method
 from integration_server.service.audit.audit_trail import AuditTrail, audit_user
 from integration_server.text_escaping import escape

@@ -10,14 +10,13 @@ import pytest
 from grpc_health.v1 import health_pb2_grpc
 
 from integration_server.rpc.interceptors import (
-    Behavior,
     Interceptor,
     ProtectedHandlers,
     compose,
     convert_errors,
     wrap_in_context_manager,
 )
-from integration_server.rpc.methods import UNKNOWN_METHOD, Method
+from integration_server.rpc.methods import UNKNOWN_METHOD, Behavior, Method
 from tests.fakes.inmemory_grpc import FakeContext
 
 UNARY = Method("/service/Unary")

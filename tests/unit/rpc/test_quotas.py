@@ -12,14 +12,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from integration_server.domain.errors import QuotaExceeded
-from integration_server.rpc.interceptors import (
-    CallerLookup,
-    convert_errors,
-    enforce_quota,
-    limit_streams,
-    peer_address,
-)
+from integration_server.rpc.interceptors import CallerLookup, convert_errors, enforce_quota, peer_address
 from integration_server.rpc.methods import Method, Permission, describe_method
+from integration_server.rpc.stream_limits import limit_streams
 from integrations.v1 import integration_service_pb2 as pb
 from tests.fakes.inmemory_grpc import FakeContext
 

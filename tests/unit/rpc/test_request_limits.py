@@ -160,6 +160,37 @@ def test_the_deepest_accepted_request_can_be_parsed() -> None:
     assert pb.ConnectRequest.FromString(request.SerializeToString()) == request
 
 
+# --- requests that need not be measured ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limits", [{"max_depth": 5}, {"max_fields": 9}, {"max_bytes": 11}], ids=str)
+def test_a_request_of_the_harmless_size_exceeds_no_limit(limits: dict[str, int]) -> None:
+    checked, is_exceeded = meter(pb.ConnectRequest(), **limits), False
+    for levels in range(8):
+        lists = nested(levels, lists=True)
+        for config in ({}, {"a": lists}, {"": lists, "b": lists}):
+            for scopes in range(12):
+                raw = pb.ConnectRequest(config=struct(**config), scopes=[""] * scopes).SerializeToString()
+                try:
+                    list(checked.measure(raw))
+                except InvalidField:
+                    is_exceeded = True
+                    assert len(raw) > checked.harmless_size
+    assert is_exceeded
+
+
+@given(st.binary(max_size=12))
+def test_no_bytes_of_the_harmless_size_exceed_a_limit(raw: bytes) -> None:
+    checked = meter(pb.ConnectRequest(), max_bytes=12, max_fields=12, max_depth=6)
+    assert checked.harmless_size == 12
+    problems = set[str]()
+    try:
+        list(checked.measure(raw))
+    except InvalidField as error:
+        problems.add(error.problem)
+    assert problems <= {"cannot be decoded"}  # which the parser finds too, or ignores: a group
+
+
 # --- malformed bytes -------------------------------------------------------------------------------------------------
 
 

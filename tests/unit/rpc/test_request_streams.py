@@ -10,8 +10,10 @@ import grpc
 import pytest
 
 from integration_server.domain.errors import InvalidField, QuotaExceeded
-from integration_server.rpc.interceptors import RequestStream, compose, read_request, write_in_time
+from integration_server.rpc.interceptors import compose, read_request
 from integration_server.rpc.methods import describe_method
+from integration_server.rpc.request_streams import RequestStream
+from integration_server.rpc.stream_limits import write_in_time
 from integrations.v1 import integration_service_pb2 as pb
 from tests.fakes.inmemory_grpc import FakeContext
 

@@ -1,0 +1,150 @@
+"""The interceptor that records calls in the audit trail: what their entries say, and whether a call waits for its own.
+
+The contract declares for which methods.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import structlog
+from google.protobuf.message import Message
+
+from integration_server.domain.audit import SUCCESS, Action, AuditEntry
+from integration_server.domain.errors import IntegrationServerError, InvalidField, StoreUnavailable
+from integration_server.domain.text import control_character_problem
+from integration_server.rpc.interceptors import CallerLookup, Interceptor, first_request
+from integration_server.rpc.methods import Behavior, Context, Method
+from integration_server.rpc.request_streams import RequestStream
+from integration_server.service.audit.audit_trail import AuditTrail, audit_user
+from integration_server.service.common_types import Clock
+
+_PURPOSE = "x-purpose"
+_MAX_AUDIT_WAIT = 2.0  # seconds: the change is already made, and a caller that waits longer would repeat it
+
+
+def record_audit(trail: AuditTrail, caller_of: CallerLookup, clock: Clock) -> Interceptor:
+    """Record each call of a method with an audit action; a stream once, at its end.
+
+    A method that awaits its audit entry responds once the entry is stored, or after two seconds. For any other method
+    the entry is queued. Raises `StoreUnavailable` if the queue is full: what is not recorded is not returned. Raises
+    `InvalidField` for a purpose with control characters.
+    """
+
+    async def record(entry: AuditEntry) -> None:
+        try:
+            async with asyncio.timeout(_MAX_AUDIT_WAIT):
+                await trail.record(entry)
+        except TimeoutError:
+            structlog.get_logger(__name__).warning(
+                "audit_write_delayed", action=entry.action, integration_id=entry.integration_id
+            )
+
+    def wrap(method: Method, behavior: Behavior) -> Behavior:
+        action = method.audit_action
+        if action is None:
+            return behavior
+        # A typed method of a provider's API has no path to record.
+        is_typed_call = action is Action.CALL and "path" not in method.request_class.DESCRIPTOR.fields_by_name
+        details = method.name if is_typed_call else ""
+
+        @asynccontextmanager
+        async def recording(request: Any, context: Context) -> AsyncIterator["_Audited"]:  # noqa: ANN401  # as above
+            # Read first: gRPC may have ended the call later, and then frees the context.
+            purpose = _purpose(context)
+            entry = AuditEntry(clock(), caller_of(context), action, purpose=purpose, details=details)
+            audited = _Audited(first_request(request))
+            try:
+                _require_valid_purpose(purpose)
+                yield audited
+            except BaseException as error:
+                trail.enqueue(audited.complete(entry, _error_outcome(error), request))
+                raise
+            entry = audited.complete(entry, _response_outcome(audited.response), request)
+            if method.awaits_audit:
+                await record(entry)
+            elif not trail.enqueue(entry):
+                raise StoreUnavailable
+
+        async def respond(request: Message, context: Context) -> Message:
+            async with recording(request, context) as audited:
+                response: Message = await behavior(request, context)
+                audited.add(response)
+            return response
+
+        async def stream(request: Any, context: Context) -> AsyncGenerator[Message, None]:  # noqa: ANN401
+            async with recording(request, context) as audited, aclosing(behavior(request, context)) as responses:
+                async for response in responses:
+                    audited.add(response)
+                    yield response
+
+        return stream if method.streams_responses else respond
+
+    return wrap
+
+
+class _Audited:
+    """What a call's audit entry says about its request and its responses, of which the first is kept."""
+
+    def __init__(self, request: Message) -> None:
+        self.response: Message | None = None
+        self._request = request
+        self._received = 0
+
+    def add(self, response: Message) -> None:
+        """Count a response."""
+        self.response = self.response or response
+        self._received += len(getattr(response, "body", b""))
+
+    def complete(self, entry: AuditEntry, outcome: str, request: object) -> AuditEntry:
+        """Return the entry with its outcome, and with the integration that the call's messages name."""
+        messages = [self._request, *filter(None, [self.response])]
+        details = entry.details or _details(*messages)
+        if isinstance(request, RequestStream):
+            details = f"{details}; {request.body_size} bytes sent, {self._received} received"
+        return replace(
+            entry,
+            user_id=_field("user_id", *messages) or audit_user.get(),
+            integration_id=_field("integration_id", *messages) or 0,
+            integration_type=_field("integration_type", *messages) or "",
+            outcome=outcome,
+            details=details,
+        )
+
+
+def _error_outcome(error: BaseException) -> str:
+    if isinstance(error, IntegrationServerError):
+        return error.reason
+    return "INTERNAL" if isinstance(error, Exception) else "CANCELLED"
+
+
+def _response_outcome(response: Message | None) -> str:
+    """Return `SUCCESS`, or the reason of a response with `success` false."""
+    return SUCCESS if getattr(response, "success", True) else getattr(response, "reason", "") or "FAILED"
+
+
+def _details(*messages: Message) -> str:
+    """Return method, path and status of a provider call; never query or body, which may hold secrets."""
+    parts = (_field(name, *messages) for name in ("method", "path", "status_code"))
+    return " ".join(str(part) for part in parts if part)
+
+
+def _field(name: str, *messages: Message) -> Any:  # noqa: ANN401  # the field's type
+    """Return the first value of a field in the messages or in their `integration`."""
+    for message in messages:
+        for source in (message, getattr(message, "integration", None)):
+            if value := getattr(source, name, None):
+                return value
+    return None
+
+
+def _purpose(context: Context) -> str:
+    """Return the purpose in the call's metadata; empty without one. Repeated entries are joined (RFC 9110 §5.3)."""
+    return ", ".join(str(value) for key, value in context.invocation_metadata() or () if key == _PURPOSE)
+
+
+def _require_valid_purpose(purpose: str) -> None:
+    if problem := control_character_problem(purpose):
+        raise InvalidField(_PURPOSE, problem)

@@ -1,0 +1,81 @@
+"""Interceptors that limit streams: how many are open, and how long a response waits for a client that reads none."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+
+from integration_server.domain.errors import QuotaExceeded
+from integration_server.rpc.interceptors import CallerLookup, Interceptor, first_request, wrap_in_context_manager
+from integration_server.rpc.methods import Behavior, Context, Method
+from integration_server.rpc.request_streams import CANCELLATION_DELAY
+
+
+def limit_streams(caller_of: CallerLookup, *, per_caller: int, per_user: int) -> Interceptor:
+    """Limit each caller's open streams of a method, and among them those that name one user. Raises `QuotaExceeded`.
+
+    A stream stays open, and gets each event or holds a connection to a provider, so few of them cost as much as many
+    calls. The quota is the caller's: what one caller opens for a user takes nothing from another caller for the same
+    user. Each method has its own: pages that watch a user's events take nothing from a transfer.
+    """
+
+    def wrap(method: Method, behavior: Behavior) -> Behavior:
+        open_streams: Counter[tuple[str, str]] = Counter()
+
+        @asynccontextmanager
+        async def count(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message or a stream
+            caller, user_id = caller_of(context), first_request(request).user_id
+            keys = {(caller, ""): per_caller}  # of all users together
+            if user_id:
+                keys[caller, user_id] = per_user
+            for key, limit in keys.items():
+                if open_streams[key] >= limit:
+                    subject = "that are streams for this user" if key[1] else "that are streams"
+                    raise QuotaExceeded(f"{subject}; at most {limit} may be open")
+            open_streams.update(keys.keys())
+            try:
+                yield request
+            finally:
+                for key in keys:
+                    open_streams[key] -= 1
+                    if not open_streams[key]:
+                        del open_streams[key]
+
+        names_user = method.streams_responses and "user_id" in method.request_class.DESCRIPTOR.fields_by_name
+        return wrap_in_context_manager(method, behavior, count) if names_user else behavior
+
+    return wrap
+
+
+def write_in_time(timeout: timedelta | None) -> Interceptor:
+    """End a stream in both directions whose client takes no response for this long. Raises `QuotaExceeded`.
+
+    It holds a connection to a provider. Streams of events need no such limit: they hold nothing but their events, of
+    which a bounded number waits. The client gets the status once it reads. None only for negative controls.
+    """
+
+    seconds = None if timeout is None else timeout.total_seconds()
+
+    def wrap(method: Method, behavior: Behavior) -> Behavior:
+        async def stream(request: Any, context: Context) -> AsyncGenerator[Message, None]:  # noqa: ANN401
+            async with aclosing(behavior(request, context)) as responses:
+                async for response in responses:
+                    try:
+                        async with asyncio.timeout(seconds):
+                            await context.write(response)
+                    except TimeoutError:
+                        raise QuotaExceeded("whose responses are not read") from None
+                    except grpc.aio.BaseError:  # the client is gone
+                        await asyncio.sleep(CANCELLATION_DELAY)  # what is closed after the cancellation is not cut off
+                        raise
+            for response in ():  # gRPC has all of them
+                yield response
+
+        return stream if method.streams_requests and method.streams_responses else behavior
+
+    return wrap
