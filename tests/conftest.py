@@ -16,6 +16,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 import grpc.aio
 import hypothesis
+from xdist.scheduler import LoadFileScheduling
 
 from integration_server.lifecycle import freeze_gc
 
@@ -29,10 +30,10 @@ pytest_plugins = ["tests.databases", "tests.end_to_end.prefork", "tests.pgbounce
 
 UNIT = Path(__file__).resolve().parent / "unit"
 
-# Files with a minute of work. `--dist loadfile` gives a file to one worker, and the others would wait for the last one.
 LONG_FILES = frozenset(
     {UNIT / "rpc" / "test_bad_input.py", UNIT / "service" / "connections" / "test_shared_accounts.py"}
 )
+"""Files with minutes of work, whose tests share nothing. They begin first, and workers share their tests."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -44,6 +45,20 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         freeze_gc()
         gc.enable()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """With `--dist loadfile`, share the tests of long files among workers; otherwise all would wait for one of them."""
+    return SharedLongFiles(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+class SharedLongFiles(LoadFileScheduling):
+    """Gives each file to one worker, and each test of a long file."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return nodeid if self.config.rootpath / path in LONG_FILES else path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
