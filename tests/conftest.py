@@ -61,9 +61,19 @@ class SharedLongFiles(LoadFileScheduling):
         return nodeid if self.config.rootpath / path in LONG_FILES else path
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files."""
+    """Begin with the longest files. Leave to `make test-all` what a `quick_on` marker leaves to it."""
     items.sort(key=lambda item: item.path not in LONG_FILES)
+    for item in items:
+        marker = item.get_closest_marker("quick_on")
+        if marker is not None and _databases_of(item) - {*marker.args}:
+            item.add_marker(pytest.mark.slow)
+
+
+def _databases_of(item: pytest.Item) -> set[Any]:
+    """The databases in the parameters of a test."""
+    return {"sqlite", "postgres"}.intersection(item.callspec.params.values()) if hasattr(item, "callspec") else set()
 
 
 class SocketOpenedInUnitTest(Exception):
