@@ -16,6 +16,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 import grpc.aio
 import hypothesis
+from xdist.scheduler import LoadFileScheduling
 
 from integration_server.lifecycle import freeze_gc
 
@@ -29,10 +30,10 @@ pytest_plugins = ["tests.databases", "tests.end_to_end.prefork", "tests.pgbounce
 
 UNIT = Path(__file__).resolve().parent / "unit"
 
-# Files with a minute of work. `--dist loadfile` gives a file to one worker, and the others would wait for the last one.
 LONG_FILES = frozenset(
     {UNIT / "rpc" / "test_bad_input.py", UNIT / "service" / "connections" / "test_shared_accounts.py"}
 )
+"""Files with minutes of work, whose tests share nothing. They begin first, and workers share their tests."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -46,9 +47,33 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """With `--dist loadfile`, share the tests of long files among workers; otherwise all would wait for one of them."""
+    return SharedLongFiles(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+class SharedLongFiles(LoadFileScheduling):
+    """Gives each file to one worker, and each test of a long file."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return nodeid if self.config.rootpath / path in LONG_FILES else path
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files."""
+    """Begin with the longest files. Leave to `make test-all` what a `quick_on` marker leaves to it."""
     items.sort(key=lambda item: item.path not in LONG_FILES)
+    for item in items:
+        marker = item.get_closest_marker("quick_on")
+        if marker is not None and _databases_of(item) - {*marker.args}:
+            item.add_marker(pytest.mark.slow)
+
+
+def _databases_of(item: pytest.Item) -> set[Any]:
+    """The databases in the parameters of a test."""
+    return {"sqlite", "postgres"}.intersection(item.callspec.params.values()) if hasattr(item, "callspec") else set()
 
 
 class SocketOpenedInUnitTest(Exception):

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import pytest
 from sqlalchemy import Executable, Row, delete
 
 from integration_server.storage.engine import open_database
@@ -15,13 +14,6 @@ from integration_server.storage.tables import (
     revocations,
     unrouted_webhooks,
 )
-
-POSTGRES_IS_SLOW = pytest.mark.parametrize(
-    "shared_database_url",
-    ["sqlite", pytest.param("postgres", marks=[pytest.mark.postgres, pytest.mark.slow])],
-    indirect=True,
-)
-"""For many cases that hardly depend on the database: `make test` runs them on SQLite, `make test-all` on both."""
 
 
 async def execute(database_url: str, *statements: Executable) -> None:

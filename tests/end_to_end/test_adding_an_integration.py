@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.providers.base import ProviderContext
 from integration_server.providers.factory import ProviderFactory
@@ -51,6 +53,7 @@ def load_module(path: Path) -> Any:
     return module
 
 
+@pytest.mark.quick_on("sqlite")
 async def test_the_documented_steps_add_a_working_integration(database_url: str, tmp_path: Path) -> None:
     path = tmp_path / "my_service.py"
 

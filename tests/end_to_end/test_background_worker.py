@@ -66,6 +66,7 @@ async def test_either_server_refreshes_tokens_and_checks_health(pair: Replicas) 
     assert [rate.failures for rate in found.error_rates] == [0, 0, 0]
 
 
+@pytest.mark.quick_on("postgres")
 async def test_the_status_follows_a_provider_that_goes_down_and_recovers(pair: Replicas) -> None:
     (integration_id, *_) = await connect_many(pair)
     pair.sandbox.behaviour = replace(pair.sandbox.behaviour, faults={"userinfo": Fault(status=503)})
@@ -81,6 +82,7 @@ async def test_the_status_follows_a_provider_that_goes_down_and_recovers(pair: R
     assert all(0 < rate.rate < 1 and rate.failures < rate.checks for rate in rates)
 
 
+@pytest.mark.quick_on("postgres")
 async def test_the_event_stream_reports_the_expiry_of_a_token_without_refresh_token(pair: Replicas) -> None:
     pair.sandbox.behaviour = replace(pair.sandbox.behaviour, access_token_lifetime=3, issue_refresh_token=False)
     stream: Any = pair.clients[0].service.WatchIntegrations(pb.WatchIntegrationsRequest(user_id="ada"))

@@ -30,7 +30,7 @@ from tests.end_to_end.rpc_errors import (
 )
 from tests.end_to_end.system import APP_CALLBACK, KEY, RETURN_URL, System, query_of, run_system
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.quick_on("sqlite")]
 
 HUGE = 2**63 - 1
 

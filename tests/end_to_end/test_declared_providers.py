@@ -26,7 +26,7 @@ from tests.end_to_end.rpc_errors import expect_rpc_error
 from tests.end_to_end.small_server import Handler, Received, SmallServer, run_small_server
 from tests.end_to_end.system import Clients, ShiftedClock, callback_url, clients_of, query_of, settings_for
 
-pytestmark = pytest.mark.asyncio(loop_scope="function")
+pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.quick_on("sqlite")]
 
 CLIENT_ID, CLIENT_SECRET = "our id", "our:secret"
 BASIC = base64.b64encode(b"our+id:our%3Asecret").decode()

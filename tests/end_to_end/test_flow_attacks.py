@@ -33,7 +33,7 @@ from tests.end_to_end.system import (
     run_system,
 )
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.quick_on("sqlite")]
 
 HONEST_CLIENT = "honest-client"
 SHARED_CALLBACK = f"{PUBLIC_URL}/api/v1/integrations/callback"

@@ -102,6 +102,7 @@ async def test_readiness_follows_the_database_and_liveness_does_not(own_postgres
         await connect_another(system)
 
 
+@pytest.mark.quick_on("sqlite")
 async def test_a_server_that_cannot_decrypt_is_not_ready_and_loses_no_refresh(
     database_url: str, tmp_path: Path
 ) -> None:

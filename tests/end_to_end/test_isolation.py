@@ -34,7 +34,7 @@ from tests.end_to_end.authenticated_system import (
     connect,
     run_authenticated_system,
 )
-from tests.end_to_end.databases import POSTGRES_IS_SLOW, fetch
+from tests.end_to_end.databases import fetch
 from tests.signed_webhook_provider import SIGNED_WEBHOOK, signature_headers, webhook_body
 from tools.certificates import Pair
 
@@ -322,7 +322,7 @@ REASONS = {
 FORGERIES = {"HandleCallback": "STATE_INVALID", "ConfirmConnection": "CONFIRMATION_INVALID"}
 
 
-@POSTGRES_IS_SLOW
+@pytest.mark.quick_on("sqlite")
 @pytest.mark.parametrize(("name", "column"), [pytest.param(*cell, id="-".join(cell)) for cell in CELLS])
 async def test_a_caller_reads_its_own_integrations_and_cannot_detect_others(
     scenario: Scenario, name: str, column: str

@@ -106,6 +106,7 @@ async def test_a_killed_rotation_resumes_while_servers_keep_reading(tmp_path: Pa
         assert await find_read_failures(clients, ROWS) == []
 
 
+@pytest.mark.quick_on("sqlite")
 async def test_a_server_rotates_a_data_key_that_is_too_old(tmp_path: Path, database_url: str) -> None:
     environment = environment_for(tmp_path, database_url, DATA_KEY_MAX_AGE_DAYS="30")
     await fill(database_url, environment["ENCRYPTION_KEY"], 50)

@@ -63,6 +63,7 @@ async def is_grant_valid(pair: Replicas, integration_id: int) -> bool:
     return await status_of(pair.clients[1], integration_id) == integration_pb2.STATUS_ACTIVE
 
 
+@pytest.mark.quick_on("postgres")
 @pytest.mark.parametrize("variant", ["", "without lease"])
 async def test_the_lease_prevents_two_servers_from_using_a_refresh_token_twice(
     pairs: Pairs, database_url: str, variant: str

@@ -50,6 +50,7 @@ async def pair(tmp_path: Path, database_url: str, prefork: PreforkServer) -> Asy
         yield running
 
 
+@pytest.mark.quick_on("postgres")
 async def test_a_token_is_refreshed_once_for_all_callers_of_all_servers(replicas: Replicas) -> None:
     integration_id = await replicas.clients[0].connect()
     for _ in range(ROUNDS):
@@ -63,6 +64,7 @@ async def test_a_token_is_refreshed_once_for_all_callers_of_all_servers(replicas
     assert await status_of(replicas.clients[0], integration_id) == integration_pb2.STATUS_ACTIVE
 
 
+@pytest.mark.quick_on("postgres")
 async def test_a_server_suspended_past_its_lease_loses_no_token(pair: Replicas) -> None:
     integration_id = await pair.clients[0].connect()
     held = HeldResponse()
@@ -82,6 +84,7 @@ async def test_a_server_suspended_past_its_lease_loses_no_token(pair: Replicas) 
     assert pair.refreshes() == ["ok", "ok"]
 
 
+@pytest.mark.quick_on("postgres")
 async def test_a_refresh_lost_in_a_crash_is_not_repeated_while_the_access_token_works(pair: Replicas) -> None:
     integration_id = await pair.clients[0].connect()
     pair.sandbox.behaviour = replace(pair.sandbox.behaviour, faults={"token": Hang(handle_first=True)})

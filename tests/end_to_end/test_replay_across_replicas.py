@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from integration_server.bootstrap import running_server
 from integration_server.dev import register_sandbox
 from integrations.v1 import integration_service_pb2 as pb
@@ -78,6 +80,7 @@ def copy_of(sqlite_url: str, name: str) -> str:
     return f"sqlite:///{path.with_name(name)}"
 
 
+@pytest.mark.quick_on("postgres")
 async def test_a_state_used_at_one_replica_has_one_outcome_and_takes_no_other_code(database_url: str) -> None:
     async with first_replica(database_url) as first, another_replica(first, database_url) as second:
         callback_request = await callback(first)
@@ -89,6 +92,7 @@ async def test_a_state_used_at_one_replica_has_one_outcome_and_takes_no_other_co
         assert len(first.sandbox.token_calls) == 1
 
 
+@pytest.mark.quick_on("postgres")
 async def test_a_failure_at_one_replica_is_repeated_at_the_other(database_url: str) -> None:
     async with first_replica(database_url) as first, another_replica(first, database_url) as second:
         callback_request = await callback(first)
@@ -99,6 +103,7 @@ async def test_a_failure_at_one_replica_is_repeated_at_the_other(database_url: s
         assert len(first.sandbox.token_calls) == 1
 
 
+@pytest.mark.quick_on("postgres")
 async def test_one_of_concurrent_callbacks_at_both_replicas_is_exchanged(database_url: str) -> None:
     async with first_replica(database_url) as first, another_replica(first, database_url) as second:
         callback_request = await callback(first)
@@ -108,6 +113,7 @@ async def test_one_of_concurrent_callbacks_at_both_replicas_is_exchanged(databas
         assert [call.outcome for call in first.sandbox.token_calls] == ["ok"]
 
 
+@pytest.mark.quick_on("postgres")
 async def test_a_confirmation_used_at_one_replica_is_rejected_at_the_other(database_url: str) -> None:
     async with (
         first_replica(database_url, **CONFIRMING) as first,

@@ -10,7 +10,7 @@ from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.rpc_errors import NOT_FOUND, expect_rpc_error
 from tests.end_to_end.system import System
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.quick_on("sqlite")]
 
 
 async def test_the_nine_endpoints_meet_the_requirements(system: System) -> None:

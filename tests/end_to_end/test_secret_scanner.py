@@ -46,6 +46,7 @@ async def test_a_token_in_the_log_is_found(sqlite_url: str) -> None:
         await leak()
 
 
+@pytest.mark.quick_on("sqlite")
 async def test_a_token_in_the_log_or_a_row_of_a_process_is_found(database_url: str, tmp_path: Path) -> None:
     tokens = []
 
@@ -70,6 +71,7 @@ async def test_a_secret_setting_in_the_log_of_a_process_is_found(sqlite_url: str
         await run(tmp_path, environment, "types")
 
 
+@pytest.mark.quick_on("sqlite")
 async def test_a_run_without_a_leak_passes(database_url: str, tmp_path: Path) -> None:
     async with run_system(database_url) as system:
         assert await connect_and_use(system) in system.sandbox.secrets

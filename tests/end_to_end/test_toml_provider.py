@@ -46,6 +46,7 @@ def environment(dot: DotServer, empty_database_url: str, tmp_path: Path) -> dict
     )
 
 
+@pytest.mark.quick_on("sqlite")
 async def test_a_toml_file_and_two_variables_add_a_working_provider(
     dot: DotServer, environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ from tests.end_to_end.system import System, run_system
 from tests.signed_webhook_provider import SignedWebhookProvider
 from tests.unit.providers.webhooks.samples import SAMPLES
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.quick_on("sqlite")]
 
 NAMES = ("slack", "stripe", "microsoft-graph", "zoom", "xero", "quickbooks")
 BY_NAME = {sample.name: sample for sample in SAMPLES}

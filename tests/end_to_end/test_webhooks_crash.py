@@ -6,6 +6,8 @@ A short version of `tests/faults/test_webhooks.py`.
 import random
 from pathlib import Path
 
+import pytest
+
 from tests.end_to_end.prefork import PreforkServer
 from tests.end_to_end.variants import WITH_WEBHOOKS, WITHOUT_DEDUPLICATION
 from tests.end_to_end.webhook_senders import (
@@ -17,6 +19,7 @@ from tests.end_to_end.webhook_senders import (
 )
 
 
+@pytest.mark.quick_on("postgres")
 async def test_no_event_is_lost_or_duplicated_when_a_server_is_killed(
     prefork: PreforkServer, tmp_path: Path, database_url: str
 ) -> None:
@@ -36,6 +39,7 @@ async def test_negative_control_without_deduplication_every_event_is_stored_twic
         assert len(await list_inbox(servers.all[0].clients, accounts[0])) == 10
 
 
+@pytest.mark.quick_on("postgres")
 async def test_a_stream_resumes_from_its_cursor_after_a_server_is_killed(
     prefork: PreforkServer, tmp_path: Path, database_url: str
 ) -> None:

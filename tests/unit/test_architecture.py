@@ -39,6 +39,7 @@ def test_every_contract_is_kept() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("contract", "module", "violation"),
     [

@@ -33,6 +33,7 @@ def test_the_output_is_up_to_date() -> None:
     assert generate.check() == [], "run `make proto`"
 
 
+@pytest.mark.slow
 def test_compiling_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
@@ -51,6 +52,7 @@ def test_an_edited_file_is_found(tmp_path: Path) -> None:
     assert generate.check(generated=copy) == ["generated/integrations/v1/integration_pb2.pyi"]
 
 
+@pytest.mark.slow
 def test_a_changed_proto_is_found(tmp_path: Path, protos: Path) -> None:
     generated = tmp_path / "generated"
     generate.write(protos, generated)
@@ -64,6 +66,7 @@ def test_a_changed_proto_is_found(tmp_path: Path, protos: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_generated_file_without_a_proto_is_removed(tmp_path: Path, protos: Path) -> None:
     generated = tmp_path / "generated"
     generate.write(protos, generated)

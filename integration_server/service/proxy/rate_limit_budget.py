@@ -164,6 +164,7 @@ class AdaptiveLimit:
         return max(self.provider_wait(now), *(window.estimated_wait(now, ahead) for window in self._windows), 0.0)
 
     def is_empty(self, now: float) -> bool:
-        """Whether the limit is in the same state as a new one."""
-        is_limited = self.provider_wait(now) or now < self._remaining_until or self._concurrency_limit < math.inf
+        """Whether the limit is as good as a new one: also if its last pause ended long ago, whatever has followed."""
+        is_recovering = self._concurrency_limit < math.inf and now < self._paused_until + self._max_pause
+        is_limited = self.provider_wait(now) or now < self._remaining_until or is_recovering
         return not self._in_flight and not is_limited and all(window.is_empty(now) for window in self._windows)

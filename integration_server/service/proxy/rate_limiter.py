@@ -10,10 +10,9 @@ for the same provider take turns (`fair_queue.py`), so that a flood of calls del
 
 import asyncio
 import math
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import Protocol
@@ -28,7 +27,7 @@ from integration_server.service.provider_port import Provider
 from integration_server.service.proxy.fair_queue import FairQueue, Lane, Waiter
 from integration_server.service.proxy.rate_limit_budget import MAX_APP_PAUSE, MIN_PAUSE, AdaptiveLimit
 
-_MAX_REPORTED_RESOURCES = 1000  # paths, of one integration type
+_MAX_REPORTED_RESOURCES = 1000  # paths or resources, of one integration type
 
 _SWEEP_INTERVAL = 1000  # permits
 
@@ -53,6 +52,26 @@ class DistributedLimiter(Protocol):
         """Count a call in each of the named counters and return None, or return a counter that is exhausted."""
 
 
+@dataclass(slots=True)
+class _Rejected:
+    """Whether calls of `enough` users and of `enough` accounts were rejected, of which no more are kept.
+
+    Several users may have connected one account, and one user several.
+    """
+
+    enough: int
+    users: set[UserId] = field(default_factory=set)
+    accounts: set[str | IntegrationId] = field(default_factory=set)
+
+    def add(self, integration: Integration) -> bool:
+        """Note a rejected call. Return whether it is enough."""
+        if len(self.users) < self.enough:
+            self.users.add(integration.user_id)
+        if len(self.accounts) < self.enough:
+            self.accounts.add(integration.account_id or integration.integration_id)
+        return min(len(self.users), len(self.accounts)) >= self.enough
+
+
 @dataclass(eq=False, repr=False)
 class ProviderRateLimiter:
     """Permits the calls to one provider, one after the other, as its limits allow. `monotonic` is in seconds.
@@ -73,7 +92,7 @@ class ProviderRateLimiter:
     def __post_init__(self) -> None:
         # By resource; empty for the limits of all calls together.
         self._apps: dict[str, AdaptiveLimit] = {}
-        self._rejected = defaultdict[str, set[tuple[UserId, str | IntegrationId]]](set)  # since the last success
+        self._rejected: LRUCache[str, _Rejected] = LRUCache(_MAX_REPORTED_RESOURCES)  # since the last success
         self._integrations: dict[Lane, AdaptiveLimit] = {}
         self._reported_resources: LRUCache[str, str] = LRUCache(_MAX_REPORTED_RESOURCES)
         self._exhausted_until: dict[str, float] = {}
@@ -264,10 +283,9 @@ class ProviderRateLimiter:
             if resource:
                 self._own_limit((integration.integration_id, "")).observe_success(now)
         else:
-            rejected = self._rejected[resource]
-            rejected.add((integration.user_id, integration.account_id or integration.integration_id))
-            # Several users may have connected one account, and one user several.
-            if min(len(set(column)) for column in zip(*rejected, strict=True)) >= self.app_limit_users:
+            if resource not in self._rejected:
+                self._rejected[resource] = _Rejected(self.app_limit_users)
+            if self._rejected[resource].add(integration):
                 app.pause(own.provider_wait(now), now)
                 del self._rejected[resource]
         return timedelta(seconds=max(own.provider_wait(now), app.provider_wait(now)))

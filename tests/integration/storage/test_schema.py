@@ -117,6 +117,7 @@ async def test_an_empty_database_is_rejected_until_it_is_migrated(empty_url: str
             await SqlIntegrations(database).ping()
 
 
+@pytest.mark.quick_on("postgres")
 async def test_concurrent_migrations_wait_for_each_other(empty_url: str) -> None:
     script = (
         "import asyncio, sys\n"
@@ -127,11 +128,13 @@ async def test_concurrent_migrations_wait_for_each_other(empty_url: str) -> None
     assert not await schema_problem(empty_url)
 
 
+@pytest.mark.quick_on("sqlite")
 async def test_the_alembic_command_migrates_the_schema(empty_url: str) -> None:
     await alembic("upgrade", "head", DATABASE_URL=empty_url)
     assert not await schema_problem(empty_url)
 
 
+@pytest.mark.quick_on("sqlite")
 async def test_the_alembic_command_prints_the_sql_without_running_it(empty_url: str) -> None:
     script = await alembic("upgrade", "head", "--sql", DATABASE_URL=empty_url)
     assert "CREATE TABLE integrations" in script
