@@ -18,8 +18,8 @@ from rich.table import Table
 from integration_server.bootstrap import ServerAddresses, running_server
 from integration_server.lifecycle import AddressTaken
 from integration_server.providers.api_key import ApiKeyProvider
+from integration_server.providers.built_in import built_in_class
 from integration_server.providers.factory import ProviderFactory
-from integration_server.providers.google_calendar import GoogleCalendarProvider
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.sandbox.browser_user import decide
 from integration_server.sandbox.model import SAMPLE_SCOPES
@@ -53,7 +53,7 @@ async def run_dev(
     simulated = {"sandbox": register_sandbox, "google_calendar": replace_google_calendar}
     if environment.get("GOOGLE_CALENDAR_CLIENT_ID"):
         del simulated["google_calendar"]  # the real one is configured
-    sandbox = Sandbox(scopes=[*SAMPLE_SCOPES, *GoogleCalendarProvider.required_scopes])
+    sandbox = Sandbox(scopes=[*SAMPLE_SCOPES, *built_in_class("google_calendar").required_scopes])
     callbacks = [f"{settings.public_url}/api/v1/integrations/callback/{name}" for name in simulated]
     sandbox.register_client(_CLIENT_ID, client_secret, callbacks, name="Integration Server")
     environment = {
@@ -113,16 +113,16 @@ def register_sandbox(factory: ProviderFactory, base_url: str) -> None:
 
 def replace_google_calendar(factory: ProviderFactory, base_url: str) -> None:
     """Replace Google Calendar by the sandbox, which simulates its API."""
-
-    class SandboxCalendarProvider(GoogleCalendarProvider):
-        display_name = "Google Calendar (simulated by the sandbox)"
-        oauth_authorize_url = f"{base_url}/oauth/authorize"
-        oauth_token_url = f"{base_url}/oauth/token"
-        revoke_url = f"{base_url}/oauth/revoke"
-        verify_url = f"{base_url}/calendar/v3/users/me/calendarList/primary"
-        api_base_url = f"{base_url}/calendar/v3"
-
-    factory.replace(SandboxCalendarProvider.integration_type, SandboxCalendarProvider)
+    simulated = {
+        "display_name": "Google Calendar (simulated by the sandbox)",
+        "oauth_authorize_url": f"{base_url}/oauth/authorize",
+        "oauth_token_url": f"{base_url}/oauth/token",
+        "revoke_url": f"{base_url}/oauth/revoke",
+        "verify_url": f"{base_url}/calendar/v3/users/me/calendarList/primary",
+        "api_base_url": f"{base_url}/calendar/v3",
+    }
+    google_calendar = built_in_class("google_calendar")
+    factory.replace("google_calendar", type("SandboxCalendarProvider", (google_calendar,), simulated))
 
 
 async def _connect_sample_account(grpc_address: str, integration_type: str) -> Integration:

@@ -75,8 +75,7 @@ def webhook_facts_of(provider: BaseProvider) -> tuple[str, Sequence[Fact]]:
 
 
 def _files_of(provider: BaseProvider) -> Sequence[str]:
-    file = provider.declared_in
-    return [] if file is None else [file.read_text(encoding="utf-8")]
+    return [file.read_text(encoding="utf-8") for file in provider.declared_in]
 
 
 def _first_comment(toml: str) -> str:

@@ -4,13 +4,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.proxy_messages import LimitScope
 from integration_server.providers.base import BaseProvider, ProviderContext
 from integration_server.providers.built_in import register_built_in
+from integration_server.providers.declaration import FieldDeclaration
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.http import ProviderHttp
 from integration_server.providers.oauth2 import OAuth2Provider
@@ -27,8 +25,8 @@ The columns of the overview:
 
 - **method**: how the server authenticates: OAuth 2, an API key, or a key with a secret (HTTP Basic).
 - **scopes**: the OAuth scopes that are always requested and must be granted.
-- **config**: the fields that an integration's `config` may have, besides `metadata`, which takes any value for the
-  caller's own use. Any other field is rejected. A type with `-` accepts any config.
+- **config**: the fields that an integration's `config` may have, besides `metadata`, which takes any object for the
+  caller's own use. Any other field is rejected, unless there is a `…`. A type with `-` accepts any config.
 - **old refresh token**: what happens to a refresh token when a refresh returns a new one. `spent`: it is invalid at
   once; `valid`: it stays valid; `never refreshed`: access tokens do not expire.
 - **revocation**: what a disconnect ends at the provider: the grant, all grants of the account to our client, or
@@ -71,7 +69,9 @@ def overview_row(provider: BaseProvider) -> Sequence[str]:
         f"[`{provider.integration_type}`](#{provider.integration_type})",
         METHODS[provider.auth_method],
         codes(provider.required_scopes),
-        codes(config_fields(provider.config_model)),
+        codes([*config_fields(provider), *([] if provider.closed_config else ["…"])])
+        if config_fields(provider)
+        else "-",
         old_refresh_token(provider),
         revocation(provider),
         "yes" if provider.has_verification else "no",
@@ -136,8 +136,8 @@ def declarations(provider: BaseProvider) -> Iterator[tuple[str, str]]:
         if provider.authorize_params:
             parameters = codes(f"{name}={value}" for name, value in provider.authorize_params.items())
             yield "authorization URL parameters", parameters
-    for name, field in config_fields(provider.config_model).items():
-        yield f"config `{name}`", describe_default(field)
+    for name, default in config_fields(provider).items():
+        yield f"config `{name}`", default
 
 
 def version_rows(provider: BaseProvider) -> Iterator[tuple[str, str]]:
@@ -175,16 +175,16 @@ def revocation(provider: BaseProvider) -> str:
     return REVOKED[provider.revocation_ends]
 
 
-def config_fields(model: type[BaseModel] | None) -> dict[str, FieldInfo]:
-    """The fields of a config model, except `metadata`."""
-    return {} if model is None else {name: field for name, field in model.model_fields.items() if name != "metadata"}
+def config_fields(provider: BaseProvider) -> dict[str, str]:
+    """The fields of a config, and whether each is required, or its default."""
+    return {name: describe_default(field) for name, field in provider.config_fields.items()}
 
 
-def describe_default(field: FieldInfo) -> str:
+def describe_default(field: FieldDeclaration) -> str:
     """Whether a field is required, or its default."""
-    if field.is_required():
-        return "required"
-    return "optional" if field.default in (None, ()) else f"optional, default `{field.default}`"
+    if field.default is not None:
+        return f"optional, default `{field.default}`"
+    return "required" if field.required else "optional"
 
 
 def codes(texts: Iterable[str]) -> str:

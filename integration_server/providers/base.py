@@ -42,7 +42,7 @@ from integration_server.providers.declaration import (
     RevocationEnds,
     Verify,
 )
-from integration_server.providers.declared_values import as_text, chosen_account, field_values
+from integration_server.providers.declared_values import as_text, chosen_account, field_values, reject_other_fields
 from integration_server.providers.http import (
     DeclaredOrigins,
     HttpResponse,
@@ -121,6 +121,7 @@ class BaseProvider(ABC):
     aliases: Sequence[str] = ()
     settings: Mapping[str, FieldDeclaration] = MappingProxyType({})
     config_fields: Mapping[str, FieldDeclaration] = MappingProxyType({})
+    closed_config = False
     secret_fields: Mapping[str, FieldDeclaration] = MappingProxyType({})
     host_patterns: Sequence[str] = ()
     issuer: str | None = None
@@ -134,12 +135,15 @@ class BaseProvider(ABC):
     lookup: Lookup | None = None
     account_id_field: str | None = None
     account_label_field: str | None = None
+    account_naming: str | None = None
     api_base_url: str | None = None
     api_base_urls: Mapping[str, str] = MappingProxyType({})
     request_headers: Mapping[str, str] = MappingProxyType({})
     request_query: Mapping[str, str] = MappingProxyType({})
     allowed_request_headers: Sequence[str] = ()
     required_fields: Sequence[str] = ()
+    key_patterns: Mapping[str, str] = MappingProxyType({})
+    kept_patterns: Mapping[str, str] = MappingProxyType({})
     allows_whitespace_in: Collection[str] = ()
     rate_limits: Sequence[RateLimit] = ()
     rate_limit_resources: Mapping[str, str] = MappingProxyType({})
@@ -149,8 +153,8 @@ class BaseProvider(ABC):
 
     # --- what only Python declares
 
-    declared_in: Traversable | None = None
-    """The TOML file that declares it, if one does."""
+    declared_in: Sequence[Traversable] = ()
+    """The TOML file that declares it, and that of its `base`."""
 
     config_model: type[BaseModel] | None = None
     """The schema of an integration's config, usually a `ProviderConfig`; None allows any config."""
@@ -161,23 +165,11 @@ class BaseProvider(ABC):
     expiring_facts: Sequence[ExpiringFact] = ()
     """What ends at a known time, so that this declaration or a setting has to change before."""
 
-    reason_paths: Sequence[str] = ("error", "error.code", "error_code", "code")
-    """Dotted paths of the machine-readable reason in error responses; "*" stands for each element of a list."""
-
-    reasons: Collection[str] = ()
-    """The codes that may be passed on to callers and logs. Other codes are not: they could be free text."""
-
-    client_fault_reasons: Collection[str] = ()
-    """The codes of errors of our app, such as a disabled API. No user's account is at fault."""
-
     idempotency_key_header = "Idempotency-Key"
     """The header for a call's idempotency key (draft-ietf-httpapi-idempotency-key-header)."""
 
     webhook_scheme: WebhookScheme | None = None
     """How its webhooks are verified and parsed; None if it sends none, or only unsigned ones."""
-
-    account_naming: str = ""
-    """What `account_id` is, where types of the same client name accounts alike without the same request: "email"."""
 
     shares_grants_with: Sequence[str] = ()
     names_accounts_like: Sequence[str] = ()
@@ -276,17 +268,25 @@ class BaseProvider(ABC):
         urls |= {f"api_base_urls.{name}": url for name, url in self.api_base_urls.items()}
         tables = {"verify.url": self.verify, "lookup.url": self.lookup}
         urls |= {name: table.url for name, table in tables.items() if table is not None}
-        return {name: fill(url, self.setting_values, partial=True) for name, url in urls.items() if url is not None}
+        return {name: fill(url, self._setting_texts, partial=True) for name, url in urls.items() if url is not None}
 
     @property
     def values(self) -> Mapping[str, str]:
-        """The values of templates."""
-        return {**self.setting_values, **self.url_params}
+        """The values of templates. A field of the config that was declared later has its default."""
+        fields = self.config_fields.items()
+        defaults = {name: field.text_of(field.default) for name, field in fields if field.default is not None}
+        return {**defaults, **self._setting_texts, **self.url_params}
+
+    @property
+    def _setting_texts(self) -> Mapping[str, str]:
+        return {name: self.settings[name].text_of(value) for name, value in self.setting_values.items()}
 
     # --- config
 
     def for_config(self, config: Mapping[str, Any]) -> "BaseProvider":
         """The provider for an integration with this config. Raises `InvalidField`."""
+        if self.closed_config:
+            reject_other_fields(config, self.config_fields)
         provider = self._with_config_fields(config) if self.config_fields else self
         if self.config_model is None:
             return provider
@@ -338,6 +338,8 @@ class BaseProvider(ABC):
             secrets = {"access_token": credentials.access_token, "refresh_token": credentials.refresh_token}
         else:
             secrets = {"api_key": credentials.api_key, "api_secret": credentials.api_secret}
+            if not all(re.fullmatch(pattern, secrets[name] or "") for name, pattern in self.key_patterns.items()):
+                raise ProviderRejected("credentials")
         found = {name: value for name, value in secrets.items() if value}
         return self.with_attributes(
             url_params={**self.url_params, **credentials.extras, **credentials.secret_fields, **found}
@@ -466,8 +468,11 @@ class BaseProvider(ABC):
     def require_reachable(self, extras: Mapping[str, str], needed: Collection[str] = ()) -> None:
         """Raise `ProviderUnavailable` if values that a response brought lead to an undeclared host.
 
-        The same if one of the `needed` names that a URL has is missing.
+        The same if one of the `needed` names that a URL has is missing, or if a value is not as declared.
         """
+        patterns = self.kept_patterns.items()
+        if any(name in extras and not re.fullmatch(pattern, extras[name]) for name, pattern in patterns):
+            raise ProviderUnavailable("the provider's response has a value that is not as declared")
         provider = self.with_attributes(url_params={**self.url_params, **extras})
         used = {name for url in self.url_templates.values() for name in template_params(url)}
         if not used.intersection(needed) <= provider.values.keys() or provider.unusable_param() is not None:
@@ -480,7 +485,7 @@ class BaseProvider(ABC):
         provider = self.for_credentials(credentials)
         response = await provider.send_declared(self.lookup, self.request_auth(credentials))
         with self.adding_reason(response.json):
-            self._require_good(response, response.is_success)
+            self._require_good(response, response.is_success and not self._has_dead_code(response))
         choose, found = self.lookup.choose, response.json
         if choose is not None:
             found = chosen_account(choose, found, provider.values.get(choose.by))
@@ -597,15 +602,20 @@ class BaseProvider(ABC):
 
     def rejects_access_token(self, response: HttpResponse) -> bool:
         """Whether an API response means that the access token is invalid (RFC 6750 §3.1)."""
-        return response.status == 401 or self._meaning_of(response) == "invalid_grant"
+        meaning = self._meaning_of(response)
+        return meaning == "invalid_grant" or (response.status == 401 and meaning != "request")
 
     def is_rate_limited(self, response: HttpResponse) -> bool:
         """Whether a response means that the request may be sent later (RFC 6585 §4, RFC 9110 §15.6.4 and §10.2.3)."""
         return (
             response.status in {429, 503, *self.errors.wait_status}
-            or (response.status == 403 and response.retry_after is not None)
+            or (response.status == 403 and (response.retry_after is not None or self._has_wait_header(response)))
             or self._meaning_of(response) == "temporarily_unavailable"
         )
+
+    def _has_wait_header(self, response: HttpResponse) -> bool:
+        headers = self.errors.wait_headers.items()
+        return any(response.headers.get(name.lower()) == value for name, value in headers)
 
     def rate_limit_resource(self, request: ApiRequest) -> str:
         """The part of the API that has rate limits of its own, and that a request belongs to; empty for none."""
@@ -616,6 +626,8 @@ class BaseProvider(ABC):
 
     def reported_resource(self, response: HttpResponse) -> str | None:
         """The part of the API whose limits a response is about: None if it names none, empty for all of them."""
+        if self.errors.wait_headers and self.is_rate_limited(response) and not self._has_wait_header(response):
+            return ""
         for path in self.rate_limit_resource_paths:
             found: Iterable[str] = ()
             if (header := path.removeprefix("header:")) != path:
@@ -629,14 +641,15 @@ class BaseProvider(ABC):
 
     def rejects_client(self, response: HttpResponse) -> bool:
         """Whether an error response means that our app or its settings are at fault, and no user's account."""
-        is_declared = self._meaning_of(response) == "invalid_client"
-        return is_declared or (response.is_refusal and self._reason_of(response) in self.client_fault_reasons)
+        return self._meaning_of(response) == "invalid_client"
 
     def _meaning_of(self, response: HttpResponse) -> str | None:
-        """What `errors` declares about the code of an error response, in the words of RFC 6749 §5.2."""
-        is_short = len(response.body) <= _MAX_ERROR_SIZE
-        code = text_at(response.json, self.errors.field) if response.is_refusal and is_short else None
-        return self.errors.meaning_of(code) if code in self.errors.codes else None
+        """What `errors` declares about the code of an error response, in the words of RFC 6749 §5.2, or "request"."""
+        if not self.errors.codes or not response.is_refusal or len(response.body) > _MAX_ERROR_SIZE:
+            return None
+        whole = response.body.strip().decode("ascii", "replace")
+        code = whole if whole in self.errors.codes else self.errors.code_in(response.json)
+        return "request" if code in self.errors.request else self.errors.meaning_of(code)
 
     def _reason_of(self, response: HttpResponse) -> str | None:
         """The reason in an error response; a long body is content, and is not parsed."""
@@ -645,13 +658,13 @@ class BaseProvider(ABC):
     def reason_in(self, fields: object) -> str | None:
         """The machine-readable reason in the fields of an error response: a code that is declared, never free text."""
         known = self.known_reasons
-        found = (code for path in self.reason_paths for code in texts_at(fields, path))
+        found = (code for path in self.errors.paths for code in texts_at(fields, path))
         return next((code for code in found if code in known), None)
 
     @property
     def known_reasons(self) -> Collection[str]:
         """The codes that are passed on as reasons."""
-        return {*self.reasons, *self.client_fault_reasons}
+        return {*self.errors.reasons, *self.errors.codes}
 
     @contextmanager
     def adding_reason(self, fields: object) -> Iterator[None]:
@@ -720,13 +733,20 @@ class BaseProvider(ABC):
 
     def rejects_credentials(self, response: HttpResponse) -> bool:
         """Whether a response to a verification or revocation means that the credentials are invalid."""
-        code = text_at(response.json, self.errors.field) if self.errors.dead else None
-        return response.status in {401, 403} or (response.status < 500 and code in self.errors.dead)
+        is_refused = response.status in {401, 403} or (response.status < 500 and self._has_dead_code(response))
+        return is_refused and self._meaning_of(response) != "request"
 
     def is_failure(self, response: HttpResponse) -> bool:
         """Whether a response to a verification or revocation with status 2xx means a failure."""
         expected = self.verify.good_fields if self.verify else {}
-        return any(as_text(field_at(response.json, path)) != text for path, text in expected.items())
+        return self._has_dead_code(response) or not all(
+            text_at(response.json, path) if text == "*" else as_text(field_at(response.json, path)) == text
+            for path, text in expected.items()
+        )
+
+    def _has_dead_code(self, response: HttpResponse) -> bool:
+        """Whether a response of any status has the code of credentials that have ended."""
+        return bool(self.errors.dead) and text_at(response.json, self.errors.field) in self.errors.dead
 
     def account_of(self, credentials: Credentials, fields: Mapping[str, Any]) -> NewAccount:
         """The account of the credentials, by values stored with them and the JSON of the verification response."""

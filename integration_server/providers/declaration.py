@@ -31,7 +31,7 @@ from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.proxy_messages import LimitScope, RateLimit
 from integration_server.domain.text import has_control_characters
 from integration_server.providers.http import url_problem
-from integration_server.providers.lenient_values import field_at
+from integration_server.providers.lenient_values import field_at, texts_at
 from integration_server.providers.url_templates import (
     fill_with_placeholders,
     host_params,
@@ -58,6 +58,12 @@ BodyType = Literal["form", "json"]
 RevokeToken = Literal["refresh_token", "access_token", "bearer"]
 RevocationEnds = Literal["token", "grant", "account"]
 KeyField = Literal["api_key", "api_secret"]
+# fmt: off
+SchemeName = Literal[
+    "acuity", "dropbox", "github", "google_channel", "hubspot", "instagram", "meta", "microsoft_graph", "quickbooks",
+    "sendgrid", "shopify", "slack", "standard", "stripe", "twilio", "zoom",
+]
+# fmt: on
 Grant = Literal["authorization_code", "client_credentials"]
 
 
@@ -241,17 +247,28 @@ def _none_if_false(value: object) -> object:
 
 
 Grace = Annotated[timedelta, Field(strict=False, ge=timedelta(0)), BeforeValidator(_max_if_infinite)]
+
+
+def _check_base(value: str, info: ValidationInfo) -> str:
+    known = [value] if info.context is None else info.context["bases"]
+    if value not in known:
+        raise PydanticCustomError("base", "is not one of: {known}", {"known": ", ".join(known)})
+    return value
+
+
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
 ApiName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
-FieldPath = Annotated[str, StringConstraints(pattern=r"^[^.]+(\.[^.]+)*$")]
+FieldPath = Annotated[str, StringConstraints(pattern=r'^(?:"[^"]+"|[^."]+)(?:\.(?:"[^"]+"|[^."]+))*$')]
+Regex = Annotated[Text, AfterValidator(_check_regex)]
 Scope = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]+$")]
-ErrorCode = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+ErrorCode = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,64}$")]
 ParamName = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,256}$")]
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]  # RFC 9110 §5.1
 ResourceName = Annotated[str, StringConstraints(pattern=r"^(?:[A-Za-z0-9_.:-]|\{[a-z_]+\}){1,64}$")]
 PathPattern = Annotated[str, StringConstraints(pattern="^/", max_length=500), AfterValidator(_check_regex)]
 ResourcePath = Annotated[str, StringConstraints(pattern=r"^(?:header:[a-z0-9-]+|[A-Za-z0-9_.*-]+)$", max_length=200)]
 Status = Annotated[int, Field(ge=200, le=599)]
+CodePath = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x20]{1,200}$")]
 Seconds = Annotated[float, Field(ge=0, le=315_360_000)]
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 
@@ -276,11 +293,20 @@ class FieldDeclaration(Part):
     help: Annotated[str, StringConstraints(max_length=1000)] = ""
     """What the field is, and where its value is found."""
 
-    pattern: Annotated[Text, AfterValidator(_check_regex)] | None = None
+    pattern: Regex | None = None
     """A regular expression that the whole value matches."""
+
+    format: Literal["text", "url"] = "text"
+    """`url`: an absolute https URL."""
 
     choices: list[Text] = []
     """The allowed values; any, if empty."""
+
+    values: dict[Text, Text] = {}
+    """The allowed values, and what templates have for each, such as the host of a region."""
+
+    separator: Annotated[str, StringConstraints(min_length=1, max_length=8)] | None = None
+    """The field is a list of texts, and templates have all of them, with this between them."""
 
     required: bool = True
     """Whether the field must be given, unless it has a default."""
@@ -297,11 +323,15 @@ class FieldDeclaration(Part):
             or has_control_characters("".join(value.split()))
         ):
             return f"must be a text of at most {MAX_VALUE_LENGTH} characters, without control characters"
-        if self.choices and value not in self.choices:
-            return f"must be one of: {', '.join(self.choices)}"
+        if allowed := self.choices or list(self.values):
+            return None if value in allowed else f"must be one of: {', '.join(allowed)}"
         if self.pattern is not None and not re.fullmatch(self.pattern, value):
             return f"must match {self.pattern}"
-        return None
+        return url_problem(value, dev_mode=False) if self.format == "url" else None
+
+    def text_of(self, value: str) -> str:
+        """What templates have for an allowed value."""
+        return self.values.get(value, value)
 
 
 MAX_VALUE_LENGTH = 8192  # characters: the file of a service account has some 2,400
@@ -344,7 +374,11 @@ class Errors(Part):
     """The codes of error responses, by their meaning. Other codes have the meaning that RFC 6749 gives them."""
 
     field: FieldPath = "error"
-    """The dotted path of the code."""
+    """The dotted path of the code in responses to token requests, and to others."""
+
+    paths: list[CodePath] = ["error", "error.code", "error_code", "code"]
+    """Further dotted paths of codes; `*` stands for each element of a list, and the first known code counts. A body
+    that is only a code is one as well."""
 
     dead: list[ErrorCode] = []
     """The grant, key or code has ended."""
@@ -358,10 +392,25 @@ class Errors(Part):
     wait_status: list[Status] = []
     """Statuses that mean "wait", besides 429 and 503."""
 
+    wait_headers: dict[HeaderName, Text] = {}
+    """Headers whose value means "wait" in a response with 403: `{ X-Remaining = "0" }`. Without one of them, a request
+    to wait is about the whole API, and not about the part that `rate_limit_resource_paths` find."""
+
+    request: list[ErrorCode] = []
+    """Only the request is refused, and the token or key is good, whatever the status: a missing permission, a quota."""
+
+    reasons: list[ErrorCode] = []
+    """Further codes that callers may see. Codes that are not declared are not passed on: they could be free text."""
+
     @property
     def codes(self) -> Sequence[str]:
-        """All declared codes."""
-        return (*self.dead, *self.client, *self.wait)
+        """The codes with a meaning."""
+        return (*self.dead, *self.client, *self.wait, *self.request)
+
+    def code_in(self, fields: object) -> str | None:
+        """The first code with a meaning in the fields of a response."""
+        found = (code for path in (self.field, *self.paths) for code in texts_at(fields, path))
+        return next((code for code in found if code in self.codes), None)
 
     def meaning_of(self, code: str | None) -> str | None:
         """The code of RFC 6749 §5.2 that has the meaning of a code; the code itself if none is declared."""
@@ -394,7 +443,8 @@ class Verify(Part):
     """The statuses of valid credentials; the default is any 2xx."""
 
     good_fields: dict[FieldPath, str] = {}
-    """Dotted paths of the response, and the text that each has if the credentials are valid: `{ ok = "true" }`."""
+    """Dotted paths of the response, and the text that each has if the credentials are valid: `{ ok = "true" }`. `*`
+    stands for any text."""
 
 
 class Choose(Part):
@@ -464,6 +514,9 @@ class Revoke(Part):
     body_type: BodyType = "form"
     """How the parameters are written."""
 
+    gone_status: list[Status] = []
+    """Statuses that mean that there is no such grant any more."""
+
 
 class RateLimitDeclaration(Part):
     """One `[[rate_limits]]`: a number of calls per number of seconds."""
@@ -513,10 +566,13 @@ class Handshake(Part):
 
 
 class Webhook(Part):
-    """Webhooks that an HMAC signs. Other schemes need Python."""
+    """Webhooks that an HMAC signs, or whose scheme is one of the server's own, which are Python."""
 
-    signature_header: HeaderName
-    """The header with the signature."""
+    scheme: SchemeName | None = None
+    """A scheme of the server, which needs no other key of this table. `standard`: Standard Webhooks and Svix."""
+
+    signature_header: HeaderName | None = None
+    """The header with the signature. Required without `scheme`."""
 
     signed: SignedTemplate = "{body}"
     """What is signed, of `{body}`, `{timestamp}`, `{method}`, `{url}` and `{id}`, the value of `id_header`."""
@@ -552,7 +608,7 @@ class Webhook(Part):
     """The dotted path of an event's id; without it, a digest of the event is its id."""
 
     event_type: FieldPath | None = None
-    """The dotted path of an event's type."""
+    """The dotted path of an event's type; several paths, joined by "+", for a type of several parts."""
 
     account: FieldPath | None = None
     """The dotted path of the account in an event."""
@@ -584,6 +640,9 @@ class Declaration(BaseModel):
     auth_method: Annotated[AuthMethod, Field(strict=False)]
     """The authentication method: `oauth2`, `api_key`, or `basic`."""
 
+    base: Annotated[ApiName, AfterValidator(_check_base)] | None = None
+    """The family of the provider, whose keys this file has as well, unless it has its own: `google`, `meta`."""
+
     display_name: Text | None = None
     """The name to show to users; the default is made from the type."""
 
@@ -592,6 +651,9 @@ class Declaration(BaseModel):
 
     config_fields: dict[ApiName, FieldDeclaration] = {}
     """The fields of an integration's `config` that the provider uses. Other fields of the config belong to callers."""
+
+    closed_config: bool = False
+    """Whether other fields of the config are refused, except the object `metadata`, which belongs to callers."""
 
     secret_fields: dict[ApiName, FieldDeclaration] = {}
     """Secrets of the account besides key and secret, used as `{name}`."""
@@ -615,6 +677,9 @@ class Declaration(BaseModel):
 
     account_label_field: FieldPath | None = None
     """The account's name, in the same way."""
+
+    account_naming: Text | None = None
+    """What identifies the account, such as `email`, where types of one client find the same by different requests."""
 
     lookup: Lookup | None = None
     """A request after connecting, whose results are stored with the credentials."""
@@ -699,6 +764,9 @@ class OAuth2Declaration(Declaration):
     scope_equivalents: dict[Scope, list[Scope]] = {}
     """Scopes that a scope includes or is another name of, and that responses leave out beside it."""
 
+    retired_scopes: list[Scope] = []
+    """Scopes that grants may have and that cannot be requested, such as older names; unless a request names them."""
+
     pkce: bool = True
     """Whether a code challenge is sent (RFC 7636)."""
 
@@ -730,6 +798,9 @@ class OAuth2Declaration(Declaration):
     """Parameters of the callback that are stored with the tokens, and required; `{accounts_server}` is the value of
     `accounts-server`."""
 
+    kept_patterns: dict[Name, Regex] = {}
+    """Regular expressions that kept values match as a whole; other values are refused."""
+
     lifetime: Annotated[timedelta, Field(strict=False, gt=timedelta(0))] | None = Field(None, alias="lifetime_seconds")
     """The lifetime of access tokens whose response has none."""
 
@@ -757,6 +828,9 @@ def _exclude_header(value: str, info: ValidationInfo) -> str:
 
 class KeyDeclaration(Declaration):
     """The keys of providers with API keys."""
+
+    key_patterns: dict[KeyField, Regex] = {}
+    """Regular expressions that the fields of a key match as a whole; another one is refused without a request."""
 
     allows_whitespace_in: list[KeyField] = []
     """The fields of a key that may have white space inside: PEM files, application passwords."""
@@ -852,6 +926,12 @@ def _oauth_problems(declaration: OAuth2Declaration) -> Iterator[tuple[str, str]]
 
 
 def _webhook_problems(webhook: Webhook) -> Iterator[tuple[str, str]]:
+    if webhook.scheme is not None:
+        for key in sorted(webhook.model_fields_set - {"scheme"}):
+            yield f"webhook.{key}", "cannot be combined with scheme"
+        return
+    if webhook.signature_header is None:
+        yield "webhook.signature_header", "is required, or scheme"
     if "{body}" not in webhook.signed:
         yield "webhook.signed", "has no {body}, so that anybody could change it"
     if "{timestamp}" in webhook.signed and webhook.timestamp_header is None:

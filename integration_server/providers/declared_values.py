@@ -1,6 +1,6 @@
 """Values that a declaration asks for: of an integration's config, and of a lookup's response."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from json import dumps
 from typing import Any
 
@@ -13,17 +13,36 @@ def field_values(prefix: str, fields: Mapping[str, FieldDeclaration], given: Map
     """The values of declared fields, with their defaults. Raises `InvalidField` for `<prefix>.<name>`."""
     values = {}
     for name, declared in fields.items():
-        value = as_text(given.get(name))
-        if value is None or value == "":
-            if declared.default is not None:
-                values[name] = declared.default
-            elif declared.required:
-                raise InvalidField(f"{prefix}.{name}", "is required for this integration type")
-        elif (problem := declared.problem_of(value)) is not None:
-            raise InvalidField(f"{prefix}.{name}", problem)
-        else:
-            values[name] = str(value)
+        texts = _texts_of(f"{prefix}.{name}", declared, given.get(name))
+        for path, value in texts.items():
+            if (problem := declared.problem_of(value)) is not None:
+                raise InvalidField(path, problem)
+        if texts:
+            values[name] = (declared.separator or "").join(declared.text_of(str(text)) for text in texts.values())
+        elif declared.default is not None:
+            values[name] = declared.text_of(declared.default)
+        elif declared.required:
+            raise InvalidField(f"{prefix}.{name}", "is required for this integration type")
     return values
+
+
+def _texts_of(path: str, declared: FieldDeclaration, value: object) -> Mapping[str, object]:
+    """The texts of a field by their paths: one, those of a list, or none if the field is not given."""
+    if declared.separator is not None and value is not None:
+        if not isinstance(value, list | tuple):
+            raise InvalidField(path, "must be a list of texts")
+        return {f"{path}.{index}": as_text(part) for index, part in enumerate(value)}
+    text = as_text(value)
+    return {} if text is None or text == "" else {path: text}
+
+
+def reject_other_fields(given: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raise `InvalidField` for a field of a config that is not known. `metadata` is an object of the caller's own."""
+    for name in given:
+        if name not in known and name != "metadata":
+            raise InvalidField(f"config.{name}", "is not known")
+    if not isinstance(given.get("metadata", {}), Mapping):
+        raise InvalidField("config.metadata", "must be an object")
 
 
 def as_text(value: object) -> object:

@@ -33,12 +33,19 @@ from integration_server.domain.errors import (
     SyncTokenExpired,
 )
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
-from integration_server.providers.google import QUOTA_REASONS
 from integration_server.providers.lenient_values import field_at, read_object
 
 _UPDATED_MIN_TOO_OLD = "updatedMinTooLongAgo"
 
 E = TypeVar("E", bound=StrEnum)
+
+
+_QUOTA_REASONS = frozenset(
+    {
+        *("rateLimitExceeded", "userRateLimitExceeded", "RATE_LIMIT_EXCEEDED"),
+        *("quotaExceeded", "dailyLimitExceeded", "RESOURCE_EXHAUSTED"),
+    }
+)
 
 
 class GoogleCalendarApi:
@@ -287,7 +294,7 @@ def _raise_for_status(response: ApiResponse, resource: str) -> None:
             raise ProviderRejected("credentials")
         case 429:
             raise ProviderUnavailable("the provider asks for a later retry", retry_after=response.retry_after)
-        case 403 if not QUOTA_REASONS.isdisjoint(_reasons(response)):
+        case 403 if not _QUOTA_REASONS.isdisjoint(_reasons(response)):
             raise ProviderUnavailable("the quota of the account or app is exhausted", retry_after=response.retry_after)
         case 404 | 410:
             raise ResourceNotFound(resource)

@@ -33,6 +33,7 @@ _MAX_LENIENT_SIZE = 1 << 16  # bytes: far more than a token response has; the sl
 
 _MIN_UNIX_TIME = 1e9  # seconds: the year 2001 as a time, 31 years as a duration
 _PAST_TOLERANCE = 86_400  # seconds: a number that would be a time further in the past is a duration
+_NAMES = re.compile(r'"[^"]*"|[^".]+')  # of a dotted path; a name that has a dot is in quotes
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,6})?|[+-]?inf(?:inity)?", re.IGNORECASE)
 _UNIT_NAMES = {0.001: ("ms", "msec"), 1: ("s", "sec", "second"), 60: ("m", "min", "minute"), 3600: ("h", "hr", "hour")}
 _UNITS = {name: unit for unit, names in {**_UNIT_NAMES, 86_400: ("d", "day")}.items() for name in names}
@@ -78,8 +79,9 @@ def parse_int(digits: str) -> int | float:
 
 
 def field_at(value: object, path: str) -> object:
-    """The value at a dotted path, such as "locations.0.merchant_id"; None if it is missing."""
-    for name in path.split("."):
+    """The value at a dotted path, such as "locations.0.merchant_id" or 'error.".tag"'; None if it is missing."""
+    names = [name.strip('"') for name in _NAMES.findall(path)] if '"' in path else path.split(".")
+    for name in names:
         if isinstance(value, dict):
             value = value.get(name)
         elif isinstance(value, list) and name.isascii() and name.isdigit() and int(name) < len(value):

@@ -3,13 +3,14 @@
 docs/decisions/0002-oauth-library.md says what of a library is used, and why.
 """
 
+import re
 from abc import abstractmethod
 from base64 import b64encode
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote_plus
 
 from authlib.common.urls import add_params_to_uri
@@ -70,15 +71,17 @@ class OAuth2Provider(BaseProvider):
     never_expires = False
     lifetime: timedelta | None = None
     retired_scopes: Collection[str] = ()
-    """Scopes that grants may have and that cannot be requested, such as older names; unless a request names them."""
-
     scope_equivalents: Mapping[str, Sequence[str]] = MappingProxyType({})
+
+    granted_scopes: Sequence[str] | None = None
+    """The scopes of the grant, if they are known."""
 
     revoke_method = "POST"
     revoke_token: RevokeToken = "refresh_token"
     revoke_headers: Mapping[str, str] = MappingProxyType({})
     revoke_params: Mapping[str, str] = MappingProxyType({})
     revoke_body_type: BodyType = "form"
+    revoke_gone_status: Collection[int] = ()
 
     def __init__(self, context: ProviderContext) -> None:
         super().__init__(context)
@@ -143,6 +146,8 @@ class OAuth2Provider(BaseProvider):
         for name, value in kept.items():
             if value is None:
                 raise InvalidField("query", f"has no {name}, which this integration type requires")
+            if (pattern := self.kept_patterns.get(name.replace("-", "_"))) and not re.fullmatch(pattern, value):
+                raise InvalidField("query", f"has a {name} that does not match {pattern}")
         return {name.replace("-", "_"): value for name, value in kept.items() if value is not None}
 
     async def exchange_code_for_tokens(self, code: str, redirect_uri: str, code_verifier: str) -> OAuthTokens:
@@ -247,10 +252,19 @@ class OAuth2Provider(BaseProvider):
             return await self.for_credentials(tokens).request_client_credentials()
         return await super().refresh(tokens)
 
+    def for_credentials(self, credentials: Credentials) -> Self:
+        """The provider for the account of these credentials; `{scope}` of a refresh has the granted scopes."""
+        provider = super().for_credentials(credentials)
+        if not isinstance(credentials, OAuthTokens):
+            return provider
+        return provider.with_attributes(granted_scopes=credentials.scopes)
+
     async def refresh_access_token(self, refresh_token: str) -> OAuthTokens:
         """New tokens for a refresh token (RFC 6749 §6). Raises `ProviderError`."""
         standard = {"grant_type": "refresh_token", "refresh_token": refresh_token}
-        values = {**standard, "scope": self.scope_separator.join(self.required_scopes)}
+        scopes = self.granted_scopes or self.required_scopes
+        unlisted = (scope for scope in self.required_scopes if scope in _REFRESH_TOKEN_SCOPES)
+        values = {**standard, "scope": self.scope_separator.join(dict.fromkeys((*scopes, *unlisted)))}
         params = self._params(standard, self.refresh_params, values)
         return await self.request_tokens(params, "grant", self.refresh_url)
 
@@ -275,13 +289,15 @@ class OAuth2Provider(BaseProvider):
         values = {**self.client_values, "token": getattr(tokens, kind)}
         headers, params = fill_texts(self.revoke_headers, values), fill_texts(self.revoke_params, values)
         if self.revoke_token == "bearer" and not headers:
-            headers = dict(self.auth_headers(tokens))
+            headers = dict(self.request_auth(tokens).headers)
         if not headers:
             params = params or {"token": getattr(tokens, kind), "token_type_hint": kind}
             response = await self.send_as_client(self.revoke_method, revoke_url, params, self.revoke_body_type)
-            return self.read_revocation(response)
+            return response.status in self.revoke_gone_status or self.read_revocation(response)
         content: dict[str, Any] = {self.revoke_body_type: params} if params else {}
         response = await self.send(self.revoke_method, fill(revoke_url, values), headers=headers, **content)
+        if response.status in self.revoke_gone_status:
+            return True
         if not OUR_CLIENT.isdisjoint(name for one in self.revoke_headers.values() for name in template_params(one)):
             return self.read_revocation(response)
         if not self.rejects_credentials(response) and (not response.is_success or self.is_failure(response)):
@@ -304,12 +320,8 @@ class OAuth2Provider(BaseProvider):
 
     @property
     def known_reasons(self) -> Collection[str]:
-        """Besides others, the codes of the standards, and those that `errors` declares."""
-        return {
-            *super().known_reasons,
-            *_STANDARD_ERRORS,
-            *self.errors.codes,
-        }
+        """Besides others, the codes of the standards."""
+        return {*super().known_reasons, *_STANDARD_ERRORS}
 
     def request_auth(self, credentials: Credentials) -> RequestAuth:
         """The authentication of an API request: the headers of `auth_headers`."""
@@ -369,7 +381,10 @@ class OAuth2Provider(BaseProvider):
 
     def oauth_error(self, fields: object) -> str | None:
         """The error code in a response's fields, translated by `errors`."""
-        return self.errors.meaning_of(error_code(fields, self.errors.field))
+        code = error_code(fields, self.errors.field)
+        if code is None and text_at(fields, self.token_response.access_token) is not None:
+            return None  # a success, whose other members are no codes
+        return self.errors.meaning_of(self.errors.code_in(fields) or code)
 
     async def post_as_client(self, url: str, params: Mapping[str, str]) -> HttpResponse:
         """POST parameters to the token endpoint, with our client authentication."""

@@ -11,7 +11,9 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from difflib import get_close_matches
+from importlib.resources import files
 from importlib.resources.abc import Traversable
+from types import MappingProxyType
 from typing import Any, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -33,6 +35,7 @@ from integration_server.providers.declaration import (
 from integration_server.providers.factory import ProviderFactory, ProvidersError
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.declared_scheme import declared_scheme
+from integration_server.providers.webhooks.named_schemes import SCHEMES
 
 _GENERIC: Mapping[AuthMethod, Any] = {  # their classes; mypy allows abstract ones nowhere else
     AuthMethod.OAUTH2: OAuth2Provider,
@@ -40,16 +43,33 @@ _GENERIC: Mapping[AuthMethod, Any] = {  # their classes; mypy allows abstract on
     AuthMethod.BASIC: BasicAuthProvider,
 }
 
+CATALOGUE = files("integration_server.providers") / "catalogue"
+"""The directory of the built-in declarations."""
+
+BASES = CATALOGUE / "bases"
+"""What the providers of a family have in common: files with some of the keys."""
+
 _MAX_SIZE = 1 << 18  # bytes; the longest declarations have ten kilobytes, and the lines of problems are searched
 
 
-def load_toml_providers(directory: Traversable, factory: ProviderFactory, *, dev_mode: bool) -> None:
-    """Register every `*.toml` file of the directory, by name. Raises `ProvidersError` with all problems."""
+def load_toml_providers(
+    directory: Traversable,
+    factory: ProviderFactory,
+    *,
+    dev_mode: bool,
+    behaviours: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Register every `*.toml` file of the directory, by name. Raises `ProvidersError` with all problems.
+
+    `behaviours` are the classes of types that differ from the generic provider.
+    """
     problems = [] if directory.is_dir() else [f"{directory}: is not a directory"]
     for path in declaration_files(directory):
         try:
             declaration = read_declaration(path, dev_mode=dev_mode)
-            factory.register(declaration.integration_type, provider_class(declaration, path), origin=str(path))
+            integration_type = declaration.integration_type
+            build = provider_class(declaration, path, behaviours.get(integration_type))
+            factory.register(integration_type, build, origin=str(path))
         except ProvidersError as error:
             problems.extend(error.problems)
     if problems:
@@ -73,8 +93,11 @@ def read_declaration(path: Traversable, *, dev_mode: bool) -> Declaration:
         values = tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise ProvidersError([f"{path}: cannot be read as TOML: {error}"]) from error
+    bases = {file.name.removesuffix(".toml"): file for file in declaration_files(BASES)}
+    if (base := bases.get(str(values.get("base")))) is not None:
+        values = tomllib.loads(base.read_text(encoding="utf-8")) | values
     model = MODELS.get(str(values.get("auth_method")), Declaration)
-    context = {"dev_mode": dev_mode, "names": DeclaredNames.of(values)}
+    context = {"dev_mode": dev_mode, "names": DeclaredNames.of(values), "bases": sorted(bases)}
     problems: list[tuple[Sequence[str], str]]
     try:
         declaration = model.model_validate(values, context=context)
@@ -217,10 +240,17 @@ def _line_of(loc: Sequence[str], lines: Mapping[tuple[str, ...], int]) -> str:
 # --- providers -------------------------------------------------------------------------------------------------------
 
 
-def provider_class(declaration: Declaration, declared_in: Traversable | None = None) -> type[BaseProvider]:
-    """A subclass of the generic provider with the declared values."""
+def provider_class(
+    declaration: Declaration,
+    declared_in: Traversable | None = None,
+    behaviour: Any = None,  # noqa: ANN401  # a class, also an abstract one
+) -> type[BaseProvider]:
+    """A subclass of the generic provider, or of the one whose behaviour differs, with the declared values."""
     values = {name: getattr(declaration, name) for name in declaration.model_fields_set}
-    values |= {"__module__": __name__, "declared_in": declared_in}
+    files = [] if declared_in is None else [declared_in]
+    if (base := values.pop("base", None)) is not None:
+        files.append(BASES / f"{base}.toml")
+    values |= {"__module__": __name__, "declared_in": files}
     values["expiring_facts"] = tuple(fact.fact() for fact in declaration.expiring_facts)
     if (revoke := values.pop("revoke", None)) is not None:
         values |= {f"revoke_{name}": getattr(revoke, name) for name in type(revoke).model_fields}
@@ -230,9 +260,10 @@ def provider_class(declaration: Declaration, declared_in: Traversable | None = N
         values["request_headers"] = {**declaration.request_headers, **({header: "{api_key}"} if header else {})}
         values["request_query"] = {**declaration.request_query, **({query: "{api_key}"} if query else {})}
     if (webhook := values.pop("webhook", None)) is not None:
-        values["webhook_scheme"] = declared_scheme(webhook)
+        values["webhook_scheme"] = SCHEMES[webhook.scheme] if webhook.scheme else declared_scheme(webhook)
     if isinstance(declaration, OAuth2Declaration) and declaration.grant == "client_credentials":
         values["oauth_authorize_url"] = None
         values["refresh_token_grace"] = timedelta.max  # the secrets obtain tokens any number of times
     values["rate_limits"] = tuple(limit.rate_limit() for limit in declaration.rate_limits)
-    return type("TomlProvider", (_GENERIC[declaration.auth_method],), values)
+    name = "".join(part.title() for part in declaration.integration_type.split("_"))
+    return type(f"{name}Provider", (behaviour or _GENERIC[declaration.auth_method],), values)

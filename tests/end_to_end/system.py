@@ -23,8 +23,8 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from integration_server.bootstrap import running_server
 from integration_server.dev import register_sandbox, replace_google_calendar
+from integration_server.providers.built_in import built_in_class
 from integration_server.providers.factory import ProviderFactory
-from integration_server.providers.google_calendar import GoogleCalendarProvider
 from integration_server.sandbox.behaviour import Behaviour
 from integration_server.sandbox.browser_user import decide
 from integration_server.sandbox.model import SAMPLE_SCOPES
@@ -35,6 +35,8 @@ from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.google_calendar_pb2_grpc import GoogleCalendarServiceStub
 from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
 from tests.end_to_end.secret_scanner import assert_no_secrets, dump_rows, read_database_files
+
+GoogleCalendarProvider = built_in_class("google_calendar")
 
 if TYPE_CHECKING:
     from integrations.v1.google_calendar_pb2_grpc import GoogleCalendarServiceAsyncStub

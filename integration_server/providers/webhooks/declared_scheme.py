@@ -41,12 +41,12 @@ class DeclaredScheme(HmacScheme):
 
 
 def declared_scheme(webhook: Webhook) -> HmacScheme:
-    """The scheme that a declaration describes."""
+    """The scheme that a declaration describes, with a `signature_header`."""
     timestamp, tolerance = None, timedelta(seconds=webhook.tolerance_seconds)
     if webhook.timestamp_header is not None:
         timestamp = Timestamp(webhook.timestamp_header, _UNITS[webhook.timestamp_unit], tolerance)
     return DeclaredScheme(
-        webhook.signature_header,
+        webhook.signature_header or "",
         read=partial(_read, webhook),
         encode=base64_text if webhook.encoding == "base64" else bytes.hex,
         prefix=webhook.prefix,
@@ -99,8 +99,9 @@ def _event(
         type_path=webhook.event_type or "",
         account_path=webhook.account,
     )
-    found_type = text_at(fields, webhook.event_type) if webhook.event_type else None
-    event_type = found_type or verified.header(webhook.type_header or "") or UNKNOWN
+    event_type = event.event_type
+    if event_type == UNKNOWN:
+        event_type = verified.header(webhook.type_header or "") or UNKNOWN
     header_id = verified.header(webhook.id_header or "") if is_only and webhook.event_id is None else None
     return replace(
         event,

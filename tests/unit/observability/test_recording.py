@@ -32,8 +32,8 @@ from integration_server.observability.metrics import (
 )
 from integration_server.observability.snapshots import take_snapshot
 from integration_server.providers.base import ProviderContext
+from integration_server.providers.built_in import built_in_class
 from integration_server.providers.http import ProviderHttp
-from integration_server.providers.stripe_api_key import StripeApiKeyProvider
 from integration_server.rpc.errors import Unauthenticated
 from integration_server.rpc.interceptors import convert_errors
 from integration_server.rpc.methods import UNKNOWN_METHOD, Method
@@ -49,6 +49,8 @@ from tests.fakes.clock import SettableClock
 from tests.fakes.inmemory_grpc import FakeContext, RpcError
 from tests.fakes.system import ADA, LEASE, FakeSystem
 from tests.unit.service.webhooks.test_webhook_ingestion import APP_SECRET, SECRET, deliver, deliver_to_app
+
+StripeApiKeyProvider = built_in_class("stripe_api_key")
 
 UNARY = Method("/integrations.v1.IntegrationService/GetIntegration")
 STREAM = Method("/integrations.v1.IntegrationService/WatchIntegrations", streams_responses=True)

@@ -8,10 +8,8 @@ from typing import Any, TypeVar
 import httpx
 
 from integration_server.providers.base import BaseProvider, ProviderContext
-from integration_server.providers.built_in import CATALOGUE
 from integration_server.providers.factory import ProviderFactory, ProviderRegistry
 from integration_server.providers.http import HttpResponse, ProviderHttp
-from integration_server.providers.toml_providers import provider_class, read_declaration
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
@@ -64,12 +62,6 @@ def context(
 ) -> ProviderContext:
     http = ProviderHttp(clock, transport=network, dev_mode=dev_mode)
     return ProviderContext(http=http, clock=clock, environment=environment or {})
-
-
-def declared_class(integration_type: str) -> type[BaseProvider]:
-    """The class of a built-in provider that a TOML file declares."""
-    file = CATALOGUE / f"{integration_type}.toml"
-    return provider_class(read_declaration(file, dev_mode=False), file)
 
 
 def build_provider(built: type[P], network: FakeTransport, **environment: str) -> P:

@@ -4,12 +4,14 @@ import pytest
 
 from integration_server.domain.errors import StateInvalid
 from integration_server.domain.integration import UserId
+from integration_server.providers.built_in import built_in_class
 from integration_server.providers.factory import ProviderFactory, ProvidersError
 from integration_server.providers.oauth2 import OAuth2Provider
-from integration_server.providers.sendgrid import SendGridProvider
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest
 from tests.fakes.system import ADA, FakeSystem
 from tests.unit.providers.support import FakeTransport, context
+
+SendGridProvider = built_in_class("sendgrid")
 
 
 @pytest.fixture

@@ -12,14 +12,16 @@ from integration_server.domain.errors import ApiNotDeclared, InvalidField, Provi
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
 from integration_server.providers.api_key import ApiKeyProvider
 from integration_server.providers.base import BaseProvider
-from integration_server.providers.dropbox import DropboxProvider
+from integration_server.providers.built_in import built_in_class
 from integration_server.providers.factory import ProvidersError
-from integration_server.providers.google_calendar import GoogleCalendarProvider
-from integration_server.providers.google_my_business import GoogleMyBusinessProvider
 from integration_server.providers.http import UrlNotAllowed
-from integration_server.providers.meta_business import MetaBusinessProvider
 from integration_server.service.proxy.proxy_policy import forwardable_headers
 from tests.unit.providers.support import FakeTransport, build_provider, json_response
+
+DropboxProvider = built_in_class("dropbox")
+GoogleCalendarProvider = built_in_class("google_calendar")
+GoogleMyBusinessProvider = built_in_class("google_my_business")
+MetaBusinessProvider = built_in_class("meta_business")
 
 TOKENS = OAuthTokens("token-1")
 
@@ -165,7 +167,7 @@ def test_each_base_url_is_checked_at_startup(url: str) -> None:
 
 
 async def call_page(network: FakeTransport, sub_account: str) -> ApiResponse:
-    provider = build_provider(MetaBusinessProvider, network)
+    provider: BaseProvider = build_provider(MetaBusinessProvider, network)
     request = ApiRequest("POST", "/me/feed", body=b"{}", sub_account=sub_account)
     return await provider.call_api(TOKENS, request, deadline=timedelta(seconds=2), body_limit=1000)
 

@@ -5,7 +5,8 @@ import json
 import tomllib
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -27,10 +28,11 @@ from integration_server.domain.errors import (
 from integration_server.domain.proxy_messages import ApiRequest
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.client_assertion import client_assertion
-from integration_server.providers.declaration import MODELS, Lookup
-from integration_server.providers.factory import ProviderFactory
+from integration_server.providers.declaration import MODELS, Lookup, SchemeName
+from integration_server.providers.factory import ProviderFactory, ProvidersError
 from integration_server.providers.oauth2 import OAuth2Provider
-from integration_server.providers.toml_providers import keys_of, load_toml_providers, table_of
+from integration_server.providers.toml_providers import keys_of, load_toml_providers, read_declaration, table_of
+from integration_server.providers.webhooks.named_schemes import SCHEMES
 from integration_server.service.integrations.ports import NewAccount
 from tests.declarations import DECLARATIONS
 from tests.unit.providers.support import NOW, FakeTransport, context, json_response
@@ -338,7 +340,7 @@ async def test_parameters_and_members_may_have_other_names() -> None:
     assert list(video.missing_scopes(["user.info.basic", "video.list"], tokens)) == ["video.list"]
     again = await video.refresh(tokens)
     assert str(network.requests[1].url) == "https://open.video.example/v2/oauth/refresh/"
-    assert form_of(network.requests[1]) == {"grant_type": "renew", "token": "rt", "scope": "user.info,video.list"}
+    assert form_of(network.requests[1]) == {"grant_type": "renew", "token": "rt", "scope": "user.info,x"}
     assert (again.access_token, again.refresh_token, again.lifetime) == ("at2", "rt2", timedelta(days=1))
     assert (video.refresh_token_grace, video.renew_after) == (timedelta(minutes=1), timedelta(hours=12))
 
@@ -570,3 +572,159 @@ def test_an_unusable_private_key_is_our_mistake(key: str) -> None:
 def test_a_private_key_is_a_required_setting() -> None:
     tracker, _ = declared("choice_of_sites", CHOICE_OF_SITES_PRIVATE_KEY="")
     assert tracker.missing_settings == ["CHOICE_OF_SITES_PRIVATE_KEY"]
+
+
+# --- families, fields and errors -------------------------------------------------------------------------------------
+
+
+def test_a_member_of_a_family_has_its_keys_and_its_own() -> None:
+    family = provider("family", FakeTransport())
+    assert family.oauth_token_url == "https://oauth2.googleapis.com/token"  # the family's
+    assert family.revocation_ends == "grant"
+    assert family.errors.dead == ["gone for good"]  # its own, in place of the family's
+    assert not {"quotaExceeded", "deleted_client"} & set(family.errors.codes)
+    assert [file.name for file in family.declared_in] == ["family.toml", "google.toml"]
+
+
+@pytest.mark.parametrize("base", ["Google", "gmail", "../square", "bases/google"])
+def test_an_unknown_family_is_refused_with_the_known_ones(tmp_path: Path, base: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'integration_type = "mine"\nauth_method = "oauth2"\nbase = "{base}"\n')
+    with pytest.raises(ProvidersError) as raised:
+        read_declaration(path, dev_mode=False)
+    problems = [problem for problem in raised.value.problems if f"{path}: base: " in problem]
+    assert problems
+    assert "line 3" in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "host", "hints"),
+    [
+        ({}, "www", None),
+        ({"stage": "test"}, "sandbox", None),
+        ({"stage": "live", "login_hints": ["ada@a.example", "bob"]}, "www", "ada@a.example,bob"),
+        ({"login_hints": []}, "www", None),
+        ({"metadata": {"colour": "red"}}, "www", None),
+    ],
+)
+def test_a_field_may_be_a_choice_with_values_or_a_list(config: dict[str, Any], host: str, hints: str | None) -> None:
+    family = provider("family", FakeTransport()).for_config(config)
+    assert query_of(authorization_url(family)).get("login_hint") == hints
+    assert family.api_url(OAuthTokens("at", extras=family.url_params)) == f"https://{host}.family.example/v3"
+
+
+def test_a_field_that_is_declared_later_has_its_default_for_older_accounts() -> None:
+    assert provider("family", FakeTransport()).api_url(OAuthTokens("at")) == "https://www.family.example/v3"
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "problem"),
+    [
+        ({"stage": "www"}, "config.stage", "must be one of: live, test"),
+        ({"login_hints": "ada"}, "config.login_hints", "must be a list"),
+        ({"login_hints": ["ada", "B"]}, "config.login_hints.1", "must match"),
+        ({"login_hints": ["ada", 7.5]}, "config.login_hints.1", "must match"),
+        ({"login_hints": [["ada"]]}, "config.login_hints.0", "must be a text"),
+        ({"site": "http://family.example/"}, "config.site", ""),
+        ({"site": "family.example"}, "config.site", ""),
+        ({"colour": "red"}, "config.colour", "is not known"),
+        ({"metadata": "red"}, "config.metadata", "must be an object"),
+    ],
+)
+def test_a_closed_config_has_only_valid_fields(config: dict[str, Any], field: str, problem: str) -> None:
+    with pytest.raises(InvalidField) as raised:
+        provider("family", FakeTransport()).for_config(config)
+    assert raised.value.field == field
+    assert problem in raised.value.problem
+
+
+def test_negative_control_an_open_config_has_any_field() -> None:
+    family = provider("family", FakeTransport()).with_attributes(closed_config=False)
+    assert family.for_config({"colour": "red"}) is not None
+
+
+@pytest.mark.parametrize(
+    ("response", "unauthorized", "limited", "reason"),
+    [
+        (json_response({"errors": [{"code": "gone for good"}]}, 400), True, False, "gone for good"),
+        (httpx.Response(403, text=" gone for good\n"), True, False, None),
+        (httpx.Response(403, text="<p>gone for good</p>"), False, False, None),
+        (json_response({"error": {".tag": "slow down"}}, 409), False, True, "slow down"),
+        (json_response({}, 403, x_remaining="0"), False, True, None),
+        (json_response({}, 403, x_remaining="1"), False, False, None),
+        (json_response({}, 404, x_remaining="0"), False, False, None),
+        (json_response({"errors": [{"code": "quota"}]}, 401), False, False, "quota"),
+        (json_response({"errors": [{"code": "teapot"}]}, 418), False, False, "teapot"),
+        (json_response({"errors": [{"code": "free text"}]}, 401), True, False, None),
+    ],
+)
+async def test_codes_are_found_by_any_path_and_have_their_meaning(
+    response: httpx.Response, unauthorized: bool, limited: bool, reason: str | None
+) -> None:
+    family, _ = declared("family", response)
+    found = await family.call_api(
+        OAuthTokens("at"), ApiRequest("GET", "/x"), deadline=timedelta(seconds=9), body_limit=10_000
+    )
+    assert (found.is_unauthorized, found.is_rate_limited, found.reason) == (unauthorized, limited, reason)
+
+
+async def test_a_refused_request_does_not_reject_the_credentials() -> None:
+    family, _ = declared("family", *[json_response({"errors": [{"code": "quota"}]}, 403)] * 2)
+    with pytest.raises(ProviderUnavailable):
+        await family.verify_connection(OAuthTokens("at"))
+    plain = family.with_attributes(errors=family.errors.model_copy(update={"request": []}))
+    with pytest.raises(ProviderRejected):  # negative control
+        await plain.verify_connection(OAuthTokens("at"))
+
+
+async def test_a_name_with_a_dot_is_in_quotes() -> None:
+    family, _ = declared("family", json_response({"user": {"@id": "u1"}}))
+    assert (await family.verify_connection(OAuthTokens("at"))).account_id == "u1"
+
+
+@pytest.mark.parametrize("server", ["Accounts.suite.example", "accounts.suite.EXAMPLE"])
+def test_a_kept_value_matches_its_pattern(server: str) -> None:
+    suite = provider("region_of_callback", FakeTransport())
+    with pytest.raises(InvalidField, match="accounts-server"):
+        suite.for_callback({"accounts-server": server})
+    open_suite = suite.with_attributes(kept_patterns={})
+    assert open_suite.for_callback({"accounts-server": server}) is not None  # negative control
+
+
+async def test_a_key_of_another_form_is_not_sent() -> None:
+    monitor, network = declared("two_headers")
+    with pytest.raises(ProviderRejected):
+        await monitor.verify_connection(ApiKey("_key", secret_fields={"application_key": "0123abcd"}))
+    assert network.requests == []
+
+
+@pytest.mark.parametrize(("status", "is_done"), [(404, True), (500, False)])
+async def test_a_grant_that_is_gone_counts_as_revoked(status: int, is_done: bool) -> None:
+    notes, _ = declared("json_tokens", httpx.Response(status))
+    if is_done:
+        assert await notes.revoke_credentials(OAuthTokens("at"))
+    else:
+        with pytest.raises(ProviderUnavailable):
+            await notes.revoke_credentials(OAuthTokens("at"))
+
+
+def test_the_language_names_every_scheme_of_the_server() -> None:
+    assert set(get_args(SchemeName)) == set(SCHEMES)
+    assert provider("family", FakeTransport()).webhook_scheme is SCHEMES["standard"]
+
+
+@pytest.mark.parametrize(
+    ("webhook", "field"),
+    [
+        ('{ scheme = "svix" }', "webhook.scheme"),
+        ('{ scheme = "standard", encoding = "hex" }', "webhook.encoding"),
+        ('{ scheme = "stripe", signature_header = "X-S" }', "webhook.signature_header"),
+        ("{}", "webhook.signature_header"),
+    ],
+)
+def test_a_named_scheme_has_no_other_key(tmp_path: Path, webhook: str, field: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'integration_type = "mine"\nauth_method = "api_key"\nverify = false\nwebhook = {webhook}\n')
+    with pytest.raises(ProvidersError) as raised:
+        read_declaration(path, dev_mode=False)
+    assert [problem for problem in raised.value.problems if f"{path}: {field}: " in problem and "line 4" in problem]

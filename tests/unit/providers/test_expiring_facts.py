@@ -6,23 +6,27 @@ import pytest
 
 from integration_server.cli.operations import EXPIRY_NOTICE, expiry_warnings
 from integration_server.providers.base import BaseProvider
-from integration_server.providers.built_in import register_built_in
+from integration_server.providers.built_in import built_in_class, register_built_in
 from integration_server.providers.declaration import ExpiringFact, api_version_setting
 from integration_server.providers.factory import ProviderFactory, ProvidersError
-from integration_server.providers.hubspot import HubSpotProvider
-from integration_server.providers.instagram import InstagramProvider
-from integration_server.providers.meta_business import MetaBusinessProvider
-from integration_server.providers.shopify import ShopifyProvider
-from integration_server.providers.xero import XeroProvider
-from integration_server.providers.zoom import ZoomProvider
+from integration_server.providers.oauth2 import OAuth2Provider
 from tests.unit.providers.support import FakeTransport, build_provider, context
+
+HubSpotProvider = built_in_class("hubspot")
+InstagramProvider = built_in_class("instagram")
+MetaBusinessProvider = built_in_class("meta_business")
+ShopifyProvider = built_in_class("shopify")
+XeroProvider = built_in_class("xero")
+ZoomProvider = built_in_class("zoom")
 
 LAST_CHECK = date(2026, 11, 29)
 END = date(2027, 2, 23)
 
 
-class DatedProvider(MetaBusinessProvider):
+class DatedProvider(OAuth2Provider):
     integration_type = "dated"
+    oauth_authorize_url = "https://dated.example/{api_version}/authorize"
+    oauth_token_url = "https://dated.example/{api_version}/token"
     settings = {"api_version": api_version_setting("v1")}  # noqa: RUF012  # as providers do
     expiring_facts = (ExpiringFact("version 1", END, "v1"), ExpiringFact("the old login", END + timedelta(days=1)))
 

@@ -5,18 +5,20 @@ import pytest
 
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import ProviderRejected, ProviderUnavailable
-from integration_server.providers.google import GoogleProvider
-from integration_server.providers.google_calendar import GoogleCalendarProvider
-from integration_server.providers.google_my_business import GoogleMyBusinessProvider
+from integration_server.providers.base import BaseProvider
+from integration_server.providers.built_in import built_in_class
 from integration_server.service.integrations.ports import NewAccount
 from tests.unit.providers.support import FakeTransport, build_provider, context, json_response, registry
+
+GoogleCalendarProvider = built_in_class("google_calendar")
+GoogleMyBusinessProvider = built_in_class("google_my_business")
 
 TOKENS = OAuthTokens(access_token="at", refresh_token="rt")
 SERVICES = [GoogleCalendarProvider, GoogleMyBusinessProvider]
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_requests_offline_access_and_consent(service: type[GoogleProvider]) -> None:
+def test_requests_offline_access_and_consent(service: type[BaseProvider]) -> None:
     provider = build_provider(service, FakeTransport())
     url = httpx.URL(
         provider.authorization_url(

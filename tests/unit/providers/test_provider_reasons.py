@@ -1,6 +1,5 @@
 """The provider's machine-readable reason reaches the caller and the log: a declared code, and never free text."""
 
-from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
@@ -20,20 +19,22 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.proxy_messages import ApiRequest
 from integration_server.providers.base import BaseProvider
-from integration_server.providers.dropbox import DropboxProvider
-from integration_server.providers.github import GitHubProvider
-from integration_server.providers.google_calendar import GoogleCalendarProvider
+from integration_server.providers.built_in import built_in_class
 from integration_server.providers.google_calendar_api import GoogleCalendarApi
-from integration_server.providers.hubspot import HubSpotProvider
-from integration_server.providers.meta_business import MetaBusinessProvider
-from integration_server.providers.microsoft_outlook import MicrosoftOutlookProvider
 from integration_server.providers.oauth2 import OAuth2Provider
-from integration_server.providers.slack import SlackProvider
-from integration_server.providers.stripe_api_key import StripeApiKeyProvider
-from integration_server.providers.xero import XeroProvider
 from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.errors import provider_reason_of, status_of
 from tests.unit.providers.support import FakeTransport, build_provider, json_response
+
+DropboxProvider = built_in_class("dropbox")
+GitHubProvider = built_in_class("github")
+GoogleCalendarProvider = built_in_class("google_calendar")
+HubSpotProvider = built_in_class("hubspot")
+MetaBusinessProvider = built_in_class("meta_business")
+MicrosoftOutlookProvider = built_in_class("microsoft_outlook")
+SlackProvider = built_in_class("slack")
+StripeApiKeyProvider = built_in_class("stripe_api_key")
+XeroProvider = built_in_class("xero")
 
 TOKENS = OAuthTokens("at", "rt", extras={"tenant_id": "t"})
 SECRET = "ya29.s3cret"
@@ -131,10 +132,7 @@ class Everything(frozenset[str]):
         return True
 
 
-class Undeclared(GoogleCalendarProvider):
-    @property
-    def known_reasons(self) -> Collection[str]:
-        return Everything()
+Undeclared: type[BaseProvider] = type("Undeclared", (GoogleCalendarProvider,), {"known_reasons": Everything()})
 
 
 async def test_negative_control_without_a_list_of_codes_a_token_is_passed_on() -> None:

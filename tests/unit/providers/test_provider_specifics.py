@@ -9,17 +9,19 @@ import pytest
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import ProviderRejected, ProviderUnavailable
 from integration_server.domain.proxy_messages import ApiRequest
-from integration_server.providers.github import GitHubProvider
-from integration_server.providers.google_ads import GoogleAdsProvider
-from integration_server.providers.instagram import InstagramProvider
-from integration_server.providers.meta_business import MetaBusinessProvider
-from integration_server.providers.microsoft_outlook import MicrosoftOutlookProvider
+from integration_server.providers.built_in import built_in_class
 from integration_server.providers.oauth2 import OAuth2Provider
-from integration_server.providers.salesforce import SalesforceProvider
-from integration_server.providers.shopify import ShopifyProvider
-from integration_server.providers.slack import SlackProvider
-from integration_server.providers.xero import XeroProvider
 from tests.unit.providers.support import NOW, FakeTransport, build_provider, json_response
+
+GitHubProvider = built_in_class("github")
+GoogleAdsProvider = built_in_class("google_ads")
+InstagramProvider = built_in_class("instagram")
+MetaBusinessProvider = built_in_class("meta_business")
+MicrosoftOutlookProvider = built_in_class("microsoft_outlook")
+SalesforceProvider = built_in_class("salesforce")
+ShopifyProvider = built_in_class("shopify")
+SlackProvider = built_in_class("slack")
+XeroProvider = built_in_class("xero")
 
 CALLBACK = "https://app.example/cb"
 TENANT, OTHER = "11111111-0000-4000-8000-000000000000", "22222222-0000-4000-8000-000000000000"

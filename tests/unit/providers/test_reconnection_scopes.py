@@ -2,14 +2,16 @@
 
 import pytest
 
-from integration_server.providers.github import GitHubProvider
-from integration_server.providers.google_calendar import GoogleCalendarProvider
-from integration_server.providers.microsoft_outlook import MicrosoftOutlookProvider
+from integration_server.providers.built_in import built_in_class
 from integration_server.providers.oauth2 import OAuth2Provider
-from integration_server.providers.slack import SlackProvider
-from integration_server.providers.xero import XeroProvider
-from integration_server.providers.zoom import ZoomProvider
 from tests.unit.providers.support import FakeTransport, build_provider
+
+GitHubProvider = built_in_class("github")
+GoogleCalendarProvider = built_in_class("google_calendar")
+MicrosoftOutlookProvider = built_in_class("microsoft_outlook")
+SlackProvider = built_in_class("slack")
+XeroProvider = built_in_class("xero")
+ZoomProvider = built_in_class("zoom")
 
 GRAPH = "https://graph.microsoft.com/"
 CALENDAR = "https://www.googleapis.com/auth/calendar"

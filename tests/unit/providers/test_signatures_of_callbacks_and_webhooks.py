@@ -4,24 +4,28 @@ import hmac
 from base64 import b64encode, urlsafe_b64encode
 from datetime import UTC, datetime
 from json import dumps
+from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
 
 from integration_server.domain.errors import InvalidField
 from integration_server.domain.webhooks import InvalidWebhookSignature, WebhookRequest
-from integration_server.providers.shopify import ShopifyProvider, _signature
+from integration_server.providers.built_in import built_in_class
+from integration_server.providers.shopify import _signature
 from integration_server.providers.webhooks.meta import META
 from integration_server.providers.webhooks.scheme import MalformedWebhook, WebhookKeys
 from integration_server.providers.webhooks.shopify import SHOPIFY
 from tests.unit.providers.support import FakeTransport, build_provider
+
+ShopifyProvider = built_in_class("shopify")
 
 SECRET = "the client secret"
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 SHOP = "ada.myshopify.com"
 
 
-def shopify() -> ShopifyProvider:
+def shopify() -> Any:
     network = FakeTransport()
     provider = build_provider(ShopifyProvider, network, SHOPIFY_CLIENT_ID="id", SHOPIFY_CLIENT_SECRET=SECRET)
     return provider.with_url_params(shop="ada")

@@ -6,10 +6,11 @@ import pytest
 
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import ProviderMisconfigured, ProviderRejected, ProviderUnavailable
+from integration_server.providers.built_in import built_in_class
 from integration_server.service.integrations.ports import NewAccount
-from tests.unit.providers.support import NOW, FakeTransport, build_provider, declared_class, json_response
+from tests.unit.providers.support import NOW, FakeTransport, build_provider, json_response
 
-SquareProvider = declared_class("square")
+SquareProvider = built_in_class("square")
 TOKENS = OAuthTokens(access_token="at", refresh_token="rt", extras={"merchant_id": "M1"})
 
 

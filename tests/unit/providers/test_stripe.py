@@ -3,9 +3,11 @@ import pytest
 
 from integration_server.domain.credentials import ApiKey, OAuthTokens
 from integration_server.domain.errors import ProviderError, ProviderRejected, ProviderUnavailable
-from integration_server.providers.stripe import StripeProvider
+from integration_server.providers.built_in import built_in_class
 from integration_server.service.integrations.ports import NewAccount
 from tests.unit.providers.support import FakeTransport, build_provider, exception_text, json_response
+
+StripeProvider = built_in_class("stripe")
 
 TOKENS = OAuthTokens(access_token="sk_acct", refresh_token="rt", extras={"stripe_user_id": "acct_1"})
 TOKEN_RESPONSE = {

@@ -4,9 +4,11 @@ import pytest
 
 from integration_server.domain.credentials import ApiKey
 from integration_server.domain.errors import ProviderRejected
-from integration_server.providers.twilio import TwilioProvider
+from integration_server.providers.built_in import built_in_class
 from integration_server.service.integrations.ports import NewAccount
 from tests.unit.providers.support import FakeTransport, build_provider, json_response
+
+TwilioProvider = built_in_class("twilio")
 
 SID = "AC" + "0123456789abcdef" * 2
 

@@ -1,19 +1,23 @@
 """URL parameters: valid values, and the hosts that can be reached with them."""
 
+from typing import Any
+
 import pytest
 from pydantic import Field
 
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import InvalidField, ProviderUnavailable
 from integration_server.providers.base import ProviderConfig
+from integration_server.providers.built_in import built_in_class
 from integration_server.providers.http import DeclaredOrigins, UrlNotAllowed
 from integration_server.providers.oauth2 import OAuth2Provider
-from integration_server.providers.quickbooks import QuickBooksProvider
-from integration_server.providers.salesforce import SalesforceProvider
-from integration_server.providers.shopify import ShopifyProvider
 from integration_server.providers.url_templates import fill, template_params
 from tests.attack_inputs import similar_urls
 from tests.unit.providers.support import FakeTransport, build_provider, json_response
+
+QuickBooksProvider = built_in_class("quickbooks")
+SalesforceProvider = built_in_class("salesforce")
+ShopifyProvider = built_in_class("shopify")
 
 SHOP = "https://{shop}.shops.example/{version}/token"
 
@@ -105,7 +109,7 @@ SIGNED = {  # the example of Shopify's documentation, with the secret "hush"
 }
 
 
-def shopify(shop: str = "some-shop") -> ShopifyProvider:
+def shopify(shop: str = "some-shop") -> Any:
     provider = build_provider(ShopifyProvider, FakeTransport(), SHOPIFY_CLIENT_SECRET="hush").for_config({"shop": shop})
     assert isinstance(provider, ShopifyProvider)
     return provider

@@ -15,26 +15,28 @@ from integration_server.domain.errors import (
     ProviderUnavailable,
 )
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
-from integration_server.providers.acuity import AcuityProvider
 from integration_server.providers.base import BaseProvider
-from integration_server.providers.github import GitHubProvider
-from integration_server.providers.google_ads import GoogleAdsProvider
-from integration_server.providers.google_calendar import GoogleCalendarProvider
-from integration_server.providers.google_my_business import GoogleMyBusinessProvider
-from integration_server.providers.hubspot import HubSpotProvider
-from integration_server.providers.instagram import InstagramProvider
-from integration_server.providers.meta_business import MetaBusinessProvider
-from integration_server.providers.microsoft_outlook import MicrosoftOutlookProvider
+from integration_server.providers.built_in import built_in_class
 from integration_server.providers.oauth2 import OAuth2Provider
-from integration_server.providers.salesforce import SalesforceProvider
-from integration_server.providers.sendgrid import SendGridProvider
-from integration_server.providers.shopify import ShopifyProvider
-from integration_server.providers.slack import SlackProvider
-from integration_server.providers.stripe_api_key import StripeApiKeyProvider
-from integration_server.providers.xero import XeroProvider
-from integration_server.providers.zoom import ZoomProvider
 from integration_server.service.integrations.ports import NewAccount
 from tests.unit.providers.support import NOW, FakeTransport, build_provider, json_response
+
+AcuityProvider = built_in_class("acuity")
+GitHubProvider = built_in_class("github")
+GoogleAdsProvider = built_in_class("google_ads")
+GoogleCalendarProvider = built_in_class("google_calendar")
+GoogleMyBusinessProvider = built_in_class("google_my_business")
+HubSpotProvider = built_in_class("hubspot")
+InstagramProvider = built_in_class("instagram")
+MetaBusinessProvider = built_in_class("meta_business")
+MicrosoftOutlookProvider = built_in_class("microsoft_outlook")
+SalesforceProvider = built_in_class("salesforce")
+SendGridProvider = built_in_class("sendgrid")
+ShopifyProvider = built_in_class("shopify")
+SlackProvider = built_in_class("slack")
+StripeApiKeyProvider = built_in_class("stripe_api_key")
+XeroProvider = built_in_class("xero")
+ZoomProvider = built_in_class("zoom")
 
 TOKENS = OAuthTokens(
     "at", "rt", NOW + timedelta(hours=1), extras={"instance": "acme.my.salesforce.com", "shop": "acme"}

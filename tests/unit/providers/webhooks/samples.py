@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest
+from integration_server.providers.built_in import built_in_class
 from integration_server.providers.webhooks.acuity import ACUITY
 from integration_server.providers.webhooks.dropbox import DROPBOX
 from integration_server.providers.webhooks.github import GITHUB
@@ -29,19 +30,17 @@ from integration_server.providers.webhooks.slack import SLACK
 from integration_server.providers.webhooks.standard import STANDARD
 from integration_server.providers.webhooks.stripe import STRIPE
 from integration_server.providers.webhooks.twilio import TWILIO
-from integration_server.providers.webhooks.xero import XERO
 from integration_server.providers.webhooks.zoom import ZOOM
-from tests.unit.providers.support import declared_class
 
 
 def scheme_of(integration_type: str) -> WebhookScheme:
     """The scheme that a built-in declaration has."""
-    scheme = declared_class(integration_type).webhook_scheme
-    assert scheme is not None
+    scheme = built_in_class(integration_type).webhook_scheme
+    assert isinstance(scheme, WebhookScheme)
     return scheme
 
 
-SQUARE = scheme_of("square")
+SQUARE, XERO = scheme_of("square"), scheme_of("xero")
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 URL = "https://hooks.example/api/v1/webhooks/acme/e1"

@@ -13,12 +13,12 @@ from integration_server.providers.webhooks.meta import META
 from integration_server.providers.webhooks.microsoft_graph import MICROSOFT_GRAPH
 from integration_server.providers.webhooks.scheme import MalformedWebhook, WebhookScheme
 from integration_server.providers.webhooks.slack import SLACK
-from integration_server.providers.webhooks.xero import XERO
 from integration_server.providers.webhooks.zoom import ZOOM
 from tests.unit.providers.webhooks.samples import (
     NOW,
     SAMPLES,
     URL,
+    XERO,
     Sample,
     accepts,
     hex_hmac,

@@ -10,25 +10,27 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from integration_server.domain.credentials import ApiKey, Credentials, OAuthTokens
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookEvent, WebhookRequest
-from integration_server.providers.acuity import AcuityProvider
 from integration_server.providers.api_key import ApiKeyProvider
 from integration_server.providers.base import BaseProvider
-from integration_server.providers.google_calendar import GoogleCalendarProvider
-from integration_server.providers.google_my_business import GoogleMyBusinessProvider
+from integration_server.providers.built_in import built_in_class
 from integration_server.providers.oauth2 import OAuth2Provider
-from integration_server.providers.sendgrid import SendGridProvider
-from integration_server.providers.stripe import StripeProvider
-from integration_server.providers.twilio import TwilioProvider
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme
 from integration_server.providers.webhooks.meta import META
 from integration_server.providers.webhooks.scheme import WebhookScheme
 from integration_server.providers.webhooks.shopify import SHOPIFY
 from integration_server.providers.webhooks.standard import STANDARD
 from integration_server.service.provider_port import Provider
-from tests.unit.providers.support import NOW, FakeTransport, build_provider, declared_class
+from tests.unit.providers.support import NOW, FakeTransport, build_provider
 from tests.unit.providers.webhooks.samples import SAMPLES, URL, accepts, hex_hmac, post, with_header
 
-SquareProvider = declared_class("square")
+AcuityProvider = built_in_class("acuity")
+GoogleCalendarProvider = built_in_class("google_calendar")
+GoogleMyBusinessProvider = built_in_class("google_my_business")
+SendGridProvider = built_in_class("sendgrid")
+StripeProvider = built_in_class("stripe")
+TwilioProvider = built_in_class("twilio")
+
+SquareProvider = built_in_class("square")
 
 BY_NAME = {sample.name: sample for sample in SAMPLES}
 

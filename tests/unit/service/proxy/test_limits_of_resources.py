@@ -14,15 +14,17 @@ from integration_server.domain.errors import ProviderUnavailable, RateLimited
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, LimitScope, Quota, RateLimit
 from integration_server.providers.base import BaseProvider
-from integration_server.providers.github import GitHubProvider
-from integration_server.providers.google_calendar import GoogleCalendarProvider
-from integration_server.providers.hubspot import HubSpotProvider
-from integration_server.providers.microsoft_outlook import MicrosoftOutlookProvider
-from integration_server.providers.shopify import ShopifyProvider
-from integration_server.providers.slack import SlackProvider
+from integration_server.providers.built_in import built_in_class
 from integration_server.service.proxy.rate_limiter import ProviderRateLimiter
 from tests.fakes.system import FakeSystem
 from tests.unit.providers.support import FakeTransport, build_provider, json_response
+
+GitHubProvider = built_in_class("github")
+GoogleCalendarProvider = built_in_class("google_calendar")
+HubSpotProvider = built_in_class("hubspot")
+MicrosoftOutlookProvider = built_in_class("microsoft_outlook")
+ShopifyProvider = built_in_class("shopify")
+SlackProvider = built_in_class("slack")
 
 REJECTED = ApiResponse(429, (), b"", True, timedelta(seconds=90))
 OK = ApiResponse(200, (), b"")
