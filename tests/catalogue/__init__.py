@@ -14,7 +14,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 FIXTURES = Path(__file__).parent
-CATALOGUE = FIXTURES.parents[1] / "integration_server" / "providers" / "catalogue"
 
 
 class _Part(BaseModel):

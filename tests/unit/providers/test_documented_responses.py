@@ -18,12 +18,12 @@ from integration_server.domain.errors import ProviderError, ProviderMisconfigure
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
 from integration_server.domain.webhooks import WebhookRequest
 from integration_server.providers.base import BaseProvider
-from integration_server.providers.factory import ProviderFactory
+from integration_server.providers.built_in import CATALOGUE
 from integration_server.providers.http import HttpResponse
-from integration_server.providers.toml_providers import load_toml_providers
+from integration_server.providers.toml_providers import declaration_files
 from integration_server.service.integrations.ports import NewAccount
-from tests.catalogue import CATALOGUE, ErrorResponse, Fixture, Request, WebhookDelivery, read_fixtures
-from tests.unit.providers.support import NOW, FakeTransport, context
+from tests.catalogue import ErrorResponse, Fixture, Request, WebhookDelivery, read_fixtures
+from tests.unit.providers.support import NOW, FakeTransport, context, declared_class, registry
 
 FIXTURES = read_fixtures()
 
@@ -48,17 +48,12 @@ VALUES = {
 with_fixtures = pytest.mark.parametrize("fixture", FIXTURES.values(), ids=FIXTURES)
 
 
-def catalogue() -> ProviderFactory:
-    factory = ProviderFactory()
-    load_toml_providers(CATALOGUE, factory, dev_mode=False)
-    return factory
-
-
 def provider_of(fixture: Fixture, network: FakeTransport, now: datetime = NOW) -> Any:
     prefix = fixture.type.upper()
     given = {"CLIENT_ID": OUR_ID, "CLIENT_SECRET": OUR_SECRET, **fixture.settings}
     environment = {f"{prefix}_{name}": value for name, value in given.items()}
-    provider: Any = catalogue().build(replace(context(network, environment), clock=lambda: now))[fixture.type]
+    given_context = replace(context(network, environment), clock=lambda: now)
+    provider: Any = registry(given_context, declared_class(fixture.type))[fixture.type]
     provider = provider.for_config(fixture.config)
     return provider.for_callback(fixture.callback) if fixture.callback else provider
 
@@ -93,7 +88,7 @@ async def documented_credentials(fixture: Fixture) -> Credentials:
 
 
 def test_each_new_type_has_documented_responses() -> None:
-    types = {path.stem for path in CATALOGUE.glob("*.toml")}
+    types = {file.name.removesuffix(".toml") for file in declaration_files(CATALOGUE)}
     assert types - WITH_PROFILES_ONLY == set(FIXTURES)
 
 
