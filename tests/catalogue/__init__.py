@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 FIXTURES = Path(__file__).parent
 
@@ -35,9 +35,7 @@ class Request(_Part):
     headers: Mapping[str, str] = {}
     query: Mapping[str, str] = {}
     form: Mapping[str, str] | None = None
-    json_: Mapping[str, Any] | None = None
-
-    model_config = ConfigDict(alias_generator=lambda name: name.removesuffix("_"))
+    json_: Mapping[str, Any] | None = Field(None, alias="json")
 
 
 class Authorization(_Documented):

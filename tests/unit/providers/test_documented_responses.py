@@ -19,6 +19,7 @@ from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
 from integration_server.domain.webhooks import WebhookRequest
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.built_in import CATALOGUE
+from integration_server.providers.declaration import Errors, TokenResponse
 from integration_server.providers.http import HttpResponse
 from integration_server.providers.toml_providers import declaration_files
 from integration_server.service.integrations.ports import NewAccount
@@ -48,13 +49,14 @@ VALUES = {
 with_fixtures = pytest.mark.parametrize("fixture", FIXTURES.values(), ids=FIXTURES)
 
 
-def provider_of(fixture: Fixture, network: FakeTransport, now: datetime = NOW) -> Any:
+def provider_of(fixture: Fixture, network: FakeTransport, *, now: datetime = NOW, **mistakes: Any) -> Any:
+    """The provider that the catalogue declares, or one with mistakes: other values of its attributes."""
     prefix = fixture.type.upper()
     given = {"CLIENT_ID": OUR_ID, "CLIENT_SECRET": OUR_SECRET, **fixture.settings}
     environment = {f"{prefix}_{name}": value for name, value in given.items()}
     given_context = replace(context(network, environment), clock=lambda: now)
     provider: Any = registry(given_context, declared_class(fixture.type))[fixture.type]
-    provider = provider.for_config(fixture.config)
+    provider = provider.with_attributes(**mistakes).for_config(fixture.config)
     return provider.for_callback(fixture.callback) if fixture.callback else provider
 
 
@@ -128,23 +130,31 @@ def test_the_authorization_url_is_the_documented_one(fixture: Fixture) -> None:
 
 @with_fixtures
 async def test_a_documented_token_response_is_read(fixture: Fixture) -> None:
+    await check_token_response(fixture)
+
+
+async def check_token_response(fixture: Fixture, **mistakes: Any) -> None:
     if fixture.token is None:
         return
     network = FakeTransport(*(response(one) for one in (fixture.token, fixture.lookup) if one is not None))
-    provider = provider_of(fixture, network)
+    provider = provider_of(fixture, network, **mistakes)
     found = await obtain(provider, fixture)
     assert_read(provider, found, fixture.token.expected)
     assert_as_documented(network.requests[0], fixture.token.request)
-    for request in network.requests[1:]:
-        assert_as_documented(request, fixture.lookup and fixture.lookup.request, found)
+    if fixture.lookup is not None:
+        assert_as_documented(network.requests[1], fixture.lookup.request, found)
 
 
 @with_fixtures
 async def test_a_documented_refresh_is_read(fixture: Fixture) -> None:
+    await check_refresh(fixture)
+
+
+async def check_refresh(fixture: Fixture, **mistakes: Any) -> None:
     if fixture.refresh is None:
         return
     network = FakeTransport(response(fixture.refresh))
-    provider = provider_of(fixture, network)
+    provider = provider_of(fixture, network, **mistakes)
     before = await documented_credentials(fixture)
     assert isinstance(before, OAuthTokens)
     found = await provider.refresh(replace(before, refresh_token=VALUES["refresh_token"]))
@@ -154,10 +164,14 @@ async def test_a_documented_refresh_is_read(fixture: Fixture) -> None:
 
 @with_fixtures
 async def test_a_documented_verification_names_the_account(fixture: Fixture) -> None:
+    await check_verification(fixture)
+
+
+async def check_verification(fixture: Fixture, **mistakes: Any) -> None:
     if fixture.verification is None:
         return
     network = FakeTransport(response(fixture.verification))
-    provider = provider_of(fixture, network)
+    provider = provider_of(fixture, network, **mistakes)
     credentials = await documented_credentials(fixture)
     expected = fixture.verification.expected
     found = await provider.verify_connection(credentials)
@@ -174,21 +188,23 @@ DOCUMENTED_ERRORS = [
 
 @pytest.mark.parametrize(("fixture", "error"), DOCUMENTED_ERRORS)
 async def test_a_documented_error_has_its_meaning(fixture: Fixture, error: ErrorResponse) -> None:
-    provider = provider_of(fixture, FakeTransport(response(error)))
+    assert await meaning_of(fixture, error) == error.expected
+
+
+async def meaning_of(fixture: Fixture, error: ErrorResponse, **mistakes: Any) -> str:
+    provider = provider_of(fixture, FakeTransport(response(error)), **mistakes)
     if error.to == "token":
         request = obtain(provider, fixture)
     else:
         credentials = await documented_credentials(fixture)
         if error.to == "api":
             limits: dict[str, Any] = {"deadline": timedelta(seconds=1), "body_limit": 10_000}
-            found = await provider.call_api(credentials, ApiRequest("GET", "/"), **limits)
-            assert meaning_of_response(found) == error.expected
-            return
+            return meaning_of_response(await provider.call_api(credentials, ApiRequest("GET", "/"), **limits))
         send = provider.refresh if error.to == "refresh" else provider.verify_connection
         request = send(credentials)
     with pytest.raises(ProviderError) as raised:
         await request
-    assert meaning_of_error(provider, raised.value, error) == error.expected
+    return meaning_of_error(provider, raised.value, error)
 
 
 def meaning_of_response(found: ApiResponse) -> str:
@@ -221,10 +237,56 @@ def test_a_documented_webhook_is_verified_and_read(fixture: Fixture) -> None:
         return
     delivery, expected = fixture.webhook, fixture.webhook.expected
     now = NOW if delivery.time is None else datetime.fromtimestamp(delivery.time, UTC)
-    provider = provider_of(fixture, FakeTransport(), now)
+    provider = provider_of(fixture, FakeTransport(), now=now)
     (event,) = provider.receive_webhook(webhook_request(delivery), [delivery.secret]).events
     assert (event.event_type, event.account_id) == (expected.event_type, expected.account_id)
     assert expected.event_id in {None, event.event_id}
+
+
+# --- negative controls: with a mistake in the declaration, the same checks fail ---------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("integration_type", "mistake"),
+    [
+        ("notion", {"token_response": TokenResponse()}),
+        ("notion", {"token_body": "form"}),
+        ("notion", {"token_headers": {}}),
+        ("jira", {"token_auth": "client_secret_basic"}),
+        ("monday", {"scope_separator": ":"}),
+        ("asana", {"oauth_token_url": "https://app.asana.com/oauth_token"}),
+        ("airtable", {"pkce": False}),
+    ],
+)
+async def test_a_mistake_in_a_token_request_is_found(integration_type: str, mistake: dict[str, Any]) -> None:
+    with pytest.raises((AssertionError, ProviderError)):
+        await check_token_response(FIXTURES[integration_type], **mistake)
+
+
+@pytest.mark.parametrize("mistake", [{"refresh_url": None}, {"refresh_params": {}}])
+async def test_a_mistake_in_a_refresh_is_found(mistake: dict[str, Any]) -> None:
+    with pytest.raises(AssertionError):
+        await check_refresh(FIXTURES["figma"], **mistake)
+
+
+@pytest.mark.parametrize(
+    ("integration_type", "mistake"),
+    [
+        ("linear", {"account_id_field": "organization.id"}),
+        ("monday", {"request_headers": {}}),
+        ("trello", {"request_headers": {"Authorization": "OAuth {api_key}"}}),
+    ],
+)
+async def test_a_mistake_in_a_verification_is_found(integration_type: str, mistake: dict[str, Any]) -> None:
+    with pytest.raises(AssertionError):
+        await check_verification(FIXTURES[integration_type], **mistake)
+
+
+@pytest.mark.parametrize("integration_type", ["clickup", "google_drive", "jira", "linear", "linkedin", "todoist"])
+async def test_errors_without_declared_codes_have_other_meanings(integration_type: str) -> None:
+    fixture = FIXTURES[integration_type]
+    found = [await meaning_of(fixture, error, errors=Errors()) for error in fixture.errors]
+    assert found != [error.expected for error in fixture.errors]
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------
