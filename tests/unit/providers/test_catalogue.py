@@ -12,19 +12,38 @@ from tests.unit.providers.support import FakeTransport, context
 
 CATALOGUE = [
     ("acuity", "Acuity Scheduling", AuthMethod.BASIC),
+    ("airtable", "Airtable", AuthMethod.OAUTH2),
+    ("asana", "Asana", AuthMethod.OAUTH2),
+    ("bitbucket", "Bitbucket", AuthMethod.OAUTH2),
     ("booksy", "Booksy", AuthMethod.API_KEY),
+    ("clickup", "ClickUp", AuthMethod.OAUTH2),
+    ("confluence", "Confluence", AuthMethod.OAUTH2),
     ("custom", "Custom", AuthMethod.API_KEY),
+    ("discord", "Discord", AuthMethod.OAUTH2),
     ("dropbox", "Dropbox", AuthMethod.OAUTH2),
+    ("figma", "Figma", AuthMethod.OAUTH2),
     ("github", "GitHub", AuthMethod.OAUTH2),
+    ("gitlab", "GitLab", AuthMethod.OAUTH2),
     ("gmail", "Gmail", AuthMethod.OAUTH2),
     ("google_ads", "Google Ads", AuthMethod.OAUTH2),
+    ("google_analytics", "Google Analytics", AuthMethod.OAUTH2),
     ("google_calendar", "Google Calendar", AuthMethod.OAUTH2),
+    ("google_contacts", "Google Contacts", AuthMethod.OAUTH2),
+    ("google_drive", "Google Drive", AuthMethod.OAUTH2),
     ("google_my_business", "Google Business Profile", AuthMethod.OAUTH2),
     ("hubspot", "HubSpot", AuthMethod.OAUTH2),
     ("instagram", "Instagram", AuthMethod.OAUTH2),
+    ("jira", "Jira", AuthMethod.OAUTH2),
+    ("linear", "Linear", AuthMethod.OAUTH2),
+    ("linkedin", "LinkedIn", AuthMethod.OAUTH2),
     ("mailchimp", "Mailchimp", AuthMethod.OAUTH2),
     ("meta_business", "Meta Business", AuthMethod.OAUTH2),
+    ("microsoft_onedrive", "Microsoft OneDrive", AuthMethod.OAUTH2),
     ("microsoft_outlook", "Microsoft Outlook", AuthMethod.OAUTH2),
+    ("microsoft_teams", "Microsoft Teams", AuthMethod.OAUTH2),
+    ("miro", "Miro", AuthMethod.OAUTH2),
+    ("monday", "monday.com", AuthMethod.OAUTH2),
+    ("notion", "Notion", AuthMethod.OAUTH2),
     ("quickbooks", "QuickBooks Online", AuthMethod.OAUTH2),
     ("salesforce", "Salesforce", AuthMethod.OAUTH2),
     ("sendgrid", "SendGrid", AuthMethod.API_KEY),
@@ -33,13 +52,18 @@ CATALOGUE = [
     ("square", "Square", AuthMethod.OAUTH2),
     ("stripe", "Stripe", AuthMethod.OAUTH2),
     ("stripe_api_key", "Stripe (API key)", AuthMethod.API_KEY),
+    ("todoist", "Todoist", AuthMethod.OAUTH2),
+    ("trello", "Trello", AuthMethod.API_KEY),
     ("twilio", "Twilio", AuthMethod.BASIC),
+    ("typeform", "Typeform", AuthMethod.OAUTH2),
+    ("webflow", "Webflow", AuthMethod.OAUTH2),
     ("xero", "Xero", AuthMethod.OAUTH2),
+    ("youtube", "YouTube", AuthMethod.OAUTH2),
     ("zoom", "Zoom", AuthMethod.OAUTH2),
 ]
 
 ALIASES = {"mailchimp": ["email_marketing"], "twilio": ["sms_marketing"]}
-WITHOUT_SCOPES = {"mailchimp"}
+WITHOUT_SCOPES = {"clickup", "mailchimp", "notion"}
 
 
 def all_built() -> ProviderRegistry:
