@@ -9,7 +9,7 @@ import pytest
 from integration_server.domain.credentials import AuthMethod
 from integration_server.providers.toml_providers import provider_class, read_declaration
 from tests.unit.providers.support import FakeTransport, build_provider
-from tests.unit.providers.test_catalogue import CATALOGUE, all_built
+from tests.unit.providers.test_catalogue import all_built
 from tools import providers_doc
 from tools.provider_facts import FIRST_CHECK, Confidence, Fact, facts_in, facts_of, webhook_facts_of
 
@@ -79,7 +79,7 @@ def test_a_file_and_a_module_have_facts_in_the_same_form(tmp_path: Path) -> None
     assert [fact.subject for fact in provider.facts_ending_by(date(2030, 1, 1))] == ["version 1"]
 
 
-@pytest.mark.parametrize("integration_type", [row[0] for row in CATALOGUE])
+@pytest.mark.parametrize("integration_type", [provider.integration_type for provider in all_built().all()])
 def test_every_provider_has_facts(integration_type: str) -> None:
     provider = all_built()[integration_type]
     facts = facts_of(provider)
