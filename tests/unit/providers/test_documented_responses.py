@@ -18,13 +18,13 @@ from integration_server.domain.errors import ProviderError, ProviderMisconfigure
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
 from integration_server.domain.webhooks import WebhookRequest
 from integration_server.providers.base import BaseProvider
-from integration_server.providers.built_in import CATALOGUE
+from integration_server.providers.built_in import built_in_class
 from integration_server.providers.declaration import Errors, TokenResponse
 from integration_server.providers.http import HttpResponse
-from integration_server.providers.toml_providers import declaration_files
+from integration_server.providers.toml_providers import CATALOGUE, declaration_files
 from integration_server.service.integrations.ports import NewAccount
 from tests.catalogue import ErrorResponse, Fixture, Request, WebhookDelivery, read_fixtures
-from tests.unit.providers.support import NOW, FakeTransport, context, declared_class, registry
+from tests.unit.providers.support import NOW, FakeTransport, context, registry
 
 FIXTURES = read_fixtures()
 
@@ -55,7 +55,7 @@ def provider_of(fixture: Fixture, network: FakeTransport, *, now: datetime = NOW
     given = {"CLIENT_ID": OUR_ID, "CLIENT_SECRET": OUR_SECRET, **fixture.settings}
     environment = {f"{prefix}_{name}": value for name, value in given.items()}
     given_context = replace(context(network, environment), clock=lambda: now)
-    provider: Any = registry(given_context, declared_class(fixture.type))[fixture.type]
+    provider: Any = registry(given_context, built_in_class(fixture.type))[fixture.type]
     provider = provider.with_attributes(**mistakes).for_config(fixture.config)
     return provider.for_callback(fixture.callback) if fixture.callback else provider
 
