@@ -7,6 +7,7 @@ a declaration. Whether the declaration is right, only fixtures of documented res
 import base64
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -66,6 +67,10 @@ class _Derivation:
         token = self._token() if isinstance(provider, OAuth2Provider) else None
         own_secrets = bool(provider.secret_fields) or provider.auth_method is not AuthMethod.OAUTH2
         scopes = tuple(provider.required_scopes)
+        verify = None if provider.verification is None else self._verification(provider.verification)
+        lookup = None if provider.lookup is None else self._lookup(provider.lookup)
+        if verify and lookup and _is_same_request(verify, lookup):
+            verify = lookup = verify.model_copy(update={"response": _merge(verify.response, lookup.response)})
         return Profile(
             integration_type=provider.integration_type,
             config=self._config,
@@ -82,8 +87,8 @@ class _Derivation:
             authorize=self._authorize() if isinstance(provider, OAuth2Provider) and not token_secrets(token) else None,
             token=token,
             renewal=self._renewal(token),
-            lookup=None if provider.lookup is None else self._lookup(provider.lookup),
-            verify=None if provider.verification is None else self._verification(provider.verification),
+            lookup=lookup,
+            verify=verify,
             revoke=self._revocation(token),
             key=self._key() if own_secrets or token_secrets(token) else None,
         )
@@ -136,9 +141,10 @@ class _Derivation:
         """The account's id or name: a kept value, or a value of the verification's response."""
         if field is None:
             return ""
-        if field in self._kept:
-            return self._kept[field]
-        return value if self._provider.verification else ""
+        if (stored := {**self._config, **self._kept}.get(field)) is not None:
+            return stored
+        is_same = field == self._provider.account_id_field
+        return ("$sub" if is_same else value) if self._provider.verification else ""
 
     def _secret_values(self) -> Mapping[str, str]:
         """The fields of the account's key, by their names in templates."""
@@ -222,12 +228,13 @@ class _Derivation:
                 **{
                     path: value
                     for path, value in ((provider.account_label_field, "$email"), (provider.account_id_field, "$sub"))
-                    if path is not None and path not in self._kept
+                    if path is not None and path not in {**self._config, **self._kept}
                 },
             }
         )
         resource = self._resource(verify, response)
-        return resource.model_copy(update={"status": verify.good_status[0]} if verify.good_status else {})
+        status = verify.good_status[0] if verify.good_status else 200
+        return resource.model_copy(update={"status": status, "is_read": bool(response)})
 
     def _lookup(self, lookup: Lookup) -> Resource:
         found: Any = {path: self._kept[name] for name, path in lookup.keep.items()}
@@ -335,7 +342,7 @@ class _Derivation:
         if token_secrets(token):
             return Renewal(kind="secrets")
         grace = provider.refresh_token_grace
-        return Renewal(rotates=True, grace=grace.total_seconds())
+        return Renewal(rotates=grace != timedelta.max, grace=0 if grace == timedelta.max else grace.total_seconds())
 
     def _revocation(self, token: Token | None) -> Revocation | None:
         provider = self._provider
@@ -375,6 +382,22 @@ class _Derivation:
 def token_secrets(token: Token | None) -> bool:
     """Whether tokens are obtained with secrets of the account, and not with a user's decision."""
     return token is not None and bool(token.secrets)
+
+
+def _is_same_request(first: Resource, second: Resource) -> bool:
+    """Whether one resource is asked for the account and for its values."""
+    return (first.method, first.url, first.requires, first.body) == (
+        second.method,
+        second.url,
+        second.requires,
+        second.body,
+    )
+
+
+def _merge(first: Any, second: Any) -> Any:
+    if not (isinstance(first, Mapping) and isinstance(second, Mapping)):
+        return second
+    return {**first, **{name: _merge(first.get(name), value) for name, value in second.items()}}
 
 
 def _tree(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -112,7 +112,7 @@ class Resource(_Part):
     """The resource of the verification or of the lookup.
 
     `auth`: its headers, by default the access token as bearer if there are tokens; `requires`: its query parameters;
-    `body`: the content, whose texts are templates.
+    `body`: the content, whose texts are templates. `is_read`: whether its content matters, and not its status alone.
     """
 
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "GET"
@@ -123,6 +123,7 @@ class Resource(_Part):
     body_type: Literal["form", "json"] = "json"
     status: int = 200
     response: Any
+    is_read: bool = True
     rejection: ErrorResponse = ErrorResponse(status=401)
 
 

@@ -330,7 +330,7 @@ async def test_a_health_check_reports_the_state_at_the_provider(scenario: Scenar
     if profile.verify is None:
         return  # without a verification request a check only compares the expiry
     # "2xx is valid" includes any content, unless the account or a field is read from it.
-    for response in (down(), html()) if profile.verify.response else (down(),):
+    for response in (down(), html()) if profile.verify.is_read else (down(),):
         scenario.simulated_provider.fault = response
         check = await scenario.system.health_checker.check_health(integration.integration_id, ADA)
         assert (check.healthy, check.error_class) == (False, ProviderUnavailable.reason)
