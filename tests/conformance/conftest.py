@@ -16,7 +16,7 @@ from integration_server.providers.http import ProviderHttp
 from integration_server.providers.toml_providers import load_toml_providers, provider_class, read_declaration
 from integration_server.settings import Settings
 from integration_server.wiring.system import utc_now
-from tests.conformance.derivation import derive_profile
+from tests.conformance.derivation import can_derive, derive_profile
 from tests.conformance.profile import Profile, read_profiles
 from tests.conformance.scenario import Scenario, open_scenario
 from tests.conformance.table import Table
@@ -88,7 +88,8 @@ def select(directory: Path | None, tried: str | None) -> Selection:
         derived = derived_profiles(settings, factory, factory.integration_types)
         return Selection([*{**derived, **written}.values()], factory)
     if tried in factory.integration_types:
-        return Selection([written.get(tried) or derived_profiles(settings, factory, [tried])[tried]], factory)
+        found = written if tried in written else derived_profiles(settings, factory, [tried])
+        return Selection([found[tried]], factory)
     declaration = read_declaration(Path(tried), dev_mode=settings.dev_mode)
     name = declaration.integration_type
     factory.replace(name, provider_class(declaration))
@@ -101,7 +102,7 @@ def derived_profiles(settings: Settings, factory: ProviderFactory, names: Iterab
         utc_now, dev_mode=settings.dev_mode, transport=httpx.MockTransport(lambda _: httpx.Response(500))
     )
     registry = factory.build(ProviderContext(http, utc_now, {}))
-    return {name: derive_profile(registry[name]) for name in names}
+    return {name: derive_profile(registry[name]) for name in names if can_derive(registry[name])}
 
 
 def environment_settings() -> Settings:

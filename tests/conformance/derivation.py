@@ -45,7 +45,13 @@ _VALUES = (  # of fields with a pattern: the first that matches
     *("https://acme.example", "123e4567-e89b-12d3-a456-426614174000", "0a1b2c3d4e5f60718293a4b5c6d7e8f9"),
     *("AC0a1b2c3d4e5f60718293a4b5c6d7e8f9", "+15551234567"),
 )
+SIMULATED_GRANTS = frozenset({"authorization_code", "client_credentials"})
 CHOSEN_LABEL = "The chosen account"
+
+
+def can_derive(provider: BaseProvider) -> bool:
+    """Whether a provider's declarations can be simulated."""
+    return not isinstance(provider, OAuth2Provider) or provider.grant in SIMULATED_GRANTS
 
 
 def derive_profile(provider: BaseProvider) -> Profile:
