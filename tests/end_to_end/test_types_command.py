@@ -1,5 +1,6 @@
 """The subcommands of `types` that help authors of declarations, each as a process."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -45,3 +46,22 @@ async def test_try_explains_what_it_cannot_try(tmp_path: Path) -> None:
     refused = await run(tmp_path, environment, "types", "try", str(invalid))
     assert refused.code == 1
     assert "invalid.toml: auth_method: " in refused.err
+
+
+async def test_show_prints_requests_and_no_secret(tmp_path: Path) -> None:
+    (tmp_path / "providers").mkdir()
+    shutil.copy(DECLARATIONS / "json_tokens.toml", tmp_path / "providers")
+    environment = server_environment(
+        UNUSED_DATABASE,
+        PROVIDERS_DIR=str(tmp_path / "providers"),
+        JSON_TOKENS_CLIENT_ID="the-id",
+        JSON_TOKENS_CLIENT_SECRET="the-secret",
+    )
+    shown = await run(tmp_path, environment, "types", "show", "json_tokens")
+    assert (shown.code, shown.err) == (0, "")
+    assert "code exchange: to api.notes.example\n  POST https://api.notes.example/v1/oauth/token\n" in shown.out
+    assert "the-secret" not in shown.out
+    listed = await run(tmp_path, environment, "types", "show", "json_tokens", "--json")
+    assert [one["purpose"] for one in json.loads(listed.out)][1:3] == ["code exchange", "verification"]
+    unknown = await run(tmp_path, environment, "types", "show", "unknown")
+    assert (unknown.code, unknown.err) == (1, "unknown is neither a file nor a type of this server.\n")
