@@ -24,9 +24,9 @@ from integration_server.domain.errors import IntegrationServerError
 from integration_server.domain.proxy_messages import ApiRequest
 from integration_server.providers.base import BaseProvider, ProviderContext
 from integration_server.providers.factory import ProviderFactory
-from integration_server.providers.http import ProviderHttp
+from integration_server.providers.http import DeclaredOrigins, ProviderHttp, origin_of
 from integration_server.providers.oauth2 import OAuth2Provider
-from integration_server.providers.url_templates import host_params, template_params
+from integration_server.providers.url_templates import fill, host_params, template_params
 from integration_server.service.common_types import Clock
 
 _MAX_BODY = 1 << 20  # of an API's response; there is none
@@ -61,23 +61,19 @@ async def preview_requests(factory: ProviderFactory, integration_type: str, cloc
     """The requests of a type, in the order in which an integration causes them. Raises `ProvidersError`."""
     recorder, placeholders = _Recorder(), _Placeholders()
     async with ProviderHttp(clock, dev_mode=True, transport=recorder) as http:
-        unset = factory.build(ProviderContext(http, clock, {}), only=integration_type)[integration_type]
-        environment = _environment(unset, placeholders)
+        environment = _environment(integration_type, placeholders)
         provider = factory.build(ProviderContext(http, clock, environment), only=integration_type)[integration_type]
         preview = _Preview(provider, recorder, placeholders)
         return [request async for request in preview.requests()]
 
 
-def _environment(provider: BaseProvider, placeholders: "_Placeholders") -> Mapping[str, str]:
-    """The settings of the type: the private key is a new one."""
+def _environment(integration_type: str, placeholders: "_Placeholders") -> Mapping[str, str]:
+    """The settings of our client; its private key is a new one."""
     key = ec.generate_private_key(ec.SECP256R1())
     form = serialization.PrivateFormat.PKCS8
     pem = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()).decode()
-    fields = {name: declared.choices[0] for name, declared in provider.settings.items() if declared.choices}
-    of_client = {name: placeholders[name] for name in ("client_id", "client_secret")}
-    needed = {name: placeholders[name] for name in provider.settings if provider.settings[name].default is None}
-    values = {**needed, **fields, **of_client, "private_key": pem}
-    return {f"{provider.integration_type.upper()}_{name.upper()}": value for name, value in values.items()}
+    values = {**{name: placeholders[name] for name in ("client_id", "client_secret")}, "private_key": pem}
+    return {f"{integration_type.upper()}_{name.upper()}": value for name, value in values.items()}
 
 
 class _Placeholders(dict[str, str]):
@@ -121,6 +117,11 @@ class _Recorder(httpx.AsyncBaseTransport):
 class _Preview:
     def __init__(self, provider: BaseProvider, recorder: _Recorder, placeholders: _Placeholders) -> None:
         self._recorder, self._placeholders = recorder, placeholders
+        # Not from the environment, where the values would have to be valid ones.
+        unset = {
+            name: self._value(provider, name) for name in provider.settings.keys() - provider.setting_values.keys()
+        }
+        provider = provider.with_attributes(setting_values={**provider.setting_values, **unset})
         self._url_names = {name for url in provider.url_templates.values() for name in template_params(url)}
         config = {name: self._value(provider, name) for name in sorted({*provider.config_fields, *self._url_names})}
         self._extras = {name: value for name, value in config.items() if name not in self._own_names(provider)}
@@ -135,15 +136,20 @@ class _Preview:
         return {*provider.values, *provider.secret_fields, *credentials}
 
     def _value(self, provider: BaseProvider, name: str) -> str:
-        """The placeholder of a name; a name that is a whole host has one of the declared hosts."""
-        value = self._placeholders[name]
-        if any(name in host_params(url) for url in provider.url_templates.values()):
-            hosts = [value, *(value + pattern.removeprefix("*") for pattern in provider.host_patterns)]
-            fitting = (
-                host for host in hosts if provider.with_attributes(url_params={name: host}).unusable_param() != name
-            )
-            self._placeholders[name] = value = next(fitting, value)
-        return value
+        """The placeholder of a name; one in a host leads to a declared host."""
+        bases = ["/".join(url.split("/")[:3]) for url in provider.url_templates.values() if name in host_params(url)]
+        if not bases:
+            return self._placeholders[name]
+        declared = provider.config_fields.get(name) or provider.settings.get(name)
+        allowed = [*declared.choices, *declared.values.values()] if declared else []
+        whole = (self._placeholders[name] + pattern.removeprefix("*") for pattern in provider.host_patterns)
+        origins = DeclaredOrigins(provider.url_templates.values(), provider.host_patterns)
+        for value in (self._placeholders[name], *whole, *allowed):
+            values = {param: self._placeholders[param] for base in bases for param in template_params(base)}
+            if all(origin_of(fill(base, {**values, name: value})) in origins for base in bases):
+                self._placeholders[name] = value
+                return value
+        return self._placeholders[name]
 
     def _token_response(self) -> dict[str, Any]:
         standard = {name: self._placeholders[name] for name in ("access_token", "refresh_token")}

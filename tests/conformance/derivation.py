@@ -66,7 +66,13 @@ class _Derivation:
         self._settings = {name: self._field_value(name, field) for name, field in provider.settings.items()}
         self._secrets = {name: self._field_value(name, field) for name, field in provider.secret_fields.items()}
         self._kept = {name: self._kept_value(name) for name in self._kept_names()}
-        self._values = {**self._settings, **self._config, **self._kept}
+        texts = {
+            name: field.text_of(value)
+            for fields, values in ((provider.settings, self._settings), (provider.config_fields, self._config))
+            for name, field in fields.items()
+            if (value := values[name])
+        }
+        self._values = {**texts, **self._kept}
 
     def profile(self) -> Profile:
         provider = self._provider
@@ -79,7 +85,7 @@ class _Derivation:
             verify = lookup = verify.model_copy(update={"response": _merge(verify.response, lookup.response)})
         return Profile(
             integration_type=provider.integration_type,
-            config=self._config,
+            config=self._config_of(self._config),
             bad_config=dict(self._bad_configs()),
             settings={f"{provider.integration_type.upper()}_{k.upper()}": v for k, v in self._settings.items()},
             scopes=scopes,
@@ -102,9 +108,10 @@ class _Derivation:
     # --- values
 
     def _field_value(self, name: str, field: FieldDeclaration) -> str:
-        candidates = [*field.choices, *([field.default] if field.default else []), *self._host_values(name), *_VALUES]
+        given = [*field.choices, *field.values, *([field.default] if field.default else [])]
+        candidates = [*given, *self._host_values(name), *_VALUES]
         usable = [value for value in candidates if field.problem_of(value) is None]
-        fitting = (value for value in usable if self._fits_hosts(name, value))
+        fitting = (value for value in usable if self._fits_hosts(name, field.text_of(value)))
         found = next(fitting, None)
         if found is not None:
             return found
@@ -141,6 +148,8 @@ class _Derivation:
                 return value
         if any(name in host_params(url) for url in self._urls()):
             return next(value for value in (*_VALUES[:1], *self._host_values(name)) if self._fits_hosts(name, value))
+        if pattern := provider.kept_patterns.get(name):
+            return next(value for value in (f"{name}-1", *_VALUES) if re.fullmatch(pattern, value))
         return {provider.account_id_field: "$sub", provider.account_label_field: "$email"}.get(name, f"{name}-1")
 
     def _account_value(self, field: str | None, value: str) -> str:
@@ -155,6 +164,10 @@ class _Derivation:
     def _secret_values(self) -> Mapping[str, str]:
         """The fields of the account's key, by their names in templates."""
         fields = {"api_key": "k3y-of-ada", "api_secret": "s3cret-of-ada"}
+        patterns = self._provider.key_patterns
+        for name, pattern in patterns.items():
+            usable = (value for value in (fields[name], *_VALUES) if re.fullmatch(pattern, value))
+            fields[name] = next(usable, "") or find(from_regex(re.compile(pattern), fullmatch=True), bool)
         return self._secrets | {name: fields[name] for name in self._provider.required_fields}
 
     def _render(self, template: str, more: Mapping[str, str] | None = None) -> str:
@@ -178,9 +191,18 @@ class _Derivation:
     def _bad_configs(self) -> Iterator[tuple[str, JsonObject]]:
         for name, field in self._provider.config_fields.items():
             if field.required and field.default is None:
-                yield f"config.{name}", {other: value for other, value in self._config.items() if other != name}
+                others = {other: value for other, value in self._config.items() if other != name}
+                yield f"config.{name}", self._config_of(others)
             elif field.problem_of("no such value!"):
-                yield f"config.{name}", {**self._config, name: "no such value!"}
+                place = f"config.{name}.0" if field.separator else f"config.{name}"
+                yield place, self._config_of({**self._config, name: "no such value!"})
+        if self._provider.closed_config:
+            yield "config.not_declared", {**self._config_of(self._config), "not_declared": "x"}
+
+    def _config_of(self, values: Mapping[str, str]) -> JsonObject:
+        """The config with these values: a field with a separator is a list."""
+        fields = self._provider.config_fields
+        return {name: [value] if fields[name].separator else value for name, value in values.items()}
 
     # --- requests to the API
 
@@ -230,7 +252,7 @@ class _Derivation:
         provider = self._provider
         response = _tree(
             {
-                **verify.good_fields,
+                **{path: "any" if text == "*" else text for path, text in verify.good_fields.items()},
                 **{
                     path: value
                     for path, value in ((provider.account_label_field, "$email"), (provider.account_id_field, "$sub"))
@@ -411,7 +433,7 @@ def _tree(values: Mapping[str, Any]) -> dict[str, Any]:
     root: dict[str, Any] = {}
     for path, value in values.items():
         node = root
-        *parents, last = path.split(".")
+        *parents, last = (quoted or plain for quoted, plain in re.findall(r'"([^"]+)"|([^."]+)', path))
         for name in parents:
             child = node.get(name)
             node[name] = child if isinstance(child, dict) else {}
