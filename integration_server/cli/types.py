@@ -1,14 +1,29 @@
 """The command `types` and its subcommands, for operators and for authors of declarations."""
 
 import json
+import os
+import subprocess  # nosec B404
+import sys
+from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
+import uvloop
 
+import integration_server
+from integration_server.bootstrap import registered_providers
 from integration_server.cli.operations import types as list_types_of_server
-from integration_server.cli.shared import report_errors
-from integration_server.providers.toml_providers import json_schema, read_declaration
+from integration_server.cli.shared import fail, report_errors
+from integration_server.logs import configure_logging
+from integration_server.providers.factory import ProviderFactory
+from integration_server.providers.request_preview import PreviewedRequest, preview_requests
+from integration_server.providers.toml_providers import json_schema, provider_class, read_declaration
+from integration_server.settings import Settings, read_environment
+from integration_server.wiring.system import utc_now
+
+_SUITE = Path(*integration_server.__path__).parent / "tests" / "conformance" / "test_conformance.py"
 
 
 def list_types(context: typer.Context) -> None:
@@ -31,3 +46,77 @@ def check_declaration(
     """Validate a declaration, and print all its problems."""
     declaration = read_declaration(file, dev_mode=dev)
     typer.echo(f"{file} declares {declaration.integration_type}.")
+
+
+@report_errors
+def show_requests(
+    declaration: Annotated[str, typer.Argument(help="A type of this server, or a TOML file that declares one.")],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the requests as a JSON list.")] = False,
+    dev: Annotated[bool, typer.Option(help="Allow plain http to loopback, as the server does in dev mode.")] = False,
+) -> None:
+    """Print each request that the server sends for a type, and its destination. Nothing is sent.
+
+    The server's own code builds the requests, with {name} in place of credentials, config and settings.
+    """
+    configure_logging("WARNING")  # nothing is sent, though it is logged as if it were
+    factory, integration_type = _factory_with(declaration, _settings(dev))
+    requests = uvloop.run(preview_requests(factory, integration_type, utc_now))
+    if as_json:
+        listed = [{**asdict(request), "destination": request.destination} for request in requests]
+        typer.echo(json.dumps(listed, indent=2))
+        return
+    typer.echo("\n\n".join(map(_describe, requests)))
+
+
+def _describe(request: PreviewedRequest) -> str:
+    hosts = f" ({' or '.join(request.allowed_hosts)})" if request.allowed_hosts else ""
+    lines = [f"{request.purpose}: to {request.destination}{hosts}", f"  {request.method} {request.url}"]
+    lines += [f"    ? {name} = {value}" for name, value in request.query]
+    lines += [f"    {name}: {value}" for name, value in request.headers.items()]
+    if request.body is not None:
+        lines += [f"    {line}" for line in json.dumps(request.body, indent=2, ensure_ascii=False).splitlines()]
+    return "\n".join(lines)
+
+
+def _settings(dev: bool) -> Settings:
+    """The settings that concern types, of the environment and `.env`."""
+    environment = read_environment(Path.cwd()) | ({"DEV_MODE": "true"} if dev else {})
+    needed = {name: value for name, value in environment.items() if name in {"PROVIDERS_DIR", "DEV_MODE"}}
+    return Settings.from_environment(needed, needs_key=False)
+
+
+def _factory_with(declaration: str, settings: Settings) -> tuple[ProviderFactory, str]:
+    """The factory of this server's types with a type, or with the one that a file declares, and the type's name."""
+    factory = registered_providers(settings)
+    if declaration in factory.integration_types:
+        return factory, declaration
+    if not Path(declaration).exists():
+        fail(f"{declaration} is neither a file nor a type of this server.")
+    declared = read_declaration(Path(declaration), dev_mode=settings.dev_mode)
+    factory.replace(declared.integration_type, provider_class(declared))
+    return factory, declared.integration_type
+
+
+@report_errors
+def try_declaration(
+    declaration: Annotated[str, typer.Argument(help="A TOML file that declares a provider, or a type of this server.")],
+    *,
+    dev: Annotated[bool, typer.Option(help="Allow plain http to loopback, as the server does in dev mode.")] = False,
+) -> None:
+    """Run the conformance suite against a server that behaves as the declaration says, and print a table.
+
+    The exit code is 1 if a check fails. Whether the declaration is right, only the provider's documentation can say.
+    """
+    settings = _settings(dev)
+    _factory_with(declaration, settings)
+    if not _SUITE.is_file() or find_spec("pytest") is None:
+        fail(
+            "The conformance suite is not part of the installed package: clone the repository, run `make setup` there, "
+            "and run this command with its .venv/bin/python."
+        )
+    options = ["-o", "addopts=--import-mode=importlib", "-p", "no:terminal", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *options, "--try", declaration, str(_SUITE)]
+    needed = {"PROVIDERS_DIR": str(settings.providers_dir or ""), "DEV_MODE": str(settings.dev_mode)}
+    run = subprocess.run(command, env=os.environ | needed, check=False)  # noqa: S603  # nosec B603  # our own suite
+    raise typer.Exit(run.returncode)

@@ -275,7 +275,8 @@ class BaseProvider(ABC):
         """The values of templates. A field of the config that was declared later has its default."""
         fields = self.config_fields.items()
         defaults = {name: field.text_of(field.default) for name, field in fields if field.default is not None}
-        return {**defaults, **self._setting_texts, **self.url_params}
+        client = {"client_id": self.client_id} if self.client_id else {}
+        return {**client, **defaults, **self._setting_texts, **self.url_params}
 
     @property
     def _setting_texts(self) -> Mapping[str, str]:

@@ -4,7 +4,7 @@ Imports have no side effects: each provider's module exports `register(factory)`
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from urllib.parse import urlsplit
 
@@ -72,9 +72,15 @@ class ProviderFactory:
         """Replace the provider of a type, for example by a simulated one in development and tests."""
         self._builds[integration_type] = (build, _origin_of(build))
 
-    def build(self, context: ProviderContext) -> ProviderRegistry:
-        """Build every provider. Raises `ProvidersError` with all problems of their declarations."""
-        providers = {integration_type: build(context) for integration_type, (build, _) in self._builds.items()}
+    @property
+    def integration_types(self) -> Collection[str]:
+        """The registered types."""
+        return self._builds.keys()
+
+    def build(self, context: ProviderContext, *, only: str | None = None) -> ProviderRegistry:
+        """Build every provider, or the one of a type. Raises `ProvidersError` with all problems of declarations."""
+        wanted = self._builds if only is None else {only: self._builds[only]}
+        providers = {integration_type: build(context) for integration_type, (build, _) in wanted.items()}
         problems = [
             f"{self._builds[integration_type][1]}: {problem}"
             for integration_type, provider in providers.items()

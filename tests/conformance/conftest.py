@@ -1,35 +1,42 @@
-"""Selection of profiles and fixtures. The default profiles are the built-in ones; `--profiles DIR` selects others."""
+"""Selection of profiles, and fixtures. The default is every type of this server, and those in tests/declarations."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 import pytest_asyncio
 
 from integration_server.bootstrap import registered_providers
 from integration_server.providers.base import ProviderContext
-from integration_server.providers.factory import ProviderFactory, ProviderRegistry
+from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.http import ProviderHttp
-from integration_server.sandbox.server import serving
+from integration_server.providers.toml_providers import load_toml_providers, provider_class, read_declaration
 from integration_server.settings import Settings
-from tests.conformance.fake_server import (
-    CLIENT_ID,
-    CLIENT_SECRET,
-    FakeProviderServer,
-    FakeServerTransport,
-    SimulatedProvider,
-)
+from integration_server.wiring.system import utc_now
+from tests.conformance.derivation import can_derive, derive_profile
 from tests.conformance.profile import Profile, read_profiles
-from tests.conformance.scenario import Scenario
-from tests.fakes.system import FakeSystem
+from tests.conformance.scenario import Scenario, open_scenario
+from tests.conformance.table import Table
+from tests.declarations import DECLARATIONS
 
 BUILT_IN_PROFILES = Path(__file__).with_name("profiles")
+QUICK_TYPES = frozenset({"choice_of_sites", "own_client", "two_headers", "email_and_token"})
+"""Derived profiles that every run tests; the others, which are many, are tested with the slow tests."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--profiles DIR`, for providers that are installed or in PROVIDERS_DIR."""
-    parser.addoption("--profiles", type=Path, default=BUILT_IN_PROFILES, help="a directory of profiles of providers")
+    """Add the options that select what is tested."""
+    parser.addoption("--profiles", type=Path, help="a directory of profiles of providers, instead of the built-in ones")
+    parser.addoption("--try", dest="tried", help="the file of a declaration, or a type of this server")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Print a table if one declaration is tried."""
+    if (tried := config.getoption("tried")) is not None:
+        config.pluginmanager.register(Table(tried))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -37,23 +44,86 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "profile" not in metafunc.fixturenames:
         return
     marked_kinds = {mark.args[0] for mark in metafunc.definition.iter_markers("conformance")}
-    profiles = [
-        p
-        for p in read_profiles(metafunc.config.getoption("--profiles", BUILT_IN_PROFILES))
-        if marked_kinds & applicable_kinds(p)
+    profiles = [p for p in selected_profiles(metafunc.config) if marked_kinds & applicable_kinds(p)]
+    params = [
+        pytest.param(p, id=p.integration_type, marks=[pytest.mark.slow] if is_slow(metafunc.config, p) else [])
+        for p in profiles
     ]
-    metafunc.parametrize("profile", profiles, ids=[p.integration_type for p in profiles], scope="module")
+    metafunc.parametrize("profile", params, scope="module")
+
+
+def is_slow(config: pytest.Config, profile: Profile) -> bool:
+    """Whether a profile is one of the many that are derived."""
+    is_derived = profile.is_exact and config.getoption("tried") is None
+    return is_derived and profile.integration_type not in QUICK_TYPES
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is tested: the profiles, and the factory of their providers."""
+
+    profiles: Sequence[Profile]
+    factory: ProviderFactory
+
+
+SELECTION = pytest.StashKey[Selection]()
+
+
+def selected_profiles(config: pytest.Config) -> Sequence[Profile]:
+    """The profiles that the options select."""
+    if SELECTION not in config.stash:
+        config.stash[SELECTION] = select(config.getoption("--profiles"), config.getoption("tried"))
+    return config.stash[SELECTION].profiles
+
+
+def select(directory: Path | None, tried: str | None) -> Selection:
+    """The profiles in a directory, that of one declaration or type, or those of all types and of the tests' shapes."""
+    settings = environment_settings()
+    factory = registered_providers(settings)
+    if directory is not None:
+        return Selection(read_profiles(directory), factory)
+    written = {profile.integration_type: profile for profile in read_profiles(BUILT_IN_PROFILES)}
+    if tried is None:
+        load_toml_providers(DECLARATIONS, factory, dev_mode=settings.dev_mode)
+        derived = derived_profiles(settings, factory, factory.integration_types)
+        return Selection([*{**derived, **written}.values()], factory)
+    if tried in factory.integration_types:
+        found = written if tried in written else derived_profiles(settings, factory, [tried])
+        return Selection([found[tried]], factory)
+    declaration = read_declaration(Path(tried), dev_mode=settings.dev_mode)
+    name = declaration.integration_type
+    factory.replace(name, provider_class(declaration))
+    return Selection([*derived_profiles(settings, factory, [name]).values()], factory)
+
+
+def derived_profiles(settings: Settings, factory: ProviderFactory, names: Iterable[str]) -> Mapping[str, Profile]:
+    """The profiles that declarations describe, by type."""
+    http = ProviderHttp(
+        utc_now, dev_mode=settings.dev_mode, transport=httpx.MockTransport(lambda _: httpx.Response(500))
+    )
+    registry = factory.build(ProviderContext(http, utc_now, {}))
+    return {name: derive_profile(registry[name]) for name in names if can_derive(registry[name])}
+
+
+def environment_settings() -> Settings:
+    """Settings with PROVIDERS_DIR and DEV_MODE of the environment."""
+    given = {name: os.environ[name] for name in ("PROVIDERS_DIR", "DEV_MODE") if name in os.environ}
+    return Settings.from_environment(given, needs_key=False)
 
 
 def applicable_kinds(profile: Profile) -> set[str]:
     """The marks that apply to a profile."""
     renewal = profile.renewal.kind
+    has_tokens = profile.token is not None
     kinds = {
         "any": True,
         "oauth2": profile.authorize is not None,
-        "key": profile.key is not None,
-        "verified key": profile.key is not None and profile.verify is not None,
-        "renewable": profile.authorize is not None and renewal != "never",
+        "tokens": has_tokens,
+        "own secrets": has_tokens and profile.authorize is None,
+        "key": profile.key is not None and not has_tokens,
+        "verified key": profile.key is not None and not has_tokens and profile.verify is not None,
+        "renewable": has_tokens and renewal != "never",
+        "grants": profile.authorize is not None and renewal != "never",
         "refreshable": profile.authorize is not None and renewal == "refresh",
         "never expiring": profile.authorize is not None and renewal == "never",
         "revocable": profile.revoke is not None,
@@ -61,48 +131,31 @@ def applicable_kinds(profile: Profile) -> set[str]:
         "config": bool(profile.bad_config),
         "required parameters": profile.authorize is not None and bool(profile.authorize.requires),
         "several scopes": profile.authorize is not None and len(profile.scopes) > 1,
+        "waits": profile.verify is not None and bool(profile.waits),
     }
     return {kind for kind, holds in kinds.items() if holds}
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def fake_server() -> AsyncIterator[tuple[FakeProviderServer, str]]:
-    """The server for all tests of a module, and its URL."""
-    fake_server = FakeProviderServer()
-    async with serving(fake_server) as url:
-        yield fake_server, url
 
 
 @pytest.fixture(scope="module")
 def settings() -> Settings:
     """Settings with PROVIDERS_DIR and DEV_MODE of the environment."""
-    given = {name: os.environ[name] for name in ("PROVIDERS_DIR", "DEV_MODE") if name in os.environ}
-    return Settings.from_environment(given, needs_key=False)
+    return environment_settings()
 
 
 @pytest.fixture(scope="module")
-def factory(settings: Settings) -> ProviderFactory:
-    """All providers: built-in ones, those of packages, and those in PROVIDERS_DIR."""
-    return registered_providers(settings)
+def factory(pytestconfig: pytest.Config) -> ProviderFactory:
+    """All providers: built-in ones, those of packages, those in PROVIDERS_DIR, and what is tried."""
+    return pytestconfig.stash[SELECTION].factory
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def scenario(
-    profile: Profile, fake_server: tuple[FakeProviderServer, str], settings: Settings, factory: ProviderFactory
+    profile: Profile, settings: Settings, factory: ProviderFactory, record_property: Callable[[str, object], None]
 ) -> AsyncIterator[Scenario]:
     """The service, the provider of a profile, and the server that simulates it."""
-    server, url = fake_server
-    system = FakeSystem()
-    simulated_provider = server.simulated_providers[profile.integration_type] = SimulatedProvider(profile, system.clock)
-    server_transport = FakeServerTransport(url, profile.integration_type)
-    http = ProviderHttp(system.clock, dev_mode=settings.dev_mode, transport=server_transport)
-    async with http, system.tasks:
-
-        def build(client_secret: str = CLIENT_SECRET) -> ProviderRegistry:
-            name = profile.integration_type.upper()
-            environment = {f"{name}_CLIENT_ID": CLIENT_ID, f"{name}_CLIENT_SECRET": client_secret, **profile.settings}
-            return factory.build(ProviderContext(http, system.clock, environment))
-
-        scenario = Scenario(profile, system, simulated_provider, build, server_transport)
+    async with open_scenario(profile, factory, dev_mode=settings.dev_mode) as scenario:
         yield scenario
-    assert simulated_provider.violations == scenario.expected_violations
+    violations = scenario.simulated_provider.violations
+    if violations != scenario.expected_violations:
+        record_property("violations", violations)
+    assert violations == scenario.expected_violations

@@ -10,13 +10,20 @@ import hashlib
 import hmac
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from functools import cache
+from types import MappingProxyType
+from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote_plus, urlencode
 
 import httpx
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey, OctKey
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -26,9 +33,27 @@ from integration_server.sandbox.behaviour import Behaviour
 from integration_server.sandbox.errors import OAuthError
 from integration_server.sandbox.model import Account, Client, TokenPair
 from integration_server.sandbox.state import Sandbox
-from tests.conformance.profile import ErrorResponse, Exchange, Key, Profile, Resource, Revocation, Token, fill_template
+from tests.conformance.profile import (
+    ErrorResponse,
+    Exchange,
+    Key,
+    Profile,
+    Resource,
+    Revocation,
+    Token,
+    fill_template,
+    match_template,
+)
 
-CLIENT_ID, CLIENT_SECRET = "our-id", "our-secret"
+CLIENT_ID, CLIENT_SECRET, OTHER_SECRET = "our-id", "our-secret-with-128-bits", "another-secret-with-128-bits"
+ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+BEARER = {"Authorization": "Bearer $access_token"}
+_CLIENT_PARAMS: Mapping[str, frozenset[str]] = {  # of each client authentication
+    "post": frozenset({"client_id", "client_secret"}),
+    "none": frozenset({"client_id"}),
+    "client_secret_jwt": frozenset({"client_assertion", "client_assertion_type"}),
+    "private_key_jwt": frozenset({"client_assertion", "client_assertion_type"}),
+}
 PROFILE_HEADER, SCHEME_HEADER = "x-conformance-profile", "x-conformance-scheme"
 NAMES = {0: ("Ada Lovelace", "ada@example.com"), 1: ("Grace Hopper", "grace@example.com")}
 TEN_YEARS = 3650 * 24 * 3600
@@ -38,8 +63,24 @@ class UndocumentedRequest(Exception):
     """A request that the provider does not document. The test reports the reason."""
 
 
+@cache
+def client_key(client_secret: str) -> ec.EllipticCurvePrivateKey:
+    """The private key that stands for a client secret: another secret, another key."""
+    return ec.derive_private_key(int.from_bytes(hashlib.sha256(client_secret.encode()).digest()[1:]), ec.SECP256R1())
+
+
+def client_key_pem(client_secret: str) -> str:
+    """The private key of `client_key`, in PEM."""
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    return client_key(client_secret).private_bytes(encoding, form, serialization.NoEncryption()).decode()
+
+
 class ExchangingSandbox(Sandbox):
-    """A sandbox that exchanges access tokens."""
+    """A sandbox that exchanges access tokens, and secrets for access tokens."""
+
+    def issue_for_secrets(self, client: Client, sub: str, scopes: tuple[str, ...]) -> TokenPair:
+        """An access token for a client's own secrets (RFC 6749 §4.4)."""
+        return self.redeem_code(client, self.issue_code(client, "", sub, scopes, None), "", None)
 
     def exchange(self, access_token: str) -> TokenPair:
         """Another access token for a valid one, which stays valid: some providers do this instead of refresh tokens.
@@ -85,11 +126,14 @@ class SimulatedProvider:
                 refresh_response_has_refresh_token=profile.renewal.rotates or profile.renewal.repeats_refresh_token,
                 refresh_grace=profile.renewal.grace,
                 require_pkce=False,
-                revocation_ends="grant" if profile.revoke and profile.revoke.ends == "grant" else "authorization",
+                revocation_ends=_ENDS[profile.revoke.ends] if profile.revoke else "authorization",
             ),
         )
         self._issue_times: dict[str, datetime] = {}
-        self.client = Client(CLIENT_ID, CLIENT_SECRET, (), "ours")
+        self._assertion_ids = set[str]()
+        own = profile.key.secret_fields if profile.key else {}
+        self.client_id, self.client_secret = own.get("client_id", CLIENT_ID), own.get("client_secret", CLIENT_SECRET)
+        self.client = Client(self.client_id, self.client_secret, (), "ours")
 
     def _format_token(self, number: int) -> str:
         claims = self.profile.token.claims if self.profile.token else {}
@@ -100,7 +144,7 @@ class SimulatedProvider:
 
     def register_redirect_uri(self, redirect_uri: str) -> None:
         """Register the redirect URI of the client."""
-        self.client = self.sandbox.register_client(CLIENT_ID, CLIENT_SECRET, [redirect_uri])
+        self.client = self.sandbox.register_client(self.client_id, self.client_secret, [redirect_uri])
 
     def is_valid(self, access_token: str) -> bool:
         """Whether an access token is valid."""
@@ -119,8 +163,13 @@ class SimulatedProvider:
         try:
             return await self._respond(request, url)
         except UndocumentedRequest as violation:
-            self.violations.append(f"{request.method} {url}: {violation}")
-            return PlainTextResponse(str(violation), 400)
+            return self._report(f"{request.method} {url}: {violation}")
+        except Exception as error:  # the test reports it, and not the log of the HTTP server
+            return self._report(f"{request.method} {url}: {error!r}")
+
+    def _report(self, violation: str) -> Response:
+        self.violations.append(violation)
+        return PlainTextResponse(violation, 400)
 
     async def _respond(self, request: Request, url: str) -> Response:
         profile = self.profile
@@ -131,28 +180,69 @@ class SimulatedProvider:
         for exchange in profile.exchange:
             if url == exchange.url and await self._matches_exchange(request, exchange):
                 return await self._exchange(request, exchange)
-        if profile.token and url == profile.token.url and request.method == "POST":
-            return await self._token(request, profile.token)
-        if profile.revoke and url == self._fill(profile.revoke.url) and request.method == profile.revoke.method:
-            return await self._revoke(request, profile.revoke)
-        if profile.verify and request.method == profile.verify.method:
-            resource = self._resource(request, url, profile.verify)
-            if resource is not None:
-                return resource
-        raise UndocumentedRequest("no such endpoint")
+        if profile.token and request.method == "POST" and self._is_token_url(url, profile.token):
+            return await self._token(request, url, profile.token)
+        revoke = profile.revoke
+        if revoke and request.method == revoke.method and match_template(revoke.url, url, self._known) is not None:
+            return await self._revoke(request, url, revoke)
+        differences = []
+        for resource in (profile.verify, profile.lookup):
+            try:
+                if resource and request.method == resource.method:
+                    response = await self._resource(request, url, resource)
+                    if response is not None:
+                        return response
+            except UndocumentedRequest as difference:
+                differences.append(str(difference))
+        raise UndocumentedRequest(", or ".join(differences) or "no such endpoint")
+
+    @property
+    def _known(self) -> Mapping[str, object]:
+        return {"client_id": self.client_id}
 
     def _fill(self, template: Any, **values: object) -> Any:
-        return fill_template(template, {"client_id": CLIENT_ID, "client_secret": CLIENT_SECRET, **values})
+        basic = base64.b64encode(f"{self.client_id}:{self.client_secret}".encode()).decode()
+        known = {"client_id": self.client_id, "client_secret": self.client_secret, "basic": basic}
+        return fill_template(template, {**known, **values})
+
+    async def _content(self, request: Request, body_type: str) -> Any:
+        """The content of a request: a form's parameters, or a JSON value; an empty object if it has another type."""
+        media_type = request.headers.get("content-type", "").partition(";")[0]
+        if body_type == "json" and media_type == "application/json":
+            return json.loads(await request.body())
+        if body_type == "form" and media_type == "application/x-www-form-urlencoded":
+            return dict(parse_qsl((await request.body()).decode(), keep_blank_values=True))
+        return {}
+
+    def _match(self, what: str, template: Any, actual: Any) -> dict[str, str]:
+        """The values that stand for the names of a template."""
+        found = match_template(template, actual, self._known)
+        if found is None:
+            raise UndocumentedRequest(f"{what} must be {template!r}, not {actual!r}")
+        return found
+
+    def _match_all(self, what: str, templates: Mapping[str, str], actual: Mapping[str, str]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for name, template in templates.items():
+            if name not in actual:
+                raise UndocumentedRequest(f"{what} {name} is missing")
+            found |= self._match(f"{what} {name}", template, actual[name])
+        return found
+
+    def _require_no_others(self, what: str, actual: Iterable[str], documented: Collection[str]) -> None:
+        if self.profile.is_exact and (others := sorted(set(actual) - set(documented))):
+            raise UndocumentedRequest(f"{what} {', '.join(others)} is not documented")
 
     # --- authorization
 
     def _authorize(self, query: dict[str, str]) -> Response:
         page = self.profile.authorize
         assert page is not None
-        required = {"response_type": "code", "client_id": CLIENT_ID, **page.requires}
-        for name, value in required.items():
-            if query.get(name) != value:
-                raise UndocumentedRequest(f"{name} must be {value!r}, not {query.get(name)!r}")
+        required = {"response_type": "code", "client_id": self.client_id, **page.requires}
+        self._match_all("parameter", required, query)
+        of_pkce = {"code_challenge", "code_challenge_method"}
+        scope = {page.scope_in} if page.has_scopes else set()
+        self._require_no_others("parameter", query, {*required, "redirect_uri", "state", *scope, *of_pkce})
         if query.get("redirect_uri") not in self.client.redirect_uris:
             raise UndocumentedRequest("redirect_uri is not registered")
         challenge = query.get("code_challenge")
@@ -190,45 +280,64 @@ class SimulatedProvider:
 
     # --- tokens
 
-    async def _token(self, request: Request, endpoint: Token) -> Response:
-        form = await self._form(request)
-        grant_type = form.get("grant_type", "")
+    def _is_token_url(self, url: str, endpoint: Token) -> bool:
+        return any(match_template(one, url, self._known) is not None for one in _token_urls(endpoint).values())
+
+    async def _token(self, request: Request, url: str, endpoint: Token) -> Response:
+        given = await self._content(request, endpoint.body)
+        if not given:
+            raise UndocumentedRequest(f"the content must be of type {endpoint.body}")
+        grant_type = given.get("grant_type")
         invalid_grant = endpoint.invalid_grant
         try:
-            self._authenticate(request, form, endpoint.client)
-            if grant_type == "authorization_code":
-                invalid_grant = endpoint.invalid_code or invalid_grant
-                return self._issue(self._redeem(form, endpoint), endpoint.response)
-            if grant_type == "refresh_token" and self.profile.renewal.kind == "refresh":
+            self._authenticate(request, given, endpoint.client, endpoint.headers)
+            for kind, params in self._token_requests(endpoint).items():
+                is_url = match_template(_token_urls(endpoint)[kind], url, self._known) is not None
+                if not is_url or grant_type != params.get("grant_type"):
+                    continue
+                found = self._match_all("parameter", params, given)
+                client = _CLIENT_PARAMS.get(endpoint.client, frozenset())
+                self._require_no_others("parameter", given, {*params, *client})
+                if kind == "code":
+                    invalid_grant = endpoint.invalid_code or invalid_grant
+                    return self._issue(self._redeem({**given, **found}), endpoint.response)
+                if kind == "secrets":
+                    issued = self.sandbox.issue_for_secrets(
+                        self.client, self.accounts[0].sub, tuple(self.profile.scopes)
+                    )
+                    return self._issue(issued, endpoint.response)
                 for name in endpoint.refresh_requires:
-                    if not form.get(name):
+                    if not given.get(name):
                         raise UndocumentedRequest(f"a refresh needs {name}")
-                issued = self.sandbox.refresh(self.client, form.get("refresh_token", ""), None)
+                issued = self.sandbox.refresh(self.client, found["refresh_token"], None)
                 template = None if self.reuses_code_response else endpoint.refresh_response
                 return self._issue(issued, template or endpoint.response)
         except OAuthError as error:
             return self._error(endpoint.invalid_client if error.code == "invalid_client" else invalid_grant)
         raise UndocumentedRequest(f"grant_type {grant_type!r} is not known")
 
-    def _redeem(self, form: Mapping[str, str], endpoint: Token) -> TokenPair:
-        for name, value in endpoint.code_requires.items():
-            if form.get(name) != value:
-                raise UndocumentedRequest(f"{name} must be {value!r}")
-        verifier = form.get("code_verifier")
+    def _token_requests(self, endpoint: Token) -> Mapping[str, Mapping[str, str]]:
+        """The parameters of each kind of token request."""
+        if endpoint.secrets:
+            return {"secrets": endpoint.secrets}
+        refresh = {"refresh": endpoint.refresh} if self.profile.renewal.kind == "refresh" else {}
+        return {"code": {**endpoint.code, **endpoint.code_requires}, **refresh}
+
+    def _redeem(self, given: Mapping[str, str]) -> TokenPair:
         page = self.profile.authorize
         assert page is not None
-        if page.pkce != "required":
-            verifier = None
-        return self.sandbox.redeem_code(self.client, form.get("code", ""), form.get("redirect_uri", ""), verifier)
+        verifier = given.get("code_verifier") if page.pkce == "required" else None
+        redirect_uri = given.get("redirect_uri") or self.client.redirect_uris[0]
+        return self.sandbox.redeem_code(self.client, given.get("code", ""), redirect_uri, verifier)
 
     async def _matches_exchange(self, request: Request, exchange: Exchange) -> bool:
-        params = dict(request.query_params) if exchange.method == "GET" else await self._form(request)
+        params = dict(request.query_params) if exchange.method == "GET" else await self._content(request, "form")
         return request.method == exchange.method and params.get("grant_type") == exchange.grant_type
 
     async def _exchange(self, request: Request, exchange: Exchange) -> Response:
         endpoint = self.profile.token
         assert endpoint is not None
-        params = dict(request.query_params) if exchange.method == "GET" else await self._form(request)
+        params = dict(request.query_params) if exchange.method == "GET" else await self._content(request, "form")
         if exchange.needs_client and params.get("client_secret") != CLIENT_SECRET:
             return self._error(endpoint.invalid_client)
         token = params.get(exchange.token_in, "")
@@ -260,50 +369,98 @@ class SimulatedProvider:
         token_overrides = {name: value for name, value in self.token_overrides.items() if name in response}
         return JSONResponse({**response, **token_overrides})
 
-    async def _form(self, request: Request) -> dict[str, str]:
-        if request.headers.get("content-type", "").partition(";")[0] != "application/x-www-form-urlencoded":
-            return {}
-        return dict(parse_qsl((await request.body()).decode()))
-
-    def _authenticate(self, request: Request, form: Mapping[str, str], how: str) -> None:
+    def _authenticate(
+        self, request: Request, given: Mapping[str, str], how: str, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        found = self._match_all("header", headers, request.headers)
         scheme, _, encoded = request.headers.get("authorization", "").partition(" ")
+        if how == "header":
+            if "client_secret" in given:
+                raise UndocumentedRequest("the client must authenticate with its headers only")
+            expected = self._fill({"client_secret": "$client_secret", "basic": "$basic"})
+            if any(found[name] != expected[name] for name in found.keys() & expected.keys()):
+                raise OAuthError("invalid_client", "wrong")
+            return
         if how == "basic":
-            if scheme != "Basic" or "client_secret" in form:
+            if scheme != "Basic" or "client_secret" in given:
                 raise UndocumentedRequest("the client must authenticate with Basic")
             user, _, password = base64.b64decode(encoded).decode().partition(":")
-            given = unquote_plus(user), unquote_plus(password)
+            presented = unquote_plus(user), unquote_plus(password)
+        elif how in {"client_secret_jwt", "private_key_jwt"}:
+            if scheme or "client_secret" in given:
+                raise UndocumentedRequest("the client must authenticate with an assertion")
+            self._check_assertion(given, how)
+            return
         elif how == "none":
-            if scheme or "client_secret" in form:
+            if scheme or "client_secret" in given:
                 raise UndocumentedRequest("a public client has no secret (RFC 6749 §2.1)")
-            given = form.get("client_id", ""), CLIENT_SECRET
+            presented = given.get("client_id", ""), self.client_secret
         else:
             if scheme:
-                raise UndocumentedRequest("the client must authenticate in the form")
-            given = form.get("client_id", ""), form.get("client_secret", "")
-        if given != (CLIENT_ID, CLIENT_SECRET):
+                raise UndocumentedRequest("the client must authenticate in the content")
+            presented = given.get("client_id", ""), given.get("client_secret", "")
+        if presented != (self.client_id, self.client_secret):
             raise OAuthError("invalid_client", "wrong")
+
+    def _check_assertion(self, given: Mapping[str, str], how: str) -> None:
+        """RFC 7523 §3: who it is about, what it is for, until when it is valid, and that it is used once."""
+        token = self.profile.token
+        assert token is not None
+        if given.get("client_assertion_type") != ASSERTION_TYPE or "client_assertion" not in given:
+            raise UndocumentedRequest("client_assertion of type jwt-bearer is missing")
+        by_secret = OctKey.import_key(self.client_secret)
+        key = by_secret if how == "client_secret_jwt" else ECKey.import_key(client_key(self.client_secret).public_key())
+        try:
+            claims = jwt.decode(given["client_assertion"], key, algorithms=["HS256", "ES256"]).claims
+        except (JoseError, ValueError) as error:
+            raise OAuthError("invalid_client", "wrong") from error
+        now = self.clock().timestamp()
+        if (claims["iss"], claims["sub"]) != (self.client_id, self.client_id) or not now < claims["exp"] < now + 3600:
+            raise UndocumentedRequest("the assertion is not about the client, or not valid now")
+        if claims["aud"] != token.url or claims["jti"] in self._assertion_ids:
+            raise UndocumentedRequest("the assertion is not for the token endpoint, or was used before")
+        self._assertion_ids.add(claims["jti"])
 
     # --- API and revocation
 
-    def _resource(self, request: Request, url: str, resource: Resource) -> Response | None:
-        token = self._extract_token(request, resource.auth)
-        account = self.sandbox.find_account(token) if token else None
-        key = self.profile.key
-        account_fields = self._account_fields(self.accounts.index(account) if account else 0)
-        if url != self._fill(resource.url, **account_fields, api_key=key.api_key if key else ""):
+    async def _resource(self, request: Request, url: str, resource: Resource) -> Response | None:
+        """The response of a resource; None if the URL is not its own."""
+        found = match_template(resource.url, url, self._known)
+        if found is None:
             return None
         if request.method == "POST" and "content-type" in request.headers and not request.headers.get("content-length"):
             raise UndocumentedRequest("a content type without content")
-        for name, value in resource.requires.items():
-            if request.query_params.get(name) != value:
-                raise UndocumentedRequest(f"{name} must be {value!r}")
-        if key is not None and not self._has_key(request):
+        found |= self._match_all("parameter", resource.requires, request.query_params)
+        self._require_no_others("parameter", request.query_params, resource.requires)
+        if resource.body is not None:
+            found |= self._match("the content", resource.body, await self._content(request, resource.body_type))
+        elif self.profile.is_exact and await request.body():
+            raise UndocumentedRequest("has content")
+        try:
+            standard = {} if self.profile.token is None else BEARER
+            auth = standard if resource.auth is None else resource.auth
+            found |= self._match_all("header", auth, request.headers)
+        except UndocumentedRequest:
+            if self.profile.is_exact:
+                raise
             return self._error(resource.rejection)
-        if key is None and account is None:
+        account = self._authenticated(request, found)
+        if account is None:
             return self._error(resource.rejection)
-        return JSONResponse(
-            self._fill(resource.response, **account_fields, **(self.profile.token.claims if self.profile.token else {}))
-        )
+        fields = self._account_fields(self.accounts.index(account))
+        if any(str(fields[name]) != found[name] for name in fields.keys() & found.keys()):
+            raise UndocumentedRequest("is about another account")
+        claims = self.profile.token.claims if self.profile.token else {}
+        return JSONResponse(self._fill(resource.response, **fields, **claims), resource.status)
+
+    def _authenticated(self, request: Request, found: Mapping[str, str]) -> Account | None:
+        """The account of the credentials in a request; None if they are wrong."""
+        key = self.profile.key
+        if key is None or self.profile.token is not None:
+            return self.sandbox.find_account(found.get("access_token", ""))
+        fields = {"api_key": key.api_key, "api_secret": key.api_secret, **key.secret_fields}
+        is_right = all(found[name] == text for name, text in fields.items() if name in found)
+        return self.accounts[0] if is_right and self._has_key(request) else None
 
     def _has_key(self, request: Request) -> bool:
         key = self.profile.key
@@ -315,44 +472,44 @@ class SimulatedProvider:
             for name, value in required.items()
         )
 
-    def _extract_token(self, request: Request, auth: Mapping[str, str]) -> str | None:
-        for name, template in auth.items():
-            before = template.removesuffix("$access_token")
-            value = request.headers.get(name, "")
-            if template != before and value.startswith(before):
-                return value.removeprefix(before)
-        return None
-
-    async def _revoke(self, request: Request, revocation: Revocation) -> Response:
-        form = await self._form(request)
-        if revocation.client in {"post", "basic"}:
-            try:
-                self._authenticate(request, form, revocation.client)
-            except OAuthError:
-                return self._error(revocation.rejection)
-        for name, template in revocation.auth.items():
-            if revocation.client == "secret" and request.headers.get(name) != self._fill(template):
-                return self._error(revocation.rejection)
+    async def _revoke(self, request: Request, url: str, revocation: Revocation) -> Response:
         kind, _, name = revocation.token.partition(":")
-        if kind == "bearer":
-            token = self._extract_token(request, revocation.auth) or ""
-        elif kind == "json":
-            token = str(json.loads(await request.body()).get(name, ""))
-        else:
-            token = form.get(name, "")
+        given = await self._content(request, "json" if kind == "json" else revocation.body_type)
+        try:
+            headers = self.profile.token.headers if self.profile.token and self.profile.is_exact else {}
+            if revocation.client not in {"secret", "none"}:
+                self._authenticate(request, given, revocation.client, headers)
+        except OAuthError:
+            return self._error(revocation.rejection)
+        for header, template in revocation.auth.items():
+            if revocation.client == "secret" and request.headers.get(header) != self._fill(template):
+                return self._error(revocation.rejection)
         if kind == "account":
             for account_index, account in enumerate(self.accounts):
-                if self._fill(self.profile.account_id, **self._account_fields(account_index)) == form.get(name):
+                if self._fill(self.profile.account_id, **self._account_fields(account_index)) == given.get(name):
                     self.sandbox.revoke_grants(account.sub)
             return JSONResponse(self._fill(revocation.response), revocation.status)
+        token = given.get(name, "") if name else self._named_token(request, url, given, revocation)
         if kind == "bearer" and not self.is_valid(token):
             return self._error(revocation.rejection)
         self.sandbox.revoke(self.client, token)
-        return (
-            JSONResponse(self._fill(revocation.response), revocation.status)
-            if revocation.status != 204
-            else Response(status_code=204)
-        )
+        content = self._fill(revocation.response)
+        return Response(status_code=204) if revocation.status == 204 else JSONResponse(content, revocation.status)
+
+    def _named_token(self, request: Request, url: str, given: Mapping[str, str], revocation: Revocation) -> str:
+        """The token in a revocation, at any of the places where the profile has its name."""
+        found = self._match("the URL", revocation.url, url)
+        found |= self._match_all("parameter", revocation.requires, request.query_params)
+        found |= self._match_all("header", revocation.auth, request.headers)
+        found |= self._match_all("parameter", revocation.params, given)
+        if not revocation.token:
+            client = _CLIENT_PARAMS.get(revocation.client, frozenset())
+            self._require_no_others("parameter", given, {*revocation.params, *client})
+        for name in ("client_secret", "basic"):
+            if name in found and found[name] != self._fill(f"${name}"):
+                raise UndocumentedRequest(f"{name} is wrong")
+        tokens = (found[name] for name in ("token", "refresh_token", "access_token") if name in found)
+        return next(tokens, "")
 
     def _account_fields(self, account_index: int) -> dict[str, object]:
         account = self.accounts[account_index]
@@ -366,8 +523,19 @@ class SimulatedProvider:
 def key_auth(key: Key) -> RequestAuth:
     """The headers and query parameters with a key."""
     pair = base64.b64encode(f"{key.api_key}:{key.api_secret}".encode()).decode()
-    values = {"basic": pair, "api_key": key.api_key}
+    values = {"basic": pair, "api_key": key.api_key, "api_secret": key.api_secret, **key.secret_fields}
     return RequestAuth(fill_template(key.auth, values), fill_template(key.query, values))
+
+
+_ENDS: Mapping[str, Literal["authorization", "grant", "account"]] = {
+    "token": "authorization",
+    "grant": "grant",
+    "account": "account",
+}
+
+
+def _token_urls(endpoint: Token) -> Mapping[str, str]:
+    return {"code": endpoint.url, "secrets": endpoint.url, "refresh": endpoint.refresh_url or endpoint.url}
 
 
 class FakeProviderServer:
@@ -384,14 +552,11 @@ class FakeProviderServer:
 
 
 class FakeServerTransport(httpx.AsyncBaseTransport):
-    """Sends every request to the server, whatever its host."""
+    """Sends every request to the server, whatever its host, without a socket."""
 
-    def __init__(self, server_url: str, integration_type: str) -> None:
-        self._server_url = httpx.URL(server_url)
+    def __init__(self, server: FakeProviderServer, integration_type: str) -> None:
         self._integration_type = integration_type
-        self._transport = httpx.AsyncHTTPTransport(
-            verify=False
-        )  # the server has no TLS: loading certificates takes time
+        self._transport = httpx.ASGITransport(app=server)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request to the server."""
@@ -400,11 +565,6 @@ class FakeServerTransport(httpx.AsyncBaseTransport):
         headers = httpx.Headers(request.headers)
         headers["host"] = request.url.netloc.decode()
         headers[PROFILE_HEADER], headers[SCHEME_HEADER] = self._integration_type, request.url.scheme
-        target = request.url.copy_with(scheme="http", host=self._server_url.host, port=self._server_url.port)
         assert isinstance(request.stream, httpx.AsyncByteStream)
-        sent = httpx.Request(request.method, target, headers=headers, stream=request.stream)
+        sent = httpx.Request(request.method, request.url, headers=headers, stream=request.stream)
         return await self._transport.handle_async_request(sent)
-
-    async def aclose(self) -> None:
-        """Close all connections."""
-        await self._transport.aclose()

@@ -1,12 +1,16 @@
 """Profiles of providers: the behaviour of a provider as data, written from its documentation, not from its code.
 
-There is one `profiles/*.toml` file per integration type.
+`profiles/*.toml` are written by hand, one per integration type. `derivation.py` makes the profile of any other type.
 
 In responses, "$name" is replaced by a value, and "${name}" by a value within a text. The names are `access_token`,
 `refresh_token`, `scope`, `expires_in` and `expires_at` of tokens; `sub`, `number` (the same as a number), `email` and
 `name` of the account; `client_id` and `client_secret`. A member whose value is missing is left out.
+
+In what a request must have, such a name is any text where the value is in the request only: `code`, `redirect_uri`,
+`code_verifier`, `refresh_token`, `access_token`, and the fields of a key. It is then checked as a credential.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -16,6 +20,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 JsonObject = Mapping[str, Any]
+
+
+ClientAuthentication = Literal["post", "basic", "none", "header", "client_secret_jwt", "private_key_jwt"]
 
 
 class _Part(BaseModel):
@@ -48,12 +55,22 @@ class Authorize(_Part):
 
 
 class Token(_Part):
-    """The token endpoint."""
+    """The token endpoint.
+
+    `headers`: headers that each request has. `code`, `refresh` and `secrets`: the parameters of the exchange of a code,
+    of a refresh, and of a request with the account's own secrets; `code_requires` are further ones.
+    """
 
     url: str
-    client: Literal["post", "basic", "none"]
+    refresh_url: str | None = None
+    client: ClientAuthentication
+    headers: Mapping[str, str] = {}
+    body: Literal["form", "json"] = "form"
+    code: Mapping[str, str] = {"grant_type": "authorization_code", "code": "$code", "redirect_uri": "$redirect_uri"}
     code_requires: Mapping[str, str] = {}
+    refresh: Mapping[str, str] = {"grant_type": "refresh_token", "refresh_token": "$refresh_token"}
     refresh_requires: Sequence[str] = ()
+    secrets: Mapping[str, str] = {}
     response: JsonObject
     refresh_response: JsonObject | None = None
     response_scope_separator: str = " "
@@ -67,11 +84,12 @@ class Token(_Part):
 class Renewal(_Part):
     """How access tokens are renewed.
 
-    `rotates`: each refresh replaces the refresh token, and the old one works for another `grace` seconds.
+    "secrets": the account's own secrets obtain another one. `rotates`: each refresh replaces the refresh token, and the
+    old one works for another `grace` seconds.
     `repeats_refresh_token`: the response to a refresh has the refresh token, even if it is the same.
     """
 
-    kind: Literal["refresh", "exchange", "never"] = "refresh"
+    kind: Literal["refresh", "exchange", "secrets", "never"] = "refresh"
     rotates: bool = False
     grace: float = 0
     repeats_refresh_token: bool = False
@@ -91,13 +109,21 @@ class Exchange(_Part):
 
 
 class Resource(_Part):
-    """The resource of the verification request. `auth`: its headers; `requires`: its query parameters."""
+    """The resource of the verification or of the lookup.
 
-    method: Literal["GET", "POST"] = "GET"
+    `auth`: its headers, by default the access token as bearer if there are tokens; `requires`: its query parameters;
+    `body`: the content, whose texts are templates. `is_read`: whether its content matters, and not its status alone.
+    """
+
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "GET"
     url: str
-    auth: Mapping[str, str] = {"Authorization": "Bearer $access_token"}
+    auth: Mapping[str, str] | None = None
     requires: Mapping[str, str] = {}
+    body: Any = None
+    body_type: Literal["form", "json"] = "json"
+    status: int = 200
     response: Any
+    is_read: bool = True
     rejection: ErrorResponse = ErrorResponse(status=401)
 
 
@@ -105,15 +131,20 @@ class Revocation(_Part):
     """A revocation. `client`: the client authentication; "secret" means the headers in `auth`.
 
     `token`: the position of the token: "bearer", "form:<name>" or "json:<name>"; "account:<name>" is the account's id
-    in a form. `ends`: whether the tokens of one authorization end, or the grant: those of the client and account.
+    in a form. Without it, the token is where `url`, `requires` (the query), `auth` (headers) or `params` (the content)
+    have "$token", "$access_token" or "$refresh_token". `ends`: whether the tokens of one authorization end, the grant
+    (those of the client and account), or those of the account.
     """
 
     method: Literal["POST", "DELETE"] = "POST"
     url: str
-    client: Literal["post", "basic", "secret", "none"] = "post"
+    requires: Mapping[str, str] = {}
+    client: ClientAuthentication | Literal["secret"] = "post"
     auth: Mapping[str, str] = {}
-    token: str
-    ends: Literal["token", "grant"] = "token"
+    params: Mapping[str, str] = {}
+    body_type: Literal["form", "json"] = "form"
+    token: str = ""
+    ends: Literal["token", "grant", "account"] = "token"
     status: int = 200
     response: JsonObject = {}
     rejection: ErrorResponse = ErrorResponse(status=401)
@@ -122,8 +153,9 @@ class Revocation(_Part):
 class Key(_Part):
     """A valid API key, and the headers (`auth`) or query parameters with it."""
 
-    api_key: str
+    api_key: str = ""
     api_secret: str = ""
+    secret_fields: Mapping[str, str] = {}
     auth: Mapping[str, str] = {}
     query: Mapping[str, str] = {}
 
@@ -133,7 +165,9 @@ class Profile(_Part):
 
     `config`: the config to connect with; `bad_config`: invalid configs, by the field of their error. `settings`:
     further settings of the provider. `account_id`, `account_label`, `api_url`: the expected account and base URL.
-    `request`: the expected headers of API requests. `accounts`: the `sub` of the two simulated accounts.
+    `request` and `request_query`: the expected headers and query parameters of API requests. `accounts`: the `sub` of
+    the two simulated accounts. `is_exact`: parameters that the profile does not name are refused. `waits`: responses
+    that ask for a later request.
     """
 
     integration_type: str
@@ -145,10 +179,14 @@ class Profile(_Part):
     account_label: str = ""
     api_url: str | None = None
     request: Mapping[str, str] = {"Authorization": "Bearer $access_token"}
+    request_query: Mapping[str, str] = {}
+    is_exact: bool = False
+    waits: Sequence[ErrorResponse] = ()
     authorize: Authorize | None = None
     token: Token | None = None
     renewal: Renewal = Renewal()
     exchange: Sequence[Exchange] = ()
+    lookup: Resource | None = None
     verify: Resource | None = None
     revoke: Revocation | None = None
     key: Key | None = None
@@ -175,3 +213,39 @@ def fill_template(template: Any, values: Mapping[str, object]) -> Any:
     for name, value in values.items():
         template = template.replace("${" + name + "}", str(value)).replace("$" + name, str(value))
     return template
+
+
+_NAME = re.compile(
+    r"\$\{(\w+)\}|\$(code_verifier|code|redirect_uri|refresh_token|access_token|token|api_key|client_id|sub|number)\b"
+)
+
+
+def match_template(template: Any, actual: Any, known: Mapping[str, object]) -> dict[str, str] | None:
+    """The texts that stand for the unknown names of a template, such as a token; None if the value differs from it."""
+    if isinstance(template, Mapping | list | tuple):
+        if isinstance(template, Mapping):
+            same_shape = isinstance(actual, Mapping) and actual.keys() == template.keys()
+            pairs = [(part, actual[name]) for name, part in template.items()] if same_shape else []
+        else:
+            same_shape = isinstance(actual, list) and len(actual) == len(template)
+            pairs = list(zip(template, actual, strict=True)) if same_shape else []
+        found: dict[str, str] = {}
+        for part, value in pairs:
+            texts = match_template(part, value, known)
+            if texts is None or any(found.get(name, text) != text for name, text in texts.items()):
+                return None
+            found |= texts
+        return found if same_shape else None
+    if not isinstance(template, str) or not isinstance(actual, str):
+        return {} if template == actual else None
+    pattern, end, names = "", 0, set[str]()
+    for placeholder in _NAME.finditer(template):
+        name = placeholder[1] or placeholder[2]
+        pattern += re.escape(template[end : placeholder.start()])
+        pattern += (
+            re.escape(str(known[name])) if name in known else f"(?P={name})" if name in names else f"(?P<{name}>.+)"
+        )
+        names |= {name} - known.keys()
+        end = placeholder.end()
+    match = re.fullmatch(pattern + re.escape(template[end:]), actual, re.DOTALL)
+    return None if match is None else match.groupdict()

@@ -1,6 +1,7 @@
 """The service with fakes and one real provider, and the actions of users and backends."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -10,11 +11,20 @@ import httpx
 from integration_server.domain.credentials import Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.errors import ApiNotDeclared, ProviderError
 from integration_server.domain.integration import Integration, UserId
-from integration_server.providers.base import BaseProvider
-from integration_server.providers.factory import ProviderRegistry
+from integration_server.providers.base import BaseProvider, ProviderContext
+from integration_server.providers.factory import ProviderFactory, ProviderRegistry
+from integration_server.providers.http import ProviderHttp
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest
 from integration_server.service.connections.oauth_connection import Callback, ConnectionRequest, ConnectionResult
-from tests.conformance.fake_server import PROFILE_HEADER, SimulatedProvider
+from tests.conformance.fake_server import (
+    CLIENT_ID,
+    CLIENT_SECRET,
+    PROFILE_HEADER,
+    FakeProviderServer,
+    FakeServerTransport,
+    SimulatedProvider,
+    client_key_pem,
+)
 from tests.conformance.profile import Profile, fill_template
 from tests.fakes.system import ADA, PUBLIC_URL, FakeSystem
 
@@ -59,7 +69,9 @@ class Scenario:
     # --- connecting
 
     async def connect(self, user_id: UserId = ADA, **changes: Any) -> Integration:
-        """Connect the account in the browser."""
+        """Connect the account in the browser, or with its own secrets."""
+        if self.profile.authorize is None:
+            return await self.connect_key(user_id=user_id)
         outcome = await self.run_authorization(user_id, **changes)
         assert outcome.success
         return self.system.row(outcome.integration_id)
@@ -108,16 +120,24 @@ class Scenario:
         except ApiNotDeclared:
             return None
 
-    async def connect_key(self, *, api_key: str | None = None, api_secret: str | None = None) -> Integration:
+    async def connect_key(
+        self,
+        *,
+        user_id: UserId = ADA,
+        api_key: str | None = None,
+        api_secret: str | None = None,
+        secret_fields: Mapping[str, str] | None = None,
+    ) -> Integration:
         """Connect with the API key of the profile, or another one."""
         key = self.profile.key
         assert key is not None
         return await self.system.api_key_connection.connect_with_api_key(
             ApiKeyConnectionRequest(
-                ADA,
+                user_id,
                 self.profile.integration_type,
                 key.api_key if api_key is None else api_key,
                 key.api_secret if api_secret is None else api_secret,
+                secret_fields=key.secret_fields if secret_fields is None else secret_fields,
                 config=dict(self.profile.config),
             )
         )
@@ -136,6 +156,10 @@ class Scenario:
         """The stored tokens of an integration."""
         return await self.system.tokens(integration.integration_id)
 
+    async def credentials(self, integration: Integration) -> Credentials:
+        """The stored credentials of an integration."""
+        return await self.system.cipher.decrypt(self.system.stored(integration.integration_id))
+
     async def get_credentials(self, integration: Integration) -> RequestAuth:
         """The headers and query parameters that a backend receives."""
         usable = await self.system.credentials.get_credentials(integration.integration_id, ADA, None, ())
@@ -153,3 +177,23 @@ class Scenario:
         """Advance the clock past the expiry of access tokens."""
         lifetime = (self.profile.token and self.profile.token.lifetime) or 3600
         self.system.clock.advance(timedelta(seconds=lifetime + 1))
+
+
+@asynccontextmanager
+async def open_scenario(profile: Profile, factory: ProviderFactory, *, dev_mode: bool) -> AsyncIterator[Scenario]:
+    """The service, the provider of a profile, and the server that simulates it."""
+    system, server = FakeSystem(), FakeProviderServer()
+    simulated_provider = server.simulated_providers[profile.integration_type] = SimulatedProvider(profile, system.clock)
+    transport = FakeServerTransport(server, profile.integration_type)
+    http = ProviderHttp(system.clock, dev_mode=dev_mode, transport=transport)
+
+    def build(client_secret: str = CLIENT_SECRET) -> ProviderRegistry:
+        of_client = {"CLIENT_ID": CLIENT_ID, "CLIENT_SECRET": client_secret}
+        if profile.token and profile.token.client == "private_key_jwt":
+            of_client["PRIVATE_KEY"] = client_key_pem(client_secret)
+        prefix = profile.integration_type.upper()
+        environment = {**{f"{prefix}_{name}": value for name, value in of_client.items()}, **profile.settings}
+        return factory.build(ProviderContext(http, system.clock, environment), only=profile.integration_type)
+
+    async with http, system.tasks:
+        yield Scenario(profile, system, simulated_provider, build, transport)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from integration_server.domain.credentials import ApiKey, RequestAuth
+from integration_server.domain.credentials import RequestAuth
 from integration_server.domain.errors import (
     InvalidField,
     ProviderError,
@@ -21,7 +21,7 @@ from integration_server.domain.errors import (
 from integration_server.domain.integration import Status
 from integration_server.domain.revocation import RevocationState
 from integration_server.service.integrations.ports import IntegrationUpdate
-from tests.conformance.fake_server import CLIENT_SECRET, key_auth
+from tests.conformance.fake_server import CLIENT_SECRET, OTHER_SECRET, key_auth
 from tests.conformance.profile import Profile
 from tests.conformance.scenario import Scenario
 from tests.fakes.system import ADA, EVE
@@ -29,6 +29,7 @@ from tests.fakes.system import ADA, EVE
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 oauth2 = pytest.mark.conformance("oauth2")
+tokens = pytest.mark.conformance("tokens")
 EXCHANGE_AGE = timedelta(days=1, minutes=1)  # some providers exchange no younger token
 
 
@@ -43,7 +44,7 @@ def html() -> Response:
 # --- connecting ----------------------------------------------------------------------------------------------------
 
 
-@oauth2
+@tokens
 async def test_connects(scenario: Scenario, profile: Profile) -> None:
     integration = await scenario.connect()
     tokens = await scenario.tokens(integration)
@@ -56,12 +57,13 @@ async def test_connects(scenario: Scenario, profile: Profile) -> None:
     assert integration.is_renewable == (profile.renewal.kind != "never")
 
 
-@oauth2
+@tokens
 async def test_credentials_can_be_put_on_requests(scenario: Scenario, profile: Profile) -> None:
     integration = await scenario.connect()
     tokens = await scenario.tokens(integration)
     auth = await scenario.get_credentials(integration)
-    assert auth == RequestAuth(scenario.expected(profile.request, access_token=tokens.access_token))
+    parts = (profile.request, profile.request_query)
+    assert auth == RequestAuth(*(scenario.expected(part, access_token=tokens.access_token) for part in parts))
     assert scenario.api_url(tokens) == scenario.expected(profile.api_url)
 
 
@@ -92,7 +94,7 @@ def require_secret(profile: Profile) -> None:
 @oauth2
 async def test_an_invalid_client_stores_nothing(scenario: Scenario, profile: Profile) -> None:
     require_secret(profile)
-    scenario.with_client_secret("another-secret")
+    scenario.with_client_secret(OTHER_SECRET)
     with pytest.raises((ProviderError, InvalidField)):
         await scenario.run_authorization()
     assert scenario.system.ids() == []
@@ -118,7 +120,7 @@ ODD_EXPIRY: dict[str, dict[str, object]] = {
 }
 
 
-@oauth2
+@tokens
 @pytest.mark.parametrize("token_overrides", ODD_EXPIRY.values(), ids=ODD_EXPIRY.keys())
 async def test_an_unusual_expiry_is_accepted(scenario: Scenario, token_overrides: dict[str, object]) -> None:
     scenario.simulated_provider.token_overrides = token_overrides
@@ -170,7 +172,7 @@ async def test_refreshes_repeatedly(scenario: Scenario, profile: Profile) -> Non
 
 
 @pytest.mark.conformance("refreshable")
-@pytest.mark.parametrize("rotates", [True, False])
+@pytest.mark.parametrize("rotates", [True, False], ids=["new", "old"])
 async def test_uses_a_new_refresh_token_or_keeps_the_old_one(
     scenario: Scenario, profile: Profile, rotates: bool
 ) -> None:
@@ -192,10 +194,10 @@ async def test_uses_a_new_refresh_token_or_keeps_the_old_one(
 
 async def advance_to_refresh(scenario: Scenario, profile: Profile) -> None:
     """Advance the clock to the expiry of the tokens, or before it if expired tokens cannot be renewed."""
-    if profile.renewal.kind == "refresh":
-        scenario.expire_access_tokens()
-    else:
+    if profile.renewal.kind == "exchange":
         scenario.system.clock.advance(EXCHANGE_AGE)
+    else:
+        scenario.expire_access_tokens()
 
 
 @pytest.mark.conformance("renewable")
@@ -243,7 +245,7 @@ async def test_a_spent_refresh_token_works_for_the_declared_grace(scenario: Scen
             await scenario.provider.refresh(spent)
 
 
-@pytest.mark.conformance("renewable")
+@pytest.mark.conformance("grants")
 async def test_a_revoked_grant_ends_the_integration(scenario: Scenario, profile: Profile) -> None:
     integration = await scenario.connect()
     scenario.simulated_provider.revoke_all_grants()
@@ -274,14 +276,14 @@ async def test_a_refresh_is_retried_after_an_outage(
     assert scenario.simulated_provider.is_valid((await scenario.tokens(integration)).access_token)
 
 
-@pytest.mark.conformance("renewable")
+@pytest.mark.conformance("grants")
 async def test_an_invalid_client_at_a_refresh_does_not_end_the_grant(scenario: Scenario, profile: Profile) -> None:
     if profile.renewal.kind == "exchange" and not all(exchange.needs_client for exchange in profile.exchange):
         pytest.skip("its renewal does not authenticate the client")
     require_secret(profile)
     integration = await scenario.connect()
     await advance_to_refresh(scenario, profile)
-    scenario.with_client_secret("another-secret")
+    scenario.with_client_secret(OTHER_SECRET)
     error = await scenario.refresh_error(integration)
     is_distinguishable = profile.token is not None and profile.token.invalid_client != profile.token.invalid_grant
     assert isinstance(error, ProviderMisconfigured if is_distinguishable else ProviderUnavailable)
@@ -291,16 +293,44 @@ async def test_an_invalid_client_at_a_refresh_does_not_end_the_grant(scenario: S
     assert scenario.simulated_provider.is_valid((await scenario.tokens(integration)).access_token)
 
 
+@pytest.mark.conformance("own secrets")
+async def test_refused_secrets_end_the_integration(scenario: Scenario) -> None:
+    integration = await scenario.connect()
+    scenario.expire_access_tokens()
+    scenario.simulated_provider.client_secret = OTHER_SECRET
+    with pytest.raises(ReauthorizationRequired):
+        await scenario.get_credentials(integration)
+    assert scenario.system.row(integration.integration_id).status(scenario.system.clock()) is Status.EXPIRED
+
+
+@pytest.mark.conformance("own secrets")
+async def test_wrong_secrets_are_rejected_and_not_stored(scenario: Scenario) -> None:
+    scenario.simulated_provider.client_secret = OTHER_SECRET
+    with pytest.raises(ProviderRejected):
+        await scenario.connect()
+    assert scenario.system.ids() == []
+
+
+@pytest.mark.conformance("waits")
+async def test_a_response_that_asks_to_wait_decides_nothing(scenario: Scenario, profile: Profile) -> None:
+    for wait in profile.waits:
+        scenario.simulated_provider.fault = JSONResponse(dict(wait.body), wait.status)
+        with pytest.raises(ProviderUnavailable):
+            await scenario.connect()
+        assert scenario.system.ids() == []
+
+
 # --- verifying -----------------------------------------------------------------------------------------------------
 
 
-@oauth2
+@tokens
 async def test_a_health_check_reports_the_state_at_the_provider(scenario: Scenario, profile: Profile) -> None:
     integration = await scenario.connect()
     assert (await scenario.system.health_checker.check_health(integration.integration_id, ADA)).healthy
     if profile.verify is None:
         return  # without a verification request a check only compares the expiry
-    for response in (down(), html()):
+    # "2xx is valid" includes any content, unless the account or a field is read from it.
+    for response in (down(), html()) if profile.verify.is_read else (down(),):
         scenario.simulated_provider.fault = response
         check = await scenario.system.health_checker.check_health(integration.integration_id, ADA)
         assert (check.healthy, check.error_class) == (False, ProviderUnavailable.reason)
@@ -309,6 +339,9 @@ async def test_a_health_check_reports_the_state_at_the_provider(scenario: Scenar
     scenario.simulated_provider.revoke_all_grants()
     scenario.system.clock.advance(timedelta(seconds=10))  # a caller gets three checks in a row
     check = await scenario.system.health_checker.check_health(integration.integration_id, ADA)
+    if profile.renewal.kind == "secrets":
+        assert check.healthy  # the secrets have obtained another token
+        return
     assert not check.healthy
     # A rejected access token is refreshed first, where there is a refresh token.
     assert check.error_class in {ProviderRejected.reason, ReauthorizationRequired.reason}
@@ -317,7 +350,7 @@ async def test_a_health_check_reports_the_state_at_the_provider(scenario: Scenar
 # --- revoking ------------------------------------------------------------------------------------------------------
 
 
-@oauth2
+@tokens
 @pytest.mark.parametrize("when", ["before expiry", "after expiry"])
 async def test_a_disconnect_ends_the_grant(scenario: Scenario, profile: Profile, when: str) -> None:
     integration = await scenario.connect()
@@ -383,7 +416,7 @@ async def test_a_key_is_stored_and_returned(scenario: Scenario, profile: Profile
     key = profile.key
     assert key is not None
     assert await scenario.get_credentials(integration) == key_auth(key)
-    assert scenario.api_url(ApiKey(key.api_key, key.api_secret)) == profile.api_url
+    assert scenario.api_url(await scenario.credentials(integration)) == profile.api_url
     state = await scenario.system.revocation_service.disconnect_integration(integration.integration_id, ADA)
     assert state is RevocationState.NOT_SUPPORTED
 

@@ -230,6 +230,16 @@ async def test_a_header_without_a_value_is_not_sent() -> None:
     assert json.loads(network.request.content) == {"deep": ["us", 1]}
 
 
+async def test_our_client_id_may_be_in_every_request() -> None:
+    tracker, network = declared("choice_of_sites", json_response({"sites": [{"id": "s1"}]}), json_response({}))
+    tracker = tracker.with_attributes(request_headers={"Client-Id": "{client_id}"})
+    tokens = OAuthTokens("at", extras=await tracker.look_up(OAuthTokens("at")))
+    await tracker.verify_connection(tokens)
+    assert [request.headers["Client-Id"] for request in network.requests] == ["our id", "our id"]
+    assert network.requests[0].headers["X-Lookup"] == "our id"
+    assert tracker.request_auth(tokens).headers["Client-Id"] == "our id"
+
+
 async def test_a_secret_that_no_header_can_contain_is_rejected() -> None:
     monitor, network = declared("two_headers")
     with pytest.raises(ProviderRejected):

@@ -1,0 +1,113 @@
+"""Negative controls of derived profiles: a declaration that differs from the simulated provider fails the suite.
+
+Each case derives a profile from a declaration, changes the declaration in one place, and uses a provider of the changed
+one. A difference that no request shows could not be found, and is not a case.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from integration_server.domain.errors import IntegrationServerError, ReauthorizationRequired
+from integration_server.domain.revocation import RevocationState
+from integration_server.providers.factory import ProviderFactory
+from integration_server.providers.toml_providers import provider_class, read_declaration
+from tests.conformance.conftest import derived_profiles, environment_settings
+from tests.conformance.profile import Profile
+from tests.conformance.scenario import open_scenario
+from tests.declarations import DECLARATIONS
+from tests.fakes.system import ADA
+
+CHANGES = {
+    "another endpoint": ("json_tokens", "/v1/oauth/token", "/v2/oauth/token"),
+    "another host": ("json_tokens", 'token_url = "https://api.', 'token_url = "https://www.'),
+    "another client authentication": ("json_tokens", '"client_secret_basic"', '"client_secret_post"'),
+    "no client authentication": ("json_tokens", '"client_secret_basic"', '"none"'),
+    "another body": ("json_tokens", 'token_body = "json"', 'token_body = "form"'),
+    "another fixed header": ("json_tokens", 'Notes-Version = "2026-06-01" }\nto', 'Notes-Version = "2025-06-01" }\nto'),
+    "a header that is missing": ("json_tokens", 'request_headers = { Notes-Version = "2026-06-01" }\n', ""),
+    "another path of a kept value": ("json_tokens", '"workspace.id"', '"team.id"'),
+    "another authorization parameter": ("json_tokens", '{ owner = "user" }', '{ owner = "team" }'),
+    "an authorization parameter too many": ("json_tokens", '{ owner = "user" }', '{ owner = "user", more = "1" }'),
+    "a challenge that is not expected": ("json_tokens", "pkce = false", "pkce = true"),
+    "scopes that are not expected": ("json_tokens", 'scope_param = ""', 'scopes = ["a"]'),
+    "another revocation": ("json_tokens", "/v1/oauth/revoke", "/v1/oauth/revocation"),
+    "another token in the revocation": ("json_tokens", 'params = { token = "{token}"', 'params = { other = "{token}"'),
+    "another parameter": ("other_names", 'auth_code = "{code}"', 'authorization_code = "{code}"'),
+    "a standard parameter that is refused": ("other_names", 'code = "", ', ""),
+    "another parameter of the refresh": ("other_names", 'token = "{refresh_token}", refresh_token = ""', 'more = "1"'),
+    "another refresh endpoint": ("other_names", "/v2/oauth/refresh/", "/v2/oauth/token/"),
+    "another path of the token": ("other_names", '"data.token"', '"data.access_token"'),
+    "another scope separator": ("other_names", 'scope_separator = ","', 'scope_separator = " "'),
+    "another scope": ("other_names", '"video.list"]', '"video.upload"]'),
+    "another header of the client": ("other_names", "Client {basic}", "Basic {basic}"),
+    "another code of a dead grant": ("other_names", '["10010"]', '["10011"]'),
+    "another method": ("other_names", 'method = "POST"', 'method = "PUT"'),
+    "another content": ("other_names", 'body = { open_id = "{open_id}" }', 'body = { id = "{open_id}" }'),
+    "another key": ("choice_of_sites", '"private_key_jwt"', '"client_secret_jwt"'),
+    "another lookup": ("choice_of_sites", "accessible-resources", "resources"),
+    "another list of accounts": ("choice_of_sites", 'list = "sites"', 'list = "pages"'),
+    "another issuer": ("choice_of_sites", 'issuer = "https://auth.', 'issuer = "https://login.'),
+    "another resource": ("choice_of_sites", 'resource = "https://api.', 'resource = "https://www.'),
+    "another parameter of the callback": (
+        "region_of_callback",
+        '["accounts-server"]',
+        '["accounts-server", "location"]',
+    ),
+    "another revocation method": ("region_of_callback", 'method = "DELETE"', 'method = "POST"'),
+    "another prefix of the token": ("region_of_callback", "Suite-oauthtoken", "Bearer"),
+    "another scope of the secrets": ("own_client", '["orders", "stock"]', '["orders"]'),
+    "another audience": ("own_client", 'audience = "https://api.', 'audience = "https://www.'),
+    "another header of a key": ("two_headers", "X-Api-Key", "X-Apikey"),
+    "another header of a secret": ("two_headers", "X-Application-Key", "X-App-Key"),
+    "another part of a nested body": ("two_headers", '["{region}", 1]', '["{region}", 2]'),
+    "another path of a key": ("key_in_path", "bot{api_key}/getMe", "{api_key}/getMe"),
+    "another criterion": ("key_in_path", '{ ok = "true" }', '{ ok = "false" }'),
+    "another user name": ("email_and_token", "{email}/token", "{email}"),
+    "another prefix of a key": ("token_prefix", "Token {api_key}", "Key {api_key}"),
+    "another query parameter": ("token_prefix", "account = ", "account_id = "),
+    "another path of the account": ("token_prefix", '"data.me.id"', '"data.user.id"'),
+}
+
+
+def factory_of(text: str, directory: Path) -> ProviderFactory:
+    """A factory with the type that a text declares."""
+    file = directory / "changed.toml"
+    file.write_text(text)
+    declaration, factory = read_declaration(file, dev_mode=False), ProviderFactory()
+    factory.register(declaration.integration_type, provider_class(declaration))
+    return factory
+
+
+async def run(profile: Profile, factory: ProviderFactory) -> str | None:
+    """Use an account from its connection to its end; what went wrong, if anything did."""
+    async with open_scenario(profile, factory, dev_mode=False) as scenario:
+        system, violations = scenario.system, scenario.simulated_provider.violations
+        try:
+            integration = await scenario.connect()
+            assert (integration.account_id or "") == scenario.expected(profile.account_id)
+            if profile.token is not None:
+                scenario.expire_access_tokens()
+            await scenario.get_credentials(integration)
+            assert (await system.health_checker.check_health(integration.integration_id, ADA)).healthy
+            state = await system.revocation_service.disconnect_integration(integration.integration_id, ADA)
+            assert state is not RevocationState.PENDING
+            if profile.renewal.kind == "refresh":
+                again = await scenario.connect()
+                scenario.simulated_provider.revoke_all_grants()
+                scenario.expire_access_tokens()
+                with pytest.raises(ReauthorizationRequired):
+                    await scenario.get_credentials(again)
+        except (IntegrationServerError, AssertionError) as error:
+            return str(violations or repr(error))
+        return str(violations) if violations else None
+
+
+@pytest.mark.parametrize(("name", "old", "new"), CHANGES.values(), ids=CHANGES.keys())
+async def test_negative_control_a_difference_is_found(tmp_path: Path, name: str, old: str, new: str) -> None:
+    text = (DECLARATIONS / f"{name}.toml").read_text()
+    assert old in text
+    original = factory_of(text, tmp_path)
+    profile = derived_profiles(environment_settings(), original, [name])[name]
+    assert await run(profile, original) is None
+    assert await run(profile, factory_of(text.replace(old, new, 1), tmp_path)) is not None
