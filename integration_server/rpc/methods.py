@@ -25,6 +25,15 @@ Behavior: TypeAlias = Callable[[Any, Any], Any]
 streams them."""
 
 
+PURPOSE = "x-purpose"
+"""The metadata entry with the purpose of a call, for the audit log."""
+
+
+def purpose_of(context: Context) -> str:
+    """Return the purpose of a call; empty without one. Repeated entries are joined (RFC 9110 §5.3)."""
+    return ", ".join(str(value) for key, value in context.invocation_metadata() or () if key == PURPOSE)
+
+
 class Permission(StrEnum):
     """A set of RPCs that a policy grants together."""
 
@@ -76,6 +85,11 @@ class Method:
     streams_responses: bool = False
     request_class: type[Message] = Message
     request_limits: RequestLimits = field(default_factory=RequestLimits)
+
+    @property
+    def repeats_responses(self) -> bool:
+        """Whether equal calls have equal responses while nothing has changed (reused_responses.py)."""
+        return self.audit_action is Action.READ_CREDENTIALS and not (self.streams_requests or self.streams_responses)
 
     @property
     def name(self) -> str:
