@@ -16,9 +16,9 @@ from integration_server.domain.audit import SUCCESS, Action, AuditEntry
 from integration_server.domain.errors import IntegrationServerError, InvalidField, StoreUnavailable
 from integration_server.domain.text import control_character_problem
 from integration_server.rpc.interceptors import CallerLookup, Interceptor, first_request
-from integration_server.rpc.methods import PURPOSE, Behavior, Context, Method, purpose_of
+from integration_server.rpc.methods import Behavior, Context, Method
 from integration_server.rpc.request_streams import RequestStream
-from integration_server.rpc.reused_responses import response_source
+from integration_server.rpc.reused_responses import PURPOSE, purpose_of, response_source
 from integration_server.service.audit.audit_trail import AuditTrail, audit_user
 from integration_server.service.common_types import Clock
 

@@ -25,15 +25,6 @@ Behavior: TypeAlias = Callable[[Any, Any], Any]
 streams them."""
 
 
-PURPOSE = "x-purpose"
-"""The metadata entry with the purpose of a call, for the audit log."""
-
-
-def purpose_of(context: Context) -> str:
-    """Return the purpose of a call; empty without one. Repeated entries are joined (RFC 9110 §5.3)."""
-    return ", ".join(str(value) for key, value in context.invocation_metadata() or () if key == PURPOSE)
-
-
 class Permission(StrEnum):
     """A set of RPCs that a policy grants together."""
 

@@ -22,7 +22,7 @@ from google.protobuf.message import Message
 from integration_server.domain.audit import AuditEntry
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.domain.integration import Integration
-from integration_server.rpc.methods import Context, purpose_of
+from integration_server.rpc.methods import Context
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.common_types import Clock
 
@@ -30,6 +30,14 @@ _MAX_BYTES = 16 * 2**20  # of requests and responses: some 15,000 callers and in
 _NONCE_BYTES = 12  # of AES-GCM
 
 _Key = tuple[str, str, bytes]
+
+PURPOSE = "x-purpose"
+"""The metadata entry with the purpose of a call, for the audit log."""
+
+
+def purpose_of(context: Context) -> str:
+    """Return the purpose of a call; empty without one. Repeated entries are joined (RFC 9110 §5.3)."""
+    return ", ".join(str(value) for key, value in context.invocation_metadata() or () if key == PURPOSE)
 
 
 @dataclass(slots=True)
