@@ -14,7 +14,7 @@ from functools import partial
 import structlog
 
 from integration_server.domain.due_times import Schedule
-from integration_server.domain.integration import IntegrationId
+from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.lifecycle import periodic_job, serving
 from integration_server.observability.listener import LocalSource
 from integration_server.observability.metrics import METRICS, Metrics, record_calls, record_provider_requests
@@ -158,6 +158,8 @@ class Service:
     refresher: TokenRefresher
     reader: ChangeFeedReader
     worker: BackgroundWorker
+    is_current: Callable[[Integration], bool] | None
+    """Whether an integration is in the cache as it is here; None without a cache."""
 
 
 BuildStores = Callable[[Settings, Database, Callable[[IntegrationId], None]], Stores]
@@ -335,7 +337,16 @@ async def running_grpc_server(
         metrics.read(partial(read_calls, call_log))
         record_call = record_calls(metrics)
         server = build_grpc_server(
-            settings, use_cases, service.google_calendar, health, auth, trail, clock, call_log, record_call
+            settings,
+            use_cases,
+            service.google_calendar,
+            health,
+            auth,
+            trail,
+            clock,
+            call_log,
+            record_call,
+            service.is_current,
         )
         grpc_address, grace = settings.grpc_address, settings.shutdown_grace
         listening = serving(server, str(grpc_address), grace, auth.credentials, local_target=link.target)
@@ -407,10 +418,11 @@ def build_service(
     # The rest of a message is for the other fields. A page of a megabyte holds the event loop for some milliseconds.
     max_page_bytes = min(settings.grpc_max_message_bytes * 3 // 4, _MAX_PAGE_BYTES)
     lookup: IntegrationLookup = integrations
+    is_current = None
     if cache is not None:
         cached = CachedLookup(cache, integrations)
         metrics.read(partial(read_cache, cached))
-        lookup = cached
+        lookup, is_current = cached, cached.is_current
     reader = ChangeFeedReader(stores.change_feed, cache, monotonic)
     cipher = CredentialCipher(aead)
     schedule = Schedule(settings.refresh_buffer, settings.health_check_interval or None, jitter)
@@ -577,7 +589,7 @@ def build_service(
     limits = WorkerLimits(settings.background_calls_per_provider, settings.background_calls_per_second)
     worker = BackgroundWorker(jobs, stores.due_work, providers, clock, jitter, limits=limits, pause=pause)
     google_calendar = GoogleCalendar(credentials, api_proxy, GoogleCalendarApi())
-    return Service(use_cases, google_calendar, refresher, reader, worker)
+    return Service(use_cases, google_calendar, refresher, reader, worker, is_current)
 
 
 async def is_ready(integrations: IntegrationStore, keyring: Keyring) -> bool:

@@ -4,15 +4,14 @@ A call with a token has the identity of the token's subject. A client certificat
 to it and does not replace a bad token.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from hashlib import sha256
 from hmac import compare_digest
-from typing import Any, Protocol
+from typing import Protocol
 
 from cachetools import LRUCache
 
@@ -20,7 +19,7 @@ from integration_server.domain.errors import QuotaExceeded
 from integration_server.peers import PeerLimiter, peer_key
 from integration_server.rpc.certificate_names import CertificateNames
 from integration_server.rpc.errors import KeysNotAvailable, TokenExpired, Unauthenticated
-from integration_server.rpc.interceptors import CallerLookup, Interceptor, peer_address, wrap_in_context_manager
+from integration_server.rpc.interceptors import CallerLookup, Interceptor, peer_address, wrap_in_check
 from integration_server.rpc.methods import Behavior, Context, Method
 from integration_server.service.common_types import Clock
 
@@ -181,8 +180,7 @@ def authenticate(
     """
     certificate_names = CertificateNames()
 
-    @asynccontextmanager
-    async def identify(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message or a stream
+    async def identify(_request: object, context: Context) -> None:
         entries = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
         if entries:
             token, peer = _bearer_token(entries), Peer(peer_key(address_of(context)), context.peer())
@@ -191,7 +189,6 @@ def authenticate(
             _identity.set(await tokens.resolve_identity(token, peer))
         else:
             _identity.set(certificate_identity(context.auth_context() or {}, certificate_names))
-        yield request
 
     def require_valid_token() -> None:
         expire_time = current_identity().expire_time
@@ -199,7 +196,7 @@ def authenticate(
             raise Unauthenticated("the token has expired since")
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
-        return wrap_in_context_manager(method, behavior, identify, require_valid_token)
+        return wrap_in_check(method, behavior, identify, require_valid_token)
 
     return wrap
 

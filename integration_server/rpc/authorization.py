@@ -6,8 +6,7 @@ that would reveal stored data is reported as if the data did not exist. docs/aut
 rules.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.peers import peer_key
 from integration_server.rpc import mapping
 from integration_server.rpc.authentication import Identity, IdentityKind, current_identity
-from integration_server.rpc.interceptors import CallerLookup, Interceptor, first_request, wrap_in_context_manager
+from integration_server.rpc.interceptors import CallerLookup, Interceptor, first_request, wrap_in_check
 from integration_server.rpc.methods import SIDECAR_PERMISSIONS, Behavior, Context, Method, Permission
 
 IntegrationTypeLookup = Callable[[IntegrationId, UserId], Awaitable[str]]
@@ -86,6 +85,11 @@ def current_allowed_types() -> AllowedTypes:
     return ALL_INTEGRATION_TYPES if caller is None else caller.permissions.allowed_types
 
 
+def current_caller() -> Caller | None:
+    """Return the current call's caller. None where callers are not authenticated."""
+    return _caller.get()
+
+
 def caller_name(_context: Context) -> str:
     """Return the name that the policy has for the current call's caller; empty where callers are not authenticated."""
     caller = _caller.get()
@@ -126,17 +130,15 @@ def authorize_method(policy: Callable[[], Policy]) -> Interceptor:
                 raise CallerNotAllowed
             return caller
 
-        @asynccontextmanager
-        async def permit(request: Any, _context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message or a stream
+        async def permit(_request: object, _context: Context) -> None:
             _caller.set(require_permission())
-            yield request
 
         def require_same_permission() -> None:
             # The next response may be about any type that was allowed at the start.
             if not require_permission().permissions.allowed_types.contains(current_allowed_types()):
                 raise CallerNotAllowed
 
-        return wrap_in_context_manager(method, behavior, permit, require_same_permission)
+        return wrap_in_check(method, behavior, permit, require_same_permission)
 
     return wrap
 
@@ -145,20 +147,18 @@ def authorize_request(authorizer: "RequestAuthorizer") -> Interceptor:
     """Bind each request to its caller's user and integration types. It may query the store, so quotas come first."""
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
-        @asynccontextmanager
-        async def authorize(request: Any, _context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # or a stream
+        async def authorize(request: Any, _context: Context) -> None:  # noqa: ANN401  # a message or a stream
             caller = _caller.get()
             if caller is None:
                 raise RuntimeError("authorize_method has not run")
             await authorizer.authorize(method, first_request(request), caller)
-            yield request
 
         if method.permission is Permission.REFLECTION:
             return behavior  # no request is about a user
         if method.streams_requests and not method.request_limits.bulk_field:
             # Without one, further requests of a stream could name another user; with one, they have nothing else.
             raise NotImplementedError(f"{method.path} takes a stream of requests, which are not authorized")
-        return wrap_in_context_manager(method, behavior, authorize)
+        return wrap_in_check(method, behavior, authorize)
 
     return wrap
 

@@ -18,10 +18,10 @@ from integration_server.domain.text import control_character_problem
 from integration_server.rpc.interceptors import CallerLookup, Interceptor, first_request
 from integration_server.rpc.methods import Behavior, Context, Method
 from integration_server.rpc.request_streams import RequestStream
+from integration_server.rpc.reused_responses import PURPOSE, purpose_of, response_source
 from integration_server.service.audit.audit_trail import AuditTrail, audit_user
 from integration_server.service.common_types import Clock
 
-_PURPOSE = "x-purpose"
 _MAX_AUDIT_WAIT = 2.0  # seconds: the change is already made, and a caller that waits longer would repeat it
 
 
@@ -53,7 +53,7 @@ def record_audit(trail: AuditTrail, caller_of: CallerLookup, clock: Clock) -> In
         @asynccontextmanager
         async def recording(request: Any, context: Context) -> AsyncIterator["_Audited"]:  # noqa: ANN401  # as above
             # Read first: gRPC may have ended the call later, and then frees the context.
-            purpose = _purpose(context)
+            purpose = purpose_of(context)
             entry = AuditEntry(clock(), caller_of(context), action, purpose=purpose, details=details)
             audited = _Audited(first_request(request))
             try:
@@ -63,6 +63,8 @@ def record_audit(trail: AuditTrail, caller_of: CallerLookup, clock: Clock) -> In
                 trail.enqueue(audited.complete(entry, _error_outcome(error), request))
                 raise
             entry = audited.complete(entry, _response_outcome(audited.response), request)
+            if (source := response_source.get()) is not None:
+                source.entry = entry
             if method.awaits_audit:
                 await record(entry)
             elif not trail.enqueue(entry):
@@ -140,11 +142,6 @@ def _field(name: str, *messages: Message) -> Any:  # noqa: ANN401  # the field's
     return None
 
 
-def _purpose(context: Context) -> str:
-    """Return the purpose in the call's metadata; empty without one. Repeated entries are joined (RFC 9110 §5.3)."""
-    return ", ".join(str(value) for key, value in context.invocation_metadata() or () if key == _PURPOSE)
-
-
 def _require_valid_purpose(purpose: str) -> None:
     if problem := control_character_problem(purpose):
-        raise InvalidField(_PURPOSE, problem)
+        raise InvalidField(PURPOSE, problem)

@@ -11,6 +11,7 @@ from integration_server.domain.integration import Integration
 from integration_server.rpc import mapping
 from integration_server.rpc.authorization import current_allowed_types
 from integration_server.rpc.methods import Context
+from integration_server.rpc.reused_responses import response_source
 from integration_server.service.common_types import Clock
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest, ApiKeyConnectionService
 from integration_server.service.connections.oauth_connection import Callback, ConnectionRequest, OAuthConnectionService
@@ -212,6 +213,8 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
             mapping.decode_duration("min_ttl", request),
             mapping.decode_scopes("required_scopes", request.required_scopes),
         )
+        if (source := response_source.get()) is not None:
+            source.integration, source.valid_until = usable.integration, usable.valid_until
         return pb.GetCredentialsResponse(credentials=mapping.encode_credentials(usable))
 
     async def ReceiveWebhook(self, request: pb.ReceiveWebhookRequest, context: Context) -> pb.ReceiveWebhookResponse:

@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
+    Awaitable,
     Callable,
     Collection,
     Coroutine,
@@ -32,14 +33,12 @@ from collections.abc import (
 )
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeAlias, cast
 from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import DecodeError, Message
-from limits import RateLimitItemPerSecond
-from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import FixedWindowRateLimiter
 
 from integration_server.domain.errors import InvalidField, QuotaExceeded, StoreUnavailable
 from integration_server.peers import TrustedProxies, peer_key
@@ -53,6 +52,7 @@ from integration_server.rpc.request_streams import (
     settle_before_responses,
     with_further_requests,
 )
+from integration_server.rpc.reused_responses import ReusedResponses
 from integration_server.service.background.detached_tasks import CallBudget
 
 Interceptor: TypeAlias = Callable[[Method, Behavior], Behavior]
@@ -90,12 +90,8 @@ def wrap_in_context_manager(
     method: Method,
     behavior: Behavior,
     context_manager: Callable[[Any, Context], AbstractAsyncContextManager[Any]],
-    check_response: Callable[[], None] = lambda: None,
 ) -> Behavior:
-    """Run each call inside a context manager, which gets the request and returns the request that is passed on.
-
-    `check_response` is called before each response of a stream.
-    """
+    """Run each call inside a context manager, which gets the request and returns the request that is passed on."""
 
     async def respond(request: Any, context: Context) -> Any:  # noqa: ANN401  # a message
         async with context_manager(request, context) as prepared:
@@ -103,6 +99,27 @@ def wrap_in_context_manager(
 
     async def stream(request: Any, context: Context) -> AsyncGenerator[Any, None]:  # noqa: ANN401
         async with context_manager(request, context) as prepared, aclosing(behavior(prepared, context)) as responses:
+            async for response in responses:
+                yield response
+
+    return stream if method.streams_responses else respond
+
+
+def wrap_in_check(
+    method: Method,
+    behavior: Behavior,
+    check: Callable[[Any, Context], Awaitable[object]],
+    check_response: Callable[[], None] = lambda: None,
+) -> Behavior:
+    """Await a check of the request before each call. `check_response` is called before each response of a stream."""
+
+    async def respond(request: Any, context: Context) -> Any:  # noqa: ANN401  # a message
+        await check(request, context)
+        return await behavior(request, context)
+
+    async def stream(request: Any, context: Context) -> AsyncGenerator[Any, None]:  # noqa: ANN401
+        await check(request, context)
+        async with aclosing(behavior(request, context)) as responses:
             async for response in responses:
                 check_response()
                 yield response
@@ -173,8 +190,12 @@ class ProtectedHandlers(grpc.GenericRpcHandler):
         )
         return make_handler(
             compose(method, behavior, self._interceptors),
-            response_serializer=handler.response_serializer,
+            response_serializer=partial(_serialize, handler.response_serializer),
         )
+
+
+def _serialize(serialize: Callable[[Message], bytes], response: Message | bytes) -> bytes:
+    return response if isinstance(response, bytes) else serialize(response)
 
 
 async def _reject_unknown_method(_requests: object, context: Context) -> None:
@@ -235,21 +256,33 @@ def convert_errors(
     return wrap
 
 
-def enforce_quota(caller_of: CallerLookup, *, concurrency: int, per_second: int) -> Interceptor:
+def enforce_quota(
+    caller_of: CallerLookup, *, concurrency: int, per_second: int, monotonic: Callable[[], float] = time.monotonic
+) -> Interceptor:
     """Limit each caller's concurrent calls and its calls per second, in this process. Raises `QuotaExceeded`.
 
     A stream counts as a concurrent call until it ends. Unary health checks are exempt, so that
     probes do not fail because the server is busy.
     """
-    rate, window = RateLimitItemPerSecond(per_second), FixedWindowRateLimiter(MemoryStorage())
     in_flight: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    second = 0
+
+    def is_over_rate(caller: str) -> bool:
+        nonlocal second
+        now = int(monotonic())
+        if now != second:
+            second = now
+            calls.clear()
+        calls[caller] += 1
+        return calls[caller] > per_second
 
     @asynccontextmanager
     async def slot(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message or a stream
         caller = caller_of(context)
         if in_flight[caller] >= concurrency:
             raise QuotaExceeded("under way")
-        if not await window.hit(rate, caller):
+        if is_over_rate(caller):
             raise QuotaExceeded("in this second")
         in_flight[caller] += 1
         try:
@@ -274,8 +307,11 @@ def read_request(
     enforce_limits: bool = True,
     confirm_end: bool = True,
     settle_end: bool = True,
+    responses: ReusedResponses | None = None,
 ) -> Interceptor:
     """Read a call's single request within `timeout`, and decode it. Raises `QuotaExceeded` or `InvalidField`.
+
+    A method that repeats `responses` may do so before the request is decoded.
 
     A stream of requests becomes a `RequestStream`: its first request is read in the same way, and each further one when
     the method takes it. If the method has a bulk field, further requests have nothing else, and the end of the stream
@@ -286,32 +322,68 @@ def read_request(
     gRPC buffers 64 KiB of a message that nobody reads yet. At most `max_slow_requests` requests at a time may take
     longer than `slow_after` seconds to arrive: otherwise clients could fill the memory with unfinished messages.
     """
-    slow_slots = max_slow_requests
+    read = _RequestReader(timeout, slow_after, max_slow_requests).read
 
-    @contextmanager
-    def limit_slow_reads(read_timeout: asyncio.Timeout) -> Iterator[None]:
-        has_slot = False
+    def wrap(method: Method, behavior: Behavior) -> Behavior:
+        meter = RequestMeter(method.request_class.DESCRIPTOR, method.request_limits)
 
-        def take_slot_or_abort() -> None:
-            nonlocal slow_slots, has_slot
-            has_slot = slow_slots > 0
-            if has_slot:
-                slow_slots -= 1
-            else:
-                read_timeout.reschedule(asyncio.get_running_loop().time())
+        async def decode(raw: bytes) -> Message:
+            if enforce_limits and len(raw) > meter.harmless_size:
+                await meter.check(raw)
+            try:
+                request = method.request_class.FromString(raw)
+            except DecodeError:
+                raise InvalidField(REQUEST, "cannot be decoded") from None
+            if len(raw) > _LARGE_REQUEST:
+                await asyncio.sleep(0)  # other calls proceed before the request is converted
+            return request
 
-        nonlocal slow_slots
-        timer = asyncio.get_running_loop().call_later(slow_after, take_slot_or_abort)
+        @asynccontextmanager
+        async def decode_requests(_requests: object, context: Context) -> AsyncIterator[Any]:
+            raw = await read(context)
+            request = await decode(raw)
+            if not method.streams_requests:
+                yield request
+                return
+            # A stream without a bulk field commits nothing at its end.
+            confirms = confirm_end and bool(method.request_limits.bulk_field)
+            confirmation = EndConfirmation(context, settles=settle_end) if confirms else None
+            async with with_further_requests(request, method, decode, context, confirmation) as requests:
+                yield requests
+
+        async def respond(raw: bytes, context: Context) -> Message:
+            return cast("Message", await behavior(await decode(raw), context))
+
+        async def respond_or_repeat(_requests: object, context: Context) -> Message | bytes:
+            raw = await read(context)
+            if responses is None:
+                return await respond(raw, context)
+            key = responses.key_of(raw, context)
+            return responses.find(key) or await responses.keep(key, respond(raw, context))
+
+        if method.repeats_responses:
+            return respond_or_repeat
+        streams_both = method.streams_requests and method.streams_responses
+        return wrap_in_context_manager(
+            method, settle_before_responses(behavior) if streams_both else behavior, decode_requests
+        )
+
+    return wrap
+
+
+class _RequestReader:
+    """Reads the first request of a call. At most `max_slow_requests` may take longer than `slow_after` seconds."""
+
+    def __init__(self, timeout: timedelta, slow_after: float, max_slow_requests: int) -> None:
+        self._timeout = timeout.total_seconds()
+        self._slow_after = slow_after
+        self._slow_slots = max_slow_requests
+
+    async def read(self, context: Context) -> bytes:
+        """Return the bytes of the request. Raises `QuotaExceeded` or `InvalidField`."""
         try:
-            yield
-        finally:
-            timer.cancel()
-            slow_slots += has_slot
-
-    async def read(context: Context) -> bytes:
-        try:
-            async with asyncio.timeout(timeout.total_seconds()) as read_timeout:
-                with limit_slow_reads(read_timeout):
+            async with asyncio.timeout(self._timeout) as read_timeout:
+                with self._limit_slow_reads(read_timeout):
                     request = await context.read()
                     if request is grpc.aio.EOF:
                         # The end of a call that its client has cancelled looks like this too. The cancellation is
@@ -323,38 +395,24 @@ def read_request(
             raise InvalidField(REQUEST, "is missing")
         return cast("bytes", request)
 
-    def wrap(method: Method, behavior: Behavior) -> Behavior:
-        meter = RequestMeter(method.request_class.DESCRIPTOR, method.request_limits)
+    @contextmanager
+    def _limit_slow_reads(self, read_timeout: asyncio.Timeout) -> Iterator[None]:
+        has_slot = False
 
-        async def decode(raw: bytes) -> Message:
-            if enforce_limits and len(raw) > meter.harmless_size:
-                await meter.check(raw)
-            try:
-                return method.request_class.FromString(raw)
-            except DecodeError:
-                raise InvalidField(REQUEST, "cannot be decoded") from None
+        def take_slot_or_abort() -> None:
+            nonlocal has_slot
+            has_slot = self._slow_slots > 0
+            if has_slot:
+                self._slow_slots -= 1
+            else:
+                read_timeout.reschedule(asyncio.get_running_loop().time())
 
-        @asynccontextmanager
-        async def decode_requests(_requests: object, context: Context) -> AsyncIterator[Any]:
-            raw = await read(context)
-            request = await decode(raw)
-            if len(raw) > _LARGE_REQUEST:
-                await asyncio.sleep(0)  # other calls proceed before the request is converted
-            if not method.streams_requests:
-                yield request
-                return
-            # A stream without a bulk field commits nothing at its end.
-            confirms = confirm_end and bool(method.request_limits.bulk_field)
-            confirmation = EndConfirmation(context, settles=settle_end) if confirms else None
-            async with with_further_requests(request, method, decode, context, confirmation) as requests:
-                yield requests
-
-        streams_both = method.streams_requests and method.streams_responses
-        return wrap_in_context_manager(
-            method, settle_before_responses(behavior) if streams_both else behavior, decode_requests
-        )
-
-    return wrap
+        timer = asyncio.get_running_loop().call_later(self._slow_after, take_slot_or_abort)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self._slow_slots += has_slot
 
 
 def enforce_deadline() -> Interceptor:

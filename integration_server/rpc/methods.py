@@ -78,6 +78,11 @@ class Method:
     request_limits: RequestLimits = field(default_factory=RequestLimits)
 
     @property
+    def repeats_responses(self) -> bool:
+        """Whether equal calls have equal responses while nothing has changed (reused_responses.py)."""
+        return self.audit_action is Action.READ_CREDENTIALS and not (self.streams_requests or self.streams_responses)
+
+    @property
     def name(self) -> str:
         """The name without its service."""
         return self.path.rpartition("/")[2]

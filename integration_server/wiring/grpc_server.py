@@ -1,6 +1,6 @@
 """Builds the gRPC server: its services, their interceptors and its limits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -8,10 +8,11 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from integration_server.domain.integration import Integration
 from integration_server.lifecycle import cap_to_fd_limit
 from integration_server.peers import TrustedProxies
 from integration_server.rpc.accept_loop import surviving_server
-from integration_server.rpc.authorization import caller_name, caller_or_address, quota_key_or_peer
+from integration_server.rpc.authorization import caller_name, caller_or_address, current_caller, quota_key_or_peer
 from integration_server.rpc.call_audit import record_audit
 from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.google_calendar import GoogleCalendarService
@@ -29,6 +30,7 @@ from integration_server.rpc.interceptors import (
 )
 from integration_server.rpc.operator_service import OperatorService
 from integration_server.rpc.request_limits import MAX_BYTES
+from integration_server.rpc.reused_responses import ReusedResponses
 from integration_server.rpc.stream_limits import limit_streams, write_in_time
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.calendar.google_calendar import GoogleCalendar
@@ -63,10 +65,16 @@ def build_grpc_server(
     clock: Clock,
     call_log: CallLog,
     record: RecordCall = lambda *_: None,
+    is_current: Callable[[Integration], bool] | None = None,
 ) -> grpc.aio.Server:
-    """Build the server. In dev mode, or where callers are authenticated, it has reflection (grpcurl uses it)."""
-    # The outermost first.
+    """Build the server. `is_current` is that of the integration cache, if there is one.
+
+    In dev mode, or where callers are authenticated, it has reflection (grpcurl uses it).
+    """
     address_of = client_address(TrustedProxies(settings.trusted_proxies))
+    audited_caller = caller_or_address(address_of)
+    responses = is_current and ReusedResponses(is_current, audited_caller, current_caller, trail, clock)
+    # The outermost first.
     convert = convert_errors(caller_name, call_log, address_of, record)
     caller_of = quota_key_or_peer(address_of)
     interceptors: Sequence[Interceptor] = (
@@ -79,11 +87,11 @@ def build_grpc_server(
             concurrency=settings.caller_max_concurrency,
             per_second=settings.caller_max_calls_per_second,
         ),
-        read_request(settings.grpc_read_timeout),
+        read_request(settings.grpc_read_timeout, responses=responses),
         enforce_deadline(),
         *auth.authorize_request,
         limit_streams(caller_of, per_caller=settings.caller_max_streams, per_user=settings.caller_max_streams_per_user),
-        record_audit(trail, caller_or_address(address_of), clock),
+        record_audit(trail, audited_caller, clock),
     )
     handlers = ProtectedHandlers(interceptors, unknown_method=(convert, *auth.authenticate))
     target: Any = handlers  # the generated functions are typed for servers

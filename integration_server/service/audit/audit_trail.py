@@ -110,6 +110,14 @@ class AuditTrail:
             self._flush_requested.set()
         return True
 
+    def enqueue_again(self, entry: AuditEntry, time: datetime) -> bool:
+        """Queue or count a call that is equal to that of an entry. Returns False if the queue is full."""
+        shared = self._shared.get(entry.call)
+        if shared is not None and timedelta(0) <= time - shared.entry.time < self._interval:
+            shared.call_count += 1
+            return True
+        return self.enqueue(replace(entry, time=time))
+
     async def record(self, entry: AuditEntry) -> None:
         """Write an entry, and return once it is written. Raises `AuditEntryLost`.
 

@@ -33,6 +33,9 @@ class UsableCredentials:
     credentials: Credentials = field(repr=False)
     scopes: tuple[str, ...]
     request_auth: RequestAuth = field(repr=False)
+    integration: Integration | None = None
+    valid_until: datetime | None = None
+    """Until when they last as long as the caller has asked for, while the integration is unchanged. None: always."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,13 @@ class CredentialService:
         """Credentials that last for `min_ttl`; by default the buffer, or half of the token's lifetime if shorter."""
         fresh = await self.get_usable(integration_id, user_id, min_ttl, required_scopes)
         provider = self.providers[fresh.integration.integration_type]
-        return UsableCredentials(fresh.credentials, fresh.integration.scopes, provider.request_auth(fresh.credentials))
+        return UsableCredentials(
+            fresh.credentials,
+            fresh.integration.scopes,
+            provider.request_auth(fresh.credentials),
+            fresh.integration,
+            self._valid_until(fresh.credentials, min_ttl),
+        )
 
     async def get_usable(
         self,
@@ -169,12 +178,21 @@ class CredentialService:
         """
         buffer, now = tokens.buffer(self.buffer), self.clock()
         ttl = buffer if min_ttl is None else min_ttl
-        if tokens.is_good_for(ttl if tokens.lifetime is None else min(ttl, tokens.lifetime), now):
+        if tokens.is_good_for(self._required_ttl(tokens, min_ttl), now):
             return None
         was_usable = tokens.lifetime is None or tokens.lifetime > timedelta(0)
         if was_usable and not tokens.is_good_for(min(ttl, buffer), now):
             return RefreshCause.EXPIRY
         return RefreshCause.DEMAND
+
+    def _required_ttl(self, tokens: OAuthTokens, min_ttl: timedelta | None) -> timedelta:
+        ttl = tokens.buffer(self.buffer) if min_ttl is None else min_ttl
+        return ttl if tokens.lifetime is None else min(ttl, tokens.lifetime)
+
+    def _valid_until(self, credentials: Credentials, min_ttl: timedelta | None) -> datetime | None:
+        if not isinstance(credentials, OAuthTokens) or credentials.expire_time is None:
+            return None
+        return credentials.expire_time - self._required_ttl(credentials, min_ttl)
 
 
 def _is_untried(integration: Integration) -> bool:

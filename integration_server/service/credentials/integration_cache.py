@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from cachetools import TTLCache
 
-from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.integrations.ports import IntegrationLookup, StoredIntegration
 
 MAX_STALENESS = timedelta(seconds=0.8)
@@ -103,6 +103,14 @@ class CachedLookup:
             return found
         finally:
             self._cache.end_read(integration_id, read_token, cacheable)
+
+    def is_current(self, integration: Integration) -> bool:
+        """Whether `get` would return this very object, out of the cache."""
+        cached = self._cache.get(integration.integration_id, integration.user_id)
+        if cached is None or cached.integration is not integration:
+            return False
+        self.hits += 1
+        return True
 
     def _is_small(self, found: StoredIntegration) -> bool:
         return len(json.dumps(found.integration.config)) <= self._max_config_length

@@ -1,0 +1,127 @@
+"""Responses that are sent again: the hot path of `GetCredentials`.
+
+Backends ask for credentials before each request to a provider. A call with the bytes of an earlier one, by the same
+caller under the same policy, gets the earlier response without being decoded, as long as the integration is unchanged
+in the cache and the credentials last as long as the call asks for. It has an audit entry like any other.
+Authentication, the method's permission and quotas come before, for every call.
+
+Only successful calls are kept: what is not here takes the general path.
+"""
+
+import os
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from cachetools import LRUCache
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from google.protobuf.message import Message
+
+from integration_server.domain.audit import AuditEntry
+from integration_server.domain.errors import StoreUnavailable
+from integration_server.domain.integration import Integration
+from integration_server.rpc.methods import Context
+from integration_server.service.audit.audit_trail import AuditTrail
+from integration_server.service.common_types import Clock
+
+_MAX_BYTES = 16 * 2**20  # of requests and responses: some 15,000 callers and integrations
+_NONCE_BYTES = 12  # of AES-GCM
+
+_Key = tuple[str, str, bytes]
+
+PURPOSE = "x-purpose"
+"""The metadata entry with the purpose of a call, for the audit log."""
+
+
+def purpose_of(context: Context) -> str:
+    """Return the purpose of a call; empty without one. Repeated entries are joined (RFC 9110 §5.3)."""
+    return ", ".join(str(value) for key, value in context.invocation_metadata() or () if key == PURPOSE)
+
+
+@dataclass(slots=True)
+class ResponseSource:
+    """What the response of the current call depends on, as far as the layers below have said so."""
+
+    integration: Integration | None = None
+    valid_until: datetime | None = None  # None: as long as the integration is unchanged
+    entry: AuditEntry | None = None
+
+
+response_source: ContextVar[ResponseSource | None] = ContextVar("response_source", default=None)
+"""The source of the current call's response, of a method whose responses are reused."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    caller: object
+    integration: Integration
+    valid_until: datetime | None
+    entry: AuditEntry
+    response: bytes = field(repr=False)  # encrypted, as in the cache of integrations
+
+
+class ReusedResponses:
+    """The responses that were sent last, up to `max_bytes`.
+
+    `is_current` says whether an integration is still as it was read. `caller_name` is the one in audit entries, and
+    `current_caller` the caller with its permissions: another object once the policy has changed.
+    """
+
+    def __init__(
+        self,
+        is_current: Callable[[Integration], bool],
+        caller_name: Callable[[Context], str],
+        current_caller: Callable[[], object],
+        trail: AuditTrail,
+        clock: Clock,
+        *,
+        max_bytes: int = _MAX_BYTES,
+    ) -> None:
+        self._is_current = is_current
+        self._caller_name = caller_name
+        self._current_caller = current_caller
+        self._trail = trail
+        self._clock = clock
+        self._aead = AESGCM(AESGCM.generate_key(256))
+        self._kept: LRUCache[_Key, _Kept] = LRUCache(max_bytes, getsizeof=_size_of)
+
+    def key_of(self, raw: bytes, context: Context) -> _Key:
+        """The key of a call's response: caller, purpose and request."""
+        return self._caller_name(context), purpose_of(context), raw
+
+    def find(self, key: _Key) -> bytes | None:
+        """The response to send again, whose call is recorded. Raises `StoreUnavailable` if the audit queue is full."""
+        kept = self._kept.get(key)
+        if kept is None:
+            return None
+        now = self._clock()
+        is_valid = kept.valid_until is None or now < kept.valid_until
+        if not is_valid or kept.caller is not self._current_caller() or not self._is_current(kept.integration):
+            del self._kept[key]
+            return None
+        if not self._trail.enqueue_again(kept.entry, now):
+            raise StoreUnavailable
+        nonce, encrypted = kept.response[:_NONCE_BYTES], kept.response[_NONCE_BYTES:]
+        return self._aead.decrypt(nonce, encrypted, key[-1])
+
+    async def keep(self, key: _Key, call: Awaitable[Message]) -> Message:
+        """Await the response of a call, and keep it if it can be sent again."""
+        source = ResponseSource()
+        token = response_source.set(source)
+        try:
+            response = await call
+        finally:
+            response_source.reset(token)
+        if source.integration is not None and source.entry is not None:
+            nonce = os.urandom(_NONCE_BYTES)
+            encrypted = nonce + self._aead.encrypt(nonce, response.SerializeToString(), key[-1])
+            kept = _Kept(self._current_caller(), source.integration, source.valid_until, source.entry, encrypted)
+            if _size_of(kept) <= self._kept.maxsize:
+                self._kept[key] = kept
+        return response
+
+
+def _size_of(kept: Any) -> int:  # noqa: ANN401  # cachetools also calls it with keys' values of its own
+    return len(kept.response) + 1024  # the objects around it, and the request
