@@ -641,7 +641,8 @@ class Declaration(BaseModel):
     """The authentication method: `oauth2`, `api_key`, or `basic`."""
 
     base: Annotated[ApiName, AfterValidator(_check_base)] | None = None
-    """The family of the provider, whose keys this file has as well, unless it has its own: `google`, `meta`."""
+    """The family of the provider, whose keys this file has as well, unless it has its own: `atlassian`, `google`,
+    `meta`, `microsoft`."""
 
     display_name: Text | None = None
     """The name to show to users; the default is made from the type."""
