@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Itera
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
+from functools import cached_property
 from hashlib import sha256
 from importlib.resources.abc import Traversable
 from json import dumps
@@ -503,6 +504,7 @@ class BaseProvider(ABC):
             raise ProviderRejected("credentials")  # a header cannot contain it, so it is not a credential
         return RequestAuth(headers, fill_texts(self.request_query, values))
 
+    @cached_property
     def names_in_requests(self) -> Collection[str]:
         """The names in the templates of API requests."""
         urls = [self.api_base_url or "", *self.api_base_urls.values()]

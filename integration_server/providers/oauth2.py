@@ -328,7 +328,7 @@ class OAuth2Provider(BaseProvider):
         if not isinstance(credentials, OAuthTokens):
             raise ProviderRejected("credentials")
         auth = self.templated_auth(credentials)
-        standard = {} if "access_token" in self.names_in_requests() else self.auth_headers(credentials)
+        standard = {} if "access_token" in self.names_in_requests else self.auth_headers(credentials)
         return RequestAuth({**standard, **auth.headers}, auth.query_params)
 
     def auth_headers(self, tokens: OAuthTokens) -> Mapping[str, str]:
