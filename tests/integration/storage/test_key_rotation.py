@@ -488,6 +488,7 @@ class TestRemoval:
         assert await describe_data_keys(database)
         assert keyring.active_key_id
 
+    @pytest.mark.quick_on("sqlite")
     @pytest.mark.parametrize("column", ENCRYPTED_COLUMNS, ids=lambda column: column.name)
     async def test_a_key_is_not_removed_while_a_value_needs_it(
         self, database: Database, keyring: Keyring, column: Any
