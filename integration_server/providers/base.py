@@ -496,8 +496,6 @@ class BaseProvider(ABC):
 
     def templated_auth(self, credentials: Credentials) -> RequestAuth:
         """The headers and query parameters of `request_headers` and `request_query`. Raises `ProviderRejected`."""
-        if not (self.request_headers or self.request_query):
-            return RequestAuth()
         values = self.for_credentials(credentials).values
         headers = fill_texts(self.request_headers, values)
         if not all(map(HEADER_VALUE.fullmatch, headers.values())):
@@ -648,7 +646,7 @@ class BaseProvider(ABC):
 
     def _meaning_of(self, response: HttpResponse) -> str | None:
         """What `errors` declares about the code of an error response, in the words of RFC 6749 §5.2, or "request"."""
-        if not self.errors.codes or not response.is_refusal or len(response.body) > _MAX_ERROR_SIZE:
+        if not response.is_refusal or len(response.body) > _MAX_ERROR_SIZE or not self.errors.codes:
             return None
         whole = response.body.strip().decode("ascii", "replace")
         code = whole if whole in self.errors.codes else self.errors.code_in(response.json)
