@@ -24,13 +24,13 @@ class ApiKeyProvider(BaseProvider):
 
     def _is_in_header(self, field: str) -> bool:
         names = {name for template in self.request_headers.values() for name in template_params(template)}
-        return field in names or (field == "api_key" and field not in self.names_in_requests())
+        return field in names or (field == "api_key" and field not in self.names_in_requests)
 
     def request_auth(self, credentials: Credentials) -> RequestAuth:
         """The headers and query parameters with the key."""
         key, auth = _key(credentials).api_key, self.templated_auth(credentials)
         is_needed = "api_key" in self.required_fields
-        if (key or not is_needed) and (not key or "api_key" in self.names_in_requests()):
+        if (key or not is_needed) and (not key or "api_key" in self.names_in_requests):
             return auth
         if not HEADER_VALUE.fullmatch(key):
             raise ProviderRejected("credentials")  # a header cannot contain it, so it is not a key

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Itera
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
+from functools import cached_property
 from hashlib import sha256
 from importlib.resources.abc import Traversable
 from json import dumps
@@ -495,14 +496,13 @@ class BaseProvider(ABC):
 
     def templated_auth(self, credentials: Credentials) -> RequestAuth:
         """The headers and query parameters of `request_headers` and `request_query`. Raises `ProviderRejected`."""
-        if not (self.request_headers or self.request_query):
-            return RequestAuth()
         values = self.for_credentials(credentials).values
         headers = fill_texts(self.request_headers, values)
         if not all(map(HEADER_VALUE.fullmatch, headers.values())):
             raise ProviderRejected("credentials")  # a header cannot contain it, so it is not a credential
         return RequestAuth(headers, fill_texts(self.request_query, values))
 
+    @cached_property
     def names_in_requests(self) -> Collection[str]:
         """The names in the templates of API requests."""
         urls = [self.api_base_url or "", *self.api_base_urls.values()]
@@ -646,7 +646,7 @@ class BaseProvider(ABC):
 
     def _meaning_of(self, response: HttpResponse) -> str | None:
         """What `errors` declares about the code of an error response, in the words of RFC 6749 §5.2, or "request"."""
-        if not self.errors.codes or not response.is_refusal or len(response.body) > _MAX_ERROR_SIZE:
+        if not response.is_refusal or len(response.body) > _MAX_ERROR_SIZE or not self.errors.codes:
             return None
         whole = response.body.strip().decode("ascii", "replace")
         code = whole if whole in self.errors.codes else self.errors.code_in(response.json)

@@ -1,6 +1,7 @@
 """The built-in providers: the declarations of `catalogue/`, and a class for each type whose behaviour differs."""
 
 from collections.abc import Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -37,7 +38,15 @@ BEHAVIOURS: Mapping[str, Any] = MappingProxyType(
 
 def register_built_in(factory: ProviderFactory) -> None:
     """Add all built-in providers to a factory. Raises `ProvidersError`."""
+    factory.register_all(_built_in())
+
+
+@cache
+def _built_in() -> ProviderFactory:
+    """All built-in providers. A process reads the files, which are a part of the package, once."""
+    factory = ProviderFactory()
     load_toml_providers(CATALOGUE, factory, dev_mode=False, behaviours=BEHAVIOURS)
+    return factory
 
 
 def built_in_class(integration_type: str) -> Any:  # noqa: ANN401  # a class whose declarations are attributes

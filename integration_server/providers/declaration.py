@@ -31,7 +31,7 @@ from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.proxy_messages import LimitScope, RateLimit
 from integration_server.domain.text import has_control_characters
 from integration_server.providers.http import url_problem
-from integration_server.providers.lenient_values import field_at, texts_at
+from integration_server.providers.lenient_values import texts_at
 from integration_server.providers.url_templates import (
     fill_with_placeholders,
     host_params,
@@ -362,12 +362,6 @@ class TokenResponse(Part):
 
     keep: dict[Name, FieldPath] = {}
     """Further values, stored with the tokens and used as `{name}`."""
-
-    def standard_fields(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The fields of a response by their standard names. A declared access token is used whatever its type is."""
-        declared = {name: getattr(self, name) for name in self.model_fields_set - {"keep"}}
-        own_type = {"token_type": "bearer"} if "access_token" in declared else {}
-        return {**fields, **own_type, **{name: field_at(fields, path) for name, path in declared.items()}}
 
 
 class Errors(Part):

@@ -68,6 +68,11 @@ class ProviderFactory:
             raise ProvidersError([f"{origin}: integration_type: {integration_type!r} is taken by {first}"])
         self._builds[integration_type] = (build, origin)
 
+    def register_all(self, other: "ProviderFactory") -> None:
+        """Add all types of another factory. Raises `ProvidersError` if one is taken."""
+        for integration_type, (build, origin) in other._builds.items():
+            self.register(integration_type, build, origin=origin)
+
     def replace(self, integration_type: str, build: BuildProvider) -> None:
         """Replace the provider of a type, for example by a simulated one in development and tests."""
         self._builds[integration_type] = (build, _origin_of(build))

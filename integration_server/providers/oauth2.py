@@ -27,7 +27,7 @@ from integration_server.providers.base import BaseProvider, ProviderContext
 from integration_server.providers.client_assertion import client_assertion
 from integration_server.providers.declaration import BodyType, Grant, RevokeToken, TokenAuth, TokenResponse
 from integration_server.providers.http import HttpResponse
-from integration_server.providers.lenient_values import text_at
+from integration_server.providers.lenient_values import field_at, text_at
 from integration_server.providers.token_response import error_code, parse_fields, parse_tokens, raise_for_error
 from integration_server.providers.url_templates import fill, fill_texts, template_params
 
@@ -327,8 +327,10 @@ class OAuth2Provider(BaseProvider):
         """The authentication of an API request: the headers of `auth_headers`."""
         if not isinstance(credentials, OAuthTokens):
             raise ProviderRejected("credentials")
+        standard = {} if "access_token" in self.names_in_requests else self.auth_headers(credentials)
+        if not (self.request_headers or self.request_query):
+            return RequestAuth(standard)
         auth = self.templated_auth(credentials)
-        standard = {} if "access_token" in self.names_in_requests() else self.auth_headers(credentials)
         return RequestAuth({**standard, **auth.headers}, auth.query_params)
 
     def auth_headers(self, tokens: OAuthTokens) -> Mapping[str, str]:
@@ -376,8 +378,14 @@ class OAuth2Provider(BaseProvider):
         return not any("," in scope for scope in self.required_scopes)
 
     def token_fields(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The fields of a successful response, by the names of RFC 6749 §5.1."""
-        return self.token_response.standard_fields(fields)
+        """The fields of a successful response, by the names of RFC 6749 §5.1.
+
+        A declared access token is used whatever its type is.
+        """
+        names = self.token_response.model_fields_set - {"keep"}
+        declared = {name: getattr(self.token_response, name) for name in names}
+        own_type = {"token_type": "bearer"} if "access_token" in declared else {}
+        return {**fields, **own_type, **{name: field_at(fields, path) for name, path in declared.items()}}
 
     def oauth_error(self, fields: object) -> str | None:
         """The error code in a response's fields, translated by `errors`."""

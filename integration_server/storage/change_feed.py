@@ -20,8 +20,7 @@ from integration_server.service.events.ports import (
     LoggedEvent,
 )
 from integration_server.storage.change_ordering import ChangeOrdering, detect_ordering
-from integration_server.storage.database_time import DatabaseTime
-from integration_server.storage.engine import Database, from_row
+from integration_server.storage.engine import Database, DatabaseTime, from_row
 from integration_server.storage.pruning import prune
 from integration_server.storage.tables import integration_changes
 

@@ -11,9 +11,8 @@ from typing import Any
 from sqlalchemy import Column, Row, Update, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.encrypted_columns import count_values
-from integration_server.storage.engine import Database, from_row
+from integration_server.storage.engine import Database, DatabaseTime, from_row
 from integration_server.storage.key_encryption import KeyEncryptionKeys, KeyringError
 from integration_server.storage.keyring import ALL_DATA_KEYS, Keyring
 from integration_server.storage.tables import DataKeyState, data_keys, key_sets

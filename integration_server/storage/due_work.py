@@ -30,8 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from integration_server.service.background.ports import Claim, JobKind
-from integration_server.storage.database_time import DatabaseTime
-from integration_server.storage.engine import Database
+from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.integrations import stored_integration_of
 from integration_server.storage.revocations import revocation_of
 from integration_server.storage.tables import integrations, is_usable, revocations, singleton_jobs

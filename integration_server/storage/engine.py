@@ -1,4 +1,4 @@
-"""Database connections: parses the database URL, opens connection pools, and converts connection errors.
+"""Database connections: parses the database URL, opens connection pools, and converts connection errors and times.
 
 SQLite has one connection for writes per process, for which writers queue, and several for reads. PostgreSQL has one
 pool; reads use autocommit, which saves the two round trips of a transaction. One more connection monitors the database:
@@ -14,19 +14,22 @@ import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import asyncpg
-from sqlalchemy import URL, Connection, DateTime, Executable, Row, Table, UpdateBase, event, make_url, text
+from sqlalchemy import URL, Connection, DateTime, Executable, Row, Table, UpdateBase, bindparam, event, make_url, text
 from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
 from sqlalchemy.engine import AdaptedConnection, Dialect
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
 from integration_server.domain.errors import StoreUnavailable
@@ -408,6 +411,31 @@ class UtcDateTime(TypeDecorator[datetime]):
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """The time in UTC."""
         return None if value is None else value.replace(tzinfo=UTC)
+
+
+class DatabaseTime(FunctionElement[datetime]):
+    """The current time of the database plus `offset`; not the start of the transaction."""
+
+    name = "database_time"
+    type = UtcDateTime()
+    inherit_cache = True
+
+    def __init__(self, offset: timedelta = timedelta(0)) -> None:
+        super().__init__(bindparam(None, offset.total_seconds(), unique=True))
+
+
+@compiles(DatabaseTime, "postgresql")
+def _postgresql(element: DatabaseTime, compiler: SQLCompiler, **options: object) -> str:
+    (seconds,) = element.clauses
+    # Not now(), which is constant within a transaction.
+    return f"(clock_timestamp() + make_interval(secs => {compiler.process(seconds, **options)}))"
+
+
+@compiles(DatabaseTime, "sqlite")
+def _sqlite(element: DatabaseTime, compiler: SQLCompiler, **options: object) -> str:
+    (seconds,) = element.clauses
+    # The text format of `UtcDateTime` in SQLite, so that times compare as text.
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {compiler.process(seconds, **options)} || ' seconds')"
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

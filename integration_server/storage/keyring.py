@@ -35,8 +35,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from integration_server.domain.errors import CredentialsUnreadable, StoreUnavailable
 from integration_server.service.audit.audit_heads import Head
 from integration_server.service.common_types import AssociatedData
-from integration_server.storage.database_time import DatabaseTime
-from integration_server.storage.engine import Database
+from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.key_encryption import KEY_BYTES, KeyEncryptionKeys, KeyringError
 from integration_server.storage.key_set import (
     KEY_SET_ID,

@@ -23,8 +23,7 @@ from integration_server.service.connections.revocation_ports import (
     Revocation,
     RevocationInProgress,
 )
-from integration_server.storage.database_time import DatabaseTime
-from integration_server.storage.engine import Database, from_row
+from integration_server.storage.engine import Database, DatabaseTime, from_row
 from integration_server.storage.tables import integrations, locks, revocations
 
 _R = revocations.c

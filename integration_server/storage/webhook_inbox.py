@@ -20,8 +20,7 @@ from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.credentials.grant_confirmation import RECHECK_AFTER
 from integration_server.service.integrations.ports import StoredIntegration
 from integration_server.service.webhooks.ports import NewWebhookEvent, StoredWebhookEvent, WebhookPage
-from integration_server.storage.database_time import DatabaseTime
-from integration_server.storage.engine import Database, from_row
+from integration_server.storage.engine import Database, DatabaseTime, from_row
 from integration_server.storage.integrations import matches_integration, stored_integration_of
 from integration_server.storage.pruning import prune
 from integration_server.storage.tables import integrations, webhook_consumer_offsets, webhook_events

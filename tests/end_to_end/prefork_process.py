@@ -25,12 +25,15 @@ from typing import Any
 import uvloop
 
 from integration_server.cli import main as run_command
+from integration_server.providers.built_in import register_built_in
+from integration_server.providers.factory import ProviderFactory
 from tests.end_to_end.variants import VARIANTS, serve
 
 
 def main() -> None:
     """Serve requests until the standard input is closed."""
     children: set[int] = set()
+    register_built_in(ProviderFactory())  # reads their files for all forks
     with socket.socket(socket.AF_UNIX) as listener, selectors.DefaultSelector() as selector:
         listener.bind(sys.argv[1])
         listener.listen()

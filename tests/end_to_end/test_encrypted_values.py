@@ -15,7 +15,7 @@ from tests.end_to_end.databases import execute, fetch
 from tests.end_to_end.rpc_errors import RpcError, expect_rpc_error
 from tests.end_to_end.system import KEY, System, run_system
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.quick_on("sqlite")]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -14,8 +14,7 @@ from moto.server import ThreadedMotoServer
 from sqlalchemy import select, update
 
 from integration_server.storage.data_keys import describe_data_keys
-from integration_server.storage.database_time import DatabaseTime
-from integration_server.storage.engine import open_database
+from integration_server.storage.engine import DatabaseTime, open_database
 from integration_server.storage.key_encryption import KeyEncryptionKeys, LocalKey, parse_key
 from integration_server.storage.keyring import open_keyring
 from integration_server.storage.tables import audit_entries, data_keys, integrations

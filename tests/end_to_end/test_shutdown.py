@@ -18,7 +18,7 @@ SOON = 18.0  # seconds: less than the 20 that a server waits for calls in flight
 
 
 async def test_calls_in_flight_complete_after_health_reports_not_serving(sqlite_url: str, tmp_path: Path) -> None:
-    async with run_server_process(tmp_path, sqlite_url, forked=False) as system:
+    async with run_server_process(tmp_path, sqlite_url) as system:
         adas_id, eves_id = await system.connect("ada"), await system.connect("eve")
         watch = system.health.Watch(HealthCheckRequest())
         assert (await watch.read()).status == SERVING

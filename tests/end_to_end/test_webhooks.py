@@ -151,6 +151,7 @@ async def test_an_oversized_webhook_body_is_rejected(system: System) -> None:
     assert response.status_code == 413
 
 
+@pytest.mark.quick_on("postgres")
 async def test_a_large_event_is_delivered(system: System) -> None:
     integration_id = await connect(system)
     path = await path_of(system, integration_id)
@@ -253,6 +254,7 @@ async def test_the_event_stream_reports_changes_as_they_occur(system: System) ->
     again.cancel()
 
 
+@pytest.mark.quick_on("postgres")
 async def test_a_slow_reader_delays_no_other_and_misses_no_event(system: System, shared_database_url: str) -> None:
     """The number of events exceeds all buffers."""
     integration_id = await connect(system)
@@ -280,6 +282,7 @@ async def read_until_created(stream: Any) -> list[event_pb2.IntegrationEvent]:
     return events
 
 
+@pytest.mark.quick_on("postgres")
 async def test_a_cursor_that_is_too_old_is_rejected(shared_database_url: str) -> None:
     async with run_system(shared_database_url, EVENT_RETENTION_DAYS=str(1 / 86_400)) as system:
         stream = watch(system, pb.WatchIntegrationsRequest())
@@ -290,6 +293,7 @@ async def test_a_cursor_that_is_too_old_is_rejected(shared_database_url: str) ->
         assert await expect_rpc_error(stream.read()) == RpcError(grpc.StatusCode.FAILED_PRECONDITION, "CURSOR_EXPIRED")
 
 
+@pytest.mark.quick_on("postgres")
 async def test_a_stopping_server_ends_its_streams_with_server_stopping(shared_database_url: str) -> None:
     async with AsyncExitStack() as stack:
         async with run_system(shared_database_url) as system:

@@ -354,6 +354,7 @@ async def test_a_write_to_a_changed_chain_fails_and_starts_another_chain(databas
     ]
 
 
+@pytest.mark.quick_on("postgres")
 @pytest.mark.parametrize(
     ("open_log", "is_short"),
     [(SqlAuditLog, True), (partial(SqlAuditLog, part_size=10_000), False)],

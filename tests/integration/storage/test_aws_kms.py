@@ -136,6 +136,7 @@ async def test_temporary_errors_are_reported_as_unavailable(error: Exception) ->
         assert "arn:" not in str(caught.value)  # callers see this message
 
 
+@pytest.mark.quick_on("sqlite")
 class TestKeyring:
     async def test_wraps_data_keys(self, database: Database, arn: str) -> None:
         keyring = await open_keyring(database, KeyEncryptionKeys(await open_key(arn)))

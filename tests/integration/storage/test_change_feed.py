@@ -35,9 +35,8 @@ from integration_server.storage.change_ordering import (
     SnapshotOrdering,
     distributed_ordering,
 )
-from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.due_work import SqlDueWork
-from integration_server.storage.engine import Database
+from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.health_checks import SqlHealthHistory
 from integration_server.storage.integrations import SqlIntegrations, integration_of
 from integration_server.storage.tables import integration_changes, integrations

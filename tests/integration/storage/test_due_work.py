@@ -16,9 +16,8 @@ from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 from integration_server.domain.integration import UserId
 from integration_server.service.background.ports import JobKind
 from integration_server.service.connections.revocation_ports import OrphanedGrant
-from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.due_work import DUE_TYPES, SqlDueWork, claim_statement
-from integration_server.storage.engine import Database, open_database
+from integration_server.storage.engine import Database, DatabaseTime, open_database
 from integration_server.storage.revocations import ends_integration
 from integration_server.storage.tables import integrations, revocations
 

@@ -34,10 +34,9 @@ from integration_server.service.credentials.credential_cipher import (
 )
 from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
 from integration_server.storage.data_keys import describe_data_keys, remove_data_key, rewrap
-from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.due_work import SqlDueWork
 from integration_server.storage.encrypted_columns import ENCRYPTED_COLUMNS
-from integration_server.storage.engine import Database, open_database
+from integration_server.storage.engine import Database, DatabaseTime, open_database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.key_encryption import KeyEncryptionKeys, KeyringError, LocalKey
 from integration_server.storage.keyring import Keyring
@@ -489,6 +488,7 @@ class TestRemoval:
         assert await describe_data_keys(database)
         assert keyring.active_key_id
 
+    @pytest.mark.quick_on("sqlite")
     @pytest.mark.parametrize("column", ENCRYPTED_COLUMNS, ids=lambda column: column.name)
     async def test_a_key_is_not_removed_while_a_value_needs_it(
         self, database: Database, keyring: Keyring, column: Any

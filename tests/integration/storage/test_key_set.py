@@ -19,8 +19,7 @@ from integration_server.storage.data_keys import (
     remove_data_key,
     rewrap,
 )
-from integration_server.storage.database_time import DatabaseTime
-from integration_server.storage.engine import Database, open_database
+from integration_server.storage.engine import Database, DatabaseTime, open_database
 from integration_server.storage.key_encryption import KeyringError
 from integration_server.storage.keyring import Keyring
 from integration_server.storage.tables import data_keys, key_sets

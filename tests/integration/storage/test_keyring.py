@@ -17,8 +17,7 @@ from integration_server.domain.errors import CredentialsUnreadable
 from integration_server.service.common_types import AssociatedData
 from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
 from integration_server.storage.data_keys import describe_data_keys, remove_data_key
-from integration_server.storage.database_time import DatabaseTime
-from integration_server.storage.engine import Database, open_database
+from integration_server.storage.engine import Database, DatabaseTime, open_database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.key_encryption import KeyringError, LocalKey
 from integration_server.storage.keyring import Keyring

@@ -9,8 +9,7 @@ from sqlalchemy import select
 from integration_server.domain.credentials import RefreshCause
 from integration_server.domain.integration import Integration
 from integration_server.service.integrations.ports import IntegrationUpdate
-from integration_server.storage.database_time import DatabaseTime
-from integration_server.storage.engine import Database
+from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.refresh_leases import SqlRefreshLeases
 from tests.contracts.store_contract import (

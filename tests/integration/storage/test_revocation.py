@@ -23,9 +23,8 @@ from integration_server.service.credentials.credential_cipher import CredentialC
 from integration_server.service.credentials.refresh_commit import RefreshCommitter
 from integration_server.service.credentials.refresh_failures import InvalidGrantDetector, RefreshFailurePolicy
 from integration_server.service.credentials.refresher import TokenRefresher
-from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.due_work import SqlDueWork
-from integration_server.storage.engine import Database
+from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.refresh_journal import FileRefreshJournal
 from integration_server.storage.refresh_leases import SqlRefreshLeases

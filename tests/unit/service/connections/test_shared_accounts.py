@@ -273,7 +273,7 @@ async def run(ends: Ends, steps: int, seed: int = 0, *, keeps_shared_grants: boo
 
 
 RUNS = [
-    pytest.param(300, 0, id="300 steps"),
+    pytest.param(150, 0, id="150 steps"),
     # 10,000 steps for each kind of revocation, in parts: a test may not take minutes, also on a busy machine.
     *(pytest.param(250, seed, marks=pytest.mark.slow, id=f"250 steps, {seed}") for seed in range(1, 41)),
 ]
