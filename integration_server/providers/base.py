@@ -173,8 +173,9 @@ class BaseProvider(ABC):
     """How its webhooks are verified and parsed; None if it sends none, or only unsigned ones."""
 
     shares_grants_with: Sequence[str] = ()
+    grants_ended_by: Sequence[str] = ()
     names_accounts_like: Sequence[str] = ()
-    """Both are set by the registry, which knows the other providers."""
+    """All are set by the registry, which knows the other providers."""
 
     def __init__(self, context: ProviderContext) -> None:
         self._context = context

@@ -45,6 +45,11 @@ class ProviderRegistry(dict[str, BaseProvider]):
             provider.shares_grants_with = tuple(one.integration_type for one in ended)
             alike = (one.integration_type for one in ended if _naming_of(one) == _naming_of(provider))
             provider.names_accounts_like = tuple(alike)
+        for provider in self._all:
+            name = provider.integration_type
+            provider.grants_ended_by = tuple(
+                one.integration_type for one in self._all if name in one.shares_grants_with
+            )
 
     def __missing__(self, integration_type: str) -> BaseProvider:
         raise UnknownIntegrationType

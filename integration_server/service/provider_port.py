@@ -97,6 +97,10 @@ class Provider(Protocol):
         """
 
     @property
+    def grants_ended_by(self) -> Sequence[str]:
+        """The types whose `shares_grants_with` has this type: a revocation of theirs ends its grants."""
+
+    @property
     def names_accounts_like(self) -> Sequence[str]:
         """The types among them whose account ids are equal for the same account, and differ for different ones."""
 

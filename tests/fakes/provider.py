@@ -88,6 +88,11 @@ class FakeProvider:
     max_in_flight: int = 0
 
     @property
+    def grants_ended_by(self) -> Sequence[str]:
+        """The types that it shares grants with."""
+        return self.shares_grants_with
+
+    @property
     def has_authorization_page(self) -> bool:
         """Whether accounts are connected in the browser."""
         return self.auth_method is AuthMethod.OAUTH2

@@ -122,8 +122,7 @@ class AccountLinker:
     def _proof(self, provider: Provider, time: datetime | None) -> GrantProof | None:
         if time is None or not self.waits_for_revocations:
             return None
-        others = (other for other in self.providers.all() if provider.integration_type in other.shares_grants_with)
-        return GrantProof(time, [other.integration_type for other in others])
+        return GrantProof(time, provider.grants_ended_by)
 
     async def _find_target(
         self, requested: Integration | NewIntegration, account: NewAccount

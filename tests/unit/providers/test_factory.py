@@ -113,6 +113,9 @@ def test_types_with_the_same_client_and_server_share_grants(acme_client: str, sh
     settings = {"WHOLE_ACCOUNT_CLIENT_ID": "one", "ACME_CLIENT_ID": acme_client, "CHARLIE_CLIENT_ID": "one"}
     providers = registry(context(FakeTransport(), settings), Acme, Bravo, Charlie, WholeAccount)
     assert tuple(providers["whole_account"].shares_grants_with) == shared
+    for name, provider in providers.items():
+        ending = [one.integration_type for one in providers.all() if name in one.shares_grants_with]
+        assert list(provider.grants_ended_by) == ending
 
 
 def test_a_type_without_a_client_id_shares_nothing() -> None:

@@ -321,7 +321,7 @@ async def test_a_success_between_shows_that_the_limit_is_not_everybodys(sample: 
         assert not await is_paused(limiter, integration_of(sample, "ada", 100))
 
 
-async def kept_after_rejections(sample: Integration, count: int, *, app_limit_users: int, by_resource: bool) -> int:
+async def kept_after_rejections(sample: Integration, count: int, *, by_resource: bool, app_limit_users: int = 3) -> int:
     """The bytes that a limiter keeps of rejections, each of another user or of another resource, without a success."""
     now = ManualTime()
     limiter = ProviderRateLimiter("acme", [], None, now, lambda: 1.0, app_limit_users=app_limit_users)
@@ -329,27 +329,27 @@ async def kept_after_rejections(sample: Integration, count: int, *, app_limit_us
     try:
         for number in range(count):
             user, resource = ("eve", f"resource-{number}") if by_resource else (f"user-{number}", "")
-            rejected = replace(integration_of(sample, user, number), account_id="same")
-            async with limiter.permit(rejected, 0.9, is_retry=False, resource=resource) as observe:
+            async with limiter.permit(integration_of(sample, user), 0.9, is_retry=False, resource=resource) as observe:
                 observe(LIMITED)
             now.seconds += 3601  # so that no pause has to be kept
-        for _ in range(1000):
-            await acquire(limiter, sample)
         return tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("by_resource", [False, True], ids=["users", "resources"])
-async def test_rejections_without_a_success_take_bounded_memory(sample: Integration, by_resource: bool) -> None:
-    few, many = (1000, 1800) if by_resource else (300, 1300)
-    kept = await kept_after_rejections(sample, few, app_limit_users=3, by_resource=by_resource)
-    assert await kept_after_rejections(sample, many, app_limit_users=3, by_resource=by_resource) < kept + 40_000
+async def test_rejected_users_take_bounded_memory(sample: Integration) -> None:
+    kept = await kept_after_rejections(sample, 100, by_resource=False)
+    assert await kept_after_rejections(sample, 600, by_resource=False) < kept + 20_000
 
 
-async def test_negative_control_if_every_user_is_kept_the_memory_grows(sample: Integration) -> None:
-    kept = await kept_after_rejections(sample, 300, app_limit_users=10**9, by_resource=False)
-    assert await kept_after_rejections(sample, 1300, app_limit_users=10**9, by_resource=False) > kept + 60_000
+async def test_negative_control_if_every_rejected_user_is_kept_the_memory_grows(sample: Integration) -> None:
+    kept = await kept_after_rejections(sample, 100, by_resource=False, app_limit_users=10**9)
+    assert await kept_after_rejections(sample, 600, by_resource=False, app_limit_users=10**9) > kept + 40_000
+
+
+async def test_rejected_resources_take_bounded_memory(sample: Integration) -> None:
+    kept = await kept_after_rejections(sample, 1000, by_resource=True)
+    assert await kept_after_rejections(sample, 2000, by_resource=True) < kept + 40_000
 
 
 async def test_an_accounts_pause_is_an_hour_at_most_and_then_one_call_is_tried(sample: Integration) -> None:
