@@ -157,6 +157,7 @@ class Service:
     use_cases: UseCases
     google_calendar: GoogleCalendar
     refresher: TokenRefresher
+    device_poller: DeviceAuthorizationPoller
     reader: ChangeFeedReader
     worker: BackgroundWorker
     is_current: Callable[[Integration], bool] | None
@@ -605,7 +606,7 @@ def build_service(
     limits = WorkerLimits(settings.background_calls_per_provider, settings.background_calls_per_second)
     worker = BackgroundWorker(jobs, stores.due_work, providers, clock, jitter, limits=limits, pause=pause)
     google_calendar = GoogleCalendar(credentials, api_proxy, GoogleCalendarApi())
-    return Service(use_cases, google_calendar, refresher, reader, worker, is_current)
+    return Service(use_cases, google_calendar, refresher, device_poller, reader, worker, is_current)
 
 
 async def is_ready(integrations: IntegrationStore, keyring: Keyring) -> bool:

@@ -122,11 +122,12 @@ class FakeProvider:
     async def poll_device_authorization(self, device_code: str) -> OAuthTokens | DecisionPending:
         """The next of `decisions`; tokens when there are no more. The times of the calls are in `polls`."""
         self.polls.append((self.clock(), device_code))
+        number = len(self.polls)
         decision = self.decisions.pop(0) if self.decisions else None
         await self._finish_call(decision if isinstance(decision, Exception) else None)
         if isinstance(decision, DecisionPending):
             return decision
-        return self._tokens(len(self.polls), "access", "refresh")
+        return self._tokens(number, "access", "refresh")
 
     def require_configured(self) -> None:
         """Raise `ProviderNotConfigured` if settings are missing."""

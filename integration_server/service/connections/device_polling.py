@@ -54,7 +54,7 @@ class DeviceAuthorizationPoller:
     """Polls the device authorizations that are due.
 
     `claim_duration` is longer than a request and the completion of its tokens take. `fences_polls` is off only in
-    negative controls: then a process whose claim has expired asks nevertheless.
+    negative controls: then a process asks whether or not its claim has expired, and does not renew it.
     """
 
     connections: OAuthConnectionService
@@ -111,10 +111,11 @@ class DeviceAuthorizationPoller:
     ) -> bool:
         interval, failures = timedelta(seconds=claim.item.poll_interval_seconds or 0), claim.item.poll_failures
         held_for = max(self.claim_duration, _pause(interval, failures + 1))
-        held = await self.attempts.postpone_poll(claim, held_for, interval=interval, failures=failures)
-        if held is None and self.fences_polls:
+        held: Claim[AuthorizationAttempt] | None = claim
+        if self.fences_polls:
+            held = await self.attempts.postpone_poll(claim, held_for, interval=interval, failures=failures)
+        if held is None:
             return True  # another process has it, or it has ended
-        held = held or claim
         try:
             response = await provider.poll_device_authorization(device_code)
         except ProviderUnavailable as error:
