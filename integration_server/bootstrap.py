@@ -37,6 +37,7 @@ from integration_server.service.calendar.google_calendar import GoogleCalendar
 from integration_server.service.common_types import Aead, Clock, Jitter, RandomToken, Record, record_nothing
 from integration_server.service.connections.account_linking import AccountLinker
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionService
+from integration_server.service.connections.device_polling import DeviceAuthorizationPoller
 from integration_server.service.connections.oauth_connection import OAuthConnectionService
 from integration_server.service.connections.ports import AuthorizationAttemptStore
 from integration_server.service.connections.redirect_allowlist import RedirectAllowlist
@@ -156,6 +157,7 @@ class Service:
     use_cases: UseCases
     google_calendar: GoogleCalendar
     refresher: TokenRefresher
+    device_poller: DeviceAuthorizationPoller
     reader: ChangeFeedReader
     worker: BackgroundWorker
     is_current: Callable[[Integration], bool] | None
@@ -404,6 +406,7 @@ def build_service(
     heartbeat: timedelta = timedelta(seconds=15),
     mass_failure_count: int = MASS_FAILURE_COUNT,
     keeps_shared_grants: bool = True,
+    fences_polls: bool = True,
 ) -> Service:
     """Build the use cases and the background work.
 
@@ -411,7 +414,8 @@ def build_service(
     replace: `revocation_wait` is how long `DisconnectIntegration` waits for the provider, `heartbeat` the interval
     between cursors of a quiet event stream, `mass_failure_count` the smallest mass failure of refreshes.
     `keeps_shared_grants` switches off that a revocation ends no live integration. Without `keeps_outcomes`, callbacks
-    are not repeatable (negative control).
+    are not repeatable, and without `fences_polls` a device authorization is polled whoever has claimed it (negative
+    controls).
     """
     metrics = metrics or Metrics(is_on=False)
     integrations = stores.integrations
@@ -578,18 +582,31 @@ def build_service(
         ),
         api_proxy=api_proxy,
     )
+    device_poller = DeviceAuthorizationPoller(
+        use_cases.oauth_connection,
+        stores.attempts,
+        integrations,
+        providers,
+        cipher,
+        tasks,
+        clock,
+        # Longer than a request for the tokens and those that complete them take.
+        claim_duration=6 * settings.provider_timeout,
+        fences_polls=fences_polls,
+    )
     jobs = [
         # Longer than waiting for the lease of another process and the refresh take together.
         DueJob(JobKind.REFRESH, lambda claim: refresher.refresh_proactively(claim.item), 3 * settings.refresh_lease),
         DueJob(JobKind.CHECK, health_checker.check_due, 3 * settings.health_check_timeout),
         # Grants of unknown providers are claimed too: they are given up at the time limit.
         DueJob(JobKind.REVOCATION, revocation_service.retry, settings.refresh_lease, needs_provider=False),
+        DueJob(JobKind.DEVICE_POLL, device_poller.poll, device_poller.claim_duration),
         *([key_rotation] if key_rotation else []),
     ]
     limits = WorkerLimits(settings.background_calls_per_provider, settings.background_calls_per_second)
     worker = BackgroundWorker(jobs, stores.due_work, providers, clock, jitter, limits=limits, pause=pause)
     google_calendar = GoogleCalendar(credentials, api_proxy, GoogleCalendarApi())
-    return Service(use_cases, google_calendar, refresher, reader, worker, is_current)
+    return Service(use_cases, google_calendar, refresher, device_poller, reader, worker, is_current)
 
 
 async def is_ready(integrations: IntegrationStore, keyring: Keyring) -> bool:

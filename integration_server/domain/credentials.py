@@ -82,6 +82,35 @@ class OAuthTokens:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceAuthorization:
+    """A device authorization that a provider has begun (RFC 8628 §3.2).
+
+    The user enters `user_code` at `verification_uri`; `verification_uri_complete` contains it already. With
+    `device_code` the server asks for the tokens, for `lifetime` and not more often than once per `interval`.
+    """
+
+    device_code: str = field(repr=False)
+    user_code: str = field(repr=False)
+    verification_uri: str
+    verification_uri_complete: str = field(repr=False)
+    lifetime: timedelta
+    interval: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionPending:
+    """The user has not decided yet about a device authorization (RFC 8628 §3.5).
+
+    `slow_down`: the provider was asked too often. Then `min_interval` is the new interval, if it names one, and
+    `retry_after` the shortest time until the next request.
+    """
+
+    slow_down: bool = False
+    min_interval: timedelta = timedelta(0)
+    retry_after: timedelta = timedelta(0)
+
+
 class RefreshCause(Enum):
     """Why a token is refreshed. All causes but `EXPIRY` together call the provider once per minimum interval."""
 

@@ -21,7 +21,15 @@ from urllib.parse import urlencode
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from integration_server.domain.credentials import ApiKey, AuthMethod, Credentials, OAuthTokens, RequestAuth
+from integration_server.domain.credentials import (
+    ApiKey,
+    AuthMethod,
+    Credentials,
+    DecisionPending,
+    DeviceAuthorization,
+    OAuthTokens,
+    RequestAuth,
+)
 from integration_server.domain.errors import (
     ApiNotDeclared,
     InvalidField,
@@ -81,6 +89,7 @@ HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")  # RFC 911
 
 _URL_ATTRIBUTES = (
     *("issuer", "oauth_authorize_url", "oauth_token_url", "refresh_url", "verify_url", "revoke_url", "api_base_url"),
+    "device_authorization_url",
 )
 
 
@@ -126,6 +135,7 @@ class BaseProvider(ABC):
     secret_fields: Mapping[str, FieldDeclaration] = MappingProxyType({})
     host_patterns: Sequence[str] = ()
     issuer: str | None = None
+    device_authorization_url: str | None = None
     refresh_url: str | None = None
     refresh_token_grace = timedelta(0)
     renew_after = timedelta.max
@@ -371,6 +381,7 @@ class BaseProvider(ABC):
     # --- OAuth 2; providers with API keys do not implement it
 
     has_authorization_page = False
+    has_device_authorization = False
 
     def authorization_url(self, *, redirect_uri: str, state: str, scopes: Sequence[str], code_challenge: str) -> str:
         """The authorization URL for the browser."""
@@ -398,6 +409,14 @@ class BaseProvider(ABC):
     async def exchange_code_for_tokens(self, code: str, redirect_uri: str, code_verifier: str) -> OAuthTokens:
         """Exchange an authorization code."""
         raise NotImplementedError(f"{self.integration_type} has no codes")
+
+    async def begin_device_authorization(self, scopes: Sequence[str]) -> DeviceAuthorization:
+        """Begin a device authorization."""
+        raise NotImplementedError(f"{self.integration_type} has no device authorization")
+
+    async def poll_device_authorization(self, device_code: str) -> OAuthTokens | DecisionPending:
+        """Ask for the tokens of a device authorization."""
+        raise NotImplementedError(f"{self.integration_type} has no device authorization")
 
     async def refresh(self, tokens: OAuthTokens) -> OAuthTokens:
         """New tokens for these. Overridden by providers that need more than the refresh token."""

@@ -64,7 +64,7 @@ SchemeName = Literal[
     "sendgrid", "shopify", "slack", "standard", "stripe", "twilio", "zoom",
 ]
 # fmt: on
-Grant = Literal["authorization_code", "client_credentials"]
+Grant = Literal["authorization_code", "client_credentials", "device_code"]
 
 
 # --- names in templates ----------------------------------------------------------------------------------------------
@@ -168,10 +168,11 @@ CodeTemplate = Annotated[
     AfterValidator(
         Names(
             ("config", "secrets", "settings", "kept"),
-            (*_TOKEN_NAMES, "code", "redirect_uri", "code_verifier", "scope"),
+            (*_TOKEN_NAMES, "code", "redirect_uri", "code_verifier", "device_code", "scope"),
         )
     ),
 ]
+DeviceTemplate = Annotated[Template, AfterValidator(Names(("config", "settings"), (*_TOKEN_NAMES, "scope")))]
 RefreshTemplate = Annotated[
     Template,
     AfterValidator(
@@ -364,6 +365,29 @@ class TokenResponse(Part):
     """Further values, stored with the tokens and used as `{name}`."""
 
 
+class DeviceResponse(Part):
+    """The dotted paths of the values in the response that begins a device authorization, where they differ from RFC
+    8628 §3.2."""
+
+    device_code: FieldPath = "device_code"
+    """The code that the server exchanges."""
+
+    user_code: FieldPath = "user_code"
+    """The code that the user enters."""
+
+    verification_uri: FieldPath | None = None
+    """Where the user enters it; the default is `verification_uri` or `verification_url`."""
+
+    verification_uri_complete: FieldPath | None = None
+    """The same with the user code in it, where there is one; the default is in the same way."""
+
+    expires_in: FieldPath | None = None
+    """How long both codes are valid, in any usual form; the default is any usual name."""
+
+    interval: FieldPath = "interval"
+    """The time between two requests for the tokens."""
+
+
 class Errors(Part):
     """The codes of error responses, by their meaning. Other codes have the meaning that RFC 6749 gives them."""
 
@@ -381,7 +405,10 @@ class Errors(Part):
     """Our client or its settings are refused; no user's account is at fault."""
 
     wait: list[ErrorCode] = []
-    """The request may be sent again later."""
+    """The request may be sent again later. For a device authorization: the tokens were asked for too often."""
+
+    pending: list[ErrorCode] = []
+    """The user has not decided yet about a device authorization."""
 
     wait_status: list[Status] = []
     """Statuses that mean "wait", besides 429 and 503."""
@@ -399,7 +426,7 @@ class Errors(Part):
     @property
     def codes(self) -> Sequence[str]:
         """The codes with a meaning."""
-        return (*self.dead, *self.client, *self.wait, *self.request)
+        return (*self.dead, *self.client, *self.wait, *self.request, *self.pending)
 
     def code_in(self, fields: object) -> str | None:
         """The first code with a meaning in the fields of a response."""
@@ -407,11 +434,13 @@ class Errors(Part):
         return next((code for code in found if code in self.codes), None)
 
     def meaning_of(self, code: str | None) -> str | None:
-        """The code of RFC 6749 §5.2 that has the meaning of a code; the code itself if none is declared."""
+        """The code of RFC 6749 §5.2 or RFC 8628 §3.5 that has the meaning of a code; itself if none is declared."""
         if code in self.dead:
             return "invalid_grant"
         if code in self.client:
             return "invalid_client"
+        if code in self.pending:
+            return "authorization_pending"
         return "temporarily_unavailable" if code in self.wait else code
 
 
@@ -726,11 +755,24 @@ class OAuth2Declaration(Declaration):
     """`oauth2`."""
 
     grant: Grant = "authorization_code"
-    """How tokens are obtained: by a user's decision in the browser, or with a client id and secret (RFC 6749 §4.4).
-    These are the account's own if `secret_fields` has `client_id` and `client_secret`, and ours otherwise."""
+    """How tokens are obtained: by a user's decision in the browser; by one on another device, where the user enters a
+    code (`device_code`, RFC 8628); or with a client id and secret (RFC 6749 §4.4). These are the account's own if
+    `secret_fields` has `client_id` and `client_secret`, and ours otherwise."""
 
     oauth_authorize_url: PublicUrl | None = Field(None, alias="authorize_url")
     """The authorization endpoint (RFC 6749 §3.1). Required for `authorization_code`."""
+
+    device_authorization_url: TokenUrl | None = None
+    """The device authorization endpoint (RFC 8628 §3.1). Required for `device_code`."""
+
+    device_auth: TokenAuth | None = None
+    """How our client authenticates there, where it differs from `token_auth`."""
+
+    device_params: dict[ParamName, DeviceTemplate] = {}
+    """Parameters of the request to it, besides the standard ones; an empty text leaves a standard one out."""
+
+    device_response: DeviceResponse = DeviceResponse()
+    """The paths of the values in its response."""
 
     oauth_token_url: TokenUrl = Field(alias="token_url")
     """The token endpoint (RFC 6749 §3.2)."""
@@ -781,7 +823,8 @@ class OAuth2Declaration(Declaration):
     """Headers of token requests; `{basic}` is client id and secret in base64."""
 
     token_params: dict[ParamName, CodeTemplate] = {}
-    """Parameters of the exchange of a code, besides the standard ones; an empty text leaves a standard one out."""
+    """Parameters of the exchange of a code or device code, besides the standard ones; an empty text leaves a standard
+    one out."""
 
     refresh_params: dict[ParamName, RefreshTemplate] = {}
     """Parameters of a refresh, in the same way."""
@@ -911,6 +954,7 @@ def _oauth_problems(declaration: OAuth2Declaration) -> Iterator[tuple[str, str]]
             yield "secret_fields", "are not asked for with this grant: a user connects in the browser"
     elif declaration.oauth_authorize_url is not None:
         yield "authorize_url", "is not used with this grant"
+    yield from _device_problems(declaration)
     if declaration.revoke_url is not None and declaration.revoke is not None:
         yield "revoke", "cannot be combined with revoke_url, which is its short form"
     if declaration.never_expires and declaration.lifetime is not None:
@@ -918,6 +962,24 @@ def _oauth_problems(declaration: OAuth2Declaration) -> Iterator[tuple[str, str]]
     headers = " ".join(declaration.token_headers.values())
     if declaration.token_auth == "header" and not ("{client_secret}" in headers or "{basic}" in headers):
         yield "token_headers", "must have {client_secret} or {basic}, because token_auth is header"
+
+
+_OF_AUTHORIZATION_PAGES = ("issuer", "pkce", "keep_callback", "authorize_params", "scope_param")
+
+
+def _device_problems(declaration: OAuth2Declaration) -> Iterator[tuple[str, str]]:
+    declared = declaration.model_fields_set
+    if declaration.grant != "device_code":
+        for key in sorted(key for key in declared if key.startswith("device_")):
+            yield key, "is only used with grant = device_code"
+        return
+    if declaration.device_authorization_url is None:
+        yield "device_authorization_url", "is required"
+    if declaration.secret_fields:
+        yield "secret_fields", "are not asked for with this grant: a user enters a code"
+    for key in _OF_AUTHORIZATION_PAGES:
+        if key in declared:
+            yield key, "is not used with this grant: no browser returns from the provider"
 
 
 def _webhook_problems(webhook: Webhook) -> Iterator[tuple[str, str]]:

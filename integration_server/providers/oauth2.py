@@ -15,7 +15,15 @@ from urllib.parse import quote_plus
 
 from authlib.common.urls import add_params_to_uri
 
-from integration_server.domain.credentials import ApiKey, AuthMethod, Credentials, OAuthTokens, RequestAuth
+from integration_server.domain.credentials import (
+    ApiKey,
+    AuthMethod,
+    Credentials,
+    DecisionPending,
+    DeviceAuthorization,
+    OAuthTokens,
+    RequestAuth,
+)
 from integration_server.domain.errors import (
     InvalidField,
     ProviderError,
@@ -25,7 +33,19 @@ from integration_server.domain.errors import (
 )
 from integration_server.providers.base import BaseProvider, ProviderContext
 from integration_server.providers.client_assertion import client_assertion
-from integration_server.providers.declaration import BodyType, Grant, RevokeToken, TokenAuth, TokenResponse
+from integration_server.providers.declaration import (
+    BodyType,
+    DeviceResponse,
+    Grant,
+    RevokeToken,
+    TokenAuth,
+    TokenResponse,
+)
+from integration_server.providers.device_authorization import (
+    GRANT_TYPE,
+    decision_pending,
+    parse_device_authorization,
+)
 from integration_server.providers.http import HttpResponse
 from integration_server.providers.lenient_values import field_at, text_at
 from integration_server.providers.token_response import error_code, parse_fields, parse_tokens, raise_for_error
@@ -67,6 +87,9 @@ class OAuth2Provider(BaseProvider):
     token_params: Mapping[str, str] = MappingProxyType({})
     refresh_params: Mapping[str, str] = MappingProxyType({})
     token_response = TokenResponse()
+    device_auth: TokenAuth | None = None
+    device_params: Mapping[str, str] = MappingProxyType({})
+    device_response = DeviceResponse()
     keep_callback: Sequence[str] = ()
     never_expires = False
     lifetime: timedelta | None = None
@@ -115,7 +138,12 @@ class OAuth2Provider(BaseProvider):
     @property
     def has_authorization_page(self) -> bool:  # type: ignore[override]  # it depends on the grant
         """Whether a user connects an account in the browser."""
-        return self.grant == "authorization_code"
+        return self.grant in {"authorization_code", "device_code"}
+
+    @property
+    def has_device_authorization(self) -> bool:  # type: ignore[override]  # it depends on the grant
+        """Whether the user does so by entering a code (RFC 8628)."""
+        return self.grant == "device_code"
 
     def authorization_url(self, *, redirect_uri: str, state: str, scopes: Sequence[str], code_challenge: str) -> str:
         """The authorization URL for the browser (RFC 6749 §4.1.1, RFC 7636 §4.3 with S256)."""
@@ -156,7 +184,10 @@ class OAuth2Provider(BaseProvider):
         if self.pkce:
             standard["code_verifier"] = code_verifier
         values = {**standard, "code_verifier": code_verifier, "scope": self.scope_separator.join(self.required_scopes)}
-        tokens = await self.request_tokens(self._params(standard, self.token_params, values), "code")
+        return await self._usable(await self.request_tokens(self._params(standard, self.token_params, values), "code"))
+
+    async def _usable(self, tokens: OAuthTokens) -> OAuthTokens:
+        """The tokens of a code, with all that their use needs. An error has them as `issued_tokens`."""
         tokens = replace(tokens, extras={**self.url_params, **tokens.extras})
         try:
             tokens = await self.complete_tokens(tokens)
@@ -177,6 +208,40 @@ class OAuth2Provider(BaseProvider):
     async def complete_tokens(self, tokens: OAuthTokens) -> OAuthTokens:
         """The tokens of a code, after any further requests that are necessary before they can be used."""
         return replace(tokens, extras={**tokens.extras, **await self.look_up(tokens)})
+
+    async def begin_device_authorization(self, scopes: Sequence[str]) -> DeviceAuthorization:
+        """Begin a device authorization (RFC 8628 §3.1). Raises `ProviderError`."""
+        scope = self.scope_separator.join(scopes)
+        # Also where the client authenticates otherwise: most servers require it, and none refuses it.
+        standard = {"client_id": self.client_id, **({"scope": scope} if scope else {})}
+        params = self._params(standard, self.device_params, {"scope": scope})
+        sender = self.with_attributes(token_auth=self.device_auth or self.token_auth)
+        response = await sender.post_as_client(self.device_authorization_url or "", params)
+        fields = parse_fields(response)
+        found = parse_device_authorization(
+            fields, self.device_response, self._context.clock(), dev_mode=self._context.http.dev_mode
+        )
+        # A code in the response is no error code, whatever the name of its member is.
+        code = None if response.is_success and found else self.oauth_error(fields)
+        with self.adding_reason(fields):
+            raise_for_error(response, fields, "device authorization", code)
+        if found is None:
+            raise ProviderUnavailable
+        return found
+
+    async def poll_device_authorization(self, device_code: str) -> OAuthTokens | DecisionPending:
+        """Ask for the tokens of a device authorization (RFC 8628 §3.4). Raises `ProviderError`.
+
+        Every error code but those of a pending decision ends the authorization (§3.5).
+        """
+        standard = {"grant_type": GRANT_TYPE, "device_code": device_code}
+        values = {**standard, "scope": self.scope_separator.join(self.required_scopes)}
+        response = await self.post_as_client(self.oauth_token_url, self._params(standard, self.token_params, values))
+        fields = parse_fields(response)
+        pending = decision_pending(
+            response, fields, self.oauth_error(fields), self.errors.wait_status, self._context.clock()
+        )
+        return pending or await self._usable(self.read_tokens(response, "device code"))
 
     def scopes_to_request(self, requested: Sequence[str], granted: Sequence[str]) -> Sequence[str]:
         """Besides the required and requested scopes, the granted ones that these do not include.

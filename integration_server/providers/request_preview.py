@@ -166,7 +166,7 @@ class _Preview:
     async def requests(self) -> AsyncIterator[PreviewedRequest]:
         """The requests, in order."""
         provider, credentials = self._provider, self._credentials()
-        if provider.has_authorization_page:
+        if provider.has_authorization_page and not provider.has_device_authorization:
             with suppress(NotImplementedError):
                 yield self._authorization()
         for purpose, send in self._steps(provider, credentials):
@@ -183,7 +183,11 @@ class _Preview:
         if isinstance(provider, OAuth2Provider) and isinstance(credentials, OAuthTokens):
             # The lookup is a step of its own.
             tokens_only = provider.with_attributes(lookup=None)
-            if provider.has_authorization_page:
+            if provider.has_device_authorization:
+                scopes, code = provider.scopes_to_request((), ()), self._placeholders["device_code"]
+                yield "device authorization", lambda: tokens_only.begin_device_authorization(scopes)
+                yield "request for the tokens", lambda: tokens_only.poll_device_authorization(code)
+            elif provider.has_authorization_page:
                 values = [self._placeholders[name] for name in ("code", "redirect_uri", "code_verifier")]
                 yield "code exchange", lambda: tokens_only.exchange_code_for_tokens(*values)
             else:

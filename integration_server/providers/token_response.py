@@ -143,7 +143,7 @@ def parse_tokens(
     access_token, refresh_token = _access_token(fields), _text_or_none(fields.get("refresh_token"))
     if access_token is None and not (is_refresh and refresh_token):
         raise ProviderUnavailable(outcome_unknown=True)
-    lifetime = _lifetime(fields, now)
+    lifetime = lifetime_in(fields, now)
     refresh_token_lifetime = _refresh_token_lifetime(fields, now)
     return OAuthTokens(
         access_token=access_token or "",
@@ -183,8 +183,8 @@ def _access_token(fields: Mapping[str, Any]) -> str | None:
     return token if is_bearer and isinstance(token, str) and _ACCESS_TOKEN.fullmatch(token) else None
 
 
-def _lifetime(fields: Mapping[str, Any], now: datetime) -> timedelta | None:
-    """How long the access token is valid; None if not known."""
+def lifetime_in(fields: Mapping[str, Any], now: datetime) -> timedelta | None:
+    """How long what a response brings is valid, under any usual name; None if not known."""
     by_name: dict[str, object] = {}
     for name, value in islice(fields.items(), _MAX_MEMBERS):  # a megabyte of members would hold the event loop
         by_name.setdefault(re.sub("[^a-z]", "", name.lower()), value)

@@ -261,8 +261,9 @@ def provider_class(
         values["request_query"] = {**declaration.request_query, **({query: "{api_key}"} if query else {})}
     if (webhook := values.pop("webhook", None)) is not None:
         values["webhook_scheme"] = SCHEMES[webhook.scheme] if webhook.scheme else declared_scheme(webhook)
-    if isinstance(declaration, OAuth2Declaration) and declaration.grant == "client_credentials":
+    if isinstance(declaration, OAuth2Declaration) and declaration.grant != "authorization_code":
         values["oauth_authorize_url"] = None
+    if isinstance(declaration, OAuth2Declaration) and declaration.grant == "client_credentials":
         values["refresh_token_grace"] = timedelta.max  # the secrets obtain tokens any number of times
     values["rate_limits"] = tuple(limit.rate_limit() for limit in declaration.rate_limits)
     name = "".join(part.title() for part in declaration.integration_type.split("_"))

@@ -5,7 +5,15 @@ from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import Any, Protocol
 
-from integration_server.domain.credentials import ApiKey, AuthMethod, Credentials, OAuthTokens, RequestAuth
+from integration_server.domain.credentials import (
+    ApiKey,
+    AuthMethod,
+    Credentials,
+    DecisionPending,
+    DeviceAuthorization,
+    OAuthTokens,
+    RequestAuth,
+)
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, ApiStream, RateLimit
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookRequest
 from integration_server.service.integrations.ports import NewAccount
@@ -121,6 +129,19 @@ class Provider(Protocol):
     @property
     def has_authorization_page(self) -> bool:
         """Whether a user connects an account in the browser, and not with a key or other secrets."""
+
+    @property
+    def has_device_authorization(self) -> bool:
+        """Whether the user does so on any device, by entering a code (RFC 8628)."""
+
+    async def begin_device_authorization(self, scopes: Sequence[str]) -> DeviceAuthorization:
+        """Begin a device authorization (RFC 8628 §3.1)."""
+
+    async def poll_device_authorization(self, device_code: str) -> OAuthTokens | DecisionPending:
+        """Ask for the tokens of a device authorization (RFC 8628 §3.4).
+
+        Every error but `ProviderUnavailable` ends it.
+        """
 
     def authorization_url(self, *, redirect_uri: str, state: str, scopes: Sequence[str], code_challenge: str) -> str:
         """The authorization URL for the browser (RFC 6749 §4.1.1, RFC 7636 §4.3 with S256)."""

@@ -5,8 +5,8 @@ callers one gets the attempt.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from datetime import datetime
+from dataclasses import asdict, replace
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Insert, Row, bindparam, delete, exists, insert, select, update
@@ -14,11 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.errors import IntegrationNotFound
 from integration_server.domain.integration import IntegrationId
+from integration_server.service.background.ports import Claim
 from integration_server.service.connections.ports import AuthorizationAttempt
 from integration_server.service.integrations.ports import NewIntegration
-from integration_server.storage.engine import Database, from_row
+from integration_server.storage.engine import Database, DatabaseTime, from_row
 from integration_server.storage.integrations import matches_integration, new_integration_values
-from integration_server.storage.tables import AttemptState, authorization_attempts, integrations
+from integration_server.storage.tables import AttemptState, authorization_attempts, integrations, is_polled
 from integration_server.storage.user_usage import (
     DEFAULT_USER_QUOTAS,
     UserQuotas,
@@ -89,12 +90,18 @@ class SqlAuthorizationAttempts:
         return integration_id
 
     async def begin_reconnection(self, attempt: AuthorizationAttempt, integration_id: IntegrationId) -> None:
-        """Store an attempt for an existing integration, which does not change. Raises `IntegrationNotFound`."""
+        """Store an attempt for an existing integration, which does not change. Raises `IntegrationNotFound`.
+
+        It ends the device authorizations of the integration.
+        """
         # The lock keeps the row until the attempt refers to it; a transaction of SQLite does that by itself.
         lock = select(_I.integration_id).where(*matches_integration(integration_id, attempt.user_id)).with_for_update()
         async with self._database.write_transaction() as connection:
             if await connection.scalar(lock) is None:
                 raise IntegrationNotFound
+            await connection.execute(
+                delete(authorization_attempts).where(_A.integration_id == integration_id, is_polled)
+            )
             await self._make_room(connection, attempt)
             await connection.execute(_insert(attempt, integration_id))
 
@@ -131,12 +138,25 @@ class SqlAuthorizationAttempts:
 
     async def consume(self, attempt_id: str, encrypted_outcome: bytes, now: datetime) -> AuthorizationAttempt | None:
         """Take a started attempt, for this caller only. None unless the attempt is started and valid."""
-        values = {"encrypted_outcome": encrypted_outcome}
+        values = {"encrypted_outcome": encrypted_outcome, "poll_due_time": None}
         return await self._move(attempt_id, AttemptState.STARTED, AttemptState.CONSUMED, values, now)
 
     async def consume_pending_callback(self, attempt_id: str, now: datetime) -> AuthorizationAttempt | None:
         """Take an attempt with a pending callback, for this caller only. None unless it has one and is valid."""
         return await self._move(attempt_id, AttemptState.CALLBACK_PENDING, AttemptState.CONSUMED, {}, now)
+
+    async def postpone_poll(
+        self, claim: Claim[AuthorizationAttempt], delay: timedelta, *, interval: timedelta, failures: int
+    ) -> Claim[AuthorizationAttempt] | None:
+        """Make the next poll due after `delay`, unless the attempt has ended or another process has claimed it."""
+        values = {"poll_interval_seconds": interval.total_seconds(), "poll_failures": failures}
+        row = await self._database.write_one(
+            update(authorization_attempts)
+            .where(_A.attempt_id == claim.row_id, _A.poll_due_time == claim.due_time, _A.integration_id.is_not(None))
+            .values({**values, "poll_due_time": DatabaseTime(delay)})
+            .returning(_A.poll_due_time)
+        )
+        return None if row is None else replace(claim, due_time=row[0])
 
     async def finish(self, attempt: AuthorizationAttempt, encrypted_outcome: bytes | None) -> None:
         """End a consumed attempt. Its integration is deleted if it is still pending.
@@ -148,6 +168,7 @@ class SqlAuthorizationAttempts:
             "state": AttemptState.FINISHED.value,
             "encrypted_callback": None,
             "encrypted_outcome": encrypted_outcome or _A.encrypted_outcome,
+            "poll_due_time": None,
             "integration_id": None,
         }
         async with self._database.write_transaction() as connection:
@@ -185,4 +206,6 @@ def attempt_of(row: Row[Any]) -> AuthorizationAttempt:
 
 def _insert(attempt: AuthorizationAttempt, integration_id: IntegrationId) -> Insert:
     values = {**asdict(attempt), "integration_id": integration_id, "state": AttemptState.STARTED.value}
+    if attempt.poll_interval_seconds is not None:
+        values["poll_due_time"] = DatabaseTime(timedelta(seconds=attempt.poll_interval_seconds))
     return insert(authorization_attempts).values(values)

@@ -30,15 +30,24 @@ from sqlalchemy import (
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from integration_server.service.background.ports import Claim, JobKind
+from integration_server.storage.authorization_attempts import attempt_of
 from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.integrations import stored_integration_of
 from integration_server.storage.revocations import revocation_of
-from integration_server.storage.tables import integrations, is_usable, revocations, singleton_jobs
+from integration_server.storage.tables import (
+    authorization_attempts,
+    integrations,
+    is_polled,
+    is_usable,
+    revocations,
+    singleton_jobs,
+)
 
 T = TypeVar("T")
 
 _I = integrations.c
 _R = revocations.c
+_A = authorization_attempts.c
 
 _NOW = select(DatabaseTime()).scalar_subquery()  # evaluated once per statement: PostgreSQL can then use the index
 
@@ -74,6 +83,7 @@ _TABLES: Mapping[JobKind, _DueTable] = {
     JobKind.REVOCATION: _DueTable(
         _R.integration_type, _R.due_time, revocation_of, claim_values={"attempts": _R.attempts + 1}
     ),
+    JobKind.DEVICE_POLL: _DueTable(_A.integration_type, _A.poll_due_time, attempt_of, is_enabled=is_polled),
     JobKind.KEY_ROTATION: _DueTable(singleton_jobs.c.job_name, singleton_jobs.c.due_time, lambda _: None),
 }
 

@@ -9,6 +9,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     ColumnElement,
+    Float,
     ForeignKey,
     Identity,
     Index,
@@ -153,11 +154,26 @@ authorization_attempts = Table(
     Column("state", String(16), nullable=False),
     Column("create_time", UtcDateTime, nullable=False),
     Column("expire_time", UtcDateTime, nullable=False, index=True),
+    Column("poll_due_time", UtcDateTime),
+    Column("poll_interval_seconds", Float),
+    Column("poll_failures", Integer, nullable=False, server_default="0"),
     Index("ix_authorization_attempts_user_id_create_time", "user_id", "create_time"),
 )
 """Authorization attempts. They stay until they expire, also without their integration, so that a second callback finds
 the outcome of the first in `encrypted_outcome`. All that decides where a browser or a code is sent is in
-`encrypted_details`."""
+`encrypted_details`. A started device authorization has a `poll_due_time`, when the provider is asked next for its
+tokens, on the database's clock; `poll_failures` counts requests in a row without a response."""
+
+is_polled = and_(
+    authorization_attempts.c.poll_due_time.is_not(None), authorization_attempts.c.integration_id.is_not(None)
+)
+"""The attempts that are polled: started device authorizations."""
+
+_partial_index(
+    "ix_authorization_attempts_integration_type_poll_due_time",
+    is_polled,
+    *(authorization_attempts.c.integration_type, authorization_attempts.c.poll_due_time),
+)
 
 refresh_leases = Table(
     "refresh_leases",

@@ -1,13 +1,14 @@
 """The contract of `DueWork`, which every implementation passes."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from integration_server.domain.integration import Integration
-from integration_server.service.background.ports import DueWork, JobKind
-from integration_server.service.connections.ports import AuthorizationAttemptStore
+from integration_server.domain.integration import Integration, IntegrationId
+from integration_server.service.background.ports import Claim, DueWork, JobKind
+from integration_server.service.connections.ports import AuthorizationAttempt, AuthorizationAttemptStore
 from integration_server.service.integrations.ports import IntegrationStore, IntegrationUpdate, NewCredentials
 from tests.contracts.store_contract import (
     BOB,
@@ -20,6 +21,7 @@ from tests.contracts.store_contract import (
     create_pending,
     find_stored,
     list_due_types,
+    new_attempt,
     new_integration,
     reload,
     update_settings,
@@ -107,6 +109,72 @@ class DueWorkContract:
         assert await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM) == []
         await update_settings(integrations, inactive, IntegrationUpdate(is_active=True), NOW)
         assert len(await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM)) == 1
+
+
+class DevicePollContract:
+    """The polls of device authorizations. A subclass provides the fixtures of `DueWorkContract`."""
+
+    async def test_polls_are_claimed_once_and_postponed_by_the_claim_only(
+        self, due_work: DueWork, attempts: AuthorizationAttemptStore
+    ) -> None:
+        attempt, _ = await begin_device(attempts)
+        assert await list_due_types(due_work, JobKind.DEVICE_POLL) == ["acme"]
+        results = await asyncio.gather(*(claim_polls(due_work) for _ in range(6)))
+        (claim,) = [claim for claims in results for claim in claims]
+        assert (claim.row_id, claim.item.poll_interval_seconds) == (attempt.attempt_id, -1)
+        postponed = await attempts.postpone_poll(claim, -SECOND, interval=7.5 * SECOND, failures=2)
+        assert postponed is not None
+        assert await attempts.postpone_poll(claim, SECOND, interval=SECOND, failures=0) is None
+        (again,) = await claim_polls(due_work)
+        assert (again.item.poll_interval_seconds, again.item.poll_failures) == (7.5, 2)
+        assert await claim_polls(due_work) == []
+
+    async def test_an_attempt_is_due_after_its_interval(
+        self, due_work: DueWork, attempts: AuthorizationAttemptStore
+    ) -> None:
+        await begin_device(attempts, interval_seconds=600)
+        await attempts.begin(new_attempt(), new_integration())  # with a callback
+        assert await claim_polls(due_work) == []
+
+    async def test_the_end_of_an_attempt_ends_its_polls(
+        self, due_work: DueWork, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
+    ) -> None:
+        consumed, finished, removed = [await begin_device(attempts) for _ in range(3)]
+        claims = {claim.row_id: claim for claim in await claim_polls(due_work, EXPIRED_CLAIM)}
+        assert await attempts.consume(consumed[0].attempt_id, b"outcome", NOW) is not None
+        await attempts.finish(finished[0], b"outcome")
+        await integrations.remove(removed[1], removed[0].user_id, claim_duration=LONG_CLAIM)
+        assert await claim_polls(due_work) == []
+        for claim in claims.values():
+            assert await attempts.postpone_poll(claim, -SECOND, interval=SECOND, failures=0) is None
+
+    async def test_a_new_reconnection_ends_those_before(
+        self, due_work: DueWork, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
+    ) -> None:
+        integration, other = await add_due(integrations, None), await add_due(integrations, None)
+        old, elsewhere, new = (new_attempt(poll_interval_seconds=-1.0) for _ in range(3))
+        with_callback = new_attempt()
+        await attempts.begin_reconnection(old, integration.integration_id)
+        await attempts.begin_reconnection(elsewhere, other.integration_id)
+        await attempts.begin_reconnection(with_callback, integration.integration_id)
+        await attempts.begin_reconnection(new, integration.integration_id)
+        assert {claim.row_id for claim in await claim_polls(due_work)} == {new.attempt_id, elsewhere.attempt_id}
+        assert await attempts.find(with_callback.attempt_id) is not None
+
+
+async def begin_device(
+    attempts: AuthorizationAttemptStore, interval_seconds: float = -1
+) -> tuple[AuthorizationAttempt, IntegrationId]:
+    """Store a device authorization, which is due at once."""
+    attempt = new_attempt(poll_interval_seconds=interval_seconds)
+    return attempt, await attempts.begin(attempt, new_integration())
+
+
+async def claim_polls(
+    due_work: DueWork, claim_duration: timedelta = LONG_CLAIM
+) -> Sequence[Claim[AuthorizationAttempt]]:
+    """Claim due polls of the type `acme`."""
+    return await due_work.claim(JobKind.DEVICE_POLL, "acme", 10, claim_duration=claim_duration)
 
 
 class RefreshDueTimeContract:

@@ -5,13 +5,15 @@ Each runs through connect, credentials, a refresh under a race, a failure, and d
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -22,6 +24,7 @@ from integration_server.bootstrap import running_server
 from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from tests.declarations import DECLARATIONS
+from tests.end_to_end.replicas import wait_until
 from tests.end_to_end.rpc_errors import expect_rpc_error
 from tests.end_to_end.small_server import Handler, Received, SmallServer, run_small_server
 from tests.end_to_end.system import Clients, ShiftedClock, callback_url, clients_of, query_of, settings_for
@@ -110,6 +113,7 @@ async def scenario(
             f"{prefix}_CLIENT_ID": CLIENT_ID,
             f"{prefix}_CLIENT_SECRET": CLIENT_SECRET,
             f"{prefix}_PRIVATE_KEY": PEM,
+            f"{prefix}_CLIENT_TOKEN": "tok",
         }
         settings = settings_for(database_url, PROVIDERS_DIR=str(directory))
         running = await stack.enter_async_context(running_server(settings, environment, clock=clock))
@@ -290,6 +294,109 @@ async def test_client_credentials_and_a_refresh_under_a_race(tmp_path: Path, sha
         again = await run.connect_key("", secret_fields=good, integration_id=integration_id)
         assert again.status == integration_pb2.STATUS_ACTIVE
         assert (await expect_rpc_error(run.clients.begin("ada", "own_client"))).reason == "INVALID_FIELD"
+
+
+@dataclass
+class DeviceServer:
+    """A service of devices with the answers of two real ones: `errors` has theirs. Decides at the second request."""
+
+    errors: Mapping[str, tuple[int, Any]]
+    begun: tuple[int, Any]
+    polls: int = 0
+    issued: int = 0
+    denies: bool = False
+    dead: bool = False
+
+    def __call__(self, request: Received) -> tuple[int, Any]:
+        """Respond to a request."""
+        if request.path in {"/oauth/device/code", "/graph/v20.0/device/login"}:
+            self.polls = 0
+            return self.begun
+        if "refresh_token" in request.form and request.form.get("grant_type") == "refresh_token":
+            return (400, {"error": "invalid_grant"}) if self.dead else self.tokens()
+        if request.path in {"/oauth/token", "/graph/v20.0/device/login_status"}:
+            self.polls += 1
+            if self.polls == 1 and not self.denies:
+                return self.errors["pending"]
+            return self.errors["denied"] if self.denies else self.tokens()
+        if request.path == "/oauth/revoke":
+            return 200, {}
+        is_user = request.headers.get("authorization", "").startswith("Bearer at-")
+        return (200, {"sub": "u-1", "id": "u-1", "email": "ada@video.example"}) if is_user else UNAUTHORIZED
+
+    def tokens(self) -> tuple[int, Any]:
+        """The next tokens."""
+        self.issued += 1
+        return 200, {"access_token": f"at-{self.issued}", "refresh_token": "rt", "expires_in": 3600}
+
+
+def is_status(run: Scenario, integration_id: int, status: int) -> Callable[[], Awaitable[bool]]:
+    async def check() -> bool:
+        listed = await run.clients.service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada"))
+        found = {one.integration_id: one.status for one in listed.integrations}
+        return found.get(integration_id, integration_pb2.STATUS_UNSPECIFIED) == status
+
+    return check
+
+
+VIDEO = DeviceServer(
+    {
+        "pending": (428, {"error": "authorization_pending", "error_description": "Precondition Required"}),
+        "denied": (403, {"error": "access_denied", "error_description": "Forbidden"}),
+    },
+    (200, {"device_code": "4/4-GMMhm", "user_code": "GQVQ-JKEC", "verification_url": "https://video.example/device"}),
+)
+SOCIAL = DeviceServer(
+    {
+        "pending": (400, {"error": {"code": 31, "error_subcode": 1349174}}),
+        "denied": (400, {"error": {"code": 31, "error_subcode": 1349152}}),
+    },
+    (200, {"login": {"code": "92a2b2e351", "user_code": "A1NWZ9", "uri": "https://social.example/device"}}),
+)
+_DEVICE_HOSTS = {
+    "oauth.video.example": "/oauth",
+    "openid.video.example": "/openid",
+    "video.example/api": "/api",
+    "graph.social.example": "/graph",
+}
+
+
+@pytest.mark.parametrize("name", ["code_on_a_phone", "numbered_errors"])
+async def test_a_code_that_is_entered_on_another_device(tmp_path: Path, shared_database_url: str, name: str) -> None:
+    server = deepcopy(VIDEO if name == "code_on_a_phone" else SOCIAL)
+    body = server.begun[1].get("login", server.begun[1])
+    body["interval" if name == "code_on_a_phone" else "every"] = 1
+    async with scenario(tmp_path, shared_database_url, name, _DEVICE_HOSTS, server) as run:
+        begun = await run.clients.begin("ada", name)
+        assert (begun.user_code, begun.verification_uri) == (
+            body["user_code"],
+            body.get("verification_url") or body["uri"],
+        )
+        integration_id = begun.integration_id
+        await wait_until(is_status(run, integration_id, integration_pb2.STATUS_ACTIVE))
+        assert (await run.clients.get(integration_id)).account_id == "u-1"
+        assert await run.headers(integration_id) == {"Authorization": "Bearer at-1"}
+        run.clock.shift = timedelta(hours=2)
+        found = await asyncio.gather(*(run.headers(integration_id) for _ in range(30)))
+        assert (found, server.issued) == ([{"Authorization": "Bearer at-2"}] * 30, 2)
+        server.dead = True
+        run.clock.shift = timedelta(hours=4)
+        assert (await expect_rpc_error(run.headers(integration_id))).reason == "REAUTHORIZATION_REQUIRED"
+        server.denies = True
+        again = await run.clients.begin("ada", name, integration_id=integration_id)
+        result = pb.HandleCallbackRequest(state=again.state, user_id="ada")
+
+        async def is_over() -> bool:
+            try:
+                return (await run.clients.service.HandleCallback(result)).reason != "authorization_pending"
+            except grpc.aio.AioRpcError:
+                return True
+
+        await wait_until(is_over)
+        error = await expect_rpc_error(run.clients.service.HandleCallback(result))
+        assert (error.reason, error.message) == ("PROVIDER_REJECTED", "the provider rejected the device code")
+        assert (await run.clients.get(integration_id)).status == integration_pb2.STATUS_EXPIRED
+        await run.disconnect(integration_id)
 
 
 async def test_two_keys_in_headers(tmp_path: Path, shared_database_url: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -43,7 +44,7 @@ async def run_pair(
     variants: tuple[str, str] = ("", ""),
     *,
     lease: int = LEASE,
-    **options: int,
+    **options: Any,
 ) -> AsyncIterator[Pair]:
     """Run a pair; the account is connected at the second server."""
     async with AsyncExitStack() as stack:

@@ -3,14 +3,23 @@
 import asyncio
 import base64
 import hashlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
+from itertools import count
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-from integration_server.domain.credentials import ApiKey, AuthMethod, Credentials, OAuthTokens, RequestAuth
+from integration_server.domain.credentials import (
+    ApiKey,
+    AuthMethod,
+    Credentials,
+    DecisionPending,
+    DeviceAuthorization,
+    OAuthTokens,
+    RequestAuth,
+)
 from integration_server.domain.errors import ProviderNotConfigured, ProviderRejected, UnknownIntegrationType
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, ApiStream, RateLimit
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookRequest
@@ -69,6 +78,7 @@ class FakeProvider:
 
     config_problem: Exception | None = None
     exchange_error: Exception | None = None
+    authorize_error: Exception | None = None
     refresh_error: Exception | None = None
     verify_error: Exception | None = None
     revoke_error: Exception | None = None
@@ -78,12 +88,16 @@ class FakeProvider:
     supports_webhooks: bool = False
     app_secrets: Sequence[str] = ()
 
+    device_numbers: Iterator[int] = field(default_factory=lambda: count(1))
     kept: Mapping[str, str] = field(default_factory=dict)
     challenges: list[str] = field(default_factory=list)
     exchanges: list[tuple[str, str]] = field(default_factory=list)
     refreshes: list[str] = field(default_factory=list)
     verifications: list[Credentials] = field(default_factory=list)
     revocations: list[Credentials] = field(default_factory=list)
+    device: DeviceAuthorization | None = None
+    decisions: list[DecisionPending | Exception] = field(default_factory=list)
+    polls: list[tuple[datetime, str]] = field(default_factory=list)
     in_flight: int = 0
     max_in_flight: int = 0
 
@@ -96,6 +110,29 @@ class FakeProvider:
     def has_authorization_page(self) -> bool:
         """Whether accounts are connected in the browser."""
         return self.auth_method is AuthMethod.OAUTH2
+
+    @property
+    def has_device_authorization(self) -> bool:
+        """Whether `device` is set."""
+        return self.device is not None
+
+    async def begin_device_authorization(self, scopes: Sequence[str]) -> DeviceAuthorization:
+        """The next device authorization: `device` with a number after its codes."""
+        assert self.device is not None
+        number = next(self.device_numbers)
+        await self._finish_call(self.authorize_error)
+        device_code, user_code = f"{self.device.device_code}-{number}", f"{self.device.user_code}-{number}"
+        return replace(self.device, device_code=device_code, user_code=user_code)
+
+    async def poll_device_authorization(self, device_code: str) -> OAuthTokens | DecisionPending:
+        """The next of `decisions`; tokens when there are no more. The times of the calls are in `polls`."""
+        self.polls.append((self.clock(), device_code))
+        number = len(self.polls)
+        decision = self.decisions.pop(0) if self.decisions else None
+        await self._finish_call(decision if isinstance(decision, Exception) else None)
+        if isinstance(decision, DecisionPending):
+            return decision
+        return self._tokens(number, "access", "refresh")
 
     def require_configured(self) -> None:
         """Raise `ProviderNotConfigured` if settings are missing."""

@@ -144,7 +144,7 @@ class ErrorRate(_message.Message):
     def __init__(self, window: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., checks: _Optional[int] = ..., failures: _Optional[int] = ..., rate: _Optional[float] = ...) -> None: ...
 
 class IntegrationTypeInfo(_message.Message):
-    __slots__ = ("integration_type", "display_name", "auth_method", "scopes", "required_fields", "configured", "missing_settings", "aliases", "config_fields", "secret_fields", "has_authorization_page")
+    __slots__ = ("integration_type", "display_name", "auth_method", "scopes", "required_fields", "configured", "missing_settings", "aliases", "config_fields", "secret_fields", "has_authorization_page", "has_device_authorization")
     INTEGRATION_TYPE_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     AUTH_METHOD_FIELD_NUMBER: _ClassVar[int]
@@ -156,6 +156,7 @@ class IntegrationTypeInfo(_message.Message):
     CONFIG_FIELDS_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELDS_FIELD_NUMBER: _ClassVar[int]
     HAS_AUTHORIZATION_PAGE_FIELD_NUMBER: _ClassVar[int]
+    HAS_DEVICE_AUTHORIZATION_FIELD_NUMBER: _ClassVar[int]
     integration_type: str
     display_name: str
     auth_method: AuthMethod
@@ -167,7 +168,8 @@ class IntegrationTypeInfo(_message.Message):
     config_fields: _containers.RepeatedCompositeFieldContainer[DeclaredField]
     secret_fields: _containers.RepeatedCompositeFieldContainer[DeclaredField]
     has_authorization_page: bool
-    def __init__(self, integration_type: _Optional[str] = ..., display_name: _Optional[str] = ..., auth_method: _Optional[_Union[AuthMethod, str]] = ..., scopes: _Optional[_Iterable[str]] = ..., required_fields: _Optional[_Iterable[str]] = ..., configured: _Optional[bool] = ..., missing_settings: _Optional[_Iterable[str]] = ..., aliases: _Optional[_Iterable[str]] = ..., config_fields: _Optional[_Iterable[_Union[DeclaredField, _Mapping]]] = ..., secret_fields: _Optional[_Iterable[_Union[DeclaredField, _Mapping]]] = ..., has_authorization_page: _Optional[bool] = ...) -> None: ...
+    has_device_authorization: bool
+    def __init__(self, integration_type: _Optional[str] = ..., display_name: _Optional[str] = ..., auth_method: _Optional[_Union[AuthMethod, str]] = ..., scopes: _Optional[_Iterable[str]] = ..., required_fields: _Optional[_Iterable[str]] = ..., configured: _Optional[bool] = ..., missing_settings: _Optional[_Iterable[str]] = ..., aliases: _Optional[_Iterable[str]] = ..., config_fields: _Optional[_Iterable[_Union[DeclaredField, _Mapping]]] = ..., secret_fields: _Optional[_Iterable[_Union[DeclaredField, _Mapping]]] = ..., has_authorization_page: _Optional[bool] = ..., has_device_authorization: _Optional[bool] = ...) -> None: ...
 
 class DeclaredField(_message.Message):
     __slots__ = ("name", "title", "help", "pattern", "choices", "required", "default")

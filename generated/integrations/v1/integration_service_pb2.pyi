@@ -40,16 +40,22 @@ class ConnectRequest(_message.Message):
     def __init__(self, user_id: _Optional[str] = ..., integration_type: _Optional[str] = ..., redirect_uri: _Optional[str] = ..., scopes: _Optional[_Iterable[str]] = ..., return_url: _Optional[str] = ..., name: _Optional[str] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., integration_id: _Optional[int] = ...) -> None: ...
 
 class ConnectResponse(_message.Message):
-    __slots__ = ("authorization_url", "state", "expire_time", "integration_id")
+    __slots__ = ("authorization_url", "state", "expire_time", "integration_id", "user_code", "verification_uri", "verification_uri_complete")
     AUTHORIZATION_URL_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
     INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_CODE_FIELD_NUMBER: _ClassVar[int]
+    VERIFICATION_URI_FIELD_NUMBER: _ClassVar[int]
+    VERIFICATION_URI_COMPLETE_FIELD_NUMBER: _ClassVar[int]
     authorization_url: str
     state: str
     expire_time: _timestamp_pb2.Timestamp
     integration_id: int
-    def __init__(self, authorization_url: _Optional[str] = ..., state: _Optional[str] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., integration_id: _Optional[int] = ...) -> None: ...
+    user_code: str
+    verification_uri: str
+    verification_uri_complete: str
+    def __init__(self, authorization_url: _Optional[str] = ..., state: _Optional[str] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., integration_id: _Optional[int] = ..., user_code: _Optional[str] = ..., verification_uri: _Optional[str] = ..., verification_uri_complete: _Optional[str] = ...) -> None: ...
 
 class HandleCallbackRequest(_message.Message):
     __slots__ = ("code", "state", "integration_type", "iss", "error", "error_description", "user_id", "query")

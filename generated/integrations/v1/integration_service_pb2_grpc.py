@@ -162,7 +162,9 @@ class IntegrationServiceServicer:
     """
 
     def Connect(self, request, context):
-        """Starts an OAuth 2 connection. The response has the URL to send the user's browser to.
+        """Starts an OAuth 2 connection. The response has the URL to send the user's browser to. For a type with device
+        authorization (RFC 8628) it has a code as well, which the user enters there, on any device; the server then asks
+        the provider for the tokens by itself, and the integration becomes active when the user has approved.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -175,6 +177,10 @@ class IntegrationServiceServicer:
         outcome, the same confirmation token or the same error, without a second exchange; while the first is in progress,
         it waits. The state with another code is STATE_USED. The metadata of an error's `ErrorInfo` have `redirect_url`,
         where the browser can continue, and `display_name` of the provider, if the state is genuine.
+
+        A device authorization has no callback. Called with its state and the user, and without a code, the RPC returns its
+        result so far: `success`, or the reason "authorization_pending", or the error with which it has ended. It changes
+        nothing and may be repeated; after the authorization has expired, the error is STATE_EXPIRED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,10 @@ class IntegrationServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> IntegrationServiceAsyncStub: ...
     Connect: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.ConnectRequest, _integration_service_pb2.ConnectResponse]
-    """Starts an OAuth 2 connection. The response has the URL to send the user's browser to."""
+    """Starts an OAuth 2 connection. The response has the URL to send the user's browser to. For a type with device
+    authorization (RFC 8628) it has a code as well, which the user enters there, on any device; the server then asks
+    the provider for the tokens by itself, and the integration becomes active when the user has approved.
+    """
     HandleCallback: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.HandleCallbackRequest, _integration_service_pb2.HandleCallbackResponse]
     """Handles the provider's response to an authorization request, as its redirect delivered it. If the user or the
     provider rejects the authorization, the RPC succeeds with `success` false and a `reason`; the state stays valid, so
@@ -48,6 +51,10 @@ class IntegrationServiceStub:
     outcome, the same confirmation token or the same error, without a second exchange; while the first is in progress,
     it waits. The state with another code is STATE_USED. The metadata of an error's `ErrorInfo` have `redirect_url`,
     where the browser can continue, and `display_name` of the provider, if the state is genuine.
+
+    A device authorization has no callback. Called with its state and the user, and without a code, the RPC returns its
+    result so far: `success`, or the reason "authorization_pending", or the error with which it has ended. It changes
+    nothing and may be repeated; after the authorization has expired, the error is STATE_EXPIRED.
     """
     ConfirmConnection: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.ConfirmConnectionRequest, _integration_service_pb2.ConfirmConnectionResponse]
     """Completes a connection whose callback did not name the signed-in user."""
@@ -143,7 +150,10 @@ class IntegrationServiceAsyncStub(IntegrationServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Connect: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.ConnectRequest, _integration_service_pb2.ConnectResponse]  # type: ignore[assignment]
-    """Starts an OAuth 2 connection. The response has the URL to send the user's browser to."""
+    """Starts an OAuth 2 connection. The response has the URL to send the user's browser to. For a type with device
+    authorization (RFC 8628) it has a code as well, which the user enters there, on any device; the server then asks
+    the provider for the tokens by itself, and the integration becomes active when the user has approved.
+    """
     HandleCallback: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.HandleCallbackRequest, _integration_service_pb2.HandleCallbackResponse]  # type: ignore[assignment]
     """Handles the provider's response to an authorization request, as its redirect delivered it. If the user or the
     provider rejects the authorization, the RPC succeeds with `success` false and a `reason`; the state stays valid, so
@@ -151,6 +161,10 @@ class IntegrationServiceAsyncStub(IntegrationServiceStub):
     outcome, the same confirmation token or the same error, without a second exchange; while the first is in progress,
     it waits. The state with another code is STATE_USED. The metadata of an error's `ErrorInfo` have `redirect_url`,
     where the browser can continue, and `display_name` of the provider, if the state is genuine.
+
+    A device authorization has no callback. Called with its state and the user, and without a code, the RPC returns its
+    result so far: `success`, or the reason "authorization_pending", or the error with which it has ended. It changes
+    nothing and may be repeated; after the authorization has expired, the error is STATE_EXPIRED.
     """
     ConfirmConnection: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.ConfirmConnectionRequest, _integration_service_pb2.ConfirmConnectionResponse]  # type: ignore[assignment]
     """Completes a connection whose callback did not name the signed-in user."""
@@ -249,7 +263,10 @@ class IntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _integration_service_pb2.ConnectRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_integration_service_pb2.ConnectResponse, _abc.Awaitable[_integration_service_pb2.ConnectResponse]]:
-        """Starts an OAuth 2 connection. The response has the URL to send the user's browser to."""
+        """Starts an OAuth 2 connection. The response has the URL to send the user's browser to. For a type with device
+        authorization (RFC 8628) it has a code as well, which the user enters there, on any device; the server then asks
+        the provider for the tokens by itself, and the integration becomes active when the user has approved.
+        """
 
     @_abc_1.abstractmethod
     def HandleCallback(
@@ -263,6 +280,10 @@ class IntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
         outcome, the same confirmation token or the same error, without a second exchange; while the first is in progress,
         it waits. The state with another code is STATE_USED. The metadata of an error's `ErrorInfo` have `redirect_url`,
         where the browser can continue, and `display_name` of the provider, if the state is genuine.
+
+        A device authorization has no callback. Called with its state and the user, and without a code, the RPC returns its
+        result so far: `success`, or the reason "authorization_pending", or the error with which it has ended. It changes
+        nothing and may be repeated; after the authorization has expired, the error is STATE_EXPIRED.
         """
 
     @_abc_1.abstractmethod

@@ -15,6 +15,7 @@ class JobKind(Enum):
     REFRESH = "refresh"
     CHECK = "check"
     REVOCATION = "revocation"
+    DEVICE_POLL = "device_poll"
     KEY_ROTATION = "key_rotation"
 
 

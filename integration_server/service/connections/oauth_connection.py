@@ -24,7 +24,7 @@ from itertools import count
 from pydantic import TypeAdapter
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
-from integration_server.domain.credentials import OAuthTokens
+from integration_server.domain.credentials import DeviceAuthorization, OAuthTokens
 from integration_server.domain.errors import (
     ConfirmationInvalid,
     ErrorRecord,
@@ -50,6 +50,7 @@ from integration_server.service.connections.ports import (
     AttemptDetails,
     AuthorizationAttempt,
     AuthorizationAttemptStore,
+    DeviceGrant,
     StateClaims,
 )
 from integration_server.service.connections.redirect_allowlist import RedirectAllowlist
@@ -79,6 +80,7 @@ _SAFE_ERROR_CODE = re.compile(r"[a-z0-9_.-]{1,64}")
 _UNKNOWN_ERROR = "unknown_error"
 
 CONFIRMATION_REQUIRED = "confirmation_required"
+AUTHORIZATION_PENDING = "authorization_pending"  # RFC 8628 §3.5
 
 _UNKNOWN_ACCOUNT = NewAccount(account_id=None, account_label=None)
 
@@ -94,12 +96,19 @@ class ConnectionRequest(AccountRequest):
 
 @dataclass(frozen=True, slots=True)
 class AuthorizationRequest:
-    """The URL to send the browser to, valid until `expire_time`."""
+    """The URL to send the browser to, valid until `expire_time`.
+
+    In a device authorization the user enters `user_code` at `verification_uri`; `url` is the verification URI with the
+    code in it, if the provider has one, and otherwise the same.
+    """
 
     url: str = field(repr=False)
     state: str = field(repr=False)
     expire_time: datetime
     integration_id: IntegrationId
+    user_code: str = field(default="", repr=False)
+    verification_uri: str = ""
+    verification_uri_complete: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,9 +210,14 @@ class OAuthConnectionService:
         provider = provider.for_config(current.config if current else request.config)
         redirect_uri = self.redirects.redirect_uri(request.integration_type, request.redirect_uri)
         return_url = self.redirects.return_url(request.return_url)
-        self._require_confirmable(redirect_uri, return_url)
-        verifier = self.random_token()
         scopes = tuple(provider.scopes_to_request(request.scopes, current.scopes if current else ()))
+        device: DeviceAuthorization | None = None
+        if provider.has_device_authorization:
+            device = await provider.begin_device_authorization(scopes)
+        else:
+            self._require_confirmable(redirect_uri, return_url)
+        verifier, now = self.random_token(), self.clock()
+        expire_time = now + (ATTEMPT_LIFETIME if device is None else device.lifetime)
         details = AttemptDetails(
             integration_id=request.integration_id or await self.integrations.reserve_id(),
             is_reconnection=bool(request.integration_id),
@@ -211,8 +225,9 @@ class OAuthConnectionService:
             return_url=return_url,
             scopes=scopes,
             verifier=verifier,
+            device=None if device is None else DeviceGrant(device.device_code, expire_time),
         )
-        attempt = await self._new_attempt(request, details)
+        attempt = await self._new_attempt(request, details, now, expire_time, device)
         if details.is_reconnection:
             await self.attempts.begin_reconnection(attempt, details.integration_id)
         else:
@@ -220,6 +235,11 @@ class OAuthConnectionService:
         state = await self._states.make(
             StateClaims(attempt.attempt_id, request.user_id, request.integration_type, attempt.create_time)
         )
+        if device is not None:
+            uri, complete = device.verification_uri, device.verification_uri_complete
+            return AuthorizationRequest(
+                complete or uri, state, expire_time, details.integration_id, device.user_code, uri, complete
+            )
         url = provider.authorization_url(
             redirect_uri=details.redirect_uri, state=state, scopes=scopes, code_challenge=_s256(verifier)
         )
@@ -256,17 +276,24 @@ class OAuthConnectionService:
         new = replace(request.new_integration(provider, self.random_token()), integration_id=details.integration_id)
         return replace(new, encrypted_credentials=await self._cipher.encrypt(new.as_stored(now), None))
 
-    async def _new_attempt(self, request: ConnectionRequest, details: AttemptDetails) -> AuthorizationAttempt:
+    async def _new_attempt(
+        self,
+        request: ConnectionRequest,
+        details: AttemptDetails,
+        now: datetime,
+        expire_time: datetime,
+        device: DeviceAuthorization | None,
+    ) -> AuthorizationAttempt:
         attempt_id = self.random_token()
         associated_data = attempt_aad(attempt_id, request.user_id, request.integration_type)
-        now = self.clock()
         return AuthorizationAttempt(
             attempt_id=attempt_id,
             user_id=request.user_id,
             integration_type=request.integration_type,
             encrypted_details=await self.aead.encrypt(_DETAILS.dump_json(details), associated_data),
             create_time=now,
-            expire_time=now + ATTEMPT_LIFETIME,
+            expire_time=expire_time,
+            poll_interval_seconds=None if device is None else device.interval.total_seconds(),
         )
 
     # --- callback ----------------------------------------------------------------------------------------------
@@ -295,6 +322,8 @@ class OAuthConnectionService:
             raise UserMismatch
         if error := _error_code(callback):
             return await self._report_denial(claims, error)
+        if provider.has_device_authorization and (callback.code or callback.user_id is not None):
+            return await self._report_device_authorization(claims, callback)
         if not callback.code:
             raise InvalidField("code", "is required, unless error is given")
         if self._is_expired(claims):  # the first callback may still have been in time
@@ -329,7 +358,7 @@ class OAuthConnectionService:
         attempt = await self.attempts.find(claims.attempt_id)
         if attempt is None or attempt.encrypted_outcome is not None or attempt.integration_id is None:
             raise StateUsed
-        details = await self._details(claims, attempt)
+        details = await self.read_details(claims, attempt)
         reason = error if _SAFE_ERROR_CODE.fullmatch(error) else _UNKNOWN_ERROR
         return ConnectionResult(
             success=False,
@@ -337,6 +366,32 @@ class OAuthConnectionService:
             redirect_url=self._redirect_url(claims, details, success="false", reason=reason),
             message="The provider did not grant access",
             reason=reason,
+            display_name=self.providers[claims.integration_type].display_name,
+        )
+
+    async def _report_device_authorization(self, claims: StateClaims, callback: Callback) -> ConnectionResult:
+        """The result of a device authorization, so far. Raises the error with which it has ended."""
+        if callback.code:
+            raise InvalidField("code", "must be empty: this integration type has no authorization codes")
+        attempt = await self.attempts.find(claims.attempt_id)
+        if attempt is None:
+            raise StateExpired if self._is_expired(claims) else StateUsed
+        details = await self.read_details(claims, attempt)
+        outcome = None if attempt.encrypted_outcome is None else await self._read_outcome(claims, attempt)
+        if outcome and outcome.error:
+            raise outcome.error.to_error()
+        if outcome and outcome.integration_id:
+            return self._result(claims, details, outcome)
+        if attempt.integration_id is None or details.device is None:
+            raise StateUsed
+        if self.clock() >= details.device.expire_time:
+            raise StateExpired
+        return ConnectionResult(
+            success=False,
+            integration_id=details.integration_id,
+            redirect_url="",
+            message="The user has not decided yet",
+            reason=AUTHORIZATION_PENDING,
             display_name=self.providers[claims.integration_type].display_name,
         )
 
@@ -351,16 +406,14 @@ class OAuthConnectionService:
             attempt = await self.attempts.find(claims.attempt_id) if self.keeps_outcomes else None
             if attempt is None or attempt.encrypted_outcome is None:
                 raise otherwise
-            outcome = _OUTCOME.validate_json(
-                await self.aead.decrypt(attempt.encrypted_outcome, _associated_data(outcome_aad, claims))
-            )
+            outcome = await self._read_outcome(claims, attempt)
             is_too_late = self.clock() >= outcome.receive_time + REPETITION_WINDOW
             if is_too_late or not hmac.compare_digest(outcome.code_digest, _digest(code)):
                 raise otherwise
             if outcome.error:
                 raise outcome.error.to_error()
             if outcome.integration_id or outcome.confirmation_token:
-                return self._result(claims, await self._details(claims, attempt), outcome)
+                return self._result(claims, await self.read_details(claims, attempt), outcome)
             await self.pause(_POLL_INTERVAL * min(polls, 10))
         raise AssertionError  # not reachable: a window ends
 
@@ -387,6 +440,10 @@ class OAuthConnectionService:
             account_label=outcome.account_label,
         )
 
+    async def _read_outcome(self, claims: StateClaims, attempt: AuthorizationAttempt) -> CallbackOutcome:
+        encrypted = attempt.encrypted_outcome or b""
+        return _OUTCOME.validate_json(await self.aead.decrypt(encrypted, _associated_data(outcome_aad, claims)))
+
     async def _encrypt_outcome(self, claims: StateClaims, outcome: CallbackOutcome) -> bytes:
         return await self.aead.encrypt(_OUTCOME.dump_json(outcome), _associated_data(outcome_aad, claims))
 
@@ -394,7 +451,7 @@ class OAuthConnectionService:
         details = None
         with suppress(IntegrationServerError):  # then the browser is sent to the default
             attempt = await self.attempts.find(claims.attempt_id)
-            details = await self._details(claims, attempt) if attempt else None
+            details = await self.read_details(claims, attempt) if attempt else None
         url = self._redirect_url(claims, details, success="false", reason=error.reason)
         return {"display_name": self.providers[claims.integration_type].display_name, "redirect_url": url}
 
@@ -414,7 +471,7 @@ class OAuthConnectionService:
         outcome = CallbackOutcome(_digest(callback.code), now, confirmation_token=token)
         encrypted_outcome = await self._encrypt_outcome(claims, outcome)
         attempt = await self.attempts.store_pending_callback(claims.attempt_id, encrypted, encrypted_outcome, now)
-        return None if attempt is None else self._result(claims, await self._details(claims, attempt), outcome)
+        return None if attempt is None else self._result(claims, await self.read_details(claims, attempt), outcome)
 
     async def confirm_connection(
         self, confirmation_token: str, user_id: UserId, allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES
@@ -448,20 +505,48 @@ class OAuthConnectionService:
             attempt = await self.attempts.consume_pending_callback(claims.attempt_id, now)
         if attempt is None:
             return None
-        try:
-            details = await self._details(claims, attempt)
+
+        async def exchange(details: AttemptDetails) -> Integration:
             received = callback or await self._decrypt_callback(claims, attempt)
-            integration = await self._exchange_code(provider, claims, details, received)
+            return await self._exchange_code(provider, claims, details, received)
+
+        return await self._connect(claims, attempt, outcome, exchange, keeps_outcome=callback is not None)
+
+    async def _connect(
+        self,
+        claims: StateClaims,
+        attempt: AuthorizationAttempt,
+        outcome: CallbackOutcome,
+        connect: Callable[[AttemptDetails], Awaitable[Integration]],
+        *,
+        keeps_outcome: bool,
+    ) -> ConnectionResult:
+        """Connect the integration of a consumed attempt, and store the outcome if `keeps_outcome`."""
+        try:
+            details = await self.read_details(claims, attempt)
+            integration = await connect(details)
         except Exception as error:
             # Any other error is a fault of this program. Its repetitions find a used state.
             record = ErrorRecord.of(error if isinstance(error, IntegrationServerError) else StateUsed())
-            await self._finish(claims, attempt, replace(outcome, error=record) if callback else None)
+            await self._finish(claims, attempt, replace(outcome, error=record) if keeps_outcome else None)
             raise
         label = integration.account_label or integration.account_id or ""
         outcome = replace(outcome, integration_id=integration.integration_id, account_label=label)
         with suppress(StoreUnavailable):  # it is connected; only a repeated callback does not learn it
-            await self._finish(claims, attempt, outcome if callback else None)
+            await self._finish(claims, attempt, outcome if keeps_outcome else None)
         return self._result(claims, details, outcome)
+
+    async def end_device_authorization(
+        self, claims: StateClaims, connect: Callable[[AttemptDetails], Awaitable[Integration]]
+    ) -> ConnectionResult | None:
+        """Connect the integration of a device authorization, or end it with the error that `connect` raises.
+
+        None, and nothing is connected, if the attempt has ended before.
+        """
+        outcome = CallbackOutcome("", self.clock())
+        encrypted = await self._encrypt_outcome(claims, outcome)
+        attempt = await self.attempts.consume(claims.attempt_id, encrypted, self.clock())
+        return None if attempt is None else await self._connect(claims, attempt, outcome, connect, keeps_outcome=True)
 
     async def _finish(
         self, claims: StateClaims, attempt: AuthorizationAttempt, outcome: CallbackOutcome | None
@@ -469,7 +554,7 @@ class OAuthConnectionService:
         encrypted = await self._encrypt_outcome(claims, outcome) if outcome else None
         await self.attempts.finish(attempt, encrypted)
 
-    async def _details(self, claims: StateClaims, attempt: AuthorizationAttempt) -> AttemptDetails:
+    async def read_details(self, claims: StateClaims, attempt: AuthorizationAttempt) -> AttemptDetails:
         """The details of an attempt of these claims. Its URLs must still be allowed: the lists may have changed.
 
         Raises `CredentialsUnreadable` or `RedirectUriNotAllowed`.
@@ -494,13 +579,33 @@ class OAuthConnectionService:
         # Raises `IntegrationNotFound` if it was disconnected while the user was at the provider.
         target = await self._cipher.redacted(await self.integrations.get(details.integration_id, claims.user_id))
         provider = provider.for_config(target.config).for_callback(callback.query)
-        account, proof_time = _UNKNOWN_ACCOUNT, await self.revocation_service.revocations.now()
+        proof_time = await self.revocation_service.revocations.now()
         try:
             tokens = await provider.exchange_code_for_tokens(callback.code, details.redirect_uri, details.verifier)
         except ProviderError as error:
             if error.issued_tokens is not None:
-                await self.revocation_service.discard(claims, account, error.issued_tokens)
+                await self.discard(claims, error.issued_tokens)
             raise
+        return await self.store_tokens(claims, details, provider, target, tokens, proof_time)
+
+    async def discard(self, claims: StateClaims, tokens: OAuthTokens) -> None:
+        """Have tokens revoked that an attempt received and no integration can keep."""
+        await self.revocation_service.discard(claims, _UNKNOWN_ACCOUNT, tokens)
+
+    async def store_tokens(
+        self,
+        claims: StateClaims,
+        details: AttemptDetails,
+        provider: Provider,
+        target: Integration,
+        tokens: OAuthTokens,
+        proof_time: datetime,
+    ) -> Integration:
+        """Verify the account of the tokens of an attempt, and commit them. Tokens that are not stored are revoked.
+
+        `proof_time`: on the database's clock, before the provider issued them.
+        """
+        account = _UNKNOWN_ACCOUNT
         try:
             for pause in (*_REVOCATION_PAUSES, None):
                 account = await _verify_account(provider, tokens, details.scopes)

@@ -1,18 +1,28 @@
 """The port of authorization attempts."""
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.service.background.ports import Claim
 from integration_server.service.integrations.ports import NewIntegration
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceGrant:
+    """A device authorization that has begun, and until when the user can decide."""
+
+    device_code: str = field(repr=False)
+    expire_time: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptDetails:
     """What an attempt was begun with, and what decides where the code and the browser are sent.
 
-    `is_reconnection`: the integration existed before. `verifier` is the PKCE verifier.
+    `is_reconnection`: the integration existed before. `verifier` is the PKCE verifier. `device` is that of a device
+    authorization.
     """
 
     integration_id: IntegrationId
@@ -21,15 +31,19 @@ class AttemptDetails:
     return_url: str | None
     scopes: tuple[str, ...]
     verifier: str = field(repr=False)
+    device: DeviceGrant | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AuthorizationAttempt:
-    """One run of the authorization code flow, from the authorization URL to the exchange of the code.
+    """One run of the authorization code flow, from the authorization URL to the exchange of the code; or of a device
+    authorization, from the user code to the tokens.
 
     `encrypted_details` are the encrypted `AttemptDetails`. `encrypted_callback` is a callback that waits for its
     confirmation. `encrypted_outcome` is what the first callback with a code has led to; None before it.
     `integration_id` is 0 until the attempt is stored, and None when its integration has been deleted.
+    `poll_interval_seconds` is the time between two requests for the tokens of a device authorization, None for other
+    attempts; `poll_failures` counts the last ones that had no response.
     """
 
     attempt_id: str
@@ -41,6 +55,8 @@ class AuthorizationAttempt:
     encrypted_callback: bytes | None = field(default=None, repr=False)
     encrypted_outcome: bytes | None = field(default=None, repr=False)
     integration_id: IntegrationId | None = IntegrationId(0)
+    poll_interval_seconds: float | None = None
+    poll_failures: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +76,10 @@ class AuthorizationAttemptStore(Protocol):
         """Store a pending integration and its attempt."""
 
     async def begin_reconnection(self, attempt: AuthorizationAttempt, integration_id: IntegrationId) -> None:
-        """Store an attempt for an existing integration, which does not change. Raises `IntegrationNotFound`."""
+        """Store an attempt for an existing integration, which does not change. Raises `IntegrationNotFound`.
+
+        It ends the device authorizations of the integration.
+        """
 
     async def find(self, attempt_id: str) -> AuthorizationAttempt | None:
         """An attempt in any state, also an expired one."""
@@ -75,6 +94,14 @@ class AuthorizationAttemptStore(Protocol):
 
     async def consume_pending_callback(self, attempt_id: str, now: datetime) -> AuthorizationAttempt | None:
         """Take an attempt with a pending callback, for this caller only. None unless it has one and is valid."""
+
+    async def postpone_poll(
+        self, claim: Claim[AuthorizationAttempt], delay: timedelta, *, interval: timedelta, failures: int
+    ) -> Claim[AuthorizationAttempt] | None:
+        """Make the next poll of a device authorization due after `delay`, with these values, and return the new claim.
+
+        None, and nothing changes, if the attempt has ended, its integration is gone, or another process claimed it.
+        """
 
     async def finish(self, attempt: AuthorizationAttempt, encrypted_outcome: bytes | None) -> None:
         """End a consumed attempt. Its integration is deleted if it is still pending.

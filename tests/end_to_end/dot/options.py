@@ -19,6 +19,7 @@ class Options:
     email: str
     access_token_expire_seconds: int = 3600
     refresh_token_grace_period_seconds: int = 0
+    grant_type: str = "authorization-code"
 
     @classmethod
     def from_environment(cls) -> Self:

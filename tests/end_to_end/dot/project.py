@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, make_server
+from wsgiref.simple_server import WSGIRequestHandler, demo_app, make_server
 
 from tests.end_to_end.dot.options import Options
 
@@ -17,7 +17,11 @@ LOGIN_PAGE = """\
 """
 
 
-def configure(directory: Path, options: Options) -> None:
+DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
+DEVICE_INTERVAL = 1  # seconds
+
+
+def configure(directory: Path, options: Options, base_url: str) -> None:
     """Django's settings, built in code; the database is a file in the directory."""
     from django.conf import settings
 
@@ -64,6 +68,10 @@ def configure(directory: Path, options: Options) -> None:
             },
             "DEFAULT_SCOPES": ["read"],
             "PKCE_REQUIRED": True,
+            "OAUTH2_VALIDATOR_CLASS": "tests.end_to_end.dot.device.DeviceValidator",
+            "OAUTH_DEVICE_VERIFICATION_URI": f"{base_url}/o/device/",
+            "OAUTH_DEVICE_VERIFICATION_URI_COMPLETE": f"{base_url}/o/device/?user_code={{user_code}}",
+            "DEVICE_FLOW_INTERVAL": DEVICE_INTERVAL,
             "ROTATE_REFRESH_TOKEN": True,
             "REFRESH_TOKEN_REUSE_PROTECTION": True,
             "REFRESH_TOKEN_GRACE_PERIOD_SECONDS": options.refresh_token_grace_period_seconds,
@@ -91,7 +99,7 @@ def fill(options: Options) -> None:
         client_id=options.client_id,
         client_secret=options.client_secret,  # stored as a hash
         client_type="confidential",
-        authorization_grant_type="authorization-code",
+        authorization_grant_type=options.grant_type,
         redirect_uris=options.redirect_uri,
     )
 
@@ -106,15 +114,17 @@ class QuietHandler(WSGIRequestHandler):
 def main() -> None:
     """Set up, listen, print the URL, serve."""
     options = Options.from_environment()
-    configure(Path(sys.argv[1]), options)
+    with make_server("127.0.0.1", 0, demo_app, handler_class=QuietHandler) as server:
+        base_url = f"http://127.0.0.1:{server.server_port}"
+        configure(Path(sys.argv[1]), options, base_url)
 
-    import django
-    from django.core.wsgi import get_wsgi_application
+        import django
+        from django.core.wsgi import get_wsgi_application
 
-    django.setup()
-    fill(options)
-    with make_server("127.0.0.1", 0, get_wsgi_application(), handler_class=QuietHandler) as server:
-        print(f"http://127.0.0.1:{server.server_port}", flush=True)  # the parent process reads the port from it
+        django.setup()
+        fill(options)
+        server.set_app(get_wsgi_application())
+        print(base_url, flush=True)  # the parent process reads the port from it
         server.serve_forever()
 
 

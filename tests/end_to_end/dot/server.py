@@ -49,6 +49,14 @@ api_base_url = "{self.base_url}"
 refresh_token_grace_seconds = {self.options.refresh_token_grace_period_seconds}
 """
 
+    def device_declaration(self, integration_type: str) -> str:
+        """The TOML file that declares it as a provider of device authorizations (RFC 8628)."""
+        of_browsers = ("authorize_url =", "issuer =")
+        lines = [line for line in self.declaration(integration_type).splitlines() if not line.startswith(of_browsers)]
+        return "\n".join(
+            [*lines, 'grant = "device_code"', f'device_authorization_url = "{self.base_url}/o/device-authorization/"']
+        )
+
     async def accepts_token(self, access_token: str) -> bool:
         """Whether the server accepts the access token."""
         async with httpx.AsyncClient(timeout=30) as http:
@@ -59,20 +67,36 @@ refresh_token_grace_seconds = {self.options.refresh_token_grace_period_seconds}
     async def sign_in_and_decide(self, authorization_url: str, *, allow: bool = True) -> str:
         """Sign in on the login page and decide on the consent page; the URL of the redirect, which is not followed."""
         async with httpx.AsyncClient(timeout=30) as browser:
-            to_login = await browser.get(authorization_url)
-            assert to_login.status_code == 302, to_login.text
-            login_url = urljoin(authorization_url, to_login.headers["Location"])
-            login = hidden_fields(await browser.get(login_url))
-            signed_in = await browser.post(
-                login_url, data=login | {"username": self.options.username, "password": self.options.password}
-            )
-            assert signed_in.status_code == 302, signed_in.text
-            consent_url = urljoin(login_url, signed_in.headers["Location"])
+            consent_url = await self._sign_in(browser, authorization_url)
             consent = hidden_fields(await browser.get(consent_url))
             decision = {"allow": "Authorize"} if allow else {}
             decided = await browser.post(consent_url, data=consent | decision)
             assert decided.status_code == 302, decided.text
             return decided.headers["Location"]
+
+    async def enter_code_and_decide(self, verification_uri: str, user_code: str, *, allow: bool = True) -> None:
+        """Sign in on the login page, enter the code of a device authorization, and decide."""
+        async with httpx.AsyncClient(timeout=30) as browser:
+            code_url = await self._sign_in(browser, verification_uri)
+            form = hidden_fields(await browser.get(code_url))
+            entered = await browser.post(code_url, data=form | {"user_code": user_code})
+            assert entered.status_code == 302, entered.text
+            decision_url = urljoin(code_url, entered.headers["Location"])
+            decision = hidden_fields(await browser.get(decision_url))
+            decided = await browser.post(decision_url, data=decision | {"action": "accept" if allow else "deny"})
+            assert decided.status_code == 302, decided.text
+
+    async def _sign_in(self, browser: httpx.AsyncClient, url: str) -> str:
+        """Open a page, and sign in on the page to which it redirects; the URL of the page after it."""
+        to_login = await browser.get(url)
+        assert to_login.status_code == 302, to_login.text
+        login_url = urljoin(url, to_login.headers["Location"])
+        login = hidden_fields(await browser.get(login_url))
+        signed_in = await browser.post(
+            login_url, data=login | {"username": self.options.username, "password": self.options.password}
+        )
+        assert signed_in.status_code == 302, signed_in.text
+        return urljoin(login_url, signed_in.headers["Location"])
 
 
 @contextmanager
@@ -82,6 +106,7 @@ def running_dot(
     *,
     access_token_expire_seconds: int = 3600,
     refresh_token_grace_period_seconds: int = 0,
+    grant_type: str = "authorization-code",
 ) -> Iterator[DotServer]:
     """Run a server with one user and one application, with random secrets."""
     options = Options(
@@ -93,6 +118,7 @@ def running_dot(
         email="ada@dot.example",
         access_token_expire_seconds=access_token_expire_seconds,
         refresh_token_grace_period_seconds=refresh_token_grace_period_seconds,
+        grant_type=grant_type,
     )
     command = [sys.executable, "-m", "tests.end_to_end.dot.project", str(directory)]
     environment = {**os.environ, **options.as_environment()}

@@ -5,6 +5,8 @@ from django.http import HttpRequest, JsonResponse
 from django.urls import include, path
 from oauth2_provider.decorators import protected_resource
 
+from tests.end_to_end.dot.device import DeviceAuthorizations
+
 
 @protected_resource(scopes=["read"])  # type: ignore[untyped-decorator]
 def me(request: HttpRequest) -> JsonResponse:
@@ -14,6 +16,7 @@ def me(request: HttpRequest) -> JsonResponse:
 
 
 urlpatterns = [
+    path("o/device-authorization/", DeviceAuthorizations.as_view()),
     path("o/", include("oauth2_provider.urls", namespace="oauth2_provider")),
     path("accounts/login/", LoginView.as_view()),
     path("me", me),

@@ -19,7 +19,7 @@ from integration_server.service.connections.revocation_ports import OrphanedGran
 from integration_server.storage.due_work import DUE_TYPES, SqlDueWork, claim_statement
 from integration_server.storage.engine import Database, DatabaseTime, open_database
 from integration_server.storage.revocations import ends_integration
-from integration_server.storage.tables import integrations, revocations
+from integration_server.storage.tables import authorization_attempts, integrations, revocations
 
 PAST = datetime(2000, 1, 1, tzinfo=UTC)
 TYPES = ("acme", "beta", "gamma")
@@ -27,7 +27,7 @@ LIMIT = 8
 BACKLOG = 3000
 MINUTE = timedelta(minutes=1)
 Explain = Callable[[Any], Awaitable[int]]
-INTEGRATION_JOBS = (JobKind.REFRESH, JobKind.CHECK, JobKind.REVOCATION)
+INTEGRATION_JOBS = (JobKind.REFRESH, JobKind.CHECK, JobKind.REVOCATION, JobKind.DEVICE_POLL)
 
 
 async def add_due_rows(database: Database, count: int) -> None:
@@ -62,6 +62,19 @@ async def add_due_rows(database: Database, count: int) -> None:
     async with database.write_transaction() as connection:
         await connection.execute(insert(integrations), [integration | name for name in names])
         await connection.execute(insert(revocations), [row | {"due_time": PAST} | name for name in names])
+        stored = await connection.execute(
+            select(integrations.c.integration_id, integrations.c.integration_type, integrations.c.uid).where(
+                integrations.c.uid.startswith(f"uid-{count}-")
+            )
+        )
+        attempt = {"user_id": "ann", "encrypted_details": b"", "state": "started", "create_time": PAST}
+        polled = attempt | {"expire_time": PAST, "poll_due_time": PAST, "poll_interval_seconds": 5.0}
+        attempts = [
+            polled
+            | {"attempt_id": one.uid, "integration_id": one.integration_id, "integration_type": one.integration_type}
+            for one in stored
+        ]
+        await connection.execute(insert(authorization_attempts), attempts)
 
 
 def compiled(statement: Any, dialect: Dialect) -> tuple[str, Sequence[Any]]:

@@ -14,7 +14,7 @@ from integration_server.storage.webhook_endpoints import SqlWebhookEndpoints
 from integration_server.storage.webhook_inbox import SqlWebhookInbox
 from integration_server.storage.webhook_routing import SqlUnroutedWebhooks, SqlWebhookRoutes, UnroutedLimits
 from tests.contracts.change_feed_contract import ChangeFeedContract, Stores
-from tests.contracts.due_work_contract import DueWorkContract, RefreshDueTimeContract
+from tests.contracts.due_work_contract import DevicePollContract, DueWorkContract, RefreshDueTimeContract
 from tests.contracts.health_history_contract import HealthHistoryContract
 from tests.contracts.store_contract import AttemptStoreContract, IntegrationStoreContract, RevocationOutboxContract
 from tests.contracts.webhook_contract import (
@@ -84,6 +84,10 @@ class TestSqlHealthHistory(_SqlStores, HealthHistoryContract):
 
 
 class TestSqlDueWork(_SqlStores, DueWorkContract):
+    pass
+
+
+class TestSqlDevicePolls(_SqlStores, DevicePollContract):
     pass
 
 

@@ -30,15 +30,21 @@ def shown_settings() -> dict[str, str]:
 
 @pytest.fixture
 def toml_providers(tmp_path: Path) -> ProviderRegistry:
-    for name, text in zip(("acme", "acme_key", "acme_shop"), code_blocks("toml"), strict=False):
-        (tmp_path / f"{name}.toml").write_text(text)
+    declarations = [text for text in code_blocks("toml") if text.startswith("integration_type = ")]
+    for number, text in enumerate(declarations):
+        (tmp_path / f"{number}.toml").write_text(text)
     factory = ProviderFactory()
     load_toml_providers(tmp_path, factory, dev_mode=False)
     return factory.build(context(FakeTransport(), shown_settings()))
 
 
 def test_the_toml_files_and_settings_define_providers(toml_providers: ProviderRegistry) -> None:
-    assert [provider.integration_type for provider in toml_providers.all()] == ["acme", "acme_key", "acme_shop"]
+    assert [provider.integration_type for provider in toml_providers.all()] == [
+        "acme",
+        "acme_key",
+        "acme_shop",
+        "acme_tv",
+    ]
     assert toml_providers["acme"].missing_settings == []
     assert set(toml_providers["acme_key"].request_auth(ApiKey("k")).headers) == {"X-Api-Key"}
 
@@ -61,7 +67,7 @@ async def test_the_python_file_defines_a_provider(tmp_path: Path, monkeypatch: p
 
 
 def test_the_entry_point_group_is_the_loaded_one() -> None:
-    _, _, _, package, *_ = code_blocks("toml")
+    (package,) = [text for text in code_blocks("toml") if "[project" in text]
     assert list(tomllib.loads(package)["project"]["entry-points"]) == [GROUP]
 
 

@@ -45,6 +45,52 @@ def located(problem: str) -> str:
     return f": {problem}" if line is None else f":{line[1]}: {problem}"
 
 
+DEVICE = """\
+integration_type = "tv"
+auth_method = "oauth2"
+grant = "device_code"
+device_authorization_url = "https://tv.example/device"
+token_url = "https://tv.example/token"
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "begin", "part"),
+    [
+        ("device_authorization_url", "# ", ": device_authorization_url: ", "is required"),
+        (
+            '"https://tv.example/device"',
+            '"http://tv.example/device"',
+            ":4: device_authorization_url: ",
+            "must be https",
+        ),
+        ('"https://tv.example/device"', '"https://{x}.example/d"', ":4: device_authorization_url: ", "has {x}"),
+        ("device_authorization_url", "device_url", ":4: device_url: ", "did you mean device_auth"),
+        ('"device_code"', '"device"', ":3: grant: ", "device_code"),
+        (
+            '"device_code"',
+            '"authorization_code"',
+            ":4: device_authorization_url: ",
+            "only used with grant = device_code",
+        ),
+        ("token_url", 'issuer = "https://tv.example"\ntoken_url', ":5: issuer: ", "no browser returns"),
+        ("token_url", "pkce = false\ntoken_url", ":5: pkce: ", "no browser returns"),
+        ("token_url", 'keep_callback = ["realmId"]\ntoken_url', ":5: keep_callback: ", "no browser returns"),
+        ("token_url", 'authorize_url = "https://tv.example/a"\ntoken_url', ":5: authorize_url: ", "is not used"),
+        ("token_url", "secret_fields.pin = {}\ntoken_url", ":5: secret_fields: ", "a user enters a code"),
+        ("token_url", 'device_auth = "basic"\ntoken_url', ":5: device_auth: ", "client_secret_basic"),
+        ("token_url", 'device_params = { a = "{code}" }\ntoken_url', ":5: device_params.a: ", "has {code}"),
+        ("token_url", 'device_response = { url = "a" }\ntoken_url', ":5: device_response.url: ", "is not known"),
+        ("token_url", 'errors = { pending = "waiting" }\ntoken_url', ":5: errors.pending: ", "list"),
+    ],
+)
+def test_a_mistake_in_a_device_authorization(tmp_path: Path, old: str, new: str, begin: str, part: str) -> None:
+    (tmp_path / "tv.toml").write_text(DEVICE)
+    assert read_declaration(tmp_path / "tv.toml", dev_mode=False).integration_type == "tv"
+    problems = problems_of(tmp_path, DEVICE.replace(old, new, 1))
+    assert any(problem.startswith(begin) and part in problem for problem in problems), problems
+
+
 def test_the_declaration_is_valid(tmp_path: Path) -> None:
     (tmp_path / "shop.toml").write_text(SHOP)
     assert read_declaration(tmp_path / "shop.toml", dev_mode=False).integration_type == "shop"

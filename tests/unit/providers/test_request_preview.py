@@ -54,6 +54,17 @@ async def test_the_requests_are_shown_in_order_with_destination_headers_and_cont
     assert requests[4].url == "https://api.notes.example/v1/{path}"
 
 
+async def test_a_device_authorization_has_two_requests_and_no_page() -> None:
+    begin, poll, *others = await preview("code_on_a_phone")
+    assert [begin.purpose, poll.purpose, others[0].purpose] == [
+        "device authorization",
+        "request for the tokens",
+        "verification",
+    ]
+    assert begin.body == {"client_id": "{client_id}", "scope": "video.readonly email"}
+    assert poll.body["device_code"] == "{device_code}"
+
+
 async def test_a_host_with_a_value_is_shown_with_its_bounds() -> None:
     exchange = (await preview("region_of_callback"))[1]
     assert (exchange.destination, exchange.allowed_hosts) == ("{accounts_server}", ["*.suite.example"])

@@ -22,6 +22,7 @@ from sqlalchemy.types import Boolean, Integer, LargeBinary
 
 from integration_server.bootstrap import Service
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES
+from integration_server.domain.credentials import DecisionPending, DeviceAuthorization
 from integration_server.domain.errors import CredentialsUnreadable, IntegrationServerError, ProviderUnavailable
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.background.ports import JobKind
@@ -47,7 +48,8 @@ USERS = (ADA, EVE)
 Facts = Mapping[str, frozenset[str]]
 """What the API returned or used, by question. A question that was refused has an empty answer."""
 
-_MAX_ROWS = 6  # of a table: at least one of each kind for both users
+DEVICE = DeviceAuthorization("device", "code", "https://fake.example/", "", timedelta(minutes=30), timedelta(0))
+_MAX_ROWS = 8  # of a table: at least one of each kind for both users
 
 Cell = tuple[str, str]  # table and column
 
@@ -76,8 +78,9 @@ class _Observer:
         """Ask everything that a column could influence."""
         provider = self._system.provider
         for each in (provider, self._system.key_provider):
-            for calls in (each.refreshes, each.exchanges, each.revocations):
+            for calls in (each.refreshes, each.exchanges, each.revocations, each.polls):
                 cast("list[Any]", calls).clear()
+        provider.decisions = [DecisionPending()] * _MAX_ROWS
         for user_id in USERS:
             await self._ask(f"integrations of {user_id}", self._integrations(user_id))
             for name, integration_id in self._ids.items():
@@ -88,6 +91,7 @@ class _Observer:
         await self._ask("unrouted webhooks", self._unrouted(), shown=True)
         await self._ask("repeated callback", self._repeated_callback())
         await self._ask("revoked", self._revoked())
+        await self._ask("polls", self._polls())
         await self._ask("secrets that verify webhooks", self._webhooks())
         for user_id in USERS:
             for name, integration_id in self._ids.items():
@@ -204,6 +208,12 @@ class _Observer:
         providers = self._system.provider, self._system.key_provider
         return {f"{each.integration_type} {asdict(sent)}" for each in providers for sent in each.revocations}
 
+    async def _polls(self) -> set[str]:
+        poller, duration = self._service.device_poller, timedelta(minutes=1)
+        for claim in await self._system.due_work.claim(JobKind.DEVICE_POLL, "fake", 10, claim_duration=duration):
+            await poller.poll(claim)
+        return {device_code for _, device_code in self._system.provider.polls}
+
 
 class World:
     """A database that real flows have filled, an older state of it, and another user's rows."""
@@ -283,6 +293,9 @@ class World:
         started = await system.begin(user_id, **fields)
         other = await system.begin(user_id, **fields)
         held = await system.call_back(other.state)
+        system.provider.device = DEVICE
+        await system.begin(user_id)
+        system.provider.device = None
         if user_id == ADA:
             self.states |= {"started": started.state, "held": held.confirmation_token}
 
@@ -389,7 +402,7 @@ def mutations(column: Column[Any], value: object) -> Iterator[object]:
         yield None
 
 
-_ADDED = {"UtcDateTime": "2031-01-01 00:00:00.000000", "LargeBinary": b"added", "BigInteger": 7}
+_ADDED = {"UtcDateTime": "2031-01-01 00:00:00.000000", "LargeBinary": b"added", "BigInteger": 7, "Float": 7.5}
 
 
 def declared() -> Mapping[Cell, str]:

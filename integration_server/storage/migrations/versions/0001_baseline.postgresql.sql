@@ -190,6 +190,9 @@ CREATE TABLE authorization_attempts (
     state VARCHAR(16) NOT NULL,
     create_time TIMESTAMP WITH TIME ZONE NOT NULL,
     expire_time TIMESTAMP WITH TIME ZONE NOT NULL,
+    poll_due_time TIMESTAMP WITH TIME ZONE,
+    poll_interval_seconds FLOAT,
+    poll_failures INTEGER DEFAULT '0' NOT NULL,
     CONSTRAINT pk_authorization_attempts PRIMARY KEY (attempt_id),
     CONSTRAINT fk_authorization_attempts_integration_id FOREIGN KEY(integration_id) REFERENCES integrations (integration_id) ON DELETE SET NULL
 );
@@ -197,6 +200,8 @@ CREATE TABLE authorization_attempts (
 CREATE INDEX ix_authorization_attempts_expire_time ON authorization_attempts (expire_time);
 
 CREATE INDEX ix_authorization_attempts_integration_id ON authorization_attempts (integration_id);
+
+CREATE INDEX ix_authorization_attempts_integration_type_poll_due_time ON authorization_attempts (integration_type, poll_due_time) WHERE poll_due_time IS NOT NULL AND integration_id IS NOT NULL;
 
 CREATE INDEX ix_authorization_attempts_user_id_create_time ON authorization_attempts (user_id, create_time);
 
