@@ -41,6 +41,8 @@ _URL_ATTRIBUTES = (
     "device_authorization_url",
 )
 
+_TEMPLATES_OF_REQUESTS = frozenset({"api_base_url", "api_base_urls", "request_headers", "request_query"})
+
 
 @dataclass(frozen=True, slots=True)
 class ProviderContext:
@@ -359,6 +361,8 @@ class ProviderModel(ABC):
     def with_attributes(self, **attributes: object) -> Self:
         """A copy with other values for some declarations."""
         other = copy.copy(self)
+        if not _TEMPLATES_OF_REQUESTS.isdisjoint(attributes):
+            vars(other).pop("names_in_requests", None)  # what was found in the templates of the original
         for name, value in attributes.items():
             setattr(other, name, value)
         return other
