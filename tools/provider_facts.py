@@ -18,6 +18,7 @@ from itertools import takewhile
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.webhooks.declared_scheme import DeclaredScheme
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme
+from integration_server.providers.webhooks.scheme import WebhookScheme
 
 _ITEM = re.compile(r"^- (.*(?:\n  .*)*)", re.MULTILINE)
 _FACT = re.compile(r"(?P<text>.+?)\s*\[(?P<mark>[HMK])(?: (?P<checked>[0-9]{4}-[0-9]{2}-[0-9]{2}))?\][.,:;]?\s*")
@@ -70,8 +71,13 @@ def webhook_facts_of(provider: BaseProvider) -> tuple[str, Sequence[Fact]]:
     if isinstance(scheme, DeclaredScheme):
         text = next(text for file in _files_of(provider) if (text := _webhook_comment(file)))
     else:
-        text = _docstring(scheme.read.__module__ if isinstance(scheme, HmacScheme) else type(scheme).__module__)
+        text = "" if scheme is None else _docstring(scheme_module(scheme))
     return text.partition("\n")[0].rstrip("."), facts_in(text)
+
+
+def scheme_module(scheme: WebhookScheme) -> str:
+    """The name of the module of a scheme that is Python."""
+    return scheme.read.__module__ if isinstance(scheme, HmacScheme) else type(scheme).__module__
 
 
 def _files_of(provider: BaseProvider) -> Sequence[str]:

@@ -1,18 +1,24 @@
 """Writes docs/providers.md from the declarations of the built-in providers: `make providers-doc`."""
 
+import inspect
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import ModuleType
 
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.proxy_messages import LimitScope
+from integration_server.providers import google_calendar_api
+from integration_server.providers.api_key import ApiKeyProvider, BasicAuthProvider
 from integration_server.providers.base import BaseProvider, ProviderContext
 from integration_server.providers.built_in import register_built_in
 from integration_server.providers.declaration import FieldDeclaration
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.http import ProviderHttp
 from integration_server.providers.oauth2 import OAuth2Provider
-from tools.provider_facts import Fact, facts_of, webhook_facts_of
+from integration_server.providers.webhooks.declared_scheme import DeclaredScheme
+from tools.provider_facts import Fact, facts_of, scheme_module, webhook_facts_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "providers.md"
 
@@ -45,6 +51,13 @@ Settings of every type: `<TYPE>_API_VERSION` replaces the API version in the add
 `<TYPE>_SCOPES` the scopes of an OAuth type, separated by spaces or commas.
 """
 
+PYTHON_FILES = """What no key of the language describes, from the first lines of these files:
+"""
+
+GENERIC = {one.__module__ for generic in (OAuth2Provider, ApiKeyProvider, BasicAuthProvider) for one in generic.__mro__}
+GENERIC |= {"integration_server.providers.toml_providers"}
+"""The modules of the classes that all types share."""
+
 UNITS = {name: timedelta(**{name: 1}) for name in ("days", "hours", "minutes", "seconds")}
 REVOKED = {"token": "the tokens of one authorization", "grant": "the grant", "account": "all grants of the account"}
 METHODS = {AuthMethod.OAUTH2: "OAuth 2", AuthMethod.API_KEY: "API key", AuthMethod.BASIC: "API key and secret"}
@@ -58,9 +71,25 @@ def render_page() -> str:
     clock = lambda: datetime.now(UTC)  # noqa: E731  # not called
     providers = factory.build(ProviderContext(ProviderHttp(clock), clock, {})).all()
     lines = [INTRODUCTION, *table(OVERVIEW, map(overview_row, providers))]
+    lines += ["", "## Python files", "", PYTHON_FILES]
+    lines += table(("file", "types", "what differs"), python_files(providers))
     for provider in providers:
         lines += section(provider)
     return "\n".join(lines) + "\n"
+
+
+def python_files(providers: Iterable[BaseProvider]) -> Iterator[Sequence[str]]:
+    """The modules that are for single types or families, with their types and their first lines."""
+    types: dict[ModuleType, list[str]] = {google_calendar_api: ["google_calendar"]}
+    for provider in providers:
+        behaviours = [one.__module__ for one in type(provider).__mro__ if one.__module__ not in GENERIC]
+        scheme = provider.webhook_scheme
+        own_scheme = None if scheme is None or isinstance(scheme, DeclaredScheme) else scheme_module(scheme)
+        for name in [*behaviours, *([own_scheme] if own_scheme else [])]:
+            types.setdefault(sys.modules[name], []).append(provider.integration_type)
+    for module, names in sorted(types.items(), key=lambda item: item[0].__name__):
+        path = module.__name__.removeprefix("integration_server.").replace(".", "/")
+        yield f"`{path}.py`", codes(names), inspect.cleandoc(module.__doc__ or "").partition("\n")[0]
 
 
 def overview_row(provider: BaseProvider) -> Sequence[str]:

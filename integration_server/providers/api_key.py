@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from integration_server.domain.credentials import ApiKey, AuthMethod, Credentials, RequestAuth
 from integration_server.domain.errors import ProviderRejected
-from integration_server.providers.base import HEADER_VALUE, BaseProvider
+from integration_server.providers.base import BaseProvider
+from integration_server.providers.provider_requests import HEADER_VALUE
 from integration_server.providers.url_templates import fill_text, template_params
 
 

@@ -338,11 +338,6 @@ class FieldDeclaration(Part):
 MAX_VALUE_LENGTH = 8192  # characters: the file of a service account has some 2,400
 
 
-def api_version_setting(default: str) -> FieldDeclaration:
-    """The setting `api_version` of a provider that has a version in its URLs."""
-    return FieldDeclaration(default=default, pattern=r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
-
-
 class TokenResponse(Part):
     """The dotted paths of the values in a token response, where they differ from RFC 6749 §5.1."""
 

@@ -1,4 +1,4 @@
-"""Google Calendar's API, version 3: encodes requests and decodes responses. Implements `CalendarApi`.
+"""Google Calendar, version 3: typed calls, whose requests are encoded and responses decoded here (`CalendarApi`).
 
 - Resources, parameters and limits: developers.google.com/calendar/api/v3/reference/{calendarList,events} [H].
 - A list's last page has `nextSyncToken`; 410 means that a sync token has expired: …/calendar/api/guides/sync [H].

@@ -488,10 +488,6 @@ class OAuth2Provider(BaseProvider):
         """Our client id and secret in base64 (RFC 7617 §2), not form-encoded, for endpoints that take no form."""
         return b64encode(f"{self.client_id}:{self.client_secret}".encode()).decode()
 
-    def basic_authorization(self) -> str:
-        """Our client id and secret as HTTP Basic credentials (RFC 7617), for endpoints that take no form."""
-        return f"Basic {self.basic_credentials()}"
-
 
 def _is_same_scope(first: str, second: str) -> bool:
     """Whether two scopes are the same, apart from case and from a resource's URL that only one of them has."""

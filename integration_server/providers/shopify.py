@@ -4,10 +4,9 @@ import hashlib
 import hmac
 import re
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Self
 
 from integration_server.domain.errors import InvalidField
-from integration_server.providers.base import BaseProvider
 from integration_server.providers.http import HttpResponse
 from integration_server.providers.lenient_values import texts_at
 from integration_server.providers.oauth2 import OAuth2Provider
@@ -20,7 +19,7 @@ _PARAMETER = re.compile(r"[a-z][a-z0-9_]*")
 class ShopifyProvider(OAuth2Provider):
     """A shop."""
 
-    def for_config(self, config: Mapping[str, Any]) -> BaseProvider:
+    def for_config(self, config: Mapping[str, Any]) -> Self:
         """The provider for a shop, whose name may be given as its domain."""
         if isinstance(shop := config.get("shop"), str):
             config = {**config, "shop": shop.lower().removesuffix(_DOMAIN)}

@@ -114,9 +114,14 @@ def read_declaration(path: Traversable, *, dev_mode: bool) -> Declaration:
 
 
 def json_schema() -> dict[str, Any]:
-    """The language as JSON Schema, for editors."""
+    """The language as JSON Schema, for editors. What else than its names is required may come from a family."""
     declarations: TypeAdapter[Any] = TypeAdapter(OAuth2Declaration | ApiKeyDeclaration | BasicDeclaration)
     schema = declarations.json_schema(mode="validation", by_alias=True)
+    names = ["integration_type", "auth_method"]
+    for model in MODELS.values():
+        definition = schema["$defs"][model.__name__]
+        others = [key for key in definition["required"] if key not in names]
+        definition |= {"required": names, "anyOf": [{"required": others}, {"required": ["base"]}]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Provider declaration", **schema}
 
 

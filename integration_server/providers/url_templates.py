@@ -6,31 +6,17 @@ a part of one, in the path one segment, and in the query one value.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import quote
 
-from pydantic import AfterValidator, ValidationInfo
-from pydantic_core import PydanticCustomError
-
 from integration_server.domain.text import has_control_characters
-from integration_server.providers.http import DNS_LABEL, url_problem
+from integration_server.providers.http import DNS_LABEL
 
 _PARAM = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _PARAM_VALUE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
 _PATTERN = re.compile(rf"\*(?P<domain>(?:\.{DNS_LABEL})+\.[a-z](?:[a-z0-9-]{{0,61}}[a-z0-9])?)")
 _PARTS = re.compile(r"(?P<host>(?:[a-z]+://)?[^/?]*)(?P<path>[^?]*)(?P<query>.*)", re.DOTALL)
 _SAFE_IN_PATH = "!$&'()*+,;=:@~"  # RFC 3986 §3.3, besides what `quote` leaves unchanged
-
-
-def _require_url(value: str, info: ValidationInfo) -> str:
-    problem = url_problem(value, dev_mode=bool(info.context and info.context["dev_mode"]))
-    if problem is not None:
-        raise PydanticCustomError("url", "{problem}", {"problem": problem})
-    return value
-
-
-Url = Annotated[str, AfterValidator(_require_url)]
-"""The type of a URL in a model. The validation context has `dev_mode`; without a context, only https is allowed."""
 
 
 def template_params(template: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Acuity: `X-Acuity-Signature`.
+"""Acuity: `X-Acuity-Signature`. Bodies are forms without id and account, so every delivery is an event of its own.
 
 - HMAC-SHA256 in base64 of the body, with the account's API key: developers.acuityscheduling.com/docs/webhooks
   [H 2026-11-29].

@@ -1,4 +1,4 @@
-"""Dropbox: `X-Dropbox-Signature`.
+"""Dropbox: `X-Dropbox-Signature`. A notification is a list of accounts, each of which is an event.
 
 - HMAC-SHA256 in hex of the body, with the app's secret; the response to a GET with `challenge` is the challenge as
   text, which browsers must not sniff: developers.dropbox.com/reference/webhooks [H]. Anybody can get that response.

@@ -1,4 +1,4 @@
-"""GitHub: `X-Hub-Signature-256: sha256=…`.
+"""GitHub: `X-Hub-Signature-256: sha256=…`. The JSON may be in a form, and a header has one part of the type.
 
 - HMAC-SHA256 in hex of the body, with the webhook's own secret:
   docs.github.com/webhooks/using-webhooks/validating-webhook-deliveries [H]. The header with SHA-1 is not read.

@@ -1,4 +1,4 @@
-"""Google's push channels: `X-Goog-Channel-Token`.
+"""Google's push channels: `X-Goog-Channel-Token`. A token is compared, and the event is in the headers.
 
 - Nothing is signed. The token is the one that was given when the channel was opened, and must be a secret:
   developers.google.com/workspace/calendar/api/guides/push [H].

@@ -1,4 +1,4 @@
-"""HubSpot, version 3: `X-HubSpot-Signature-v3`.
+"""HubSpot, version 3: `X-HubSpot-Signature-v3`. Parts of the URL are signed decoded, and ids are not unique.
 
 - HMAC-SHA256 in base64 of method, URI, body and timestamp, with the client secret; `X-HubSpot-Request-Timestamp` is in
   milliseconds; five minutes: developers.hubspot.com/docs/apps/legacy-apps/authentication/validating-requests [H].

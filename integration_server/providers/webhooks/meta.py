@@ -1,4 +1,4 @@
-"""Facebook and Instagram: `X-Hub-Signature-256`, `hub.challenge` and `signed_request`.
+"""Facebook and Instagram: `X-Hub-Signature-256`, `hub.challenge` and `signed_request`. An entry has many events.
 
 - HMAC-SHA256 in hex of the body, with the app's secret, after "sha256=":
   developers.facebook.com/docs/graph-api/webhooks/getting-started [K].

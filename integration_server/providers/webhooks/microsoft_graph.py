@@ -1,4 +1,4 @@
-"""Microsoft Graph: `clientState`.
+"""Microsoft Graph: `clientState`. Each notification has a secret in the body, and none is signed.
 
 - Nothing is signed. Each notification has the `clientState` that was given when its subscription was created, and that
   must be a secret: learn.microsoft.com/graph/change-notifications-delivery-webhooks [H]. A request has notifications of

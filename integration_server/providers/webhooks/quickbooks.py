@@ -1,4 +1,4 @@
-"""QuickBooks: `intuit-signature`.
+"""QuickBooks: `intuit-signature`. One of two formats nests the changes of several companies.
 
 - HMAC-SHA256 in base64 of the body, with the app's verifier token:
   developer.intuit.com/app/developer/qbo/docs/develop/webhooks [H].

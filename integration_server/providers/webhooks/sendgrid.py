@@ -1,4 +1,4 @@
-"""SendGrid's event webhook: `X-Twilio-Email-Event-Webhook-Signature`.
+"""SendGrid's event webhook: `X-Twilio-Email-Event-Webhook-Signature`. A private key signs (ECDSA).
 
 - ECDSA over P-256 with SHA-256 of timestamp and body; the "secret" is the public key in base64 of DER, which the
   webhook's settings show: the SDK's `EventWebhook` [H]. It cannot sign, so it need not be compared in constant time.

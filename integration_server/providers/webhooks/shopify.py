@@ -1,4 +1,4 @@
-"""Shopify: `X-Shopify-Hmac-Sha256`.
+"""Shopify: `X-Shopify-Hmac-Sha256`. The same key signs callbacks, and headers have id, type and account.
 
 - HMAC-SHA256 in base64 of the body, with the app's client secret: shopify.dev/docs/apps/build/webhooks [H].
 - There is no timestamp, and the headers with id, topic and shop are not signed: only the delivery's id reveals a

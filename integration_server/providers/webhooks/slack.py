@@ -1,4 +1,4 @@
-"""Slack: `X-Slack-Signature: v0=…`.
+"""Slack: `X-Slack-Signature: v0=…`. Events, commands and interactions have different bodies and accounts.
 
 - HMAC-SHA256 in hex of "v0:", timestamp, ":" and body, with the app's signing secret; `X-Slack-Request-Timestamp`; five
   minutes: docs.slack.dev/authentication/verifying-requests-from-slack [H].

@@ -1,4 +1,4 @@
-"""Standard Webhooks: `webhook-id`, `webhook-timestamp`, `webhook-signature`, or the same with `svix-`.
+"""Standard Webhooks: `webhook-id`, `webhook-timestamp`, `webhook-signature`, or `svix-…`. Keys are base64.
 
 - HMAC-SHA256 in base64 of id, ".", timestamp, "." and body, as "v1,…", several of them separated by spaces during a
   rotation of the secret; the secret is base64 after "whsec_", some senders write "v1,whsec_"; five minutes: version

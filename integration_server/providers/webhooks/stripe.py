@@ -1,4 +1,4 @@
-"""Stripe: `Stripe-Signature: t=…,v1=…`.
+"""Stripe: `Stripe-Signature: t=…,v1=…`. One header has timestamp and signatures, and a path may be the account.
 
 - HMAC-SHA256 in hex of timestamp, "." and body, with the endpoint's `whsec_…` secret as written; 300 s; several `v1`
   during a rotation of the secret; other versions (`v0`) are for tests: docs.stripe.com/webhooks#verify-manually [H].

@@ -1,4 +1,4 @@
-"""Twilio: `X-Twilio-Signature`.
+"""Twilio: `X-Twilio-Signature`. The URL and the sorted fields of a form are signed.
 
 - HMAC-SHA1 in base64, with the account's auth token, of the URL and, for a form, its fields sorted by name, with names
   and values concatenated, one of equal fields; for another body, the query's `bodySHA256` is its SHA-256 in hex, and

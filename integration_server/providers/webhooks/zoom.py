@@ -1,4 +1,4 @@
-"""Zoom: `x-zm-signature: v0=…`.
+"""Zoom: `x-zm-signature: v0=…`. A handshake returns an HMAC, and an event's type decides where its account is.
 
 - HMAC-SHA256 in hex of "v0:", `x-zm-request-timestamp` (seconds), ":" and body, with the app's secret token:
   developers.zoom.us/docs/api/webhooks [H]. No tolerance is documented; five minutes are assumed, because the header has

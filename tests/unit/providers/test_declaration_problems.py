@@ -309,4 +309,6 @@ def test_the_schema_describes_every_key() -> None:
         (kind,) = (one for one in kinds if one["properties"]["auth_method"]["const"] == values["auth_method"])
         assert set(values) <= set(kind["properties"])
         assert kind["additionalProperties"] is False
+        assert set(kind["required"]) <= set(values)
+        assert any(set(one["required"]) <= set(values) for one in kind["anyOf"])  # without `base`, all that is needed
     assert all("description" in one for kind in kinds for one in kind["properties"].values())

@@ -738,3 +738,10 @@ def test_a_named_scheme_has_no_other_key(tmp_path: Path, webhook: str, field: st
     with pytest.raises(ProvidersError) as raised:
         read_declaration(path, dev_mode=False)
     assert [problem for problem in raised.value.problems if f"{path}: {field}: " in problem and "line 4" in problem]
+
+
+def test_a_copy_with_other_templates_authenticates_by_them() -> None:
+    shop = provider("family", FakeTransport())
+    assert shop.request_auth(OAuthTokens("at")).headers == {"Authorization": "Bearer at"}
+    own = shop.with_attributes(request_headers={"X-Token": "{access_token}"})
+    assert own.request_auth(OAuthTokens("at")).headers == {"X-Token": "at"}

@@ -7,7 +7,7 @@ import pytest
 from integration_server.cli.operations import EXPIRY_NOTICE, expiry_warnings
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.built_in import built_in_class, register_built_in
-from integration_server.providers.declaration import ExpiringFact, api_version_setting
+from integration_server.providers.declaration import ExpiringFact, FieldDeclaration
 from integration_server.providers.factory import ProviderFactory, ProvidersError
 from integration_server.providers.oauth2 import OAuth2Provider
 from tests.unit.providers.support import FakeTransport, build_provider, context
@@ -27,7 +27,7 @@ class DatedProvider(OAuth2Provider):
     integration_type = "dated"
     oauth_authorize_url = "https://dated.example/{api_version}/authorize"
     oauth_token_url = "https://dated.example/{api_version}/token"
-    settings = {"api_version": api_version_setting("v1")}  # noqa: RUF012  # as providers do
+    settings = {"api_version": FieldDeclaration(default="v1")}  # noqa: RUF012  # as providers do
     expiring_facts = (ExpiringFact("version 1", END, "v1"), ExpiringFact("the old login", END + timedelta(days=1)))
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from integration_server.domain.credentials import AuthMethod
-from integration_server.providers.toml_providers import provider_class, read_declaration
+from integration_server.providers import built_in
+from integration_server.providers.built_in import BEHAVIOURS
+from integration_server.providers.toml_providers import BASES, provider_class, read_declaration
 from tests.unit.providers.support import FakeTransport, build_provider
 from tests.unit.providers.test_catalogue import all_built
 from tools import providers_doc
@@ -99,6 +101,20 @@ def test_every_webhook_scheme_has_facts(integration_type: str) -> None:
     title, facts = webhook_facts_of(all_built()[integration_type])
     assert re.search("`.+`", title)
     assert any(fact.confidence is not Confidence.DERIVED for fact in facts)
+
+
+def test_every_python_file_of_single_types_is_listed_with_its_reason() -> None:
+    providers = all_built()
+    listed = {file.strip("`"): (types, reason) for file, types, reason in providers_doc.python_files(providers.all())}
+    families = {file.name.removesuffix(".toml") for file in BASES.iterdir()}
+    brands = families | {integration_type.partition("_")[0] for integration_type in providers}
+    root = Path(built_in.__file__).parents[1]
+    files = {path.relative_to(root).as_posix() for path in (root / "providers").rglob("*.py")}
+    assert {file for file in files if re.split("[_.]", Path(file).name)[0] in brands} <= listed.keys()
+    assert {f"providers/{integration_type}.py" for integration_type in BEHAVIOURS} <= listed.keys() <= files
+    for types, reason in listed.values():
+        assert types != "-"
+        assert re.match(r".+: .{20,}", reason)
 
 
 def test_the_page_is_up_to_date() -> None:

@@ -1,0 +1,199 @@
+"""Requests to a provider: to its declared hosts only, authenticated with credentials, and recorded for the metrics."""
+
+import re
+import time
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from hashlib import sha256
+from json import dumps
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import urlencode
+
+from integration_server.domain.credentials import Credentials, OAuthTokens, RequestAuth
+from integration_server.domain.errors import InvalidField, ProviderRejected, ProviderUnavailable, ResponseTooLarge
+from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, ApiStream
+from integration_server.providers.declaration import Lookup, Verify
+from integration_server.providers.http import HttpResponse, ResponseBodyTooLarge
+from integration_server.providers.rate_limit_headers import parse_rate_limit_headers
+from integration_server.providers.response_meaning import MAX_ERROR_SIZE, ResponseMeaning
+from integration_server.providers.url_templates import InvalidParam, fill, fill_json, fill_texts
+from integration_server.service.request_body import RequestBody
+
+HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")  # RFC 9110 §5.5, ASCII only
+
+
+class ProviderRequests(ResponseMeaning):
+    """Sends declared requests, and the calls of backends to the account's API."""
+
+    @abstractmethod
+    def request_auth(self, credentials: Credentials) -> RequestAuth:
+        """The headers or query parameters that authenticate an API request.
+
+        Raises `ProviderRejected` if the credentials are of another kind, or cannot be part of a request.
+        """
+
+    def templated_auth(self, credentials: Credentials) -> RequestAuth:
+        """The headers and query parameters of `request_headers` and `request_query`. Raises `ProviderRejected`."""
+        values = self.for_credentials(credentials).values
+        headers = fill_texts(self.request_headers, values)
+        if not all(map(HEADER_VALUE.fullmatch, headers.values())):
+            raise ProviderRejected("credentials")  # a header cannot contain it, so it is not a credential
+        return RequestAuth(headers, fill_texts(self.request_query, values))
+
+    # --- calls of backends
+
+    async def call_api(
+        self, credentials: Credentials, request: ApiRequest, *, deadline: timedelta, body_limit: int
+    ) -> ApiResponse:
+        """Send an authenticated request to the account's API. Every status is returned as a response."""
+        used = await self.credentials_for(credentials, request, deadline / 2)
+        if isinstance(used, ApiResponse):
+            return used
+        try:
+            response = await self._request(
+                request.method,
+                content=request.body,
+                deadline=deadline if used is credentials else deadline / 2,
+                body_limit=body_limit,
+                **self._target_of(used, request),
+            )
+        except ResponseBodyTooLarge:
+            raise ResponseTooLarge(body_limit) from None
+        return self._api_response(response, used, credentials)
+
+    @asynccontextmanager
+    async def stream_api(
+        self, credentials: Credentials, request: ApiRequest, body: RequestBody | None, *, idle_timeout: timedelta
+    ) -> AsyncIterator[ApiStream]:
+        """As `call_api`, with bodies in parts."""
+        used = await self.credentials_for(credentials, request, idle_timeout)
+        if isinstance(used, ApiResponse):
+            yield ApiStream(replace(used, body=b""), _parts_of(used.body))
+            return
+        target = self._target_of(used, request)
+        open_stream = self._context.http.stream(request.method, body=body, idle_timeout=idle_timeout, **target)
+        async with AsyncExitStack() as stack:
+            with self._recording_request() as record:
+                streamed = await stack.enter_async_context(open_stream)
+                record(streamed.status)
+            # What a response means may depend on its body. Only an error, or JSON, has a meaning beyond its status.
+            is_read = not 200 <= streamed.status < 300 or _is_json(streamed.headers)
+            response = await streamed.beginning(MAX_ERROR_SIZE if is_read else 0)
+            yield ApiStream(replace(self._api_response(response, used, credentials), body=b""), streamed.chunks())
+
+    async def credentials_for(
+        self, credentials: Credentials, request: ApiRequest, deadline: timedelta
+    ) -> Credentials | ApiResponse:
+        """The credentials that a request uses: others for a `sub_account`, or the response that refuses them."""
+        if request.sub_account:
+            raise InvalidField("sub_account", "must be empty for this integration type")
+        return credentials
+
+    def _target_of(self, credentials: Credentials, request: ApiRequest) -> dict[str, Any]:
+        """Where a request goes, and what it carries, as arguments of `ProviderHttp`."""
+        base, auth = self.api_url(credentials, request.api), self.request_auth(credentials)
+        query = urlencode([*request.query, *auth.query_params.items()])
+        headers = [*request.headers, *auth.headers.items()]
+        if request.idempotency_key:
+            headers.append((self.idempotency_key_header, request.idempotency_key))
+        return {
+            "url": f"{base.rstrip('/')}{request.path}{'?' if query else ''}{query}",
+            "allowed_origins": self._origins(),
+            "headers": headers,
+            "credentials_key": _key_of(auth, base),
+        }
+
+    def _api_response(self, response: HttpResponse, used: Credentials, own: Credentials) -> ApiResponse:
+        return ApiResponse(
+            response.status,
+            response.header_list,
+            response.body,
+            self.is_rate_limited(response),
+            response.retry_after,
+            parse_rate_limit_headers(response.headers, self._context.clock()),
+            self.rejects_access_token(response),
+            reason=None if response.is_success else self._reason_of(response),
+            is_client_fault=self.rejects_client(response),
+            rate_limit_resource=self.reported_resource(response),
+            secrets=(used.access_token,) if used is not own and isinstance(used, OAuthTokens) else (),
+        )
+
+    # --- requests of the server's own
+
+    async def send(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        query: Mapping[str, str] | None = None,
+        content: str = "",
+        json: object = None,
+        form: Mapping[str, str] | None = None,
+    ) -> HttpResponse:
+        """Send a request to a declared host; `json` or `form` replaces `content`. Raises `ProviderUnavailable`.
+
+        The URL may be a template. Without a value for a name in it, the provider has not said where to.
+        """
+        try:
+            url = fill(url, self.values) if "{" in url else url
+        except InvalidParam as error:
+            raise ProviderUnavailable(str(error)) from None
+        if json is not None:
+            headers, content = {**headers, "Content-Type": "application/json"}, dumps(json)
+        elif form is not None:
+            headers, content = {**headers, "Content-Type": "application/x-www-form-urlencoded"}, urlencode(form)
+        return await self._request(
+            method,
+            url,
+            allowed_origins=self._origins(),
+            headers=headers,
+            query=query,
+            content=content,
+        )
+
+    async def send_declared(self, request: Verify | Lookup, auth: RequestAuth) -> HttpResponse:
+        """Send a declared request. Raises `ProviderUnavailable`."""
+        body = None if request.body is None else fill_json(request.body, self.values)
+        return await self.send(
+            request.method,
+            request.url,
+            headers={**auth.headers, **fill_texts(request.headers, self.values)},
+            query=auth.query_params,
+            **({} if body is None else {request.body_type: body}),
+        )
+
+    async def _request(self, method: str, url: str, **options: Any) -> HttpResponse:  # noqa: ANN401  # those of http
+        """`ProviderHttp.request`, recorded for the metrics."""
+        with self._recording_request() as record:
+            response = await self._context.http.request(method, url, **options)
+            record(response.status)
+            return response
+
+    @contextmanager
+    def _recording_request(self) -> Iterator[Callable[[int], None]]:
+        """Record the duration of a request until its response, and its status, which the block reports."""
+        begin, results = time.perf_counter(), ["no_response"]
+        try:
+            yield lambda status: results.append(f"{status // 100}xx")
+        finally:
+            self._context.record_request(time.perf_counter() - begin, self.integration_type, results[-1])
+
+
+def _is_json(headers: Mapping[str, str]) -> bool:
+    return headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
+
+
+async def _parts_of(body: bytes) -> AsyncIterator[bytes]:
+    if body:
+        yield body
+
+
+def _key_of(auth: RequestAuth, base: str) -> bytes:
+    """The key of the credentials in a request, which are in its headers, its query or its base URL."""
+    values = [sorted(auth.headers.items()), sorted(auth.query_params.items()), base]
+    return sha256(dumps(values).encode()).digest()
