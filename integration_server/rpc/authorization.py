@@ -9,6 +9,7 @@ rules.
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from cachetools import LRUCache
@@ -20,7 +21,7 @@ from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.peers import peer_key
 from integration_server.rpc import mapping
 from integration_server.rpc.authentication import Identity, IdentityKind, current_identity
-from integration_server.rpc.interceptors import CallerLookup, Interceptor, first_request, wrap_in_check
+from integration_server.rpc.interceptors import KNOWN_PEERS, CallerLookup, Interceptor, first_request, wrap_in_check
 from integration_server.rpc.methods import SIDECAR_PERMISSIONS, Behavior, Context, Method, Permission
 
 IntegrationTypeLookup = Callable[[IntegrationId, UserId], Awaitable[str]]
@@ -111,7 +112,8 @@ def caller_or_address(address_of: CallerLookup) -> CallerLookup:
 
 def quota_key_or_peer(address_of: CallerLookup) -> CallerLookup:
     """Return a lookup of the caller's quota key; where callers are not authenticated, of the client's peer key."""
-    return lambda context: quota_key(context) or peer_key(address_of(context))
+    key_of = lru_cache(KNOWN_PEERS)(peer_key)
+    return lambda context: quota_key(context) or key_of(address_of(context))
 
 
 # --- interceptors ----------------------------------------------------------------------------------------------------

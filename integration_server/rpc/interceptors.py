@@ -33,7 +33,7 @@ from collections.abc import (
 )
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from datetime import timedelta
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeAlias, cast
 from urllib.parse import unquote
 
@@ -64,6 +64,9 @@ CallerLookup: TypeAlias = Callable[[Context], str]
 
 RecordCall: TypeAlias = Callable[[Method, str, str, float], object]
 """Records a call: its method, the name of its status, the reason of its error or "", and the seconds that it took."""
+
+KNOWN_PEERS = 1024
+"""The peers whose addresses are kept as they were parsed: each makes many calls."""
 
 MAX_METADATA_ENTRIES = 128
 """The metadata entries of a call. Proxies and tracing add some thirty; the limit of their bytes allows hundreds."""
@@ -214,8 +217,12 @@ def peer_address(context: Context) -> str:
 def client_address(proxies: TrustedProxies) -> CallerLookup:
     """Return a lookup of the address of a call's client: the caller, where callers are not authenticated."""
 
+    of_peer = lru_cache(KNOWN_PEERS)(lambda peer: proxies.client_address(peer, ()))
+
     def address_of(context: Context) -> str:
-        entries = (context.invocation_metadata() or ()) if proxies.networks else ()
+        if not proxies.networks:
+            return of_peer(peer_address(context))
+        entries = context.invocation_metadata() or ()
         forwarded_for = (str(value) for key, value in entries if key == _FORWARDED_FOR)
         return proxies.client_address(peer_address(context), forwarded_for)
 

@@ -31,6 +31,7 @@ from integration_server.sandbox.model import SAMPLE_SCOPES
 from integration_server.sandbox.server import run_sandbox
 from integration_server.sandbox.state import Sandbox
 from integration_server.settings import Settings
+from integrations.v1 import event_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.google_calendar_pb2_grpc import GoogleCalendarServiceStub
 from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
@@ -183,6 +184,14 @@ class System(Clients):
         self.sandbox.token_calls.clear()
         for account in self.sandbox.accounts:
             self.sandbox.revoke_grants(account)
+
+
+async def next_event(stream: Any) -> event_pb2.IntegrationEvent:
+    """The next event of `WatchIntegrations`, whose responses sometimes have only a cursor."""
+    while not (response := await stream.read()).HasField("event"):
+        pass
+    event: event_pb2.IntegrationEvent = response.event
+    return event
 
 
 @asynccontextmanager

@@ -35,6 +35,7 @@ from tests.end_to_end.authenticated_system import (
     run_authenticated_system,
 )
 from tests.end_to_end.databases import fetch
+from tests.end_to_end.system import next_event
 from tests.signed_webhook_provider import SIGNED_WEBHOOK, signature_headers, webhook_body
 from tools.certificates import Pair
 
@@ -474,7 +475,7 @@ async def test_a_stream_contains_only_events_that_its_caller_may_read(scenario: 
     signed_webhook_integration_id = (
         await scenario.backend.service.ConnectWithApiKey(with_key)
     ).integration.integration_id
-    first_reported = {name: (await stream.read()).event.integration_id for name, stream in streams.items()}
+    first_reported = {name: (await next_event(stream)).integration_id for name, stream in streams.items()}
     assert first_reported == {
         "backend, for all": scenario.integration_id,
         "backend, for ada": scenario.integration_id,

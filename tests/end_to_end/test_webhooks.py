@@ -20,7 +20,7 @@ from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
 from tests.end_to_end.databases import execute, fetch
 from tests.end_to_end.rpc_errors import RpcError, expect_rpc_error
 from tests.end_to_end.secret_scanner import assert_no_secrets, dump_rows
-from tests.end_to_end.system import PUBLIC_URL, System, run_system
+from tests.end_to_end.system import PUBLIC_URL, System, next_event, run_system
 from tests.end_to_end.webhook_senders import APP_SECRET
 from tests.signed_webhook_provider import (
     APP_SECRET_SETTING,
@@ -205,7 +205,7 @@ async def test_an_integration_is_not_served_after_its_account_revokes_access(sys
         bye = {"id": f"bye-{account}", "account": account, "reports_grant_end": True}
         await deliver(system, APP_PATH, bye, secret=APP_SECRET)
     async with asyncio.timeout(60):
-        while (await stream.read()).event.status_after != integration_pb2.STATUS_EXPIRED:
+        while (await next_event(stream)).status_after != integration_pb2.STATUS_EXPIRED:
             pass
     stream.cancel()
     refused = await expect_rpc_error(
@@ -236,7 +236,7 @@ async def test_the_event_stream_reports_changes_as_they_occur(system: System) ->
     which: dict[str, Any] = {"integration_id": integration_id, "user_id": "ada"}
     await system.service.UpdateIntegration(pb.UpdateIntegrationRequest(**which, is_active=False))
     await system.service.DisconnectIntegration(pb.DisconnectIntegrationRequest(**which))
-    reported = [(await stream.read()).event for _ in range(5)]
+    reported = [await next_event(stream) for _ in range(5)]
     stream.cancel()
     kinds = event_pb2.IntegrationEventKind
     assert [kinds.Name(event.kind).removeprefix("INTEGRATION_EVENT_KIND_") for event in reported] == [
@@ -250,7 +250,7 @@ async def test_the_event_stream_reports_changes_as_they_occur(system: System) ->
     assert reported[1].webhook_event_number == 1
     again = watch(system, pb.WatchIntegrationsRequest(user_id="ada", cursor=begin.cursor))
     assert not (await again.read()).HasField("event")
-    assert [(await again.read()).event for _ in range(5)] == reported
+    assert [await next_event(again) for _ in range(5)] == reported
     again.cancel()
 
 
@@ -265,7 +265,7 @@ async def test_a_slow_reader_delays_no_other_and_misses_no_event(system: System,
     rename = [update(integrations).values(name=str(number)) for number in range(changes)]
     await execute(shared_database_url, *rename)
     async with asyncio.timeout(60):
-        seen = [(await quick.read()).event for _ in range(changes)]
+        seen = [await next_event(quick) for _ in range(changes)]
         await connect(system, "acct-3")  # while the slow stream is far behind
         seen += await read_until_created(quick)
         assert await read_until_created(slow) == seen
@@ -278,7 +278,7 @@ async def read_until_created(stream: Any) -> list[event_pb2.IntegrationEvent]:
     """All events up to the next creation of an integration."""
     events: list[event_pb2.IntegrationEvent] = []
     while not events or events[-1].kind != event_pb2.INTEGRATION_EVENT_KIND_CREATED:
-        events.append((await stream.read()).event)
+        events.append(await next_event(stream))
     return events
 
 
