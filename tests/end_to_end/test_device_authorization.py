@@ -1,6 +1,7 @@
 """Device authorizations (RFC 8628) at django-oauth-toolkit, and at a server that allows one request per interval."""
 
 import asyncio
+import signal
 import sqlite3
 import time
 from collections import defaultdict
@@ -18,6 +19,8 @@ from integrations.v1 import event_pb2, integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.dot.project import DEVICE_GRANT
 from tests.end_to_end.dot.server import DotServer, running_dot
+from tests.end_to_end.prefork import PreforkServer
+from tests.end_to_end.processes import server_environment
 from tests.end_to_end.replicas import force_refresh, wait_until
 from tests.end_to_end.rpc_errors import expect_rpc_error
 from tests.end_to_end.secret_scanner import dump_rows
@@ -103,15 +106,16 @@ async def test_a_denial_at_django_oauth_toolkit(tmp_path: Path, sqlite_url: str)
 
 INTERVAL = 1
 USERS = 6
-POLLS = 3
+POLLS = 2
 
 
 @dataclass
 class StrictServer:
-    """Approves each code at the third request for its tokens, and records when each code was asked for."""
+    """Approves each code at the second request for its tokens, and records when each code was asked for."""
 
     begun: int = 0
     times: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    at_request: Callable[[], None] = lambda: None
 
     def __call__(self, request: Received) -> tuple[int, Any]:
         """Respond to a request."""
@@ -122,6 +126,7 @@ class StrictServer:
             return 200, {**codes, "expires_in": 600, "interval": INTERVAL}
         times = self.times[request.form["device_code"]]
         times.append(time.monotonic())
+        self.at_request()
         if len(times) < POLLS:
             return 400, {"error": "authorization_pending"}
         if len(times) > POLLS:
@@ -129,14 +134,51 @@ class StrictServer:
         return 200, {"access_token": f"at-{request.form['device_code']}", "expires_in": 3600}
 
 
+def strict_declaration(url: str) -> str:
+    """The declaration of a `StrictServer`."""
+    return (
+        f'integration_type = "strict"\nauth_method = "oauth2"\ngrant = "device_code"\ntoken_auth = "none"\n'
+        f'device_authorization_url = "{url}/device"\ntoken_url = "{url}/token"\n'
+    )
+
+
+@pytest.mark.slow
+async def test_another_process_goes_on_after_one_was_killed_during_a_request(
+    prefork: PreforkServer, tmp_path: Path, sqlite_url: str
+) -> None:
+    server, timeout = StrictServer(), 1
+    async with run_small_server(server) as small:
+        (tmp_path / "providers").mkdir()
+        (tmp_path / "providers" / "strict.toml").write_text(strict_declaration(small.url))
+        environment = server_environment(
+            sqlite_url,
+            PROVIDERS_DIR=str(tmp_path / "providers"),
+            STRICT_CLIENT_ID="id",
+            PROVIDER_TIMEOUT_SECONDS=str(timeout),
+            REFRESH_JOURNAL_DIR=str(tmp_path / "refresh-journal"),
+        )
+        async with prefork.serving(tmp_path, environment) as killed:
+            server.at_request = lambda: killed.send(signal.SIGKILL)
+            async with clients_of(killed.serving["grpc"], killed.serving["sidecar"]) as clients:
+                begun = await clients.begin("ada", "strict")
+            await killed.finished()
+        server.at_request = lambda: None
+        async with (
+            prefork.serving(tmp_path, environment) as command,
+            clients_of(command.serving["grpc"], command.serving["sidecar"]) as clients,
+        ):
+            await wait_until(is_connected(clients, begun.integration_id))
+            assert (await result_of(clients, begun)).success
+    (times,) = server.times.values()
+    assert len(times) == POLLS
+    assert times[1] - times[0] >= 6 * timeout - 0.01  # the claim of the killed process
+
+
 async def test_three_replicas_ask_once_per_interval(tmp_path: Path, shared_database_url: str) -> None:
     server = StrictServer()
     async with AsyncExitStack() as stack:
         small = await stack.enter_async_context(run_small_server(server))
-        (tmp_path / "strict.toml").write_text(
-            f'integration_type = "strict"\nauth_method = "oauth2"\ngrant = "device_code"\ntoken_auth = "none"\n'
-            f'device_authorization_url = "{small.url}/device"\ntoken_url = "{small.url}/token"\n'
-        )
+        (tmp_path / "strict.toml").write_text(strict_declaration(small.url))
         settings = settings_for(shared_database_url, PROVIDERS_DIR=str(tmp_path))
         running = [
             await stack.enter_async_context(running_server(settings, {"STRICT_CLIENT_ID": "id"})) for _ in range(3)

@@ -8,7 +8,7 @@ import pytest
 
 from integration_server.domain.credentials import DecisionPending, DeviceAuthorization, OAuthTokens
 from integration_server.domain.errors import ProviderError, ProviderMisconfigured, ProviderRejected, ProviderUnavailable
-from integration_server.providers.declaration import DeviceResponse
+from integration_server.providers.declaration import DeviceResponse, Errors
 from integration_server.providers.device_authorization import parse_device_authorization
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.toml_providers import load_toml_providers
@@ -283,6 +283,21 @@ PENDING = DecisionPending()
 )
 async def test_a_pending_decision(response: httpx.Response, expected: DecisionPending) -> None:
     assert await poll(response) == expected
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "expected"),
+    [
+        (400, "authorization_pending", PENDING),
+        (400, "slow_down", DecisionPending(True)),
+        (400, "invalid device code", PENDING),  # a text, and no code: it proves nothing
+        (418, "", PENDING),
+    ],
+)
+async def test_codes_under_another_name(status: int, message: str, expected: DecisionPending) -> None:
+    provider, _ = declared("code_on_a_phone", json_response({"status": status, "message": message}, status))
+    provider = provider.with_attributes(errors=Errors(field="message"))
+    assert await provider.poll_device_authorization("d-1") == expected
 
 
 @pytest.mark.parametrize(
