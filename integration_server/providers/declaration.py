@@ -140,6 +140,12 @@ class Names:
                 yield f"has {{{name}}}, which is not one of: {', '.join(sorted(allowed)) or 'none'}"
         if re.search(r"\{[^{}\s]*\}", fill_with_placeholders(template)):
             yield "has braces around something that is not a name"
+        elif not self.is_url and template.count("{") != template.count("}"):
+            yield "has a brace without its counterpart; a name is written {name}"
+        if any(name in allowed for name in re.findall(r"\{\s+(\w+)\s*\}|\{\w+\s+\}", template)):
+            yield "has spaces in braces; a name is written {name}"
+        if re.search(r"[$%]\{[A-Za-z_]\w*\}", template):
+            yield "has ${…}; a name is written {name}"
         if has_control_characters(template):
             yield "has a control character"
         if not self.is_url:
