@@ -101,9 +101,9 @@ def _write(file: Path, text: str, *, replace: bool) -> None:
         with file.open("x", encoding="utf-8") as new:
             new.write(text)
         return
-    with NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, delete=False) as new:
-        new.write(text)
-    Path(new.name).replace(file)
+    with NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, delete=False) as temporary:
+        temporary.write(text)
+    Path(temporary.name).replace(file)
 
 
 @report_errors

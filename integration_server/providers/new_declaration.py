@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.errors import ProviderUnavailable
 from integration_server.providers.declaration import TokenAuth
-from integration_server.providers.http import ProviderHttp, UrlNotAllowed, is_url, origin_of, url_problem
+from integration_server.providers.http import ProviderHttp, UrlNotAllowed, origin_of, url_problem
 
 _MAX_LISTED = 60  # scopes in a comment; some servers announce hundreds
 _MAX_VALUE = 2048  # characters of a URL, and of a scope far more than any has
@@ -110,8 +110,9 @@ class _Writer:
     def _url(self, member: str) -> str | None:
         """A URL of the metadata; None if there is none, or none that could be called."""
         url = self._metadata.get(member)
-        is_usable = isinstance(url, str) and len(url) <= _MAX_VALUE and is_url(url)
-        return url if is_usable and url_problem(url, dev_mode=self._dev_mode) is None else None
+        if not isinstance(url, str) or len(url) > _MAX_VALUE or url_problem(url, dev_mode=self._dev_mode):
+            return None
+        return url
 
     def _texts(self, member: str) -> Sequence[str]:
         values = self._metadata.get(member)

@@ -153,11 +153,12 @@ def _text_of(path: Traversable) -> str:
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_SIZE + 1)
-        if len(content) > _MAX_SIZE:
-            raise ProvidersError([f"{path}: has more than {_MAX_SIZE} bytes"])
-        text = content.decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except OSError as error:
         raise ProvidersError([f"{path}: cannot be read: {error.strerror}"]) from error
+    if len(content) > _MAX_SIZE:
+        raise ProvidersError([f"{path}: has more than {_MAX_SIZE} bytes"])
+    try:
+        text = content.decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise ProvidersError([f"{path}: is not in UTF-8 (line {line}; save it with this encoding)"]) from error
