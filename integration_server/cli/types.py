@@ -103,6 +103,7 @@ def _write(file: Path, text: str, *, replace: bool) -> None:
         return
     with NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, delete=False) as temporary:
         temporary.write(text)
+    Path(temporary.name).chmod(0o644)  # the server may run as another user
     Path(temporary.name).replace(file)
 
 
