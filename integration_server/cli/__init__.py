@@ -21,6 +21,7 @@ def main() -> None:
     types_app = typer.Typer(invoke_without_command=True, callback=types.list_types)
     types_app.command("schema")(types.show_schema)
     types_app.command("check")(types.check_declaration)
+    types_app.command("new")(types.new_declaration)
     types_app.command("show")(types.show_requests)
     types_app.command("try")(types.try_declaration)
     app.add_typer(types_app, name="types")

@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Annotated
 
 import typer
@@ -16,13 +17,23 @@ import integration_server
 from integration_server.bootstrap import registered_providers
 from integration_server.cli.operations import types as list_types_of_server
 from integration_server.cli.shared import fail, report_errors
+from integration_server.domain.credentials import AuthMethod
 from integration_server.logs import configure_logging
+from integration_server.providers.declaration import INTEGRATION_TYPE
 from integration_server.providers.factory import ProviderFactory
+from integration_server.providers.http import ProviderHttp
+from integration_server.providers.new_declaration import (
+    DiscoveryError,
+    declaration_from_metadata,
+    discover,
+    example_declaration,
+)
 from integration_server.providers.request_preview import PreviewedRequest, preview_requests
 from integration_server.providers.toml_providers import json_schema, provider_class, read_declaration
 from integration_server.settings import Settings, read_environment
 from integration_server.wiring.system import utc_now
 
+_MAX_METADATA = 1 << 18  # bytes; the longest that are known have some ten kilobytes
 _SUITE = Path(*integration_server.__path__).parent / "tests" / "conformance" / "test_conformance.py"
 
 
@@ -46,6 +57,54 @@ def check_declaration(
     """Validate a declaration, and print all its problems."""
     declaration = read_declaration(file, dev_mode=dev)
     typer.echo(f"{file} declares {declaration.integration_type}.")
+
+
+@report_errors
+def new_declaration(
+    name: Annotated[str, typer.Argument(help="The name of the new type, such as acme_books.")],
+    *,
+    issuer: Annotated[str, typer.Option("--discover", help="Read the metadata of this issuer, an https URL.")] = "",
+    auth: Annotated[
+        AuthMethod, typer.Option(help="The authentication method, without --discover.")
+    ] = AuthMethod.OAUTH2,
+    output: Annotated[Path | None, typer.Option(help="The file to write; the default is NAME.toml.")] = None,
+    force: Annotated[bool, typer.Option(help="Replace the file if it is there.")] = False,
+    dev: Annotated[bool, typer.Option(help="Allow plain http to loopback, as the server does in dev mode.")] = False,
+) -> None:
+    """Write a declaration: from the metadata of an authorization server, or with examples to replace."""
+    configure_logging("WARNING")
+    settings, file = _settings(dev), output or Path(f"{name}.toml")
+    if not INTEGRATION_TYPE.fullmatch(name):
+        fail(f"{name!r} cannot be the name of a type: it must match {INTEGRATION_TYPE.pattern}")
+    if name in registered_providers(settings).integration_types:
+        fail(f"{name} is a type of this server already.")
+    if file.exists() and not force:
+        fail(f"{file} is there already; --force replaces it.")
+    text = example_declaration(name, auth)
+    if issuer:
+        try:
+            text = uvloop.run(_discovered(name, issuer, dev_mode=settings.dev_mode))
+        except DiscoveryError as error:
+            fail(str(error))
+    _write(file, text, replace=force)
+    typer.echo(f"Wrote {file}. Next: python -m integration_server types check {file}")
+
+
+async def _discovered(name: str, issuer: str, *, dev_mode: bool) -> str:
+    async with ProviderHttp(utc_now, dev_mode=dev_mode, body_limit=_MAX_METADATA) as http:
+        return declaration_from_metadata(name, await discover(http, issuer), dev_mode=dev_mode)
+
+
+def _write(file: Path, text: str, *, replace: bool) -> None:
+    """Write a file as a whole. Without `replace`, it must be new."""
+    if not replace:
+        with file.open("x", encoding="utf-8") as new:
+            new.write(text)
+        return
+    with NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, delete=False) as temporary:
+        temporary.write(text)
+    Path(temporary.name).chmod(0o644)  # the server may run as another user
+    Path(temporary.name).replace(file)
 
 
 @report_errors

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from difflib import get_close_matches
 from math import inf
 from typing import Annotated, Any, Literal
 
@@ -137,9 +138,16 @@ class Names:
         allowed = {*self.own, *(name for group in self.groups for name in getattr(declared, group))}
         for name in template_params(template):
             if name not in allowed:
-                yield f"has {{{name}}}, which is not one of: {', '.join(sorted(allowed)) or 'none'}"
+                close = "".join(f"; did you mean {{{one}}}?" for one in get_close_matches(name, allowed, n=1))
+                yield f"has {{{name}}}, which is not one of: {', '.join(sorted(allowed)) or 'none'}{close}"
         if re.search(r"\{[^{}\s]*\}", fill_with_placeholders(template)):
             yield "has braces around something that is not a name"
+        elif not self.is_url and template.count("{") != template.count("}"):
+            yield "has a brace without its counterpart; a name is written {name}"
+        if any(name in allowed for name in re.findall(r"\{\s+(\w+)\s*\}|\{\w+\s+\}", template)):
+            yield "has spaces in braces; a name is written {name}"
+        if re.search(r"[$%]\{[A-Za-z_]\w*\}", template):
+            yield "has ${…}; a name is written {name}"
         if has_control_characters(template):
             yield "has a control character"
         if not self.is_url:

@@ -7,6 +7,7 @@ Python file that only declares. A file is validated as a whole: all its problems
 file, the line, the field, the problem and a hint.
 """
 
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -32,6 +33,7 @@ from integration_server.providers.declaration import (
     OAuth2Declaration,
     problems_between,
 )
+from integration_server.providers.declaration_mistakes import likely_mistakes
 from integration_server.providers.factory import ProviderFactory, ProvidersError
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.declared_scheme import declared_scheme
@@ -49,7 +51,11 @@ CATALOGUE = files("integration_server.providers") / "catalogue"
 BASES = CATALOGUE / "bases"
 """What the providers of a family have in common: files with some of the keys."""
 
-_MAX_SIZE = 1 << 18  # bytes; the longest declarations have ten kilobytes, and the lines of problems are searched
+# The longest declarations have ten kilobytes and some hundred lines. The lines of problems are searched in a time that
+# grows with the square of their number.
+_MAX_SIZE = 1 << 16  # bytes
+_MAX_LINES = 2000
+_MAX_DEPTH = 50  # levels; a body for an API has five or so
 
 
 def load_toml_providers(
@@ -63,8 +69,8 @@ def load_toml_providers(
 
     `behaviours` are the classes of types that differ from the generic provider.
     """
-    problems = [] if directory.is_dir() else [f"{directory}: is not a directory"]
-    for path in declaration_files(directory):
+    problems = list(_directory_problems(directory))
+    for path in () if problems else declaration_files(directory):
         try:
             declaration = read_declaration(path, dev_mode=dev_mode)
             integration_type = declaration.integration_type
@@ -76,6 +82,21 @@ def load_toml_providers(
         raise ProvidersError(problems)
 
 
+def _directory_problems(directory: Traversable) -> Iterator[str]:
+    """Why the declarations of a directory cannot be listed, and files that are meant as declarations, but are none."""
+    if not directory.is_dir():
+        yield f"{directory}: is not a directory"
+        return
+    try:
+        names = sorted(file.name for file in directory.iterdir())
+    except OSError as error:
+        yield f"{directory}: cannot be read: {error.strerror}"
+        return
+    for name in names:
+        if not name.endswith(".toml") and name.lower().endswith((".toml", ".toml.txt", ".tml")):
+            yield f"{directory / name}: has a name that does not end with .toml (rename it, or move it away)"
+
+
 def declaration_files(directory: Traversable) -> Sequence[Traversable]:
     """The files of a directory that declare providers, by name."""
     files = directory.iterdir() if directory.is_dir() else ()
@@ -84,15 +105,17 @@ def declaration_files(directory: Traversable) -> Sequence[Traversable]:
 
 def read_declaration(path: Traversable, *, dev_mode: bool) -> Declaration:
     """The declaration in a file. Raises `ProvidersError` with all its problems."""
+    text = _text_of(path)
     try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_SIZE + 1)
-        if len(content) > _MAX_SIZE:
-            raise ProvidersError([f"{path}: has more than {_MAX_SIZE} bytes"])
-        text = content.decode()
         values = tomllib.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ProvidersError([f"{path}: cannot be read as TOML: {error}"]) from error
+    except ValueError as error:
+        hint = "texts are in quotes, and a key or table is there once: https://toml.io"
+        problem = re.sub(r" \(at (.*?)\)$", rf" (\1; {hint})", str(error))
+        raise ProvidersError([f"{path}: is not TOML: {problem}"]) from error
+    except RecursionError:
+        values = None
+    if values is None or _is_nested_deeper(values, _MAX_DEPTH):
+        raise ProvidersError([f"{path}: has values that are nested deeper than {_MAX_DEPTH} levels"])
     bases = {file.name.removesuffix(".toml"): file for file in declaration_files(BASES)}
     if (base := bases.get(str(values.get("base")))) is not None:
         values = tomllib.loads(base.read_text(encoding="utf-8")) | values
@@ -101,7 +124,7 @@ def read_declaration(path: Traversable, *, dev_mode: bool) -> Declaration:
     problems: list[tuple[Sequence[str], str]]
     try:
         declaration = model.model_validate(values, context=context)
-        problems = [(key.split("."), problem) for key, problem in problems_between(declaration)]
+        problems = list(_contradictions(declaration))
         if not problems:
             return declaration
     except ValidationError as error:
@@ -111,6 +134,37 @@ def read_declaration(path: Traversable, *, dev_mode: bool) -> Declaration:
         f"{path}: {'.'.join(loc)}: {problem} ({_hint(loc, model, lines)})".removesuffix(" ()")
         for loc, problem in problems
     )
+
+
+def _is_nested_deeper(value: object, depth: int) -> bool:
+    """Whether a value has more levels; what reads declarations calls itself for each level."""
+    level = [value]
+    while level and depth >= 0:
+        parts = (part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list))
+        level = [part for inner in parts for part in inner]
+        depth -= 1
+    return bool(level)
+
+
+def _text_of(path: Traversable) -> str:
+    """The text of a file. Raises `ProvidersError`."""
+    if not path.is_file():  # a pipe would be waited for
+        raise ProvidersError([f"{path}: is not a file, or does not exist"])
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_SIZE + 1)
+    except OSError as error:
+        raise ProvidersError([f"{path}: cannot be read: {error.strerror}"]) from error
+    if len(content) > _MAX_SIZE:
+        raise ProvidersError([f"{path}: has more than {_MAX_SIZE} bytes"])
+    try:
+        text = content.decode("utf-8-sig")  # some editors begin a file with a byte order mark
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ProvidersError([f"{path}: is not in UTF-8 (line {line}; save it with this encoding)"]) from error
+    if text.count("\n") > _MAX_LINES:
+        raise ProvidersError([f"{path}: has more than {_MAX_LINES} lines"])
+    return text
 
 
 def json_schema() -> dict[str, Any]:
@@ -152,9 +206,14 @@ def _further_problems(
         valid = model.model_validate(others, context=context)
     except ValidationError:
         return  # without a valid `auth_method` it is not known which keys belong together
-    for key, problem in problems_between(valid):
-        if not any(name.startswith(key.partition(".")[0]) for name in invalid):
-            yield key.split("."), problem
+    for loc, problem in _contradictions(valid):
+        if not any(name.startswith(loc[0]) for name in invalid):
+            yield loc, problem
+
+
+def _contradictions(declaration: Declaration) -> Iterator[tuple[Sequence[str], str]]:
+    for key, problem in (*problems_between(declaration), *likely_mistakes(declaration)):
+        yield key.split("."), problem
 
 
 def _problem_at(loc: Sequence[str], detail: ErrorDetails, model: type[BaseModel]) -> str:

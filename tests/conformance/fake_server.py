@@ -100,7 +100,8 @@ class SimulatedProvider:
 
     `account_index` selects the account that signs in in the browser; None denies access. `fault` replaces all responses
     but that of the authorization page. `token_overrides` replaces members of token responses. With
-    `reuses_code_response` the response to a refresh is that to a code. `violations` lists undocumented requests.
+    `reuses_code_response` the response to a refresh is that to a code. `violations` lists undocumented requests;
+    `token_requests` counts those to the token endpoint.
     """
 
     profile: Profile
@@ -110,6 +111,7 @@ class SimulatedProvider:
     reuses_code_response: bool = False
     token_overrides: Mapping[str, object] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
+    token_requests: int = 0
 
     def __post_init__(self) -> None:
         profile, numbers = self.profile, itertools.count(1)
@@ -284,6 +286,7 @@ class SimulatedProvider:
         return any(match_template(one, url, self._known) is not None for one in _token_urls(endpoint).values())
 
     async def _token(self, request: Request, url: str, endpoint: Token) -> Response:
+        self.token_requests += 1
         given = await self._content(request, endpoint.body)
         if not given:
             raise UndocumentedRequest(f"the content must be of type {endpoint.body}")

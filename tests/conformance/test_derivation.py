@@ -4,6 +4,7 @@ Each case derives a profile from a declaration, changes the declaration in one p
 one. A difference that no request shows could not be found, and is not a case.
 """
 
+import re
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,18 @@ async def test_negative_control_a_difference_is_found(tmp_path: Path, name: str,
     profile = derived_profiles(environment_settings(), original, [name])[name]
     assert await run(profile, original) is None
     assert await run(profile, factory_of(text.replace(old, new, 1), tmp_path)) is not None
+
+
+def page_declarations() -> list[str]:
+    """The declarations that docs/adding-a-provider.md explains step by step."""
+    page = (Path(__file__).parents[2] / "docs" / "adding-a-provider.md").read_text(encoding="utf-8")
+    section = page.partition("## 5. ")[2].partition("\n## ")[0]
+    return re.findall(r"^```toml\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("text", page_declarations(), ids=["deviations", "two keys", "hosts", "own clients"])
+async def test_the_shapes_of_the_page_work(tmp_path: Path, text: str) -> None:
+    factory = factory_of(text, tmp_path)
+    ((name, profile),) = derived_profiles(environment_settings(), factory, factory.integration_types).items()
+    assert name.startswith("acme_")
+    assert await run(profile, factory) is None

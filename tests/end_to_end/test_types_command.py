@@ -8,6 +8,7 @@ import pytest
 
 from tests.declarations import DECLARATIONS
 from tests.end_to_end.processes import run, server_environment
+from tests.end_to_end.small_server import run_small_server
 
 UNUSED_DATABASE = "sqlite:///unused.db"
 
@@ -65,3 +66,28 @@ async def test_show_prints_requests_and_no_secret(tmp_path: Path) -> None:
     assert [one["purpose"] for one in json.loads(listed.out)][1:3] == ["code exchange", "verification"]
     unknown = await run(tmp_path, environment, "types", "show", "unknown")
     assert (unknown.code, unknown.err) == (1, "unknown is neither a file nor a type of this server.\n")
+
+
+async def test_new_writes_a_declaration_from_metadata(tmp_path: Path) -> None:
+    metadata: dict[str, object] = {}
+    async with run_small_server(lambda _: (200, metadata)) as server:
+        metadata |= {name: f"{server.url}/{name}" for name in ("authorization_endpoint", "token_endpoint")}
+        metadata |= {"issuer": server.url}
+        environment = server_environment(UNUSED_DATABASE, DEV_MODE="")
+        # Only in dev mode is loopback reached: the request goes through the guard of all outbound requests.
+        refused = await run(tmp_path, environment, "types", "new", "acme", "--discover", server.url)
+        assert (refused.code, server.received) == (1, [])
+        internal = await run(tmp_path, environment, "types", "new", "acme", "--discover", "https://169.254.169.254")
+        assert "no complete response from a public address" in internal.err
+        written = await run(tmp_path, environment, "types", "new", "acme", "--dev", "--discover", server.url)
+        assert (written.code, written.err) == (0, "")
+        assert [one.path for one in server.received] == ["/.well-known/oauth-authorization-server"]
+    text = (tmp_path / "acme.toml").read_text()
+    assert f'token_url = "{server.url}/token_endpoint"' in text
+    again = await run(tmp_path, environment, "types", "new", "acme", "--auth", "basic")
+    assert (again.code, again.err) == (1, "acme.toml is there already; --force replaces it.\n")
+    assert (tmp_path / "acme.toml").read_text() == text
+    forced = await run(tmp_path, environment, "types", "new", "acme", "--auth", "basic", "--force")
+    assert forced.code == 0
+    checked = await run(tmp_path, environment, "types", "check", "acme.toml")
+    assert (checked.code, checked.out) == (0, "acme.toml declares acme.\n")
