@@ -35,6 +35,7 @@ from integration_server.providers.declaration import (
 )
 from integration_server.providers.declaration_mistakes import likely_mistakes
 from integration_server.providers.factory import ProviderFactory, ProvidersError
+from integration_server.providers.meta import MetaProvider
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.declared_scheme import declared_scheme
 from integration_server.providers.webhooks.named_schemes import SCHEMES
@@ -50,6 +51,8 @@ CATALOGUE = files("integration_server.providers") / "catalogue"
 
 BASES = CATALOGUE / "bases"
 """What the providers of a family have in common: files with some of the keys."""
+
+_FAMILIES: Mapping[str | None, Any] = {"meta": MetaProvider}  # the classes of those whose behaviour differs
 
 # The longest declarations have ten kilobytes and some hundred lines. The lines of problems are searched in a time that
 # grows with the square of their number.
@@ -331,4 +334,5 @@ def provider_class(
         values["refresh_token_grace"] = timedelta.max  # the secrets obtain tokens any number of times
     values["rate_limits"] = tuple(limit.rate_limit() for limit in declaration.rate_limits)
     name = "".join(part.title() for part in declaration.integration_type.split("_"))
-    return type(f"{name}Provider", (behaviour or _GENERIC[declaration.auth_method],), values)
+    generic = _FAMILIES.get(declaration.base, _GENERIC[declaration.auth_method])
+    return type(f"{name}Provider", (behaviour or generic,), values)

@@ -745,3 +745,17 @@ def test_a_copy_with_other_templates_authenticates_by_them() -> None:
     assert shop.request_auth(OAuthTokens("at")).headers == {"Authorization": "Bearer at"}
     own = shop.with_attributes(request_headers={"X-Token": "{access_token}"})
     assert own.request_auth(OAuthTokens("at")).headers == {"X-Token": "at"}
+
+
+async def test_a_member_has_the_behaviour_of_its_family(tmp_path: Path) -> None:
+    (tmp_path / "threads.toml").write_text(
+        'integration_type = "threads"\nauth_method = "oauth2"\nbase = "meta"\nscopes = ["threads_basic"]\n'
+        'authorize_url = "https://threads.example/authorize"\ntoken_url = "https://threads.example/token"\n'
+    )
+    factory = ProviderFactory()
+    load_toml_providers(tmp_path, factory, dev_mode=False)
+    network = FakeTransport(json_response({"access_token": "at", "expires_in": 3600}))
+    settings = {"THREADS_CLIENT_ID": "id", "THREADS_CLIENT_SECRET": "secret"}
+    threads = factory.build(context(network, settings))["threads"]
+    tokens = await threads.exchange_code_for_tokens("c0de", REDIRECT, "v" * 43)
+    assert tokens.refresh_token == "at"  # Meta's access tokens are their own refresh tokens
