@@ -27,7 +27,7 @@ from tests.end_to_end.secret_scanner import assert_no_secrets, dump_rows
 from tests.end_to_end.small_server import Received
 from tests.end_to_end.system import capture_logs
 
-pytestmark = pytest.mark.asyncio(loop_scope="function")
+pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.quick_on("sqlite")]
 
 PUBLIC = RSAKey.import_key(KEY.public_key())
 ENCRYPTED_PEM = KEY.private_bytes(
