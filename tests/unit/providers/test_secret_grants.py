@@ -470,3 +470,98 @@ def test_a_login_with_our_client_needs_its_settings(tmp_path: Path) -> None:
     assert list(ours.missing_settings) == ["POS_LOGIN_CLIENT_ID", "POS_LOGIN_CLIENT_SECRET"]
     none, _ = declared("session_cookie", SESSION_COOKIE_CLIENT_ID="", SESSION_COOKIE_CLIENT_SECRET="")
     assert none.missing_settings == []
+
+
+# --- further shapes --------------------------------------------------------------------------------------------------
+
+SERVICE_KEY = """\
+integration_type = "shape"
+auth_method = "oauth2"
+grant = "client_credentials"
+token_url = "https://{uaa}/oauth/token"
+host_patterns = ["*.authentication.cloud.example"]
+verify = false
+secret_fields.key = { keep = { client_id = "uaa.clientid", client_secret = "uaa.clientsecret", uaa = "uaa.url" } }
+"""
+NESTED_LOGIN = """\
+integration_type = "shape"
+auth_method = "oauth2"
+grant = "login"
+token_response = { access_token = "header:X-Subject-Token", expires_in = "token.expires_at" }
+request_headers = { X-Auth-Token = "{access_token}" }
+verify = false
+secret_fields.password = {}
+config_fields.user = {}
+
+[[login]]
+url = "https://keystone.example/v3/auth/tokens"
+body.auth.identity.methods = ["password"]
+body.auth.identity.password.user = { name = "{user}", password = "{password}", domain = { id = "default" } }
+"""
+PASSWORD_GRANT = """\
+integration_type = "shape"
+auth_method = "oauth2"
+grant = "login"
+verify = false
+secret_fields.password = {}
+config_fields.user = {}
+
+[[login]]
+url = "https://login.example/oauth/token"
+basic_username = "{client_id}"
+basic_password = "{client_secret}"
+body = { grant_type = "password", username = "{user}", password = "{password}" }
+body_type = "form"
+"""
+
+
+async def shape(directory: Path, text: str, key: ApiKey, *responses: httpx.Response) -> tuple[Any, Any, FakeTransport]:
+    """The provider of a declaration, its credentials for a key, and the network."""
+    (directory / "shape.toml").write_text(text)
+    network = FakeTransport(*responses)
+    found = provider("shape", network, directory)
+    return found, await found.for_config({"user": "ada"}).credentials_of(key), network
+
+
+async def test_client_credentials_may_come_from_a_file(tmp_path: Path) -> None:
+    uaa = {"clientid": "sb-1", "clientsecret": "s=1", "url": "https://acme.authentication.cloud.example"}
+    found, tokens, network = await shape(
+        tmp_path, SERVICE_KEY, secrets(key=json.dumps({"uaa": uaa})), *[json_response(TOKEN)] * 2
+    )
+    await found.refresh(tokens)
+    for request in network.requests:
+        assert str(request.url) == "https://acme.authentication.cloud.example/oauth/token"
+        assert request.headers["Authorization"] == f"Basic {b64encode(b'sb-1:s%3D1').decode()}"
+    elsewhere = json.dumps({"uaa": {**uaa, "url": "https://evil.example"}})
+    with pytest.raises(InvalidField, match=r"secret_fields\.key leads to an address"):
+        await found.credentials_of(secrets(key=elsewhere))
+
+
+async def test_a_login_may_have_a_deep_body_and_an_absolute_expiry(tmp_path: Path) -> None:
+    answer = httpx.Response(
+        201, headers={"X-Subject-Token": "gAAAA"}, json={"token": {"expires_at": "2026-11-22T13:00:00Z"}}
+    )
+    found, tokens, network = await shape(tmp_path, NESTED_LOGIN, secrets(password="p"), answer)
+    user = {"name": "ada", "password": "p", "domain": {"id": "default"}}
+    sent = {"auth": {"identity": {"methods": ["password"], "password": {"user": user}}}}
+    assert json.loads(network.request.content) == sent
+    assert (tokens.access_token, tokens.lifetime) == ("gAAAA", timedelta(hours=1))
+    assert found.request_auth(tokens).headers == {"X-Auth-Token": "gAAAA"}
+
+
+async def test_a_password_grant_is_a_login_with_our_client(tmp_path: Path) -> None:
+    found, tokens, network = await shape(
+        tmp_path,
+        PASSWORD_GRANT,
+        secrets(password="p"),
+        json_response({**TOKEN, "refresh_token": "rt"}),
+        json_response({"error": "invalid_grant"}, 400),
+        json_response({"error": "invalid_client"}, 400),
+    )
+    assert form_of(network.request) == {"grant_type": "password", "username": "ada", "password": "p"}
+    assert network.request.headers["Authorization"] == f"Basic {b64encode(b'our-id:our-secret').decode()}"
+    assert (tokens.refresh_token, tokens.is_renewable) == (None, True)
+    with pytest.raises(ProviderRejected):
+        await found.refresh(tokens)
+    with pytest.raises(ProviderMisconfigured):
+        await found.refresh(tokens)
