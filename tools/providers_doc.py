@@ -13,7 +13,7 @@ from integration_server.providers import google_calendar_api
 from integration_server.providers.api_key import ApiKeyProvider, BasicAuthProvider
 from integration_server.providers.base import BaseProvider, ProviderContext
 from integration_server.providers.built_in import register_built_in
-from integration_server.providers.declaration import FieldDeclaration
+from integration_server.providers.declaration import SECRET_GRANTS, FieldDeclaration
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.http import ProviderHttp
 from integration_server.providers.oauth2 import OAuth2Provider
@@ -34,7 +34,7 @@ The columns of the overview:
 - **config**: the fields that an integration's `config` may have, besides `metadata`, which takes any object for the
   caller's own use. Any other field is rejected, unless there is a `…`. A type with `-` accepts any config.
 - **old refresh token**: what happens to a refresh token when a refresh returns a new one. `spent`: it is invalid at
-  once; `valid`: it stays valid; `never refreshed`: access tokens do not expire.
+  once; `valid`: it stays valid; `never refreshed`: access tokens do not expire; `none`: secrets obtain further tokens.
 - **revocation**: what a disconnect ends at the provider: the grant, all grants of the account to our client, or
   nothing.
 - **verified**: whether credentials are checked with a request to the provider.
@@ -159,14 +159,24 @@ def declarations(provider: BaseProvider) -> Iterator[tuple[str, str]]:
     if provider.renew_after != timedelta.max:
         yield "access token renewed after", format_duration(provider.renew_after)
     if isinstance(provider, OAuth2Provider):
-        yield "client authentication", f"`{provider.token_auth}`"
-        yield "PKCE", "S256" if provider.pkce else "not sent"
-        yield "scope separator", {" ": "space", ",": "comma"}[provider.scope_separator]
-        if provider.authorize_params:
-            parameters = codes(f"{name}={value}" for name, value in provider.authorize_params.items())
-            yield "authorization URL parameters", parameters
+        yield from oauth_rows(provider)
     for name, default in config_fields(provider).items():
         yield f"config `{name}`", default
+
+
+def oauth_rows(provider: OAuth2Provider) -> Iterator[tuple[str, str]]:
+    """The rows of a provider's OAuth declarations."""
+    if provider.grant in SECRET_GRANTS:
+        yield "grant", f"`{provider.grant}`"
+    if provider.grant != "login":
+        yield "client authentication", f"`{provider.token_auth}`"
+    if provider.has_authorization_page:
+        yield "PKCE", "S256" if provider.pkce else "not sent"
+    if provider.grant != "login":
+        yield "scope separator", {" ": "space", ",": "comma"}[provider.scope_separator]
+    if provider.authorize_params:
+        parameters = codes(f"{name}={value}" for name, value in provider.authorize_params.items())
+        yield "authorization URL parameters", parameters
 
 
 def version_rows(provider: BaseProvider) -> Iterator[tuple[str, str]]:
@@ -181,6 +191,8 @@ def old_refresh_token(provider: BaseProvider) -> str:
     """The validity of a refresh token after a refresh has returned a new one."""
     if provider.auth_method is not AuthMethod.OAUTH2:
         return "-"
+    if isinstance(provider, OAuth2Provider) and provider.grant in SECRET_GRANTS:
+        return "none"
     if isinstance(provider, OAuth2Provider) and provider.never_expires:
         return "never refreshed"
     grace = provider.refresh_token_grace

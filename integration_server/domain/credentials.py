@@ -21,7 +21,8 @@ class OAuthTokens:
 
     `lifetime` is the lifetime of the access token when it was issued. `extras` are further values of the account, such
     as Stripe's `stripe_user_id`. `secret_fields` are what the tokens were obtained with, where that was no user's
-    decision but secrets of the account, such as a client id and secret; they obtain further tokens.
+    decision but secrets of the account, such as a client id and secret. `is_reobtainable`: further tokens are obtained
+    in the same way, with these or with our own secrets.
     """
 
     access_token: str = field(repr=False)
@@ -32,11 +33,12 @@ class OAuthTokens:
     scopes: tuple[str, ...] | None = None
     extras: Mapping[str, str] = field(default_factory=dict, repr=False)
     secret_fields: Mapping[str, str] = field(default_factory=dict, repr=False)
+    is_reobtainable: bool = False
 
     @property
     def is_renewable(self) -> bool:
         """Whether further access tokens can be had with these tokens."""
-        return self.refresh_token is not None or bool(self.secret_fields)
+        return self.refresh_token is not None or self.is_reobtainable
 
     @property
     def fingerprint(self) -> str:
@@ -79,6 +81,7 @@ class OAuthTokens:
             scopes=self.scopes if response.scopes is None else response.scopes,
             extras={**self.extras, **response.extras},
             secret_fields=self.secret_fields,
+            is_reobtainable=self.is_reobtainable,
         )
 
 

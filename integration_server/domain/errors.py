@@ -32,7 +32,7 @@ Messages are built here from names, fields and numbers, so that none contains a 
         └── SyncTokenExpired
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import ClassVar, Self
@@ -296,10 +296,12 @@ class ProviderUnavailable(ProviderError):
 class ProviderRejected(ProviderError):
     """The provider rejects this code, key, token or grant. A retry does not help.
 
-    `needs_new_token`: it rejects the access token, so that a refresh may help (RFC 6750 §3.1).
+    `needs_new_token`: it rejects the access token, so that a refresh may help (RFC 6750 §3.1). `rejected_fields` are
+    the fields of the request that have what is rejected.
     """
 
     reason = "PROVIDER_REJECTED"
+    rejected_fields: Sequence[str] = ()
 
     def __init__(self, subject: str, *, oauth_error: str | None = None, needs_new_token: bool = False) -> None:
         super().__init__(f"the provider rejected the {subject}", oauth_error=oauth_error)
@@ -317,6 +319,7 @@ class AccountNotChosen(ProviderRejected):
     def __init__(self, field: str, labels: Mapping[str, str | None]) -> None:
         super().__init__("account")
         self.field, self.labels = field, labels
+        self.rejected_fields = (f"config.{field}",)
         shown = [f"{account_id} ({label})" if label else account_id for account_id, label in labels.items()]
         more = ", …" if len(shown) > _MAX_CHOICES else ""
         choices = ", ".join(shown[:_MAX_CHOICES]) or "none"

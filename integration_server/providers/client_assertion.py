@@ -4,46 +4,24 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from uuid import uuid4
 
-from joserfc import jwt
-from joserfc.errors import JoseError
-from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
-
 from integration_server.domain.errors import ProviderMisconfigured
+from integration_server.providers.signing_keys import SigningKey, UnusableKey
 
 _LIFETIME = timedelta(minutes=5)  # long enough for clocks that differ, and short, because a server records the ids
 _TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-_KEYS = ((RSAKey, "RS256"), (ECKey, "ES256"), (OKPKey, "EdDSA"))
 
 
-def client_assertion(client_id: str, audience: str, key: str, now: datetime, key_id: str = "") -> Mapping[str, str]:
+async def client_assertion(
+    client_id: str, audience: str, key: str, now: datetime, key_id: str = ""
+) -> Mapping[str, str]:
     """The parameters that authenticate our client at a token endpoint.
 
     `key` is a private key in PEM, in which `\\n` may stand for a line break, or any other text as a shared secret.
     Raises `ProviderMisconfigured` if it is not a usable key.
     """
-    claims = {
-        "iss": client_id,
-        "sub": client_id,
-        "aud": audience,
-        "jti": str(uuid4()),
-        "iat": int(now.timestamp()),
-        "exp": int((now + _LIFETIME).timestamp()),
-    }
+    claims = {"iss": client_id, "sub": client_id, "aud": audience, "jti": str(uuid4())}
     try:
-        signing_key, algorithm = _signing_key(key.replace("\\n", "\n"))
-        header = {"alg": algorithm, "typ": "JWT", **({"kid": key_id} if key_id else {})}
-        token = jwt.encode(header, claims, signing_key, algorithms=[algorithm])
-    except (JoseError, ValueError, TypeError):
-        raise ProviderMisconfigured from None  # the error may quote the key
+        token = await SigningKey(key, key_id=key_id).sign(claims, now, _LIFETIME)
+    except UnusableKey:
+        raise ProviderMisconfigured from None
     return {"client_assertion_type": _TYPE, "client_assertion": token}
-
-
-def _signing_key(key: str) -> tuple[RSAKey | ECKey | OKPKey | OctKey, str]:
-    if not key.startswith("-----BEGIN"):
-        return OctKey.import_key(key), "HS256"
-    for kind, algorithm in _KEYS:
-        try:
-            return kind.import_key(key), algorithm
-        except (JoseError, ValueError, TypeError):
-            continue
-    raise ValueError

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from difflib import get_close_matches
 from math import inf
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import (
     AfterValidator,
@@ -32,7 +32,7 @@ from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.proxy_messages import LimitScope, RateLimit
 from integration_server.domain.text import has_control_characters
 from integration_server.providers.http import url_problem
-from integration_server.providers.lenient_values import texts_at
+from integration_server.providers.lenient_values import field_at, read_object, texts_at
 from integration_server.providers.url_templates import (
     fill_with_placeholders,
     host_params,
@@ -65,7 +65,11 @@ SchemeName = Literal[
     "sendgrid", "shopify", "slack", "standard", "stripe", "twilio", "zoom",
 ]
 # fmt: on
-Grant = Literal["authorization_code", "client_credentials", "device_code"]
+Grant = Literal["authorization_code", "client_credentials", "jwt_bearer", "login", "device_code"]
+SigningAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "ES512", "HS256", "HS384", "HS512"]
+
+SECRET_GRANTS = frozenset({"client_credentials", "jwt_bearer", "login"})
+"""Grants that secrets obtain, any number of times, and not a user's decision: there are no refresh tokens."""
 
 
 # --- names in templates ----------------------------------------------------------------------------------------------
@@ -100,10 +104,13 @@ class DeclaredNames:
     def of(cls, values: Mapping[str, Any]) -> "DeclaredNames":
         """The names in the values of a file, whatever else is wrong with it."""
 
-        def keys(*path: str) -> frozenset[str]:
+        def keys(*path: str | int) -> frozenset[str]:
             found: Any = values
             for name in path:
-                found = found.get(name) if isinstance(found, Mapping) else None
+                if isinstance(name, int):
+                    found = found[name]
+                else:
+                    found = found.get(name) if isinstance(found, Mapping) else None
             return frozenset(found) if isinstance(found, Mapping) else frozenset()
 
         def texts(name: str) -> list[str]:
@@ -112,7 +119,12 @@ class DeclaredNames:
 
         of_callback = {name.replace("-", "_") for name in texts("keep_callback")}
         kept = keys("token_response", "keep") | keys("lookup", "keep") | of_callback
-        return cls(keys("config_fields"), keys("secret_fields"), keys("settings"), kept, texts("host_patterns"))
+        login = values.get("login")
+        for index in range(len(login) if isinstance(login, list) else 0):
+            kept |= keys("login", index, "keep")
+        secrets = keys("secret_fields")
+        secrets = secrets.union(*(keys("secret_fields", name, "keep") for name in secrets))
+        return cls(keys("config_fields"), secrets, keys("settings"), kept, texts("host_patterns"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,17 +178,17 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Template = Annotated[str, StringConstraints(max_length=2048)]
 PublicUrl = Annotated[str, AfterValidator(Names(("config", "settings"), ("client_id",), is_url=True))]
 PublicTemplate = Annotated[Template, AfterValidator(Names(("config", "settings"), ("client_id",)))]
-TokenUrl = Annotated[str, AfterValidator(Names(("config", "settings", "kept"), ("client_id",), is_url=True))]
+TokenUrl = Annotated[str, AfterValidator(Names(("config", "secrets", "settings", "kept"), ("client_id",), is_url=True))]
 _TOKEN_NAMES = ("client_id", "client_secret")
 ClientTemplate = Annotated[
-    Template, AfterValidator(Names(("config", "secrets", "settings", "kept"), (*_TOKEN_NAMES, "basic")))
+    Template, AfterValidator(Names(("config", "secrets", "settings", "kept"), (*_TOKEN_NAMES, "basic", "assertion")))
 ]
 CodeTemplate = Annotated[
     Template,
     AfterValidator(
         Names(
             ("config", "secrets", "settings", "kept"),
-            (*_TOKEN_NAMES, "code", "redirect_uri", "code_verifier", "device_code", "scope"),
+            (*_TOKEN_NAMES, "code", "redirect_uri", "code_verifier", "device_code", "scope", "assertion"),
         )
     ),
 ]
@@ -198,21 +210,40 @@ RevokeTemplate = Annotated[
 ]
 
 
-def _check_body(value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-    check = Names(_OF_ACCOUNT, _OF_REQUEST)
-    pending: list[Any] = [value]
-    while pending:
-        part = pending.pop()
-        if isinstance(part, dict):
-            pending += part.values()
-        elif isinstance(part, list):
-            pending += part
-        elif isinstance(part, str):
-            check(part, info)
-    return value
+LoginUrl = Annotated[str, AfterValidator(Names(_OF_ACCOUNT, _TOKEN_NAMES, is_url=True))]
+LoginTemplate = Annotated[Template, AfterValidator(Names(_OF_ACCOUNT, (*_TOKEN_NAMES, "basic")))]
+KeyTemplate = Annotated[Template, AfterValidator(Names(("secrets", "settings")))]
 
 
-RequestBody = Annotated[dict[str, Any], AfterValidator(_check_body)]
+def texts_in(value: object) -> Iterator[str]:
+    """The texts in a value as of JSON, at all levels."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from texts_in(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from texts_in(part)
+
+
+@dataclass(frozen=True, slots=True)
+class _NamesInJson:
+    """A validator of JSON values whose texts are templates."""
+
+    check: Names
+
+    def __call__(self, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        for text in texts_in(value):
+            self.check(text, info)
+        return value
+
+
+RequestBody = Annotated[dict[str, Any], AfterValidator(_NamesInJson(Names(_OF_ACCOUNT, _OF_REQUEST)))]
+LoginBody = Annotated[dict[str, Any], AfterValidator(_NamesInJson(Names(_OF_ACCOUNT, _TOKEN_NAMES)))]
+Claims = Annotated[
+    dict[str, Any], AfterValidator(_NamesInJson(Names(("config", "secrets", "settings"), ("client_id", "scope"))))
+]
 SignedTemplate = Annotated[Template, AfterValidator(Names((), ("body", "timestamp", "method", "url", "id")))]
 
 
@@ -293,8 +324,8 @@ class Part(BaseModel):
     )
 
 
-class FieldDeclaration(Part):
-    """A field that the user or the operator supplies, used as `{name}` in templates."""
+class GivenField(Part):
+    """What fields of the config, secrets and settings have in common."""
 
     title: Text | None = None
     """The name to show; the default is made from the field's name."""
@@ -305,17 +336,8 @@ class FieldDeclaration(Part):
     pattern: Regex | None = None
     """A regular expression that the whole value matches."""
 
-    format: Literal["text", "url"] = "text"
-    """`url`: an absolute https URL."""
-
     choices: list[Text] = []
     """The allowed values; any, if empty."""
-
-    values: dict[Text, Text] = {}
-    """The allowed values, and what templates have for each, such as the host of a region."""
-
-    separator: Annotated[str, StringConstraints(min_length=1, max_length=8)] | None = None
-    """The field is a list of texts, and templates have all of them, with this between them."""
 
     required: bool = True
     """Whether the field must be given, unless it has a default."""
@@ -325,29 +347,85 @@ class FieldDeclaration(Part):
 
     def problem_of(self, value: object) -> str | None:
         """Why a given value is not allowed, as the end of a sentence, or None."""
-        # Lines are allowed: PEM files and service accounts have several. What a value is put into encodes it.
-        if (
-            not isinstance(value, str)
-            or len(value) > MAX_VALUE_LENGTH
-            or has_control_characters("".join(value.split()))
-        ):
+        if not _is_text(value):
             return f"must be a text of at most {MAX_VALUE_LENGTH} characters, without control characters"
-        if allowed := self.choices or list(self.values):
-            return None if value in allowed else f"must be one of: {', '.join(allowed)}"
+        if self.choices and value not in self.choices:
+            return f"must be one of: {', '.join(self.choices)}"
         if self.pattern is not None and not re.fullmatch(self.pattern, value):
             return f"must match {self.pattern}"
-        return url_problem(value, dev_mode=False) if self.format == "url" else None
+        return None
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    # Lines are allowed: PEM files and service accounts have several. What a value is put into encodes it.
+    return (
+        isinstance(value, str) and len(value) <= MAX_VALUE_LENGTH and not has_control_characters("".join(value.split()))
+    )
+
+
+class FieldDeclaration(GivenField):
+    """A field that the user or the operator supplies, used as `{name}` in templates."""
+
+    format: Literal["text", "url"] = "text"
+    """`url`: an absolute https URL."""
+
+    values: dict[Text, Text] = {}
+    """The allowed values, and what templates have for each, such as the host of a region."""
+
+    separator: Annotated[str, StringConstraints(min_length=1, max_length=8)] | None = None
+    """The field is a list of texts, and templates have all of them, with this between them."""
+
+    def problem_of(self, value: object) -> str | None:
+        """Why a given value is not allowed, as the end of a sentence, or None."""
+        if (problem := super().problem_of(value)) is not None:
+            return problem
+        if self.values and value not in self.values:
+            return f"must be one of: {', '.join(self.values)}"
+        return url_problem(str(value), dev_mode=False) if self.format == "url" else None
 
     def text_of(self, value: str) -> str:
         """What templates have for an allowed value."""
         return self.values.get(value, value)
 
 
+class SecretFieldDeclaration(GivenField):
+    """A secret that the user supplies, used as `{name}` in templates."""
+
+    keep: dict[Name, FieldPath] = {}
+    """If the secret is a JSON file, such as that of a service account: values in it that are used as `{name}`, and
+    their dotted paths. A file that lacks one is refused."""
+
+    def problem_of(self, value: object) -> str | None:
+        """Why a given value is not allowed, as the end of a sentence, or None. No text of the value is in it."""
+        if (problem := super().problem_of(value)) is not None or not self.keep:
+            return problem
+        found = read_object(str(value).encode("utf-8", "surrogatepass"))
+        if found is None:
+            return "is not a JSON file: it must contain one JSON object, complete and unchanged"
+        for name, text in self._texts_in(found).items():
+            if not _is_text(text) or not text:
+                return f"is another JSON file than expected: it has no text at {self.keep[name]}"
+        return None
+
+    def values_of(self, value: str) -> Mapping[str, str]:
+        """The values that `keep` names, in a valid value."""
+        found = read_object(value.encode("utf-8", "surrogatepass")) if self.keep else None
+        return {name: text for name, text in self._texts_in(found).items() if isinstance(text, str)}
+
+    def _texts_in(self, found: object) -> Mapping[str, object]:
+        values = {name: field_at(found, path) for name, path in self.keep.items()}
+        numbers = {name: str(one) for name, one in values.items() if isinstance(one, int) and not isinstance(one, bool)}
+        return {**values, **numbers}
+
+
 MAX_VALUE_LENGTH = 8192  # characters: the file of a service account has some 2,400
 
 
 class TokenResponse(Part):
-    """The dotted paths of the values in a token response, where they differ from RFC 6749 §5.1."""
+    """The dotted paths of the values in a token response, where they differ from RFC 6749 §5.1.
+
+    A value outside of the JSON body has a path as in `login.keep`: `header:x-auth-token`, `cookie:session`, `body:*`.
+    """
 
     access_token: FieldPath = "access_token"
     """The access token."""
@@ -366,6 +444,78 @@ class TokenResponse(Part):
 
     keep: dict[Name, FieldPath] = {}
     """Further values, stored with the tokens and used as `{name}`."""
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """The declared paths."""
+        standard = (getattr(self, name) for name in type(self).model_fields if name != "keep")
+        return [path for path in (*standard, *self.keep.values()) if path is not None]
+
+
+class Assertion(Part):
+    """The JWT that is exchanged for tokens with `grant = "jwt_bearer"` (RFC 7523 §2.1)."""
+
+    key: KeyTemplate | None = None
+    """What signs: a private key in PEM, or for HS256 a text, of the account's secrets; the default is our own, the
+    setting `<TYPE>_PRIVATE_KEY`. Nothing else can use it."""
+
+    passphrase: KeyTemplate | None = None
+    """The passphrase of an encrypted private key."""
+
+    algorithm: SigningAlgorithm = "RS256"
+    """How the JWT is signed (RFC 7518 §3.1)."""
+
+    kid: Annotated[Template, AfterValidator(Names(("config", "secrets", "settings"), ("client_id",)))] | None = None
+    """The id of the key, where the provider asks for it; of our own key it is the setting `<TYPE>_PRIVATE_KEY_ID`."""
+
+    claims: Claims
+    """The claims; texts in them are templates, and one without a value is left out. `iss` is required. `aud` is the
+    token endpoint unless given; `iat`, `exp` and a random `jti` are added. An empty `aud` or `jti` leaves it out."""
+
+    lifetime_seconds: Annotated[float, Field(ge=10, le=3600)] = 300
+    """How long the JWT is valid; providers accept an hour at most, some only a minute."""
+
+    param: Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{0,64}$")] = "assertion"
+    """The parameter with the JWT; empty if only `{assertion}` in `token_headers` or `token_params` has it."""
+
+
+class LoginRequest(Part):
+    """One `[[login]]`: a request of a login. They are sent in their order; the last response has the session token."""
+
+    method: Method = "POST"
+    """The method."""
+
+    url: LoginUrl
+    """The URL."""
+
+    headers: dict[HeaderName, LoginTemplate] = {}
+    """Headers."""
+
+    basic_username: LoginTemplate | None = None
+    """The user name of HTTP Basic authentication, where the login has it."""
+
+    basic_password: LoginTemplate = ""
+    """Its password."""
+
+    body: LoginBody | None = None
+    """The content of the request; texts in it are templates."""
+
+    body_type: BodyType = "json"
+    """How the body is written."""
+
+    keep: dict[Name, FieldPath] = {}
+    """Values of the response that later requests of the login and requests to the API use as `{name}`: dotted paths,
+    `header:` and a header's name, `cookie:` and a cookie's name, `cookie:*` for all cookies as a Cookie header, or
+    `body:*` for a body that is one text."""
+
+    good_status: Annotated[list[Status], Field(min_length=1)] | None = None
+    """The statuses of a successful login; the default is any 2xx."""
+
+    good_fields: dict[FieldPath, str] = {}
+    """Dotted paths of the response, and the text that each has after a successful login: `{ ok = "true" }`."""
+
+    rejected_status: list[Status] = []
+    """The statuses that mean that the credentials are wrong, besides 401 and 403; `errors.dead` has the codes."""
 
 
 class DeviceResponse(Part):
@@ -425,6 +575,8 @@ class Errors(Part):
 
     reasons: list[ErrorCode] = []
     """Further codes that callers may see. Codes that are not declared are not passed on: they could be free text."""
+    dead_status: list[Status] = []
+    """Statuses that mean that the token, session or key has ended, besides 401."""
 
     @property
     def codes(self) -> Sequence[str]:
@@ -520,7 +672,7 @@ class Revoke(Part):
     url: RevokeUrl
     """The URL."""
 
-    method: Literal["POST", "DELETE"] = "POST"
+    method: Method = "POST"
     """The method."""
 
     token: RevokeToken = "refresh_token"
@@ -682,7 +834,7 @@ class Declaration(BaseModel):
     closed_config: bool = False
     """Whether other fields of the config are refused, except the object `metadata`, which belongs to callers."""
 
-    secret_fields: dict[ApiName, FieldDeclaration] = {}
+    secret_fields: dict[ApiName, SecretFieldDeclaration] = {}
     """Secrets of the account besides key and secret, used as `{name}`."""
 
     settings: dict[ApiName, FieldDeclaration] = {}
@@ -759,8 +911,9 @@ class OAuth2Declaration(Declaration):
 
     grant: Grant = "authorization_code"
     """How tokens are obtained: by a user's decision in the browser; by one on another device, where the user enters a
-    code (`device_code`, RFC 8628); or with a client id and secret (RFC 6749 §4.4). These are the account's own if
-    `secret_fields` has `client_id` and `client_secret`, and ours otherwise."""
+    code (`device_code`, RFC 8628); with a client id and secret (RFC 6749 §4.4), which are the account's own if
+    `secret_fields` has `client_id` and `client_secret`, and ours otherwise; with a signed JWT, as service accounts do
+    (`jwt_bearer`, RFC 7523); or by a `login` with the account's secrets."""
 
     oauth_authorize_url: PublicUrl | None = Field(None, alias="authorize_url")
     """The authorization endpoint (RFC 6749 §3.1). Required for `authorization_code`."""
@@ -777,8 +930,14 @@ class OAuth2Declaration(Declaration):
     device_response: DeviceResponse = DeviceResponse()
     """The paths of the values in its response."""
 
-    oauth_token_url: TokenUrl = Field(alias="token_url")
-    """The token endpoint (RFC 6749 §3.2)."""
+    oauth_token_url: TokenUrl | None = Field(None, alias="token_url")
+    """The token endpoint (RFC 6749 §3.2). Required, except for `login`."""
+
+    assertion: Assertion | None = None
+    """The JWT of `jwt_bearer`. Required for it."""
+
+    login: Annotated[list[LoginRequest], Field(max_length=3)] = []
+    """The requests of `login`, one to three. The last response has the session token, where `token_response` says."""
 
     refresh_url: TokenUrl | None = None
     """The endpoint of refreshes, where it is another one."""
@@ -833,7 +992,7 @@ class OAuth2Declaration(Declaration):
     """Parameters of a refresh, in the same way."""
 
     token_response: TokenResponse = TokenResponse()
-    """The paths of the values in token responses."""
+    """The paths of the values in token responses, or in the last response of a login."""
 
     keep_callback: list[Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]] = []
     """Parameters of the callback that are stored with the tokens, and required; `{accounts_server}` is the value of
@@ -949,6 +1108,13 @@ def _key_problems(declaration: "ApiKeyDeclaration | BasicDeclaration") -> Iterat
         yield "required_fields", "is empty, and there are no secret_fields: an account would have no credentials"
 
 
+_UNUSED_WITH_SECRETS = {"authorize_params", "pkce", "issuer", "keep_callback", "refresh_url", "refresh_params"}
+_UNUSED_WITH_LOGIN = {
+    *("oauth_token_url", "token_auth", "token_body", "token_headers", "token_params", "resource"),
+    *("required_scopes", "scope_separator", "scope_param", "scope_equivalents"),
+}
+
+
 def _oauth_problems(declaration: OAuth2Declaration) -> Iterator[tuple[str, str]]:
     if declaration.grant == "authorization_code":
         if declaration.oauth_authorize_url is None:
@@ -958,6 +1124,15 @@ def _oauth_problems(declaration: OAuth2Declaration) -> Iterator[tuple[str, str]]
     elif declaration.oauth_authorize_url is not None:
         yield "authorize_url", "is not used with this grant"
     yield from _device_problems(declaration)
+    if declaration.oauth_token_url is None and declaration.grant != "login":
+        yield "token_url", "is required"
+    unused = _UNUSED_WITH_SECRETS if declaration.grant in SECRET_GRANTS else set[str]()
+    unused = unused | (_UNUSED_WITH_LOGIN if declaration.grant == "login" else set())
+    for name in sorted(unused & declaration.model_fields_set):
+        yield type(declaration).model_fields[name].alias or name, f"is not used with the grant {declaration.grant}"
+    yield from _assertion_problems(declaration)
+    yield from _login_problems(declaration)
+    yield from _name_problems(declaration)
     if declaration.revoke_url is not None and declaration.revoke is not None:
         yield "revoke", "cannot be combined with revoke_url, which is its short form"
     if declaration.never_expires and declaration.lifetime is not None:
@@ -983,6 +1158,78 @@ def _device_problems(declaration: OAuth2Declaration) -> Iterator[tuple[str, str]
     for key in _OF_AUTHORIZATION_PAGES:
         if key in declared:
             yield key, "is not used with this grant: no browser returns from the provider"
+
+
+def _assertion_problems(declaration: OAuth2Declaration) -> Iterator[tuple[str, str]]:
+    assertion = declaration.assertion
+    if declaration.grant != "jwt_bearer":
+        if assertion is not None:
+            yield "assertion", "is only used with the grant jwt_bearer"
+        for key in ("token_headers", "token_params"):
+            for name, template in getattr(declaration, key).items():
+                if "{assertion}" in template:
+                    yield f"{key}.{name}", "has {assertion}, which only the grant jwt_bearer has"
+        return
+    if assertion is None:
+        yield "assertion", "is required with the grant jwt_bearer"
+        return
+    if not assertion.claims.get("iss"):
+        yield "assertion.claims", "has no iss, which says who signs (RFC 7523 §3)"
+    for name in ("iat", "exp"):
+        if name in assertion.claims:
+            yield f"assertion.claims.{name}", "is set by the server; lifetime_seconds is the time between iat and exp"
+    templates = [*declaration.token_headers.values(), *declaration.token_params.values()]
+    if not assertion.param and not any("{assertion}" in template for template in templates):
+        yield "assertion.param", "is empty, and no header or parameter has {assertion}: the JWT would not be sent"
+    if assertion.key is not None and not template_params(assertion.key):
+        yield "assertion.key", "has no name of a secret: a key cannot be in a declaration"
+
+
+def _login_problems(declaration: OAuth2Declaration) -> Iterator[tuple[str, str]]:
+    if declaration.grant != "login":
+        if declaration.login:
+            yield "login", "is only used with the grant login"
+        return
+    if not declaration.login:
+        yield "login", "is required with the grant login"
+    later = {name for request in declaration.login for name in request.keep}
+    later |= {*declaration.token_response.keep, *(declaration.lookup.keep if declaration.lookup else ())}
+    for index, request in enumerate(declaration.login):
+        for name in sorted(later.intersection(_names_in(request))):
+            yield f"login.{index}", f"has {{{name}}}, which no earlier request of the login keeps"
+        later -= request.keep.keys()
+
+
+def _name_problems(declaration: OAuth2Declaration) -> Iterator[tuple[str, str]]:
+    """Names that are declared twice, and keys that would be sent somewhere."""
+    given = {*declaration.config_fields, *declaration.settings, *declaration.secret_fields}
+    for field, one in declaration.secret_fields.items():
+        for name in sorted(given.intersection(one.keep)):
+            yield f"secret_fields.{field}.keep.{name}", "is the name of another field"
+        given |= one.keep.keys()
+    for index, request in enumerate(declaration.login):
+        for name in sorted(given.union(_OF_REQUEST, _TOKEN_NAMES).intersection(request.keep)):
+            yield f"login.{index}.keep.{name}", "is the name of another value"
+    if declaration.assertion is None or declaration.assertion.algorithm.startswith("HS"):
+        return
+    signing = {*_names_in([declaration.assertion.key, declaration.assertion.passphrase])}
+    signing |= {field for field, one in declaration.secret_fields.items() if signing.intersection(one.keep)}
+    for key in sorted(declaration.model_fields_set):
+        value = getattr(declaration, key)
+        if key == "assertion":
+            value = {**value.model_dump(), "key": None, "passphrase": None}
+        for name in sorted(signing.intersection(_names_in(value))):
+            field_key = type(declaration).model_fields[key].alias or key
+            yield field_key, f"has {{{name}}}, the private key, which signs and is sent nowhere"
+
+
+def _names_in(value: object) -> Iterator[str]:
+    """The names in the templates of a value."""
+    dumped = value.model_dump() if isinstance(value, BaseModel) else value
+    if isinstance(dumped, list):
+        dumped = [one.model_dump() if isinstance(one, BaseModel) else one for one in dumped]
+    for text in texts_in(dumped):
+        yield from template_params(text)
 
 
 def _webhook_problems(webhook: Webhook) -> Iterator[tuple[str, str]]:

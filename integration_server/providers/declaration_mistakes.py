@@ -23,6 +23,9 @@ _HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")  # RFC 91
 _OF_HTTP = frozenset(  # headers that HTTP itself has, with values that only the client knows
     {"host", "content-length", "transfer-encoding", "connection", "keep-alive", "te", "trailer", "upgrade", "expect"}
 )
+_OF_CLIENT = frozenset({"client_id", "client_secret"})
+"""What the secrets of an account may bring: a client of its own."""
+
 _OF_SERVER = frozenset(
     {
         *("access_token", "refresh_token", "token", "api_key", "api_secret", "client_id", "client_secret", "basic"),
@@ -110,7 +113,8 @@ def _name_problems(declaration: Declaration) -> Iterator[tuple[str, str]]:
         yield f"settings.{name}", "is also one of config_fields"
     for path, table in _tables(declaration):
         if path[-1] == "keep":
-            for name in sorted(_OF_SERVER.intersection(table)):
+            own = _OF_CLIENT if path[0] == "secret_fields" else frozenset[str]()
+            for name in sorted((_OF_SERVER - own).intersection(table)):
                 yield ".".join((*path, name)), "is a name whose value the server has; choose another one"
     for index, alias in enumerate(declaration.aliases):
         if alias in {declaration.integration_type, *declaration.aliases[:index]}:
@@ -119,7 +123,8 @@ def _name_problems(declaration: Declaration) -> Iterator[tuple[str, str]]:
 
 def _account_problems(declaration: Declaration) -> Iterator[tuple[str, str]]:
     """Names of the account that no response can bring."""
-    stored = {name for path, table in _tables(declaration) if path[-1] == "keep" for name in table}
+    tables = [(path, table) for path, table in _tables(declaration) if path[-1] == "keep"]
+    stored = {name for path, table in tables if path[0] != "secret_fields" for name in table}
     stored |= set(declaration.config_fields)
     if isinstance(declaration, OAuth2Declaration):
         stored |= {name.replace("-", "_") for name in declaration.keep_callback}

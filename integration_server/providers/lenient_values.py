@@ -79,7 +79,12 @@ def parse_int(digits: str) -> int | float:
 
 
 def field_at(value: object, path: str) -> object:
-    """The value at a dotted path, such as "locations.0.merchant_id" or 'error.".tag"'; None if it is missing."""
+    """The value at a dotted path, such as "locations.0.merchant_id" or 'error.".tag"'; None if it is missing.
+
+    A member whose whole name is the path comes first: values outside of a body have such names.
+    """
+    if isinstance(value, dict) and path in value:
+        return value[path]
     names = [name.strip('"') for name in _NAMES.findall(path)] if '"' in path else path.split(".")
     for name in names:
         if isinstance(value, dict):

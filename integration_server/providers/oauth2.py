@@ -8,7 +8,8 @@ from abc import abstractmethod
 from base64 import b64encode
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Self
 from urllib.parse import quote_plus
@@ -34,22 +35,27 @@ from integration_server.domain.errors import (
 from integration_server.providers.base import BaseProvider, ProviderContext
 from integration_server.providers.client_assertion import client_assertion
 from integration_server.providers.declaration import (
+    SECRET_GRANTS,
+    Assertion,
     BodyType,
     DeviceResponse,
     Grant,
+    LoginRequest,
     RevokeToken,
     TokenAuth,
     TokenResponse,
+    texts_in,
 )
 from integration_server.providers.device_authorization import (
     GRANT_TYPE,
     decision_pending,
     parse_device_authorization,
 )
+from integration_server.providers.grants import client_credentials, jwt_bearer, login
 from integration_server.providers.http import HttpResponse
 from integration_server.providers.lenient_values import field_at, text_at
 from integration_server.providers.token_response import error_code, parse_fields, parse_tokens, raise_for_error
-from integration_server.providers.url_templates import fill, fill_texts, template_params
+from integration_server.providers.url_templates import InvalidParam, fill, fill_texts, template_params
 
 OUR_CLIENT = frozenset({"client_secret", "basic"})
 """Names in templates by which our client authenticates: then a 401 is about it, and not about the grant."""
@@ -70,6 +76,13 @@ _UNVERIFIED_SCOPES = frozenset({"openid"})
 """Requests an ID token, which is not used here, so that nothing is missing without it."""
 
 
+_SECRET_GRANTS = {
+    "client_credentials": client_credentials.request_tokens,
+    "jwt_bearer": jwt_bearer.request_tokens,
+    "login": login.request_tokens,
+}
+
+
 class OAuth2Provider(BaseProvider):
     """The authorization code grant (RFC 6749) with PKCE (RFC 7636), refresh, and revocation (RFC 7009)."""
 
@@ -79,6 +92,8 @@ class OAuth2Provider(BaseProvider):
     authorize_params: Mapping[str, str] = MappingProxyType({})
 
     grant: Grant = "authorization_code"
+    assertion: Assertion | None = None
+    login: Sequence[LoginRequest] = ()
     scope_param = "scope"
     pkce = True
     resource: str | None = None
@@ -124,14 +139,46 @@ class OAuth2Provider(BaseProvider):
     @property
     def missing_settings(self) -> Sequence[str]:
         """Besides other required settings, the client id, and the client secret or private key if one is used."""
-        if "client_id" in self.secret_fields:
-            return super().missing_settings
-        needed = {"CLIENT_ID": self.client_id}
-        if self.token_auth == "private_key_jwt":
-            needed["PRIVATE_KEY"] = self._setting("PRIVATE_KEY")
-        elif self.token_auth != "none":
-            needed["CLIENT_SECRET"] = self.client_secret
-        return [self._setting_name(name) for name, value in needed.items() if not value] + [*super().missing_settings]
+        values = {"CLIENT_ID": self.client_id, "CLIENT_SECRET": self.client_secret, "PRIVATE_KEY": self.private_key}
+        missing = [
+            self._setting_name(name) for name, value in values.items() if name in self._own_settings and not value
+        ]
+        return [*missing, *super().missing_settings]
+
+    @property
+    def _own_settings(self) -> Collection[str]:
+        """Which of the settings of our client the requests for tokens use."""
+        templates = {*texts_in(self.token_headers), *texts_in(self.token_params)}
+        if self.assertion is not None:
+            templates |= {*texts_in(self.assertion.claims)}
+        for request in self.login:
+            templates |= {*texts_in(request.model_dump())}
+        names = {name for template in templates for name in template_params(template)}
+        used = {"CLIENT_ID"} if "client_id" in names else set[str]()
+        used |= {"CLIENT_ID", "CLIENT_SECRET"} if names & OUR_CLIENT else set[str]()
+        if self.assertion is not None and self.assertion.key is None:
+            used.add("PRIVATE_KEY")
+        if self.grant != "login" and (self.grant != "jwt_bearer" or self.token_auth != "none"):
+            secret = {"private_key_jwt": {"PRIVATE_KEY"}, "none": set[str]()}
+            used |= {"CLIENT_ID", *secret.get(self.token_auth, {"CLIENT_SECRET"})}
+        return used - ({"CLIENT_ID", "CLIENT_SECRET"} if "client_id" in self.secret_names else set())
+
+    @cached_property
+    def private_key(self) -> str:
+        """Our private key, the setting `<TYPE>_PRIVATE_KEY`; empty if not set."""
+        return self._setting("PRIVATE_KEY")
+
+    @property
+    def private_key_id(self) -> str:
+        """The id of our private key, the setting `<TYPE>_PRIVATE_KEY_ID`; empty if not set."""
+        return self._setting("PRIVATE_KEY_ID")
+
+    @property
+    def url_templates(self) -> Mapping[str, str]:
+        """Also those of logins."""
+        urls = {f"login.{index}.url": request.url for index, request in enumerate(self.login)}
+        filled = {name: fill(url, self.setting_values, partial=True) for name, url in urls.items()}
+        return {**super().url_templates, **filled}
 
     # --- connecting
 
@@ -204,6 +251,16 @@ class OAuth2Provider(BaseProvider):
         resource = {} if self.resource is None else {"resource": fill(self.resource, self.client_values)}
         filled = fill_texts(declared, {**self.client_values, **values})
         return {name: value for name, value in {**standard, **resource, **filled}.items() if declared.get(name) != ""}
+
+    def scope_params(self) -> Mapping[str, str]:
+        """The parameter with the required scopes; empty if there are none, or no parameter for them."""
+        scope = self.scope_separator.join(self.required_scopes)
+        return {self.scope_param: scope} if scope and self.scope_param else {}
+
+    def token_request(self, standard: Mapping[str, str]) -> Mapping[str, str]:
+        """The parameters of a token request: the standard ones of a grant, changed as `token_params` declares."""
+        scope = self.scope_separator.join(self.required_scopes)
+        return self._params(standard, self.token_params, {"scope": scope})
 
     async def complete_tokens(self, tokens: OAuthTokens) -> OAuthTokens:
         """The tokens of a code, after any further requests that are necessary before they can be used."""
@@ -287,34 +344,46 @@ class OAuth2Provider(BaseProvider):
             new = {implied for scope in new for implied in self.implied_by(scope)} - granted
         return granted
 
-    # --- client credentials
+    # --- grants that secrets obtain
 
     async def credentials_of(self, key: ApiKey) -> OAuthTokens:
-        """Tokens for the account's secrets (RFC 6749 §4.4). Raises `ProviderError`."""
-        provider = self.with_attributes(url_params={**self.url_params, **key.secret_fields})
-        tokens = await provider.request_client_credentials()
+        """Tokens for the account's secrets. Raises `ProviderError`, and `InvalidField` for what cannot be a secret."""
+        provider = self.with_attributes(url_params={**self.url_params, **self.secret_values(key.secret_fields)})
+        if (name := provider.unusable_param() or "") in self.secret_names:
+            raise InvalidField(
+                f"secret_fields.{self.secret_names[name]}", "leads to an address that is not of this integration type"
+            )
+        if self.grant == "jwt_bearer":
+            await jwt_bearer.require_usable_key(provider)
+        tokens = await provider.request_secret_grant()
         extras = {**self.url_params, **tokens.extras}
         tokens = await self.complete_tokens(replace(tokens, extras=extras, secret_fields=key.secret_fields))
-        self.require_reachable(tokens.extras, self.kept_names)
+        self.require_reachable({**self.secret_values(key.secret_fields), **tokens.extras}, self.kept_names)
         return tokens
 
-    async def request_client_credentials(self) -> OAuthTokens:
-        """Tokens for the client of this provider. Raises `ProviderError`; a refused client is the account's own."""
-        scope = self.scope_separator.join(self.required_scopes)
-        standard = {"grant_type": "client_credentials", **({"scope": scope} if scope else {})}
+    async def request_secret_grant(self) -> OAuthTokens:
+        """Tokens for the values of this provider. Raises `ProviderError`; a refused client may be the account's own."""
         try:
-            return await self.request_tokens(self._params(standard, self.token_params, {"scope": scope}), "grant")
+            tokens = await _SECRET_GRANTS[self.grant](self)
         except ProviderMisconfigured as error:
-            if "client_id" not in self.secret_fields:
+            if not self._has_own_client:
                 raise
             raise ProviderRejected("credentials", oauth_error="invalid_grant") from error
+        # A refresh token has no use, and its end would not be that of the account.
+        return replace(tokens, refresh_token=None, refresh_token_expire_time=None, is_reobtainable=True)
+
+    @property
+    def _has_own_client(self) -> bool:
+        """Whether a refused client is the account's own, and not ours."""
+        is_service_account = self.grant == "jwt_bearer" and self.token_auth == "none"
+        return "client_id" in self.secret_names or (is_service_account and jwt_bearer.key_field(self) is not None)
 
     # --- refresh and revocation
 
     async def refresh(self, tokens: OAuthTokens) -> OAuthTokens:
         """New tokens: with the refresh token, or with the secrets that the tokens were obtained with."""
-        if self.grant == "client_credentials":
-            return await self.for_credentials(tokens).request_client_credentials()
+        if self.grant in SECRET_GRANTS:
+            return await self.for_credentials(tokens).request_secret_grant()
         return await super().refresh(tokens)
 
     def for_credentials(self, credentials: Credentials) -> Self:
@@ -340,6 +409,8 @@ class OAuth2Provider(BaseProvider):
         if not set(template_params(self.revoke_url)) <= {"token", *self.for_credentials(credentials).client_values}:
             return False  # the response that issued the tokens did not say where
         tokens = credentials
+        if tokens.is_reobtainable and tokens.has_expired(self._context.clock()):
+            return True  # nothing is left to end; new tokens would be
         needs_access_token = self.revoke_token != "refresh_token"
         if needs_access_token and tokens.refresh_token and tokens.has_expired(self._context.clock()):
             try:
@@ -353,14 +424,18 @@ class OAuth2Provider(BaseProvider):
         kind = "refresh_token" if self.revoke_token == "refresh_token" and tokens.refresh_token else "access_token"
         values = {**self.client_values, "token": getattr(tokens, kind)}
         headers, params = fill_texts(self.revoke_headers, values), fill_texts(self.revoke_params, values)
-        if self.revoke_token == "bearer" and not headers:
-            headers = dict(self.request_auth(tokens).headers)
+        query: Mapping[str, str] = {}
+        if not headers and (self.revoke_token == "bearer" or self.grant == "login"):
+            auth = self.request_auth(tokens)
+            headers, query = dict(auth.headers), auth.query_params
         if not headers:
             params = params or {"token": getattr(tokens, kind), "token_type_hint": kind}
             response = await self.send_as_client(self.revoke_method, revoke_url, params, self.revoke_body_type)
             return response.status in self.revoke_gone_status or self.read_revocation(response)
         content: dict[str, Any] = {self.revoke_body_type: params} if params else {}
-        response = await self.send(self.revoke_method, fill(revoke_url, values), headers=headers, **content)
+        response = await self.send(
+            self.revoke_method, fill(revoke_url, values), headers=headers, query=query, **content
+        )
         if response.status in self.revoke_gone_status:
             return True
         if not OUR_CLIENT.isdisjoint(name for one in self.revoke_headers.values() for name in template_params(one)):
@@ -413,13 +488,22 @@ class OAuth2Provider(BaseProvider):
         fields = parse_fields(http_response)
         with self.adding_reason(fields):
             raise_for_error(http_response, fields, subject, self.oauth_error(fields))
-        now = self._context.clock()
+        return self.tokens_in(http_response, fields, is_refresh=subject == "grant")
+
+    def tokens_in(
+        self, http_response: HttpResponse, fields: Mapping[str, Any], *, is_refresh: bool = False
+    ) -> OAuthTokens:
+        """The tokens in a successful response with these fields. Raises `ProviderUnavailable`."""
+        now = self.now
+        outside = login.values_outside_json(http_response, self.token_response.paths)
+        lifetime = login.cookie_lifetime(http_response, self.token_response.access_token, now)
+        fields = {**({} if lifetime is None else {"expires_in": lifetime}), **fields, **outside}
         tokens = parse_tokens(
             self.token_fields(fields),
             now,
             scope_separators=(self.scope_separator, ",") if self._splits_scopes_at_commas else (self.scope_separator,),
             keep=self.token_response.keep,
-            is_refresh=subject == "grant",
+            is_refresh=is_refresh,
         )
         self.require_reachable(tokens.extras)
         if self.never_expires:
@@ -429,9 +513,15 @@ class OAuth2Provider(BaseProvider):
         return tokens
 
     @property
+    def now(self) -> datetime:
+        """The current time."""
+        return self._context.clock()
+
+    @property
     def kept_names(self) -> Collection[str]:
-        """Also those of token responses."""
-        return {*super().kept_names, *self.token_response.keep}
+        """Also those of token responses and logins."""
+        of_login = {name for request in self.login for name in request.keep}
+        return {*super().kept_names, *self.token_response.keep, *of_login}
 
     @property
     def _splits_scopes_at_commas(self) -> bool:
@@ -475,14 +565,21 @@ class OAuth2Provider(BaseProvider):
         elif self.token_auth == "client_secret_post":
             params = {**params, "client_id": self.client_id, "client_secret": self.client_secret}
         elif self.token_auth == "none":
-            params = {**params, "client_id": self.client_id}
+            if self.grant != "jwt_bearer":  # RFC 7523 §3.1: the assertion identifies the client
+                params = {**params, "client_id": self.client_id}
         elif self.token_auth != "header":
-            key = self.client_secret if self.token_auth == "client_secret_jwt" else self._setting("PRIVATE_KEY")
-            audience = fill(self.oauth_token_url, self.values)
-            now, key_id = self._context.clock(), self._setting("PRIVATE_KEY_ID")
-            params = {**params, **client_assertion(self.client_id, audience, key, now, key_id)}
+            key = self.client_secret if self.token_auth == "client_secret_jwt" else self.private_key
+            audience, now = self.token_audience(), self.now
+            params = {**params, **await client_assertion(self.client_id, audience, key, now, self.private_key_id)}
         content: dict[str, Any] = {body_type: params}
         return await self.send(method, url, headers=headers, **content)
+
+    def token_audience(self) -> str:
+        """The token endpoint, as the audience of a JWT (RFC 7523 §3). Raises `ProviderUnavailable`."""
+        try:
+            return fill(self.oauth_token_url, self.values)
+        except InvalidParam as error:  # the response that should have said where has not
+            raise ProviderUnavailable(str(error)) from None
 
     def basic_credentials(self) -> str:
         """Our client id and secret in base64 (RFC 7617 §2), not form-encoded, for endpoints that take no form."""

@@ -28,6 +28,7 @@ from integration_server.providers.declaration import (
     FieldDeclaration,
     Lookup,
     RevocationEnds,
+    SecretFieldDeclaration,
     Verify,
 )
 from integration_server.providers.declared_values import field_values, reject_other_fields
@@ -83,7 +84,7 @@ class ProviderModel(ABC):
     settings: Mapping[str, FieldDeclaration] = MappingProxyType({})
     config_fields: Mapping[str, FieldDeclaration] = MappingProxyType({})
     closed_config = False
-    secret_fields: Mapping[str, FieldDeclaration] = MappingProxyType({})
+    secret_fields: Mapping[str, SecretFieldDeclaration] = MappingProxyType({})
     host_patterns: Sequence[str] = ()
     issuer: str | None = None
     device_authorization_url: str | None = None
@@ -190,7 +191,19 @@ class ProviderModel(ABC):
 
     def _own_client(self, name: str) -> str:
         """A value of the account's own client, where the type declares it as one of the secrets of an account."""
-        return self.url_params.get(name, "") if name in self.secret_fields else ""
+        return self.url_params.get(name, "") if name in self.secret_names else ""
+
+    @property
+    def secret_names(self) -> Mapping[str, str]:
+        """The names of templates that the secrets of an account bring, each with its secret field."""
+        kept = {name: field for field, one in self.secret_fields.items() for name in one.keep}
+        return {**kept, **{field: field for field in self.secret_fields}}
+
+    def secret_values(self, secrets: Mapping[str, str]) -> Mapping[str, str]:
+        """The values of templates in the secrets of an account: they themselves, and those that JSON files have."""
+        declared = [(self.secret_fields[field], text) for field, text in secrets.items() if field in self.secret_fields]
+        kept = {name: value for one, text in declared for name, value in one.values_of(text).items()}
+        return {**kept, **secrets}
 
     @property
     def api_version(self) -> str:
@@ -328,7 +341,7 @@ class ProviderModel(ABC):
     def with_url_params(self, **url_params: str) -> Self:
         """A copy with these URL parameters. Raises `ValueError` if a value is not a host or one path segment."""
         for name in url_params:
-            fill(f"{{{name}}}", url_params)
+            fill(f"https://{{{name}}}", url_params)
         return self.with_attributes(url_params={**self.url_params, **url_params})
 
     def for_credentials(self, credentials: Credentials) -> Self:
@@ -342,7 +355,12 @@ class ProviderModel(ABC):
                 raise ProviderRejected("credentials")
         found = {name: value for name, value in secrets.items() if value}
         return self.with_attributes(
-            url_params={**self.url_params, **credentials.extras, **credentials.secret_fields, **found}
+            url_params={
+                **self.url_params,
+                **credentials.extras,
+                **self.secret_values(credentials.secret_fields),
+                **found,
+            }
         )
 
     def api_url(self, credentials: Credentials, api: str = "") -> str:

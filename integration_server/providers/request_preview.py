@@ -17,12 +17,13 @@ from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from integration_server.domain.credentials import ApiKey, AuthMethod, Credentials, OAuthTokens
 from integration_server.domain.errors import IntegrationServerError
 from integration_server.domain.proxy_messages import ApiRequest
 from integration_server.providers.base import BaseProvider, ProviderContext
+from integration_server.providers.declaration import SECRET_GRANTS, LoginRequest
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.http import DeclaredOrigins, ProviderHttp, origin_of
 from integration_server.providers.oauth2 import OAuth2Provider
@@ -68,12 +69,34 @@ async def preview_requests(factory: ProviderFactory, integration_type: str, cloc
 
 
 def _environment(integration_type: str, placeholders: "_Placeholders") -> Mapping[str, str]:
-    """The settings of our client; its private key is a new one."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    form = serialization.PrivateFormat.PKCS8
-    pem = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()).decode()
-    values = {**{name: placeholders[name] for name in ("client_id", "client_secret")}, "private_key": pem}
+    """The settings of our client; its private key is set where it is used."""
+    values = {name: placeholders[name] for name in ("client_id", "client_secret", "private_key")}
     return {f"{integration_type.upper()}_{name.upper()}": value for name, value in values.items()}
+
+
+def _private_key(algorithm: str) -> str:
+    """A new key for an algorithm of RFC 7518 §3.1."""
+    curves = {"ES384": ec.SECP384R1(), "ES512": ec.SECP521R1()}
+    is_rsa = algorithm.startswith(("RS", "PS"))
+    key = (
+        rsa.generate_private_key(65537, 2048)
+        if is_rsa
+        else ec.generate_private_key(curves.get(algorithm, ec.SECP256R1()))
+    )
+    form = serialization.PrivateFormat.PKCS8
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()).decode()
+
+
+def _at_paths(values: Mapping[str, str]) -> dict[str, Any]:
+    """A JSON object with values at dotted paths."""
+    found: dict[str, Any] = {}
+    for path, value in values.items():
+        *parents, last = [name.strip('"') for name in path.split(".")]
+        part = found
+        for name in parents:
+            part = part.setdefault(name, {})
+        part[last] = value
+    return found
 
 
 class _Placeholders(dict[str, str]):
@@ -102,16 +125,17 @@ class _Placeholders(dict[str, str]):
 
 @dataclass(eq=False)
 class _Recorder(httpx.AsyncBaseTransport):
-    """Records requests. The response to each has the `fields` of a token response."""
+    """Records requests. The response to each has the `fields` of a token response, and `headers`."""
 
     fields: Mapping[str, Any] = field(default_factory=dict)
+    headers: Sequence[tuple[str, str]] = ()
     requests: list[httpx.Request] = field(default_factory=list)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Record a request."""
         await request.aread()
         self.requests.append(request)
-        return httpx.Response(200, json=dict(self.fields))
+        return httpx.Response(200, json=dict(self.fields), headers=list(self.headers))
 
 
 class _Preview:
@@ -126,17 +150,61 @@ class _Preview:
         config = {name: self._value(provider, name) for name in sorted({*provider.config_fields, *self._url_names})}
         self._extras = {name: value for name, value in config.items() if name not in self._own_names(provider)}
         self._extras |= {name: self._value(provider, name) for name in sorted(provider.kept_names)}
-        self._secrets = {name: placeholders[name] for name in provider.secret_fields}
-        self._provider = provider.with_attributes(url_params={**provider.url_params, **self._extras})
+        key = self._signing_key(provider)
+        self._secrets = {
+            name: json.dumps(
+                _at_paths({path: key.get(kept) or self._value(provider, kept) for kept, path in one.keep.items()})
+            )
+            if one.keep
+            else key.get(name, placeholders[name])
+            for name, one in provider.secret_fields.items()
+        }
+        self._provider = provider.with_attributes(
+            url_params={**provider.url_params, **self._extras}, **({"private_key": key[""]} if "" in key else {})
+        )
         recorder.fields = self._token_response()
+        recorder.headers = [("Set-Cookie", "session=0")]
+        for request in provider.login if isinstance(provider, OAuth2Provider) else ():
+            self._respond_to_login(request)
+
+    @staticmethod
+    def _signing_key(provider: BaseProvider) -> Mapping[str, str]:
+        """A new key, by the name of the secret that has it; the empty name is our own."""
+        if not isinstance(provider, OAuth2Provider):
+            return {}
+        if provider.assertion is None:
+            return {"": _private_key("ES256")}
+        names = template_params(provider.assertion.key or "") or ("",)
+        is_secret = provider.assertion.algorithm.startswith("HS")
+        return {} if is_secret else {names[0]: _private_key(provider.assertion.algorithm)}
+
+    def _respond_to_login(self, request: LoginRequest) -> None:
+        """Have each response contain what a request of a login keeps, so that the next one is sent."""
+        kept = {path: self._placeholders[name] for name, path in request.keep.items()}
+        body = {path: value for path, value in kept.items() if ":" not in path}
+        self._recorder.fields = {**self._recorder.fields, **_at_paths({**request.good_fields, **body})}
+        for path, value in kept.items():
+            place, _, name = path.partition(":")
+            if place == "header":
+                self._recorder.headers = [*self._recorder.headers, (name, value)]
+            elif place == "cookie":
+                self._recorder.headers = [
+                    *self._recorder.headers,
+                    ("Set-Cookie", f"{name.replace('*', 'name')}={value}"),
+                ]
 
     @staticmethod
     def _own_names(provider: BaseProvider) -> Collection[str]:
         credentials = {"access_token", "refresh_token", "token", "api_key", "api_secret", "client_id", "client_secret"}
-        return {*provider.values, *provider.secret_fields, *credentials}
+        return {*provider.values, *provider.secret_names, *credentials}
 
     def _value(self, provider: BaseProvider, name: str) -> str:
         """The placeholder of a name; one in a host leads to a declared host."""
+        if any(url == f"{{{name}}}" for url in provider.url_templates.values()):  # a whole URL
+            if not self._placeholders[name].startswith("https://"):
+                domain = provider.host_patterns[0].removeprefix("*")
+                self._placeholders[name] = f"https://{self._placeholders[name]}{domain}/"
+            return self._placeholders[name]
         bases = ["/".join(url.split("/")[:3]) for url in provider.url_templates.values() if name in host_params(url)]
         if not bases:
             return self._placeholders[name]
@@ -157,7 +225,9 @@ class _Preview:
 
     def _credentials(self) -> Credentials:
         if self._provider.auth_method is AuthMethod.OAUTH2:
-            tokens = (self._placeholders["access_token"], self._placeholders["refresh_token"])
+            is_secret_grant = isinstance(self._provider, OAuth2Provider) and self._provider.grant in SECRET_GRANTS
+            refresh_token = None if is_secret_grant else self._placeholders["refresh_token"]
+            tokens = (self._placeholders["access_token"], refresh_token)
             return OAuthTokens(*tokens, extras=self._extras, secret_fields=self._secrets)
         given = {name: self._placeholders[name] for name in self._provider.required_fields}
         key, secret = given.get("api_key", ""), given.get("api_secret")
@@ -232,7 +302,7 @@ class _Preview:
             [(name, restore(value)) for name, value in parse_qsl(url.query, keep_blank_values=True)],
             {name.title(): restore(value) for name, value in headers.items()},
             self._body(request),
-            self._provider.host_patterns if "{" in base.split("/")[2] else (),
+            self._provider.host_patterns if "{" in (base.partition("://")[2] or base).partition("/")[0] else (),
         )
 
     def _body(self, request: httpx.Request) -> Any:  # noqa: ANN401  # any JSON value

@@ -22,11 +22,13 @@ class ResponseMeaning(ProviderModel):
     def rejects_access_token(self, response: HttpResponse) -> bool:
         """Whether an API response means that the access token is invalid (RFC 6750 §3.1)."""
         meaning = self._meaning_of(response)
-        return meaning == "invalid_grant" or (response.status == 401 and meaning != "request")
+        has_ended = response.status in {401, *self.errors.dead_status}
+        return meaning == "invalid_grant" or (has_ended and meaning != "request")
 
     def rejects_credentials(self, response: HttpResponse) -> bool:
         """Whether a response to a verification or revocation means that the credentials are invalid."""
-        is_refused = response.status in {401, 403} or (response.status < 500 and self._has_dead_code(response))
+        has_ended = response.status in {401, 403, *self.errors.dead_status}
+        is_refused = has_ended or (response.status < 500 and self._has_dead_code(response))
         return is_refused and self._meaning_of(response) != "request"
 
     def rejects_client(self, response: HttpResponse) -> bool:

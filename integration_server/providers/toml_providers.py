@@ -26,6 +26,7 @@ from integration_server.providers.api_key import ApiKeyProvider, BasicAuthProvid
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.declaration import (
     MODELS,
+    SECRET_GRANTS,
     ApiKeyDeclaration,
     BasicDeclaration,
     Declaration,
@@ -187,7 +188,6 @@ def json_schema() -> dict[str, Any]:
 _MESSAGES = {"missing": "is required"}
 _PLACEHOLDERS = {  # of required keys, while the other keys of an invalid file are compared with each other
     "integration_type": "x",
-    "token_url": "https://x.example/",
 }
 _MAX_LISTED_KEYS = 15  # of a table; a whole declaration has more, which `types schema` lists
 
@@ -330,7 +330,8 @@ def provider_class(
         values["webhook_scheme"] = SCHEMES[webhook.scheme] if webhook.scheme else declared_scheme(webhook)
     if isinstance(declaration, OAuth2Declaration) and declaration.grant != "authorization_code":
         values["oauth_authorize_url"] = None
-    if isinstance(declaration, OAuth2Declaration) and declaration.grant == "client_credentials":
+    if isinstance(declaration, OAuth2Declaration) and declaration.grant in SECRET_GRANTS:
+        values.setdefault("oauth_token_url", None)  # of a login
         values["refresh_token_grace"] = timedelta.max  # the secrets obtain tokens any number of times
     values["rate_limits"] = tuple(limit.rate_limit() for limit in declaration.rate_limits)
     name = "".join(part.title() for part in declaration.integration_type.split("_"))

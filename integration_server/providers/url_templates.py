@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from integration_server.domain.text import has_control_characters
-from integration_server.providers.http import DNS_LABEL
+from integration_server.providers.http import DNS_LABEL, is_url
 
 _PARAM = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _PARAM_VALUE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
@@ -45,8 +45,13 @@ class InvalidParam(ValueError):
 def fill(url: str, values: Mapping[str, str], *, partial: bool = False) -> str:
     """The URL of a template. Raises `InvalidParam`. With `partial`, parameters without a value stay.
 
-    In the host a value may be written as a URL of a host: "https://acme.shops.example".
+    In the host a value may be written as a URL of a host: "https://acme.shops.example". A template that is a name alone
+    stands for a whole URL, which the values bring: `{token_uri}`.
     """
+    if (name := _PARAM.fullmatch(url)) and name[1] in values:
+        if not is_url(values[name[1]]):
+            raise InvalidParam(name[1])
+        return values[name[1]]
     encoders = (_host_value, _segment, _query_value)
     parts = zip(_parts(url), encoders, strict=True)
     return "".join(_fill(part, values, encode, partial=partial) for part, encode in parts)
@@ -109,7 +114,7 @@ def fill_json(template: Any, values: Mapping[str, str]) -> Any:  # noqa: ANN401 
 
 def fill_with_placeholders(url: str) -> str:
     """The URL of a template with "x" for every parameter, for checks of the fixed parts."""
-    return _PARAM.sub("x", url)
+    return "https://x" if _PARAM.fullmatch(url) else _PARAM.sub("x", url)
 
 
 def host_pattern_problem(pattern: str) -> str | None:

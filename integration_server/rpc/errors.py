@@ -90,6 +90,12 @@ def status_of(error: Exception) -> status_pb2.Status:
     if isinstance(error, InvalidField):
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.problem)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if isinstance(error, errors.ProviderRejected) and error.rejected_fields:
+        named = [
+            error_details_pb2.BadRequest.FieldViolation(field=field, description="the provider rejects it")
+            for field in error.rejected_fields
+        ]
+        details.append(error_details_pb2.BadRequest(field_violations=named))
     if error.retry_after is not None:
         details.append(error_details_pb2.RetryInfo(retry_delay=error.retry_after))
     return status_pb2.Status(code=_code_of(error), message=str(error), details=map(any_message.pack, details))

@@ -153,13 +153,12 @@ def decode_key(field: str, value: str) -> str:
 
 
 def decode_secret_fields(values: Mapping[str, str]) -> dict[str, str]:
-    """Return the secrets that a type declares, without what was pasted with them."""
-    require_at_most("secret_fields", list(values), MAX_SECRET_FIELDS)
+    """Return the secrets that a type declares, without what was pasted with them. Files have several lines."""
+    names = [decode_text("secret_fields", name, MAX_NAME_LENGTH) for name in values]
+    require_at_most("secret_fields", names, MAX_SECRET_FIELDS)
     return {
-        decode_text("secret_fields", name, MAX_NAME_LENGTH): decode_text(
-            "secret_fields", value, MAX_SECRET_FIELD_LENGTH
-        ).strip(_PASTED)
-        for name, value in values.items()
+        name: decode_content(f"secret_fields.{name}", values[name], MAX_SECRET_FIELD_LENGTH).strip(_PASTED)
+        for name in names
     }
 
 

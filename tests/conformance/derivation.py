@@ -16,7 +16,7 @@ from hypothesis.strategies import from_regex
 
 from integration_server.domain.credentials import AuthMethod
 from integration_server.providers.base import BaseProvider
-from integration_server.providers.declaration import FieldDeclaration, Lookup, Verify
+from integration_server.providers.declaration import FieldDeclaration, GivenField, Lookup, Verify
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.url_templates import host_params, template_params
 from tests.conformance.profile import (
@@ -107,11 +107,12 @@ class _Derivation:
 
     # --- values
 
-    def _field_value(self, name: str, field: FieldDeclaration) -> str:
-        given = [*field.choices, *field.values, *([field.default] if field.default else [])]
+    def _field_value(self, name: str, field: GivenField) -> str:
+        values = field.values if isinstance(field, FieldDeclaration) else {}
+        given = [*field.choices, *values, *([field.default] if field.default else [])]
         candidates = [*given, *self._host_values(name), *_VALUES]
         usable = [value for value in candidates if field.problem_of(value) is None]
-        fitting = (value for value in usable if self._fits_hosts(name, field.text_of(value)))
+        fitting = (value for value in usable if self._fits_hosts(name, values.get(value, value)))
         found = next(fitting, None)
         if found is not None:
             return found

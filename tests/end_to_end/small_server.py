@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,8 +30,8 @@ class Received:
         return json.loads(self.body)
 
 
-Handler = Callable[[Received], tuple[int, Any]]
-"""Returns a status and a JSON value."""
+Handler = Callable[[Received], tuple[int, Any] | tuple[int, Any, Sequence[tuple[str, str]]]]
+"""Returns a status and a JSON value, and headers if there are any."""
 
 
 @dataclass
@@ -58,11 +58,12 @@ class SmallServer:
                 query = {name: values[0] for name, values in parse_qs(parts.query).items()}
                 request = Received(method, parts.path, query, headers, body)
                 self.received.append(request)
-                status, value = self.handle(request)
+                status, value, *more = self.handle(request)
                 content = json.dumps(value).encode()
+                headers_sent = "".join(f"{name}: {text}\r\n" for name, text in (more[0] if more else ())).encode()
                 writer.write(
-                    b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-                    % (status, len(content), content)
+                    b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\n%sContent-Length: %d\r\n\r\n%s"
+                    % (status, headers_sent, len(content), content)
                 )
                 await writer.drain()
         writer.close()

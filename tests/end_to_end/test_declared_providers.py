@@ -5,8 +5,7 @@ Each runs through connect, credentials, a refresh under a race, a failure, and d
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -15,110 +14,22 @@ from typing import Any
 
 import grpc.aio
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 from joserfc import jwt
 from joserfc.jwk import RSAKey
 
-from integration_server.bootstrap import running_server
 from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
-from tests.declarations import DECLARATIONS
+from tests.end_to_end.declared_types import CLIENT_ID, CLIENT_SECRET, KEY, Scenario, scenario
 from tests.end_to_end.replicas import wait_until
 from tests.end_to_end.rpc_errors import expect_rpc_error
-from tests.end_to_end.small_server import Handler, Received, SmallServer, run_small_server
-from tests.end_to_end.system import Clients, ShiftedClock, callback_url, clients_of, query_of, settings_for
+from tests.end_to_end.small_server import Received
+from tests.end_to_end.system import query_of
 
 pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.quick_on("sqlite")]
 
-CLIENT_ID, CLIENT_SECRET = "our id", "our:secret"
 BASIC = base64.b64encode(b"our+id:our%3Asecret").decode()
 RAW_BASIC = base64.b64encode(f"{CLIENT_ID}:{CLIENT_SECRET}".encode()).decode()
-KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-PEM = KEY.private_bytes(
-    serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-).decode()
 UNAUTHORIZED = (401, {"error": "unauthorized"})
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """A server with one declared type, and the provider's server."""
-
-    integration_type: str
-    provider: SmallServer
-    clients: Clients
-    clock: ShiftedClock
-
-    async def connect(self, config: Mapping[str, Any] | None = None, callback: Mapping[str, str] | None = None) -> int:
-        """Connect an account, with the callback at the sidecar; the integration's id."""
-        begun = await self.clients.service.Connect(
-            pb.ConnectRequest(user_id="ada", integration_type=self.integration_type, config=dict(config or {}))
-        )
-        state = query_of(begun.authorization_url)["state"]
-        query = "&".join(
-            f"{name}={value}" for name, value in {"code": "c0de", "state": state, **(callback or {})}.items()
-        )
-        response = await self.clients.follow(f"{callback_url(self.integration_type)}?{query}")
-        assert response.status_code == 200, response.text
-        return int(response.json()["integration_id"])
-
-    async def connect_key(self, api_key: str, **fields: Any) -> Any:
-        """Connect an account with a key."""
-        request = pb.ConnectWithApiKeyRequest(
-            user_id="ada", integration_type=self.integration_type, api_key=api_key, **fields
-        )
-        return (await self.clients.service.ConnectWithApiKey(request)).integration
-
-    async def headers(self, integration_id: int) -> dict[str, str]:
-        """The headers that a backend receives."""
-        return dict((await self.credentials(integration_id)).headers)
-
-    async def credentials(self, integration_id: int) -> Any:
-        """The credentials that a backend receives."""
-        request = pb.GetCredentialsRequest(user_id="ada", integration_id=integration_id)
-        return (await self.clients.service.GetCredentials(request)).credentials
-
-    async def call(self, integration_id: int, path: str, **fields: Any) -> int:
-        """The status of a call to the provider's API."""
-        request = pb.CallProviderRequest(
-            user_id="ada", integration_id=integration_id, method="GET", path=path, **fields
-        )
-        return (await self.clients.service.CallProvider(request)).status_code
-
-    async def health(self, integration_id: int) -> Any:
-        """A health check."""
-        request = pb.CheckHealthRequest(user_id="ada", integration_id=integration_id)
-        return (await self.clients.service.CheckHealth(request)).health_check
-
-    async def disconnect(self, integration_id: int) -> bool:
-        """Disconnect; whether the grant was revoked."""
-        request = pb.DisconnectIntegrationRequest(user_id="ada", integration_id=integration_id)
-        return (await self.clients.service.DisconnectIntegration(request)).provider_revoked
-
-
-@asynccontextmanager
-async def scenario(
-    directory: Path, database_url: str, name: str, hosts: Mapping[str, str], handle: Handler
-) -> AsyncIterator[Scenario]:
-    """A server with one of the declarations. `hosts` are the paths, at the small server, of the declared hosts."""
-    async with AsyncExitStack() as stack:
-        small = await stack.enter_async_context(run_small_server(handle))
-        text = (DECLARATIONS / f"{name}.toml").read_text()
-        for host, path in hosts.items():
-            text = text.replace(f"https://{host}", small.url + path)
-        (directory / f"{name}.toml").write_text(text)
-        prefix, clock = name.upper(), ShiftedClock()
-        environment = {
-            f"{prefix}_CLIENT_ID": CLIENT_ID,
-            f"{prefix}_CLIENT_SECRET": CLIENT_SECRET,
-            f"{prefix}_PRIVATE_KEY": PEM,
-            f"{prefix}_CLIENT_TOKEN": "tok",
-        }
-        settings = settings_for(database_url, PROVIDERS_DIR=str(directory))
-        running = await stack.enter_async_context(running_server(settings, environment, clock=clock))
-        clients = await stack.enter_async_context(clients_of(running.grpc_address, running.sidecar_url))
-        yield Scenario(name, small, clients, clock)
 
 
 async def test_json_token_requests(tmp_path: Path, shared_database_url: str) -> None:

@@ -1,10 +1,10 @@
 """Connecting an account with an API key, and replacing the key of an integration."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from integration_server.domain.credentials import ApiKey, AuthMethod, OAuthTokens
-from integration_server.domain.errors import InvalidField
+from integration_server.domain.errors import InvalidField, ProviderRejected
 from integration_server.domain.integration import Integration
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import RandomToken
@@ -42,8 +42,12 @@ class ApiKeyConnectionService:
         target = await self._target(request, provider)
         provider = provider.for_config(target.config)
         key = ApiKey(request.api_key, request.api_secret or None, request.webhook_secret or None, secrets)
-        credentials = await provider.credentials_of(key)
-        account = await provider.verify_connection(credentials)
+        try:
+            credentials = await provider.credentials_of(key)
+            account = await provider.verify_connection(credentials)
+        except ProviderRejected as error:
+            error.rejected_fields = error.rejected_fields or _given_fields(request)
+            raise
         scopes = provider.required_scopes if isinstance(credentials, OAuthTokens) else ()
         return await self.tasks.run(self.account_linker.commit(target, account, credentials, scopes))
 
@@ -68,6 +72,12 @@ class ApiKeyConnectionService:
         if request.integration_id:
             return await self.account_linker.existing(request, provider)
         return request.new_integration(provider, self.random_token())
+
+
+def _given_fields(request: ApiKeyConnectionRequest) -> Sequence[str]:
+    """The fields of a request that have credentials; a provider does not say which of them is wrong."""
+    keys = [name for name in ("api_key", "api_secret") if getattr(request, name)]
+    return [*keys, *sorted(f"secret_fields.{name}" for name, value in request.secret_fields.items() if value)]
 
 
 def _declared_secrets(provider: Provider, given: Mapping[str, str]) -> Mapping[str, str]:

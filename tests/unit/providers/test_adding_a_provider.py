@@ -41,11 +41,14 @@ def toml_providers(tmp_path: Path) -> ProviderRegistry:
 def test_the_toml_files_and_settings_define_providers(toml_providers: ProviderRegistry) -> None:
     assert [provider.integration_type for provider in toml_providers.all()] == [
         "acme",
+        "acme_account",
+        "acme_erp",
         "acme_key",
         "acme_shop",
         "acme_tv",
     ]
     assert toml_providers["acme"].missing_settings == []
+    assert toml_providers["acme_account"].missing_settings == toml_providers["acme_erp"].missing_settings == []
     assert set(toml_providers["acme_key"].request_auth(ApiKey("k")).headers) == {"X-Api-Key"}
 
 

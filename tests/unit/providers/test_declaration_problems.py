@@ -179,6 +179,105 @@ def test_a_mistake_has_its_line_and_field(tmp_path: Path, old: str, new: str, be
     assert found, problems
 
 
+ACCOUNT = """\
+integration_type = "shop"
+auth_method = "oauth2"
+grant = "jwt_bearer"
+token_url = "https://a.shops.example/token"
+token_auth = "none"
+host_patterns = ["*.shops.example"]
+request_headers = { X-Team = "{mail}" }
+assertion = { key = "{key}", claims = { iss = "{mail}", deep = { who = ["{mail}"] } } }
+secret_fields.file = { keep = { key = "private_key", mail = "client_email" } }
+"""
+LOGIN = """\
+integration_type = "shop"
+auth_method = "oauth2"
+grant = "login"
+token_response = { access_token = "header:x-token", keep = { region = "region" } }
+config_fields = { shop = {} }
+secret_fields = { password = {} }
+
+[[login]]
+url = "https://a.shops.example/challenge"
+keep = { nonce = "nonce" }
+
+[[login]]
+url = "https://a.shops.example/login"
+body = { nonce = "{nonce}", deep = [{ password = "{password}" }] }
+keep = { csrf = "cookie:csrf" }
+"""
+
+
+UNBOUNDED = ACCOUNT.replace("host_patterns", "# host_patterns")
+
+
+@pytest.mark.parametrize("text", [ACCOUNT, LOGIN])
+def test_the_declarations_of_grants_are_valid(tmp_path: Path, text: str) -> None:
+    (tmp_path / "shop.toml").write_text(text)
+    assert read_declaration(tmp_path / "shop.toml", dev_mode=False).integration_type == "shop"
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new", "begin", "part"),
+    [
+        # keys of another grant, and missing ones
+        (ACCOUNT, '"jwt_bearer"', '"client_credentials"', ":8: assertion: ", "only used with the grant jwt_bearer"),
+        (ACCOUNT, "assertion =", "assert =", ": assertion: ", "is required with the grant jwt_bearer"),
+        (ACCOUNT, "token_url =", "# token_url =", ": token_url: ", "is required"),
+        (ACCOUNT, "token_auth =", "pkce = false\ntoken_auth =", ":5: pkce: ", "not used with the grant jwt_bearer"),
+        (LOGIN, '"login"', '"client_credentials"', ":8: login: ", "only used with the grant login"),
+        (LOGIN, LOGIN[LOGIN.index("[[login]]") :], "", ": login: ", "is required with the grant login"),
+        (LOGIN, "config_fields =", 'token_url = "https://x.example"\nconfig_fields =', ":5: token_url: ", "not used"),
+        (LOGIN, "config_fields =", 'scopes = ["a"]\nconfig_fields =', ":5: scopes: ", "not used with the grant login"),
+        (LOGIN, "config_fields =", "pkce = true\nconfig_fields =", ":5: pkce: ", "not used with the grant login"),
+        # the JWT
+        (ACCOUNT, 'iss = "{mail}", ', "", ":8: assertion.claims: ", "has no iss"),
+        (ACCOUNT, "iss =", "exp = 7, iss =", ":8: assertion.claims.exp: ", "is set by the server"),
+        (ACCOUNT, '["{mail}"]', '["{male}"]', ":8: assertion.claims: ", "has {male}, which is not one of"),
+        (ACCOUNT, '["{mail}"]', '["{client_secret}"]', ":8: assertion.claims: ", "has {client_secret}"),
+        (ACCOUNT, 'key = "{key}"', 'key = "{kee}"', ":8: assertion.key: ", "has {kee}, which is not one of"),
+        (ACCOUNT, 'key = "{key}"', 'key = "secret"', ":8: assertion.key: ", "a key cannot be in a declaration"),
+        (ACCOUNT, "claims =", 'algorithm = "none", claims =', ":8: assertion.algorithm: ", "'RS256'"),
+        (ACCOUNT, "claims =", 'param = "", claims =', ":8: assertion.param: ", "the JWT would not be sent"),
+        (ACCOUNT, "claims =", "lifetime_seconds = 9999, claims =", ":8: assertion.lifetime_seconds: ", "3600"),
+        # the private key is sent nowhere
+        (ACCOUNT, '"{mail}" }\n', '"{key}" }\n', ":7: request_headers: ", "signs and is sent nowhere"),
+        (ACCOUNT, '"{mail}" }\n', '"{file}" }\n', ":7: request_headers: ", "signs and is sent nowhere"),
+        (ACCOUNT, '["{mail}"]', '["{key}"]', ":8: assertion: ", "signs and is sent nowhere"),
+        (ACCOUNT, "token_auth =", 'token_params = { k = "{key}" }\ntoken_auth =', ":5: token_params: ", "sent nowhere"),
+        (ACCOUNT, "token_auth =", 'verify_url = "https://x.example/{key}"\ntoken_auth =', ":5: verify_url: ", "sent"),
+        # names
+        (ACCOUNT, "mail =", "file =", ":9: secret_fields.file.keep.file: ", "is the name of another field"),
+        (LOGIN, "csrf =", "password =", ":15: login.1.keep.password: ", "is the name of another value"),
+        (LOGIN, "csrf =", "access_token =", ":15: login.1.keep.access_token: ", "is the name of another value"),
+        (LOGIN, 'nonce = "{nonce}"', 'nonce = "{csrf}"', ":12: login.1: ", "has {csrf}, which no earlier request"),
+        (LOGIN, 'nonce = "{nonce}"', 'nonce = "{region}"', ":12: login.1: ", "which no earlier request"),
+        (LOGIN, "example/challenge", "example/{nonce}", ":8: login.0: ", "which no earlier request"),
+        (LOGIN, '"{password}"', '"{access_token}"', ":14: login.1.body: ", "has {access_token}, which is not one of"),
+        (LOGIN, "https://a.shops", "https://{shop}.shops", ":9: login.0.url: ", "no entry of host_patterns limits"),
+        (LOGIN, "https://a.shops", "http://a.shops", ":9: login.0.url: ", "must be https"),
+        (LOGIN, "body =", 'body_type = "xml"\nbody =', ":14: login.1.body_type: ", "'form' or 'json'"),
+        (LOGIN, "keep = { nonce", "kept = { nonce", ":10: login.0.kept: ", "is not known; did you mean keep?"),
+        # hosts that a file brings
+        (ACCOUNT, '"https://a.shops.example/token"', '"{mail}"\n# ', "", ""),
+        (UNBOUNDED, '"https://a.shops.example/token"', '"{mail}"', ":4: token_url: ", "no entry of host_patterns"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_grant_has_its_line_and_field(
+    tmp_path: Path, text: str, old: str, new: str, begin: str, part: str
+) -> None:
+    changed_text = text.replace(old, new, 1)
+    assert changed_text != text
+    if not part:  # a whole URL from a file, with a host pattern
+        (tmp_path / "shop.toml").write_text(changed_text)
+        read_declaration(tmp_path / "shop.toml", dev_mode=False)
+        return
+    problems = problems_of(tmp_path, changed_text)
+    found = [problem for problem in problems if problem.startswith(begin) and part in problem]
+    assert found, problems
+
+
 def test_all_problems_of_a_file_are_reported_together(tmp_path: Path) -> None:
     text = SHOP.replace("host_patterns", "host_pattern").replace('"{team}" }', '"{taem}" }').replace("[a-z]+", "[a-z")
     text = text.replace("verify_url =", "verify = false\nverify_url =")

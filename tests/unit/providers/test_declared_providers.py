@@ -557,7 +557,7 @@ async def test_a_refused_client_of_an_account_is_that_accounts_fault(answer: dic
 # --- client authentication -------------------------------------------------------------------------------------------
 
 
-def test_a_client_assertion_is_signed_by_a_secret_or_a_key() -> None:
+async def test_a_client_assertion_is_signed_by_a_secret_or_a_key() -> None:
     secret = "0123456789abcdef0123456789abcdef"
     curve = ec.generate_private_key(ec.SECP256R1())
     for key, public, algorithm in (
@@ -565,16 +565,16 @@ def test_a_client_assertion_is_signed_by_a_secret_or_a_key() -> None:
         (pem(RSA_KEY).replace("\n", "\\n"), RSAKey.import_key(RSA_KEY.public_key()), "RS256"),
         (pem(curve), ECKey.import_key(curve.public_key()), "ES256"),
     ):
-        first, second = (client_assertion("id", "https://as.example/token", key, NOW) for _ in range(2))
+        first, second = [await client_assertion("id", "https://as.example/token", key, NOW) for _ in range(2)]
         claims = [jwt.decode(one["client_assertion"], public, algorithms=[algorithm]).claims for one in (first, second)]
         assert claims[0]["jti"] != claims[1]["jti"]
         assert claims[0]["iat"] == int(NOW.timestamp())
 
 
 @pytest.mark.parametrize("key", ["-----BEGIN PRIVATE KEY-----\nbroken\n-----END PRIVATE KEY-----", "-----BEGIN x"])
-def test_an_unusable_private_key_is_our_mistake(key: str) -> None:
+async def test_an_unusable_private_key_is_our_mistake(key: str) -> None:
     with pytest.raises(ProviderMisconfigured) as raised:
-        client_assertion("id", "https://as.example/token", key, NOW)
+        await client_assertion("id", "https://as.example/token", key, NOW)
     assert raised.value.__cause__ is None
     assert "broken" not in str(raised.value)
 

@@ -78,6 +78,29 @@ async def test_an_assertion_is_not_shown() -> None:
     assert exchange.body["client_assertion"] == "{signed JWT}"
 
 
+@pytest.mark.parametrize("name", ["service_account", "signed_consent", "encrypted_key", "app_installation"])
+async def test_a_request_with_a_signed_jwt_is_shown(name: str) -> None:
+    token_request = (await preview(name))[0]
+    assert token_request.purpose == "token request"
+    assert "{signed JWT}" in f"{token_request.headers} {token_request.body}"
+
+
+async def test_a_url_that_a_file_brings_is_shown_with_its_hosts() -> None:
+    token_request = (await preview("service_account"))[0]
+    assert (token_request.url, token_request.allowed_hosts) == ("{token_uri}", ["*.cloud.example"])
+    assert token_request.destination == "{token_uri}"
+
+
+async def test_every_request_of_a_login_is_shown() -> None:
+    first, second, *_ = await preview("two_logins")
+    assert (first.url, first.query) == ("https://api.clinic.example/v2/challenge", [("practice", "{practice}")])
+    assert second.url == "https://api.clinic.example/v2/sessions"
+    assert second.headers["X-Csrf-Token"] == "{csrf}"
+    assert second.body == {"user": "{username}", "password": "{password}", "nonce": "{nonce}"}
+    logout = (await preview("session_header"))[-1]
+    assert (logout.method, logout.url) == ("DELETE", "https://{host}.storage.example/api/sessions/{session}")
+
+
 async def test_what_is_shown_follows_the_declaration() -> None:
     types = factory()
     ((build, _),) = [types._builds["json_tokens"]]

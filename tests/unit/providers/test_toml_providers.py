@@ -120,7 +120,7 @@ async def test_a_file_declares_the_request_of_a_revocation(
     [
         (REVOCABLE + 'ends = "user"', "revoke.ends: "),
         (REVOCABLE + 'token = "id_token"', "revoke.token: "),
-        (REVOCABLE + 'method = "GET"', "revoke.method: "),
+        (REVOCABLE + 'method = "HEAD"', "revoke.method: "),
         (REVOCABLE + 'scope = "all"', "revoke.scope: is not known"),
         (MINIMAL + '[revoke]\nends = "grant"', "revoke.url: is required"),
         ('revoke_url = "https://minimal.example/revoke"' + REVOCABLE, "revoke: cannot be combined with revoke_url"),
@@ -258,8 +258,8 @@ def test_reports_all_problems_of_all_files(tmp_path: Path) -> None:
     assert error_text[1:] == [
         "b.toml: integration_type: String should match pattern '^[a-z][a-z0-9_]{0,63}$'",
         "b.toml: authorize_url: is not an absolute http(s) URL without user name and fragment",
-        "b.toml: token_url: is required",
         "b.toml: colour: is not known",
+        "b.toml: token_url: is required",
         f"d.toml: integration_type: 'acme' is taken by {tmp_path}/c.toml",
         "e.toml: auth_method: Input should be 'oauth2', 'api_key' or 'basic'",
         "e.toml: verify_url: Input should be a valid string",

@@ -11,8 +11,10 @@ from grpc_status import rpc_status
 from structlog.testing import capture_logs
 
 from integration_server.domain.errors import (
+    AccountNotChosen,
     IntegrationServerError,
     InvalidField,
+    ProviderRejected,
     ProviderUnavailable,
     QuotaExceeded,
     RateLimited,
@@ -108,7 +110,7 @@ def test_the_contract_names_every_reason_and_no_other() -> None:
 @pytest.mark.parametrize("error", EVERY_ERROR, ids=lambda error: error.reason)
 def test_an_error_has_only_the_details_that_apply_to_it(error: IntegrationServerError) -> None:
     expected = ["ErrorInfo"]
-    if isinstance(error, InvalidField):
+    if isinstance(error, InvalidField | AccountNotChosen):
         expected.append("BadRequest")
     if isinstance(error, (StoreUnavailable, ProviderUnavailable, QuotaExceeded, ServerStopping, RateLimited)):
         expected.append("RetryInfo")
@@ -119,6 +121,13 @@ def test_an_invalid_field_is_named_and_described() -> None:
     rejected = decode_status(InvalidField("page_size", "is negative"))
     assert rejected.fields == ["page_size"]
     assert rejected.message == "page_size is negative"
+
+
+def test_the_fields_with_rejected_credentials_are_named() -> None:
+    error = ProviderRejected("credentials")
+    assert decode_status(error).kinds == ["ErrorInfo"]
+    error.rejected_fields = ("secret_fields.username", "secret_fields.password")
+    assert decode_status(error).fields == ["secret_fields.username", "secret_fields.password"]
 
 
 def test_a_retry_delay_is_reported_where_it_is_known() -> None:

@@ -81,3 +81,17 @@ async def test_the_error_of_a_call_names_the_character(client: InMemoryGrpc, tex
         with pytest.raises(RpcError) as refused:
             await client.call(method, good(method, **{field: text}))
         assert (refused.value.reason, refused.value.message) == ("INVALID_FIELD", f"{field} {REFUSED[text]}")
+
+
+@pytest.mark.parametrize("text", ["one\ntwo", "{\r\n\t1\r\n}", "a\x0bb"])
+def test_a_pasted_secret_may_have_lines(text: str) -> None:
+    assert mapping.decode_secret_fields({"file": f"\ufeff {text} \n"}) == {"file": text}
+
+
+def test_a_secret_that_cannot_be_stored_is_refused_by_its_name() -> None:
+    with pytest.raises(InvalidField, match=r"secret_fields\.file contains U\+0000"):
+        mapping.decode_secret_fields({"file": "a\0b"})
+    with pytest.raises(InvalidField, match=r"secret_fields\.file has 8193 characters"):
+        mapping.decode_secret_fields({"file": "x" * 8193})
+    with pytest.raises(InvalidField, match=r"secret_fields contains U\+000A"):
+        mapping.decode_secret_fields({"fi\nle": "x"})

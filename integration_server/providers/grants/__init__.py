@@ -1,0 +1,5 @@
+"""The grants that secrets obtain, and not a user's decision: one module each.
+
+A module has `request_tokens`, which sends the requests of the grant, with the values of a provider, and returns tokens.
+`OAuth2Provider` calls it to connect an account and to renew its tokens, which is the same here.
+"""

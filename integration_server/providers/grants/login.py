@@ -1,0 +1,141 @@
+"""The login: declared requests exchange an account's secrets for a session token.
+
+Only a response that says so means that the credentials are wrong: 401, 403, a declared status, or a declared code. Any
+other failure may be the provider's, and is repeated later.
+"""
+
+from base64 import b64encode
+from collections.abc import Iterable, Mapping
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+
+from integration_server.domain.credentials import OAuthTokens
+from integration_server.domain.errors import ProviderMisconfigured, ProviderRejected, ProviderUnavailable
+from integration_server.domain.text import has_control_characters
+from integration_server.providers.declaration import MAX_VALUE_LENGTH, LoginRequest
+from integration_server.providers.declared_values import as_text
+from integration_server.providers.http import HttpResponse
+from integration_server.providers.lenient_values import UNREADABLE, field_at
+from integration_server.providers.token_response import parse_fields
+from integration_server.providers.url_templates import fill_json, fill_text, fill_texts
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from integration_server.providers.oauth2 import OAuth2Provider
+
+
+async def request_tokens(provider: "OAuth2Provider") -> OAuthTokens:
+    """The session token of a new login. Raises `ProviderError`."""
+    *earlier, last = provider.login
+    kept: dict[str, str] = {}
+    for request in earlier:
+        kept |= _kept_values(await _send(provider, request, kept), request)
+    response = await _send(provider, last, kept)
+    kept |= _kept_values(response, last)
+    tokens = provider.tokens_in(response, parse_fields(response))
+    return OAuthTokens(
+        tokens.access_token,
+        expire_time=tokens.expire_time,
+        lifetime=tokens.lifetime,
+        extras={**kept, **tokens.extras},
+    )
+
+
+async def _send(provider: "OAuth2Provider", request: LoginRequest, kept: Mapping[str, str]) -> HttpResponse:
+    """The response to a request. Raises `ProviderError` if it is none of a successful login."""
+    provider = provider.with_attributes(url_params={**provider.url_params, **kept})
+    values = provider.client_values
+    headers = fill_texts(request.headers, values)
+    if request.basic_username is not None:
+        parts = (fill_text(part, values) or "" for part in (request.basic_username, request.basic_password))
+        headers["Authorization"] = f"Basic {b64encode(':'.join(parts).encode()).decode()}"  # RFC 7617 §2
+    content: dict[str, Any] = {} if request.body is None else {request.body_type: fill_json(request.body, values)}
+    response = await provider.send(request.method, request.url, headers=headers, **content)
+    with provider.adding_reason(response.json):
+        _require_success(provider, request, response)
+    return response
+
+
+def _require_success(provider: "OAuth2Provider", request: LoginRequest, response: HttpResponse) -> None:
+    """Raise the error that a response to a login means; the codes of RFC 6749 §5.2 count as the declared ones do."""
+    fields = parse_fields(response)
+    code = provider.oauth_error(fields) if response.is_success or response.is_refusal else None
+    has_status = response.status in request.good_status if request.good_status else response.is_success
+    is_good = all(as_text(field_at(fields, path)) == text for path, text in request.good_fields.items())
+    if provider.is_rate_limited(response) or code == "temporarily_unavailable":
+        raise ProviderUnavailable(retry_after=response.retry_after)
+    if provider.rejects_client(response) or code == "invalid_client":
+        raise ProviderMisconfigured(oauth_error=code)
+    if has_status and is_good and code != "invalid_grant":
+        return
+    is_refused = response.status in request.rejected_status or provider.rejects_credentials(response)
+    if is_refused or code == "invalid_grant":
+        raise ProviderRejected("credentials", oauth_error="invalid_grant")
+    raise ProviderUnavailable(retry_after=response.retry_after, outcome_unknown=response.status >= 500)
+
+
+def _kept_values(response: HttpResponse, request: LoginRequest) -> Mapping[str, str]:
+    """The values to keep of a response. Raises `ProviderUnavailable` if one is missing."""
+    fields = {**parse_fields(response), **values_outside_json(response, request.keep.values())}
+    values = {name: as_text(field_at(fields, path)) for name, path in request.keep.items()}
+    kept = {name: value for name, value in values.items() if isinstance(value, str) and _is_usable(value)}
+    if len(kept) < len(request.keep):
+        raise ProviderUnavailable("the response to a login lacks a value", outcome_unknown=True)
+    return kept
+
+
+def _is_usable(text: str) -> bool:
+    return 0 < len(text) <= MAX_VALUE_LENGTH and UNREADABLE not in text and not has_control_characters(text)
+
+
+# --- values outside of the JSON body ---------------------------------------------------------------------------------
+
+
+def values_outside_json(response: HttpResponse, paths: Iterable[str]) -> Mapping[str, object]:
+    """The values of a response at those paths that lead to a header, to a cookie, or to the whole body, by path."""
+    found: dict[str, object] = {}
+    for path in paths:
+        place, _, name = path.partition(":")
+        if place == "header" and name:
+            found[path] = response.headers.get(name.lower())
+        elif place == "cookie" and name:
+            found[path] = _cookie_header(response) if name == "*" else _cookies(response).get(name, ("", ""))[0]
+        elif path == "body:*":
+            found[path] = response.json if isinstance(response.json, str) else _text_of(response)
+    return found
+
+
+def cookie_lifetime(response: HttpResponse, path: str, now: "datetime") -> float | None:
+    """The seconds until the cookie at a path expires (RFC 6265 §4.1.2), as far as the response says."""
+    _, attributes = _cookies(response).get(path.removeprefix("cookie:"), ("", ""))
+    declared = dict(part.strip().lower().partition("=")[::2] for part in attributes.split(";"))
+    try:
+        if "max-age" in declared:
+            return float(int(declared["max-age"]))
+        if "expires" in declared:
+            return (parsedate_to_datetime(declared["expires"]) - now).total_seconds()
+    except (ValueError, TypeError, OverflowError):
+        pass  # RFC 6265 §5.2.1 and §5.2.2: an attribute that cannot be read is ignored
+    return None
+
+
+def _cookies(response: HttpResponse) -> Mapping[str, tuple[str, str]]:
+    """The cookies of a response by name, each with its value and its attributes; the last of a name counts."""
+    texts = [value for name, value in response.header_list if name.lower() == "set-cookie"]
+    pairs = [text.partition(";")[::2] for text in texts]
+    return {
+        pair.partition("=")[0].strip(): (pair.partition("=")[2].strip(), attributes)
+        for pair, attributes in pairs
+        if "=" in pair
+    }
+
+
+def _cookie_header(response: HttpResponse) -> str:
+    """All cookies as the value of a Cookie header (RFC 6265 §4.2.1), but without spaces, which no token has."""
+    return ";".join(f"{name}={value}" for name, (value, _) in _cookies(response).items() if value)
+
+
+def _text_of(response: HttpResponse) -> str:
+    is_text = response.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/plain"
+    return response.body.decode("utf-8", "replace").strip() if is_text else ""
