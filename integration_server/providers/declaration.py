@@ -270,6 +270,13 @@ def _check_regex(value: str) -> str:
     return value
 
 
+def _check_path(value: str) -> str:
+    unquoted = re.sub('"[^"]*"', "", value)
+    if re.search(r"^\$|^/|\[[^\]]*\]", unquoted):
+        raise PydanticCustomError("path", "is not a dotted path, such as data.0.id; a name with dots is in quotes")
+    return value
+
+
 def _check_param(value: str) -> str:
     if value in RESERVED_PARAMS:
         raise PydanticCustomError("reserved", "is set by the server")
@@ -298,7 +305,11 @@ def _check_base(value: str, info: ValidationInfo) -> str:
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
 ApiName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
-FieldPath = Annotated[str, StringConstraints(pattern=r'^(?:"[^"]+"|[^."]+)(?:\.(?:"[^"]+"|[^."]+))*$')]
+FieldPath = Annotated[
+    str,
+    StringConstraints(pattern=r'^(?:"[^"]+"|[^."]+)(?:\.(?:"[^"]+"|[^."]+))*$'),
+    AfterValidator(_check_path),
+]
 Regex = Annotated[Text, AfterValidator(_check_regex)]
 Scope = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]+$")]
 ErrorCode = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,64}$")]

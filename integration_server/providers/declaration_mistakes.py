@@ -34,6 +34,8 @@ _OF_SERVER = frozenset(
 )
 """Names of templates whose values the server has."""
 
+_SENT = frozenset({"api_key", "api_secret", "access_token", "client_id", "client_secret", "refresh_token"})
+
 _OF_SETTINGS = frozenset(
     {
         *("client_id", "client_secret", "scopes", "private_key", "private_key_id"),
@@ -57,6 +59,8 @@ def likely_mistakes(declaration: Declaration) -> Iterator[tuple[str, str]]:
         yield from _misplaced_keys(path, table)
         if path[-1].endswith("headers"):
             yield from _header_problems(path, table)
+        if path[-1].endswith("headers") or path[-1] == "request_query":
+            yield from _names_without_braces(path, table)
     yield from _name_problems(declaration)
     yield from _account_problems(declaration)
     yield from _credential_problems(declaration)
@@ -101,6 +105,13 @@ def _header_problems(path: tuple[str, ...], table: Mapping[str, Any]) -> Iterato
             yield key, "is there twice: the names of headers have no case"
         if isinstance(template, str) and not _HEADER_VALUE.fullmatch(fill_with_placeholders(template)):
             yield key, "is empty, or has spaces around it or characters that no header can have"
+
+
+def _names_without_braces(path: tuple[str, ...], table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, template in table.items():
+        words = set(re.findall(r"[A-Za-z_]+", template)) if isinstance(template, str) else set[str]()
+        if not template_params(str(template)) and (found := sorted(_SENT.intersection(words))):
+            yield ".".join((*path, name)), f"has the text {found[0]}; its value is written {{{found[0]}}}"
 
 
 def _name_problems(declaration: Declaration) -> Iterator[tuple[str, str]]:
@@ -165,9 +176,13 @@ def _rate_limit_problems(declaration: Declaration) -> Iterator[tuple[str, str]]:
 
 def _oauth_problems(declaration: OAuth2Declaration) -> Iterator[tuple[str, str]]:
     separator = declaration.scope_separator
+    if any(char.isalnum() for char in separator):
+        yield "scope_separator", f"is {separator!r}: write the character itself, such as a space or a comma"
     for index, scope in enumerate(declaration.required_scopes):
         if separator in scope:
             yield f"scopes.{index}", f"has the scope_separator {separator!r}: write several scopes as several texts"
+        elif scope in declaration.required_scopes[:index]:
+            yield f"scopes.{index}", "is there twice"
     if not declaration.pkce:
         for name, template in declaration.token_params.items():
             if "code_verifier" in template_params(template):

@@ -115,19 +115,20 @@ def applicable_kinds(profile: Profile) -> set[str]:
     """The marks that apply to a profile."""
     renewal = profile.renewal.kind
     has_tokens = profile.token is not None
+    is_granted = profile.authorize is not None or profile.device is not None
     kinds = {
         "any": True,
         "oauth2": profile.authorize is not None,
         "tokens": has_tokens,
-        "own secrets": has_tokens and profile.authorize is None,
+        "own secrets": has_tokens and not is_granted,
         "key": profile.key is not None and not has_tokens,
         "verified key": profile.key is not None and not has_tokens and profile.verify is not None,
         "renewable": has_tokens and renewal != "never",
-        "grants": profile.authorize is not None and renewal != "never",
-        "refreshable": profile.authorize is not None and renewal == "refresh",
-        "never expiring": profile.authorize is not None and renewal == "never",
+        "grants": is_granted and renewal != "never",
+        "refreshable": is_granted and renewal == "refresh",
+        "never expiring": is_granted and renewal == "never",
         "revocable": profile.revoke is not None,
-        "named accounts": profile.authorize is not None and "$" in profile.account_id,
+        "named accounts": is_granted and "$" in profile.account_id,
         "config": bool(profile.bad_config),
         "required parameters": profile.authorize is not None and bool(profile.authorize.requires),
         "several scopes": profile.authorize is not None and len(profile.scopes) > 1,

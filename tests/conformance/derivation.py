@@ -22,6 +22,7 @@ from integration_server.providers.url_templates import host_params, template_par
 from tests.conformance.profile import (
     Authorize,
     ClientAuthentication,
+    Device,
     ErrorResponse,
     JsonObject,
     Key,
@@ -45,7 +46,7 @@ _VALUES = (  # of fields with a pattern: the first that matches
     *("https://acme.example", "123e4567-e89b-12d3-a456-426614174000", "0a1b2c3d4e5f60718293a4b5c6d7e8f9"),
     *("AC0a1b2c3d4e5f60718293a4b5c6d7e8f9", "+15551234567"),
 )
-SIMULATED_GRANTS = frozenset({"authorization_code", "client_credentials"})
+SIMULATED_GRANTS = frozenset({"authorization_code", "client_credentials", "device_code"})
 CHOSEN_LABEL = "The chosen account"
 
 
@@ -96,7 +97,8 @@ class _Derivation:
             request_query=self._render_all(provider.request_query),
             is_exact=True,
             waits=list(self._waits()),
-            authorize=self._authorize() if isinstance(provider, OAuth2Provider) and not token_secrets(token) else None,
+            authorize=self._authorize(),
+            device=self._device(),
             token=token,
             renewal=self._renewal(token),
             lookup=lookup,
@@ -279,9 +281,34 @@ class _Derivation:
 
     # --- OAuth 2
 
-    def _authorize(self) -> Authorize:
+    def _device(self) -> Device | None:
         provider = self._provider
-        assert isinstance(provider, OAuth2Provider)
+        if not isinstance(provider, OAuth2Provider) or provider.grant != "device_code":
+            return None
+        scope = provider.scope_separator.join(provider.required_scopes)
+        params = {"client_id": self._client_id(), **({"scope": scope} if scope else {})}
+        paths = provider.device_response
+        response = {
+            paths.device_code: "$device_code",
+            paths.user_code: "WDJB-MJHT",
+            paths.verification_uri or "verification_uri": "https://devices.example/enter",
+            paths.interval: 5,
+        }
+        optional = {paths.verification_uri_complete: "https://devices.example/enter?code=1", paths.expires_in: 600}
+        response |= {path: value for path, value in optional.items() if path is not None}
+        pending = provider.errors.pending[0] if provider.errors.pending else "authorization_pending"
+        return Device(
+            url=self._render(provider.device_authorization_url or ""),
+            client=_CLIENT_AUTHENTICATION[provider.device_auth or provider.token_auth],
+            params=self._params(params, provider.device_params),
+            response=_tree(response),
+            pending=ErrorResponse(status=400, body=_tree({provider.errors.field: pending})),
+        )
+
+    def _authorize(self) -> Authorize | None:
+        provider = self._provider
+        if not isinstance(provider, OAuth2Provider) or provider.grant != "authorization_code":
+            return None
         callback = {name: self._kept[name.replace("-", "_")] for name in provider.keep_callback}
         if provider.issuer:
             callback["iss"] = self._render(provider.issuer)
@@ -310,6 +337,7 @@ class _Derivation:
         if scope := provider.scope_separator.join(provider.required_scopes):
             own["scope"] = scope
         is_own = provider.grant == "client_credentials"
+        device = {"grant_type": "urn:ietf:params:oauth:grant-type:device_code", "device_code": "{device_code}"}
         return Token(
             url=self._render(provider.oauth_token_url),
             refresh_url=provider.refresh_url and self._render(provider.refresh_url),
@@ -319,6 +347,7 @@ class _Derivation:
             code=self._params(code, provider.token_params),
             refresh=self._params(refresh, provider.refresh_params),
             secrets=self._params(own, provider.token_params) if is_own else {},
+            device=self._params(device, provider.token_params) if provider.grant == "device_code" else {},
             response=self._token_response(),
             response_scope_separator=provider.scope_separator,
             lifetime=self._lifetime(),
@@ -354,7 +383,7 @@ class _Derivation:
         assert isinstance(provider, OAuth2Provider)
         paths, members = provider.token_response, dict[str, str | int]()
         members[paths.access_token] = "$access_token"
-        if provider.grant == "authorization_code" and not provider.never_expires:
+        if provider.grant != "client_credentials" and not provider.never_expires:
             members[paths.refresh_token] = "$refresh_token"
             if paths.refresh_token_expires_in:
                 members[paths.refresh_token_expires_in] = 7_776_000

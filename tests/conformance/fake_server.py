@@ -34,6 +34,7 @@ from integration_server.sandbox.errors import OAuthError
 from integration_server.sandbox.model import Account, Client, TokenPair
 from integration_server.sandbox.state import Sandbox
 from tests.conformance.profile import (
+    Device,
     ErrorResponse,
     Exchange,
     Key,
@@ -78,8 +79,8 @@ def client_key_pem(client_secret: str) -> str:
 class ExchangingSandbox(Sandbox):
     """A sandbox that exchanges access tokens, and secrets for access tokens."""
 
-    def issue_for_secrets(self, client: Client, sub: str, scopes: tuple[str, ...]) -> TokenPair:
-        """An access token for a client's own secrets (RFC 6749 §4.4)."""
+    def issue_directly(self, client: Client, sub: str, scopes: tuple[str, ...]) -> TokenPair:
+        """Tokens without a browser: for a client's own secrets (RFC 6749 §4.4), or after a decision elsewhere."""
         return self.redeem_code(client, self.issue_code(client, "", sub, scopes, None), "", None)
 
     def exchange(self, access_token: str) -> TokenPair:
@@ -133,6 +134,8 @@ class SimulatedProvider:
         )
         self._issue_times: dict[str, datetime] = {}
         self._assertion_ids = set[str]()
+        self._pending_devices = set[str]()
+        self._decided_devices = set[str]()
         own = profile.key.secret_fields if profile.key else {}
         self.client_id, self.client_secret = own.get("client_id", CLIENT_ID), own.get("client_secret", CLIENT_SECRET)
         self.client = Client(self.client_id, self.client_secret, (), "ours")
@@ -182,6 +185,8 @@ class SimulatedProvider:
         for exchange in profile.exchange:
             if url == exchange.url and await self._matches_exchange(request, exchange):
                 return await self._exchange(request, exchange)
+        if profile.device and request.method == "POST" and url == profile.device.url:
+            return await self._begin_device(request, profile.device)
         if profile.token and request.method == "POST" and self._is_token_url(url, profile.token):
             return await self._token(request, url, profile.token)
         revoke = profile.revoke
@@ -304,10 +309,10 @@ class SimulatedProvider:
                 if kind == "code":
                     invalid_grant = endpoint.invalid_code or invalid_grant
                     return self._issue(self._redeem({**given, **found}), endpoint.response)
+                if kind == "device":
+                    return self._poll_device(found["device_code"], endpoint)
                 if kind == "secrets":
-                    issued = self.sandbox.issue_for_secrets(
-                        self.client, self.accounts[0].sub, tuple(self.profile.scopes)
-                    )
+                    issued = self.sandbox.issue_directly(self.client, self.accounts[0].sub, tuple(self.profile.scopes))
                     return self._issue(issued, endpoint.response)
                 for name in endpoint.refresh_requires:
                     if not given.get(name):
@@ -323,8 +328,41 @@ class SimulatedProvider:
         """The parameters of each kind of token request."""
         if endpoint.secrets:
             return {"secrets": endpoint.secrets}
-        refresh = {"refresh": endpoint.refresh} if self.profile.renewal.kind == "refresh" else {}
+        refresh: dict[str, Mapping[str, str]] = (
+            {"refresh": endpoint.refresh} if self.profile.renewal.kind == "refresh" else {}
+        )
+        if endpoint.device:
+            return {"device": endpoint.device, **refresh}
         return {"code": {**endpoint.code, **endpoint.code_requires}, **refresh}
+
+    async def _begin_device(self, request: Request, device: Device) -> Response:
+        endpoint = self.profile.token
+        assert endpoint is not None
+        given = await self._content(request, endpoint.body)
+        try:
+            self._authenticate(request, given, device.client, endpoint.headers)
+        except OAuthError:
+            return self._error(endpoint.invalid_client)
+        self._match_all("parameter", device.params, given)
+        client = _CLIENT_PARAMS.get(device.client, frozenset())
+        self._require_no_others("parameter", given, {*device.params, *client})
+        code = f"device-{len(self._pending_devices) + len(self._decided_devices)}"
+        self._pending_devices.add(code)
+        return JSONResponse(self._fill(device.response, device_code=code))
+
+    def _poll_device(self, code: str, endpoint: Token) -> Response:
+        """The tokens of a device code, from the second request on."""
+        device = self.profile.device
+        assert device is not None
+        if code in self._pending_devices:
+            self._pending_devices.remove(code)
+            self._decided_devices.add(code)
+            return self._error(device.pending)
+        if code not in self._decided_devices:
+            return self._error(endpoint.invalid_grant)
+        sub = self.accounts[self.account_index or 0].sub
+        issued = self.sandbox.issue_directly(self.client, sub, tuple(self.profile.scopes))
+        return self._issue(issued, endpoint.response)
 
     def _redeem(self, given: Mapping[str, str]) -> TokenPair:
         page = self.profile.authorize
@@ -538,7 +576,8 @@ _ENDS: Mapping[str, Literal["authorization", "grant", "account"]] = {
 
 
 def _token_urls(endpoint: Token) -> Mapping[str, str]:
-    return {"code": endpoint.url, "secrets": endpoint.url, "refresh": endpoint.refresh_url or endpoint.url}
+    url = endpoint.url
+    return {"code": url, "secrets": url, "device": url, "refresh": endpoint.refresh_url or url}
 
 
 class FakeProviderServer:

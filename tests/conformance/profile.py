@@ -57,8 +57,9 @@ class Authorize(_Part):
 class Token(_Part):
     """The token endpoint.
 
-    `headers`: headers that each request has. `code`, `refresh` and `secrets`: the parameters of the exchange of a code,
-    of a refresh, and of a request with the account's own secrets; `code_requires` are further ones.
+    `headers`: headers that each request has. `code`, `refresh`, `secrets` and `device`: the parameters of the exchange
+    of a code, of a refresh, and of requests with the account's own secrets and with a device code; `code_requires` are
+    further ones of the first.
     """
 
     url: str
@@ -71,6 +72,7 @@ class Token(_Part):
     refresh: Mapping[str, str] = {"grant_type": "refresh_token", "refresh_token": "$refresh_token"}
     refresh_requires: Sequence[str] = ()
     secrets: Mapping[str, str] = {}
+    device: Mapping[str, str] = {}
     response: JsonObject
     refresh_response: JsonObject | None = None
     response_scope_separator: str = " "
@@ -79,6 +81,16 @@ class Token(_Part):
     invalid_code: ErrorResponse | None = None
     invalid_client: ErrorResponse = ErrorResponse(status=401, body={"error": "invalid_client"})
     claims: JsonObject = {}
+
+
+class Device(_Part):
+    """The device authorization endpoint (RFC 8628). The first request for the tokens finds the decision `pending`."""
+
+    url: str
+    client: ClientAuthentication
+    params: Mapping[str, str]
+    response: JsonObject
+    pending: ErrorResponse
 
 
 class Renewal(_Part):
@@ -183,6 +195,7 @@ class Profile(_Part):
     is_exact: bool = False
     waits: Sequence[ErrorResponse] = ()
     authorize: Authorize | None = None
+    device: Device | None = None
     token: Token | None = None
     renewal: Renewal = Renewal()
     exchange: Sequence[Exchange] = ()

@@ -26,7 +26,10 @@ from tests.conformance.fake_server import (
     client_key_pem,
 )
 from tests.conformance.profile import Profile, fill_template
+from tests.fakes.provider import wait_until
 from tests.fakes.system import ADA, PUBLIC_URL, FakeSystem
+
+_MAX_POLLS = 5  # the second one succeeds
 
 
 class Scenario:
@@ -69,12 +72,29 @@ class Scenario:
     # --- connecting
 
     async def connect(self, user_id: UserId = ADA, **changes: Any) -> Integration:
-        """Connect the account in the browser, or with its own secrets."""
+        """Connect the account in the browser, on another device, or with its own secrets."""
+        if self.profile.device is not None:
+            return await self.connect_on_another_device(user_id)
         if self.profile.authorize is None:
             return await self.connect_key(user_id=user_id)
         outcome = await self.run_authorization(user_id, **changes)
         assert outcome.success
         return self.system.row(outcome.integration_id)
+
+    async def connect_on_another_device(self, user_id: UserId) -> Integration:
+        """Connect the account as a user does who enters a code elsewhere."""
+        config = dict(self.profile.config)
+        request = ConnectionRequest(user_id, self.profile.integration_type, config=config)
+        begun = await self.system.oauth_connection.begin_connection(request)
+        for _ in range(_MAX_POLLS):
+            self.system.clock.advance(timedelta(seconds=6))
+            await self.system.worker.poll()
+            await wait_until(lambda: not self.system.worker.is_busy)
+            callback = Callback(state=begun.state, user_id=user_id)
+            result = await self.system.oauth_connection.handle_callback(callback)
+            if result.success:
+                return self.system.row(result.integration_id)
+        raise AssertionError("the tokens were not issued")
 
     async def run_authorization(
         self, user_id: UserId = ADA, *, code: str | None = None, **given: Any

@@ -139,7 +139,7 @@ async def test_a_bad_config_is_reported_by_field(scenario: Scenario, profile: Pr
 
 @pytest.mark.conformance("config")
 async def test_metadata_in_the_config_is_kept(scenario: Scenario, profile: Profile) -> None:
-    integration = await (scenario.connect() if profile.authorize else scenario.connect_key())
+    integration = await (scenario.connect() if profile.token else scenario.connect_key())
     config = {**profile.config, "metadata": {"colour": "red", "order": [1, 2]}}
     await scenario.system.integration_manager.update_integration(
         integration.integration_id, ADA, IntegrationUpdate(config=config)
@@ -481,7 +481,7 @@ async def test_negative_control_a_missing_parameter_is_rejected(scenario: Scenar
 
 @pytest.mark.conformance("any")
 async def test_an_invalid_config_of_a_connected_integration_is_rejected(scenario: Scenario, profile: Profile) -> None:
-    integration = await (scenario.connect() if profile.authorize else scenario.connect_key())
+    integration = await (scenario.connect() if profile.token else scenario.connect_key())
     for field, config in profile.bad_config.items():
         with pytest.raises(InvalidField) as raised:
             await scenario.system.integration_manager.update_integration(

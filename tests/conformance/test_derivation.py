@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from integration_server.bootstrap import registered_providers
 from integration_server.domain.errors import IntegrationServerError, ReauthorizationRequired
 from integration_server.domain.revocation import RevocationState
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.toml_providers import provider_class, read_declaration
-from tests.conformance.conftest import derived_profiles, environment_settings
-from tests.conformance.profile import Profile
+from tests.conformance.conftest import BUILT_IN_PROFILES, derived_profiles, environment_settings
+from tests.conformance.profile import Profile, read_profiles
 from tests.conformance.scenario import open_scenario
 from tests.declarations import DECLARATIONS
 from tests.fakes.system import ADA
@@ -127,3 +128,11 @@ async def test_the_shapes_of_the_page_work(tmp_path: Path, text: str) -> None:
     ((name, profile),) = derived_profiles(environment_settings(), factory, factory.integration_types).items()
     assert name.startswith("acme_")
     assert await run(profile, factory) is None
+
+
+def test_every_type_of_the_server_has_a_profile() -> None:
+    settings = environment_settings()
+    written = {profile.integration_type for profile in read_profiles(BUILT_IN_PROFILES)}
+    factory = registered_providers(settings)
+    derived = derived_profiles(settings, factory, factory.integration_types)
+    assert set(factory.integration_types) - derived.keys() - written == set()

@@ -4,6 +4,7 @@ The simulated provider is the conformance suite's: it behaves as the declaration
 """
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -62,7 +63,9 @@ class Running:
     transports: Mapping[str, FakeServerTransport] = field(default_factory=dict)
 
     async def connect(self, profile: Profile) -> int:
-        """Connect an account in the browser, or with a key; the integration's id."""
+        """Connect an account in the browser, on another device, or with a key; the integration's id."""
+        if profile.device is not None:
+            return await self.connect_on_another_device(profile)
         if profile.authorize is None:
             return await self.connect_key(profile)
         name = profile.integration_type
@@ -74,6 +77,20 @@ class Running:
         response = await self.clients.follow(page.headers["location"])
         assert response.status_code == 200, response.text
         return int(response.json()["integration_id"])
+
+    async def connect_on_another_device(self, profile: Profile) -> int:
+        """Connect an account as a user does who enters a code elsewhere."""
+        begun = await self.clients.begin("ada", profile.integration_type, config=dict(profile.config))
+        assert begun.user_code
+        callback = pb.HandleCallbackRequest(state=begun.state, user_id="ada")
+        async with asyncio.timeout(60):
+            for shift in itertools.chain([6, 6], itertools.repeat(0)):  # two polls; they are due every five seconds
+                self.clock.shift += timedelta(seconds=shift)
+                await asyncio.sleep(1)  # the worker looks for due work once a second
+                result = await self.clients.service.HandleCallback(callback)
+                if result.success:
+                    return result.integration_id
+        raise AssertionError("the account was not connected")
 
     async def connect_key(self, profile: Profile, **changes: Any) -> int:
         """Connect an account with its key."""

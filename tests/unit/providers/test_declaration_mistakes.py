@@ -92,7 +92,18 @@ MISTAKES: dict[str, tuple[str, str, str, str]] = {
     "a number as text": (USER, "scopes =", 'lifetime_seconds = "3600"\nscopes =', "lifetime_seconds: "),
     "an alias that is the type": (KEYED, "verify_url", 'aliases = ["keyed"]\nverify_url', "aliases.0: is there twice"),
     "an alias twice": (KEYED, "verify_url", 'aliases = ["a", "a"]\nverify_url', "aliases.1: is there twice"),
+    "a scope twice": (USER, '"write"]', '"read"]', "scopes.1: is there twice"),
+    "a separator in words": (USER, "scopes =", 'scope_separator = "comma"\nscopes =', "scope_separator: is 'comma'"),
+    # paths
+    "a JSONPath": (KEYED, 'account_id_field = "id"', 'account_id_field = "$.data.id"', "account_id_field: is not"),
+    "a JSON pointer": (KEYED, 'account_id_field = "id"', 'account_id_field = "/id"', "account_id_field: is not"),
+    "an index in brackets": (KEYED, '"id"', '"accounts[0].id"', "account_id_field: is not a dotted path"),
+    "a path of a kept value": (USER, "scopes =", 'token_response = { keep = { a = "$.a" } }\nscopes =',
+                               "token_response.keep.a: is not a dotted path"),
     # names
+    "a name without braces": (KEYED, '"{api_key}"', '"api_key"', "request_headers.X-Key: has the text api_key"),
+    "a name after a scheme": (USER, "scopes =", 'request_query = { token = "access_token" }\nscopes =',
+                              "request_query.token: has the text access_token"),
     "a field with a name of the server": (KEYED, "request_headers", "config_fields = { api_key = {} }\nrequest_headers",
                                           "config_fields.api_key: is a name whose value the server has"),
     "a setting that every type has": (USER, "scopes =", "settings = { private_key = {} }\nscopes =",
