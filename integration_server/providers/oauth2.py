@@ -31,6 +31,7 @@ from integration_server.domain.errors import (
     ProviderRejected,
     ProviderUnavailable,
 )
+from integration_server.domain.oauth_client import OAuthClient
 from integration_server.providers.base import BaseProvider, ProviderContext
 from integration_server.providers.client_assertion import client_assertion
 from integration_server.providers.declaration import (
@@ -122,15 +123,23 @@ class OAuth2Provider(BaseProvider):
         """The token endpoint (RFC 6749 §3.2)."""
 
     @property
+    def takes_client_secret(self) -> bool:
+        """Whether an OAuth client of this type has a secret, or a private key."""
+        return self.token_auth != "none" and "client_id" not in self.secret_fields
+
+    def _own_oauth_client(self) -> OAuthClient:
+        """With `private_key_jwt`, the client's secret is its private key."""
+        client, names = super()._own_oauth_client(), ("PRIVATE_KEY", "PRIVATE_KEY_PREVIOUS")
+        return replace(client, secrets=self._settings(*names)) if self.token_auth == "private_key_jwt" else client
+
+    @property
     def missing_settings(self) -> Sequence[str]:
         """Besides other required settings, the client id, and the client secret or private key if one is used."""
         if "client_id" in self.secret_fields:
             return super().missing_settings
         needed = {"CLIENT_ID": self.client_id}
-        if self.token_auth == "private_key_jwt":
-            needed["PRIVATE_KEY"] = self._setting("PRIVATE_KEY")
-        elif self.token_auth != "none":
-            needed["CLIENT_SECRET"] = self.client_secret
+        if self.takes_client_secret:
+            needed["PRIVATE_KEY" if self.token_auth == "private_key_jwt" else "CLIENT_SECRET"] = self.client_secret
         return [self._setting_name(name) for name, value in needed.items() if not value] + [*super().missing_settings]
 
     # --- connecting
@@ -165,8 +174,15 @@ class OAuth2Provider(BaseProvider):
     @property
     def client_values(self) -> Mapping[str, str]:
         """The values of templates in requests of our client. The authorization URL has no name of a secret."""
-        own = {"client_id": self.client_id, "client_secret": self.client_secret, "basic": self.basic_credentials()}
+        own = {"client_secret": self._template_secret, "basic": self.basic_credentials()}
         return {**self.values, **{name: value for name, value in own.items() if value}}
+
+    @property
+    def _template_secret(self) -> str:
+        """The client secret that templates and HTTP Basic may contain: never a private key, which nobody else gets."""
+        if self.token_auth != "private_key_jwt":
+            return self.client_secret
+        return "" if self.oauth_client.name else self._setting("CLIENT_SECRET")
 
     def read_callback(self, query: Mapping[str, str]) -> Mapping[str, str]:
         """The values that `keep_callback` names, with "_" for "-" in their names. Raises `InvalidField`."""
@@ -477,16 +493,17 @@ class OAuth2Provider(BaseProvider):
         elif self.token_auth == "none":
             params = {**params, "client_id": self.client_id}
         elif self.token_auth != "header":
-            key = self.client_secret if self.token_auth == "client_secret_jwt" else self._setting("PRIVATE_KEY")
             audience = fill(self.oauth_token_url, self.values)
-            now, key_id = self._context.clock(), self._setting("PRIVATE_KEY_ID")
-            params = {**params, **client_assertion(self.client_id, audience, key, now, key_id)}
+            # The setting is about the operator's own key. Of a shared secret, no key id is sent that could be wrong.
+            key_id = "" if self.oauth_client.name else self._setting("PRIVATE_KEY_ID")
+            now = self._context.clock()
+            params = {**params, **client_assertion(self.client_id, audience, self.client_secret, now, key_id)}
         content: dict[str, Any] = {body_type: params}
         return await self.send(method, url, headers=headers, **content)
 
     def basic_credentials(self) -> str:
         """Our client id and secret in base64 (RFC 7617 §2), not form-encoded, for endpoints that take no form."""
-        return b64encode(f"{self.client_id}:{self.client_secret}".encode()).decode()
+        return b64encode(f"{self.client_id}:{self._template_secret}".encode()).decode()
 
 
 def _is_same_scope(first: str, second: str) -> bool:

@@ -25,7 +25,9 @@ from integration_server.storage.tables import audit_entries
 from integration_server.text_escaping import unescape
 from integrations.v1 import google_calendar_pb2 as calendars
 from integrations.v1 import integration_service_pb2 as pb
+from integrations.v1 import operator_service_pb2 as operator_pb
 from integrations.v1.google_calendar_pb2_grpc import GoogleCalendarServiceStub
+from integrations.v1.operator_service_pb2_grpc import OperatorServiceStub
 from tests.end_to_end.authenticated_system import (
     APP_SECRET,
     AuthenticatedSystem,
@@ -79,6 +81,9 @@ ListEventInstances     ok       absent     absent      denied     denied    deni
 UpdateEvent            ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
 DeleteEvent            ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
 ListUnroutedWebhooks   ok       ok         empty       denied     denied    denied   denied   denied    denied        unknown
+PutOAuthClient         ok       ok         denied      denied     denied    denied   denied   denied    denied        unknown
+ListOAuthClients       ok       ok         empty       denied     denied    denied   denied   denied    denied        unknown
+DeleteOAuthClient      ok       ok         denied      denied     denied    denied   denied   denied    denied        unknown
 Check                  ok       ok         ok          denied     denied    ok       denied   denied    denied        unknown
 List                   ok       ok         ok          denied     denied    ok       denied   denied    denied        unknown
 Watch                  ok       ok         ok          denied     denied    ok       denied   denied    denied        unknown
@@ -271,6 +276,9 @@ async def request_for(scenario: Scenario, method: MethodDescriptor, column: str,
         values["integration_id"] = own if exists else ABSENT
     if exists and "Webhook" in method.name and "integration_id" in fields:
         values["integration_id"] = scenario.signed_webhook_id
+    if method.name == "DeleteOAuthClient" and exists:
+        stub: Any = OperatorServiceStub(scenario.backend.channel)
+        await stub.PutOAuthClient(operator_pb.PutOAuthClientRequest(**ALWAYS["PutOAuthClient"]))
     if method.name in {"CreateEvent", "UpdateEvent"}:
         event_id = await new_event(scenario) if method.name == "UpdateEvent" else ""
         values["event"] = {"event_id": event_id, **A_DAY}
@@ -279,6 +287,7 @@ async def request_for(scenario: Scenario, method: MethodDescriptor, column: str,
     return request_class(**values, **ALWAYS.get(method.name, {}))
 
 
+OAUTH_CLIENT: Mapping[str, Any] = {"integration_type": "sandbox", "name": "tenant"}
 ALWAYS: Mapping[str, Mapping[str, Any]] = {
     "ReceiveWebhook": {
         "integration_type": SIGNED_WEBHOOK,
@@ -292,6 +301,8 @@ ALWAYS: Mapping[str, Mapping[str, Any]] = {
     "CallProvider": {"method": "GET", "path": "/userinfo"},
     "StreamProvider": {"method": "GET", "path": "/userinfo"},
     "ServerReflectionInfo": {"list_services": ""},
+    "PutOAuthClient": {**OAUTH_CLIENT, "client_id": "id-of-tenant", "client_secret": "secret of the tenant"},
+    "DeleteOAuthClient": OAUTH_CLIENT,
 }
 A_DAY: Mapping[str, Any] = {"start": {"date": "2026-03-28"}, "end": {"date": "2026-03-29"}}
 
