@@ -44,6 +44,7 @@ FULL = replace(
     access_token_expire_time=NOON,
     refresh_token_expire_time=NOON,
     connect_time=NOON,
+    oauth_client="tenant",
     version=7,
 )
 CHECK = HealthCheck(FULL, Status.ERROR, False, NOON, timedelta(milliseconds=42), "PROVIDER_UNAVAILABLE", "down")
