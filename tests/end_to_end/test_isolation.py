@@ -570,3 +570,56 @@ async def test_users_with_control_characters_are_refused_everywhere(
     recorded = await recorded_names(shared_database_url, integration_id, len(REFUSED_USERS))
     assert {unescape(user_id) for user_id, _ in recorded} == set(REFUSED_USERS)
     assert {outcome for _, outcome in recorded} == {"INVALID_FIELD"}
+
+
+async def put_client(scenario: Scenario, name: str, *callers: str) -> operator_pb.OAuthClient:
+    """Add or change a client, as an operator."""
+    stub: Any = OperatorServiceStub(scenario.backend.channel)
+    fields = {"client_id": f"id-of-{name}", "client_secret": f"secret of {name}", "callers": callers}
+    request = operator_pb.PutOAuthClientRequest(integration_type="sandbox", name=name, **fields)
+    response: operator_pb.PutOAuthClientResponse = await stub.PutOAuthClient(request)
+    return response.oauth_client
+
+
+@pytest.mark.parametrize(("column", "own_name"), [("ada", "user"), ("backend", "backend")])
+async def test_only_named_callers_use_a_client_and_others_cannot_tell_whether_it_exists(
+    scenario: Scenario, column: str, own_name: str
+) -> None:
+    caller = scenario.callers[column]
+    put = await put_client(scenario, "guarded", "somebody-else")
+    assert (put.name, put.client_id, list(put.callers)) == ("guarded", "id-of-guarded", ["somebody-else"])
+    assert "secret of" not in str(put)
+
+    async def connect_with(name: str) -> Message | Refused:
+        request = pb.ConnectRequest(user_id="ada", integration_type="sandbox", oauth_client=name)
+        return await outcome_of(caller.service.Connect(request, metadata=caller.metadata))
+
+    refused, absent = await connect_with("guarded"), await connect_with("absent")
+    assert isinstance(refused, Refused)
+    assert refused == absent
+    assert (refused.code, refused.reason) == REASONS["denied"]
+    await put_client(scenario, "guarded", "somebody-else", own_name)
+    accepted = await connect_with("guarded")
+    assert isinstance(accepted, pb.ConnectResponse)
+    assert "client_id=id-of-guarded" in accepted.authorization_url
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "-a", "ü", "a" * 65, "a\n", "a b"])
+async def test_a_name_that_no_client_can_have_is_an_invalid_field(scenario: Scenario, name: str) -> None:
+    stub: Any = OperatorServiceStub(scenario.backend.channel)
+    fields = {"client_id": "i", "client_secret": "s"}
+    request = operator_pb.PutOAuthClientRequest(integration_type="sandbox", name=name, **fields)
+    refused = await outcome_of(stub.PutOAuthClient(request))
+    assert isinstance(refused, Refused)
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+
+
+async def test_the_audit_log_names_the_client(scenario: Scenario, shared_database_url: str) -> None:
+    await put_client(scenario, "audited")
+    query = select(audit_entries.c.caller, audit_entries.c.outcome).where(
+        audit_entries.c.action == "put_oauth_client", audit_entries.c.details == "audited"
+    )
+    async with asyncio.timeout(60):
+        while not (rows := await fetch(shared_database_url, query)):  # noqa: ASYNC110  # the server writes it
+            await asyncio.sleep(0.1)
+    assert [tuple(row) for row in rows] == [("backend", "OK")]

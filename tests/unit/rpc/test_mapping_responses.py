@@ -88,6 +88,7 @@ def test_every_field_of_an_integration_is_set() -> None:
             "message": "down",
         },
         "error_count": 3,
+        "oauth_client": "tenant",
         **dict.fromkeys(
             (
                 "last_health_check",
