@@ -575,7 +575,7 @@ async def test_users_with_control_characters_are_refused_everywhere(
 async def put_client(scenario: Scenario, name: str, *callers: str) -> operator_pb.OAuthClient:
     """Add or change a client, as an operator."""
     stub: Any = OperatorServiceStub(scenario.backend.channel)
-    fields = {"client_id": f"id-of-{name}", "client_secret": f"secret of {name}", "callers": callers}
+    fields: dict[str, Any] = {"client_id": f"id-of-{name}", "client_secret": f"secret of {name}", "callers": callers}
     request = operator_pb.PutOAuthClientRequest(integration_type="sandbox", name=name, **fields)
     response: operator_pb.PutOAuthClientResponse = await stub.PutOAuthClient(request)
     return response.oauth_client
@@ -607,7 +607,7 @@ async def test_only_named_callers_use_a_client_and_others_cannot_tell_whether_it
 @pytest.mark.parametrize("name", ["", "a/b", "-a", "ü", "a" * 65, "a\n", "a b"])
 async def test_a_name_that_no_client_can_have_is_an_invalid_field(scenario: Scenario, name: str) -> None:
     stub: Any = OperatorServiceStub(scenario.backend.channel)
-    fields = {"client_id": "i", "client_secret": "s"}
+    fields: dict[str, Any] = {"client_id": "i", "client_secret": "s"}
     request = operator_pb.PutOAuthClientRequest(integration_type="sandbox", name=name, **fields)
     refused = await outcome_of(stub.PutOAuthClient(request))
     assert isinstance(refused, Refused)
