@@ -62,7 +62,11 @@ from integration_server.service.health.health_checks import HealthChecker
 from integration_server.service.health.ports import HealthHistory
 from integration_server.service.integrations.integration_manager import IntegrationManager
 from integration_server.service.integrations.ports import IntegrationLookup, IntegrationStore
-from integration_server.service.provider_port import Providers
+from integration_server.service.oauth_clients.client_authentication import ClientAuthentication
+from integration_server.service.oauth_clients.oauth_client_directory import OAuthClientDirectory
+from integration_server.service.oauth_clients.oauth_client_manager import OAuthClientManager
+from integration_server.service.oauth_clients.ports import OAuthClientStore
+from integration_server.service.provider_port import ProviderSet
 from integration_server.service.proxy.calls import ApiProxy
 from integration_server.service.proxy.rate_limiter import DistributedLimiter, RateLimiters
 from integration_server.service.webhooks.ports import UnroutedWebhooks, WebhookEndpoints, WebhookInbox, WebhookRoutes
@@ -81,6 +85,7 @@ from integration_server.storage.health_checks import SqlHealthHistory
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.key_encryption import KeyEncryptionKeys
 from integration_server.storage.keyring import Keyring, open_keyring
+from integration_server.storage.oauth_clients import SqlOAuthClients
 from integration_server.storage.refresh_journal import FileRefreshJournal, require_writable
 from integration_server.storage.refresh_leases import SqlRefreshLeases
 from integration_server.storage.revocations import SqlRevocationOutbox
@@ -148,6 +153,7 @@ class Stores:
     webhook_routes: WebhookRoutes
     unrouted_webhooks: UnroutedWebhooks
     change_feed: ChangeFeed
+    oauth_clients: OAuthClientStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +216,7 @@ def sql_stores(settings: Settings, database: Database, on_change: Callable[[Inte
         SqlWebhookRoutes(database),
         SqlUnroutedWebhooks(database, UnroutedLimits(max_bytes=settings.unrouted_webhook_max_bytes)),
         SqlChangeFeed(database),
+        SqlOAuthClients(database),
     )
 
 
@@ -386,7 +393,7 @@ async def running_grpc_server(
 def build_service(
     settings: Settings,
     stores: Stores,
-    providers: Providers,
+    registry: ProviderSet,
     aead: Aead,
     tasks: DetachedTasks,
     trail: AuditTrail,
@@ -407,18 +414,32 @@ def build_service(
     mass_failure_count: int = MASS_FAILURE_COUNT,
     keeps_shared_grants: bool = True,
     fences_polls: bool = True,
+    checks_client_callers: bool = True,
+    uses_previous_secrets: bool = True,
 ) -> Service:
     """Build the use cases and the background work.
 
     `cache` is the cache of `GetCredentials`. The other keyword arguments are constants of the server, which tests
     replace: `revocation_wait` is how long `DisconnectIntegration` waits for the provider, `heartbeat` the interval
     between cursors of a quiet event stream, `mass_failure_count` the smallest mass failure of refreshes.
+    `checks_client_callers` and `uses_previous_secrets` switch off that only some callers may name an OAuth client, and
+    that a previous client secret is used.
     `keeps_shared_grants` switches off that a revocation ends no live integration. Without `keeps_outcomes`, callbacks
     are not repeatable, and without `fences_polls` a device authorization is polled whoever has claimed it (negative
     controls).
     """
     metrics = metrics or Metrics(is_on=False)
     integrations = stores.integrations
+    authentication = ClientAuthentication(
+        stores.oauth_clients,
+        tasks,
+        monotonic,
+        record_refusal=metrics.counter(METRICS.client_refusals),
+        uses_previous=uses_previous_secrets,
+    )
+    providers = OAuthClientDirectory(
+        registry, stores.oauth_clients, aead, authentication, monotonic, checks_callers=checks_client_callers
+    )
     # The rest of a message is for the other fields. A page of a megabyte holds the event loop for some milliseconds.
     max_page_bytes = min(settings.grpc_max_message_bytes * 3 // 4, _MAX_PAGE_BYTES)
     lookup: IntegrationLookup = integrations
@@ -581,6 +602,15 @@ def build_service(
             stores.change_feed, reader, providers, aead, retention=settings.event_retention, heartbeat=heartbeat
         ),
         api_proxy=api_proxy,
+        oauth_clients=OAuthClientManager(
+            stores.oauth_clients,
+            registry,
+            aead,
+            clock,
+            random_token,
+            failures.probe,
+            public_url=settings.public_url,
+        ),
     )
     device_poller = DeviceAuthorizationPoller(
         use_cases.oauth_connection,

@@ -6,7 +6,8 @@ Messages are built here from names, fields and numbers, so that none contains a 
     ├── InvalidField ── RedirectUriNotAllowed
     ├── IntegrationNotFound
     ├── UnknownIntegrationType
-    ├── ProviderNotConfigured
+    ├── ProviderNotConfigured ── OAuthClientUnknown
+    ├── OAuthClientInUse, OAuthClientNotFound
     ├── StateInvalid, StateExpired, StateUsed
     ├── UserMismatch, IssuerMismatch, AccountMismatch
     ├── ConfirmationInvalid
@@ -97,6 +98,32 @@ class ProviderNotConfigured(IntegrationServerError):
 
     def __init__(self, integration_type: str, missing: Iterable[str]) -> None:
         super().__init__(f"{integration_type} is not configured on this server: set {', '.join(missing)}")
+
+
+class OAuthClientUnknown(ProviderNotConfigured):
+    """An integration has an OAuth client that does not exist any more."""
+
+    def __init__(self, integration_type: str, oauth_client: str) -> None:
+        super().__init__(integration_type, [f"the OAuth client {oauth_client!r} with PutOAuthClient"])
+
+
+class OAuthClientInUse(IntegrationServerError):
+    """An OAuth client is used, so that it cannot be deleted, nor get another client id."""
+
+    reason = "OAUTH_CLIENT_IN_USE"
+
+    def __init__(self, integrations: int, revocations: int) -> None:
+        super().__init__(
+            f"the client has {integrations} integrations, and {revocations} grants that wait for their revocation; "
+            "disconnect them first"
+        )
+
+
+class OAuthClientNotFound(IntegrationServerError):
+    """No OAuth client of the type has this name."""
+
+    reason = "OAUTH_CLIENT_NOT_FOUND"
+    message = "no such OAuth client"
 
 
 class StateInvalid(IntegrationServerError):

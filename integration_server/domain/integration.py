@@ -8,6 +8,7 @@ from typing import Any, NewType
 
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.errors import IntegrationInactive, IntegrationPending, ReauthorizationRequired
+from integration_server.domain.oauth_client import client_key
 
 IntegrationId = NewType("IntegrationId", int)
 UserId = NewType("UserId", str)
@@ -35,6 +36,8 @@ class Failure:
 @dataclass(frozen=True, slots=True)
 class Integration:
     """A stored integration without its credentials.
+
+    `oauth_client` is the name of the client that its grant belongs to; empty for the operator's own.
 
     `uid` is an immutable name that exists before the row; encrypted values are bound to it. `version` counts the
     changes of the credentials: a commit of new ones names the version that it replaces. `settings_version` counts the
@@ -74,6 +77,12 @@ class Integration:
     version: int = 0
     settings_version: int = 0
     webhook_secret_id: str = ""
+    oauth_client: str = ""
+
+    @property
+    def client_key(self) -> str:
+        """The key of its client (`domain/oauth_client.py`)."""
+        return client_key(self.integration_type, self.oauth_client)
 
     @property
     def grant_expire_time(self) -> datetime | None:
@@ -100,7 +109,8 @@ class Integration:
     @property
     def log_fields(self) -> Mapping[str, object]:
         """The fields that name it in log events."""
-        return {"integration_id": self.integration_id, "integration_type": self.integration_type}
+        client = {"oauth_client": self.oauth_client} if self.oauth_client else {}
+        return {"integration_id": self.integration_id, "integration_type": self.integration_type, **client}
 
     @property
     def is_usable(self) -> bool:

@@ -122,6 +122,13 @@ class Declarations:
         "outcome",
     )
     refresh_calls: Metric = _counter("token_refresh_calls_total", "Calls of token endpoints to refresh.", TYPE_LABEL)
+    client_refusals: Metric = _counter(
+        "client_secret_refusals_total",
+        "Client secrets that a provider has refused, by client (empty: our own) and secret: newest or previous.",
+        TYPE_LABEL,
+        "oauth_client",
+        "secret",
+    )
     mass_invalid_grants: Metric = _counter(
         "mass_invalid_grants_total", "Refreshes not counted against users, as most of their type failed.", TYPE_LABEL
     )

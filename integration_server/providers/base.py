@@ -181,19 +181,18 @@ class BaseProvider(ProviderRequests):
         return self.webhook_scheme is not None
 
     def webhook_secrets(self, credentials: Credentials | None) -> Sequence[str]:
-        """The secrets that sign webhooks: those of our app, from settings (None), or those of an integration."""
+        """The secrets that sign webhooks: those of our app (None), or those of an integration."""
         if self.webhook_scheme is None:
             return ()
         source = self.webhook_scheme.secret_source
-        found: list[str | None] = []
+        found: Sequence[str | None] = ()
         if credentials is None:
-            own = self._setting("WEBHOOK_SECRET")
-            client_secret = self.client_secret if source is SecretSource.CLIENT_SECRET else None
-            found = [own or client_secret, self._setting("WEBHOOK_SECRET_RETIRED")]
+            client = self.oauth_client
+            found = (*client.webhook_secrets, *(client.secrets if source is SecretSource.CLIENT_SECRET else ()))
         elif isinstance(credentials, ApiKey):
             api_secret = credentials.api_secret if source is SecretSource.API_SECRET else None
             found = [credentials.webhook_secret, api_secret]
-        return [secret for secret in found if secret]
+        return list(dict.fromkeys(secret for secret in found if secret))
 
     def webhook_secret_problem(self, secret: str) -> str | None:
         """Why webhooks cannot be verified with a secret, as the end of a sentence; None if they can."""
@@ -207,7 +206,7 @@ class BaseProvider(ProviderRequests):
         """
         if self.webhook_scheme is None:
             raise InvalidWebhookSignature
-        token = self._setting("WEBHOOK_VERIFY_TOKEN")
+        token = self.oauth_client.webhook_verify_token
         keys = WebhookKeys([secret for secret in secrets if secret], [token] if token else [])
         try:
             return self.webhook_scheme.receive(request, keys, self._context.clock())

@@ -167,14 +167,13 @@ def _header_and_host_problems(provider: BaseProvider) -> Iterator[str]:
 
 
 def _ends_grants(provider: BaseProvider, other: BaseProvider) -> bool:
-    """Whether a revocation of a provider ends grants of another, if they are of the same account."""
+    """Whether a revocation of a provider may end grants of another: of the same account, and of the same client.
+
+    The client counts unless it ends those of every client; each integration has its own.
+    """
     if provider.revocation_ends == "token":
         return False
-    if provider is other:
-        return True
-    is_same_client = provider.client_id != "" and provider.client_id == other.client_id
-    is_same_server = not _servers_of(provider).isdisjoint(_servers_of(other))
-    return is_same_server and (is_same_client or provider.revocation_ends == "account")
+    return provider is other or not _servers_of(provider).isdisjoint(_servers_of(other))
 
 
 def _naming_of(provider: BaseProvider) -> object:

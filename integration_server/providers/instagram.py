@@ -1,6 +1,6 @@
 """Instagram: tokens are exchanged and renewed by age, codes have a suffix, errors of our client have no code."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -34,15 +34,6 @@ class InstagramProvider(MetaProvider):
         if any(message.casefold().rstrip(".") == _INVALID_CLIENT for message in messages):
             return "invalid_client"
         return super().oauth_error(fields) if field_at(fields, "error_type") is None else "invalid_grant"
-
-    def webhook_secrets(self, credentials: Credentials | None) -> Sequence[str]:
-        """Also our client secret where another secret is set: either may sign."""
-        secrets = super().webhook_secrets(credentials)
-        return (
-            list(dict.fromkeys((*secrets, self.client_secret)))
-            if credentials is None and self.client_secret
-            else secrets
-        )
 
     async def verify_connection(self, credentials: Credentials) -> NewAccount:
         """Check the credentials. The account has the route of the deauthorize callback."""

@@ -32,6 +32,7 @@ from integration_server.domain.errors import (
     ProviderRejected,
     ProviderUnavailable,
 )
+from integration_server.domain.oauth_client import OAuthClient
 from integration_server.providers.base import BaseProvider, ProviderContext
 from integration_server.providers.client_assertion import client_assertion
 from integration_server.providers.declaration import (
@@ -137,9 +138,19 @@ class OAuth2Provider(BaseProvider):
         """The token endpoint (RFC 6749 §3.2)."""
 
     @property
+    def takes_client_secret(self) -> bool:
+        """Whether an OAuth client of this type has a secret, or a private key."""
+        return bool({"CLIENT_SECRET", "PRIVATE_KEY"} & {*self._own_settings})
+
+    def _own_oauth_client(self) -> OAuthClient:
+        """With `private_key_jwt`, the client's secret is its private key."""
+        client, names = super()._own_oauth_client(), ("PRIVATE_KEY", "PRIVATE_KEY_PREVIOUS")
+        return replace(client, secrets=self._settings(*names)) if self.token_auth == "private_key_jwt" else client
+
+    @property
     def missing_settings(self) -> Sequence[str]:
         """Besides other required settings, the client id, and the client secret or private key if one is used."""
-        values = {"CLIENT_ID": self.client_id, "CLIENT_SECRET": self.client_secret, "PRIVATE_KEY": self.private_key}
+        values = {"CLIENT_ID": self.client_id, "CLIENT_SECRET": self._template_secret, "PRIVATE_KEY": self.private_key}
         missing = [
             self._setting_name(name) for name, value in values.items() if name in self._own_settings and not value
         ]
@@ -167,6 +178,13 @@ class OAuth2Provider(BaseProvider):
     def private_key(self) -> str:
         """Our private key, the setting `<TYPE>_PRIVATE_KEY`; empty if not set."""
         return self._setting("PRIVATE_KEY")
+
+    def with_private_key(self, key: str) -> Self:
+        """A copy with another private key of ours."""
+        client = (
+            replace(self.oauth_client, secrets=(key,)) if self.token_auth == "private_key_jwt" else self.oauth_client
+        )
+        return self.with_attributes(private_key=key, oauth_client=client)
 
     @property
     def private_key_id(self) -> str:
@@ -212,8 +230,15 @@ class OAuth2Provider(BaseProvider):
     @property
     def client_values(self) -> Mapping[str, str]:
         """The values of templates in requests of our client. The authorization URL has no name of a secret."""
-        own = {"client_id": self.client_id, "client_secret": self.client_secret, "basic": self.basic_credentials()}
+        own = {"client_secret": self._template_secret, "basic": self.basic_credentials()}
         return {**self.values, **{name: value for name, value in own.items() if value}}
+
+    @property
+    def _template_secret(self) -> str:
+        """The client secret that templates and HTTP Basic may contain: never a private key, which nobody else gets."""
+        if self.token_auth != "private_key_jwt":
+            return self.client_secret
+        return "" if self.oauth_client.name else self._setting("CLIENT_SECRET")
 
     def read_callback(self, query: Mapping[str, str]) -> Mapping[str, str]:
         """The values that `keep_callback` names, with "_" for "-" in their names. Raises `InvalidField`."""
@@ -568,9 +593,10 @@ class OAuth2Provider(BaseProvider):
             if self.grant != "jwt_bearer":  # RFC 7523 §3.1: the assertion identifies the client
                 params = {**params, "client_id": self.client_id}
         elif self.token_auth != "header":
-            key = self.client_secret if self.token_auth == "client_secret_jwt" else self.private_key
+            # With `private_key_jwt`, the secret is a private key. The setting of its id is about the operator's own.
+            key, key_id = self.client_secret, "" if self.oauth_client.name else self.private_key_id
             audience, now = self.token_audience(), self.now
-            params = {**params, **await client_assertion(self.client_id, audience, key, now, self.private_key_id)}
+            params = {**params, **await client_assertion(self.client_id, audience, key, now, key_id)}
         content: dict[str, Any] = {body_type: params}
         return await self.send(method, url, headers=headers, **content)
 
@@ -583,7 +609,7 @@ class OAuth2Provider(BaseProvider):
 
     def basic_credentials(self) -> str:
         """Our client id and secret in base64 (RFC 7617 §2), not form-encoded, for endpoints that take no form."""
-        return b64encode(f"{self.client_id}:{self.client_secret}".encode()).decode()
+        return b64encode(f"{self.client_id}:{self._template_secret}".encode()).decode()
 
 
 def _is_same_scope(first: str, second: str) -> bool:

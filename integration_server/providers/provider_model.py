@@ -21,6 +21,7 @@ from integration_server.domain.errors import (
     ProviderRejected,
     ProviderUnavailable,
 )
+from integration_server.domain.oauth_client import OAuthClient
 from integration_server.domain.proxy_messages import RateLimit
 from integration_server.providers.declaration import (
     Errors,
@@ -141,6 +142,7 @@ class ProviderModel(ABC):
 
     def __init__(self, context: ProviderContext) -> None:
         self._context = context
+        self.oauth_client = self._own_oauth_client()
         given = {name: self._setting(name.upper()) or field.default for name, field in self.settings.items()}
         self.setting_values = {name: value for name, value in given.items() if value}
 
@@ -181,15 +183,15 @@ class ProviderModel(ABC):
 
     @property
     def client_id(self) -> str:
-        """The client id: the account's own, or ours from the setting `<TYPE>_CLIENT_ID`; empty if not set."""
-        return self._own_client("client_id") or self._setting("CLIENT_ID")
+        """The client id: the account's own, or that of the OAuth client; empty if not set."""
+        return self._of_account("client_id") or self.oauth_client.client_id
 
     @property
     def client_secret(self) -> str:
-        """The client secret, in the same way; ours is the setting `<TYPE>_CLIENT_SECRET`."""
-        return self._own_client("client_secret") or self._setting("CLIENT_SECRET")
+        """The client secret, in the same way."""
+        return self._of_account("client_secret") or self.oauth_client.secret
 
-    def _own_client(self, name: str) -> str:
+    def _of_account(self, name: str) -> str:
         """A value of the account's own client, where the type declares it as one of the secrets of an account."""
         return self.url_params.get(name, "") if name in self.secret_names else ""
 
@@ -204,6 +206,24 @@ class ProviderModel(ABC):
         declared = [(self.secret_fields[field], text) for field, text in secrets.items() if field in self.secret_fields]
         kept = {name: value for one, text in declared for name, value in one.values_of(text).items()}
         return {**kept, **secrets}
+
+    def _own_oauth_client(self) -> OAuthClient:
+        """The operator's client, from the settings of the type."""
+        return OAuthClient(
+            self._setting("CLIENT_ID"),
+            self._settings("CLIENT_SECRET", "CLIENT_SECRET_PREVIOUS"),
+            webhook_secrets=self._settings("WEBHOOK_SECRET", "WEBHOOK_SECRET_RETIRED"),
+            webhook_verify_token=self._setting("WEBHOOK_VERIFY_TOKEN"),
+        )
+
+    def for_client(self, client: OAuthClient) -> Self:
+        """The provider with another OAuth client than the operator's own, or with another of its secrets."""
+        return self.with_attributes(oauth_client=client)
+
+    @property
+    def takes_client_secret(self) -> bool:
+        """Whether an OAuth client of this type has a secret."""
+        return False
 
     @property
     def api_version(self) -> str:
@@ -231,6 +251,10 @@ class ProviderModel(ABC):
 
     def _setting_name(self, name: str) -> str:
         return f"{self.integration_type.upper()}_{name}"
+
+    def _settings(self, *names: str) -> Sequence[str]:
+        """The values of these settings that are set, once each."""
+        return tuple(dict.fromkeys(value for name in names if (value := self._setting(name))))
 
     def _setting(self, name: str) -> str:
         return self._context.environment.get(self._setting_name(name), "").strip()

@@ -159,9 +159,9 @@ class _Preview:
             else key.get(name, placeholders[name])
             for name, one in provider.secret_fields.items()
         }
-        self._provider = provider.with_attributes(
-            url_params={**provider.url_params, **self._extras}, **({"private_key": key[""]} if "" in key else {})
-        )
+        self._provider = provider.with_attributes(url_params={**provider.url_params, **self._extras})
+        if "" in key and isinstance(self._provider, OAuth2Provider):
+            self._provider = self._provider.with_private_key(key[""])
         recorder.fields = self._token_response()
         recorder.headers = [("Set-Cookie", "session=0")]
         for request in provider.login if isinstance(provider, OAuth2Provider) else ():

@@ -42,7 +42,8 @@ class ShopifyProvider(OAuth2Provider):
         """
         if not all(map(_PARAMETER.fullmatch, query)):
             raise InvalidField("query", "has a parameter that Shopify does not send")
-        if not hmac.compare_digest(_signature(query, self.client_secret), query.get("hmac", "").encode()):
+        signatures = [_signature(query, secret) for secret in self.oauth_client.secrets]
+        if not any(hmac.compare_digest(one, query.get("hmac", "").encode()) for one in signatures):
             raise InvalidField("query", "is not signed by Shopify")
         if query.get("shop") != self.url_params["shop"] + _DOMAIN:
             raise InvalidField("query", "is of another shop")

@@ -91,6 +91,12 @@ def current_caller() -> Caller | None:
     return _caller.get()
 
 
+def current_caller_name() -> str | None:
+    """Return the name that the policy has for the current call's caller; None where callers are not authenticated."""
+    caller = _caller.get()
+    return None if caller is None else caller.name
+
+
 def caller_name(_context: Context) -> str:
     """Return the name that the policy has for the current call's caller; empty where callers are not authenticated."""
     caller = _caller.get()

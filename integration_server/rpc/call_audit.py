@@ -4,7 +4,7 @@ The contract declares for which methods.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -22,6 +22,12 @@ from integration_server.rpc.reused_responses import PURPOSE, purpose_of, respons
 from integration_server.service.audit.audit_trail import AuditTrail, audit_user
 from integration_server.service.common_types import Clock
 
+_CLIENT_FIELDS: Mapping[str, str] = {
+    Action.CONNECT: "oauth_client",
+    Action.PUT_OAUTH_CLIENT: "name",
+    Action.DELETE_OAUTH_CLIENT: "name",
+}
+"""The fields of requests that name an OAuth client, which is then a detail of the audit entry."""
 _MAX_AUDIT_WAIT = 2.0  # seconds: the change is already made, and a caller that waits longer would repeat it
 
 
@@ -103,7 +109,8 @@ class _Audited:
     def complete(self, entry: AuditEntry, outcome: str, request: object) -> AuditEntry:
         """Return the entry with its outcome, and with the integration that the call's messages name."""
         messages = [self._request, *filter(None, [self.response])]
-        details = entry.details or _details(*messages)
+        client = getattr(self._request, _CLIENT_FIELDS.get(entry.action, ""), "")
+        details = entry.details or client or _details(*messages)
         if isinstance(request, RequestStream):
             details = f"{details}; {request.body_size} bytes sent, {self._received} received"
         return replace(

@@ -29,7 +29,7 @@ _ERRORS: dict[int, Sequence[type[IntegrationServerError]]] = {
         errors.IssuerMismatch,
         errors.ConfirmationInvalid,
     ),
-    code_pb2.NOT_FOUND: (errors.IntegrationNotFound, errors.ResourceNotFound),
+    code_pb2.NOT_FOUND: (errors.IntegrationNotFound, errors.OAuthClientNotFound, errors.ResourceNotFound),
     code_pb2.ALREADY_EXISTS: (errors.ResourceAlreadyExists,),
     code_pb2.PERMISSION_DENIED: (errors.UserMismatch, errors.CallerNotAllowed),
     code_pb2.RESOURCE_EXHAUSTED: (errors.QuotaExceeded, errors.RateLimited, errors.ResponseTooLarge),
@@ -48,6 +48,7 @@ _ERRORS: dict[int, Sequence[type[IntegrationServerError]]] = {
         errors.SyncTokenExpired,
         errors.ProviderRejected,
         errors.AccountNotChosen,
+        errors.OAuthClientInUse,
     ),
     code_pb2.ABORTED: (errors.EtagMismatch,),
     code_pb2.UNAVAILABLE: (

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from integration_server.domain.integration import Integration
 from integration_server.rpc import mapping
-from integration_server.rpc.authorization import current_allowed_types
+from integration_server.rpc.authorization import current_allowed_types, current_caller_name
 from integration_server.rpc.methods import Context
 from integration_server.rpc.reused_responses import response_source
 from integration_server.service.common_types import Clock
@@ -20,6 +20,7 @@ from integration_server.service.credentials.credential_service import Credential
 from integration_server.service.events.event_stream import EventStream, StreamItem
 from integration_server.service.health.health_checks import HealthChecker
 from integration_server.service.integrations.integration_manager import IntegrationManager
+from integration_server.service.oauth_clients.oauth_client_manager import OAuthClientManager
 from integration_server.service.proxy.calls import ApiProxy
 from integration_server.service.webhooks.unrouted_webhooks import UnroutedWebhookLog
 from integration_server.service.webhooks.webhook_delivery import WebhookDelivery
@@ -46,6 +47,7 @@ class UseCases:
     unrouted_webhooks: UnroutedWebhookLog
     event_stream: EventStream
     api_proxy: ApiProxy
+    oauth_clients: OAuthClientManager
 
 
 class IntegrationService(pb_grpc.IntegrationServiceServicer):
@@ -69,6 +71,8 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
                 name=mapping.decode_text("name", request.name),
                 config=mapping.decode_config(request.config),
                 integration_id=mapping.decode_optional_integration_id(request.integration_id),
+                oauth_client=mapping.decode_oauth_client("oauth_client", request.oauth_client),
+                caller=current_caller_name(),
             )
         )
         return mapping.encode(pb.ConnectResponse, authorization, authorization_url=authorization.url)

@@ -26,6 +26,7 @@ from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import InvalidField
 from integration_server.domain.health import HealthCheck
 from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.domain.oauth_client import OAUTH_CLIENT_NAME
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
 from integration_server.domain.revocation import RevocationState
 from integration_server.domain.text import control_character_problem
@@ -52,6 +53,7 @@ MAX_WEBHOOK_HEADERS = 200
 MAX_CONFIG_BYTES = 64 * 1024
 DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 50, 200
 MAX_CHECK_PAGE_SIZE = 50  # each row is a call to a provider, eight at a time, and all have ten seconds
+MAX_CALLERS = 100  # services that one policy file names
 MAX_SCOPES = MAX_HEADERS = MAX_PARAMETERS = 100
 MAX_DURATION_SECONDS, MAX_NANOS = 315_576_000_000, 999_999_999  # as google.protobuf.Duration defines
 
@@ -147,9 +149,9 @@ def decode_matching(
     return value
 
 
-def decode_key(field: str, value: str) -> str:
+def decode_key(field: str, value: str, max_length: int = MAX_KEY_LENGTH) -> str:
     """Return a key or secret without what was pasted with it. Its type says which characters it may have."""
-    return decode_content(field, value, MAX_KEY_LENGTH).strip(_PASTED)
+    return decode_content(field, value, max_length).strip(_PASTED)
 
 
 def decode_secret_fields(values: Mapping[str, str]) -> dict[str, str]:
@@ -160,6 +162,14 @@ def decode_secret_fields(values: Mapping[str, str]) -> dict[str, str]:
         name: decode_content(f"secret_fields.{name}", values[name], MAX_SECRET_FIELD_LENGTH).strip(_PASTED)
         for name in names
     }
+
+
+def decode_oauth_client(field: str, value: str) -> str:
+    """Return the name of an OAuth client, or an empty text for the operator's own."""
+    if not value:
+        return value
+    problem = "must be letters, digits, '.', '_' and '-', at most 64, of which the first is a letter or digit"
+    return decode_matching(field, value, OAUTH_CLIENT_NAME, problem)
 
 
 def require_at_most(field: str, values: Sequence[T], max_count: int) -> Sequence[T]:

@@ -1,9 +1,9 @@
 """The port to providers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from integration_server.domain.credentials import (
     ApiKey,
@@ -14,10 +14,13 @@ from integration_server.domain.credentials import (
     OAuthTokens,
     RequestAuth,
 )
+from integration_server.domain.oauth_client import OAuthClient
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, ApiStream, RateLimit
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookRequest
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.service.request_body import RequestBody
+
+T = TypeVar("T")
 
 
 class DeclaredField(Protocol):
@@ -94,19 +97,34 @@ class Provider(Protocol):
         """Raise `ProviderNotConfigured` if settings are missing."""
 
     @property
+    def oauth_client(self) -> OAuthClient:
+        """The client that authenticates, by default the operator's own."""
+
+    def for_client(self, client: OAuthClient) -> "Provider":
+        """The provider with another client, or with another of its client's secrets."""
+
+    @property
+    def takes_client_secret(self) -> bool:
+        """Whether a client of this type has a secret."""
+
+    @property
     def issuer(self) -> str | None:
         """The authorization server's issuer; a callback must then have it as `iss` (RFC 9207)."""
 
     @property
     def shares_grants_with(self) -> Sequence[str]:
-        """The types whose grants a revocation ends, if it ends all grants of the account to our client.
+        """The types of the same authorization server, whose grants a revocation ends too; empty if it ends one only.
 
-        They are this type and other types with the same client. Empty if a revocation ends one grant only.
+        They are grants of the same account, and of the same client unless `revocation_ends` is "account".
         """
 
     @property
     def grants_ended_by(self) -> Sequence[str]:
         """The types whose `shares_grants_with` has this type: a revocation of theirs ends its grants."""
+
+    @property
+    def revocation_ends(self) -> str:
+        """What a revocation ends: one "token", or each "grant" of the account to the client, or to every client."""
 
     @property
     def names_accounts_like(self) -> Sequence[str]:
@@ -233,11 +251,24 @@ class Provider(Protocol):
         """
 
 
-class Providers(Protocol):
-    """The providers of this server."""
+class ProviderSet(Protocol):
+    """The providers of this server, with the operator's own clients."""
 
     def __getitem__(self, integration_type: str, /) -> Provider:
         """The provider of a type or alias. Raises `UnknownIntegrationType`."""
 
     def all(self) -> Sequence[Provider]:
         """All providers, sorted by type."""
+
+
+class Providers(ProviderSet, Protocol):
+    """The providers of this server, with all OAuth clients. An empty name is that of the operator's own client."""
+
+    async def for_client(self, integration_type: str, oauth_client: str) -> Provider:
+        """The provider of a type with a client. Raises `OAuthClientUnknown` or `CredentialsUnreadable`."""
+
+    async def authenticated(self, provider: Provider, call: Callable[[Provider], Awaitable[T]]) -> T:
+        """The result of a call that authenticates as the provider's client.
+
+        The call may run twice: if the provider refuses a client secret, it gets the provider with the other one.
+        """

@@ -19,6 +19,7 @@ from integration_server.service.connections.ports import AuthorizationAttempt
 from integration_server.service.integrations.ports import NewIntegration
 from integration_server.storage.engine import Database, DatabaseTime, from_row
 from integration_server.storage.integrations import matches_integration, new_integration_values
+from integration_server.storage.oauth_clients import require_client
 from integration_server.storage.tables import AttemptState, authorization_attempts, integrations, is_polled
 from integration_server.storage.user_usage import (
     DEFAULT_USER_QUOTAS,
@@ -73,13 +74,14 @@ class SqlAuthorizationAttempts:
         self._quotas = quotas
 
     async def begin(self, attempt: AuthorizationAttempt, integration: NewIntegration) -> IntegrationId:
-        """Store a pending integration and its attempt. Raises `QuotaExceeded`."""
+        """Store a pending integration and its attempt. Raises `QuotaExceeded`, or `CallerNotAllowed` without client."""
         add = (
             insert(integrations)
             .values(new_integration_values(integration, attempt.create_time))
             .returning(_I.integration_id)
         )
         async with self._database.write_transaction() as connection:
+            await require_client(connection, integration.integration_type, integration.oauth_client)
             await self._make_room(connection, attempt)
             if not await has_room_for_integration(connection, attempt.user_id, self._quotas):
                 oldest = await connection.execute(_OLDEST_STARTED, {"of_user": attempt.user_id})

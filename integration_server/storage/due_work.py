@@ -78,10 +78,10 @@ class _DueTable:
 
 
 _TABLES: Mapping[JobKind, _DueTable] = {
-    JobKind.REFRESH: _DueTable(_I.integration_type, _I.refresh_due_time, stored_integration_of, is_enabled=is_usable),
-    JobKind.CHECK: _DueTable(_I.integration_type, _I.check_due_time, stored_integration_of, is_enabled=is_usable),
+    JobKind.REFRESH: _DueTable(_I.client_key, _I.refresh_due_time, stored_integration_of, is_enabled=is_usable),
+    JobKind.CHECK: _DueTable(_I.client_key, _I.check_due_time, stored_integration_of, is_enabled=is_usable),
     JobKind.REVOCATION: _DueTable(
-        _R.integration_type, _R.due_time, revocation_of, claim_values={"attempts": _R.attempts + 1}
+        _R.client_key, _R.due_time, revocation_of, claim_values={"attempts": _R.attempts + 1}
     ),
     JobKind.DEVICE_POLL: _DueTable(_A.integration_type, _A.poll_due_time, attempt_of, is_enabled=is_polled),
     JobKind.KEY_ROTATION: _DueTable(singleton_jobs.c.job_name, singleton_jobs.c.due_time, lambda _: None),

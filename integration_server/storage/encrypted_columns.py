@@ -15,6 +15,7 @@ from integration_server.service.credentials.credential_cipher import (
     callback_aad,
     chain_key_aad,
     credentials_aad,
+    oauth_client_aad,
     outcome_aad,
     payload_aad,
     route_aad,
@@ -27,6 +28,7 @@ from integration_server.storage.tables import (
     authorization_attempts,
     data_key_id,
     integrations,
+    oauth_clients,
     revocations,
     unrouted_webhooks,
     webhook_events,
@@ -97,13 +99,19 @@ def _of_route(row: Row[Any]) -> AssociatedData:
 
 
 def _of_unrouted(row: Row[Any]) -> AssociatedData:
-    return unrouted_payload_aad(row.uid, row.integration_type, row.event_id, row.event_type, row.receive_time)
+    names = row.uid, row.integration_type, row.oauth_client
+    return unrouted_payload_aad(*names, row.event_id, row.event_type, row.receive_time)
+
+
+def _of_client(row: Row[Any]) -> AssociatedData:
+    return oauth_client_aad(row.uid, row.integration_type, row.name, row.client_id, row.callers, row.version)
 
 
 _SECRETS = (webhook_secrets.c.encrypted_secret, webhook_secrets.c.encrypted_previous_secret)
 
 ENCRYPTED_COLUMNS = (
     EncryptedColumn(integrations.c.encrypted_credentials, _of_integration),
+    EncryptedColumn(oauth_clients.c.encrypted_secrets, _of_client),
     EncryptedColumn(revocations.c.encrypted_credentials, _of_revocation),
     EncryptedColumn(authorization_attempts.c.encrypted_details, partial(_of_attempt, attempt_aad)),
     EncryptedColumn(authorization_attempts.c.encrypted_callback, partial(_of_attempt, callback_aad)),

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, case, func, insert, select, update
 
+from integration_server.domain.errors import ProviderMisconfigured
 from integration_server.domain.health import ErrorRate, HealthCheck, HealthCounts
 from integration_server.domain.integration import Failure, Integration, Status, UserId
 from integration_server.service.integrations.ports import StoredPage
@@ -109,6 +110,8 @@ def _check_values(check: HealthCheck) -> dict[str, Any]:
 def _outcome_values(check: HealthCheck) -> Mapping[str, Any]:
     if check.error_class is None:
         return NO_FAILURE
+    if check.error_class == ProviderMisconfigured.reason:
+        return {}  # the fault of our client, and not of the integration
     failure = Failure(check.error_class, check.check_time, check.message)
     count = integrations.c.error_count
     # A refresh that failed during the check is counted already.

@@ -29,6 +29,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
+from integration_server.domain.oauth_client import client_key
 from integration_server.service.connections.revocation_ports import GrantProof, OrphanedGrant
 from integration_server.service.credentials.credential_cipher import bound_values_of
 from integration_server.service.integrations.ports import (
@@ -70,7 +71,10 @@ _RESERVE_SQLITE_ID = (
 )
 _FIRST_SQLITE_ID = insert(_SQLITE_COUNTERS).values(name=integrations.name, seq=1)
 
-_CONNECTION_COLUMNS = "name", "config", "account_id", "account_label", "is_active", "connect_time", "webhook_secret_id"
+_CONNECTION_COLUMNS = (
+    *("name", "config", "account_id", "account_label", "is_active", "connect_time", "webhook_secret_id"),
+    *("oauth_client", "client_key"),
+)
 """The columns that the credentials of a connection are bound to, beside those that describe the credentials."""
 
 NO_FAILURE: Mapping[str, Any] = {
@@ -134,12 +138,14 @@ class SqlIntegrations:
                 await connection.execute(_FIRST_SQLITE_ID)
             return IntegrationId(last_id or 1)
 
-    async def find_account(self, user_id: UserId, integration_type: str, account_id: str) -> StoredIntegration | None:
-        """The user's connected integration with that account."""
+    async def find_account(
+        self, user_id: UserId, integration_type: str, account_id: str, oauth_client: str = ""
+    ) -> StoredIntegration | None:
+        """The user's connected integration with that account, of the client."""
         row = await self._database.fetch_one(
             select(integrations).where(
                 _T.user_id == user_id,
-                _T.integration_type == integration_type,
+                _T.client_key == client_key(integration_type, oauth_client),
                 _T.account_id == account_id,
                 _T.connect_time.is_not(None),
             )
@@ -288,11 +294,11 @@ class SqlIntegrations:
         }
         await self._write(integration.integration_id, _update_version(integration, values))
 
-    async def resume_refreshes(self, integration_type: str, due_times: Sequence[datetime]) -> int:
-        """End the pauses of integrations of a type whose last refresh failed; each is due at one of the times."""
+    async def resume_refreshes(self, client_key: str, due_times: Sequence[datetime]) -> int:
+        """End the pauses of integrations of a client whose last refresh failed; each is due at one of the times."""
         paused = (
             select(_T.integration_id)
-            .where(_T.integration_type == integration_type, _T.refresh_failures > 0)
+            .where(_T.client_key == client_key, _T.refresh_failures > 0)
             .where(_T.refresh_retry_time > max(due_times))
             .order_by(_T.refresh_retry_time)
             .limit(len(due_times))
@@ -410,6 +416,7 @@ def new_integration_values(integration: NewIntegration, now: datetime) -> dict[s
         del values["integration_id"]  # the database assigns one
     return {
         **values,
+        "client_key": integration.client_key,
         "auth_method": integration.auth_method.value,
         "is_active": True,
         "scopes": (),

@@ -159,10 +159,10 @@ class SqlRefreshLeases:
     async def latest_outcomes(
         self, integration: Integration, within: timedelta, limit: int
     ) -> Sequence[RefreshOutcome]:
-        """The outcomes of the latest refreshes of other integrations of the type, the newest first."""
+        """The outcomes of the latest refreshes of other integrations of the client, the newest first."""
         rows = await self._database.fetch(
             _outcomes(within, limit),
-            {"of_type": integration.integration_type, "of_integration": integration.integration_id},
+            {"of_client": integration.client_key, "of_integration": integration.integration_id},
         )
         return [RefreshOutcome(integration_of(row), bool(row.is_refused)) for row in rows]
 
@@ -173,7 +173,7 @@ def _outcomes(within: timedelta, limit: int) -> Select[Any]:
     begin = select(DatabaseTime(-within)).scalar_subquery()
     latest = (
         select(refresh_leases)
-        .where(_L.integration_type == bindparam("of_type"), _L.integration_id != bindparam("of_integration"))
+        .where(_L.client_key == bindparam("of_client"), _L.integration_id != bindparam("of_integration"))
         .where(_L.claim_time > begin)
         .order_by(_L.claim_time.desc())
         .limit(_CLAIMS_PER_OUTCOME * limit)
@@ -214,7 +214,7 @@ def _claim(insert: Any, duration: timedelta, forced_interval: timedelta) -> Exec
     owner = bindparam("of_owner", type_=String(255))
     columns = {
         "integration_id": _I.integration_id,
-        "integration_type": _I.integration_type,
+        "client_key": _I.client_key,
         "version": _I.version,
         "owner": owner,
         "expire_time": DatabaseTime(duration),

@@ -11,13 +11,14 @@ from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, and_, delete, exists, false, insert, or_, select, true, update
+from sqlalchemy import ColumnElement, Row, Select, Table, and_, delete, exists, false, insert, or_, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.integration import Integration
 from integration_server.service.background.ports import Claim, JobKind
 from integration_server.service.connections.revocation_ports import (
     CallDecision,
+    ClientScope,
     GrantProof,
     OrphanedGrant,
     Revocation,
@@ -48,7 +49,7 @@ class SqlRevocationOutbox:
     async def begin_call(
         self,
         claim: Claim[Revocation],
-        ended_types: Collection[str],
+        ended: Collection[ClientScope],
         comparable_types: Collection[str],
         claim_duration: timedelta,
         *,
@@ -65,7 +66,7 @@ class SqlRevocationOutbox:
                     (CallDecision.SHARED_WITH_OWN, _T.user_id == claim.item.grant.user_id),
                     (CallDecision.SHARED, _T.user_id != claim.item.grant.user_id),
                 ):
-                    ends_one = ends_integration(claim.item.grant, ended_types, comparable_types, whose)
+                    ends_one = ends_integration(claim.item.grant, ended, comparable_types, whose)
                     if await connection.scalar(ends_one):
                         await connection.execute(delete(revocations).where(*is_claimed))
                         return decision, claim
@@ -94,32 +95,39 @@ class SqlRevocationOutbox:
 
 def ends_integration(
     grant: OrphanedGrant,
-    ended_types: Collection[str],
+    ended: Collection[ClientScope],
     comparable_types: Collection[str],
     whose: ColumnElement[bool],
 ) -> Select[tuple[bool]]:
     """The query whether the revocation of a grant may end a connected integration of some users."""
     is_connected = _T.connect_time.is_not(None)
-    conditions = _ended_integrations(grant, ended_types, comparable_types)
+    conditions = _ended_integrations(grant, ended, comparable_types)
     return select(or_(false(), *(exists().where(is_connected, whose, one) for one in conditions)))
 
 
 def _ended_integrations(
-    grant: OrphanedGrant, ended_types: Collection[str], comparable_types: Collection[str]
+    grant: OrphanedGrant, ended: Collection[ClientScope], comparable_types: Collection[str]
 ) -> Iterator[ColumnElement[bool]]:
     """The conditions of integrations that the revocation of a grant may end. Each of them has an index."""
     if grant.token_fingerprint is not None:
         yield _T.token_fingerprint == grant.token_fingerprint
-    if not ended_types:
-        return
-    is_ended_type, is_own = _T.integration_type.in_(sorted(ended_types)), _T.user_id == grant.user_id
-    if grant.account_id is None:
-        yield is_ended_type
-        return
-    yield and_(is_ended_type, _T.account_id == grant.account_id)
-    yield and_(is_ended_type, _T.account_id.is_(None), or_(is_own, _T.lacks_required_scope.is_(False)))
-    others = set(ended_types) - {grant.integration_type, *comparable_types}
-    yield and_(is_own, _T.integration_type.in_(sorted(others)))
+    is_own = _T.user_id == grant.user_id
+    # For each client apart, so that each condition has an index.
+    for scope in ended:
+        is_ended = is_of(integrations, scope)
+        if grant.account_id is None:
+            yield is_ended
+            continue
+        yield and_(is_ended, _T.account_id == grant.account_id)
+        yield and_(is_ended, _T.account_id.is_(None), or_(is_own, _T.lacks_required_scope.is_(False)))
+        if scope.integration_type not in {grant.integration_type, *comparable_types}:
+            yield and_(is_own, is_ended)
+
+
+def is_of(table: Table, scope: ClientScope) -> ColumnElement[bool]:
+    """The condition for the rows of a client."""
+    is_type: ColumnElement[bool] = table.c.integration_type == scope.integration_type
+    return is_type if scope.oauth_client is None else and_(is_type, table.c.oauth_client == scope.oauth_client)
 
 
 async def require_valid_grant(
@@ -133,7 +141,7 @@ async def require_valid_grant(
         return
     await connection.execute(_LOCK.with_for_update(read=True))
     is_called = or_(_R.revoke_time > proof.time, and_(_R.due_time == _R.call_due_time, _R.due_time > DatabaseTime()))
-    is_ended_by = _R.integration_type.in_(sorted(proof.ended_by))
+    is_ended_by = or_(false(), *(is_of(revocations, scope) for scope in proof.ended_by))
     may_have_account = [
         _R.account_id.is_(None),
         true() if integration.account_id is None else _R.account_id == integration.account_id,
@@ -167,6 +175,7 @@ def revocation_of(row: Row[Any]) -> Revocation:
 def _values(grant: OrphanedGrant, *, attempts: int, claim_duration: timedelta) -> Mapping[str, Any]:
     return {
         **asdict(grant),
+        "client_key": grant.client_key,
         "create_time": DatabaseTime(),
         "due_time": DatabaseTime(claim_duration),
         "attempts": attempts,

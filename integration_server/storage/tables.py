@@ -74,6 +74,8 @@ integrations = Table(
     Column("uid", String(255), nullable=False, unique=True),
     Column("user_id", String(255), nullable=False),
     Column("integration_type", String(255), nullable=False),
+    Column("oauth_client", String(64), nullable=False, server_default=""),
+    Column("client_key", String(320), nullable=False),
     Column("auth_method", String(32), nullable=False),
     Column("name", Text, nullable=False),
     Column("config", JSON, nullable=False),
@@ -110,7 +112,8 @@ integrations = Table(
     sqlite_autoincrement=True,
 )
 """Integrations. `domain/integration.py` describes the columns. Ids are never reused. Rows with the same
-`token_fingerprint` have the same token (`OAuthTokens.fingerprint`)."""
+`token_fingerprint` have the same token (`OAuthTokens.fingerprint`). `client_key` is that of `domain/oauth_client.py`:
+what is due, refused or paused is found for each client."""
 
 is_usable = and_(integrations.c.is_active.is_(True), integrations.c.reauthorization_required.is_(False))
 """The integrations that background jobs work on."""
@@ -121,9 +124,9 @@ def _partial_index(name: str, where: ColumnElement[bool], *columns: Column[Any],
 
 
 _partial_index(
-    "uq_integrations_user_id_integration_type_account_id",
+    "uq_integrations_user_id_client_key_account_id",
     integrations.c.account_id.is_not(None),
-    *(integrations.c.user_id, integrations.c.integration_type, integrations.c.account_id),
+    *(integrations.c.user_id, integrations.c.client_key, integrations.c.account_id),
     unique=True,
 )
 _partial_index(
@@ -133,13 +136,49 @@ _partial_index(
 )
 _partial_index("ix_integrations_pending", integrations.c.connect_time.is_(None), integrations.c.integration_id)
 _partial_index(
-    "ix_integrations_integration_type_refresh_retry_time",
+    "ix_integrations_client_key_refresh_retry_time",
     integrations.c.refresh_failures > 0,
-    *(integrations.c.integration_type, integrations.c.refresh_retry_time),
+    *(integrations.c.client_key, integrations.c.refresh_retry_time),
 )
 for _due_time in (integrations.c.refresh_due_time, integrations.c.check_due_time):
-    _name = f"ix_integrations_integration_type_{_due_time.name}"
-    _partial_index(_name, is_usable, integrations.c.integration_type, _due_time)
+    _name = f"ix_integrations_client_key_{_due_time.name}"
+    _partial_index(_name, is_usable, integrations.c.client_key, _due_time)
+_partial_index(
+    "ix_integrations_integration_type_oauth_client",
+    integrations.c.oauth_client != literal_column("''"),
+    *(integrations.c.integration_type, integrations.c.oauth_client),
+)
+
+oauth_clients = Table(
+    "oauth_clients",
+    metadata,
+    Column("oauth_client_id", _Id, Identity(), primary_key=True),
+    Column("uid", String(255), nullable=False),
+    Column("integration_type", String(255), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("client_id", String(255), nullable=False),
+    Column("callers", JSON, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("encrypted_secrets", LargeBinary, nullable=False),
+    Column("create_time", UtcDateTime, nullable=False),
+    Column("update_time", UtcDateTime, nullable=False),
+    UniqueConstraint("integration_type", "name"),
+    Index("ix_oauth_clients_client_id", "client_id"),
+    sqlite_autoincrement=True,
+)
+"""The OAuth clients besides the operator's own; see `docs/oauth-clients.md`. `encrypted_secrets` are all secrets of a
+client, bound to the columns before them. `version` is the time of the last change in microseconds, on the database's
+clock, and never becomes lower, also not when a client is deleted and added again."""
+
+oauth_client_alarms = Table(
+    "oauth_client_alarms",
+    metadata,
+    Column("integration_type", String(255), primary_key=True),
+    Column("oauth_client", String(64), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("refuse_time", UtcDateTime, nullable=False),
+)
+"""The clients of which the provider has refused a secret, also the operator's own, until it accepts the newest one."""
 
 authorization_attempts = Table(
     "authorization_attempts",
@@ -179,7 +218,7 @@ refresh_leases = Table(
     "refresh_leases",
     metadata,
     Column("integration_id", _Id, ForeignKey(integrations.c.integration_id, ondelete="CASCADE"), primary_key=True),
-    Column("integration_type", String(255), nullable=False),
+    Column("client_key", String(320), nullable=False),
     Column("version", BigInteger, nullable=False),
     Column("owner", String(255), nullable=False),
     Column("expire_time", UtcDateTime, nullable=False),
@@ -188,7 +227,7 @@ refresh_leases = Table(
     Column("claim_time", UtcDateTime, nullable=False),
     Column("failure", String(64)),
     Column("refusal_time", UtcDateTime),
-    Index("ix_refresh_leases_integration_type_claim_time", "integration_type", "claim_time"),
+    Index("ix_refresh_leases_client_key_claim_time", "client_key", "claim_time"),
 )
 """Leases of refreshes, on the database's clock. `call_time` is the first call to the provider for this version, and
 `called_by` the owner that made it; it is empty once the owner knows that the response is lost. Both stay until the
@@ -219,6 +258,8 @@ revocations = Table(
     Column("uid", String(255), nullable=False),
     Column("user_id", String(255), nullable=False),
     Column("integration_type", String(255), nullable=False),
+    Column("oauth_client", String(64), nullable=False, server_default=""),
+    Column("client_key", String(320), nullable=False),
     Column("account_id", String(255)),
     Column("bound_values", Text, nullable=False, server_default=""),
     Column("encrypted_credentials", LargeBinary, nullable=False),
@@ -228,7 +269,7 @@ revocations = Table(
     Column("token_fingerprint", String(64), index=True),
     Column("call_due_time", UtcDateTime),
     Column("revoke_time", UtcDateTime),
-    Index("ix_revocations_integration_type_due_time", "integration_type", "due_time"),
+    Index("ix_revocations_client_key_due_time", "client_key", "due_time"),
     Index("ix_revocations_integration_type_account_id", "integration_type", "account_id"),
     sqlite_autoincrement=True,
 )
@@ -299,6 +340,8 @@ unrouted_webhooks = Table(
     metadata,
     Column("unrouted_webhook_id", _Id, Identity(), primary_key=True),
     Column("integration_type", String(255), nullable=False),
+    Column("oauth_client", String(64), nullable=False, server_default=""),
+    Column("client_key", String(320), nullable=False),
     Column("event_id", String(255), nullable=False),
     Column("uid", String(255), nullable=False),
     Column("event_type", String(255), nullable=False),
@@ -308,8 +351,9 @@ unrouted_webhooks = Table(
     Column("payload_bytes", BigInteger, nullable=False),
     Column("receive_time", UtcDateTime, nullable=False, index=True),
     Column("encrypted_payload", LargeBinary, nullable=False),
-    UniqueConstraint("integration_type", "event_id"),
+    UniqueConstraint("client_key", "event_id"),
     Index("ix_unrouted_webhooks_integration_type", "integration_type", "unrouted_webhook_id"),
+    Index("ix_unrouted_webhooks_client_key", "client_key", "unrouted_webhook_id"),
     sqlite_autoincrement=True,
 )
 """Verified webhook events that belong to no integration. `uid` is as in `webhook_events`."""

@@ -37,7 +37,7 @@ _RECIPIENTS = (
             _I.account_id.in_(bindparam("account_ids", expanding=True)),
             _I.integration_id.in_(bindparam("integration_ids", expanding=True)),
         ),
-        _I.integration_type == bindparam("type"),
+        _I.client_key == bindparam("client_key"),
         _I.connect_time.is_not(None),
         _I.integration_id > bindparam("after"),
     )
@@ -68,7 +68,7 @@ class SqlWebhookInbox:
 
     async def find_recipients(
         self,
-        integration_type: str,
+        client_key: str,
         account_ids: Collection[str],
         after: IntegrationId,
         limit: int,
@@ -78,7 +78,7 @@ class SqlWebhookInbox:
         parameters = {
             "account_ids": sorted(account_ids),
             "integration_ids": sorted(integration_ids),
-            "type": integration_type,
+            "client_key": client_key,
             "after": after,
             "limit": limit,
         }

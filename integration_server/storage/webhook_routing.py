@@ -24,7 +24,7 @@ _UPSERTS: Mapping[str, Callable[..., Any]] = {"postgresql": postgresql.insert, "
 
 @dataclass(frozen=True, slots=True)
 class UnroutedLimits:
-    """What is kept of the unrouted events of one type. `max_bytes` are of encrypted payloads."""
+    """What is kept of the unrouted events of one client. `max_bytes` are of encrypted payloads."""
 
     max_rows: int = 1000  # more than an operator reads
     max_bytes: int = 16 * 1024 * 1024
@@ -36,7 +36,7 @@ _newest = (
         func.row_number().over(order_by=_U.unrouted_webhook_id.desc()).label("count"),
         func.sum(func.length(_U.encrypted_payload)).over(order_by=_U.unrouted_webhook_id.desc()).label("bytes"),
     )
-    .where(_U.integration_type == bindparam("type"))
+    .where(_U.client_key == bindparam("client_key"))
     .subquery()
 )
 _newest_excess = (
@@ -46,7 +46,7 @@ _newest_excess = (
 )
 _excess = (
     select(_U.unrouted_webhook_id)
-    .where(_U.integration_type == bindparam("type"), _U.unrouted_webhook_id <= _newest_excess)
+    .where(_U.client_key == bindparam("client_key"), _U.unrouted_webhook_id <= _newest_excess)
     .with_for_update(skip_locked=True)  # another server deletes the same rows
 )
 _DELETE_EXCESS = delete(unrouted_webhooks).where(_U.unrouted_webhook_id.in_(_excess))
@@ -60,10 +60,11 @@ class SqlUnroutedWebhooks:
         self._limits = limits or UnroutedLimits()
 
     async def add(self, events: Sequence[NewUnroutedWebhook]) -> None:
-        """Store events of one type, and delete the oldest beyond the limits."""
+        """Store events of one client, and delete the oldest beyond the limits."""
         rows = [
             {
                 **asdict(new.event),
+                "client_key": new.event.client_key,
                 "reason": new.event.reason.value,
                 "uid": new.uid,
                 "encrypted_payload": new.encrypted_payload,
@@ -73,8 +74,8 @@ class SqlUnroutedWebhooks:
         async with self._database.write_transaction() as connection:
             insert = _UPSERTS[connection.dialect.name](unrouted_webhooks)
             await connection.execute(insert.on_conflict_do_nothing(), rows)
-        for integration_type in {new.event.integration_type for new in events}:
-            await self._database.write(_DELETE_EXCESS, {"type": integration_type, **asdict(self._limits)})
+        for key in {new.event.client_key for new in events}:
+            await self._database.write(_DELETE_EXCESS, {"client_key": key, **asdict(self._limits)})
 
     async def list(
         self, integration_type: str, allowed_types: AllowedTypes, before: int | None, limit: int

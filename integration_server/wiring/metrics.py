@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
 from operator import attrgetter
 
+from integration_server.domain.oauth_client import type_of_key
 from integration_server.observability.metrics import METRICS, UNKNOWN, Metric, Metrics, Sample
 from integration_server.providers.base import BaseProvider
 from integration_server.rpc.call_log import CallLog
@@ -104,7 +105,7 @@ def read_facts(providers: Sequence[BaseProvider], clock: Clock) -> Iterator[Samp
 
 def _type_of(kind: JobKind, job_type: str) -> str:
     """The integration type of due work; a singleton job has none."""
-    return "" if kind is JobKind.KEY_ROTATION else job_type
+    return "" if kind is JobKind.KEY_ROTATION else type_of_key(job_type)
 
 
 @dataclass(eq=False)

@@ -23,6 +23,7 @@ from integration_server.service.connections.ports import (
 )
 from integration_server.service.connections.revocation_ports import (
     CallDecision,
+    ClientScope,
     GrantProof,
     OrphanedGrant,
     Revocation,
@@ -99,6 +100,11 @@ def new_grant(**changes: Any) -> OrphanedGrant:
         uid="uid", user_id=ANN, integration_type="acme", account_id=None, encrypted_credentials=b"encrypted"
     )
     return replace(defaults, **changes)
+
+
+def of_types(*integration_types: str) -> Sequence[ClientScope]:
+    """The scopes of all clients of these types."""
+    return [ClientScope(integration_type, None) for integration_type in integration_types]
 
 
 def account(account_id: str | None) -> NewAccount:
@@ -869,7 +875,7 @@ class RevocationOutboxContract:
         ended_by: Sequence[str],
     ) -> None:
         pending = await create_pending(integrations, attempts, BOB)
-        credentials = new_credentials(token_fingerprint=fingerprint)
+        credentials, scopes = new_credentials(token_fingerprint=fingerprint), of_types(*ended_by)
         begin = await revocations.now()
         decision, claim = await outbox.begin(new_grant(**grant, token_fingerprint="token"))
         assert decision is CallDecision.SEND
@@ -880,17 +886,17 @@ class RevocationOutboxContract:
             assert added is not None
             await integrations.remove(added.integration_id, BOB)
 
-        proof = GrantProof(LATER + timedelta(weeks=10_000), ended_by)  # while the call is in progress, none is enough
+        proof = GrantProof(LATER + timedelta(weeks=10_000), scopes)  # while the call is in progress, none is enough
         with pytest.raises(RevocationInProgress):
             await connect(proof)
         with pytest.raises(RevocationInProgress):
             await integrations.commit_connection(pending, account(account_id), credentials, NOW, proof=proof)
         postponed = await due_work.postpone(claim, LONG_CLAIM)
         assert postponed is not None
-        await connect(GrantProof(begin, ended_by))  # the call has failed
+        await connect(GrantProof(begin, scopes))  # the call has failed
         await revocations.complete(postponed)
         with pytest.raises(RevocationInProgress):
-            await connect(GrantProof(begin, ended_by))
+            await connect(GrantProof(begin, scopes))
         await connect(proof)
 
     async def test_the_record_of_a_revocation_has_no_credentials_and_is_due_later(
@@ -908,7 +914,7 @@ class RevocationOutboxContract:
             assert (await outbox.begin(new_grant(**grant, token_fingerprint="token")))[0] is CallDecision.SEND
         credentials = new_credentials(token_fingerprint="new token")
         connected = await integrations.add_connected(
-            new_integration(BOB), account("a"), credentials, NOW, proof=GrantProof(LATER, ("acme", "sister"))
+            new_integration(BOB), account("a"), credentials, NOW, proof=GrantProof(LATER, of_types("acme", "sister"))
         )
         assert connected is not None
 
@@ -919,7 +925,7 @@ class RevocationOutboxContract:
         assert decision is CallDecision.SEND
         credentials = new_credentials(token_fingerprint="new token")
         new = new_integration(BOB)
-        proof = GrantProof(LATER, ["acme"])
+        proof = GrantProof(LATER, of_types("acme"))
         assert await integrations.add_connected(new, account("a"), credentials, NOW, proof=proof) is not None
 
     async def test_of_a_revocation_and_a_connection_at_once_one_sees_the_other(
@@ -929,7 +935,7 @@ class RevocationOutboxContract:
         for number in range(20):
             name = f"account-{number}"
             connecting = integrations.add_connected(
-                new_integration(BOB), account(name), credentials, NOW, proof=GrantProof(LATER, ["acme"])
+                new_integration(BOB), account(name), credentials, NOW, proof=GrantProof(LATER, of_types("acme"))
             )
             revoking = asyncio.create_task(outbox.begin(new_grant(account_id=name), ["acme"]))
             (connection,) = await asyncio.gather(connecting, return_exceptions=True)
@@ -960,7 +966,7 @@ class Outbox:
         claims = await self.due_work.claim(JobKind.REVOCATION, grant.integration_type, 10, claim_duration=LONG_CLAIM)
         (claim,) = (claim for claim in claims if claim.item.grant == grant)
         comparable = comparable_types or [grant.integration_type]
-        return await self.revocations.begin_call(claim, ended_types, comparable, claim_duration, **options)
+        return await self.revocations.begin_call(claim, of_types(*ended_types), comparable, claim_duration, **options)
 
     async def decide(self, grant: OrphanedGrant, ended_types: Sequence[str] = (), **options: Any) -> CallDecision:
         """The decision about a revocation, which then leaves the outbox."""

@@ -25,7 +25,9 @@ from integration_server.storage.tables import audit_entries
 from integration_server.text_escaping import unescape
 from integrations.v1 import google_calendar_pb2 as calendars
 from integrations.v1 import integration_service_pb2 as pb
+from integrations.v1 import operator_service_pb2 as operator_pb
 from integrations.v1.google_calendar_pb2_grpc import GoogleCalendarServiceStub
+from integrations.v1.operator_service_pb2_grpc import OperatorServiceStub
 from tests.end_to_end.authenticated_system import (
     APP_SECRET,
     AuthenticatedSystem,
@@ -79,6 +81,9 @@ ListEventInstances     ok       absent     absent      denied     denied    deni
 UpdateEvent            ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
 DeleteEvent            ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
 ListUnroutedWebhooks   ok       ok         empty       denied     denied    denied   denied   denied    denied        unknown
+PutOAuthClient         ok       ok         denied      denied     denied    denied   denied   denied    denied        unknown
+ListOAuthClients       ok       ok         empty       denied     denied    denied   denied   denied    denied        unknown
+DeleteOAuthClient      ok       ok         denied      denied     denied    denied   denied   denied    denied        unknown
 Check                  ok       ok         ok          denied     denied    ok       denied   denied    denied        unknown
 List                   ok       ok         ok          denied     denied    ok       denied   denied    denied        unknown
 Watch                  ok       ok         ok          denied     denied    ok       denied   denied    denied        unknown
@@ -271,6 +276,9 @@ async def request_for(scenario: Scenario, method: MethodDescriptor, column: str,
         values["integration_id"] = own if exists else ABSENT
     if exists and "Webhook" in method.name and "integration_id" in fields:
         values["integration_id"] = scenario.signed_webhook_id
+    if method.name == "DeleteOAuthClient" and exists:
+        stub: Any = OperatorServiceStub(scenario.backend.channel)
+        await stub.PutOAuthClient(operator_pb.PutOAuthClientRequest(**ALWAYS["PutOAuthClient"]))
     if method.name in {"CreateEvent", "UpdateEvent"}:
         event_id = await new_event(scenario) if method.name == "UpdateEvent" else ""
         values["event"] = {"event_id": event_id, **A_DAY}
@@ -279,6 +287,7 @@ async def request_for(scenario: Scenario, method: MethodDescriptor, column: str,
     return request_class(**values, **ALWAYS.get(method.name, {}))
 
 
+OAUTH_CLIENT: Mapping[str, Any] = {"integration_type": "sandbox", "name": "tenant"}
 ALWAYS: Mapping[str, Mapping[str, Any]] = {
     "ReceiveWebhook": {
         "integration_type": SIGNED_WEBHOOK,
@@ -292,6 +301,8 @@ ALWAYS: Mapping[str, Mapping[str, Any]] = {
     "CallProvider": {"method": "GET", "path": "/userinfo"},
     "StreamProvider": {"method": "GET", "path": "/userinfo"},
     "ServerReflectionInfo": {"list_services": ""},
+    "PutOAuthClient": {**OAUTH_CLIENT, "client_id": "id-of-tenant", "client_secret": "secret of the tenant"},
+    "DeleteOAuthClient": OAUTH_CLIENT,
 }
 A_DAY: Mapping[str, Any] = {"start": {"date": "2026-03-28"}, "end": {"date": "2026-03-29"}}
 
@@ -559,3 +570,56 @@ async def test_users_with_control_characters_are_refused_everywhere(
     recorded = await recorded_names(shared_database_url, integration_id, len(REFUSED_USERS))
     assert {unescape(user_id) for user_id, _ in recorded} == set(REFUSED_USERS)
     assert {outcome for _, outcome in recorded} == {"INVALID_FIELD"}
+
+
+async def put_client(scenario: Scenario, name: str, *callers: str) -> operator_pb.OAuthClient:
+    """Add or change a client, as an operator."""
+    stub: Any = OperatorServiceStub(scenario.backend.channel)
+    fields: dict[str, Any] = {"client_id": f"id-of-{name}", "client_secret": f"secret of {name}", "callers": callers}
+    request = operator_pb.PutOAuthClientRequest(integration_type="sandbox", name=name, **fields)
+    response: operator_pb.PutOAuthClientResponse = await stub.PutOAuthClient(request)
+    return response.oauth_client
+
+
+@pytest.mark.parametrize(("column", "own_name"), [("ada", "user"), ("backend", "backend")])
+async def test_only_named_callers_use_a_client_and_others_cannot_tell_whether_it_exists(
+    scenario: Scenario, column: str, own_name: str
+) -> None:
+    caller = scenario.callers[column]
+    put = await put_client(scenario, "guarded", "somebody-else")
+    assert (put.name, put.client_id, list(put.callers)) == ("guarded", "id-of-guarded", ["somebody-else"])
+    assert "secret of" not in str(put)
+
+    async def connect_with(name: str) -> Message | Refused:
+        request = pb.ConnectRequest(user_id="ada", integration_type="sandbox", oauth_client=name)
+        return await outcome_of(caller.service.Connect(request, metadata=caller.metadata))
+
+    refused, absent = await connect_with("guarded"), await connect_with("absent")
+    assert isinstance(refused, Refused)
+    assert refused == absent
+    assert (refused.code, refused.reason) == REASONS["denied"]
+    await put_client(scenario, "guarded", "somebody-else", own_name)
+    accepted = await connect_with("guarded")
+    assert isinstance(accepted, pb.ConnectResponse)
+    assert "client_id=id-of-guarded" in accepted.authorization_url
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "-a", "ü", "a" * 65, "a\n", "a b"])
+async def test_a_name_that_no_client_can_have_is_an_invalid_field(scenario: Scenario, name: str) -> None:
+    stub: Any = OperatorServiceStub(scenario.backend.channel)
+    fields: dict[str, Any] = {"client_id": "i", "client_secret": "s"}
+    request = operator_pb.PutOAuthClientRequest(integration_type="sandbox", name=name, **fields)
+    refused = await outcome_of(stub.PutOAuthClient(request))
+    assert isinstance(refused, Refused)
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+
+
+async def test_the_audit_log_names_the_client(scenario: Scenario, shared_database_url: str) -> None:
+    await put_client(scenario, "audited")
+    query = select(audit_entries.c.caller, audit_entries.c.outcome).where(
+        audit_entries.c.action == "put_oauth_client", audit_entries.c.details == "audited"
+    )
+    async with asyncio.timeout(60):
+        while not (rows := await fetch(shared_database_url, query)):  # noqa: ASYNC110  # the server writes it
+            await asyncio.sleep(0.1)
+    assert [tuple(row) for row in rows] == [("backend", "OK")]

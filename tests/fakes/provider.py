@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import copy
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -20,7 +21,13 @@ from integration_server.domain.credentials import (
     OAuthTokens,
     RequestAuth,
 )
-from integration_server.domain.errors import ProviderNotConfigured, ProviderRejected, UnknownIntegrationType
+from integration_server.domain.errors import (
+    ProviderMisconfigured,
+    ProviderNotConfigured,
+    ProviderRejected,
+    UnknownIntegrationType,
+)
+from integration_server.domain.oauth_client import OAuthClient
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, ApiStream, RateLimit
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookRequest
 from integration_server.service.integrations.ports import NewAccount
@@ -30,6 +37,7 @@ from tests import signed_webhook_provider
 from tests.fakes.clock import SettableClock
 
 HOUR = timedelta(hours=1)
+OWN_CLIENT = OAuthClient("own-client", ("own-secret",))
 ACCOUNT = NewAccount("account-1", "ada@example.com")
 
 
@@ -51,7 +59,12 @@ class FakeProvider:
     key_problems: Mapping[str, str] = field(default_factory=dict)
     missing_settings: Sequence[str] = ()
     issuer: str | None = None
+    oauth_client: OAuthClient = OWN_CLIENT
+    takes_client_secret: bool = True
+    refused_secrets: set[str] = field(default_factory=set)
+    used_clients: list[tuple[str, str]] = field(default_factory=list)
     shares_grants_with: Sequence[str] = ()
+    revocation_ends: str = "grant"
     names_accounts_like: Sequence[str] = ()
     refresh_token_grace: timedelta = timedelta(0)
 
@@ -119,6 +132,7 @@ class FakeProvider:
     async def begin_device_authorization(self, scopes: Sequence[str]) -> DeviceAuthorization:
         """The next device authorization: `device` with a number after its codes."""
         assert self.device is not None
+        self._authenticate()
         number = next(self.device_numbers)
         await self._finish_call(self.authorize_error)
         device_code, user_code = f"{self.device.device_code}-{number}", f"{self.device.user_code}-{number}"
@@ -127,6 +141,7 @@ class FakeProvider:
     async def poll_device_authorization(self, device_code: str) -> OAuthTokens | DecisionPending:
         """The next of `decisions`; tokens when there are no more. The times of the calls are in `polls`."""
         self.polls.append((self.clock(), device_code))
+        self._authenticate()
         number = len(self.polls)
         decision = self.decisions.pop(0) if self.decisions else None
         await self._finish_call(decision if isinstance(decision, Exception) else None)
@@ -138,6 +153,20 @@ class FakeProvider:
         """Raise `ProviderNotConfigured` if settings are missing."""
         if self.missing_settings:
             raise ProviderNotConfigured(self.integration_type, self.missing_settings)
+
+    def for_client(self, client: OAuthClient) -> "FakeProvider":
+        """This provider, or a copy with another client. Both record their calls in the same lists."""
+        if client == self.oauth_client:
+            return self
+        other = copy.copy(self)
+        other.oauth_client = client
+        return other
+
+    def _authenticate(self) -> None:
+        """Record the client and its secret. Raises `ProviderMisconfigured` for one of `refused_secrets`."""
+        self.used_clients.append((self.oauth_client.client_id, self.oauth_client.secret))
+        if self.oauth_client.secret in self.refused_secrets:
+            raise ProviderMisconfigured(oauth_error="invalid_client")
 
     def for_config(self, config: Mapping[str, Any]) -> Provider:
         """This provider. Raises `config_problem`, if it is set."""
@@ -171,6 +200,7 @@ class FakeProvider:
 
     async def exchange_code_for_tokens(self, code: str, redirect_uri: str, code_verifier: str) -> OAuthTokens:
         """Tokens for any code; rejects a wrong verifier."""
+        self._authenticate()
         self.exchanges.append((code, redirect_uri))
         await self._finish_call(self.exchange_error)
         if s256(code_verifier) not in self.challenges:
@@ -179,6 +209,7 @@ class FakeProvider:
 
     async def refresh(self, tokens: OAuthTokens) -> OAuthTokens:
         """The next tokens."""
+        self._authenticate()
         self.refreshes.append(tokens.refresh_token or "")
         number = len(self.refreshes)
         await self._finish_call(self.refresh_error)
@@ -199,6 +230,7 @@ class FakeProvider:
 
     async def revoke_credentials(self, credentials: Credentials) -> bool:
         """Record the revocation; returns `can_revoke`."""
+        self._authenticate()
         self.revocations.append(credentials)
         await self._finish_call(self.revoke_error)
         return self.can_revoke
@@ -268,7 +300,7 @@ class FakeProvider:
     def webhook_secrets(self, credentials: Credentials | None) -> Sequence[str]:
         """The secrets of the app, or the one of an integration's key."""
         if credentials is None:
-            return self.app_secrets
+            return self.oauth_client.webhook_secrets if self.oauth_client.name else self.app_secrets
         secret = credentials.webhook_secret if isinstance(credentials, ApiKey) else None
         return [secret] if secret else []
 

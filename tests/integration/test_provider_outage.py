@@ -39,6 +39,7 @@ from integration_server.storage.tables import integration_changes, integrations
 from tests.fakes.aead import FakeAead
 from tests.fakes.clock import SettableClock
 from tests.fakes.database import InMemoryDatabase
+from tests.fakes.oauth_clients import own_clients
 from tests.fakes.random_tokens import CountingTokens
 from tests.fakes.system import BUFFER, RecordingAuditTrail, default_settings
 from tests.postgres import PostgresServer
@@ -234,7 +235,7 @@ async def _connect(
     settings = default_settings()
     store = sql_stores(settings, database, lambda _: None).integrations
     schedule = Schedule(BUFFER, settings.health_check_interval, Random(1).random)  # jitter
-    linker = AccountLinker(store, providers, CredentialCipher(FakeAead()), clock, schedule, lambda _: None)
+    linker = AccountLinker(store, own_clients(providers), CredentialCipher(FakeAead()), clock, schedule, lambda _: None)
     rows = []
     for number in range(size):
         tokens = OAuthTokens(

@@ -54,7 +54,7 @@ REVOCATION_STATE_GRANT_SHARED: RevocationState
 REVOCATION_STATE_NOTHING_TO_REVOKE: RevocationState
 
 class Integration(_message.Message):
-    __slots__ = ("integration_id", "user_id", "integration_type", "name", "config", "is_active", "status", "auth_method", "scopes", "missing_scopes", "account_id", "account_label", "is_connected", "last_error", "error_count", "last_health_check", "access_token_expire_time", "refresh_token_expire_time", "create_time", "update_time", "connect_time")
+    __slots__ = ("integration_id", "user_id", "integration_type", "name", "config", "is_active", "status", "auth_method", "scopes", "missing_scopes", "account_id", "account_label", "is_connected", "last_error", "error_count", "last_health_check", "access_token_expire_time", "refresh_token_expire_time", "create_time", "update_time", "connect_time", "oauth_client")
     INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     INTEGRATION_TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +76,7 @@ class Integration(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
     CONNECT_TIME_FIELD_NUMBER: _ClassVar[int]
+    OAUTH_CLIENT_FIELD_NUMBER: _ClassVar[int]
     integration_id: int
     user_id: str
     integration_type: str
@@ -97,7 +98,8 @@ class Integration(_message.Message):
     create_time: _timestamp_pb2.Timestamp
     update_time: _timestamp_pb2.Timestamp
     connect_time: _timestamp_pb2.Timestamp
-    def __init__(self, integration_id: _Optional[int] = ..., user_id: _Optional[str] = ..., integration_type: _Optional[str] = ..., name: _Optional[str] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., is_active: _Optional[bool] = ..., status: _Optional[_Union[Status, str]] = ..., auth_method: _Optional[_Union[AuthMethod, str]] = ..., scopes: _Optional[_Iterable[str]] = ..., missing_scopes: _Optional[_Iterable[str]] = ..., account_id: _Optional[str] = ..., account_label: _Optional[str] = ..., is_connected: _Optional[bool] = ..., last_error: _Optional[_Union[LastError, _Mapping]] = ..., error_count: _Optional[int] = ..., last_health_check: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., access_token_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., refresh_token_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., connect_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    oauth_client: str
+    def __init__(self, integration_id: _Optional[int] = ..., user_id: _Optional[str] = ..., integration_type: _Optional[str] = ..., name: _Optional[str] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., is_active: _Optional[bool] = ..., status: _Optional[_Union[Status, str]] = ..., auth_method: _Optional[_Union[AuthMethod, str]] = ..., scopes: _Optional[_Iterable[str]] = ..., missing_scopes: _Optional[_Iterable[str]] = ..., account_id: _Optional[str] = ..., account_label: _Optional[str] = ..., is_connected: _Optional[bool] = ..., last_error: _Optional[_Union[LastError, _Mapping]] = ..., error_count: _Optional[int] = ..., last_health_check: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., access_token_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., refresh_token_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., connect_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., oauth_client: _Optional[str] = ...) -> None: ...
 
 class LastError(_message.Message):
     __slots__ = ("error_class", "error_time", "message")

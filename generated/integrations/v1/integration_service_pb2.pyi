@@ -20,7 +20,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ConnectRequest(_message.Message):
-    __slots__ = ("user_id", "integration_type", "redirect_uri", "scopes", "return_url", "name", "config", "integration_id")
+    __slots__ = ("user_id", "integration_type", "redirect_uri", "scopes", "return_url", "name", "config", "integration_id", "oauth_client")
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     INTEGRATION_TYPE_FIELD_NUMBER: _ClassVar[int]
     REDIRECT_URI_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,7 @@ class ConnectRequest(_message.Message):
     NAME_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    OAUTH_CLIENT_FIELD_NUMBER: _ClassVar[int]
     user_id: str
     integration_type: str
     redirect_uri: str
@@ -37,7 +38,8 @@ class ConnectRequest(_message.Message):
     name: str
     config: _struct_pb2.Struct
     integration_id: int
-    def __init__(self, user_id: _Optional[str] = ..., integration_type: _Optional[str] = ..., redirect_uri: _Optional[str] = ..., scopes: _Optional[_Iterable[str]] = ..., return_url: _Optional[str] = ..., name: _Optional[str] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., integration_id: _Optional[int] = ...) -> None: ...
+    oauth_client: str
+    def __init__(self, user_id: _Optional[str] = ..., integration_type: _Optional[str] = ..., redirect_uri: _Optional[str] = ..., scopes: _Optional[_Iterable[str]] = ..., return_url: _Optional[str] = ..., name: _Optional[str] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., integration_id: _Optional[int] = ..., oauth_client: _Optional[str] = ...) -> None: ...
 
 class ConnectResponse(_message.Message):
     __slots__ = ("authorization_url", "state", "expire_time", "integration_id", "user_code", "verification_uri", "verification_uri_complete")

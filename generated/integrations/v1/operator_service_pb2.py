@@ -26,23 +26,51 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from integrations.v1 import options_pb2 as integrations_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&integrations/v1/operator_service.proto\x12\x0fintegrations.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dintegrations/v1/options.proto\"\xee\x01\n\x0fUnroutedWebhook\x12\x18\n\x10integration_type\x18\x01 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x12\n\nevent_type\x18\x03 \x01(\t\x12\x30\n\x0creceive_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x06reason\x18\x05 \x01(\x0e\x32\x1f.integrations.v1.UnroutedReason\x12\x12\n\naccount_id\x18\x06 \x01(\t\x12\r\n\x05route\x18\x07 \x01(\t\x12\x15\n\rpayload_bytes\x18\x08 \x01(\x03\"^\n\x1bListUnroutedWebhooksRequest\x12\x18\n\x10integration_type\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"t\n\x1cListUnroutedWebhooksResponse\x12;\n\x11unrouted_webhooks\x18\x01 \x03(\x0b\x32 .integrations.v1.UnroutedWebhook\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xb9\x01\n\x0eUnroutedReason\x12\x1f\n\x1bUNROUTED_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1aUNROUTED_REASON_UNREADABLE\x10\x01\x12\x1e\n\x1aUNROUTED_REASON_NO_ACCOUNT\x10\x02\x12#\n\x1fUNROUTED_REASON_UNKNOWN_ACCOUNT\x10\x03\x12!\n\x1dUNROUTED_REASON_UNKNOWN_ROUTE\x10\x04\x32\x92\x01\n\x0fOperatorService\x12\x7f\n\x14ListUnroutedWebhooks\x12,.integrations.v1.ListUnroutedWebhooksRequest\x1a-.integrations.v1.ListUnroutedWebhooksResponse\"\n\xaa\xbb\x18\x06\x08\x0b\x10\r \x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&integrations/v1/operator_service.proto\x12\x0fintegrations.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dintegrations/v1/options.proto\"\xff\x02\n\x0bOAuthClient\x12\x18\n\x10integration_type\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\x0f\n\x07\x63\x61llers\x18\x04 \x03(\t\x12\x1b\n\x13has_previous_secret\x18\x05 \x01(\x08\x12\x1a\n\x12has_webhook_secret\x18\x06 \x01(\x08\x12\x13\n\x0bwebhook_url\x18\x07 \x01(\t\x12\x32\n\x0csecret_state\x18\x08 \x01(\x0e\x32\x1c.integrations.v1.SecretState\x12/\n\x0brefuse_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ltered\x18\n \x01(\x08\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd5\x01\n\x15PutOAuthClientRequest\x12\x18\n\x10integration_type\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\x1a\n\rclient_secret\x18\x04 \x01(\tB\x03\x80\x01\x01\x12\x0f\n\x07\x63\x61llers\x18\x05 \x03(\t\x12\x1b\n\x0ewebhook_secret\x18\x06 \x01(\tB\x03\x80\x01\x01\x12!\n\x14webhook_verify_token\x18\x07 \x01(\tB\x03\x80\x01\x01\x12\x14\n\x0c\x65nd_rotation\x18\x08 \x01(\x08\"L\n\x16PutOAuthClientResponse\x12\x32\n\x0coauth_client\x18\x01 \x01(\x0b\x32\x1c.integrations.v1.OAuthClient\"Z\n\x17ListOAuthClientsRequest\x12\x18\n\x10integration_type\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"h\n\x18ListOAuthClientsResponse\x12\x33\n\roauth_clients\x18\x01 \x03(\x0b\x32\x1c.integrations.v1.OAuthClient\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"B\n\x18\x44\x65leteOAuthClientRequest\x12\x18\n\x10integration_type\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x1b\n\x19\x44\x65leteOAuthClientResponse\"\x84\x02\n\x0fUnroutedWebhook\x12\x18\n\x10integration_type\x18\x01 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x12\n\nevent_type\x18\x03 \x01(\t\x12\x30\n\x0creceive_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x06reason\x18\x05 \x01(\x0e\x32\x1f.integrations.v1.UnroutedReason\x12\x12\n\naccount_id\x18\x06 \x01(\t\x12\r\n\x05route\x18\x07 \x01(\t\x12\x15\n\rpayload_bytes\x18\x08 \x01(\x03\x12\x14\n\x0coauth_client\x18\t \x01(\t\"^\n\x1bListUnroutedWebhooksRequest\x12\x18\n\x10integration_type\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"t\n\x1cListUnroutedWebhooksResponse\x12;\n\x11unrouted_webhooks\x18\x01 \x03(\x0b\x32 .integrations.v1.UnroutedWebhook\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*e\n\x0bSecretState\x12\x1c\n\x18SECRET_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aSECRET_STATE_PREVIOUS_USED\x10\x01\x12\x18\n\x14SECRET_STATE_REFUSED\x10\x02*\xb9\x01\n\x0eUnroutedReason\x12\x1f\n\x1bUNROUTED_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1aUNROUTED_REASON_UNREADABLE\x10\x01\x12\x1e\n\x1aUNROUTED_REASON_NO_ACCOUNT\x10\x02\x12#\n\x1fUNROUTED_REASON_UNKNOWN_ACCOUNT\x10\x03\x12!\n\x1dUNROUTED_REASON_UNKNOWN_ROUTE\x10\x04\x32\xfa\x03\n\x0fOperatorService\x12\x7f\n\x14ListUnroutedWebhooks\x12,.integrations.v1.ListUnroutedWebhooksRequest\x1a-.integrations.v1.ListUnroutedWebhooksResponse\"\n\xaa\xbb\x18\x06\x08\x0b\x10\r \x00\x12w\n\x0ePutOAuthClient\x12&.integrations.v1.PutOAuthClientRequest\x1a\'.integrations.v1.PutOAuthClientResponse\"\x14\xaa\xbb\x18\x08\x08\x0b\x10\x0e\x18\x01 \x00\xb2\xbb\x18\x04\x08\x80\x80\x04\x12s\n\x10ListOAuthClients\x12(.integrations.v1.ListOAuthClientsRequest\x1a).integrations.v1.ListOAuthClientsResponse\"\n\xaa\xbb\x18\x06\x08\x0b\x10\x0f \x00\x12x\n\x11\x44\x65leteOAuthClient\x12).integrations.v1.DeleteOAuthClientRequest\x1a*.integrations.v1.DeleteOAuthClientResponse\"\x0c\xaa\xbb\x18\x08\x08\x0b\x10\x10\x18\x01 \x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'integrations.v1.operator_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_PUTOAUTHCLIENTREQUEST'].fields_by_name['client_secret']._loaded_options = None
+  _globals['_PUTOAUTHCLIENTREQUEST'].fields_by_name['client_secret']._serialized_options = b'\200\001\001'
+  _globals['_PUTOAUTHCLIENTREQUEST'].fields_by_name['webhook_secret']._loaded_options = None
+  _globals['_PUTOAUTHCLIENTREQUEST'].fields_by_name['webhook_secret']._serialized_options = b'\200\001\001'
+  _globals['_PUTOAUTHCLIENTREQUEST'].fields_by_name['webhook_verify_token']._loaded_options = None
+  _globals['_PUTOAUTHCLIENTREQUEST'].fields_by_name['webhook_verify_token']._serialized_options = b'\200\001\001'
   _globals['_OPERATORSERVICE'].methods_by_name['ListUnroutedWebhooks']._loaded_options = None
   _globals['_OPERATORSERVICE'].methods_by_name['ListUnroutedWebhooks']._serialized_options = b'\252\273\030\006\010\013\020\r \000'
-  _globals['_UNROUTEDREASON']._serialized_start=579
-  _globals['_UNROUTEDREASON']._serialized_end=764
-  _globals['_UNROUTEDWEBHOOK']._serialized_start=124
-  _globals['_UNROUTEDWEBHOOK']._serialized_end=362
-  _globals['_LISTUNROUTEDWEBHOOKSREQUEST']._serialized_start=364
-  _globals['_LISTUNROUTEDWEBHOOKSREQUEST']._serialized_end=458
-  _globals['_LISTUNROUTEDWEBHOOKSRESPONSE']._serialized_start=460
-  _globals['_LISTUNROUTEDWEBHOOKSRESPONSE']._serialized_end=576
-  _globals['_OPERATORSERVICE']._serialized_start=767
-  _globals['_OPERATORSERVICE']._serialized_end=913
+  _globals['_OPERATORSERVICE'].methods_by_name['PutOAuthClient']._loaded_options = None
+  _globals['_OPERATORSERVICE'].methods_by_name['PutOAuthClient']._serialized_options = b'\252\273\030\010\010\013\020\016\030\001 \000\262\273\030\004\010\200\200\004'
+  _globals['_OPERATORSERVICE'].methods_by_name['ListOAuthClients']._loaded_options = None
+  _globals['_OPERATORSERVICE'].methods_by_name['ListOAuthClients']._serialized_options = b'\252\273\030\006\010\013\020\017 \000'
+  _globals['_OPERATORSERVICE'].methods_by_name['DeleteOAuthClient']._loaded_options = None
+  _globals['_OPERATORSERVICE'].methods_by_name['DeleteOAuthClient']._serialized_options = b'\252\273\030\010\010\013\020\020\030\001 \000'
+  _globals['_SECRETSTATE']._serialized_start=1575
+  _globals['_SECRETSTATE']._serialized_end=1676
+  _globals['_UNROUTEDREASON']._serialized_start=1679
+  _globals['_UNROUTEDREASON']._serialized_end=1864
+  _globals['_OAUTHCLIENT']._serialized_start=124
+  _globals['_OAUTHCLIENT']._serialized_end=507
+  _globals['_PUTOAUTHCLIENTREQUEST']._serialized_start=510
+  _globals['_PUTOAUTHCLIENTREQUEST']._serialized_end=723
+  _globals['_PUTOAUTHCLIENTRESPONSE']._serialized_start=725
+  _globals['_PUTOAUTHCLIENTRESPONSE']._serialized_end=801
+  _globals['_LISTOAUTHCLIENTSREQUEST']._serialized_start=803
+  _globals['_LISTOAUTHCLIENTSREQUEST']._serialized_end=893
+  _globals['_LISTOAUTHCLIENTSRESPONSE']._serialized_start=895
+  _globals['_LISTOAUTHCLIENTSRESPONSE']._serialized_end=999
+  _globals['_DELETEOAUTHCLIENTREQUEST']._serialized_start=1001
+  _globals['_DELETEOAUTHCLIENTREQUEST']._serialized_end=1067
+  _globals['_DELETEOAUTHCLIENTRESPONSE']._serialized_start=1069
+  _globals['_DELETEOAUTHCLIENTRESPONSE']._serialized_end=1096
+  _globals['_UNROUTEDWEBHOOK']._serialized_start=1099
+  _globals['_UNROUTEDWEBHOOK']._serialized_end=1359
+  _globals['_LISTUNROUTEDWEBHOOKSREQUEST']._serialized_start=1361
+  _globals['_LISTUNROUTEDWEBHOOKSREQUEST']._serialized_end=1455
+  _globals['_LISTUNROUTEDWEBHOOKSRESPONSE']._serialized_start=1457
+  _globals['_LISTUNROUTEDWEBHOOKSRESPONSE']._serialized_end=1573
+  _globals['_OPERATORSERVICE']._serialized_start=1867
+  _globals['_OPERATORSERVICE']._serialized_end=2373
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class OperatorServiceStub:
-    """Shows operators the state of the server, across users. A policy can grant it to services only: neither users nor the
+    """Shows operators the state of the server, across users, and manages OAuth clients. A policy can grant it to services only: neither users nor the
     sidecar have the permission. Available over gRPC only. Errors are as those of `IntegrationService`.
     """
 
@@ -41,16 +41,56 @@ class OperatorServiceStub:
                 request_serializer=integrations_dot_v1_dot_operator__service__pb2.ListUnroutedWebhooksRequest.SerializeToString,
                 response_deserializer=integrations_dot_v1_dot_operator__service__pb2.ListUnroutedWebhooksResponse.FromString,
                 _registered_method=True)
+        self.PutOAuthClient = channel.unary_unary(
+                '/integrations.v1.OperatorService/PutOAuthClient',
+                request_serializer=integrations_dot_v1_dot_operator__service__pb2.PutOAuthClientRequest.SerializeToString,
+                response_deserializer=integrations_dot_v1_dot_operator__service__pb2.PutOAuthClientResponse.FromString,
+                _registered_method=True)
+        self.ListOAuthClients = channel.unary_unary(
+                '/integrations.v1.OperatorService/ListOAuthClients',
+                request_serializer=integrations_dot_v1_dot_operator__service__pb2.ListOAuthClientsRequest.SerializeToString,
+                response_deserializer=integrations_dot_v1_dot_operator__service__pb2.ListOAuthClientsResponse.FromString,
+                _registered_method=True)
+        self.DeleteOAuthClient = channel.unary_unary(
+                '/integrations.v1.OperatorService/DeleteOAuthClient',
+                request_serializer=integrations_dot_v1_dot_operator__service__pb2.DeleteOAuthClientRequest.SerializeToString,
+                response_deserializer=integrations_dot_v1_dot_operator__service__pb2.DeleteOAuthClientResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer:
-    """Shows operators the state of the server, across users. A policy can grant it to services only: neither users nor the
+    """Shows operators the state of the server, across users, and manages OAuth clients. A policy can grant it to services only: neither users nor the
     sidecar have the permission. Available over gRPC only. Errors are as those of `IntegrationService`.
     """
 
     def ListUnroutedWebhooks(self, request, context):
         """Lists verified webhook events that belong to no integration, the newest first. They are kept for a limited time,
         and of each type a limited number. Their payloads are not returned.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutOAuthClient(self, request, context):
+        """Adds an OAuth client of a type, or changes the one with its name. Integrations that are connected with it use the new
+        secrets within a second. A new client secret keeps the one before it as the previous one: the server tries the new
+        one first and uses the previous one while the provider refuses it, until `end_rotation`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListOAuthClients(self, request, context):
+        """Lists the OAuth clients by type and name, also the operator's own, which have no name and come from the settings. No
+        response contains a secret.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteOAuthClient(self, request, context):
+        """Deletes an OAuth client. While integrations are connected with it, or grants to it wait for their revocation, the
+        error is FAILED_PRECONDITION with the reason OAUTH_CLIENT_IN_USE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -64,6 +104,21 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     request_deserializer=integrations_dot_v1_dot_operator__service__pb2.ListUnroutedWebhooksRequest.FromString,
                     response_serializer=integrations_dot_v1_dot_operator__service__pb2.ListUnroutedWebhooksResponse.SerializeToString,
             ),
+            'PutOAuthClient': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutOAuthClient,
+                    request_deserializer=integrations_dot_v1_dot_operator__service__pb2.PutOAuthClientRequest.FromString,
+                    response_serializer=integrations_dot_v1_dot_operator__service__pb2.PutOAuthClientResponse.SerializeToString,
+            ),
+            'ListOAuthClients': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOAuthClients,
+                    request_deserializer=integrations_dot_v1_dot_operator__service__pb2.ListOAuthClientsRequest.FromString,
+                    response_serializer=integrations_dot_v1_dot_operator__service__pb2.ListOAuthClientsResponse.SerializeToString,
+            ),
+            'DeleteOAuthClient': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteOAuthClient,
+                    request_deserializer=integrations_dot_v1_dot_operator__service__pb2.DeleteOAuthClientRequest.FromString,
+                    response_serializer=integrations_dot_v1_dot_operator__service__pb2.DeleteOAuthClientResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'integrations.v1.OperatorService', rpc_method_handlers)
@@ -73,7 +128,7 @@ def add_OperatorServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OperatorService:
-    """Shows operators the state of the server, across users. A policy can grant it to services only: neither users nor the
+    """Shows operators the state of the server, across users, and manages OAuth clients. A policy can grant it to services only: neither users nor the
     sidecar have the permission. Available over gRPC only. Errors are as those of `IntegrationService`.
     """
 
@@ -94,6 +149,87 @@ class OperatorService:
             '/integrations.v1.OperatorService/ListUnroutedWebhooks',
             integrations_dot_v1_dot_operator__service__pb2.ListUnroutedWebhooksRequest.SerializeToString,
             integrations_dot_v1_dot_operator__service__pb2.ListUnroutedWebhooksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutOAuthClient(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/integrations.v1.OperatorService/PutOAuthClient',
+            integrations_dot_v1_dot_operator__service__pb2.PutOAuthClientRequest.SerializeToString,
+            integrations_dot_v1_dot_operator__service__pb2.PutOAuthClientResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOAuthClients(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/integrations.v1.OperatorService/ListOAuthClients',
+            integrations_dot_v1_dot_operator__service__pb2.ListOAuthClientsRequest.SerializeToString,
+            integrations_dot_v1_dot_operator__service__pb2.ListOAuthClientsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteOAuthClient(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/integrations.v1.OperatorService/DeleteOAuthClient',
+            integrations_dot_v1_dot_operator__service__pb2.DeleteOAuthClientRequest.SerializeToString,
+            integrations_dot_v1_dot_operator__service__pb2.DeleteOAuthClientResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class OperatorServiceStub:
-    """Shows operators the state of the server, across users. A policy can grant it to services only: neither users nor the
+    """Shows operators the state of the server, across users, and manages OAuth clients. A policy can grant it to services only: neither users nor the
     sidecar have the permission. Available over gRPC only. Errors are as those of `IntegrationService`.
     """
 
@@ -39,10 +39,23 @@ class OperatorServiceStub:
     """Lists verified webhook events that belong to no integration, the newest first. They are kept for a limited time,
     and of each type a limited number. Their payloads are not returned.
     """
+    PutOAuthClient: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.PutOAuthClientRequest, _operator_service_pb2.PutOAuthClientResponse]
+    """Adds an OAuth client of a type, or changes the one with its name. Integrations that are connected with it use the new
+    secrets within a second. A new client secret keeps the one before it as the previous one: the server tries the new
+    one first and uses the previous one while the provider refuses it, until `end_rotation`.
+    """
+    ListOAuthClients: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.ListOAuthClientsRequest, _operator_service_pb2.ListOAuthClientsResponse]
+    """Lists the OAuth clients by type and name, also the operator's own, which have no name and come from the settings. No
+    response contains a secret.
+    """
+    DeleteOAuthClient: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.DeleteOAuthClientRequest, _operator_service_pb2.DeleteOAuthClientResponse]
+    """Deletes an OAuth client. While integrations are connected with it, or grants to it wait for their revocation, the
+    error is FAILED_PRECONDITION with the reason OAUTH_CLIENT_IN_USE.
+    """
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
-    """Shows operators the state of the server, across users. A policy can grant it to services only: neither users nor the
+    """Shows operators the state of the server, across users, and manages OAuth clients. A policy can grant it to services only: neither users nor the
     sidecar have the permission. Available over gRPC only. Errors are as those of `IntegrationService`.
     """
 
@@ -51,9 +64,22 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """Lists verified webhook events that belong to no integration, the newest first. They are kept for a limited time,
     and of each type a limited number. Their payloads are not returned.
     """
+    PutOAuthClient: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.PutOAuthClientRequest, _operator_service_pb2.PutOAuthClientResponse]  # type: ignore[assignment]
+    """Adds an OAuth client of a type, or changes the one with its name. Integrations that are connected with it use the new
+    secrets within a second. A new client secret keeps the one before it as the previous one: the server tries the new
+    one first and uses the previous one while the provider refuses it, until `end_rotation`.
+    """
+    ListOAuthClients: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.ListOAuthClientsRequest, _operator_service_pb2.ListOAuthClientsResponse]  # type: ignore[assignment]
+    """Lists the OAuth clients by type and name, also the operator's own, which have no name and come from the settings. No
+    response contains a secret.
+    """
+    DeleteOAuthClient: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.DeleteOAuthClientRequest, _operator_service_pb2.DeleteOAuthClientResponse]  # type: ignore[assignment]
+    """Deletes an OAuth client. While integrations are connected with it, or grants to it wait for their revocation, the
+    error is FAILED_PRECONDITION with the reason OAUTH_CLIENT_IN_USE.
+    """
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Shows operators the state of the server, across users. A policy can grant it to services only: neither users nor the
+    """Shows operators the state of the server, across users, and manages OAuth clients. A policy can grant it to services only: neither users nor the
     sidecar have the permission. Available over gRPC only. Errors are as those of `IntegrationService`.
     """
 
@@ -65,6 +91,37 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_operator_service_pb2.ListUnroutedWebhooksResponse, _abc.Awaitable[_operator_service_pb2.ListUnroutedWebhooksResponse]]:
         """Lists verified webhook events that belong to no integration, the newest first. They are kept for a limited time,
         and of each type a limited number. Their payloads are not returned.
+        """
+
+    @_abc_1.abstractmethod
+    def PutOAuthClient(
+        self,
+        request: _operator_service_pb2.PutOAuthClientRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.PutOAuthClientResponse, _abc.Awaitable[_operator_service_pb2.PutOAuthClientResponse]]:
+        """Adds an OAuth client of a type, or changes the one with its name. Integrations that are connected with it use the new
+        secrets within a second. A new client secret keeps the one before it as the previous one: the server tries the new
+        one first and uses the previous one while the provider refuses it, until `end_rotation`.
+        """
+
+    @_abc_1.abstractmethod
+    def ListOAuthClients(
+        self,
+        request: _operator_service_pb2.ListOAuthClientsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.ListOAuthClientsResponse, _abc.Awaitable[_operator_service_pb2.ListOAuthClientsResponse]]:
+        """Lists the OAuth clients by type and name, also the operator's own, which have no name and come from the settings. No
+        response contains a secret.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteOAuthClient(
+        self,
+        request: _operator_service_pb2.DeleteOAuthClientRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.DeleteOAuthClientResponse, _abc.Awaitable[_operator_service_pb2.DeleteOAuthClientResponse]]:
+        """Deletes an OAuth client. While integrations are connected with it, or grants to it wait for their revocation, the
+        error is FAILED_PRECONDITION with the reason OAUTH_CLIENT_IN_USE.
         """
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -37,6 +37,9 @@ class AuditAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     AUDIT_ACTION_READ_WEBHOOKS: _ClassVar[AuditAction]
     AUDIT_ACTION_ACK_WEBHOOKS: _ClassVar[AuditAction]
     AUDIT_ACTION_READ_UNROUTED_WEBHOOKS: _ClassVar[AuditAction]
+    AUDIT_ACTION_PUT_OAUTH_CLIENT: _ClassVar[AuditAction]
+    AUDIT_ACTION_READ_OAUTH_CLIENTS: _ClassVar[AuditAction]
+    AUDIT_ACTION_DELETE_OAUTH_CLIENT: _ClassVar[AuditAction]
 PERMISSION_UNSPECIFIED: Permission
 PERMISSION_READ: Permission
 PERMISSION_CONNECT: Permission
@@ -63,6 +66,9 @@ AUDIT_ACTION_SET_WEBHOOK_SECRET: AuditAction
 AUDIT_ACTION_READ_WEBHOOKS: AuditAction
 AUDIT_ACTION_ACK_WEBHOOKS: AuditAction
 AUDIT_ACTION_READ_UNROUTED_WEBHOOKS: AuditAction
+AUDIT_ACTION_PUT_OAUTH_CLIENT: AuditAction
+AUDIT_ACTION_READ_OAUTH_CLIENTS: AuditAction
+AUDIT_ACTION_DELETE_OAUTH_CLIENT: AuditAction
 ACCESS_FIELD_NUMBER: _ClassVar[int]
 access: _descriptor.FieldDescriptor
 REQUEST_SIZE_FIELD_NUMBER: _ClassVar[int]

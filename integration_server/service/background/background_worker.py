@@ -1,8 +1,9 @@
 """The background worker: claims due work of every job and runs the job's handler.
 
 There is no leader. Each process polls for due rows and claims a few at a time. A claim moves the due time ahead, so
-that no other process does the same work, and a row that a crashed process had claimed is due again. Each job and type
-has concurrency limits and a circuit breaker of its own, so that one slow or failing provider delays no other.
+that no other process does the same work, and a row that a crashed process had claimed is due again. Each job and OAuth
+client has concurrency limits and a circuit breaker of its own, so that one slow or failing provider, or one client that
+its provider refuses, delays no other. A type of due work is the key of a client, or the name of a singleton job.
 """
 
 import asyncio
@@ -18,9 +19,10 @@ import structlog
 
 from integration_server.domain.due_times import backoff
 from integration_server.domain.errors import StoreUnavailable
+from integration_server.domain.oauth_client import type_of_key
 from integration_server.service.background.ports import Claim, DueWork, JobKind
 from integration_server.service.common_types import Clock, Jitter
-from integration_server.service.provider_port import Providers
+from integration_server.service.provider_port import ProviderSet
 
 JobHandler = Callable[[Claim[Any]], Awaitable[bool]]
 """Does the work for one claimed row. Returns False if the provider failed in a way that concerns all its integrations.
@@ -61,7 +63,7 @@ class BackgroundWorker:
 
     jobs: Iterable[DueJob]
     due_work: DueWork
-    providers: Providers
+    providers: ProviderSet
     clock: Clock
     jitter: Jitter
     _: KW_ONLY
@@ -98,8 +100,8 @@ class BackgroundWorker:
         """Start the due work of each job and type that is not running already."""
         provider_types = {provider.integration_type for provider in self.providers.all()}
         for key in await self.due_work.due_types():
-            job = self._jobs.get(key[0])
-            if job is None or key in self._running or (job.needs_provider and key[1] not in provider_types):
+            job, integration_type = self._jobs.get(key[0]), type_of_key(key[1])
+            if job is None or key in self._running or (job.needs_provider and integration_type not in provider_types):
                 continue
             task = asyncio.get_running_loop().create_task(self._run_jobs(job, key[1]))
             self._running[key] = task

@@ -39,7 +39,7 @@ class DueWork(Protocol):
     async def due_types(self) -> Collection[tuple[JobKind, str]]:
         """The jobs with due rows, each with the types of those rows. Does not write.
 
-        The type is the integration type, or the name of a singleton job.
+        The type is the key of an OAuth client (`domain/oauth_client.py`), or the name of a singleton job.
         """
 
     async def claim(

@@ -20,7 +20,8 @@ from integration_server.service.common_types import Clock
 from integration_server.service.connections.revocation_ports import GrantProof
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.ports import IntegrationStore, NewAccount, NewIntegration
-from integration_server.service.provider_port import Provider, Providers
+from integration_server.service.oauth_clients.oauth_client_directory import OAuthClientDirectory
+from integration_server.service.provider_port import Provider
 
 _MAX_ATTEMPTS = 5  # retries while concurrent connections of the same account commit first
 
@@ -39,7 +40,13 @@ class AccountRequest:
     def new_integration(self, provider: Provider, uid: str) -> NewIntegration:
         """The integration to store for a new account. It has no id yet."""
         return NewIntegration(
-            uid, self.user_id, provider.integration_type, provider.auth_method, self.name, self.config
+            uid,
+            self.user_id,
+            provider.integration_type,
+            provider.auth_method,
+            self.name,
+            self.config,
+            oauth_client=provider.oauth_client.name,
         )
 
 
@@ -48,7 +55,7 @@ class AccountLinker:
     """Commits credentials to the row of their account. An account that is connected again updates its row."""
 
     integrations: IntegrationStore
-    providers: Providers
+    providers: OAuthClientDirectory
     cipher: CredentialCipher
     clock: Clock
     schedule: Schedule
@@ -57,12 +64,16 @@ class AccountLinker:
     waits_for_revocations: bool = True
     """Off for negative controls: then an account is connected while a revocation ends its grants."""
 
-    async def existing(self, request: AccountRequest, provider: Provider) -> Integration:
-        """The integration to reconnect. Raises `IntegrationNotFound` or `InvalidField`."""
+    async def existing(self, request: AccountRequest, provider: Provider) -> tuple[Integration, bool]:
+        """The integration to reconnect, and whether its row is as the server has stored it; else it has no content.
+
+        Raises `IntegrationNotFound` or `InvalidField`.
+        """
         stored = await self.integrations.get(request.integration_id, request.user_id)
         if stored.integration.integration_type != provider.integration_type:
             raise InvalidField("integration_type", "is not the type of the integration")
-        return await self.cipher.redacted(stored)
+        integration = await self.cipher.redacted(stored)
+        return integration, integration is stored.integration
 
     async def commit(
         self,
@@ -79,14 +90,16 @@ class AccountLinker:
         `requested` is a pending or connected row, or one that is not stored yet. Raises `AccountMismatch` if a
         connected row has another account, or `RevocationInProgress`.
         """
-        provider = self.providers[requested.integration_type]
-        proof = self._proof(provider, proof_time)
+        provider = await self.providers.for_client(requested.integration_type, requested.oauth_client)
+        proof = await self._proof(provider, proof_time)
         for _ in range(_MAX_ATTEMPTS):
             target, now = await self._find_target(requested, account), self.clock()
             if isinstance(target, NewIntegration):
                 target = replace(target, integration_id=await self.integrations.reserve_id())
                 stored = target.as_stored(now)
             else:
+                # The grant belongs to the client that the attempt was begun with, whatever an altered row says.
+                target = replace(target, oauth_client=requested.oauth_client)
                 stored = replace(target, version=target.version + 1)
             after = stored.connected_to(account.account_id, account.account_label, now)
             check = self.schedule.next_check_time(now)
@@ -119,10 +132,10 @@ class AccountLinker:
         except StoreUnavailable:
             structlog.get_logger(__name__).warning("webhook_routes_not_stored", **integration.log_fields)
 
-    def _proof(self, provider: Provider, time: datetime | None) -> GrantProof | None:
+    async def _proof(self, provider: Provider, time: datetime | None) -> GrantProof | None:
         if time is None or not self.waits_for_revocations:
             return None
-        return GrantProof(time, provider.grants_ended_by)
+        return GrantProof(time, await self.providers.ending(provider))
 
     async def _find_target(
         self, requested: Integration | NewIntegration, account: NewAccount
@@ -142,7 +155,9 @@ class AccountLinker:
         """The row that has the account already."""
         if account.account_id is None:
             return None
-        stored = await self.integrations.find_account(requested.user_id, requested.integration_type, account.account_id)
+        stored = await self.integrations.find_account(
+            requested.user_id, requested.integration_type, account.account_id, requested.oauth_client
+        )
         if stored is None:
             return None
         known = await self.cipher.redacted(stored)

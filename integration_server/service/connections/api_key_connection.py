@@ -70,7 +70,8 @@ class ApiKeyConnectionService:
 
     async def _target(self, request: ApiKeyConnectionRequest, provider: Provider) -> Integration | NewIntegration:
         if request.integration_id:
-            return await self.account_linker.existing(request, provider)
+            integration, _ = await self.account_linker.existing(request, provider)
+            return integration
         return request.new_integration(provider, self.random_token())
 
 

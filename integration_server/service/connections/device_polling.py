@@ -12,7 +12,7 @@ Nobody returns from the provider, so that there is no callback to confirm: docs/
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from datetime import datetime, timedelta
 
 import structlog
@@ -28,6 +28,7 @@ from integration_server.domain.errors import (
     StoreUnavailable,
 )
 from integration_server.domain.integration import Integration
+from integration_server.domain.oauth_client import OWN_CLIENT
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.background.ports import Claim
 from integration_server.service.common_types import Clock
@@ -77,19 +78,21 @@ class DeviceAuthorizationPoller:
         return await self.tasks.run(self._poll(claim))
 
     async def _poll(self, claim: Claim[AuthorizationAttempt]) -> bool:
-        attempt = claim.item
+        attempt, oauth_client = claim.item, OWN_CLIENT
         claims = StateClaims(attempt.attempt_id, attempt.user_id, attempt.integration_type, attempt.create_time)
         try:
             details = await self.connections.read_details(claims, attempt)
             if details.device is None:
                 raise StateInvalid
+            oauth_client = details.oauth_client
             target, provider = await self._target(claims, details, details.device)
             return await self._ask(claim, claims, details.device.device_code, target, provider)
         except StoreUnavailable:
             return True  # the row is due again when the claim expires
         except IntegrationServerError as error:
-            await self._end(claims, error)
-            return not isinstance(error, ProviderMisconfigured)
+            await self._end(claims, oauth_client, error)
+            # A refused client of a tenant says nothing about the provider.
+            return bool(oauth_client) or not isinstance(error, ProviderMisconfigured)
 
     async def _target(
         self, claims: StateClaims, details: AttemptDetails, device: DeviceGrant
@@ -98,8 +101,10 @@ class DeviceAuthorizationPoller:
         if self.clock() >= device.expire_time:  # not from the row, whose time may be altered
             raise StateExpired
         stored = await self.integrations.get(details.integration_id, claims.user_id)
-        target = await self.cipher.redacted(stored)
-        return target, self.providers[claims.integration_type].for_config(target.config)
+        # The grant belongs to the client that the attempt was begun with, whatever an altered row says.
+        target = replace(await self.cipher.redacted(stored), oauth_client=details.oauth_client)
+        provider = await self.providers.for_client(claims.integration_type, details.oauth_client)
+        return target, provider.for_config(target.config)
 
     async def _ask(
         self,
@@ -117,7 +122,9 @@ class DeviceAuthorizationPoller:
         if held is None:
             return True  # another process has it, or it has ended
         try:
-            response = await provider.poll_device_authorization(device_code)
+            response = await self.providers.authenticated(
+                provider, lambda one: one.poll_device_authorization(device_code)
+            )
         except ProviderUnavailable as error:
             if error.issued_tokens is not None:
                 raise
@@ -151,12 +158,12 @@ class DeviceAuthorizationPoller:
                 return  # it is not known whether the tokens were stored
             await self.connections.pause(pause)
         if not is_taken:
-            await self.connections.discard(claims, tokens)
+            await self.connections.discard(claims, provider.oauth_client.name, tokens)
 
-    async def _end(self, claims: StateClaims, error: IntegrationServerError) -> None:
+    async def _end(self, claims: StateClaims, oauth_client: str, error: IntegrationServerError) -> None:
         """End an attempt with an error, which the app's backend learns from `HandleCallback`."""
         if isinstance(error, ProviderError) and error.issued_tokens is not None:
-            await self.connections.discard(claims, error.issued_tokens)
+            await self.connections.discard(claims, oauth_client, error.issued_tokens)
 
         async def fail(_details: AttemptDetails) -> Integration:
             raise error

@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import count
 
 from pydantic import TypeAdapter
@@ -64,7 +65,8 @@ from integration_server.service.credentials.credential_cipher import (
     outcome_aad,
 )
 from integration_server.service.integrations.ports import IntegrationStore, NewAccount, NewIntegration
-from integration_server.service.provider_port import Provider, Providers
+from integration_server.service.oauth_clients.oauth_client_directory import OAuthClientDirectory
+from integration_server.service.provider_port import Provider
 
 ATTEMPT_LIFETIME = timedelta(minutes=10)  # the requirements'; RFC 6749 §4.1.2 recommends it for codes
 # The row of an attempt stays longer: one that was consumed just before its end may still be calling the provider.
@@ -87,11 +89,17 @@ _UNKNOWN_ACCOUNT = NewAccount(account_id=None, account_label=None)
 
 @dataclass(frozen=True, slots=True)
 class ConnectionRequest(AccountRequest):
-    """A request to connect or reconnect an account. Empty strings mean "not given"."""
+    """A request to connect or reconnect an account. Empty strings mean "not given".
+
+    `oauth_client` is by default the operator's own; a reconnection keeps the client of its integration. `caller` names
+    it; None where callers are not authenticated.
+    """
 
     redirect_uri: str = ""
     scopes: tuple[str, ...] = ()
     return_url: str = ""
+    oauth_client: str = ""
+    caller: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +192,7 @@ class OAuthConnectionService:
     integrations: IntegrationStore
     account_linker: AccountLinker
     revocation_service: RevocationService
-    providers: Providers
+    providers: OAuthClientDirectory
     aead: Aead
     redirects: RedirectAllowlist
     tasks: DetachedTasks
@@ -204,16 +212,19 @@ class OAuthConnectionService:
 
     async def begin_connection(self, request: ConnectionRequest) -> AuthorizationRequest:
         """Store an attempt and return the authorization URL."""
-        provider = self._oauth_provider(request.integration_type)
+        provider = self.providers[request.integration_type]
+        if not provider.has_authorization_page:
+            raise InvalidField("integration_type", "is connected with ConnectWithApiKey")
         request = replace(request, integration_type=provider.integration_type)  # it may be an alias
-        current = await self._find_reconnected(request, provider)
+        current, is_authentic = await self._find_reconnected(request, provider)
+        provider = await self._with_client(request, current if is_authentic else None)
         provider = provider.for_config(current.config if current else request.config)
         redirect_uri = self.redirects.redirect_uri(request.integration_type, request.redirect_uri)
         return_url = self.redirects.return_url(request.return_url)
         scopes = tuple(provider.scopes_to_request(request.scopes, current.scopes if current else ()))
         device: DeviceAuthorization | None = None
         if provider.has_device_authorization:
-            device = await provider.begin_device_authorization(scopes)
+            device = await self.providers.authenticated(provider, lambda one: one.begin_device_authorization(scopes))
         else:
             self._require_confirmable(redirect_uri, return_url)
         verifier, now = self.random_token(), self.clock()
@@ -226,6 +237,7 @@ class OAuthConnectionService:
             scopes=scopes,
             verifier=verifier,
             device=None if device is None else DeviceGrant(device.device_code, expire_time),
+            oauth_client=provider.oauth_client.name,
         )
         attempt = await self._new_attempt(request, details, now, expire_time, device)
         if details.is_reconnection:
@@ -245,10 +257,18 @@ class OAuthConnectionService:
         )
         return AuthorizationRequest(url, state, attempt.expire_time, details.integration_id)
 
-    def _oauth_provider(self, integration_type: str) -> Provider:
-        provider = self.providers[integration_type]
-        if not provider.has_authorization_page:
-            raise InvalidField("integration_type", "is connected with ConnectWithApiKey")
+    async def _with_client(self, request: ConnectionRequest, current: Integration | None) -> Provider:
+        """The provider with the client of the request. A grant belongs to its client, so that a reconnection keeps it.
+
+        `current` is None for a new integration, and for an altered row, which does not say what client it had. Raises
+        `CallerNotAllowed`, or `ProviderNotConfigured`.
+        """
+        name = request.oauth_client
+        if current is not None:
+            if name not in ("", current.oauth_client):
+                raise InvalidField("oauth_client", "is not the client of the integration; connect the account anew")
+            name = current.oauth_client
+        provider = await self.providers.for_caller(request.integration_type, name, request.caller)
         provider.require_configured()
         return provider
 
@@ -262,13 +282,15 @@ class OAuthConnectionService:
                 "URL; DEFAULT_RETURN_URL is not set",
             )
 
-    async def _find_reconnected(self, request: ConnectionRequest, provider: Provider) -> Integration | None:
-        """The integration to reconnect; None for a new one."""
+    async def _find_reconnected(
+        self, request: ConnectionRequest, provider: Provider
+    ) -> tuple[Integration | None, bool]:
+        """The integration to reconnect, and whether its row is authentic; None for a new one."""
         if not request.integration_id:
-            return None
-        current = await self.account_linker.existing(request, provider)
+            return None, False
+        current, is_authentic = await self.account_linker.existing(request, provider)
         current.require_connected()
-        return current
+        return current, is_authentic
 
     async def _pending(
         self, request: ConnectionRequest, provider: Provider, details: AttemptDetails, now: datetime
@@ -497,7 +519,7 @@ class OAuthConnectionService:
         Returns None if the attempt was consumed before. The outcome is stored for a callback. A confirmation keeps that
         of its callback, which is that it needs a confirmation.
         """
-        provider, now = self.providers[claims.integration_type], self.clock()
+        now = self.clock()
         outcome = CallbackOutcome(_digest(callback.code) if callback else "", now)
         if callback:
             attempt = await self.attempts.consume(claims.attempt_id, await self._encrypt_outcome(claims, outcome), now)
@@ -508,7 +530,7 @@ class OAuthConnectionService:
 
         async def exchange(details: AttemptDetails) -> Integration:
             received = callback or await self._decrypt_callback(claims, attempt)
-            return await self._exchange_code(provider, claims, details, received)
+            return await self._exchange_code(claims, details, received)
 
         return await self._connect(claims, attempt, outcome, exchange, keeps_outcome=callback is not None)
 
@@ -573,24 +595,29 @@ class OAuthConnectionService:
         )
 
     async def _exchange_code(
-        self, provider: Provider, claims: StateClaims, details: AttemptDetails, callback: PendingCallback
+        self, claims: StateClaims, details: AttemptDetails, callback: PendingCallback
     ) -> Integration:
         """Exchange the code, verify the account, and commit the tokens."""
         # Raises `IntegrationNotFound` if it was disconnected while the user was at the provider.
         target = await self._cipher.redacted(await self.integrations.get(details.integration_id, claims.user_id))
+        target = replace(target, oauth_client=details.oauth_client)
+        provider = await self.providers.for_client(claims.integration_type, details.oauth_client)
         provider = provider.for_config(target.config).for_callback(callback.query)
         proof_time = await self.revocation_service.revocations.now()
         try:
-            tokens = await provider.exchange_code_for_tokens(callback.code, details.redirect_uri, details.verifier)
+            tokens = await self.providers.authenticated(
+                provider,
+                lambda one: one.exchange_code_for_tokens(callback.code, details.redirect_uri, details.verifier),
+            )
         except ProviderError as error:
             if error.issued_tokens is not None:
-                await self.discard(claims, error.issued_tokens)
+                await self.discard(claims, details.oauth_client, error.issued_tokens)
             raise
         return await self.store_tokens(claims, details, provider, target, tokens, proof_time)
 
-    async def discard(self, claims: StateClaims, tokens: OAuthTokens) -> None:
-        """Have tokens revoked that an attempt received and no integration can keep."""
-        await self.revocation_service.discard(claims, _UNKNOWN_ACCOUNT, tokens)
+    async def discard(self, claims: StateClaims, oauth_client: str, tokens: OAuthTokens) -> None:
+        """Have tokens revoked that an attempt received for a client and no integration can keep."""
+        await self.revocation_service.discard(claims, oauth_client, _UNKNOWN_ACCOUNT, tokens)
 
     async def store_tokens(
         self,
@@ -618,18 +645,23 @@ class OAuthConnectionService:
                 # The revocation may have ended this grant too. Then the provider rejects its tokens.
                 proof_time = await self.revocation_service.revocations.now()
                 if tokens.refresh_token is not None:
-                    tokens = tokens.updated_with(await provider.refresh(tokens), self.clock())
+                    refreshed = await self.providers.authenticated(provider, partial(_refresh, tokens))
+                    tokens = tokens.updated_with(refreshed, self.clock())
             # It says no more: the revocation may be another user's.
             raise ProviderUnavailable("the account cannot be connected at the moment; connect again")
         except StoreUnavailable:
             raise  # it is not known whether the tokens were committed
         except Exception:
-            await self.revocation_service.discard(claims, account, tokens)
+            await self.revocation_service.discard(claims, details.oauth_client, account, tokens)
             raise
 
     async def remove_abandoned(self) -> int:
         """Delete expired attempts with their pending integrations. Returns their number."""
         return await self.attempts.remove_expired(self.clock() - _COMPLETION_GRACE)
+
+
+async def _refresh(tokens: OAuthTokens, provider: Provider) -> OAuthTokens:
+    return await provider.refresh(tokens)
 
 
 async def _verify_account(provider: Provider, tokens: OAuthTokens, requested_scopes: Sequence[str]) -> NewAccount:

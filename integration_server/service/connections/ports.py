@@ -22,7 +22,7 @@ class AttemptDetails:
     """What an attempt was begun with, and what decides where the code and the browser are sent.
 
     `is_reconnection`: the integration existed before. `verifier` is the PKCE verifier. `device` is that of a device
-    authorization.
+    authorization. `oauth_client` names the client that the code is issued to.
     """
 
     integration_id: IntegrationId
@@ -32,6 +32,7 @@ class AttemptDetails:
     scopes: tuple[str, ...]
     verifier: str = field(repr=False)
     device: DeviceGrant | None = None
+    oauth_client: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,9 +37,9 @@ from integration_server.service.connections.revocation_ports import (
 )
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.ports import IntegrationStore, NewAccount, RemovalResult
-from integration_server.service.provider_port import Providers
+from integration_server.service.oauth_clients.oauth_client_directory import OAuthClientDirectory
 
-_MAX_CONCURRENT = 8  # first attempts per provider and process, so that many disconnections do not overload it
+_MAX_CONCURRENT = 8  # first attempts per client and process, so that many disconnections do not overload it
 _FIRST_PAUSE = timedelta(seconds=2)
 _LONGEST_PAUSE = timedelta(hours=1)
 
@@ -67,7 +67,7 @@ class RevocationService:
     integrations: IntegrationStore
     revocations: RevocationOutbox
     due_work: DueWork
-    providers: Providers
+    providers: OAuthClientDirectory
     cipher: CredentialCipher
     tasks: DetachedTasks
     jitter: Jitter
@@ -105,7 +105,7 @@ class RevocationService:
         return attempt.result() if done else RevocationState.PENDING
 
     async def _attempt_at_once(self, claim: Claim[Revocation]) -> RevocationState:
-        semaphore = self._semaphores[claim.item.grant.integration_type]
+        semaphore = self._semaphores[claim.item.grant.client_key]
         try:
             async with asyncio.timeout(self.times.first_response.total_seconds()):
                 await semaphore.acquire()
@@ -117,7 +117,7 @@ class RevocationService:
         finally:
             semaphore.release()
 
-    async def discard(self, attempt: StateClaims, account: NewAccount, tokens: OAuthTokens) -> None:
+    async def discard(self, attempt: StateClaims, oauth_client: str, account: NewAccount, tokens: OAuthTokens) -> None:
         """Put tokens that a connection attempt received, and that no integration can keep, into the outbox."""
         grant = OrphanedGrant(
             attempt.attempt_id,
@@ -126,6 +126,7 @@ class RevocationService:
             account.account_id,
             encrypted_credentials=b"",
             token_fingerprint=tokens.fingerprint,
+            oauth_client=oauth_client,
         )
         try:
             encrypted = await self.cipher.encrypt_orphaned(grant, tokens)
@@ -164,21 +165,22 @@ class RevocationService:
         return _Attempt(state)
 
     async def _begin_call(self, claim: Claim[Revocation]) -> tuple[CallDecision, Claim[Revocation]]:
-        provider = self.providers[claim.item.grant.integration_type]
+        grant = claim.item.grant
+        provider = await self.providers.for_client(grant.integration_type, grant.oauth_client)
         return await self.revocations.begin_call(
             claim,
-            provider.shares_grants_with,
+            await self.providers.ended_by(provider),
             provider.names_accounts_like,
             self.times.claim,
             keeps_shared_grants=self.keeps_shared_grants,
         )
 
     async def _revoke(self, grant: OrphanedGrant) -> RevocationState:
-        provider = self.providers[grant.integration_type]
+        provider = await self.providers.for_client(grant.integration_type, grant.oauth_client)
         credentials = await self.cipher.decrypt_orphaned(grant)
         # The claim holds up new connections of the account: nothing is sent after its end.
         async with asyncio.timeout(self.times.claim.total_seconds()):
-            is_revoked = await provider.revoke_credentials(credentials)
+            is_revoked = await self.providers.authenticated(provider, lambda one: one.revoke_credentials(credentials))
         return RevocationState.REVOKED if is_revoked else RevocationState.NOT_SUPPORTED
 
     async def _handle_failure(self, claim: Claim[Revocation], error: Exception) -> None:

@@ -7,6 +7,7 @@ from enum import Enum, auto
 from typing import Protocol
 
 from integration_server.domain.integration import UserId
+from integration_server.domain.oauth_client import client_key
 from integration_server.service.background.ports import Claim
 
 
@@ -25,6 +26,12 @@ class OrphanedGrant:
     encrypted_credentials: bytes = field(repr=False)
     bound_values: str = field(default="", repr=False)
     token_fingerprint: str | None = field(default=None, repr=False)
+    oauth_client: str = ""
+
+    @property
+    def client_key(self) -> str:
+        """The key of its client (`domain/oauth_client.py`)."""
+        return client_key(self.integration_type, self.oauth_client)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +48,22 @@ class Revocation:
 
 
 @dataclass(frozen=True, slots=True)
+class ClientScope:
+    """The grants of a type to one OAuth client, or to every one if `oauth_client` is None."""
+
+    integration_type: str
+    oauth_client: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class GrantProof:
     """When the grant of a new connection was valid for certain, on the database's clock, and what may end it.
 
-    `ended_by` are the types whose revocations end the grants of its type, with the account.
+    `ended_by` are the clients whose revocations end its grant, with the account.
     """
 
     time: datetime
-    ended_by: Collection[str] = ()
+    ended_by: Collection[ClientScope] = ()
 
 
 class RevocationInProgress(Exception):  # not an error: the connection is stored later
@@ -80,7 +95,7 @@ class RevocationOutbox(Protocol):
     async def begin_call(
         self,
         claim: Claim[Revocation],
-        ended_types: Collection[str],
+        ended: Collection[ClientScope],
         comparable_types: Collection[str],
         claim_duration: timedelta,
         *,
@@ -89,7 +104,7 @@ class RevocationOutbox(Protocol):
         """Decide whether the revocation may be sent, and claim it anew for the call if so.
 
         It may not if it would end a connected integration: one with the same token, of any type; or one of
-        `ended_types`, the types whose grants it ends with the account, that may have the same account. These are:
+        `ended`, the clients whose grants it ends with the account, that may have the same account. These are:
 
         - an integration with this account, of any user;
         - if the account is unknown, every integration;

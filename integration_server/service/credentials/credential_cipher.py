@@ -101,6 +101,7 @@ class CredentialCipher:
                 scopes=(),
                 missing_scopes=(),
                 webhook_secret_id="",
+                oauth_client="",
                 last_error=Failure(error.reason, integration.update_time, str(error)),
             )
 
@@ -172,6 +173,7 @@ def bound_values_of(integration: Integration) -> str:
         integration.settings_version,
         integration.webhook_secret_id,
         integration.auth_method,
+        integration.oauth_client,
         integration.account_id,
         integration.account_label,
         integration.name,
@@ -221,6 +223,14 @@ outcome_aad = partial(AssociatedData, "authorization_attempts", "encrypted_outco
 """Of the outcome of the callback of an authorization attempt."""
 
 
+def oauth_client_aad(
+    uid: str, integration_type: str, name: str, client_id: str, callers: Sequence[str], version: int
+) -> AssociatedData:
+    """Of the secrets of an OAuth client, which belongs to no user."""
+    bound_values = _to_json(name, client_id, callers, version)
+    return AssociatedData("oauth_clients", "encrypted_secrets", uid, "", integration_type, bound_values)
+
+
 def webhook_secret_aad(
     uid: str,
     user_id: str,
@@ -255,10 +265,10 @@ def route_aad(uid: str, user_id: str, integration_type: str, route: str) -> Asso
 
 
 def unrouted_payload_aad(
-    uid: str, integration_type: str, event_id: str, event_type: str, receive_time: datetime
+    uid: str, integration_type: str, oauth_client: str, event_id: str, event_type: str, receive_time: datetime
 ) -> AssociatedData:
     """Of the payload of a webhook event without an integration, which belongs to no user."""
-    bound_values = _to_json(event_id, event_type, receive_time)
+    bound_values = _to_json(oauth_client, event_id, event_type, receive_time)
     return AssociatedData("unrouted_webhooks", "encrypted_payload", uid, "", integration_type, bound_values)
 
 

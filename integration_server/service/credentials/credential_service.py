@@ -76,7 +76,8 @@ class CredentialService:
     ) -> UsableCredentials:
         """Credentials that last for `min_ttl`; by default the buffer, or half of the token's lifetime if shorter."""
         fresh = await self.get_usable(integration_id, user_id, min_ttl, required_scopes)
-        provider = self.providers[fresh.integration.integration_type]
+        integration = fresh.integration
+        provider = await self.providers.for_client(integration.integration_type, integration.oauth_client)
         return UsableCredentials(
             fresh.credentials,
             fresh.integration.scopes,

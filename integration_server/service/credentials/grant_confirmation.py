@@ -88,9 +88,10 @@ class GrantConfirmation:
         return True
 
     async def _is_accepted(self, fresh: RefreshResult) -> bool:
-        provider = self.providers[fresh.integration.integration_type].for_config(fresh.integration.config)
+        integration = fresh.integration
+        provider = await self.providers.for_client(integration.integration_type, integration.oauth_client)
         try:
-            await provider.verify_connection(fresh.credentials)
+            await provider.for_config(integration.config).verify_connection(fresh.credentials)
         except ProviderRejected:
             return False
         return True

@@ -173,6 +173,7 @@ def _orphaned(integration: Integration, new: NewCredentials) -> OrphanedGrant:
         new.encrypted_credentials,
         bound_values_of(described_by(new, _next_version(integration))),
         new.token_fingerprint,
+        integration.oauth_client,
     )
 
 

@@ -1,6 +1,6 @@
 """The failure policy of refreshes: retry after a pause, require reauthorization, or report our own client."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -69,9 +69,9 @@ def grant_lost() -> RefreshFailure:
 
 
 class InvalidGrantDetector:
-    """Detects mass failures: most grants of a type are refused within minutes, which means our client, not the users.
+    """Detects mass failures: most grants of a client are refused within minutes, which means our client, not the users.
 
-    It judges the latest refreshes of the type by all processes, which the leases record anyway, and reads them only
+    It judges the latest refreshes of the client by all processes, which the leases record anyway, and reads them only
     when a grant is refused. Successes therefore cost nothing, and a restart forgets nothing.
 
     A user who ends many grants counts once, and so does an account whose owner ends the grants of many users. A fleet
@@ -141,8 +141,6 @@ class RefreshFailurePolicy:
         come from a proxy or concern this one request, however often it is repeated. The pause before the next refresh
         is what the provider asks for, and grows from the second failure on.
         """
-        if isinstance(error, ProviderMisconfigured):
-            self._log.error("invalid_client", integration_type=integration.integration_type)
         if isinstance(error, ProviderRejected) and error.oauth_error == "invalid_grant":
             return grant_lost()
         pause = error.retry_after or timedelta(0)
@@ -151,27 +149,27 @@ class RefreshFailurePolicy:
         return RefreshFailure(error, False, self._clock() + pause if pause else None, integration.refresh_failures + 1)
 
     async def resume(self, recovered: Integration) -> None:
-        """After a success that ends failures: end the pauses of other integrations of the type, which may be long.
+        """After a success that ends failures: end the pauses of other integrations of the client, which may be long.
 
         The provider may have recovered for all of them.
         """
-        integration_type, now = recovered.integration_type, self._clock()
-        if now < self._next_resume.get(integration_type, now):
+        key, now = recovered.client_key, self._clock()
+        if now < self._next_resume.get(key, now):
             return
-        self._next_resume[integration_type] = now + _RESUME_INTERVAL
+        self._next_resume[key] = now + _RESUME_INTERVAL
         with suppress(StoreUnavailable):  # they are refreshed after their pauses
             due_times = [now + _RESUME_SPREAD * self._jitter() for _ in range(_RESUME_BATCH)]
-            count = await self._integrations.resume_refreshes(integration_type, due_times)
+            count = await self._integrations.resume_refreshes(key, due_times)
             if count:
-                self._log.info("refreshes_resumed", integration_type=integration_type, integrations=count)
+                self._log.info("refreshes_resumed", **_client_fields(recovered), integrations=count)
 
-    async def probe(self, integration_types: Iterable[str]) -> None:
-        """At the start of a process: end a few pauses of each type.
+    async def probe(self, client_keys: Iterable[str]) -> None:
+        """End a few pauses of each of these clients. The first success ends the others.
 
-        Its settings may have been corrected, for example a client secret. The first success ends the other pauses.
+        At the start of a process its settings may have been corrected, and an operator has changed a client.
         """
-        for integration_type in integration_types:
-            await self._integrations.resume_refreshes(integration_type, [self._clock()] * _PROBES)
+        for key in client_keys:
+            await self._integrations.resume_refreshes(key, [self._clock()] * _PROBES)
 
     async def record_refusal(
         self, lease: Lease, integration: Integration, *, is_forced: bool
@@ -193,7 +191,7 @@ class RefreshFailurePolicy:
         else:
             await self.record(integration, spared, is_forced=is_forced)
         self._record_mass_failure(integration.integration_type)
-        self._log.error("mass_invalid_grant", integration_type=integration.integration_type)
+        self._log.error("mass_invalid_grant", **_client_fields(integration))
         for other in refused:
             if other.reauthorization_required:
                 await self._revert(other, self._spared(other))
@@ -239,3 +237,9 @@ class RefreshFailurePolicy:
         error = ProviderMisconfigured()
         error.retry_after = pause
         return RefreshFailure(error, retry_time=self._clock() + pause, failures=failures)
+
+
+def _client_fields(integration: Integration) -> Mapping[str, str]:
+    """The fields that name the client of an integration in log events."""
+    client = {"oauth_client": integration.oauth_client} if integration.oauth_client else {}
+    return {"integration_type": integration.integration_type, **client}

@@ -217,7 +217,7 @@ class TokenRefresher:
     async def _refresh_under_lease(self, current: RefreshResult, cause: RefreshCause) -> RefreshResult | None:
         """Refresh under a lease. None without a lease: then the caller reads the current tokens again."""
         integration = current.integration
-        provider = self.providers[integration.integration_type]
+        provider = await self.providers.for_client(integration.integration_type, integration.oauth_client)
         provider.require_configured()
         start_time = self.clock()
         lease = await self._claim(integration, cause)
@@ -233,7 +233,7 @@ class TokenRefresher:
             was_called = True
             self.record_call(integration.integration_type)
             try:
-                token_response = await provider.refresh(current.tokens)
+                token_response = await self.providers.authenticated(provider, lambda one: one.refresh(current.tokens))
             except ProviderError as error:
                 is_lost = isinstance(error, ProviderUnavailable) and error.outcome_unknown
                 outcome_known = not is_lost
@@ -299,9 +299,10 @@ class TokenRefresher:
 
     async def _works(self, current: RefreshResult) -> bool:
         """Whether the provider accepts the access token: a single resource may respond 401 to every token."""
-        provider = self.providers[current.integration.integration_type].for_config(current.integration.config)
+        integration = current.integration
+        provider = await self.providers.for_client(integration.integration_type, integration.oauth_client)
         try:
-            await provider.verify_connection(current.tokens)
+            await provider.for_config(integration.config).verify_connection(current.tokens)
         except ProviderRejected as error:
             return not error.needs_new_token
         except ProviderError:

@@ -205,8 +205,8 @@ class HealthChecker:
     async def _verify(self, fresh: RefreshResult) -> None:
         """Call the provider with the credentials, and check the scopes. Raises what makes the integration unusable."""
         integration = fresh.integration
-        provider = self.providers[integration.integration_type].for_config(integration.config)
-        await provider.verify_connection(fresh.credentials)
+        provider = await self.providers.for_client(integration.integration_type, integration.oauth_client)
+        await provider.for_config(integration.config).verify_connection(fresh.credentials)
         if integration.lacks_required_scope:
             raise ScopeMissing(integration.missing_scopes)
 
@@ -240,11 +240,13 @@ def _check_result(
     start_time: datetime,
     latency: timedelta,
 ) -> HealthCheck:
-    after = replace(
-        integration,
-        last_error=Failure(error.reason, start_time, str(error)) if error else None,
-        reauthorization_required=isinstance(error, ReauthorizationRequired),
-    )
+    after = integration
+    if not isinstance(error, ProviderMisconfigured):  # that is the fault of our client, and not of the integration
+        after = replace(
+            integration,
+            last_error=Failure(error.reason, start_time, str(error)) if error else None,
+            reauthorization_required=isinstance(error, ReauthorizationRequired),
+        )
     return HealthCheck(
         integration=after,
         status=after.status(start_time),

@@ -7,6 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
+from integration_server.domain.oauth_client import client_key
 from integration_server.service.background.ports import Claim
 from integration_server.service.connections.revocation_ports import GrantProof, Revocation
 
@@ -44,6 +45,12 @@ class NewIntegration:
     config: Mapping[str, Any]
     integration_id: IntegrationId = IntegrationId(0)
     encrypted_credentials: bytes | None = field(default=None, repr=False)
+    oauth_client: str = ""
+
+    @property
+    def client_key(self) -> str:
+        """The key of its client (`domain/oauth_client.py`)."""
+        return client_key(self.integration_type, self.oauth_client)
 
     def as_stored(self, now: datetime) -> Integration:
         """The pending integration that this is stored as."""
@@ -57,6 +64,7 @@ class NewIntegration:
             update_time=now,
             name=self.name,
             config=self.config,
+            oauth_client=self.oauth_client,
         )
 
 
@@ -136,8 +144,10 @@ class IntegrationStore(IntegrationLookup, Protocol):
     async def reserve_id(self) -> IntegrationId:
         """A new id, which no other integration gets."""
 
-    async def find_account(self, user_id: UserId, integration_type: str, account_id: str) -> StoredIntegration | None:
-        """The user's connected integration with that account."""
+    async def find_account(
+        self, user_id: UserId, integration_type: str, account_id: str, oauth_client: str = ""
+    ) -> StoredIntegration | None:
+        """The user's connected integration with that account, of the client."""
 
     async def list(
         self,
@@ -228,8 +238,8 @@ class IntegrationStore(IntegrationLookup, Protocol):
         refresh, where the integration has one; without `may_be_due_earlier` only if it is later than the present one.
         """
 
-    async def resume_refreshes(self, integration_type: str, due_times: Sequence[datetime]) -> int:
-        """End the pauses of integrations of a type whose last refresh failed, where they last beyond the due times.
+    async def resume_refreshes(self, client_key: str, due_times: Sequence[datetime]) -> int:
+        """End the pauses of integrations of a client whose last refresh failed, where they last beyond the due times.
 
         Each gets one of the due times for its proactive refresh. Returns how many there were.
         """

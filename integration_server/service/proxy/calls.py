@@ -14,6 +14,7 @@ from datetime import timedelta
 from integration_server.domain.errors import (
     InvalidField,
     ProviderError,
+    ProviderMisconfigured,
     ProviderRejected,
     ProviderUnavailable,
     StoreUnavailable,
@@ -63,7 +64,7 @@ class ApiProxy:
         if len(request.body) > self.max_request_bytes:
             raise InvalidField("body", f"has {len(request.body)} bytes; the maximum is {self.max_request_bytes}")
         fresh = await self.credentials.get_usable(integration_id, user_id)
-        require_allowed_headers(request, self.provider_of(fresh.integration).allowed_request_headers)
+        require_allowed_headers(request, self.providers[fresh.integration.integration_type].allowed_request_headers)
         return await self.send(fresh, request)
 
     @asynccontextmanager
@@ -85,9 +86,10 @@ class ApiProxy:
         """
         require_valid_request(request)
         fresh = await self.credentials.get_usable(integration_id, user_id)
-        require_allowed_headers(request, self.provider_of(fresh.integration).allowed_request_headers)
+        provider = await self._provider_of(fresh.integration)
+        require_allowed_headers(request, provider.allowed_request_headers)
         body = await RequestBody.of(request, parts, content_length, self.stream_idle_timeout)
-        call = _Call(self, fresh, replace(request, body=b""), body, within)
+        call = _Call(self, provider, fresh, replace(request, body=b""), body, within)
         with self._recording_error(call):
             async with call.response(call.stream_once) as stream:
                 self._record_response(call, stream.response)
@@ -96,7 +98,7 @@ class ApiProxy:
 
     async def send(self, fresh: RefreshResult, request: ApiRequest) -> ApiResponse:
         """Send a valid request with these credentials, or with newer ones if the provider rejects them."""
-        call = _Call(self, fresh, request, None, time_left())
+        call = _Call(self, await self._provider_of(fresh.integration), fresh, request, None, time_left())
         with self._recording_error(call):
             async with call.response(call.send_once) as complete:
                 response = complete.response
@@ -117,15 +119,18 @@ class ApiProxy:
         is_success = response.status < 500 and not response.is_rate_limited
         self._update_last_error(call.fresh.integration, rejection, is_success=is_success)
 
-    def provider_of(self, integration: Integration) -> Provider:
-        """The integration's provider with its config applied."""
-        return self.providers[integration.integration_type].for_config(integration.config)
+    async def _provider_of(self, integration: Integration) -> Provider:
+        """The integration's provider with its client and its config."""
+        provider = await self.providers.for_client(integration.integration_type, integration.oauth_client)
+        return provider.for_config(integration.config)
 
     def _update_last_error(
         self, integration: Integration, error: ProviderError | None, *, is_success: bool = False
     ) -> None:
         """Set or clear the integration's last error if it changes. The caller does not wait for the write."""
         last = integration.last_error
+        if isinstance(error, ProviderMisconfigured):
+            return  # the fault of our client, and not of the integration
         if error is not None:
             now = self.clock()
             if last is None or last.error_class != error.reason or now - last.time >= _REPEATED_FAILURE_INTERVAL:
@@ -142,9 +147,16 @@ class _Call:
     """One call with all its attempts. A call whose `body` has been taken is not attempted again."""
 
     def __init__(
-        self, proxy: ApiProxy, fresh: RefreshResult, request: ApiRequest, body: RequestBody | None, within: float | None
+        self,
+        proxy: ApiProxy,
+        provider: Provider,
+        fresh: RefreshResult,
+        request: ApiRequest,
+        body: RequestBody | None,
+        within: float | None,
     ) -> None:
         self.fresh = fresh
+        self._provider = provider
         self.was_sent = False
         self._proxy = proxy
         self._request = request
@@ -154,11 +166,10 @@ class _Call:
 
     def secrets(self, response: ApiResponse) -> frozenset[str]:
         """The secrets of all credentials that were used; the response must not reveal them."""
-        provider = self._proxy.provider_of(self.fresh.integration)
         return frozenset(
             secret
             for used in self._used_credentials
-            for secret in secrets_of(used.credentials, provider.request_auth(used.credentials))
+            for secret in secrets_of(used.credentials, self._provider.request_auth(used.credentials))
         ).union(response.secrets)
 
     @asynccontextmanager
@@ -215,7 +226,7 @@ class _Call:
 
     @asynccontextmanager
     async def _permit(self) -> AsyncIterator[tuple[Provider, Callable[[ApiResponse], ApiResponse]]]:
-        provider = self._proxy.provider_of(self.fresh.integration)
+        provider = self._provider
         require_no_credentials(self._request, provider.request_auth(self.fresh.credentials))
         limiter = self._proxy.rate_limiters.limiter(provider)
         permit = limiter.permit(

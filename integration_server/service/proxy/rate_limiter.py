@@ -21,6 +21,7 @@ from cachetools import LRUCache
 
 from integration_server.domain.errors import ProviderUnavailable, RateLimited
 from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.domain.oauth_client import OWN_CLIENT, client_key
 from integration_server.domain.proxy_messages import ApiResponse, LimitScope, RateLimit
 from integration_server.service.common_types import Jitter, Record, record_nothing
 from integration_server.service.provider_port import Provider
@@ -74,7 +75,9 @@ class _Rejected:
 
 @dataclass(eq=False, repr=False)
 class ProviderRateLimiter:
-    """Permits the calls to one provider, one after the other, as its limits allow. `monotonic` is in seconds.
+    """Permits the calls of one OAuth client to its provider, one after the other, as the provider's limits allow.
+
+    A provider counts the calls of each of its apps. `monotonic` is in seconds.
 
     `shared` also counts the calls of other processes; None for a single process.
     """
@@ -86,6 +89,7 @@ class ProviderRateLimiter:
     jitter: Jitter
     calls_at_once: int | None = None
     app_limit_users: int = _APP_LIMIT_USERS
+    oauth_client: str = OWN_CLIENT
     record_wait: Record = record_nothing  # seconds, integration type
     record_refusal: Record = record_nothing  # integration type
 
@@ -212,7 +216,8 @@ class ProviderRateLimiter:
         ]
 
     def _counter_name(self, limit: RateLimit, integration_id: IntegrationId) -> str:
-        name = self.integration_type if limit.scope is LimitScope.APP else f"{self.integration_type}/{integration_id}"
+        key = client_key(self.integration_type, self.oauth_client)
+        name = key if limit.scope is LimitScope.APP else f"{self.integration_type}:{integration_id}"
         return f"{name}#{limit.resource}" if limit.resource else name
 
     def _exhausted_seconds(self, waiter: Waiter, now: float) -> float:
@@ -293,7 +298,7 @@ class ProviderRateLimiter:
 
 @dataclass(eq=False, repr=False)
 class RateLimiters:
-    """The rate limiters of all providers. `monotonic` is in seconds."""
+    """The rate limiters of all OAuth clients. `monotonic` is in seconds."""
 
     shared: DistributedLimiter | None
     monotonic: Callable[[], float]
@@ -305,17 +310,18 @@ class RateLimiters:
         self._limiters: dict[str, ProviderRateLimiter] = {}
 
     def limiter(self, provider: Provider) -> ProviderRateLimiter:
-        """The rate limiter of a provider."""
-        name = provider.integration_type
-        if name not in self._limiters:
-            self._limiters[name] = ProviderRateLimiter(
-                name,
+        """The rate limiter of a provider's client."""
+        key = client_key(provider.integration_type, provider.oauth_client.name)
+        if key not in self._limiters:
+            self._limiters[key] = ProviderRateLimiter(
+                provider.integration_type,
                 provider.rate_limits,
                 self.shared,
                 self.monotonic,
                 self.jitter,
                 provider.calls_at_once,
+                oauth_client=provider.oauth_client.name,
                 record_wait=self.record_wait,
                 record_refusal=self.record_refusal,
             )
-        return self._limiters[name]
+        return self._limiters[key]

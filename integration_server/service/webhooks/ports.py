@@ -7,6 +7,7 @@ from typing import Protocol
 
 from integration_server.domain.allowed_types import AllowedTypes
 from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.domain.oauth_client import client_key
 from integration_server.domain.webhooks import UnroutedReason
 from integration_server.service.integrations.ports import StoredIntegration
 
@@ -92,15 +93,15 @@ class WebhookInbox(Protocol):
 
     async def find_recipients(
         self,
-        integration_type: str,
+        client_key: str,
         account_ids: Collection[str],
         after: IntegrationId,
         limit: int,
         integration_ids: Collection[IntegrationId] = (),
     ) -> Sequence[StoredIntegration]:
-        """The connected integrations of these accounts or with these ids, of any user, that have an id above `after`.
+        """The connected integrations of a client with these accounts or ids, of any user.
 
-        They are ordered by id.
+        They have an id above `after`, and are ordered by id.
         """
 
     async def known(
@@ -139,7 +140,10 @@ class WebhookInbox(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class UnroutedWebhook:
-    """A verified event at the app's address that belongs to no integration, without its payload."""
+    """A verified event at an app's address that belongs to no integration, without its payload.
+
+    `oauth_client` is the name of the client whose address it is.
+    """
 
     integration_type: str
     event_id: str
@@ -149,6 +153,12 @@ class UnroutedWebhook:
     reason: UnroutedReason
     payload_bytes: int
     receive_time: datetime
+    oauth_client: str = ""
+
+    @property
+    def client_key(self) -> str:
+        """The key of its client (`domain/oauth_client.py`)."""
+        return client_key(self.integration_type, self.oauth_client)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +174,9 @@ class UnroutedWebhooks(Protocol):
     """Verified events that belong to no integration, kept for a while so that operators find them."""
 
     async def add(self, events: Sequence[NewUnroutedWebhook]) -> None:
-        """Store events of one type; one with the id of a stored event is ignored.
+        """Store events of one client; one with the id of a stored event is ignored.
 
-        Of each type so many rows and bytes are kept. The oldest beyond that are deleted.
+        Of each client so many rows and bytes are kept. The oldest beyond that are deleted.
         """
 
     async def list(

@@ -9,14 +9,15 @@ import structlog
 from cachetools import TTLCache
 
 from integration_server.domain.allowed_types import AllowedTypes
+from integration_server.domain.oauth_client import client_key
 from integration_server.domain.webhooks import UnroutedReason, WebhookEvent
 from integration_server.service.common_types import Aead, Clock, RandomToken
 from integration_server.service.credentials.credential_cipher import unrouted_payload_aad
 from integration_server.service.integrations.page_tokens import Page, PageTokens
 from integration_server.service.webhooks.ports import NewUnroutedWebhook, UnroutedWebhook, UnroutedWebhooks
 
-_LOG_INTERVAL = 60.0  # seconds between two log lines about one type
-_MAX_TYPES = 1000
+_LOG_INTERVAL = 60.0  # seconds between two log lines about one client
+_MAX_LOGGED = 10_000  # types and clients
 
 
 @dataclass(eq=False, repr=False)
@@ -34,19 +35,21 @@ class UnroutedWebhookLog:
     def __post_init__(self) -> None:
         self._pages = PageTokens(self.aead, "unrouted-webhook-page")
         self._log = structlog.get_logger(__name__)
-        self._logged: TTLCache[str, None] = TTLCache(_MAX_TYPES, _LOG_INTERVAL, self.monotonic)
+        self._logged: TTLCache[str, None] = TTLCache(_MAX_LOGGED, _LOG_INTERVAL, self.monotonic)
         self._not_logged: Counter[str] = Counter()
 
-    async def record(self, integration_type: str, events: Sequence[WebhookEvent]) -> None:
+    async def record(self, integration_type: str, oauth_client: str, events: Sequence[WebhookEvent]) -> None:
         """Store events that have no recipient, and log their number once a minute. Raises `StoreUnavailable`."""
-        await self.store.add([await self._encrypted(integration_type, event) for event in events])
-        self._not_logged[integration_type] += len(events)
-        if integration_type not in self._logged:
-            self._logged[integration_type] = None
+        await self.store.add([await self._encrypted(integration_type, oauth_client, event) for event in events])
+        key = client_key(integration_type, oauth_client)
+        self._not_logged[key] += len(events)
+        if key not in self._logged:
+            self._logged[key] = None
             self._log.warning(
                 "webhook_unrouted",
                 integration_type=integration_type,
-                events=self._not_logged.pop(integration_type),
+                **({"oauth_client": oauth_client} if oauth_client else {}),
+                events=self._not_logged.pop(key),
                 reasons=sorted({UnroutedReason.of(event).value for event in events}),
             )
 
@@ -66,9 +69,11 @@ class UnroutedWebhookLog:
         while await self.store.prune(self.clock() - self.retention):
             pass
 
-    async def _encrypted(self, integration_type: str, event: WebhookEvent) -> NewUnroutedWebhook:
+    async def _encrypted(self, integration_type: str, oauth_client: str, event: WebhookEvent) -> NewUnroutedWebhook:
         uid, now = self.random_token(), self.clock()
-        associated_data = unrouted_payload_aad(uid, integration_type, event.event_id, event.event_type, now)
+        associated_data = unrouted_payload_aad(
+            uid, integration_type, oauth_client, event.event_id, event.event_type, now
+        )
         listed = UnroutedWebhook(
             integration_type=integration_type,
             event_id=event.event_id,
@@ -78,5 +83,6 @@ class UnroutedWebhookLog:
             reason=UnroutedReason.of(event),
             payload_bytes=len(event.payload),
             receive_time=now,
+            oauth_client=oauth_client,
         )
         return NewUnroutedWebhook(uid, listed, await self.aead.encrypt(event.payload, associated_data))

@@ -23,6 +23,7 @@ from cachetools import TTLCache
 
 from integration_server.domain.errors import InvalidField, QuotaExceeded, UnknownIntegrationType
 from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.domain.oauth_client import OAUTH_CLIENT_NAME, client_key
 from integration_server.domain.text import has_control_characters
 from integration_server.domain.webhooks import (
     MAX_EVENTS,
@@ -34,7 +35,9 @@ from integration_server.domain.webhooks import (
 )
 from integration_server.service.common_types import Aead, Clock, RandomToken, Record, record_nothing
 from integration_server.service.credentials.credential_cipher import CredentialCipher, payload_aad
-from integration_server.service.provider_port import Provider, Providers
+from integration_server.service.lookup_cache import LookupCache
+from integration_server.service.oauth_clients.oauth_client_directory import OAuthClientDirectory
+from integration_server.service.provider_port import Provider
 from integration_server.service.webhooks.ports import NewWebhookEvent, WebhookEndpoint, WebhookEndpoints, WebhookInbox
 from integration_server.service.webhooks.unrouted_webhooks import UnroutedWebhookLog
 from integration_server.service.webhooks.webhook_router import WebhookRouter
@@ -43,7 +46,7 @@ from integration_server.service.webhooks.webhook_secrets import WebhookSecrets
 T = TypeVar("T")
 
 APP = "app"
-"""The endpoint of the app's own webhooks at a provider."""
+"""The endpoint of the app's own webhooks at a provider. That of another OAuth client is "app." and its name."""
 
 NOT_FOUND = WebhookResponse(404, is_verified=False)
 UNAUTHORIZED = WebhookResponse(401, is_verified=False)
@@ -69,33 +72,15 @@ _LARGE_BODY = 32 * 1024
 _MAX_CONCURRENT_READS = 2  # of large bodies, so that their threads leave most of the time to the event loop
 _SLICE = 100  # events, which take the event loop about 5 ms
 _QUOTA_LOG_INTERVAL = 3600.0  # seconds between two log lines about one user
-_MAX_CONCURRENT_LOOKUPS = 2  # so that unverified requests take few of the database's connections
 
 
-class EndpointCache:
-    """Caches lookups of endpoints. A result may be a second old. `monotonic` is in seconds."""
+class EndpointCache(LookupCache[tuple[str, str], WebhookEndpoint]):
+    """Caches lookups of endpoints, by type and uid. A result may be a second old. `monotonic` is in seconds."""
 
     def __init__(self, endpoints: WebhookEndpoints, monotonic: Callable[[], float]) -> None:
-        self._endpoints = endpoints
-        self._found: TTLCache[tuple[str, str], WebhookEndpoint] = TTLCache(_MAX_ENTRIES, _FOUND_TTL, monotonic)
-        self._not_found: TTLCache[tuple[str, str], None] = TTLCache(_MAX_ENTRIES, _NOT_FOUND_TTL, monotonic)
-        self._lookups = asyncio.Semaphore(_MAX_CONCURRENT_LOOKUPS)
-
-    async def find(self, integration_type: str, uid: str) -> WebhookEndpoint | None:
-        """The endpoint with this address."""
-        key = integration_type, uid
-        if not self._is_cached(key):
-            async with self._lookups:
-                if not self._is_cached(key):  # another task may have looked it up
-                    found = await self._endpoints.find(*key)
-                    if found is None:
-                        self._not_found[key] = None
-                    else:
-                        self._found[key] = found
-        return self._found.get(key)
-
-    def _is_cached(self, key: tuple[str, str]) -> bool:
-        return key in self._not_found or key in self._found
+        super().__init__(
+            lambda key: endpoints.find(*key), monotonic, found_ttl=_FOUND_TTL, not_found_ttl=_NOT_FOUND_TTL
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -160,7 +145,7 @@ class WebhookIngestion:
     router: WebhookRouter
     unrouted: UnroutedWebhookLog
     secrets: WebhookSecrets
-    providers: Providers
+    providers: OAuthClientDirectory
     aead: Aead
     clock: Clock
     random_token: RandomToken
@@ -192,10 +177,14 @@ class WebhookIngestion:
             self.record_outcome(integration_type if provider is None else provider.integration_type, outcome)
 
     async def _receive(self, provider: Provider, endpoint: str, request: WebhookRequest) -> WebhookResponse:
-        if endpoint == APP:
-            return await self._receive_for_app(provider, request)
+        app, _, oauth_client = endpoint.partition(".")  # no uid has a dot
+        if app == APP:
+            with_client = None
+            if endpoint == APP or OAUTH_CLIENT_NAME.fullmatch(oauth_client):
+                with_client = await self.providers.for_webhooks(provider.integration_type, oauth_client)
+            return NOT_FOUND if with_client is None else await self._receive_for_app(with_client, request)
         # The address may contain an alias of the provider's type.
-        found = await self.endpoints.find(provider.integration_type, endpoint) if _UID.fullmatch(endpoint) else None
+        found = await self.endpoints.find((provider.integration_type, endpoint)) if _UID.fullmatch(endpoint) else None
         return NOT_FOUND if found is None else await self._receive_for(found, provider, request)
 
     async def prune(self) -> None:
@@ -213,25 +202,27 @@ class WebhookIngestion:
         return provider if provider.supports_webhooks else None
 
     async def _receive_for_app(self, provider: Provider, request: WebhookRequest) -> WebhookResponse:
-        """Receive for all integrations whose account is the account of an event."""
+        """Receive for all integrations of the provider's client whose account is the account of an event."""
         secrets = provider.webhook_secrets(None)
         if not secrets:
             return NOT_FOUND
         batch = await self._verified(provider, request, secrets)
         try:
             async for events in batch.slices():
-                await self._route(batch, provider.integration_type, [_storable(event) for event in events])
+                await self._route(batch, provider, [_storable(event) for event in events])
         except _TooManyNewEvents:
             return self._refuse_rest(provider, batch)
         if batch.has_unrouted:
             self.record_unrouted(provider.integration_type)
         return batch.response
 
-    async def _route(self, batch: _Batch, integration_type: str, events: Sequence[WebhookEvent]) -> None:
+    async def _route(self, batch: _Batch, provider: Provider, events: Sequence[WebhookEvent]) -> None:
         """Store events for all integrations that they belong to, or as unrouted. Raises `_TooManyNewEvents`."""
+        integration_type, oauth_client = provider.integration_type, provider.oauth_client.name
         accounts = {event.account_id for event in events if event.account_id is not None}
         routed, unrouted = await self.router.find(integration_type, events), dict(enumerate(events))
-        async for integrations in self._recipients(integration_type, accounts, routed.integration_ids):
+        key = client_key(integration_type, oauth_client)
+        async for integrations in self._recipients(key, accounts, routed.integration_ids):
             addressed = list(_addressed(integrations, events, await routed.routes_of(integrations)))
             deliveries = [(integration, events[index]) for integration, index in addressed]
             await self._store(batch, deliveries)
@@ -240,17 +231,17 @@ class WebhookIngestion:
                 unrouted.pop(index, None)
         if unrouted:
             batch.has_unrouted = True
-            await self.unrouted.record(integration_type, list(unrouted.values()))
+            await self.unrouted.record(integration_type, oauth_client, list(unrouted.values()))
 
     async def _recipients(
-        self, integration_type: str, accounts: Collection[str], ids: Collection[IntegrationId]
+        self, key: str, accounts: Collection[str], ids: Collection[IntegrationId]
     ) -> AsyncIterator[Sequence[Integration]]:
-        """The connected integrations with these accounts or ids, in pages. An altered row receives nothing."""
+        """The connected integrations of a client with these accounts or ids, in pages. An altered row gets nothing."""
         last = IntegrationId(0)
         while accounts or ids:
-            page = await self.inbox.find_recipients(integration_type, accounts, last, self.recipients_page, ids)
+            page = await self.inbox.find_recipients(key, accounts, last, self.recipients_page, ids)
             verified = [await self._cipher.redacted(stored) for stored in page]
-            yield [integration for integration in verified if integration.account_id is not None]
+            yield [one for one in verified if one.account_id is not None and one.client_key == key]
             if len(page) < self.recipients_page:
                 return
             last = page[-1].integration.integration_id
@@ -261,6 +252,7 @@ class WebhookIngestion:
         """Receive for the integration that the address identifies, whatever account the events name."""
         integration = endpoint.stored.integration
         try:
+            provider = await self.providers.for_client(integration.integration_type, integration.oauth_client)
             provider = provider.for_config(integration.config)
         except InvalidField:  # the config was valid for an earlier version of the provider
             self._log.warning("webhook_config_invalid", **integration.log_fields)

@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 
 from integration_server.domain.integration import UserId
 from integration_server.service.background.ports import JobKind
-from integration_server.service.connections.revocation_ports import OrphanedGrant
+from integration_server.service.connections.revocation_ports import ClientScope, OrphanedGrant
 from integration_server.storage.due_work import DUE_TYPES, SqlDueWork, claim_statement
 from integration_server.storage.engine import Database, DatabaseTime, open_database
 from integration_server.storage.revocations import ends_integration
@@ -54,6 +54,7 @@ async def add_due_rows(database: Database, count: int) -> None:
         {
             "uid": f"uid-{count}-{number}",
             "integration_type": TYPES[number % len(TYPES)],
+            "client_key": TYPES[number % len(TYPES)],
             "account_id": f"account-{count}-{number}",
             "token_fingerprint": f"token-{count}-{number}",
         }
@@ -117,7 +118,7 @@ class TestPostgresPlans:
     ) -> None:
         grant = OrphanedGrant("uid", UserId("ann"), "beta", account_id, b"", token_fingerprint="token")
         for whose in (integrations.c.user_id == "bob", integrations.c.user_id != "bob"):
-            assert await explain(ends_integration(grant, ["beta"], ["beta"], whose)) <= LIMIT
+            assert await explain(ends_integration(grant, [ClientScope("beta", None)], ["beta"], whose)) <= LIMIT
 
     async def test_a_poll_reads_two_rows_per_job_and_type(self, explain: Explain) -> None:
         assert await explain(DUE_TYPES) <= 2 * (len(TYPES) + 1) * len(JobKind)

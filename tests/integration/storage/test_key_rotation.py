@@ -26,6 +26,7 @@ from integration_server.service.credentials.credential_cipher import (
     chain_key_aad,
     credentials_aad,
     described_by,
+    oauth_client_aad,
     outcome_aad,
     payload_aad,
     route_aad,
@@ -46,6 +47,7 @@ from integration_server.storage.tables import (
     data_keys,
     integrations,
     metadata,
+    oauth_clients,
     revocations,
     singleton_jobs,
     unrouted_webhooks,
@@ -121,6 +123,7 @@ async def fill_encrypted_columns(database: Database, keyring: Keyring) -> None:
                 uid=row.uid,
                 user_id=row.user_id,
                 integration_type=row.integration_type,
+                client_key=row.client_key,
                 bound_values=bound_values_of(row),
                 encrypted_credentials=revoked,
                 create_time=NOW,
@@ -128,6 +131,7 @@ async def fill_encrypted_columns(database: Database, keyring: Keyring) -> None:
             )
         )
     await store_webhooks(database, keyring, row)
+    await store_oauth_client(database, keyring)
     chain_id = secrets.token_hex(16)
     chain_key = await keyring.encrypt(b"audit_chains.encrypted_key", chain_key_aad(chain_id))
     async with database.write_transaction() as connection:
@@ -189,17 +193,38 @@ async def store_webhooks(database: Database, keyring: Keyring, row: Integration)
         )
         copy = await keyring.encrypt(b"webhook_routes.encrypted_copy", route_aad(*names, "route"))
         await connection.execute(insert(webhook_routes).values(**owner, route="route", encrypted_copy=copy))
-        unrouted_aad = unrouted_payload_aad(row.uid, row.integration_type, row.uid, "type", NOW)
+        unrouted_aad = unrouted_payload_aad(row.uid, row.integration_type, "", row.uid, "type", NOW)
         await connection.execute(
             insert(unrouted_webhooks).values(
                 uid=row.uid,
                 integration_type=row.integration_type,
+                client_key=row.client_key,
                 event_id=row.uid,
                 event_type="type",
                 reason="no_account",
                 payload_bytes=1,
                 receive_time=NOW,
                 encrypted_payload=await keyring.encrypt(b"unrouted_webhooks.encrypted_payload", unrouted_aad),
+            )
+        )
+
+
+async def store_oauth_client(database: Database, keyring: Keyring) -> None:
+    """Store an OAuth client."""
+    uid = secrets.token_hex(16)
+    associated_data = oauth_client_aad(uid, "acme", uid, "client-id", ["app"], 1)
+    async with database.write_transaction() as connection:
+        await connection.execute(
+            insert(oauth_clients).values(
+                uid=uid,
+                integration_type="acme",
+                name=uid,
+                client_id="client-id",
+                callers=["app"],
+                version=1,
+                encrypted_secrets=await keyring.encrypt(b"oauth_clients.encrypted_secrets", associated_data),
+                create_time=NOW,
+                update_time=NOW,
             )
         )
 

@@ -33,6 +33,7 @@ from integration_server.storage.tables import revocations
 from tests.contracts.store_contract import account, new_integration
 from tests.fakes.aead import FakeAead
 from tests.fakes.clock import SettableClock
+from tests.fakes.oauth_clients import own_clients
 from tests.fakes.provider import FakeProvider, FakeProviders
 from tests.fakes.random_tokens import CountingTokens
 
@@ -80,7 +81,7 @@ class Process:
 
 def start_process(database: Database, provider: FakeProvider, tasks: DetachedTasks, journal: Path) -> Process:
     """A process with its own stores."""
-    clock, cipher, providers = SettableClock(), CredentialCipher(FakeAead()), FakeProviders(provider)
+    clock, cipher, providers = SettableClock(), CredentialCipher(FakeAead()), own_clients(FakeProviders(provider))
     integrations, outbox = SqlIntegrations(database), SqlRevocationOutbox(database)
     schedule = Schedule(timedelta(minutes=5), None, lambda: 0.5)
     account_linker = AccountLinker(integrations, providers, cipher, clock, schedule, lambda _: None)

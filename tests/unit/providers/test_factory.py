@@ -7,7 +7,8 @@ from integration_server.domain.proxy_messages import RateLimit
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.factory import ProviderFactory, ProvidersError
 from integration_server.providers.oauth2 import OAuth2Provider
-from integration_server.service.provider_port import Providers
+from integration_server.service.provider_port import ProviderSet
+from tests.fakes.oauth_clients import shared_grants
 from tests.unit.providers.support import FakeTransport, context, registry
 
 
@@ -32,7 +33,7 @@ class WholeAccount(Acme):
 
 
 def test_finds_providers_by_type() -> None:
-    providers: Providers = registry(context(FakeTransport()), Charlie, Acme, Bravo)
+    providers: ProviderSet = registry(context(FakeTransport()), Charlie, Acme, Bravo)
     assert providers["bravo"].integration_type == "bravo"
     assert [provider.integration_type for provider in providers.all()] == ["acme", "bravo", "charlie"]
 
@@ -109,18 +110,19 @@ def test_by_default_a_revocation_ends_one_grant() -> None:
     ("acme_client", "shared"),
     [("one", ("acme", "whole_account")), ("another", ("whole_account",)), ("", ("whole_account",))],
 )
-def test_types_with_the_same_client_and_server_share_grants(acme_client: str, shared: tuple[str, ...]) -> None:
+async def test_types_with_the_same_client_and_server_share_grants(acme_client: str, shared: tuple[str, ...]) -> None:
     settings = {"WHOLE_ACCOUNT_CLIENT_ID": "one", "ACME_CLIENT_ID": acme_client, "CHARLIE_CLIENT_ID": "one"}
     providers = registry(context(FakeTransport(), settings), Acme, Bravo, Charlie, WholeAccount)
-    assert tuple(providers["whole_account"].shares_grants_with) == shared
+    assert tuple(providers["whole_account"].shares_grants_with) == ("acme", "bravo", "whole_account")
+    assert await shared_grants(providers, "whole_account") == shared
     for name, provider in providers.items():
         ending = [one.integration_type for one in providers.all() if name in one.shares_grants_with]
         assert list(provider.grants_ended_by) == ending
 
 
-def test_a_type_without_a_client_id_shares_nothing() -> None:
+async def test_a_type_without_a_client_id_shares_nothing() -> None:
     providers = registry(context(FakeTransport()), Acme, Bravo, WholeAccount)
-    assert tuple(providers["whole_account"].shares_grants_with) == ("whole_account",)
+    assert await shared_grants(providers, "whole_account") == ("whole_account",)
 
 
 def test_an_oauth_provider_requires_both_endpoints() -> None:

@@ -8,6 +8,7 @@ from integration_server.domain.errors import ProviderRejected, ProviderUnavailab
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.built_in import built_in_class
 from integration_server.service.integrations.ports import NewAccount
+from tests.fakes.oauth_clients import shared_grants
 from tests.unit.providers.support import FakeTransport, build_provider, context, json_response, registry
 
 GoogleCalendarProvider = built_in_class("google_calendar")
@@ -80,7 +81,7 @@ async def test_an_exhausted_quota_does_not_reject_the_credentials() -> None:
     ("business_client", "shared"),
     [("ours", ("google_calendar", "google_my_business")), ("other", ("google_calendar",))],
 )
-def test_types_with_the_same_google_client_share_grants(business_client: str, shared: tuple[str, ...]) -> None:
+async def test_types_with_the_same_google_client_share_grants(business_client: str, shared: tuple[str, ...]) -> None:
     settings = {"GOOGLE_CALENDAR_CLIENT_ID": "ours", "GOOGLE_MY_BUSINESS_CLIENT_ID": business_client}
     providers = registry(context(FakeTransport(), settings), GoogleCalendarProvider, GoogleMyBusinessProvider)
-    assert tuple(providers["google_calendar"].shares_grants_with) == shared
+    assert await shared_grants(providers, "google_calendar") == shared

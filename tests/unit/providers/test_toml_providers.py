@@ -11,6 +11,7 @@ from integration_server.providers.factory import ProviderFactory, ProviderRegist
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.toml_providers import load_toml_providers
 from integration_server.service.integrations.ports import NewAccount
+from tests.fakes.oauth_clients import shared_grants
 from tests.unit.providers.support import FakeTransport, context, exception_text, json_response
 
 ACME = """
@@ -131,11 +132,11 @@ def test_an_invalid_revocation_is_a_problem(tmp_path: Path, text: str, problem: 
     assert found.startswith(f"minimal.toml: {problem}")
 
 
-def test_types_of_one_account_end_together_whatever_their_clients(tmp_path: Path) -> None:
+async def test_types_of_one_account_end_together_whatever_their_clients(tmp_path: Path) -> None:
     twin = REVOCABLE.replace('"minimal"', '"twin"', 1)
     providers = load(write_files(tmp_path, minimal=REVOCABLE + 'ends = "account"', twin=twin + 'ends = "grant"'))
-    assert providers["minimal"].shares_grants_with == ("minimal", "twin")
-    assert providers["twin"].shares_grants_with == ("twin",)
+    assert await shared_grants(providers, "minimal") == ("minimal", "twin")
+    assert await shared_grants(providers, "twin") == ("twin",)
 
 
 def test_a_file_declares_a_provider(tmp_path: Path) -> None:

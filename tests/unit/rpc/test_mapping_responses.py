@@ -44,6 +44,7 @@ FULL = replace(
     access_token_expire_time=NOON,
     refresh_token_expire_time=NOON,
     connect_time=NOON,
+    oauth_client="tenant",
     version=7,
 )
 CHECK = HealthCheck(FULL, Status.ERROR, False, NOON, timedelta(milliseconds=42), "PROVIDER_UNAVAILABLE", "down")
@@ -87,6 +88,7 @@ def test_every_field_of_an_integration_is_set() -> None:
             "message": "down",
         },
         "error_count": 3,
+        "oauth_client": "tenant",
         **dict.fromkeys(
             (
                 "last_health_check",

@@ -27,14 +27,16 @@ from integration_server.domain.errors import CredentialsUnreadable, IntegrationS
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.background.ports import JobKind
 from integration_server.service.common_types import Aead, AssociatedData
-from integration_server.service.connections.oauth_connection import Callback
+from integration_server.service.connections.oauth_connection import Callback, ConnectionRequest
 from integration_server.service.events.ports import ChangeRange, EventFilter
 from integration_server.service.integrations.ports import IntegrationUpdate, NewAccount
+from integration_server.service.oauth_clients.ports import SecretState
 from integration_server.service.webhooks.webhook_ingestion import NOT_FOUND, UNAUTHORIZED
 from integration_server.storage.tables import metadata
 from tests.fakes.aead import FakeAead
 from tests.fakes.system import ADA, APP_CALLBACK, CONFIRMING, EVE, RETURN_URL, FakeSystem
 from tests.signed_webhook_provider import webhook_body
+from tests.unit.service.oauth_clients.support import put_client
 from tests.unit.service.webhooks.test_webhook_ingestion import APP_SECRET, request
 
 PAGE = Path(__file__).parents[3] / "docs" / "database-tampering.md"
@@ -43,6 +45,7 @@ TESTED_ELSEWHERE = {"data_keys", "key_sets", "audit_chains", "audit_entries", "s
 """Tables whose every column tests/integration/storage/test_key_set.py and test_audit.py alter, and the schema's own."""
 
 SECRETS = ("first", "second", "third")
+CLIENT_CALLERS = ("backend", "second")
 USERS = (ADA, EVE)
 
 Facts = Mapping[str, frozenset[str]]
@@ -78,7 +81,7 @@ class _Observer:
         """Ask everything that a column could influence."""
         provider = self._system.provider
         for each in (provider, self._system.key_provider):
-            for calls in (each.refreshes, each.exchanges, each.revocations, each.polls):
+            for calls in (each.refreshes, each.exchanges, each.revocations, each.polls, each.used_clients):
                 cast("list[Any]", calls).clear()
         provider.decisions = [DecisionPending()] * _MAX_ROWS
         for user_id in USERS:
@@ -93,6 +96,11 @@ class _Observer:
         await self._ask("revoked", self._revoked())
         await self._ask("polls", self._polls())
         await self._ask("secrets that verify webhooks", self._webhooks())
+        await self._ask("secrets that verify webhooks of a client", self._client_webhooks())
+        await self._ask("clients", self._clients())
+        await self._ask("clients as shown", self._client_states(), shown=True)
+        for caller in (*CLIENT_CALLERS, "evil"):
+            await self._ask(f"connection of {caller}", self._begun(caller))
         for user_id in USERS:
             for name, integration_id in self._ids.items():
                 for kind, consumer in (("unread events", "consumer"), ("events", "another")):
@@ -104,7 +112,9 @@ class _Observer:
         self._system.clock.advance(timedelta(minutes=56))
         for user_id, name in ((ADA, "work"), (EVE, "eves")):
             await self._ask(f"refreshed settings of {name} for {user_id}", self._settings(self._ids[name], user_id))
+        await self._ask("refresh with a client", self._refreshed(self._ids["with a client"]))
         self._secret["refresh tokens that were sent"] = frozenset(provider.refreshes)
+        self._secret["clients that were used"] = frozenset(map(repr, provider.used_clients))
         return Observation(self._secret, self._shown, frozenset(self._refusals))
 
     async def _ask(self, question: str, answer: Awaitable[set[str]], *, shown: bool = False) -> None:
@@ -175,6 +185,34 @@ class _Observer:
         await self._use_cases.webhook_ingestion.receive_webhook("fake", "app", signed)
         return accepted
 
+    async def _client_webhooks(self) -> set[str]:
+        accepted = set()
+        for number, secret in enumerate(("wh-1", "wh-2", "wh-evil")):
+            signed = request(webhook_body({"id": f"client-{number}", "account": "account-of-client"}), secret)
+            receive = self._use_cases.webhook_ingestion.receive_webhook
+            if await receive("fake", "app.tenant", signed) not in (UNAUTHORIZED, NOT_FOUND):
+                accepted.add(secret)
+        return accepted
+
+    async def _clients(self) -> set[str]:
+        page = await self._use_cases.oauth_clients.list_oauth_clients("", 50, "", ALL_INTEGRATION_TYPES)
+        if any(one.is_altered for one in page.items):
+            self._refusals.add(CredentialsUnreadable.reason)
+        return {repr((one.name, one.client_id, one.callers)) for one in page.items if not one.is_altered}
+
+    async def _client_states(self) -> set[str]:
+        page = await self._use_cases.oauth_clients.list_oauth_clients("", 50, "", ALL_INTEGRATION_TYPES)
+        return {repr((one.name, one.alarm, one.create_time, one.update_time)) for one in page.items}
+
+    async def _begun(self, caller: str) -> set[str]:
+        request = ConnectionRequest(ADA, "fake", redirect_uri=APP_CALLBACK, oauth_client="tenant", caller=caller)
+        await self._use_cases.oauth_connection.begin_connection(request)
+        return {"begun"}
+
+    async def _refreshed(self, integration_id: IntegrationId) -> set[str]:
+        state = await self._use_cases.credentials.refresh_token(integration_id, ADA, force=True)
+        return {"refreshed"} if state.refreshed else set()
+
     async def _events(self, integration_id: IntegrationId, user_id: UserId, consumer: str) -> set[str]:
         page = await self._use_cases.webhook_delivery.list_webhook_events(integration_id, user_id, consumer, 50, "")
         return {repr((event.event_id, event.event_type, event.payload)) for event in page.items}
@@ -234,6 +272,10 @@ class World:
             await self._set_secret(row, "first")
             await self._receive(row, "e-1")
         self.states["uid"] = work.uid
+        await self._put_client("tenant", "wh-1", CLIENT_CALLERS[:1])
+        await self._put_client("another", "wh-another", ["elsewhere"])
+        await self._connect("account-of-client", ADA, "with a client", "acme", oauth_client="tenant", caller="backend")
+        await system.stores.oauth_clients.set_alarm("fake", "tenant", SecretState.REFUSED)
         gone = [await self._connect("account-gone", user_id, f"gone of {user_id}", "acme") for user_id in USERS]
         system.provider.revoke_error = ProviderUnavailable()
         for row in gone:
@@ -247,6 +289,8 @@ class World:
         self.older = self.raw.serialize()
 
         system.clock.advance(timedelta(minutes=1))
+        await self._put_client("tenant", "wh-2", CLIENT_CALLERS)
+        await system.stores.oauth_clients.set_alarm("fake", "tenant", SecretState.PREVIOUS_USED)
         for row, secrets in ((work, SECRETS[1:]), (eves, ["eves"])):
             await system.credentials.refresh_token(row.integration_id, row.user_id, force=True)
             change = IntegrationUpdate(f"{row.name} renamed", {"host": f"new-{row.user_id}"}, is_active=True)
@@ -271,9 +315,13 @@ class World:
             for question in self.baseline.secret
         }
 
-    async def _connect(self, account_id: str, user_id: UserId, name: str, host: str) -> Integration:
+    async def _put_client(self, name: str, webhook_secret: str, callers: Sequence[str]) -> None:
+        fields = {"callers": tuple(callers), "webhook_secret": webhook_secret, "ends_rotation": True}
+        await put_client(self.system, name, f"client secret {webhook_secret}", **fields)
+
+    async def _connect(self, account_id: str, user_id: UserId, name: str, host: str, **fields: str) -> Integration:
         self.system.provider.account = NewAccount(account_id, f"{account_id}@example.com")
-        row = await self.system.connect(user_id, name=name, config={"host": host})
+        row = await self.system.connect(user_id, name=name, config={"host": host}, **fields)
         self.ids[name] = row.integration_id
         return row
 

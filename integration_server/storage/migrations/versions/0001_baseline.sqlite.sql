@@ -78,6 +78,8 @@ CREATE TABLE integrations (
     uid VARCHAR(255) NOT NULL,
     user_id VARCHAR(255) NOT NULL,
     integration_type VARCHAR(255) NOT NULL,
+    oauth_client VARCHAR(64) DEFAULT '' NOT NULL,
+    client_key VARCHAR(320) NOT NULL,
     auth_method VARCHAR(32) NOT NULL,
     name TEXT NOT NULL,
     config JSON NOT NULL,
@@ -116,11 +118,13 @@ CREATE INDEX ix_integrations_data_key_id ON integrations (substr(encrypted_crede
 
 CREATE INDEX ix_integrations_integration_type_account_id ON integrations (integration_type, account_id);
 
-CREATE INDEX ix_integrations_integration_type_check_due_time ON integrations (integration_type, check_due_time) WHERE is_active IS 1 AND reauthorization_required IS 0;
+CREATE INDEX ix_integrations_client_key_check_due_time ON integrations (client_key, check_due_time) WHERE is_active IS 1 AND reauthorization_required IS 0;
 
-CREATE INDEX ix_integrations_integration_type_refresh_due_time ON integrations (integration_type, refresh_due_time) WHERE is_active IS 1 AND reauthorization_required IS 0;
+CREATE INDEX ix_integrations_client_key_refresh_due_time ON integrations (client_key, refresh_due_time) WHERE is_active IS 1 AND reauthorization_required IS 0;
 
-CREATE INDEX ix_integrations_integration_type_refresh_retry_time ON integrations (integration_type, refresh_retry_time) WHERE refresh_failures > 0;
+CREATE INDEX ix_integrations_client_key_refresh_retry_time ON integrations (client_key, refresh_retry_time) WHERE refresh_failures > 0;
+
+CREATE INDEX ix_integrations_integration_type_oauth_client ON integrations (integration_type, oauth_client) WHERE oauth_client != '';
 
 CREATE INDEX ix_integrations_pending ON integrations (integration_id) WHERE connect_time IS NULL;
 
@@ -128,7 +132,7 @@ CREATE INDEX ix_integrations_token_fingerprint ON integrations (token_fingerprin
 
 CREATE INDEX ix_integrations_user_id_integration_id ON integrations (user_id, integration_id);
 
-CREATE UNIQUE INDEX uq_integrations_user_id_integration_type_account_id ON integrations (user_id, integration_type, account_id) WHERE account_id IS NOT NULL;
+CREATE UNIQUE INDEX uq_integrations_user_id_client_key_account_id ON integrations (user_id, client_key, account_id) WHERE account_id IS NOT NULL;
 
 CREATE TABLE key_sets (
     key_set_id VARCHAR(16) NOT NULL,
@@ -144,6 +148,8 @@ CREATE TABLE revocations (
     uid VARCHAR(255) NOT NULL,
     user_id VARCHAR(255) NOT NULL,
     integration_type VARCHAR(255) NOT NULL,
+    oauth_client VARCHAR(64) DEFAULT '' NOT NULL,
+    client_key VARCHAR(320) NOT NULL,
     account_id VARCHAR(255),
     bound_values TEXT DEFAULT '' NOT NULL,
     encrypted_credentials BLOB NOT NULL,
@@ -157,9 +163,33 @@ CREATE TABLE revocations (
 
 CREATE INDEX ix_revocations_integration_type_account_id ON revocations (integration_type, account_id);
 
-CREATE INDEX ix_revocations_integration_type_due_time ON revocations (integration_type, due_time);
+CREATE INDEX ix_revocations_client_key_due_time ON revocations (client_key, due_time);
 
 CREATE INDEX ix_revocations_token_fingerprint ON revocations (token_fingerprint);
+
+CREATE TABLE oauth_clients (
+    oauth_client_id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    uid VARCHAR(255) NOT NULL,
+    integration_type VARCHAR(255) NOT NULL,
+    name VARCHAR(64) NOT NULL,
+    client_id VARCHAR(255) NOT NULL,
+    callers JSON NOT NULL,
+    version BIGINT NOT NULL,
+    encrypted_secrets BLOB NOT NULL,
+    create_time DATETIME NOT NULL,
+    update_time DATETIME NOT NULL,
+    CONSTRAINT uq_oauth_clients_integration_type_name UNIQUE (integration_type, name)
+);
+
+CREATE INDEX ix_oauth_clients_client_id ON oauth_clients (client_id);
+
+CREATE TABLE oauth_client_alarms (
+    integration_type VARCHAR(255) NOT NULL,
+    oauth_client VARCHAR(64) NOT NULL,
+    state VARCHAR(16) NOT NULL,
+    refuse_time DATETIME NOT NULL,
+    CONSTRAINT pk_oauth_client_alarms PRIMARY KEY (integration_type, oauth_client)
+);
 
 CREATE TABLE locks (
     lock_name VARCHAR(64) NOT NULL,
@@ -205,6 +235,8 @@ CREATE INDEX ix_authorization_attempts_user_id_create_time ON authorization_atte
 CREATE TABLE unrouted_webhooks (
     unrouted_webhook_id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     integration_type VARCHAR(255) NOT NULL,
+    oauth_client VARCHAR(64) DEFAULT '' NOT NULL,
+    client_key VARCHAR(320) NOT NULL,
     event_id VARCHAR(255) NOT NULL,
     uid VARCHAR(255) NOT NULL,
     event_type VARCHAR(255) NOT NULL,
@@ -214,8 +246,10 @@ CREATE TABLE unrouted_webhooks (
     payload_bytes BIGINT NOT NULL,
     receive_time DATETIME NOT NULL,
     encrypted_payload BLOB NOT NULL,
-    CONSTRAINT uq_unrouted_webhooks_integration_type_event_id UNIQUE (integration_type, event_id)
+    CONSTRAINT uq_unrouted_webhooks_client_key_event_id UNIQUE (client_key, event_id)
 );
+
+CREATE INDEX ix_unrouted_webhooks_client_key ON unrouted_webhooks (client_key, unrouted_webhook_id);
 
 CREATE INDEX ix_unrouted_webhooks_integration_type ON unrouted_webhooks (integration_type, unrouted_webhook_id);
 
@@ -245,7 +279,7 @@ CREATE INDEX ix_health_checks_integration_id_health_check_id ON health_checks (i
 
 CREATE TABLE refresh_leases (
     integration_id INTEGER NOT NULL,
-    integration_type VARCHAR(255) NOT NULL,
+    client_key VARCHAR(320) NOT NULL,
     version BIGINT NOT NULL,
     owner VARCHAR(255) NOT NULL,
     expire_time DATETIME NOT NULL,
@@ -258,7 +292,7 @@ CREATE TABLE refresh_leases (
     CONSTRAINT fk_refresh_leases_integration_id FOREIGN KEY(integration_id) REFERENCES integrations (integration_id) ON DELETE CASCADE
 );
 
-CREATE INDEX ix_refresh_leases_integration_type_claim_time ON refresh_leases (integration_type, claim_time);
+CREATE INDEX ix_refresh_leases_client_key_claim_time ON refresh_leases (client_key, claim_time);
 
 CREATE TABLE webhook_consumer_offsets (
     integration_id INTEGER NOT NULL,

@@ -46,6 +46,7 @@ OTHER_ASSOCIATED_DATA: list[dict[str, Any]] = [
     {"account_label": "other"},
     {"name": "other"},
     {"config": {"host": "other"}},
+    {"oauth_client": "other"},
     {"is_active": False},
     {"scopes": ("admin",)},
     {"missing_scopes": ("admin",)},

@@ -81,7 +81,6 @@ async def test_every_check_is_stored(system: FakeSystem, integration: Integratio
     [
         (ProviderUnavailable(), Status.ERROR),
         (ProviderRejected("credentials"), Status.ERROR),
-        (ProviderMisconfigured(), Status.ERROR),
     ],
     ids=lambda value: getattr(value, "reason", None),
 )
@@ -101,6 +100,22 @@ async def test_an_error_is_recorded_and_cleared_by_the_next_success(
     row = system.row(integration.integration_id)
     assert result.healthy
     assert (row.last_error, row.error_count, row.status(system.clock())) == (None, 0, Status.ACTIVE)
+
+
+@pytest.mark.parametrize("has_expired", [False, True])
+async def test_a_refused_client_is_not_an_error_of_the_integration(
+    system: FakeSystem, integration: Integration, has_expired: bool
+) -> None:
+    """Neither in the verification request nor in a refresh before it."""
+    if has_expired:
+        system.clock.advance(HOUR)
+        system.provider.refresh_error = ProviderMisconfigured()
+    system.provider.verify_error = ProviderMisconfigured()
+    result = await check(system, integration.integration_id)
+    row = system.row(integration.integration_id)
+    assert (result.healthy, result.status, result.error_class) == (False, Status.ACTIVE, ProviderMisconfigured.reason)
+    assert (row.status(system.clock()), row.last_error, row.error_count) == (Status.ACTIVE, None, 0)
+    assert [one.error_class for one in system.check_rows()] == [ProviderMisconfigured.reason]
 
 
 async def test_a_check_refreshes_an_expired_token_first(system: FakeSystem, integration: Integration) -> None:

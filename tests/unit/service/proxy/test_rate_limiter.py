@@ -182,7 +182,7 @@ async def test_an_exhausted_shared_counter_is_tried_again(sample: Integration) -
     assert (shared.calls, time.monotonic() - begin >= 0.05) == (2, True)
 
 
-@pytest.mark.parametrize(("place", "others_wait"), [("acme/1", False), ("acme", True)], ids=["own", "the app's"])
+@pytest.mark.parametrize(("place", "others_wait"), [("acme:1", False), ("acme", True)], ids=["own", "the app's"])
 async def test_an_exhausted_shared_counter_delays_only_its_integrations(
     sample: Integration, place: str, others_wait: bool
 ) -> None:
@@ -195,7 +195,7 @@ async def test_an_exhausted_shared_counter_delays_only_its_integrations(
         async def acquire(self, counters: Sequence[tuple[str, RateLimit]]) -> Exhausted | None:
             """Reject the first call of integration 1."""
             names = [name for name, _ in counters]
-            if "acme/1" in names and not self.names_taken:
+            if "acme:1" in names and not self.names_taken:
                 self.names_taken = names
                 return Exhausted(place, 3600)
             return None

@@ -178,7 +178,10 @@ async def test_the_events_of_a_large_body_are_made_outside_of_the_event_loop(
     system: FakeSystem, count: int, members: int, is_threaded: bool
 ) -> None:
     provider = HubspotProvider(system.clock, supports_webhooks=True, app_secrets=[APP_SECRET])
-    ingestion = replace(system.webhook_ingestion, providers=FakeProviders(provider))
+    ingestion = replace(
+        system.webhook_ingestion,
+        providers=replace(system.webhook_ingestion.providers, registry=FakeProviders(provider)),
+    )
     if not is_threaded:
         ingestion = replace(ingestion, large_body=10**9)
     event = b"{" + b",".join(b'"k%d":1' % number for number in range(members)) + b"}"
