@@ -62,7 +62,7 @@ async def test_a_request_authenticates_as_the_given_client(token_auth: TokenAuth
     tokens = {"access_token": "at", "token_type": "bearer", "refresh_token": "rt"}
     network = FakeTransport(json_response(tokens), json_response(tokens), json_response({}))
     headers = {"Authorization": "Basic {basic}"} if token_auth == "header" else {}
-    declared = type("Declared", (Acme,), {"token_auth": token_auth, "token_headers": headers})
+    declared: type[Acme] = type("Declared", (Acme,), {"token_auth": token_auth, "token_headers": headers})
     provider = build_provider(declared, network, ACME_PRIVATE_KEY=KEYS["ours"], ACME_PRIVATE_KEY_ID="our-key")
     secrets = (KEYS["new"], KEYS["old"]) if token_auth == "private_key_jwt" else ("new" * 9, "old" * 9)
     used = secrets[0 if secret == "new" else 1]
