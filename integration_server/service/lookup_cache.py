@@ -1,4 +1,4 @@
-"""A cache of lookups that anybody can cause: results are kept for a moment, and few lookups run at a time."""
+"""A cache of lookups: results are kept for a moment, and few lookups run at a time, because anybody can cause some."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
@@ -26,11 +26,12 @@ class LookupCache(Generic[K, V]):
         *,
         found_ttl: float,
         not_found_ttl: float,
+        max_concurrent: int = _MAX_CONCURRENT,
     ) -> None:
         self._find = find
         self._found: TTLCache[K, V] = TTLCache(_MAX_ENTRIES, found_ttl, monotonic)
         self._not_found: TTLCache[K, None] = TTLCache(_MAX_ENTRIES, not_found_ttl, monotonic)
-        self._lookups = asyncio.Semaphore(_MAX_CONCURRENT)
+        self._lookups = asyncio.Semaphore(max_concurrent)
 
     async def find(self, key: K) -> V | None:
         """What belongs to the key."""

@@ -7,6 +7,7 @@ has read.
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -23,6 +24,8 @@ from integration_server.service.oauth_clients.ports import OAuthClientStore, Sto
 from integration_server.service.provider_port import Provider, ProviderSet
 
 T = TypeVar("T")
+
+_MAX_CONCURRENT = 16  # lookups for calls of our own callers: thousands of tenants may be active at a time
 
 _TTL = 0.8  # seconds; as `MAX_STALENESS` of integrations, so that a change is known within a second
 
@@ -88,9 +91,8 @@ class OAuthClientDirectory:
         self._cipher = OAuthClientCipher(self.aead)
         self._newest: dict[tuple[str, str], int] = {}
         # Two caches, so that requests to unknown webhook addresses do not delay refreshes.
-        self._used, self._addressed = (
-            LookupCache(self._read, self.monotonic, found_ttl=_TTL, not_found_ttl=_TTL) for _ in range(2)
-        )
+        make = partial(LookupCache, self._read, self.monotonic, found_ttl=_TTL, not_found_ttl=_TTL)
+        self._used, self._addressed = make(max_concurrent=_MAX_CONCURRENT), make()
         self._log = structlog.get_logger(__name__)
 
     def __getitem__(self, integration_type: str, /) -> Provider:
