@@ -37,7 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Print a table if one declaration is tried."""
     if (tried := config.getoption("tried")) is not None:
         if not selected_profiles(config):
-            raise pytest.UsageError(f"{tried}: its grant cannot be simulated; write a profile, and use --profiles")
+            raise pytest.UsageError(
+                f"{tried}: the grants jwt_bearer and login are not simulated; types show prints the requests"
+            )
         config.pluginmanager.register(Table(tried))
 
 
