@@ -36,6 +36,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Print a table if one declaration is tried."""
     if (tried := config.getoption("tried")) is not None:
+        if not selected_profiles(config):
+            raise pytest.UsageError(
+                f"{tried}: the grants jwt_bearer and login are not simulated; types show prints the requests"
+            )
         config.pluginmanager.register(Table(tried))
 
 
@@ -89,7 +93,7 @@ def select(directory: Path | None, tried: str | None) -> Selection:
         return Selection([*{**derived, **written}.values()], factory)
     if tried in factory.integration_types:
         found = written if tried in written else derived_profiles(settings, factory, [tried])
-        return Selection([found[tried]], factory)
+        return Selection([profile for name, profile in found.items() if name == tried], factory)
     declaration = read_declaration(Path(tried), dev_mode=settings.dev_mode)
     name = declaration.integration_type
     factory.replace(name, provider_class(declaration))
@@ -120,7 +124,8 @@ def applicable_kinds(profile: Profile) -> set[str]:
         "any": True,
         "oauth2": profile.authorize is not None,
         "tokens": has_tokens,
-        "own secrets": has_tokens and not is_granted,
+        "own secrets": has_tokens and profile.key is not None and bool(profile.key.secret_fields),
+        "our secrets": has_tokens and profile.key is not None and not profile.key.secret_fields,
         "key": profile.key is not None and not has_tokens,
         "verified key": profile.key is not None and not has_tokens and profile.verify is not None,
         "renewable": has_tokens and renewal != "never",

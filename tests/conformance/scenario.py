@@ -170,7 +170,7 @@ class Scenario:
 
     def expected(self, template: Any, account_index: int = 0, **more: object) -> Any:
         """A template of the profile, filled for an account."""
-        return fill_template(template, {**self.account_fields(account_index), **more})
+        return fill_template(template, {"client_id": CLIENT_ID, **self.account_fields(account_index), **more})
 
     async def tokens(self, integration: Integration) -> OAuthTokens:
         """The stored tokens of an integration."""

@@ -303,6 +303,19 @@ async def test_refused_secrets_end_the_integration(scenario: Scenario) -> None:
     assert scenario.system.row(integration.integration_id).status(scenario.system.clock()) is Status.EXPIRED
 
 
+@pytest.mark.conformance("our secrets")
+async def test_a_refusal_of_our_client_ends_no_integration(scenario: Scenario) -> None:
+    integration = await scenario.connect()
+    scenario.expire_access_tokens()
+    scenario.simulated_provider.client_secret = OTHER_SECRET
+    with pytest.raises(ProviderMisconfigured):
+        await scenario.get_credentials(integration)
+    scenario.simulated_provider.client_secret = CLIENT_SECRET
+    scenario.system.clock.advance(timedelta(minutes=10))
+    await scenario.get_credentials(integration)
+    assert scenario.system.row(integration.integration_id).status(scenario.system.clock()) is Status.ACTIVE
+
+
 @pytest.mark.conformance("own secrets")
 async def test_wrong_secrets_are_rejected_and_not_stored(scenario: Scenario) -> None:
     scenario.simulated_provider.client_secret = OTHER_SECRET
