@@ -129,6 +129,13 @@ async def expire(stores: Stores, _integration: Integration) -> None:
     await stores.attempts.remove_expired(EXPIRY + timedelta(seconds=1))
 
 
+async def postpone_poll(stores: Stores, _integration: Integration) -> None:
+    """Postpone a poll of a device authorization."""
+    await stores.attempts.begin(new_attempt(poll_interval_seconds=-1.0), new_integration())
+    (poll,) = await stores.due_work.claim(JobKind.DEVICE_POLL, "acme", 1, claim_duration=LONG_CLAIM)
+    assert await stores.attempts.postpone_poll(poll, LONG_CLAIM, interval=LONG_CLAIM, failures=1) is not None
+
+
 WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
     "add_connected": (lambda s, _: create_connected(s.integrations), [(CREATED, None, ACTIVE)]),
     "begin": (lambda s, _: create_pending(s.integrations, s.attempts), [(CREATED, None, PENDING)]),
@@ -209,6 +216,7 @@ WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
         ),
         [],
     ),
+    "postpone_poll": (postpone_poll, [(CREATED, None, PENDING)]),
     "begin_reconnection": (
         lambda s, integration: s.attempts.begin_reconnection(new_attempt(), integration.integration_id),
         [],
