@@ -471,7 +471,11 @@ class SimulatedProvider:
             return None
         if request.method == "POST" and "content-type" in request.headers and not request.headers.get("content-length"):
             raise UndocumentedRequest("a content type without content")
-        found |= self._match_all("parameter", resource.requires, request.query_params)
+        left_out = {
+            name for name in resource.optional if name not in request.query_params and name not in request.headers
+        }
+        requires = {name: template for name, template in resource.requires.items() if name not in left_out}
+        found |= self._match_all("parameter", requires, request.query_params)
         self._require_no_others("parameter", request.query_params, resource.requires)
         if resource.body is not None:
             found |= self._match("the content", resource.body, await self._content(request, resource.body_type))
@@ -480,6 +484,7 @@ class SimulatedProvider:
         try:
             standard = {} if self.profile.token is None else BEARER
             auth = standard if resource.auth is None else resource.auth
+            auth = {name: template for name, template in auth.items() if name not in left_out}
             found |= self._match_all("header", auth, request.headers)
         except UndocumentedRequest:
             if self.profile.is_exact:
