@@ -72,7 +72,7 @@ class Second(First):
 def test_a_taken_alias_is_an_error() -> None:
     factory = ProviderFactory()
     factory.register("sendgrid", SendGridProvider)
-    problems = []
+    problems: list[str] = []
     for provider in (First, Second):
         try:
             factory.register(str(provider.integration_type), provider)
