@@ -299,9 +299,14 @@ class SimulatedProvider:
         invalid_grant = endpoint.invalid_grant
         try:
             self._authenticate(request, given, endpoint.client, endpoint.headers)
-            for kind, params in self._token_requests(endpoint).items():
+            requests = self._token_requests(endpoint)
+            # Without a grant type, the other parameters say what is asked for.
+            complete = {
+                kind for kind, params in requests.items() if grant_type is None and params.keys() <= given.keys()
+            }
+            for kind, params in requests.items():
                 is_url = match_template(_token_urls(endpoint)[kind], url, self._known) is not None
-                if not is_url or grant_type != params.get("grant_type"):
+                if not is_url or grant_type != params.get("grant_type") or (complete and kind not in complete):
                     continue
                 found = self._match_all("parameter", params, given)
                 client = _CLIENT_PARAMS.get(endpoint.client, frozenset())
