@@ -19,6 +19,7 @@ from integration_server.cli.operations import types as list_types_of_server
 from integration_server.cli.shared import fail, report_errors
 from integration_server.domain.credentials import AuthMethod
 from integration_server.logs import configure_logging
+from integration_server.providers.built_in import register_built_in
 from integration_server.providers.declaration import INTEGRATION_TYPE
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.http import ProviderHttp
@@ -29,7 +30,7 @@ from integration_server.providers.new_declaration import (
     example_declaration,
 )
 from integration_server.providers.request_preview import PreviewedRequest, preview_requests
-from integration_server.providers.toml_providers import json_schema, provider_class, read_declaration
+from integration_server.providers.toml_providers import CATALOGUE, json_schema, provider_class, read_declaration
 from integration_server.settings import Settings, read_environment
 from integration_server.wiring.system import utc_now
 
@@ -56,6 +57,10 @@ def check_declaration(
 ) -> None:
     """Validate a declaration, and print all its problems."""
     declaration = read_declaration(file, dev_mode=dev)
+    factory = ProviderFactory()
+    register_built_in(factory)
+    if not (CATALOGUE / file.name).is_file() or not file.samefile(str(CATALOGUE / file.name)):
+        factory.register(declaration.integration_type, provider_class(declaration), origin=str(file))
     typer.echo(f"{file} declares {declaration.integration_type}.")
 
 
@@ -72,7 +77,7 @@ def new_declaration(
     dev: Annotated[bool, typer.Option(help="Allow plain http to loopback, as the server does in dev mode.")] = False,
 ) -> None:
     """Write a declaration: from the metadata of an authorization server, or with examples to replace."""
-    configure_logging("WARNING")
+    configure_logging("ERROR")  # what could not be read is in the message
     settings, file = _settings(dev), output or Path(f"{name}.toml")
     if not INTEGRATION_TYPE.fullmatch(name):
         fail(f"{name!r} cannot be the name of a type: it must match {INTEGRATION_TYPE.pattern}")
@@ -80,6 +85,8 @@ def new_declaration(
         fail(f"{name} is a type of this server already.")
     if file.exists() and not force:
         fail(f"{file} is there already; --force replaces it.")
+    if file.is_dir() or not file.parent.is_dir():
+        fail(f"{file} cannot be written: {'it is' if file.is_dir() else f'{file.parent} is not'} a directory.")
     text = example_declaration(name, auth)
     if issuer:
         try:

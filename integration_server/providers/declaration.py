@@ -272,7 +272,7 @@ def _check_regex(value: str) -> str:
 
 def _check_path(value: str) -> str:
     unquoted = re.sub('"[^"]*"', "", value)
-    if re.search(r"^\$|^/|\[[^\]]*\]", unquoted):
+    if re.search(r"^\$|^/|\[[^\]]*\]|[{}]", unquoted):
         raise PydanticCustomError("path", "is not a dotted path, such as data.0.id; a name with dots is in quotes")
     return value
 
@@ -293,7 +293,29 @@ def _none_if_false(value: object) -> object:
     return None if value is False else value
 
 
-Grace = Annotated[timedelta, Field(strict=False, ge=timedelta(0)), BeforeValidator(_max_if_infinite)]
+def _check_seconds(value: object) -> object:
+    """Pydantic also reads a truth value, and a text such as "PT1H", as a duration."""
+    if isinstance(value, bool) or not isinstance(value, int | float | timedelta):
+        raise PydanticCustomError("seconds", "must be a number of seconds")
+    return value
+
+
+Lifetime = Annotated[
+    timedelta,
+    Field(strict=False, gt=timedelta(0)),
+    BeforeValidator(_check_seconds, json_schema_input_type=float),
+]
+RenewAfter = Annotated[
+    timedelta,
+    Field(strict=False, ge=MIN_RENEW_AFTER),
+    BeforeValidator(_check_seconds, json_schema_input_type=float),
+]
+Grace = Annotated[
+    timedelta,
+    Field(strict=False, ge=timedelta(0)),
+    BeforeValidator(_check_seconds),
+    BeforeValidator(_max_if_infinite, json_schema_input_type=float),
+]
 
 
 def _check_base(value: str, info: ValidationInfo) -> str:
@@ -1012,7 +1034,7 @@ class OAuth2Declaration(Declaration):
     kept_patterns: dict[Name, Regex] = {}
     """Regular expressions that kept values match as a whole; other values are refused."""
 
-    lifetime: Annotated[timedelta, Field(strict=False, gt=timedelta(0))] | None = Field(None, alias="lifetime_seconds")
+    lifetime: Lifetime | None = Field(None, alias="lifetime_seconds")
     """The lifetime of access tokens whose response has none."""
 
     never_expires: bool = False
@@ -1022,12 +1044,11 @@ class OAuth2Declaration(Declaration):
         timedelta(0),
         alias="refresh_grace_seconds",
         validation_alias=AliasChoices("refresh_grace_seconds", "refresh_token_grace_seconds"),
+        json_schema_extra={"default": 0},
     )
     """How long a refresh token works after a refresh has replaced it; `inf` if it stays valid, or none replaces it."""
 
-    renew_after: Annotated[timedelta, Field(strict=False, ge=MIN_RENEW_AFTER)] = Field(
-        timedelta.max, alias="renew_after_seconds"
-    )
+    renew_after: RenewAfter = Field(timedelta.max, alias="renew_after_seconds", json_schema_extra={"default": None})
     """The age at which an access token is refreshed, even if it lasts longer."""
 
 

@@ -7,15 +7,18 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BaseModel
 
 from integration_server.providers.declaration import (
     MODELS,
+    RESERVED_PARAMS,
     ApiKeyDeclaration,
     BasicDeclaration,
     Declaration,
     OAuth2Declaration,
+    Webhook,
 )
 from integration_server.providers.url_templates import fill_with_placeholders, template_params
 
@@ -44,6 +47,17 @@ _OF_SETTINGS = frozenset(
 )
 """Names of settings that every type has, or may have."""
 
+_OF_CODES = frozenset({"code", "redirect_uri", "code_verifier"})
+_SET_BY = {
+    "client_secret_post": frozenset({"client_id", "client_secret"}),
+    "client_secret_jwt": frozenset({"client_assertion", "client_assertion_type"}),
+    "private_key_jwt": frozenset({"client_assertion", "client_assertion_type"}),
+    "none": frozenset({"client_id"}),
+}
+"""The parameters that a `token_auth` sets."""
+
+_WITH_SECRET = frozenset({"client_secret_basic", "client_secret_post", "client_secret_jwt"})
+
 _LEGITIMATE = frozenset({"display_name"})  # also a name that responses have
 _TOP_LEVEL = frozenset(
     key
@@ -62,9 +76,15 @@ def likely_mistakes(declaration: Declaration) -> Iterator[tuple[str, str]]:
         if path[-1].endswith("headers") or path[-1] == "request_query":
             yield from _names_without_braces(path, table)
     yield from _name_problems(declaration)
+    yield from _kept_problems(declaration)
+    yield from _valueless_names(declaration)
     yield from _account_problems(declaration)
     yield from _credential_problems(declaration)
     yield from _rate_limit_problems(declaration)
+    yield from _code_problems(declaration)
+    yield from _request_problems(declaration)
+    if declaration.webhook is not None:
+        yield from _webhook_problems(declaration, declaration.webhook)
     urls = {"api_base_url": declaration.api_base_url}
     urls |= {f"api_base_urls.{name}": url for name, url in declaration.api_base_urls.items()}
     for key, url in urls.items():
@@ -72,6 +92,21 @@ def likely_mistakes(declaration: Declaration) -> Iterator[tuple[str, str]]:
             yield key, "has a query, and the paths of requests are put behind it; use request_query"
     if isinstance(declaration, OAuth2Declaration):
         yield from _oauth_problems(declaration)
+
+
+def _request_problems(declaration: Declaration) -> Iterator[tuple[str, str]]:
+    for index, name in enumerate(declaration.allowed_request_headers):
+        if "*" in name:
+            yield f"allowed_request_headers.{index}", "has a star: each header is named by itself"
+    header = declaration.api_key_header if isinstance(declaration, ApiKeyDeclaration) else None
+    if header is not None and header.lower() in map(str.lower, declaration.request_headers):
+        yield "api_key_header", "is also one of request_headers"
+    if declaration.lookup is not None and not declaration.lookup.keep:
+        yield "lookup.keep", "is required: without it, nothing of the response is stored"
+    for key in ("verify", "lookup"):
+        request = getattr(declaration, key)
+        if request is not None and request.body_type == "form" and _is_nested(request.body):
+            yield f"{key}.body", "has a table or list, which no form has"
 
 
 def _tables(value: BaseModel, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
@@ -120,16 +155,113 @@ def _name_problems(declaration: Declaration) -> Iterator[tuple[str, str]]:
             yield f"{key}.{name}", "is a name whose value the server has; choose another one"
     for name in sorted((_OF_SETTINGS - _OF_SERVER).intersection(declaration.settings)):
         yield f"settings.{name}", "is a setting that the server has for every type; choose another name"
-    for name in sorted(declaration.settings.keys() & declaration.config_fields.keys()):
-        yield f"settings.{name}", "is also one of config_fields"
-    for path, table in _tables(declaration):
-        if path[-1] == "keep":
-            own = _OF_CLIENT if path[0] == "secret_fields" else frozenset[str]()
-            for name in sorted((_OF_SERVER - own).intersection(table)):
-                yield ".".join((*path, name)), "is a name whose value the server has; choose another one"
+    own = _OF_CLIENT if isinstance(declaration, OAuth2Declaration) else frozenset[str]()
+    for name in sorted((_OF_SERVER - own).intersection(declaration.secret_fields)):
+        yield f"secret_fields.{name}", "is a name whose value the server has; choose another one"
+    of_files = {name for field in declaration.secret_fields.values() for name in field.keep}
+    given = own.intersection({*declaration.secret_fields, *of_files})
+    if isinstance(declaration, OAuth2Declaration) and len(given) == 1 and declaration.token_auth in _WITH_SECRET:
+        (name,) = given
+        yield f"secret_fields.{name}", f"is without {min(own - given)}: both are the account's, or both are ours"
+    for key in ("config_fields", "secret_fields"):
+        for name in sorted(declaration.settings.keys() & getattr(declaration, key).keys()):
+            yield f"settings.{name}", f"is also one of {key}"
     for index, alias in enumerate(declaration.aliases):
         if alias in {declaration.integration_type, *declaration.aliases[:index]}:
             yield f"aliases.{index}", "is there twice, or is the type itself"
+
+
+def _kept_problems(declaration: Declaration) -> Iterator[tuple[str, str]]:
+    own = _OF_CLIENT if isinstance(declaration, OAuth2Declaration) else frozenset[str]()
+    kept = set[str]()
+    for path, table in _tables(declaration):
+        if path[-1] == "keep":
+            kept |= table.keys()
+            of_file = own if path[0] == "secret_fields" else frozenset[str]()
+            for name in sorted((_OF_SERVER - of_file).intersection(table)):
+                yield ".".join((*path, name)), "is a name whose value the server has; choose another one"
+            for key in ("secret_fields", "settings") if path[0] in {"token_response", "lookup"} else ():
+                for name in sorted(getattr(declaration, key).keys() & table.keys()):
+                    yield ".".join((*path, name)), f"is also one of {key}"
+    if isinstance(declaration, OAuth2Declaration):
+        kept |= {name.replace("-", "_") for name in declaration.keep_callback}
+        for name in sorted(declaration.kept_patterns.keys() - kept):
+            yield f"kept_patterns.{name}", "is not the name of a kept value"
+
+
+def _valueless_names(declaration: Declaration) -> Iterator[tuple[str, str]]:
+    """Names in templates that have no value when their request is sent: other credentials, or a later response."""
+    missing = {"access_token", "refresh_token"}
+    of_code, of_tokens, of_lookup = set[str](), set[str](), set[str]()
+    if declaration.lookup is not None:
+        of_lookup |= declaration.lookup.keep.keys()
+    if isinstance(declaration, OAuth2Declaration):
+        missing = {"api_key", "api_secret"}
+        of_tokens |= declaration.token_response.keep.keys()
+        if declaration.grant != "authorization_code":
+            of_code |= _OF_CODES
+        if declaration.grant != "device_code":
+            of_code.add("device_code")
+    known = {*declaration.config_fields, *declaration.secret_fields, *declaration.settings}
+    known |= {name for field in declaration.secret_fields.values() for name in field.keep}
+    if isinstance(declaration, OAuth2Declaration):
+        known |= {name for request in declaration.login for name in request.keep}
+        known |= {name.replace("-", "_") for name in declaration.keep_callback}
+    for path, template in _texts(declaration):
+        names = missing
+        if path[0] in {"token_url", "token_params", "device_authorization_url"}:
+            names = missing | (of_code | of_tokens | of_lookup) - known
+        elif path[0] == "lookup" and path[1] in {"url", "body"}:
+            names = missing | of_lookup - known - of_tokens
+        for name in template_params(template):
+            if name in names:
+                yield ".".join(path), f"has {{{name}}}, which has no value when this is sent"
+
+
+def _texts(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The texts of a declaration that may be templates, with their paths."""
+    if isinstance(value, str) and path[0] not in {"webhook", "rate_limit_resources", "account_id_field"}:
+        yield path, value
+    parts: Mapping[str, object] = {}
+    if isinstance(value, BaseModel):
+        parts = {field.alias or name: getattr(value, name) for name, field in type(value).model_fields.items()}
+        parts = {key: part for key, part in parts.items() if path or key not in _WITHOUT_TEMPLATES}
+    elif isinstance(value, Mapping):
+        parts = value
+    elif isinstance(value, list):
+        parts = {str(index): part for index, part in enumerate(value)}
+    for key, part in parts.items():
+        yield from _texts(part, (*path, key))
+
+
+_WITHOUT_TEMPLATES = frozenset({"config_fields", "secret_fields", "settings", "webhook", "rate_limit_resources"})
+
+
+def _is_nested(body: Mapping[str, Any] | None) -> bool:
+    return any(isinstance(value, dict | list) for value in (body or {}).values())
+
+
+def _code_problems(declaration: Declaration) -> Iterator[tuple[str, str]]:
+    """Codes that would have two meanings, of which only one counts."""
+    seen: dict[str, str] = {}
+    for meaning in ("dead", "client", "wait", "pending", "request"):
+        for index, code in enumerate(getattr(declaration.errors, meaning)):
+            if seen.setdefault(code, meaning) != meaning:
+                yield f"errors.{meaning}.{index}", f"is {code!r}, which is also one of errors.{seen[code]}"
+
+
+def _webhook_problems(declaration: Declaration, webhook: Webhook) -> Iterator[tuple[str, str]]:
+    declared = webhook.model_fields_set
+    if webhook.timestamp_header is None:
+        for key in sorted(declared & {"tolerance_seconds", "timestamp_unit"}):
+            yield f"webhook.{key}", "has no effect without timestamp_header: requests can be repeated at any time"
+    if webhook.grant_ends and not (webhook.scheme or webhook.event_type or webhook.type_header):
+        yield "webhook.grant_ends", "needs event_type or type_header, which say the type of an event"
+    if webhook.handshake is not None and (webhook.handshake.query is None) == (webhook.handshake.field is None):
+        yield "webhook.handshake", "must have query or field, and not both"
+    is_oauth = isinstance(declaration, OAuth2Declaration)
+    if webhook.secret == ("api_secret" if is_oauth else "client_secret"):
+        yield "webhook.secret", f"is {webhook.secret!r}, which this auth_method has not"
 
 
 def _account_problems(declaration: Declaration) -> Iterator[tuple[str, str]]:
@@ -174,7 +306,40 @@ def _rate_limit_problems(declaration: Declaration) -> Iterator[tuple[str, str]]:
             yield f"rate_limit_resources.{name}", f"names a group that its pattern lacks: {', '.join(sorted(unknown))}"
 
 
+def _client_problems(declaration: OAuth2Declaration) -> Iterator[tuple[str, str]]:
+    """Parameters that the client authentication replaces, and a secret of a client that has none."""
+    own = _SET_BY.get(declaration.token_auth, frozenset())
+    for key in ("token_params", "refresh_params"):
+        for name, template in getattr(declaration, key).items():
+            if name in own:
+                yield f"{key}.{name}", f"is set by the server, because token_auth is {declaration.token_auth}"
+            elif declaration.token_auth == "none" and {"client_secret", "basic"}.intersection(
+                template_params(template)
+            ):
+                yield f"{key}.{name}", "has our client's secret, and token_auth is none"
+    for name, template in declaration.token_headers.items():
+        if declaration.token_auth == "none" and {"client_secret", "basic"}.intersection(template_params(template)):
+            yield f"token_headers.{name}", "has our client's secret, and token_auth is none; it is header"
+
+
+def _authorization_problems(declaration: OAuth2Declaration) -> Iterator[tuple[str, str]]:
+    """Parameters of the authorization URL that would be there twice, or replaced."""
+    query = urlsplit(fill_with_placeholders(declaration.oauth_authorize_url or "")).query
+    for name, _ in parse_qsl(query, keep_blank_values=True):
+        if name in {*RESERVED_PARAMS, declaration.scope_param}:
+            yield "authorize_url", f"has the parameter {name}, which the server sets"
+    if declaration.scope_param in RESERVED_PARAMS - {"scope"}:
+        yield "scope_param", "is a parameter that the server sets"
+    if declaration.scope_param in declaration.authorize_params:
+        yield f"authorize_params.{declaration.scope_param}", "is the scope_param, which has the scopes"
+
+
 def _oauth_problems(declaration: OAuth2Declaration) -> Iterator[tuple[str, str]]:
+    yield from _client_problems(declaration)
+    yield from _authorization_problems(declaration)
+    for index, scope in enumerate(declaration.required_scopes):
+        if scope in declaration.retired_scopes:
+            yield f"scopes.{index}", f"is {scope!r}, which is also one of retired_scopes"
     separator = declaration.scope_separator
     if any(char.isalnum() for char in separator):
         yield "scope_separator", f"is {separator!r}: write the character itself, such as a space or a comma"

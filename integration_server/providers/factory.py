@@ -64,14 +64,19 @@ class ProviderFactory:
 
     def __init__(self) -> None:
         self._builds: dict[str, tuple[BuildProvider, str]] = {}
+        self._owners: dict[str, str] = {}  # of types and aliases
 
     def register(self, integration_type: str, build: BuildProvider, *, origin: str | None = None) -> None:
-        """Add a type. `origin` identifies it in messages. Raises `ProvidersError` if the type is taken."""
+        """Add a type. `origin` identifies it in messages. Raises `ProvidersError` if a name of it is taken."""
         origin = origin or _origin_of(build)
-        if integration_type in self._builds:
-            _, first = self._builds[integration_type]
-            raise ProvidersError([f"{origin}: integration_type: {integration_type!r} is taken by {first}"])
+        aliases = getattr(build, "aliases", ())
+        declared = aliases if isinstance(aliases, list | tuple) else ()  # others are known when it is built
+        names = [("integration_type", integration_type), *(("aliases", alias) for alias in declared)]
+        taken = [(key, name, self._owners[name]) for key, name in names if name in self._owners]
+        if taken:
+            raise ProvidersError(f"{origin}: {key}: {name!r} is taken by {owner}" for key, name, owner in taken)
         self._builds[integration_type] = (build, origin)
+        self._owners |= {name: origin for _, name in names}
 
     def register_all(self, other: "ProviderFactory") -> None:
         """Add all types of another factory. Raises `ProvidersError` if one is taken."""

@@ -133,6 +133,8 @@ def read_declaration(path: Traversable, *, dev_mode: bool) -> Declaration:
             return declaration
     except ValidationError as error:
         problems = [*_describe_errors(error, model), *_further_problems(error, model, values, context)]
+        if model is Declaration:
+            problems += [([key], _unknown_key(key, model)) for key in values if not _is_key_of_any(key)]
     lines = _lines_of(text)
     raise ProvidersError(
         f"{path}: {'.'.join(loc)}: {problem} ({_hint(loc, model, lines)})".removesuffix(" ()")
@@ -189,6 +191,8 @@ _MESSAGES = {"missing": "is required"}
 _PLACEHOLDERS = {  # of required keys, while the other keys of an invalid file are compared with each other
     "integration_type": "x",
 }
+_PLACEHOLDER_URL = "https://x.example/"  # of invalid ones, in the same way
+_ACCOUNT_SOURCES = frozenset({"verify", "lookup", "token_response", "keep_callback", "config_fields", "login"})
 _MAX_LISTED_KEYS = 15  # of a table; a whole declaration has more, which `types schema` lists
 
 
@@ -205,12 +209,14 @@ def _further_problems(
     invalid = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
     required = {key: value for key, value in _PLACEHOLDERS.items() if key in keys_of(model)}
     others = required | {key: value for key, value in values.items() if key not in invalid}
+    others |= {key: _PLACEHOLDER_URL for key in invalid & keys_of(model).keys() if key.endswith("_url")}
     try:
         valid = model.model_validate(others, context=context)
     except ValidationError:
         return  # without a valid `auth_method` it is not known which keys belong together
     for loc, problem in _contradictions(valid):
-        if not any(name.startswith(loc[0]) for name in invalid):
+        depends_on = _ACCOUNT_SOURCES if loc[0].startswith("account_") else frozenset[str]()
+        if not any(name.startswith(loc[0]) or name in depends_on for name in invalid):
             yield loc, problem
 
 
@@ -236,11 +242,15 @@ def _unknown_key(key: str, parent: type[BaseModel]) -> str:
     elsewhere = {name: method for method, model in MODELS.items() for name in keys_of(model)}
     if issubclass(parent, Declaration) and key in elsewhere:
         return f"is not allowed with this auth_method, only with {elsewhere[key]}"
-    close = get_close_matches(key, keys_of(parent), n=1)
+    close = get_close_matches(key, elsewhere if parent is Declaration else keys_of(parent), n=1)
     if close:
         return f"is not known; did you mean {close[0]}?"
     known = f"; known are {', '.join(sorted(keys_of(parent)))}" if len(keys_of(parent)) <= _MAX_LISTED_KEYS else ""
     return f"is not known{known}"
+
+
+def _is_key_of_any(key: str) -> bool:
+    return any(key in keys_of(model) for model in MODELS.values())
 
 
 def keys_of(model: type[BaseModel]) -> Mapping[str, FieldInfo]:

@@ -83,7 +83,8 @@ class _Derivation:
         verify = None if provider.verification is None else self._verification(provider.verification)
         lookup = None if provider.lookup is None else self._lookup(provider.lookup)
         if verify and lookup and _is_same_request(verify, lookup):
-            verify = lookup = verify.model_copy(update={"response": _merge(verify.response, lookup.response)})
+            merged = {"response": _merge(verify.response, lookup.response), "optional": lookup.optional}
+            verify = lookup = verify.model_copy(update=merged)
         return Profile(
             integration_type=provider.integration_type,
             config=self._config_of(self._config),
@@ -270,14 +271,20 @@ class _Derivation:
     def _lookup(self, lookup: Lookup) -> Resource:
         found: Any = {path: self._kept[name] for name, path in lookup.keep.items()}
         if lookup.choose is None:
-            return self._resource(lookup, _tree(found))
+            return self._looked_up(lookup, _tree(found))
         choose = lookup.choose
         named = _tree(
             {**found, choose.id: self._config[choose.by], **({choose.label: CHOSEN_LABEL} if choose.label else {})}
         )
         other = _tree({choose.id: "another", **({choose.label: "Another"} if choose.label else {})})
         accounts = [other, named]
-        return self._resource(lookup, _tree({choose.list: accounts}) if choose.list else accounts)
+        return self._looked_up(lookup, _tree({choose.list: accounts}) if choose.list else accounts)
+
+    def _looked_up(self, lookup: Lookup, response: object) -> Resource:
+        """The resource of a lookup. Headers and parameters with values that it brings come with later requests only."""
+        templates = {**self._provider.request_headers, **self._provider.request_query}
+        later = [name for name, template in templates.items() if lookup.keep.keys() & {*template_params(template)}]
+        return self._resource(lookup, response).model_copy(update={"optional": later})
 
     # --- OAuth 2
 

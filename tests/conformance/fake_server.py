@@ -299,9 +299,14 @@ class SimulatedProvider:
         invalid_grant = endpoint.invalid_grant
         try:
             self._authenticate(request, given, endpoint.client, endpoint.headers)
-            for kind, params in self._token_requests(endpoint).items():
+            requests = self._token_requests(endpoint)
+            # Without a grant type, the other parameters say what is asked for.
+            complete = {
+                kind for kind, params in requests.items() if grant_type is None and params.keys() <= given.keys()
+            }
+            for kind, params in requests.items():
                 is_url = match_template(_token_urls(endpoint)[kind], url, self._known) is not None
-                if not is_url or grant_type != params.get("grant_type"):
+                if not is_url or grant_type != params.get("grant_type") or (complete and kind not in complete):
                     continue
                 found = self._match_all("parameter", params, given)
                 client = _CLIENT_PARAMS.get(endpoint.client, frozenset())
@@ -471,7 +476,11 @@ class SimulatedProvider:
             return None
         if request.method == "POST" and "content-type" in request.headers and not request.headers.get("content-length"):
             raise UndocumentedRequest("a content type without content")
-        found |= self._match_all("parameter", resource.requires, request.query_params)
+        left_out = {
+            name for name in resource.optional if name not in request.query_params and name not in request.headers
+        }
+        requires = {name: template for name, template in resource.requires.items() if name not in left_out}
+        found |= self._match_all("parameter", requires, request.query_params)
         self._require_no_others("parameter", request.query_params, resource.requires)
         if resource.body is not None:
             found |= self._match("the content", resource.body, await self._content(request, resource.body_type))
@@ -480,6 +489,7 @@ class SimulatedProvider:
         try:
             standard = {} if self.profile.token is None else BEARER
             auth = standard if resource.auth is None else resource.auth
+            auth = {name: template for name, template in auth.items() if name not in left_out}
             found |= self._match_all("header", auth, request.headers)
         except UndocumentedRequest:
             if self.profile.is_exact:

@@ -124,13 +124,15 @@ class Resource(_Part):
     """The resource of the verification or of the lookup.
 
     `auth`: its headers, by default the access token as bearer if there are tokens; `requires`: its query parameters;
-    `body`: the content, whose texts are templates. `is_read`: whether its content matters, and not its status alone.
+    `optional`: those of both that may be absent; `body`: the content, whose texts are templates. `is_read`: whether its
+    content matters, and not its status alone.
     """
 
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "GET"
     url: str
     auth: Mapping[str, str] | None = None
     requires: Mapping[str, str] = {}
+    optional: Sequence[str] = ()
     body: Any = None
     body_type: Literal["form", "json"] = "json"
     status: int = 200

@@ -136,3 +136,51 @@ def test_every_type_of_the_server_has_a_profile() -> None:
     factory = registered_providers(settings)
     derived = derived_profiles(settings, factory, factory.integration_types)
     assert set(factory.integration_types) - derived.keys() - written == set()
+
+
+HEADER_OF_LOOKUP = """\
+integration_type = "acme_hours"
+auth_method = "oauth2"
+authorize_url = "https://id.hours.example/authorize"
+token_url = "https://id.hours.example/token"
+verify_url = "https://{at}.hours.example/me"
+account_id_field = "account"
+api_base_url = "https://api.hours.example"
+request_headers = {{ Hours-Account = "{{account}}" }}
+lookup = {{ url = "https://id.hours.example/accounts", keep = {{ account = "{path}" }} }}
+"""
+
+
+@pytest.mark.parametrize(("at", "path"), [("api", "id"), ("api", "accounts.0.id"), ("id", "data.id")])
+async def test_a_header_with_a_value_of_the_lookup_is_required_after_it(tmp_path: Path, at: str, path: str) -> None:
+    text = HEADER_OF_LOOKUP.format(at=at, path=path)
+    factory = factory_of(text, tmp_path)
+    profile = derived_profiles(environment_settings(), factory, ["acme_hours"])["acme_hours"]
+    assert await run(profile, factory) is None
+    without = text.replace('request_headers = { Hours-Account = "{account}" }\n', "")
+    assert without != text
+    assert "Hours-Account is missing" in str(await run(profile, factory_of(without, tmp_path)))
+
+
+NO_GRANT_TYPE = """\
+integration_type = "acme_camp"
+auth_method = "oauth2"
+authorize_url = "https://id.camp.example/authorize"
+token_url = "https://id.camp.example/token"
+token_params = { type = "web_server", grant_type = "" }
+refresh_params = { type = "refresh", grant_type = "" }
+verify_url = "https://api.camp.example/me"
+account_id_field = "id"
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('type = "refresh"', 'type = "again"'), ('"web_server"', '"app"'), ('"refresh", ', '"refresh", a="b", ')],
+)
+async def test_token_requests_without_a_grant_type(tmp_path: Path, old: str, new: str) -> None:
+    factory = factory_of(NO_GRANT_TYPE, tmp_path)
+    profile = derived_profiles(environment_settings(), factory, ["acme_camp"])["acme_camp"]
+    assert await run(profile, factory) is None
+    assert old in NO_GRANT_TYPE
+    assert await run(profile, factory_of(NO_GRANT_TYPE.replace(old, new), tmp_path)) is not None

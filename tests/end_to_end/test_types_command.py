@@ -91,3 +91,7 @@ async def test_new_writes_a_declaration_from_metadata(tmp_path: Path) -> None:
     assert forced.code == 0
     checked = await run(tmp_path, environment, "types", "check", "acme.toml")
     assert (checked.code, checked.out) == (0, "acme.toml declares acme.\n")
+    (tmp_path / "mine.toml").write_text((tmp_path / "acme.toml").read_text().replace('"acme"', '"github"'))
+    taken = await run(tmp_path, environment, "types", "check", "mine.toml")
+    assert taken.code == 1
+    assert "mine.toml: integration_type: 'github' is taken by " in taken.err

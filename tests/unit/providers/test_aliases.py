@@ -9,7 +9,6 @@ from integration_server.providers.factory import ProviderFactory, ProvidersError
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest
 from tests.fakes.system import ADA, FakeSystem
-from tests.unit.providers.support import FakeTransport, context
 
 SendGridProvider = built_in_class("sendgrid")
 
@@ -72,11 +71,17 @@ class Second(First):
 
 def test_a_taken_alias_is_an_error() -> None:
     factory = ProviderFactory()
-    for provider in (SendGridProvider, First, Second):
-        factory.register(str(provider.integration_type), provider)
-    with pytest.raises(ProvidersError) as raised:
-        factory.build(context(FakeTransport()))
-    assert [problem.partition(": ")[2].partition(" by ")[0] for problem in raised.value.problems] == [
-        "aliases: 'sendgrid' is taken",
-        "aliases: 'both' is taken",
-    ]
+    factory.register("sendgrid", SendGridProvider)
+    problems: list[str] = []
+    for provider in (First, Second):
+        try:
+            factory.register(str(provider.integration_type), provider)
+        except ProvidersError as error:
+            problems += error.problems
+    assert [problem.partition(": ")[2].partition(" by ")[0] for problem in problems] == ["aliases: 'sendgrid' is taken"]
+    factory = ProviderFactory()
+    factory.register("second", Second)
+    with pytest.raises(ProvidersError, match="aliases: 'both' is taken by "):
+        factory.register("first", First)
+    with pytest.raises(ProvidersError, match="integration_type: 'both' is taken by "):
+        factory.register("both", SendGridProvider)

@@ -123,6 +123,89 @@ MISTAKES: dict[str, tuple[str, str, str, str]] = {
                                        "rate_limits.0.resource: is 'x', which is not one of rate_limit_resources"),
     "a resource with an unknown group": (KEYED, "verify_url", 'rate_limit_resources = { "{a}" = "/x" }\nverify_url',
                                          "rate_limit_resources.{a}: names a group that its pattern lacks: a"),
+    # names without a value when they are sent
+    "a token of an API key": (KEYED, '"{api_key}"', '"{access_token}"', "request_headers.X-Key: has {access_token}"),
+    "a key of a user": (USER, "scopes =", 'request_headers = { X = "{api_key}" }\nscopes =',
+                        "request_headers.X: has {api_key}, which has no value when this is sent"),
+    "a response before it": (USER, "scopes =",
+                             'token_params = { a = "{t}" }\ntoken_response = { keep = { t = "t" } }\nscopes =',
+                             "token_params.a: has {t}, which has no value when this is sent"),
+    "a token endpoint of its own response": (
+        USER, "https://user.example/token", "https://user.example/{t}/token\"\ntoken_response.keep.t = \"t",
+        "token_url: has {t}, which has no value when this is sent"),
+    "a lookup of its own response": (
+        KEYED, "verify_url", 'lookup = { url = "https://a.example/{t}", keep = { t = "t" } }\nverify_url',
+        "lookup.url: has {t}, which has no value when this is sent"),
+    "a device code of a browser": (USER, "scopes =", 'token_params = { a = "{device_code}" }\nscopes =',
+                                   "token_params.a: has {device_code}, which has no value"),
+    "a code without a browser": (
+        USER, 'authorize_url = "https://user.example/authorize"',
+        'grant = "client_credentials"\ntoken_params = { a = "{code}" }', "token_params.a: has {code}, which has"),
+    # what the server would replace
+    "the client's id among parameters": (
+        USER, "scopes =", 'token_auth = "client_secret_post"\ntoken_params = { client_id = "x" }\nscopes =',
+        "token_params.client_id: is set by the server, because token_auth is client_secret_post"),
+    "a secret of a public client": (
+        USER, "scopes =", 'token_auth = "none"\nrefresh_params = { secret = "{client_secret}" }\nscopes =',
+        "refresh_params.secret: has our client's secret, and token_auth is none"),
+    "a secret in the headers of a public client": (
+        USER, "scopes =", 'token_auth = "none"\ntoken_headers = { Authorization = "Basic {basic}" }\nscopes =',
+        "token_headers.Authorization: has our client's secret, and token_auth is none"),
+    "a copied authorization URL": (USER, "/authorize", "/authorize?client_id=abc&response_type=code",
+                                   "authorize_url: has the parameter client_id, which the server sets"),
+    "scopes as the state": (USER, "scopes =", 'scope_param = "state"\nscopes =', "scope_param: is a parameter that"),
+    "scopes twice": (USER, "scopes =",
+                     'scope_param = "user_scope"\nauthorize_params = { user_scope = "a" }\nscopes =',
+                     "authorize_params.user_scope: is the scope_param"),
+    "a retired scope": (USER, "scopes =", 'retired_scopes = ["read"]\nscopes =', "scopes.0: is 'read', which is also"),
+    "a header twice in two keys": (KEYED, "verify_url", 'api_key_header = "x-key"\nverify_url',
+                                   "api_key_header: is also one of request_headers"),
+    # what has no effect
+    "a tolerance without a time": (
+        KEYED, "verify_url", 'webhook = { signature_header = "S", tolerance_seconds = 60 }\nverify_url',
+        "webhook.tolerance_seconds: has no effect without timestamp_header"),
+    "ends without a type": (KEYED, "verify_url",
+                            'webhook = { signature_header = "S", grant_ends = ["end"] }\nverify_url',
+                            "webhook.grant_ends: needs event_type or type_header"),
+    "an empty handshake": (KEYED, "verify_url",
+                           'webhook = { signature_header = "S", handshake = {} }\nverify_url',
+                           "webhook.handshake: must have query or field, and not both"),
+    "a client's secret without a client": (
+        KEYED, "verify_url", 'webhook = { signature_header = "S", secret = "client_secret" }\nverify_url',
+        "webhook.secret: is 'client_secret', which this auth_method has not"),
+    "a lookup that keeps nothing": (KEYED, "verify_url", 'lookup = { url = "https://a.example" }\nverify_url',
+                                    "lookup.keep: is required"),
+    "a pattern of nothing": (USER, "scopes =", 'kept_patterns = { a = "[a-z]+" }\nscopes =',
+                             "kept_patterns.a: is not the name of a kept value"),
+    "a star among headers": (KEYED, "verify_url", 'allowed_request_headers = ["*"]\nverify_url',
+                             "allowed_request_headers.0: has a star"),
+    "a form with a table": (
+        KEYED, 'verify_url = "https://api.keyed.example/me"',
+        'verify = { url = "https://a.example", method = "POST", body_type = "form", body = { a = { b = 1 } } }',
+        "verify.body: has a table or list, which no form has"),
+    # two meanings
+    "a code with two meanings": (USER, "scopes =", 'errors = { dead = ["a"], wait = ["a"] }\nscopes =',
+                                 "errors.wait.0: is 'a', which is also one of errors.dead"),
+    "a kept value and a setting": (USER, "scopes =",
+                                   "settings = { a = {} }\ntoken_response = { keep = { a = 'a' } }\nscopes =",
+                                   "token_response.keep.a: is also one of settings"),
+    "a secret with a name of the server": (KEYED, "verify_url", "secret_fields = { api_key = {} }\nverify_url",
+                                           "secret_fields.api_key: is a name whose value the server has"),
+    "a secret without an id": (
+        USER, 'authorize_url = "https://user.example/authorize"',
+        'grant = "client_credentials"\nsecret_fields.client_secret = {}',
+        "secret_fields.client_secret: is without client_id"),
+    # times
+    "a truth value as a time": (USER, "scopes =", "lifetime_seconds = true\nscopes =",
+                                "lifetime_seconds: must be a number of seconds"),
+    "a duration in words": (USER, "scopes =", 'renew_after_seconds = "PT1H"\nscopes =',
+                            "renew_after_seconds: must be a number of seconds"),
+    "a time of the day": (USER, "scopes =", "refresh_grace_seconds = 01:00:00\nscopes =",
+                          "refresh_grace_seconds: must be a number of seconds"),
+    "a template as a path": (KEYED, 'account_id_field = "id"', 'account_id_field = "{id}"', "account_id_field: is not"),
+    # other keys beside a mistake in the method
+    "a key of the method": (KEYED, "auth_method", "auth_methd", "auth_methd: is not known; did you mean auth_method?"),
+    "a table around all": (KEYED, "integration_type", "[provider]\nintegration_type", "provider: is not known"),
     # TOML
     "a text without quotes": (KEYED, '"keyed"', "keyed", "is not TOML: Invalid value (line 1, column 20; texts are in"),
     "a colon": (KEYED, "auth_method =", "auth_method:", "is not TOML: Expected '=' after a key in"),
@@ -149,6 +232,17 @@ def test_a_mistake_is_refused_with_its_field(tmp_path: Path, text: str, old: str
     found = [one for one in problems if one.startswith(problem)]
     assert found, problems
     assert re.search(r"\(.*line [0-9]+", found[0]), found
+
+
+INVALID_SOURCES = ['verify_url = "/me"', 'verify_url = "https://api.keyed.example/me "', "verify = 'https://a.example'",
+                   'verify = { url = "https://a.example", method = "get" }']  # fmt: skip
+
+
+@pytest.mark.parametrize("source", INVALID_SOURCES)
+def test_a_mistake_is_reported_once(tmp_path: Path, source: str) -> None:
+    """The account's id is in the response of a request that is invalid: it is no second problem."""
+    (problem,) = problems_of(tmp_path, KEYED.replace('verify_url = "https://api.keyed.example/me"', source))
+    assert problem.startswith("verify")
 
 
 FILES_THAT_ARE_NONE: dict[str, tuple[Callable[[Path], object], str]] = {

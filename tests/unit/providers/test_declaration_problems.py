@@ -129,7 +129,7 @@ def test_the_declaration_is_valid(tmp_path: Path) -> None:
         ('"team.id"', '"team..id"', ":7: token_response.keep.team: ", "should match pattern"),
         ("verify_url =", 'token_auth = "basic"\nverify_url =', ":5: token_auth: ", "client_secret_basic"),
         ("verify_url =", 'grant = "password"\nverify_url =', ":5: grant: ", "authorization_code"),
-        ("verify_url =", 'lifetime_seconds = "1h"\nverify_url =', ":5: lifetime_seconds: ", "timedelta"),
+        ("verify_url =", 'lifetime_seconds = "1h"\nverify_url =', ":5: lifetime_seconds: ", "number of seconds"),
         ("verify_url =", "verify = true\nverify_url =", ":5: verify: ", "can only be false"),
         ("verify_url =", "keep_callback = 7\nverify_url =", ":5: keep_callback: ", "valid list"),
         # keys that contradict each other
@@ -411,3 +411,42 @@ def test_the_schema_describes_every_key() -> None:
         assert set(kind["required"]) <= set(values)
         assert any(set(one["required"]) <= set(values) for one in kind["anyOf"])  # without `base`, all that is needed
     assert all("description" in one for kind in kinds for one in kind["properties"].values())
+
+
+JSON_TYPES: dict[type, set[str]] = {
+    str: {"string"},
+    bool: {"boolean"},
+    int: {"integer", "number"},
+    float: {"number"},
+    list: {"array"},
+    dict: {"object"},
+}
+
+
+def test_the_schema_allows_the_types_of_all_values_in_declarations() -> None:
+    """An editor that checks the lifetime of a token as a text would have its author write what the server refuses."""
+    definitions = json_schema()["$defs"]
+
+    def types_of(schema: Any) -> set[str]:
+        if "$ref" in schema:
+            return types_of(definitions[schema["$ref"].rpartition("/")[2]])
+        of_values = {
+            kind for value in schema.get("enum", [schema.get("const")]) for kind in JSON_TYPES.get(type(value), ())
+        }
+        return (
+            {schema.get("type", "")} | of_values | {kind for one in schema.get("anyOf", ()) for kind in types_of(one)}
+        )
+
+    kinds = {
+        one["properties"]["auth_method"]["const"]: one["properties"]
+        for one in definitions.values()
+        if "auth_method" in one.get("properties", {})
+    }
+    used = set()
+    for values in declarations():
+        for key, value in values.items():
+            used.add(key)
+            assert JSON_TYPES[type(value)] & types_of(kinds[values["auth_method"]][key]), (key, value)
+    assert {"lifetime_seconds", "refresh_grace_seconds", "renew_after_seconds", "pkce", "verify"} <= used
+    for key in ("lifetime_seconds", "refresh_grace_seconds", "renew_after_seconds"):
+        assert "string" not in types_of(kinds["oauth2"][key])
