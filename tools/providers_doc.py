@@ -13,7 +13,7 @@ from integration_server.providers import google_calendar_api
 from integration_server.providers.api_key import ApiKeyProvider, BasicAuthProvider
 from integration_server.providers.base import BaseProvider, ProviderContext
 from integration_server.providers.built_in import register_built_in
-from integration_server.providers.declaration import SECRET_GRANTS, FieldDeclaration
+from integration_server.providers.declaration_tables import SECRET_GRANTS, FieldDeclaration
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.http import ProviderHttp
 from integration_server.providers.oauth2 import OAuth2Provider

@@ -20,7 +20,7 @@ from integration_server.cli.shared import fail, report_errors
 from integration_server.domain.credentials import AuthMethod
 from integration_server.logs import configure_logging
 from integration_server.providers.built_in import register_built_in
-from integration_server.providers.declaration import INTEGRATION_TYPE
+from integration_server.providers.declaration_tables import INTEGRATION_TYPE
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.http import ProviderHttp
 from integration_server.providers.new_declaration import (

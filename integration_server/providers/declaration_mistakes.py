@@ -13,13 +13,12 @@ from pydantic import BaseModel
 
 from integration_server.providers.declaration import (
     MODELS,
-    RESERVED_PARAMS,
     ApiKeyDeclaration,
     BasicDeclaration,
     Declaration,
     OAuth2Declaration,
-    Webhook,
 )
+from integration_server.providers.declaration_tables import RESERVED_PARAMS, Webhook
 from integration_server.providers.url_templates import fill_with_placeholders, template_params
 
 _HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")  # RFC 9110 §5.5, ASCII only

@@ -5,7 +5,7 @@ from json import dumps
 from typing import Any
 
 from integration_server.domain.errors import AccountNotChosen, InvalidField, ProviderUnavailable
-from integration_server.providers.declaration import Choose, FieldDeclaration
+from integration_server.providers.declaration_tables import Choose, FieldDeclaration
 from integration_server.providers.lenient_values import field_at, text_at
 
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from integration_server.domain.errors import UnknownIntegrationType
 from integration_server.providers.base import BaseProvider, ProviderContext
-from integration_server.providers.declaration import INTEGRATION_TYPE, MIN_RENEW_AFTER
+from integration_server.providers.declaration_tables import INTEGRATION_TYPE, MIN_RENEW_AFTER
 from integration_server.providers.http import url_problem
 from integration_server.providers.url_templates import (
     InvalidParam,

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.errors import ProviderUnavailable
-from integration_server.providers.declaration import TokenAuth
+from integration_server.providers.declaration_tables import TokenAuth
 from integration_server.providers.http import ProviderHttp, UrlNotAllowed, origin_of, url_problem
 
 _MAX_LISTED = 60  # scopes in a comment; some servers announce hundreds

@@ -35,7 +35,7 @@ from integration_server.domain.errors import (
 from integration_server.domain.oauth_client import OAuthClient
 from integration_server.providers.base import BaseProvider, ProviderContext
 from integration_server.providers.client_assertion import client_assertion
-from integration_server.providers.declaration import (
+from integration_server.providers.declaration_tables import (
     SECRET_GRANTS,
     Assertion,
     BodyType,
@@ -45,8 +45,8 @@ from integration_server.providers.declaration import (
     RevokeToken,
     TokenAuth,
     TokenResponse,
-    texts_in,
 )
+from integration_server.providers.declaration_templates import texts_in
 from integration_server.providers.device_authorization import (
     GRANT_TYPE,
     decision_pending,

@@ -23,7 +23,7 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.oauth_client import OAuthClient
 from integration_server.domain.proxy_messages import RateLimit
-from integration_server.providers.declaration import (
+from integration_server.providers.declaration_tables import (
     Errors,
     ExpiringFact,
     FieldDeclaration,
@@ -70,7 +70,7 @@ class ProviderConfig(BaseModel):
 class ProviderModel(ABC):
     """The declarations of one integration type.
 
-    A declaration is a class attribute or a property, with the meaning of the key of `declaration.py` that has its name.
+    A declaration is a class attribute or a property, with the meaning of the key in a file that has its name.
     Requests go to the hosts of the declared URLs and host patterns, and nowhere else.
 
     Declared URLs, headers and parameters are templates: "https://{shop}.shops.example/token". Their values are those of
@@ -78,7 +78,7 @@ class ProviderModel(ABC):
     stored with the credentials, so that `for_credentials` reaches the same account later without a config.
     """
 
-    # --- keys of `declaration.py`, which describes them
+    # --- keys, which declaration.py and declaration_tables.py describe
     # `refresh_token_grace` is `timedelta.max` if a refresh replaces no refresh token.
 
     aliases: Sequence[str] = ()

@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 from integration_server.domain.credentials import Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.errors import InvalidField, ProviderRejected, ProviderUnavailable, ResponseTooLarge
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, ApiStream
-from integration_server.providers.declaration import Lookup, Verify
+from integration_server.providers.declaration_tables import Lookup, Verify
 from integration_server.providers.http import HttpResponse, ResponseBodyTooLarge
 from integration_server.providers.rate_limit_headers import parse_rate_limit_headers
 from integration_server.providers.response_meaning import MAX_ERROR_SIZE, ResponseMeaning

@@ -23,7 +23,7 @@ from integration_server.domain.credentials import ApiKey, AuthMethod, Credential
 from integration_server.domain.errors import IntegrationServerError
 from integration_server.domain.proxy_messages import ApiRequest
 from integration_server.providers.base import BaseProvider, ProviderContext
-from integration_server.providers.declaration import SECRET_GRANTS, LoginRequest
+from integration_server.providers.declaration_tables import SECRET_GRANTS, LoginRequest
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.http import DeclaredOrigins, ProviderHttp, origin_of
 from integration_server.providers.oauth2 import OAuth2Provider

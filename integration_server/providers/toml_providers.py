@@ -26,15 +26,15 @@ from integration_server.providers.api_key import ApiKeyProvider, BasicAuthProvid
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.declaration import (
     MODELS,
-    SECRET_GRANTS,
     ApiKeyDeclaration,
     BasicDeclaration,
     Declaration,
-    DeclaredNames,
     OAuth2Declaration,
-    problems_between,
 )
+from integration_server.providers.declaration_contradictions import problems_between
 from integration_server.providers.declaration_mistakes import likely_mistakes
+from integration_server.providers.declaration_tables import SECRET_GRANTS
+from integration_server.providers.declaration_templates import DeclaredNames
 from integration_server.providers.factory import ProviderFactory, ProvidersError
 from integration_server.providers.meta import MetaProvider
 from integration_server.providers.oauth2 import OAuth2Provider

@@ -16,7 +16,7 @@ from hypothesis.strategies import from_regex
 
 from integration_server.domain.credentials import AuthMethod
 from integration_server.providers.base import BaseProvider
-from integration_server.providers.declaration import FieldDeclaration, GivenField, Lookup, Verify
+from integration_server.providers.declaration_tables import FieldDeclaration, GivenField, Lookup, Verify
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.url_templates import host_params, template_params
 from tests.conformance.profile import (

@@ -9,7 +9,8 @@ from uuid import uuid4
 
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import InvalidField, ProviderMisconfigured, ProviderRejected
-from integration_server.providers.declaration import Assertion, texts_in
+from integration_server.providers.declaration_tables import Assertion
+from integration_server.providers.declaration_templates import texts_in
 from integration_server.providers.signing_keys import SigningKey, UnusableKey
 from integration_server.providers.url_templates import fill_json, fill_text, template_params
 

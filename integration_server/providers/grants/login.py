@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import ProviderMisconfigured, ProviderRejected, ProviderUnavailable
 from integration_server.domain.text import has_control_characters
-from integration_server.providers.declaration import MAX_VALUE_LENGTH, LoginRequest
+from integration_server.providers.declaration_tables import MAX_VALUE_LENGTH, LoginRequest
 from integration_server.providers.declared_values import as_text
 from integration_server.providers.http import HttpResponse
 from integration_server.providers.lenient_values import UNREADABLE, field_at

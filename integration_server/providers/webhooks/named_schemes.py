@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from integration_server.providers.declaration import SchemeName
+from integration_server.providers.declaration_tables import SchemeName
 from integration_server.providers.webhooks.acuity import ACUITY
 from integration_server.providers.webhooks.dropbox import DROPBOX
 from integration_server.providers.webhooks.github import GITHUB

@@ -28,7 +28,8 @@ from integration_server.domain.errors import (
 from integration_server.domain.proxy_messages import ApiRequest
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.client_assertion import client_assertion
-from integration_server.providers.declaration import MODELS, Lookup, SchemeName
+from integration_server.providers.declaration import MODELS
+from integration_server.providers.declaration_tables import Lookup, SchemeName
 from integration_server.providers.factory import ProviderFactory, ProvidersError
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.toml_providers import keys_of, load_toml_providers, read_declaration, table_of

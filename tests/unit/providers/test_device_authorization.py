@@ -8,7 +8,7 @@ import pytest
 
 from integration_server.domain.credentials import DecisionPending, DeviceAuthorization, OAuthTokens
 from integration_server.domain.errors import ProviderError, ProviderMisconfigured, ProviderRejected, ProviderUnavailable
-from integration_server.providers.declaration import DeviceResponse, Errors
+from integration_server.providers.declaration_tables import DeviceResponse, Errors
 from integration_server.providers.device_authorization import parse_device_authorization
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.toml_providers import load_toml_providers

@@ -19,7 +19,7 @@ from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
 from integration_server.domain.webhooks import WebhookRequest
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.built_in import built_in_class
-from integration_server.providers.declaration import Errors, TokenResponse
+from integration_server.providers.declaration_tables import Errors, TokenResponse
 from integration_server.providers.http import HttpResponse
 from integration_server.providers.toml_providers import CATALOGUE, declaration_files
 from integration_server.service.integrations.ports import NewAccount

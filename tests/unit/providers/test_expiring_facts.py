@@ -7,7 +7,7 @@ import pytest
 from integration_server.cli.operations import EXPIRY_NOTICE, expiry_warnings
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.built_in import built_in_class, register_built_in
-from integration_server.providers.declaration import ExpiringFact, FieldDeclaration
+from integration_server.providers.declaration_tables import ExpiringFact, FieldDeclaration
 from integration_server.providers.factory import ProviderFactory, ProvidersError
 from integration_server.providers.oauth2 import OAuth2Provider
 from tests.unit.providers.support import FakeTransport, build_provider, context

@@ -10,7 +10,7 @@ import pytest
 
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import ProviderError, ProviderRejected, ProviderUnavailable
-from integration_server.providers.declaration import Errors
+from integration_server.providers.declaration_tables import Errors
 from integration_server.providers.http import HttpResponse
 from integration_server.providers.lenient_values import seconds_until
 from integration_server.providers.oauth2 import OAuth2Provider

@@ -12,7 +12,7 @@ from integration_server.domain.errors import (
     ProviderRejected,
     ProviderUnavailable,
 )
-from integration_server.providers.declaration import TokenAuth
+from integration_server.providers.declaration_tables import TokenAuth
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.service.provider_port import Provider

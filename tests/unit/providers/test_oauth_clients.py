@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.oauth_client import OAuthClient
-from integration_server.providers.declaration import TokenAuth
+from integration_server.providers.declaration_tables import TokenAuth
 from integration_server.providers.oauth2 import OAuth2Provider
 from tests.unit.providers.support import FakeTransport, build_provider, json_response
 

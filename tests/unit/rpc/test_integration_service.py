@@ -9,7 +9,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from integration_server.domain.errors import ProviderUnavailable
 from integration_server.domain.integration import Integration
-from integration_server.providers.declaration import FieldDeclaration
+from integration_server.providers.declaration_tables import FieldDeclaration
 from integration_server.rpc.integration_service import IntegrationService
 from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest
-from integration_server.providers.declaration import Webhook
+from integration_server.providers.declaration_tables import Webhook
 from integration_server.providers.webhooks.declared_scheme import declared_scheme
 from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys
 from tests.unit.providers.support import NOW

@@ -14,7 +14,7 @@ from integration_server.domain.errors import (
     UnknownIntegrationType,
 )
 from integration_server.domain.integration import IntegrationId, Status
-from integration_server.providers.declaration import FieldDeclaration
+from integration_server.providers.declaration_tables import FieldDeclaration
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest
 from integration_server.service.integrations.ports import NewAccount
 from tests.fakes.system import ADA, EVE, FakeSystem
