@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from operator import attrgetter
 
 from cachetools import LRUCache
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -26,7 +26,8 @@ from integration_server.rpc.methods import Context
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.common_types import Clock
 
-_MAX_BYTES = 16 * 2**20  # of requests and responses: some 15,000 callers and integrations
+_MAX_BYTES = 16 * 2**20  # of keys and responses: some 10,000 callers and integrations
+_OVERHEAD_BYTES = 1024  # of the objects around them
 _NONCE_BYTES = 12  # of AES-GCM
 
 _Key = tuple[str, str, bytes]
@@ -60,6 +61,7 @@ class _Kept:
     valid_until: datetime | None
     entry: AuditEntry
     response: bytes = field(repr=False)  # encrypted, as in the cache of integrations
+    size: int  # in bytes, with the key, which the cache does not measure: a request may have 32 KiB
 
 
 class ReusedResponses:
@@ -85,7 +87,7 @@ class ReusedResponses:
         self._trail = trail
         self._clock = clock
         self._aead = AESGCM(AESGCM.generate_key(256))
-        self._kept: LRUCache[_Key, _Kept] = LRUCache(max_bytes, getsizeof=_size_of)
+        self._kept: LRUCache[_Key, _Kept] = LRUCache(max_bytes, getsizeof=attrgetter("size"))
 
     def key_of(self, raw: bytes, context: Context) -> _Key:
         """The key of a call's response: caller, purpose and request."""
@@ -117,11 +119,8 @@ class ReusedResponses:
         if source.integration is not None and source.entry is not None:
             nonce = os.urandom(_NONCE_BYTES)
             encrypted = nonce + self._aead.encrypt(nonce, response.SerializeToString(), key[-1])
-            kept = _Kept(self._current_caller(), source.integration, source.valid_until, source.entry, encrypted)
-            if _size_of(kept) <= self._kept.maxsize:
+            caller, size = self._current_caller(), sum(map(len, key)) + len(encrypted) + _OVERHEAD_BYTES
+            kept = _Kept(caller, source.integration, source.valid_until, source.entry, encrypted, size)
+            if size <= self._kept.maxsize:
                 self._kept[key] = kept
         return response
-
-
-def _size_of(kept: Any) -> int:  # noqa: ANN401  # cachetools also calls it with keys' values of its own
-    return len(kept.response) + 1024  # the objects around it, and the request

@@ -82,6 +82,7 @@ class SqlAuthorizationAttempts:
         )
         async with self._database.write_transaction() as connection:
             await require_client(connection, integration.integration_type, integration.oauth_client)
+            await lock_user(connection, attempt.user_id)
             await self._make_room(connection, attempt)
             if not await has_room_for_integration(connection, attempt.user_id, self._quotas):
                 oldest = await connection.execute(_OLDEST_STARTED, {"of_user": attempt.user_id})
@@ -101,6 +102,9 @@ class SqlAuthorizationAttempts:
         async with self._database.write_transaction() as connection:
             if await connection.scalar(lock) is None:
                 raise IntegrationNotFound
+            # Before any attempt is deleted, because `_make_room` deletes others of the user: otherwise two transactions
+            # could each wait for what the other has deleted.
+            await lock_user(connection, attempt.user_id)
             await connection.execute(
                 delete(authorization_attempts).where(_A.integration_id == integration_id, is_polled)
             )
@@ -108,8 +112,7 @@ class SqlAuthorizationAttempts:
             await connection.execute(_insert(attempt, integration_id))
 
     async def _make_room(self, connection: AsyncConnection, attempt: AuthorizationAttempt) -> None:
-        """Delete the user's oldest attempts beyond the limit, with their pending integrations."""
-        await lock_user(connection, attempt.user_id)
+        """Delete the user's oldest attempts beyond the limit, with their pending integrations. The user is locked."""
         parameters = {
             "of_user": attempt.user_id,
             "now": attempt.create_time,

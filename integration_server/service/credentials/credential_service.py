@@ -193,7 +193,8 @@ class CredentialService:
     def _valid_until(self, credentials: Credentials, min_ttl: timedelta | None) -> datetime | None:
         if not isinstance(credentials, OAuthTokens) or credentials.expire_time is None:
             return None
-        return credentials.expire_time - self._required_ttl(credentials, min_ttl)
+        now = self.clock()  # a caller may ask for ten thousand years: more than there are before the expiry
+        return credentials.expire_time - min(self._required_ttl(credentials, min_ttl), credentials.expire_time - now)
 
 
 def _is_untried(integration: Integration) -> bool:

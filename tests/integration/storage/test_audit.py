@@ -3,10 +3,12 @@
 import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from sqlalchemy import delete, insert, select, text, update
@@ -21,6 +23,7 @@ from integration_server.storage.tables import audit_chains, audit_entries
 from tests.fakes.clock import NOON
 from tests.keyrings import open_test_keyring
 from tests.loop_hold.meter import MAX_HOLD, LoopHolds
+from tests.postgres import PostgresServer
 
 _C, _E = audit_chains.c, audit_entries.c
 
@@ -352,6 +355,77 @@ async def test_a_write_to_a_changed_chain_fails_and_starts_another_chain(databas
         "chain 1: its length or its last entry was altered",
         "chain 1: entry 2 is missing",
     ]
+
+
+class Failure:
+    """Something that happens once, while the fourth entry of the second batch is being written."""
+
+    def __init__(self, happen: Callable[[], object]) -> None:
+        self._happen: Callable[[], object] | None = happen
+
+    def chain_type(self) -> type[Chain]:
+        failure = self
+
+        @dataclass(frozen=True, slots=True)
+        class InterruptedChain(Chain):
+            def extended_with(self, entry: Any, commitment: bytes) -> Chain:
+                if self.entries == BATCH + 3 and failure._happen is not None:
+                    happen, failure._happen = failure._happen, None
+                    happen()
+                return Chain.extended_with(self, entry, commitment)
+
+        return InterruptedChain
+
+
+def fail() -> None:
+    raise OverflowError
+
+
+def cancel() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+
+
+async def append_interrupted(
+    database: Database, keyring: Keyring, happen: Callable[[], object], error: type[BaseException]
+) -> None:
+    """Write a batch, and a second one that fails with `error` because of what happens. Then write it again."""
+    entries = [entry(number) for number in range(2 * BATCH)]
+    log = SqlAuditLog(database, keyring, Failure(happen).chain_type(), part_size=1)
+    await log.append(entries[:BATCH])
+    with pytest.raises(error):
+        await asyncio.create_task(log.append(entries[BATCH:]))
+    assert await list_audit_entries(database, "", 0, 100) == entries[:BATCH][::-1]
+    for _ in range(3):  # the connection can be used again
+        await log.append(entries[BATCH:])
+    assert await list_audit_entries(database, "", 0, 100) == sorted(
+        [*entries[:BATCH], *3 * entries[BATCH:]], key=lambda one: one.time, reverse=True
+    )
+    assert await problems(database, keyring) == []
+
+
+@pytest.mark.parametrize(("happen", "error"), [(fail, OverflowError), (cancel, asyncio.CancelledError)])
+async def test_a_batch_that_fails_in_the_middle_leaves_nothing_and_no_broken_chain(
+    database: Database, keyring: Keyring, happen: Callable[[], object], error: type[BaseException]
+) -> None:
+    await append_interrupted(database, keyring, happen, error)
+
+
+@pytest.mark.postgres
+async def test_a_batch_whose_connection_is_lost_in_the_middle_is_written_later(
+    postgres_server: PostgresServer, postgres_url: str
+) -> None:
+    name = urlsplit(postgres_url).path.strip("/")
+
+    def terminate() -> None:
+        backends = f"pg_stat_activity WHERE datname = '{name}' AND state <> 'idle'"
+        with ThreadPoolExecutor() as pool:  # it has an event loop of its own
+            pool.submit(postgres_server.run, f"SELECT pg_terminate_backend(pid, 10000) FROM {backends}").result()
+
+    async with open_database(postgres_url, monitor_timeout=60) as database:
+        keyring = await open_test_keyring(database)
+        await append_interrupted(database, keyring, terminate, StoreUnavailable)
 
 
 @pytest.mark.quick_on("postgres")

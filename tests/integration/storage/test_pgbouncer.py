@@ -8,6 +8,9 @@ import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from integration_server.domain.audit import Action, AuditEntry
+from integration_server.storage.audit import SqlAuditLog
+from integration_server.storage.audit_verification import AuditVerification
 from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
 from integration_server.storage.change_feed import SqlChangeFeed
 from integration_server.storage.engine import Database, open_database
@@ -78,6 +81,18 @@ async def test_stores_work_concurrently(pooled_url: str) -> None:
         await asyncio.gather(*(exercise_stores(database) for database in (first, second) for _ in range(10)))
         assert len((await SqlChangeFeed(first).poll(begin.cursor, 1000)).changed_ids or ()) == 20
         assert not first.change_notified.is_set()  # no LISTEN: PgBouncer may give the session to another client
+
+
+async def test_audit_entries_are_copied_concurrently(pooled_url: str) -> None:
+    async with open_database(pooled_url) as first, open_database(pooled_url) as second:
+        keyring = await open_test_keyring(first)
+        logs = [SqlAuditLog(database, keyring, part_size=1) for database in (first, second) for _ in range(5)]
+        for _ in range(5):
+            entries = [AuditEntry(LATER, "billing", Action.UPDATE, integration_id=number) for number in range(10)]
+            await asyncio.gather(*(log.append(entries) for log in logs))
+        verification = AuditVerification(first, keyring)
+        assert [problem async for problem in verification.problems()] == []
+        assert (verification.chains, verification.entries) == (10, 500)
 
 
 async def test_negative_control_named_prepared_statements_fail(pooled_url: str) -> None:

@@ -177,6 +177,24 @@ async def test_negative_control_without_a_quota_every_attempt_stays(database: Da
     assert len(await attempt_ids(database)) == 20
 
 
+async def test_racing_reconnections_by_device_wait_for_each_other(replicas: Sequence[Database]) -> None:
+    """Each ends another attempt of its integration, and makes room for itself."""
+    stores = [SqlAuthorizationAttempts(database, replace(QUOTAS, integrations=100)) for database in replicas]
+    accounts = [await connect_key(replicas[0], number, UNLIMITED) for number in range(4)]
+    ids = [account.integration_id for account in accounts if isinstance(account, Integration)]
+    for _ in range(5):
+        await asyncio.gather(
+            *(
+                stores[number % REPLICAS].begin_reconnection(
+                    new_attempt(poll_interval_seconds=5.0, create_time=NOW + timedelta(seconds=number % 7)),
+                    ids[number % len(ids)],
+                )
+                for number in range(24)
+            )
+        )
+    assert len(await attempt_ids(replicas[0])) <= QUOTAS.authorization_attempts
+
+
 async def test_attempts_that_wait_for_their_confirmation_are_replaced_last(database: Database) -> None:
     store = SqlAuthorizationAttempts(database, QUOTAS)
     attempts = attempts_in_order(6)

@@ -145,6 +145,19 @@ async def test_a_call_over_the_rate_is_rejected_until_the_next_second() -> None:
     assert await call("", FakeContext(peer=ADA)) == "response"
 
 
+@pytest.mark.parametrize("begin", [0.0, 59.5, 1_000_000.999])
+@pytest.mark.parametrize("pause", [1.0, 1.5, 86_400.0])  # the process may have been suspended
+async def test_each_second_has_the_whole_rate_whatever_was_rejected_before(begin: float, pause: float) -> None:
+    now = begin
+    handlers = Handlers(per_second=5, monotonic=lambda: now)
+    handlers.may_respond.set()
+    call = handlers.unary()
+    for _ in range(3):
+        results = await asyncio.gather(*(call("", FakeContext(peer=ADA)) for _ in range(50)), return_exceptions=True)
+        assert (results.count("response"), sum(isinstance(one, QuotaExceeded) for one in results)) == (5, 45)
+        now += pause
+
+
 async def test_a_rejection_is_logged() -> None:
     handlers = Handlers(per_second=1)
     handlers.may_respond.set()

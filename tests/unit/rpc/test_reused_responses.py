@@ -186,3 +186,22 @@ async def test_responses_are_encrypted_in_memory_and_bounded(log: Log) -> None:
     assert not any(TOKEN.encode() in entry.response for entry in kept.values())
     assert TOKEN not in repr(kept)
     assert response_source.get() is None
+
+
+@pytest.mark.parametrize("field", ["unknown", "scopes", "purpose"])
+async def test_the_keys_of_responses_are_bounded_too(field: str, log: Log) -> None:
+    """Requests may have 32 KiB, also of fields that the server does not know, and the metadata 16 KiB."""
+    caller = make(log, max_bytes=100_000)
+    for number in range(50):
+        text = f"{number:08}" * 500
+        request = REQUEST
+        if field == "purpose":
+            caller.purpose = text
+        elif field == "scopes":
+            request += pb.GetCredentialsRequest(required_scopes=[text]).SerializeToString()
+        else:
+            request += b"\x9a\x06" + b"\xa0\x1f" + text.encode()  # field 99, of 4,000 bytes
+        await caller.call(request)
+    sizes = [sum(map(len, key)) + len(entry.response) for key, entry in caller.responses._kept.items()]
+    assert 10 <= len(sizes) < 50
+    assert sum(sizes) <= 100_000

@@ -134,6 +134,19 @@ async def test_a_token_without_expiry_is_never_refreshed(system: FakeSystem) -> 
     assert await access_token(system, integration.integration_id, timedelta(days=365)) == "access-1"
 
 
+@pytest.mark.parametrize("min_ttl", [timedelta.max, timedelta(days=3_650_000), 2 * HOUR])
+async def test_a_token_whose_lifetime_is_not_known_is_served_for_any_min_ttl(
+    system: FakeSystem, min_ttl: timedelta
+) -> None:
+    """A provider of a package may say only when its tokens expire."""
+    system.provider.repeated_tokens = OAuthTokens("access", None, expire_time=system.clock() + HOUR)
+    integration = await system.connect()
+    usable = await get(system, integration.integration_id, min_ttl)
+    assert isinstance(usable.credentials, OAuthTokens)
+    assert usable.credentials.access_token == "access"
+    assert usable.valid_until == system.clock()  # the response is not sent again
+
+
 async def test_a_refreshed_token_is_served_even_if_it_is_shorter_than_min_ttl(
     system: FakeSystem, integration: Integration
 ) -> None:
