@@ -313,11 +313,17 @@ async def test_negative_control_a_difference_is_found(tmp_path: Path, name: str,
 def page_declarations() -> list[str]:
     """The declarations that docs/adding-a-provider.md explains step by step."""
     page = (Path(__file__).parents[2] / "docs" / "adding-a-provider.md").read_text(encoding="utf-8")
-    section = page.partition("## 5. ")[2].partition("\n## ")[0]
-    return re.findall(r"^```toml\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    sections = [
+        *re.findall(r"^### [^\n]*, step by step\n.*?(?=^##)", page, re.MULTILINE | re.DOTALL),
+        page.partition("## 5. ")[2].partition("\n## ")[0],
+    ]
+    return re.findall(r"^```toml\n(.*?)^```$", "".join(sections), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("text", page_declarations(), ids=["deviations", "two keys", "hosts", "own clients"])
+PAGE_SHAPES = ["service account", "login", "deviations", "two keys", "hosts", "own clients"]
+
+
+@pytest.mark.parametrize("text", page_declarations(), ids=PAGE_SHAPES)
 async def test_the_shapes_of_the_page_work(tmp_path: Path, text: str) -> None:
     factory = factory_of(text, tmp_path)
     ((name, profile),) = derived_profiles(environment_settings(), factory, factory.integration_types).items()
