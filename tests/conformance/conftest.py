@@ -16,7 +16,7 @@ from integration_server.providers.http import ProviderHttp
 from integration_server.providers.toml_providers import load_toml_providers, provider_class, read_declaration
 from integration_server.settings import Settings
 from integration_server.wiring.system import utc_now
-from tests.conformance.derivation import can_derive, derive_profile
+from tests.conformance.derivation import derive_profile
 from tests.conformance.profile import Profile, read_profiles
 from tests.conformance.scenario import Scenario, open_scenario
 from tests.conformance.table import Table
@@ -36,10 +36,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Print a table if one declaration is tried."""
     if (tried := config.getoption("tried")) is not None:
-        if not selected_profiles(config):
-            raise pytest.UsageError(
-                f"{tried}: the grants jwt_bearer and login are not simulated; types show prints the requests"
-            )
         config.pluginmanager.register(Table(tried))
 
 
@@ -106,7 +102,7 @@ def derived_profiles(settings: Settings, factory: ProviderFactory, names: Iterab
         utc_now, dev_mode=settings.dev_mode, transport=httpx.MockTransport(lambda _: httpx.Response(500))
     )
     registry = factory.build(ProviderContext(http, utc_now, {}))
-    return {name: derive_profile(registry[name]) for name in names if can_derive(registry[name])}
+    return {name: derive_profile(registry[name]) for name in names}
 
 
 def environment_settings() -> Settings:
@@ -120,12 +116,18 @@ def applicable_kinds(profile: Profile) -> set[str]:
     renewal = profile.renewal.kind
     has_tokens = profile.token is not None
     is_granted = profile.authorize is not None or profile.device is not None
+    is_secret_grant = has_tokens and renewal == "secrets"
+    has_own_secrets = profile.key is not None and bool(profile.key.secret_fields)
+    is_client_refused = (
+        not has_own_secrets and not profile.login and profile.token and profile.token.client != "assertion"
+    )
     kinds = {
         "any": True,
         "oauth2": profile.authorize is not None,
         "tokens": has_tokens,
-        "own secrets": has_tokens and profile.key is not None and bool(profile.key.secret_fields),
-        "our secrets": has_tokens and profile.key is not None and not profile.key.secret_fields,
+        "own secrets": is_secret_grant and not is_client_refused,
+        "our secrets": is_secret_grant and is_client_refused,
+        "logins": bool(profile.login),
         "key": profile.key is not None and not has_tokens,
         "verified key": profile.key is not None and not has_tokens and profile.verify is not None,
         "renewable": has_tokens and renewal != "never",

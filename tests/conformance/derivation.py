@@ -5,8 +5,9 @@ a declaration. Whether the declaration is right, only fixtures of documented res
 """
 
 import base64
+import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qsl
@@ -16,16 +17,28 @@ from hypothesis.strategies import from_regex
 
 from integration_server.domain.credentials import AuthMethod
 from integration_server.providers.base import BaseProvider
-from integration_server.providers.declaration_tables import FieldDeclaration, GivenField, Lookup, Verify
+from integration_server.providers.declaration_tables import (
+    SECRET_GRANTS,
+    FieldDeclaration,
+    GivenField,
+    Lookup,
+    SecretFieldDeclaration,
+    Verify,
+)
+from integration_server.providers.declaration_tables import LoginRequest as DeclaredRequest
+from integration_server.providers.declaration_templates import texts_in
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.url_templates import host_params, template_params
+from tests.conformance.fake_server import KEY_ID, key_text
 from tests.conformance.profile import (
     Authorize,
     ClientAuthentication,
     Device,
     ErrorResponse,
+    GrantAssertion,
     JsonObject,
     Key,
+    LoginRequest,
     Profile,
     Renewal,
     Resource,
@@ -46,13 +59,9 @@ _VALUES = (  # of fields with a pattern: the first that matches
     *("https://acme.example", "123e4567-e89b-12d3-a456-426614174000", "0a1b2c3d4e5f60718293a4b5c6d7e8f9"),
     *("AC0a1b2c3d4e5f60718293a4b5c6d7e8f9", "+15551234567"),
 )
-SIMULATED_GRANTS = frozenset({"authorization_code", "client_credentials", "device_code"})
 CHOSEN_LABEL = "The chosen account"
-
-
-def can_derive(provider: BaseProvider) -> bool:
-    """Whether a provider's declarations can be simulated."""
-    return not isinstance(provider, OAuth2Provider) or provider.grant in SIMULATED_GRANTS
+_JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+_SIGNER = "the account"
 
 
 def derive_profile(provider: BaseProvider) -> Profile:
@@ -63,9 +72,15 @@ def derive_profile(provider: BaseProvider) -> Profile:
 class _Derivation:
     def __init__(self, provider: BaseProvider) -> None:
         self._provider = provider
+        self._signing = self._signing_values()
         self._config = {name: self._field_value(name, field) for name, field in provider.config_fields.items()}
         self._settings = {name: self._field_value(name, field) for name, field in provider.settings.items()}
-        self._secrets = {name: self._field_value(name, field) for name, field in provider.secret_fields.items()}
+        self._secrets, self._secret_texts = dict[str, str](), dict[str, str]()
+        for name, field in provider.secret_fields.items():
+            texts = {kept: self._signing.get(kept) or self._text_in_file(kept) for kept in field.keep}
+            file = json.dumps(_tree({path: texts[kept] for kept, path in field.keep.items()}))
+            self._secrets[name] = file if field.keep else self._field_value(name, field)
+            self._secret_texts |= {**texts, name: self._secrets[name]}
         self._kept = {name: self._kept_value(name) for name in self._kept_names()}
         texts = {
             name: field.text_of(value)
@@ -95,17 +110,18 @@ class _Derivation:
             account_label=self._account_value(provider.account_label_field, "$email"),
             api_url=provider.api_base_url and self._render(provider.api_base_url, self._secret_values()),
             request=self._request_headers(),
-            request_query=self._render_all(provider.request_query),
+            request_query=self._request_query(),
             is_exact=True,
             waits=list(self._waits()),
             authorize=self._authorize(),
             device=self._device(),
             token=token,
+            login=self._login(),
             renewal=self._renewal(token),
             lookup=lookup,
             verify=verify,
             revoke=self._revocation(token),
-            key=self._key() if own_secrets or token_secrets(token) else None,
+            key=self._key() if own_secrets or self._is_secret_grant else None,
         )
 
     # --- values
@@ -113,6 +129,8 @@ class _Derivation:
     def _field_value(self, name: str, field: GivenField) -> str:
         values = field.values if isinstance(field, FieldDeclaration) else {}
         given = [*field.choices, *values, *([field.default] if field.default else [])]
+        given += [self._signing[name]] if name in self._signing else []
+        given += [f"{name}-of-ada"] if isinstance(field, SecretFieldDeclaration) else []  # none is taken for another
         candidates = [*given, *self._host_values(name), *_VALUES]
         usable = [value for value in candidates if field.problem_of(value) is None]
         fitting = (value for value in usable if self._fits_hosts(name, values.get(value, value)))
@@ -123,25 +141,44 @@ class _Derivation:
         return find(from_regex(re.compile(field.pattern), fullmatch=True), lambda text: field.problem_of(text) is None)
 
     def _host_values(self, name: str) -> Iterator[str]:
-        """Whole hosts, for names that stand for one."""
-        if any(name in host_params(url) for url in self._urls()):
-            yield from (pattern.replace("*", "acme") for pattern in self._provider.host_patterns)
+        """Whole hosts or URLs, for names that stand for one."""
+        hosts = [pattern.replace("*", "acme") for pattern in self._provider.host_patterns]
+        if f"{{{name}}}" in self._urls():
+            yield from (f"https://{host}/{name}" for host in hosts)
+        elif any(name in host_params(url) for url in self._urls()):
+            yield from hosts
 
     def _fits_hosts(self, name: str, value: str) -> bool:
-        hosts = (url.partition("://")[2].partition("/")[0] for url in self._urls() if name in host_params(url))
+        urls = (url.replace(f"{{{name}}}", value) for url in self._urls() if name in host_params(url))
+        hosts = (url.partition("://")[2].partition("/")[0] for url in urls)
         patterns = [re.escape(pattern).replace(r"\*", "[a-z0-9-]+") for pattern in self._provider.host_patterns]
-        filled = (re.sub(r"\{\w+\}", "acme", host.replace(f"{{{name}}}", value)) for host in hosts)
+        filled = (re.sub(r"\{\w+\}", "acme", host) for host in hosts)
         return all(any(re.fullmatch(pattern, host) for pattern in patterns) for host in filled)
 
     def _urls(self) -> Iterable[str]:
         urls = [*self._provider.url_templates.values(), getattr(self._provider, "revoke_url", None)]
         return [url for url in urls if url is not None]
 
+    def _signing_values(self) -> Mapping[str, str]:
+        """The key that signs assertions, and its passphrase, by their names; empty if the key is our client's."""
+        assertion = self._provider.assertion if isinstance(self._provider, OAuth2Provider) else None
+        if assertion is None or assertion.key is None:
+            return {}
+        phrases = dict.fromkeys(template_params(assertion.passphrase or ""), "a long phrase")
+        passphrase = re.sub(r"\{\w+\}", "a long phrase", assertion.passphrase or "")
+        key = key_text(_SIGNER, assertion.algorithm, passphrase)
+        return {**dict.fromkeys(template_params(assertion.key), key), **phrases}
+
+    def _text_in_file(self, name: str) -> str:
+        """A value in a secret that is a JSON file."""
+        return next(value for value in (f"{name}-1", "acme", *self._host_values(name)) if self._fits_hosts(name, value))
+
     def _kept_names(self) -> Iterable[str]:
         provider = self._provider
         names = set(provider.lookup.keep) if provider.lookup else set()
         if isinstance(provider, OAuth2Provider):
             names |= {*provider.token_response.keep, *(name.replace("-", "_") for name in provider.keep_callback)}
+            names |= {name for request in provider.login for name in request.keep}
         return sorted(names)
 
     def _kept_value(self, name: str) -> str:
@@ -154,7 +191,39 @@ class _Derivation:
             return next(value for value in (*_VALUES[:1], *self._host_values(name)) if self._fits_hosts(name, value))
         if pattern := provider.kept_patterns.get(name):
             return next(value for value in (f"{name}-1", *_VALUES) if re.fullmatch(pattern, value))
-        return {provider.account_id_field: "$sub", provider.account_label_field: "$email"}.get(name, f"{name}-1")
+        account = {provider.account_id_field: "$sub", provider.account_label_field: "$email"}
+        return account.get(name) or self._value_of_login(name) or f"{name}-1"
+
+    def _value_of_login(self, name: str) -> str | None:
+        """A kept value of a login that cannot be just any text: the token itself, or all cookies of a response."""
+        provider = self._provider
+        if not isinstance(provider, OAuth2Provider):
+            return None
+        for request in provider.login:
+            path = self._paths_of(request).get(name)
+            if request is provider.login[-1] and path == provider.token_response.access_token:
+                return "$access_token"
+            if path == "cookie:*":
+                return self._cookies_of(request) or f"{name}=1;node=2"
+        return None
+
+    def _paths_of(self, request: DeclaredRequest) -> Mapping[str, str]:
+        """Where the response to a request of a login has the kept values."""
+        provider = self._provider
+        assert isinstance(provider, OAuth2Provider)
+        return {**request.keep, **(provider.token_response.keep if request is provider.login[-1] else {})}
+
+    def _cookies_of(self, request: DeclaredRequest) -> str:
+        """The cookies of a response that have names in the declaration, as a Cookie header has them."""
+        provider = self._provider
+        assert isinstance(provider, OAuth2Provider)
+        values = {path: self._kept_value(name) for name, path in self._paths_of(request).items() if path != "cookie:*"}
+        if request is provider.login[-1] and provider.token_response.access_token != "cookie:*":
+            values[provider.token_response.access_token] = "$access_token"
+        found = (
+            f"{path.removeprefix('cookie:')}={text}" for path, text in values.items() if path.startswith("cookie:")
+        )
+        return ";".join(found)
 
     def _account_value(self, field: str | None, value: str) -> str:
         """The account's id or name: a kept value, or a value of the verification's response."""
@@ -172,7 +241,7 @@ class _Derivation:
         for name, pattern in patterns.items():
             usable = (value for value in (fields[name], *_VALUES) if re.fullmatch(pattern, value))
             fields[name] = next(usable, "") or find(from_regex(re.compile(pattern), fullmatch=True), bool)
-        return self._secrets | {name: fields[name] for name in self._provider.required_fields}
+        return self._secret_texts | {name: fields[name] for name in self._provider.required_fields}
 
     def _render(self, template: str, more: Mapping[str, str] | None = None) -> str:
         """A template of the profile's language: "{name}" is a value, or "${name}" if only requests have it."""
@@ -182,15 +251,15 @@ class _Derivation:
     def _render_all(self, templates: Mapping[str, str], more: Mapping[str, str] | None = None) -> dict[str, str]:
         return {name: self._render(template, more) for name, template in templates.items()}
 
-    def _render_json(self, template: Any) -> Any:
+    def _render_json(self, template: Any, more: Mapping[str, str] | None = None) -> Any:
         if isinstance(template, Mapping):
-            return {name: self._render_json(value) for name, value in template.items()}
+            return {name: self._render_json(value, more) for name, value in template.items()}
         if isinstance(template, list | tuple):
-            return [self._render_json(value) for value in template]
-        return self._render(template) if isinstance(template, str) else template
+            return [self._render_json(value, more) for value in template]
+        return self._render(template, more) if isinstance(template, str) else template
 
     def _client_id(self) -> str:
-        return self._secrets.get("client_id", "$client_id")
+        return self._secret_texts.get("client_id", "$client_id")
 
     def _bad_configs(self) -> Iterator[tuple[str, JsonObject]]:
         for name, field in self._provider.config_fields.items():
@@ -220,7 +289,14 @@ class _Derivation:
             standard = {"Authorization": "Bearer $access_token"}
         if provider.auth_method is AuthMethod.API_KEY and "api_key" in set(provider.required_fields) - used:
             standard = {"Authorization": "Bearer ${api_key}"}
-        return {**standard, **self._render_all(provider.request_headers)}
+        return {**standard, **self._render_all(provider.request_headers, self._account_texts())}
+
+    def _request_query(self) -> dict[str, str]:
+        return self._render_all(self._provider.request_query, self._account_texts())
+
+    def _account_texts(self) -> Mapping[str, str]:
+        """The secrets that requests have beside a token. Without one, they are the credentials, and not known."""
+        return self._secret_texts if self._provider.auth_method is AuthMethod.OAUTH2 else {}
 
     def _key(self) -> Key:
         values = self._secret_values()
@@ -234,22 +310,23 @@ class _Derivation:
             api_key=values.get("api_key", ""),
             api_secret=values.get("api_secret", ""),
             secret_fields=self._secrets,
+            secret_values=self._secret_texts,
             auth={} if is_token else auth,
-            query={} if is_token else self._render_all(self._provider.request_query),
+            query={} if is_token else self._request_query(),
         )
 
     def _resource(self, request: Verify | Lookup, response: object) -> Resource:
         url, _, query = request.url.partition("?")
-        is_basic = self._provider.auth_method is AuthMethod.BASIC
+        is_basic, texts = self._provider.auth_method is AuthMethod.BASIC, self._account_texts()
         return Resource(
             method=request.method,
-            url=self._render(url),
-            auth={**({} if is_basic else self._request_headers()), **self._render_all(request.headers)},
-            requires=self._render_all({**dict(parse_qsl(query)), **self._provider.request_query}),
-            body=self._render_json(request.body),
+            url=self._render(url, texts),
+            auth={**({} if is_basic else self._request_headers()), **self._render_all(request.headers, texts)},
+            requires={**self._render_all(dict(parse_qsl(query)), texts), **self._request_query()},
+            body=self._render_json(request.body, texts),
             body_type=request.body_type,
             response=response,
-            rejection=self._error("dead", 401) if self._provider.errors.dead else ErrorResponse(status=401),
+            rejection=self._rejection(),
         )
 
     def _verification(self, verify: Verify) -> Resource:
@@ -287,6 +364,11 @@ class _Derivation:
         return self._resource(lookup, response).model_copy(update={"optional": later})
 
     # --- OAuth 2
+
+    @property
+    def _is_secret_grant(self) -> bool:
+        """Whether tokens are obtained with secrets, and not with a user's decision."""
+        return isinstance(self._provider, OAuth2Provider) and self._provider.grant in SECRET_GRANTS
 
     def _device(self) -> Device | None:
         provider = self._provider
@@ -340,20 +422,22 @@ class _Derivation:
         if provider.pkce:
             code["code_verifier"] = "$code_verifier"
         refresh = {"grant_type": "refresh_token", "refresh_token": "$refresh_token"}
-        own: dict[str, str] = {"grant_type": "client_credentials"}
-        if scope := provider.scope_separator.join(provider.required_scopes):
-            own["scope"] = scope
-        is_own = provider.grant == "client_credentials"
         device = {"grant_type": "urn:ietf:params:oauth:grant-type:device_code", "device_code": "{device_code}"}
+        if provider.grant == "login":
+            return Token(
+                client="none", form=self._token_form(), response=self._token_response(), lifetime=self._lifetime()
+            )
+        is_without_client = provider.grant == "jwt_bearer" and provider.token_auth == "none"
         return Token(
-            url=self._render(provider.oauth_token_url),
+            url=self._render(provider.oauth_token_url, self._secret_texts),
             refresh_url=provider.refresh_url and self._render(provider.refresh_url),
-            client=_CLIENT_AUTHENTICATION[provider.token_auth],
+            client="assertion" if is_without_client else _CLIENT_AUTHENTICATION[provider.token_auth],
             headers=self._render_all(provider.token_headers),
             body=provider.token_body,
             code=self._params(code, provider.token_params),
             refresh=self._params(refresh, provider.refresh_params),
-            secrets=self._params(own, provider.token_params) if is_own else {},
+            secrets=self._params(self._secret_params(), provider.token_params) if self._is_secret_grant else {},
+            assertion=self._assertion(),
             device=self._params(device, provider.token_params) if provider.grant == "device_code" else {},
             response=self._token_response(),
             response_scope_separator=provider.scope_separator,
@@ -362,13 +446,85 @@ class _Derivation:
             invalid_client=self._error("client", 401),
         )
 
+    def _secret_params(self) -> Mapping[str, str]:
+        """The standard parameters of a request with secrets."""
+        provider = self._provider
+        assert isinstance(provider, OAuth2Provider)
+        scope = provider.scope_separator.join(provider.required_scopes)
+        params = {provider.scope_param: scope} if scope and provider.scope_param else {}
+        assertion = provider.assertion
+        if assertion is None:
+            return {"grant_type": "client_credentials", **params}
+        is_claim = any("{scope}" in text for text in texts_in(assertion.claims))
+        signed = {assertion.param: "{assertion}"} if assertion.param else {}
+        return {"grant_type": _JWT_BEARER, **signed, **({} if is_claim else params)}
+
+    def _assertion(self) -> GrantAssertion | None:
+        provider = self._provider
+        assertion = provider.assertion if isinstance(provider, OAuth2Provider) else None
+        if assertion is None or not isinstance(provider, OAuth2Provider):
+            return None
+        scope = provider.scope_separator.join(provider.required_scopes)
+        standard = {"jti": "{jti}", "aud": provider.oauth_token_url}
+        declared = {name: value for name, value in {**standard, **assertion.claims}.items() if value != ""}
+        claims = {name: value for name, value in declared.items() if scope or value != "{scope}"}
+        texts = {**self._secret_texts, "scope": scope}
+        is_ours = assertion.key is None
+        return GrantAssertion(
+            algorithm=assertion.algorithm,
+            signer="" if is_ours else _SIGNER,
+            key_id=self._render(assertion.kid, texts) if assertion.kid else KEY_ID if is_ours else "",
+            claims=self._render_json(claims, texts),
+            lifetime=assertion.lifetime_seconds,
+        )
+
+    def _login(self) -> Sequence[LoginRequest]:
+        provider = self._provider
+        requests = provider.login if isinstance(provider, OAuth2Provider) else ()
+        return [self._login_request(request, is_last=request is requests[-1]) for request in requests]
+
+    def _login_request(self, request: DeclaredRequest, *, is_last: bool) -> LoginRequest:
+        kept = {path: self._kept[name] for name, path in self._paths_of(request).items()}
+        values = {**request.good_fields, **kept, **(self._token_members() if is_last else {})}
+        outside = {path: str(value) for path, value in values.items() if path.partition(":")[0] in {"header", "cookie"}}
+        whole = values.get("body:*")
+        url, _, query = request.url.partition("?")
+        is_basic = request.basic_username is not None
+        return LoginRequest(
+            method=request.method,
+            url=self._render(url),
+            requires=self._render_all(dict(parse_qsl(query))),
+            headers=self._render_all(request.headers),
+            basic=self._render(f"{request.basic_username}:{request.basic_password}") if is_basic else None,
+            body=self._render_json(request.body),
+            body_type=request.body_type,
+            status=request.good_status[0] if request.good_status else 200,
+            response=whole or _tree({path: value for path, value in values.items() if path not in outside}),
+            response_headers={p.removeprefix("header:"): v for p, v in outside.items() if p.startswith("header:")},
+            cookies={p.removeprefix("cookie:"): v for p, v in outside.items() if p.startswith("cookie:")},
+            rejections=[
+                *(ErrorResponse(status=status) for status in request.rejected_status),
+                *([self._error("dead", 400)] if self._provider.errors.dead else ()),
+                *(ErrorResponse(status=status) for status in self._provider.errors.dead_status),
+                ErrorResponse(status=401),
+            ],
+        )
+
+    def _token_form(self) -> str:
+        """What session tokens look like: a text, or the cookies of a response."""
+        provider, own = self._provider, "s3cret-$number"
+        assert isinstance(provider, OAuth2Provider)
+        if provider.token_response.access_token != "cookie:*":
+            return own
+        return ";".join(filter(None, (self._cookies_of(provider.login[-1]), f"session={own}", "node=2")))
+
     def _params(self, standard: Mapping[str, str], declared: Mapping[str, str]) -> Mapping[str, str]:
         provider = self._provider
         assert isinstance(provider, OAuth2Provider)
         resource = {"resource": provider.resource} if provider.resource else {}
         scope = provider.scope_separator.join(provider.required_scopes)
         params = {**standard, **resource, **declared}
-        rendered = self._render_all(params, {"scope": scope, **self._secrets})
+        rendered = self._render_all(params, {"scope": scope, **self._secret_texts})
         is_sent = {name: text for name, text in rendered.items() if params[name]}
         return {name: text for name, text in is_sent.items() if scope or "scope" not in template_params(params[name])}
 
@@ -386,11 +542,15 @@ class _Derivation:
         return provider.lifetime is not None and provider.token_response.expires_in is None
 
     def _token_response(self) -> JsonObject:
+        return _tree(self._token_members())
+
+    def _token_members(self) -> Mapping[str, str | int]:
+        """The values of a token response by their paths."""
         provider = self._provider
         assert isinstance(provider, OAuth2Provider)
         paths, members = provider.token_response, dict[str, str | int]()
         members[paths.access_token] = "$access_token"
-        if provider.grant != "client_credentials" and not provider.never_expires:
+        if not (self._is_secret_grant or provider.never_expires):
             members[paths.refresh_token] = "$refresh_token"
             if paths.refresh_token_expires_in:
                 members[paths.refresh_token_expires_in] = 7_776_000
@@ -398,14 +558,14 @@ class _Derivation:
             members[paths.expires_in or "expires_in"] = "$expires_in"
         if provider.required_scopes and (provider.scope_param or paths.scope):
             members[paths.scope or "scope"] = "$scope"
-        return _tree({**{path: self._kept[name] for name, path in paths.keep.items()}, **members})
+        return {**{path: self._kept[name] for name, path in paths.keep.items()}, **members}
 
     def _renewal(self, token: Token | None) -> Renewal:
         provider = self._provider
+        if self._is_secret_grant:
+            return Renewal(kind="secrets")
         if token is None or token.lifetime is None:
             return Renewal(kind="never")
-        if token_secrets(token):
-            return Renewal(kind="secrets")
         grace = provider.refresh_token_grace
         return Renewal(rotates=grace != timedelta.max, grace=0 if grace == timedelta.max else grace.total_seconds())
 
@@ -414,7 +574,7 @@ class _Derivation:
         if token is None or not isinstance(provider, OAuth2Provider) or provider.revoke_url is None:
             return None
         url, _, query = self._render(provider.revoke_url).partition("?")
-        is_bearer = provider.revoke_token == "bearer"
+        is_bearer = provider.revoke_token == "bearer" or provider.grant == "login"
         headers, params = dict(provider.revoke_headers), dict(provider.revoke_params)
         as_client = not headers and not is_bearer
         if as_client and not params:
@@ -422,7 +582,7 @@ class _Derivation:
         return Revocation(
             method=provider.revoke_method,  # type: ignore[arg-type]
             url=url,
-            requires=dict(parse_qsl(query)),
+            requires={**dict(parse_qsl(query)), **(self._request_query() if is_bearer and not headers else {})},
             client=token.client if as_client else "none",
             auth=self._request_headers() if is_bearer and not headers else self._render_all(headers),
             params=self._render_all(params),
@@ -438,15 +598,16 @@ class _Derivation:
         code = codes[0] if codes else {"dead": "invalid_grant", "client": "invalid_client"}[meaning]
         return ErrorResponse(status=status, body=_tree({errors.field: code}))
 
+    def _rejection(self) -> ErrorResponse:
+        """The response of the API to a token or key that has ended."""
+        errors = self._provider.errors
+        status = errors.dead_status[0] if errors.dead_status else 401
+        return self._error("dead", status) if errors.dead else ErrorResponse(status=status)
+
     def _waits(self) -> Iterator[ErrorResponse]:
         errors = self._provider.errors
         yield from (ErrorResponse(status=400, body=_tree({errors.field: code})) for code in errors.wait[:1])
         yield from (ErrorResponse(status=status) for status in errors.wait_status[:1])
-
-
-def token_secrets(token: Token | None) -> bool:
-    """Whether tokens are obtained with secrets of the account, and not with a user's decision."""
-    return token is not None and bool(token.secrets)
 
 
 def _is_same_request(first: Resource, second: Resource) -> bool:

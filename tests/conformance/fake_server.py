@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -20,10 +21,10 @@ from urllib.parse import parse_qsl, unquote_plus, urlencode
 
 import httpx
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from joserfc import jwt
 from joserfc.errors import JoseError
-from joserfc.jwk import ECKey, OctKey
+from joserfc.jwk import ECKey, OctKey, RSAKey
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -37,7 +38,9 @@ from tests.conformance.profile import (
     Device,
     ErrorResponse,
     Exchange,
+    GrantAssertion,
     Key,
+    LoginRequest,
     Profile,
     Resource,
     Revocation,
@@ -47,6 +50,7 @@ from tests.conformance.profile import (
 )
 
 CLIENT_ID, CLIENT_SECRET, OTHER_SECRET = "our-id", "our-secret-with-128-bits", "another-secret-with-128-bits"
+KEY_ID = "k-1"
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 BEARER = {"Authorization": "Bearer $access_token"}
 _CLIENT_PARAMS: Mapping[str, frozenset[str]] = {  # of each client authentication
@@ -64,16 +68,50 @@ class UndocumentedRequest(Exception):
     """A request that the provider does not document. The test reports the reason."""
 
 
+_CURVES = {"ES256": ec.SECP256R1(), "ES384": ec.SECP384R1(), "ES512": ec.SECP521R1()}
+
+
 @cache
-def client_key(client_secret: str) -> ec.EllipticCurvePrivateKey:
-    """The private key that stands for a client secret: another secret, another key."""
-    return ec.derive_private_key(int.from_bytes(hashlib.sha256(client_secret.encode()).digest()[1:]), ec.SECP256R1())
+def _private_key(seed: str, algorithm: str) -> rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey:
+    """The private key of a seed: another seed, another key."""
+    if algorithm in _CURVES:
+        return ec.derive_private_key(int.from_bytes(hashlib.sha256(seed.encode()).digest()[1:]), _CURVES[algorithm])
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
-def client_key_pem(client_secret: str) -> str:
-    """The private key of `client_key`, in PEM."""
-    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    return client_key(client_secret).private_bytes(encoding, form, serialization.NoEncryption()).decode()
+def key_text(seed: str, algorithm: str, passphrase: str = "") -> str:
+    """The private key of a seed in PEM, encrypted if there is a passphrase; or its shared secret for HMAC."""
+    if algorithm.startswith("HS"):
+        return hashlib.sha256(seed.encode()).hexdigest()
+    best = serialization.BestAvailableEncryption(passphrase.encode()) if passphrase else None
+    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    key = _private_key(seed, "RS" if algorithm[:2] in {"RS", "PS"} else algorithm)
+    return key.private_bytes(pem, form, best or serialization.NoEncryption()).decode()
+
+
+def _verification_key(seed: str, algorithm: str) -> RSAKey | ECKey | OctKey:
+    if algorithm.startswith("HS"):
+        return OctKey.import_key(key_text(seed, algorithm))
+    private = _private_key(seed, "RS" if algorithm[:2] in {"RS", "PS"} else algorithm)
+    if isinstance(private, rsa.RSAPrivateKey):
+        return RSAKey.import_key(private.public_key())
+    return ECKey.import_key(private.public_key())
+
+
+def client_settings(profile: Profile, client_secret: str = CLIENT_SECRET) -> Mapping[str, str]:
+    """The settings of our client at a provider: another client secret, another private key."""
+    own = {"CLIENT_ID": CLIENT_ID, "CLIENT_SECRET": client_secret}
+    if (algorithm := _own_algorithm(profile)) is not None:
+        own |= {"PRIVATE_KEY": key_text(client_secret, algorithm), "PRIVATE_KEY_ID": KEY_ID}
+    return {f"{profile.integration_type.upper()}_{name}": value for name, value in own.items()} | dict(profile.settings)
+
+
+def _own_algorithm(profile: Profile) -> str | None:
+    """What our own private key is for; None if it is not used."""
+    token = profile.token
+    if token is not None and token.assertion is not None and not token.assertion.signer:
+        return token.assertion.algorithm
+    return "ES256" if token is not None and token.client == "private_key_jwt" else None
 
 
 class ExchangingSandbox(Sandbox):
@@ -102,7 +140,8 @@ class SimulatedProvider:
     `account_index` selects the account that signs in in the browser; None denies access. `fault` replaces all responses
     but that of the authorization page. `token_overrides` replaces members of token responses. With
     `reuses_code_response` the response to a refresh is that to a code. `violations` lists undocumented requests;
-    `token_requests` counts those to the token endpoint.
+    `token_requests` counts those to the token endpoint, or logins. With `are_secrets_changed`, the secrets with which
+    tokens are obtained are wrong: the account's own if it has some, and our client's otherwise.
     """
 
     profile: Profile
@@ -113,6 +152,7 @@ class SimulatedProvider:
     token_overrides: Mapping[str, object] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
     token_requests: int = 0
+    are_secrets_changed: bool = False
 
     def __post_init__(self) -> None:
         profile, numbers = self.profile, itertools.count(1)
@@ -136,20 +176,41 @@ class SimulatedProvider:
         self._assertion_ids = set[str]()
         self._pending_devices = set[str]()
         self._decided_devices = set[str]()
-        own = profile.key.secret_fields if profile.key else {}
-        self.client_id, self.client_secret = own.get("client_id", CLIENT_ID), own.get("client_secret", CLIENT_SECRET)
-        self.client = Client(self.client_id, self.client_secret, (), "ours")
+        self._logins_begun = Counter[int]()  # that wait for the request with this index
+        self._client_secret = self._own_secrets.get("client_secret", CLIENT_SECRET)
+        self.client_id = self._own_secrets.get("client_id", CLIENT_ID)
+        self.client = Client(self.client_id, self._client_secret, (), "ours")
+
+    @property
+    def client_secret(self) -> str:
+        """The client secret that is right at present."""
+        is_changed = self.are_secrets_changed and ("client_secret" in self._own_secrets or not self._own_secrets)
+        return OTHER_SECRET if is_changed else self._client_secret
+
+    @property
+    def _own_secrets(self) -> Mapping[str, str]:
+        """The account's own secrets."""
+        return self.profile.key.secret_values if self.profile.key else {}
+
+    @property
+    def _secrets(self) -> Mapping[str, str]:
+        """The values in logins that are right at present."""
+        basic = base64.b64encode(f"{self.client_id}:{self.client_secret}".encode()).decode()
+        change = "another " if self.are_secrets_changed else ""
+        own = {name: change + text for name, text in self._own_secrets.items()}
+        return {**own, "client_secret": self.client_secret, "basic": basic}
 
     def _format_token(self, number: int) -> str:
         claims = self.profile.token.claims if self.profile.token else {}
         if not claims:
-            return f"s3cret-{number}"
+            form = self.profile.token.form if self.profile.token else "s3cret-$number"
+            return form.replace("$number", str(number))
         payload = base64.urlsafe_b64encode(json.dumps({**claims, "jti": number}).encode()).rstrip(b"=").decode()
         return f"eyJhbGciOiJub25lIn0.{payload}.c2ln"
 
     def register_redirect_uri(self, redirect_uri: str) -> None:
         """Register the redirect URI of the client."""
-        self.client = self.sandbox.register_client(self.client_id, self.client_secret, [redirect_uri])
+        self.client = self.sandbox.register_client(self.client_id, self._client_secret, [redirect_uri])
 
     def is_valid(self, access_token: str) -> bool:
         """Whether an access token is valid."""
@@ -192,7 +253,16 @@ class SimulatedProvider:
         revoke = profile.revoke
         if revoke and request.method == revoke.method and match_template(revoke.url, url, self._known) is not None:
             return await self._revoke(request, url, revoke)
-        differences = []
+        return await self._login_or_resource(request, url)
+
+    async def _login_or_resource(self, request: Request, url: str) -> Response:
+        profile, differences = self.profile, []
+        for index, step in enumerate(profile.login):
+            try:
+                if request.method == step.method and match_template(step.url, url, self._known) is not None:
+                    return await self._log_in(request, url, index, step)
+            except UndocumentedRequest as difference:
+                differences.append(str(difference))
         for resource in (profile.verify, profile.lookup):
             try:
                 if resource and request.method == resource.method:
@@ -293,12 +363,12 @@ class SimulatedProvider:
     async def _token(self, request: Request, url: str, endpoint: Token) -> Response:
         self.token_requests += 1
         given = await self._content(request, endpoint.body)
-        if not given:
+        if not given and any(self._token_requests(endpoint).values()):
             raise UndocumentedRequest(f"the content must be of type {endpoint.body}")
         grant_type = given.get("grant_type")
         invalid_grant = endpoint.invalid_grant
         try:
-            self._authenticate(request, given, endpoint.client, endpoint.headers)
+            in_headers = self._authenticate(request, given, endpoint.client, endpoint.headers)
             requests = self._token_requests(endpoint)
             # Without a grant type, the other parameters say what is asked for.
             complete = {
@@ -308,7 +378,7 @@ class SimulatedProvider:
                 is_url = match_template(_token_urls(endpoint)[kind], url, self._known) is not None
                 if not is_url or grant_type != params.get("grant_type") or (complete and kind not in complete):
                     continue
-                found = self._match_all("parameter", params, given)
+                found = in_headers | self._match_all("parameter", params, given)
                 client = _CLIENT_PARAMS.get(endpoint.client, frozenset())
                 self._require_no_others("parameter", given, {*params, *client})
                 if kind == "code":
@@ -317,6 +387,10 @@ class SimulatedProvider:
                 if kind == "device":
                     return self._poll_device(found["device_code"], endpoint)
                 if kind == "secrets":
+                    if endpoint.assertion is not None:
+                        self._check_grant(found["assertion"], endpoint.assertion)
+                    elif self.are_secrets_changed:
+                        raise OAuthError("invalid_grant", "wrong")
                     issued = self.sandbox.issue_directly(self.client, self.accounts[0].sub, tuple(self.profile.scopes))
                     return self._issue(issued, endpoint.response)
                 for name in endpoint.refresh_requires:
@@ -331,7 +405,7 @@ class SimulatedProvider:
 
     def _token_requests(self, endpoint: Token) -> Mapping[str, Mapping[str, str]]:
         """The parameters of each kind of token request."""
-        if endpoint.secrets:
+        if self.profile.renewal.kind == "secrets":
             return {"secrets": endpoint.secrets}
         refresh: dict[str, Mapping[str, str]] = (
             {"refresh": endpoint.refresh} if self.profile.renewal.kind == "refresh" else {}
@@ -398,12 +472,66 @@ class SimulatedProvider:
         finally:
             self.sandbox.behaviour = before
 
+    async def _log_in(self, request: Request, url: str, index: int, step: LoginRequest) -> Response:
+        """The response to a request of a login. Values that are only wrong are rejected; other requests are unknown."""
+        content = None if step.body is None else await self._content(request, step.body_type)
+        if step.body is None and await request.body():
+            raise UndocumentedRequest("has content")
+        scheme, _, encoded = request.headers.get("authorization", "").partition(" ")
+        if "authorization" not in map(str.lower, step.headers) and scheme != ("" if step.basic is None else "Basic"):
+            raise UndocumentedRequest("HTTP Basic is missing, or not documented")
+        self._require_no_others("parameter", request.query_params, step.requires)
+        parts = [("the URL", step.url, url), ("the content", step.body, content)]
+        if step.basic is not None:
+            parts.append(("HTTP Basic", step.basic, base64.b64decode(encoded).decode()))
+        for what, templates, actual in (
+            ("header", step.headers, request.headers),
+            ("parameter", step.requires, request.query_params),
+        ):
+            parts += [(f"{what} {name}", template, actual.get(name)) for name, template in templates.items()]
+        for what, template, value in parts:
+            self._match(what, template, value)
+        if index and not self._logins_begun[index]:
+            raise UndocumentedRequest("is not the first request of a login")
+        self._logins_begun[index] -= 1
+        known = {**self._known, **self._account_fields(0), **self._secrets}
+        if any(match_template(template, value, known) is None for _, template, value in parts):
+            return self._error(step.rejections[0])
+        if index + 1 < len(self.profile.login):
+            self._logins_begun[index + 1] += 1
+            return self._login_response(step, self._account_fields(0))
+        self.token_requests += 1
+        issued = self.sandbox.issue_directly(self.client, self.accounts[0].sub, tuple(self.profile.scopes))
+        return self._login_response(step, self._token_values(issued))
+
+    def _login_response(self, step: LoginRequest, values: Mapping[str, object]) -> Response:
+        content = self._fill(step.response, **values)
+        if isinstance(content, str):
+            response: Response = PlainTextResponse(content, step.status)
+        else:
+            response = JSONResponse(self._with_overrides(content), step.status)
+        response.headers.update({name: str(text) for name, text in self._fill(step.response_headers, **values).items()})
+        cookies = dict[str, str]()
+        for name, value in self._fill(step.cookies, **values).items():
+            pairs = value.split(";") if name == "*" else [f"{name}={value}"]
+            cookies |= {pair.partition("=")[0]: pair.partition("=")[2] for pair in pairs}
+        for name, value in cookies.items():
+            response.headers.append("Set-Cookie", f"{name}={value}; Path=/; HttpOnly")
+        return response
+
+    def _with_overrides(self, response: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**response, **{name: value for name, value in self.token_overrides.items() if name in response}}
+
     def _issue(self, issued: TokenPair, template: Mapping[str, Any]) -> Response:
+        return JSONResponse(self._with_overrides(self._fill(template, **self._token_values(issued))))
+
+    def _token_values(self, issued: TokenPair) -> Mapping[str, object]:
+        """The values in a response with tokens."""
         endpoint = self.profile.token
         assert endpoint is not None
         self._issue_times[issued.access_token] = self.clock()
         account = self.sandbox.find_account(issued.access_token)
-        values = {
+        return {
             **self._account_fields(self.accounts.index(account) if account in self.accounts else 0),
             "access_token": issued.access_token,
             "refresh_token": issued.refresh_token,
@@ -411,42 +539,47 @@ class SimulatedProvider:
             "expires_in": round((issued.expire_time - self.clock()).total_seconds()),
             "expires_at": issued.expire_time.isoformat().replace("+00:00", "Z"),
         }
-        response = self._fill(template, **values)
-        token_overrides = {name: value for name, value in self.token_overrides.items() if name in response}
-        return JSONResponse({**response, **token_overrides})
 
     def _authenticate(
         self, request: Request, given: Mapping[str, str], how: str, headers: Mapping[str, str] = MappingProxyType({})
-    ) -> None:
+    ) -> dict[str, str]:
+        """The values that stand for the names in the headers. Raises `OAuthError` if the client is another one."""
         found = self._match_all("header", headers, request.headers)
-        scheme, _, encoded = request.headers.get("authorization", "").partition(" ")
+        scheme = request.headers.get("authorization", "").partition(" ")[0]
         if how == "header":
             if "client_secret" in given:
                 raise UndocumentedRequest("the client must authenticate with its headers only")
             expected = self._fill({"client_secret": "$client_secret", "basic": "$basic"})
             if any(found[name] != expected[name] for name in found.keys() & expected.keys()):
                 raise OAuthError("invalid_client", "wrong")
-            return
+            return found
+        if how == "assertion":
+            if scheme and "authorization" not in map(str.lower, headers):
+                raise UndocumentedRequest("only the assertion authenticates")
+            return found
+        if how in {"client_secret_jwt", "private_key_jwt"}:
+            if scheme or "client_secret" in given:
+                raise UndocumentedRequest("the client must authenticate with an assertion")
+            self._check_assertion(given, how)
+        elif self._presented_client(request, given, how) != (self.client_id, self.client_secret):
+            raise OAuthError("invalid_client", "wrong")
+        return found
+
+    def _presented_client(self, request: Request, given: Mapping[str, str], how: str) -> tuple[str, str]:
+        """Client id and secret of a request."""
+        scheme, _, encoded = request.headers.get("authorization", "").partition(" ")
         if how == "basic":
             if scheme != "Basic" or "client_secret" in given:
                 raise UndocumentedRequest("the client must authenticate with Basic")
             user, _, password = base64.b64decode(encoded).decode().partition(":")
-            presented = unquote_plus(user), unquote_plus(password)
-        elif how in {"client_secret_jwt", "private_key_jwt"}:
-            if scheme or "client_secret" in given:
-                raise UndocumentedRequest("the client must authenticate with an assertion")
-            self._check_assertion(given, how)
-            return
-        elif how == "none":
+            return unquote_plus(user), unquote_plus(password)
+        if how == "none":
             if scheme or "client_secret" in given:
                 raise UndocumentedRequest("a public client has no secret (RFC 6749 §2.1)")
-            presented = given.get("client_id", ""), self.client_secret
-        else:
-            if scheme:
-                raise UndocumentedRequest("the client must authenticate in the content")
-            presented = given.get("client_id", ""), given.get("client_secret", "")
-        if presented != (self.client_id, self.client_secret):
-            raise OAuthError("invalid_client", "wrong")
+            return given.get("client_id", ""), self.client_secret
+        if scheme:
+            raise UndocumentedRequest("the client must authenticate in the content")
+        return given.get("client_id", ""), given.get("client_secret", "")
 
     def _check_assertion(self, given: Mapping[str, str], how: str) -> None:
         """RFC 7523 §3: who it is about, what it is for, until when it is valid, and that it is used once."""
@@ -454,10 +587,11 @@ class SimulatedProvider:
         assert token is not None
         if given.get("client_assertion_type") != ASSERTION_TYPE or "client_assertion" not in given:
             raise UndocumentedRequest("client_assertion of type jwt-bearer is missing")
+        own = _own_algorithm(self.profile) or "ES256"
         by_secret = OctKey.import_key(self.client_secret)
-        key = by_secret if how == "client_secret_jwt" else ECKey.import_key(client_key(self.client_secret).public_key())
+        key = by_secret if how == "client_secret_jwt" else _verification_key(self.client_secret, own)
         try:
-            claims = jwt.decode(given["client_assertion"], key, algorithms=["HS256", "ES256"]).claims
+            claims = jwt.decode(given["client_assertion"], key, algorithms=["HS256", "RS256", own]).claims
         except (JoseError, ValueError) as error:
             raise OAuthError("invalid_client", "wrong") from error
         now = self.clock().timestamp()
@@ -466,6 +600,27 @@ class SimulatedProvider:
         if claims["aud"] != token.url or claims["jti"] in self._assertion_ids:
             raise UndocumentedRequest("the assertion is not for the token endpoint, or was used before")
         self._assertion_ids.add(claims["jti"])
+
+    def _check_grant(self, token: str, assertion: GrantAssertion) -> None:
+        """RFC 7523 §3. Raises `OAuthError` for another key, and `UndocumentedRequest` for another assertion."""
+        seed = OTHER_SECRET if self.are_secrets_changed else assertion.signer or self.client_secret
+        algorithm = assertion.algorithm
+        try:
+            read = jwt.decode(token, _verification_key(seed, algorithm), algorithms=[algorithm])
+        except (JoseError, ValueError) as error:
+            if jws_algorithm(token) != algorithm:
+                raise UndocumentedRequest(f"the assertion must be signed with {algorithm}") from error
+            raise OAuthError("invalid_grant", "wrong") from error
+        if read.header.get("kid", "") != assertion.key_id:
+            raise UndocumentedRequest(f"kid must be {assertion.key_id!r}, not {read.header.get('kid')!r}")
+        claims = dict(read.claims)
+        begin, end, now = claims.pop("iat"), claims.pop("exp"), self.clock().timestamp()
+        if not begin <= now < end or abs(end - begin - assertion.lifetime) > 1:  # both are whole seconds
+            raise UndocumentedRequest(f"the assertion must be valid from now for {assertion.lifetime} s")
+        found = self._match("the claims", assertion.claims, claims)
+        if found.get("jti") in self._assertion_ids:
+            raise UndocumentedRequest("the assertion was used before")
+        self._assertion_ids |= {found["jti"]} if "jti" in found else set()
 
     # --- API and revocation
 
@@ -528,6 +683,7 @@ class SimulatedProvider:
         given = await self._content(request, "json" if kind == "json" else revocation.body_type)
         try:
             headers = self.profile.token.headers if self.profile.token and self.profile.is_exact else {}
+            headers = {name: text for name, text in headers.items() if "${assertion}" not in text}
             if revocation.client not in {"secret", "none"}:
                 self._authenticate(request, given, revocation.client, headers)
         except OAuthError:
@@ -569,6 +725,12 @@ class SimulatedProvider:
 
     def _error(self, error: ErrorResponse) -> Response:
         return JSONResponse(dict(error.body), error.status)
+
+
+def jws_algorithm(token: str) -> object:
+    """The algorithm that a signed JWT names (RFC 7515 §4.1.1)."""
+    header = token.partition(".")[0]
+    return json.loads(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))["alg"]
 
 
 def key_auth(key: Key) -> RequestAuth:

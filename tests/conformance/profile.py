@@ -20,9 +20,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 JsonObject = Mapping[str, Any]
+Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
-ClientAuthentication = Literal["post", "basic", "none", "header", "client_secret_jwt", "private_key_jwt"]
+ClientAuthentication = Literal["post", "basic", "none", "header", "client_secret_jwt", "private_key_jwt", "assertion"]
 
 
 class _Part(BaseModel):
@@ -54,15 +55,52 @@ class Authorize(_Part):
     signs_callback: bool = False
 
 
+class GrantAssertion(_Part):
+    """The signed JWT of a token request (RFC 7523 §2.1), which is where that has "${assertion}".
+
+    `signer`: whose key signs it, a seed of `key_text`; empty for our client's. `key_id`: its `kid`, if not empty.
+    `claims`: all but `iat` and `exp`, which are `lifetime` seconds apart; "${jti}" is any text, once.
+    """
+
+    algorithm: str
+    signer: str = ""
+    key_id: str = ""
+    claims: JsonObject
+    lifetime: float
+
+
+class LoginRequest(_Part):
+    """A request of a login, and its response.
+
+    `requires`: the query; `basic`: user name and password of HTTP Basic, as "user:password". Secrets are "${name}".
+    `response` is a JSON value, or a text. `response_headers` and `cookies`: those of the response; the cookie "*" is
+    several, as in a Cookie header. `rejections`: each response that means that the secrets are wrong.
+    """
+
+    method: Method = "POST"
+    url: str
+    requires: Mapping[str, str] = {}
+    headers: Mapping[str, str] = {}
+    basic: str | None = None
+    body: Any = None
+    body_type: Literal["form", "json"] = "json"
+    status: int = 200
+    response: Any
+    response_headers: Mapping[str, str] = {}
+    cookies: Mapping[str, str] = {}
+    rejections: Sequence[ErrorResponse] = (ErrorResponse(status=401),)
+
+
 class Token(_Part):
-    """The token endpoint.
+    """The token endpoint; with a login, only what tokens are like, and no `url`.
 
     `headers`: headers that each request has. `code`, `refresh`, `secrets` and `device`: the parameters of the exchange
     of a code, of a refresh, and of requests with the account's own secrets and with a device code; `code_requires` are
-    further ones of the first.
+    further ones of the first. `assertion`: the signed JWT of `secrets`; with the client authentication "assertion",
+    nothing else authenticates. `form`: the form of access tokens, with "$number" for what distinguishes them.
     """
 
-    url: str
+    url: str = ""
     refresh_url: str | None = None
     client: ClientAuthentication
     headers: Mapping[str, str] = {}
@@ -73,6 +111,8 @@ class Token(_Part):
     refresh_requires: Sequence[str] = ()
     secrets: Mapping[str, str] = {}
     device: Mapping[str, str] = {}
+    assertion: GrantAssertion | None = None
+    form: str = "s3cret-$number"
     response: JsonObject
     refresh_response: JsonObject | None = None
     response_scope_separator: str = " "
@@ -128,7 +168,7 @@ class Resource(_Part):
     content matters, and not its status alone.
     """
 
-    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "GET"
+    method: Method = "GET"
     url: str
     auth: Mapping[str, str] | None = None
     requires: Mapping[str, str] = {}
@@ -150,7 +190,7 @@ class Revocation(_Part):
     (those of the client and account), or those of the account.
     """
 
-    method: Literal["POST", "DELETE"] = "POST"
+    method: Method = "POST"
     url: str
     requires: Mapping[str, str] = {}
     client: ClientAuthentication | Literal["secret"] = "post"
@@ -165,11 +205,15 @@ class Revocation(_Part):
 
 
 class Key(_Part):
-    """A valid API key, and the headers (`auth`) or query parameters with it."""
+    """A valid API key, and the headers (`auth`) or query parameters with it.
+
+    `secret_values`: the secret fields, and the values in those that are JSON files, by their names.
+    """
 
     api_key: str = ""
     api_secret: str = ""
     secret_fields: Mapping[str, str] = {}
+    secret_values: Mapping[str, str] = {}
     auth: Mapping[str, str] = {}
     query: Mapping[str, str] = {}
 
@@ -199,6 +243,7 @@ class Profile(_Part):
     authorize: Authorize | None = None
     device: Device | None = None
     token: Token | None = None
+    login: Sequence[LoginRequest] = ()
     renewal: Renewal = Renewal()
     exchange: Sequence[Exchange] = ()
     lookup: Resource | None = None

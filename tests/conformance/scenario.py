@@ -23,7 +23,7 @@ from tests.conformance.fake_server import (
     FakeProviderServer,
     FakeServerTransport,
     SimulatedProvider,
-    client_key_pem,
+    client_settings,
 )
 from tests.conformance.profile import Profile, fill_template
 from tests.fakes.provider import wait_until
@@ -208,11 +208,7 @@ async def open_scenario(profile: Profile, factory: ProviderFactory, *, dev_mode:
     http = ProviderHttp(system.clock, dev_mode=dev_mode, transport=transport)
 
     def build(client_secret: str = CLIENT_SECRET) -> ProviderRegistry:
-        of_client = {"CLIENT_ID": CLIENT_ID, "CLIENT_SECRET": client_secret}
-        if profile.token and profile.token.client == "private_key_jwt":
-            of_client["PRIVATE_KEY"] = client_key_pem(client_secret)
-        prefix = profile.integration_type.upper()
-        environment = {**{f"{prefix}_{name}": value for name, value in of_client.items()}, **profile.settings}
+        environment = client_settings(profile, client_secret)
         return factory.build(ProviderContext(http, system.clock, environment), only=profile.integration_type)
 
     async with http, system.tasks:

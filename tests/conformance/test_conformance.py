@@ -64,7 +64,7 @@ async def test_credentials_can_be_put_on_requests(scenario: Scenario, profile: P
     auth = await scenario.get_credentials(integration)
     parts = (profile.request, profile.request_query)
     assert auth == RequestAuth(*(scenario.expected(part, access_token=tokens.access_token) for part in parts))
-    assert scenario.api_url(tokens) == scenario.expected(profile.api_url)
+    assert scenario.api_url(tokens) == scenario.expected(profile.api_url, access_token=tokens.access_token)
 
 
 @oauth2
@@ -297,9 +297,9 @@ async def test_an_invalid_client_at_a_refresh_does_not_end_the_grant(scenario: S
 async def test_refused_secrets_end_the_integration(scenario: Scenario) -> None:
     integration = await scenario.connect()
     scenario.expire_access_tokens()
-    scenario.simulated_provider.client_secret = OTHER_SECRET
+    scenario.simulated_provider.are_secrets_changed = True
     with pytest.raises(ReauthorizationRequired):
-        await scenario.get_credentials(integration)
+        await scenario.system.credentials.refresh_token(integration.integration_id, ADA, force=True)
     assert scenario.system.row(integration.integration_id).status(scenario.system.clock()) is Status.EXPIRED
 
 
@@ -307,10 +307,10 @@ async def test_refused_secrets_end_the_integration(scenario: Scenario) -> None:
 async def test_a_refusal_of_our_client_ends_no_integration(scenario: Scenario) -> None:
     integration = await scenario.connect()
     scenario.expire_access_tokens()
-    scenario.simulated_provider.client_secret = OTHER_SECRET
+    scenario.simulated_provider.are_secrets_changed = True
     with pytest.raises(ProviderMisconfigured):
-        await scenario.get_credentials(integration)
-    scenario.simulated_provider.client_secret = CLIENT_SECRET
+        await scenario.system.credentials.refresh_token(integration.integration_id, ADA, force=True)
+    scenario.simulated_provider.are_secrets_changed = False
     scenario.system.clock.advance(timedelta(minutes=10))
     await scenario.get_credentials(integration)
     assert scenario.system.row(integration.integration_id).status(scenario.system.clock()) is Status.ACTIVE
@@ -318,10 +318,22 @@ async def test_a_refusal_of_our_client_ends_no_integration(scenario: Scenario) -
 
 @pytest.mark.conformance("own secrets")
 async def test_wrong_secrets_are_rejected_and_not_stored(scenario: Scenario) -> None:
-    scenario.simulated_provider.client_secret = OTHER_SECRET
+    scenario.simulated_provider.are_secrets_changed = True
     with pytest.raises(ProviderRejected):
         await scenario.connect()
     assert scenario.system.ids() == []
+
+
+@pytest.mark.conformance("logins")
+async def test_each_refusal_of_a_login_ends_the_integration(scenario: Scenario, profile: Profile) -> None:
+    for rejection in profile.login[0].rejections:
+        integration = await scenario.connect()
+        scenario.expire_access_tokens()
+        scenario.simulated_provider.fault = JSONResponse(dict(rejection.body), rejection.status)
+        with pytest.raises(ReauthorizationRequired):
+            await scenario.system.credentials.refresh_token(integration.integration_id, ADA, force=True)
+        assert scenario.system.row(integration.integration_id).status(scenario.system.clock()) is Status.EXPIRED
+        scenario.simulated_provider.fault = None
 
 
 @pytest.mark.conformance("waits")

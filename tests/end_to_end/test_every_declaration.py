@@ -22,16 +22,13 @@ from integration_server.providers.http import ProviderHttp
 from integration_server.providers.toml_providers import load_toml_providers
 from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
-from tests.conformance.conftest import derived_profiles, environment_settings
+from tests.conformance.conftest import applicable_kinds, derived_profiles, environment_settings
 from tests.conformance.fake_server import (
-    CLIENT_ID,
-    CLIENT_SECRET,
-    OTHER_SECRET,
     PROFILE_HEADER,
     FakeProviderServer,
     FakeServerTransport,
     SimulatedProvider,
-    client_key_pem,
+    client_settings,
     key_auth,
 )
 from tests.conformance.profile import Profile, fill_template
@@ -132,9 +129,7 @@ async def running(shared_database_url: str) -> AsyncIterator[Running]:
         server.simulated_providers[name] = simulated = SimulatedProvider(profile, clock)
         simulated.register_redirect_uri(callback_url(name))
         transports[name] = FakeServerTransport(server, name)
-        of_client = {"CLIENT_ID": CLIENT_ID, "CLIENT_SECRET": CLIENT_SECRET}
-        of_client["PRIVATE_KEY"] = client_key_pem(CLIENT_SECRET)
-        environment |= {f"{name.upper()}_{key}": value for key, value in of_client.items()} | dict(profile.settings)
+        environment |= client_settings(profile)
 
     def register(factory: ProviderFactory) -> None:
         for name in PROFILES:
@@ -192,20 +187,19 @@ async def a_refresh_is_sent_once(
 async def a_dead_grant_is_reported(running: Running, profile: Profile, integration_id: int) -> int:
     """The integration after the account has been connected again."""
     simulated = running.providers.simulated_providers[profile.integration_type]
-    own = simulated.client_secret
     if profile.renewal.kind == "secrets":
-        simulated.client_secret = OTHER_SECRET
+        simulated.are_secrets_changed = True
     else:
         simulated.revoke_all_grants()
     running.clock.shift += timedelta(seconds=((profile.token and profile.token.lifetime) or 0) + 1)
     error = await expect_rpc_error(running.headers(integration_id))
     status = (await running.clients.get(integration_id)).status
-    if profile.renewal.kind == "secrets" and not (profile.key and profile.key.secret_fields):
+    if "our secrets" in applicable_kinds(profile):
         # Our own client is refused, which is no account's fault.
         assert (error.reason, status) == ("PROVIDER_MISCONFIGURED", integration_pb2.STATUS_ACTIVE)
     else:
         assert (error.reason, status) == ("REAUTHORIZATION_REQUIRED", integration_pb2.STATUS_EXPIRED)
-    simulated.client_secret = own
+    simulated.are_secrets_changed = False
     again = await running.connect(profile)
     assert (again == integration_id) == bool(profile.account_id)
     return again

@@ -36,6 +36,9 @@ async def test_try_prints_a_table_and_fails_if_a_check_fails(tmp_path: Path) -> 
     assert "refresh_token" in line
     built_in = await run(tmp_path, environment, "types", "try", "twilio")
     assert built_in.code == 0
+    login = await run(tmp_path, environment, "types", "try", str(DECLARATIONS / "two_logins.toml"))
+    assert (login.code, login.err) == (0, "")
+    assert "each refusal of a login ends the integration" in login.out
 
 
 async def test_try_explains_what_it_cannot_try(tmp_path: Path) -> None:
