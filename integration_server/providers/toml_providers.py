@@ -115,7 +115,7 @@ def read_declaration(path: Traversable, *, dev_mode: bool) -> Declaration:
     except ValueError as error:
         hint = "texts are in quotes, and a key or table is there once: https://toml.io"
         problem = re.sub(r" \(at (.*?)\)$", rf" (\1; {hint})", str(error))
-        raise ProvidersError([f"{path}: is not TOML: {problem}"]) from error
+        raise ProvidersError([f"{path}: cannot be read as TOML: {problem}"]) from error
     except RecursionError:
         values = None
     if values is None or _is_nested_deeper(values, _MAX_DEPTH):

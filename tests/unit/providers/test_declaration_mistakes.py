@@ -207,15 +207,15 @@ MISTAKES: dict[str, tuple[str, str, str, str]] = {
     "a key of the method": (KEYED, "auth_method", "auth_methd", "auth_methd: is not known; did you mean auth_method?"),
     "a table around all": (KEYED, "integration_type", "[provider]\nintegration_type", "provider: is not known"),
     # TOML
-    "a text without quotes": (KEYED, '"keyed"', "keyed", "is not TOML: Invalid value (line 1, column 20; texts are in"),
-    "a colon": (KEYED, "auth_method =", "auth_method:", "is not TOML: Expected '=' after a key in"),
-    "a key twice": (KEYED, "verify_url", 'auth_method = "basic"\nverify_url', "is not TOML: Cannot overwrite a value"),
-    "a table twice": (KEYED, "request_headers", "[settings]\n[settings]\nrequest_headers", "is not TOML: Cannot"),
-    "a comment with slashes": (KEYED, "verify_url", "// the URL\nverify_url", "is not TOML: Invalid statement"),
-    "typographic quotes": (KEYED, '"keyed"', "“keyed”", "is not TOML: Invalid value (line 1"),
-    "a quote that is open": (KEYED, '"keyed"', '"keyed', "is not TOML: Illegal character"),
-    "a comma at the end of a line": (KEYED, '"keyed"', '"keyed",', "is not TOML: Expected newline or end of document"),
-    "a truth value in capitals": (USER, "scopes =", "pkce = False\nscopes =", "is not TOML: Invalid value"),
+    "a text without quotes": (KEYED, '"keyed"', "keyed", "cannot be read as TOML: Invalid value (line 1, column 20; texts are in"),
+    "a colon": (KEYED, "auth_method =", "auth_method:", "cannot be read as TOML: Expected '=' after a key in"),
+    "a key twice": (KEYED, "verify_url", 'auth_method = "basic"\nverify_url', "cannot be read as TOML: Cannot overwrite a value"),
+    "a table twice": (KEYED, "request_headers", "[settings]\n[settings]\nrequest_headers", "cannot be read as TOML: Cannot"),
+    "a comment with slashes": (KEYED, "verify_url", "// the URL\nverify_url", "cannot be read as TOML: Invalid statement"),
+    "typographic quotes": (KEYED, '"keyed"', "“keyed”", "cannot be read as TOML: Invalid value (line 1"),
+    "a quote that is open": (KEYED, '"keyed"', '"keyed', "cannot be read as TOML: Illegal character"),
+    "a comma at the end of a line": (KEYED, '"keyed"', '"keyed",', "cannot be read as TOML: Expected newline or end of document"),
+    "a truth value in capitals": (USER, "scopes =", "pkce = False\nscopes =", "cannot be read as TOML: Invalid value"),
 }  # fmt: skip
 
 
@@ -266,7 +266,7 @@ FILES_THAT_ARE_NONE: dict[str, tuple[Callable[[Path], object], str]] = {
     "deep tables": (lambda path: path.write_text(f"[{'.'.join(['a'] * 9000)}]\n"), "has values that are nested"),
     "nothing": (lambda path: path.write_text(""), "integration_type: is required"),
     "a comment": (lambda path: path.write_text("# later\n"), "auth_method: is required"),
-    "another format": (lambda path: path.write_text('{"integration_type": "acme"}'), "is not TOML: "),
+    "another format": (lambda path: path.write_text('{"integration_type": "acme"}'), "cannot be read as TOML: "),
 }
 
 

@@ -255,7 +255,7 @@ def test_reports_all_problems_of_all_files(tmp_path: Path) -> None:
         "h": "",
     }
     error_text = problems_with(tmp_path, **files)
-    assert error_text[0].startswith("a.toml: is not TOML: Invalid value")
+    assert error_text[0].startswith("a.toml: cannot be read as TOML: Invalid value")
     assert error_text[1:] == [
         "b.toml: integration_type: String should match pattern '^[a-z][a-z0-9_]{0,63}$'",
         "b.toml: authorize_url: is not an absolute http(s) URL without user name and fragment",
