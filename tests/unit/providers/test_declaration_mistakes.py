@@ -14,6 +14,7 @@ from integration_server.providers.toml_providers import CATALOGUE, load_toml_pro
 from tests.declarations import DECLARATIONS
 from tests.unit.providers.support import FakeTransport, context
 
+NO_TOML = "cannot be read as TOML"
 SHAPES = sorted(DECLARATIONS.glob("*.toml"))
 FILES = [*SHAPES, *sorted(Path(str(CATALOGUE)).glob("*.toml"))]
 
@@ -207,15 +208,15 @@ MISTAKES: dict[str, tuple[str, str, str, str]] = {
     "a key of the method": (KEYED, "auth_method", "auth_methd", "auth_methd: is not known; did you mean auth_method?"),
     "a table around all": (KEYED, "integration_type", "[provider]\nintegration_type", "provider: is not known"),
     # TOML
-    "a text without quotes": (KEYED, '"keyed"', "keyed", "cannot be read as TOML: Invalid value (line 1, column 20; texts are in"),
-    "a colon": (KEYED, "auth_method =", "auth_method:", "cannot be read as TOML: Expected '=' after a key in"),
-    "a key twice": (KEYED, "verify_url", 'auth_method = "basic"\nverify_url', "cannot be read as TOML: Cannot overwrite a value"),
-    "a table twice": (KEYED, "request_headers", "[settings]\n[settings]\nrequest_headers", "cannot be read as TOML: Cannot"),
-    "a comment with slashes": (KEYED, "verify_url", "// the URL\nverify_url", "cannot be read as TOML: Invalid statement"),
-    "typographic quotes": (KEYED, '"keyed"', "“keyed”", "cannot be read as TOML: Invalid value (line 1"),
-    "a quote that is open": (KEYED, '"keyed"', '"keyed', "cannot be read as TOML: Illegal character"),
-    "a comma at the end of a line": (KEYED, '"keyed"', '"keyed",', "cannot be read as TOML: Expected newline or end of document"),
-    "a truth value in capitals": (USER, "scopes =", "pkce = False\nscopes =", "cannot be read as TOML: Invalid value"),
+    "a text without quotes": (KEYED, '"keyed"', "keyed", f"{NO_TOML}: Invalid value (line 1, column 20; texts are in"),
+    "a colon": (KEYED, "auth_method =", "auth_method:", f"{NO_TOML}: Expected '=' after a key in"),
+    "a key twice": (KEYED, "verify_url", 'auth_method = "basic"\nverify_url', f"{NO_TOML}: Cannot overwrite a value"),
+    "a table twice": (KEYED, "request_headers", "[settings]\n[settings]\nrequest_headers", f"{NO_TOML}: Cannot"),
+    "a comment with slashes": (KEYED, "verify_url", "// the URL\nverify_url", f"{NO_TOML}: Invalid statement"),
+    "typographic quotes": (KEYED, '"keyed"', "“keyed”", f"{NO_TOML}: Invalid value (line 1"),
+    "a quote that is open": (KEYED, '"keyed"', '"keyed', f"{NO_TOML}: Illegal character"),
+    "a comma at the end of a line": (KEYED, '"keyed"', '"keyed",', f"{NO_TOML}: Expected newline or end of document"),
+    "a truth value in capitals": (USER, "scopes =", "pkce = False\nscopes =", f"{NO_TOML}: Invalid value"),
 }  # fmt: skip
 
 
@@ -266,7 +267,7 @@ FILES_THAT_ARE_NONE: dict[str, tuple[Callable[[Path], object], str]] = {
     "deep tables": (lambda path: path.write_text(f"[{'.'.join(['a'] * 9000)}]\n"), "has values that are nested"),
     "nothing": (lambda path: path.write_text(""), "integration_type: is required"),
     "a comment": (lambda path: path.write_text("# later\n"), "auth_method: is required"),
-    "another format": (lambda path: path.write_text('{"integration_type": "acme"}'), "cannot be read as TOML: "),
+    "another format": (lambda path: path.write_text('{"integration_type": "acme"}'), f"{NO_TOML}: "),
 }
 
 
