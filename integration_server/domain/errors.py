@@ -6,7 +6,7 @@ Messages are built here from names, fields and numbers, so that none contains a 
     ├── InvalidField ── RedirectUriNotAllowed
     ├── IntegrationNotFound
     ├── UnknownIntegrationType
-    ├── ProviderNotConfigured ── OAuthClientUnknown
+    ├── ProviderNotConfigured
     ├── OAuthClientInUse, OAuthClientNotFound
     ├── StateInvalid, StateExpired, StateUsed
     ├── UserMismatch, IssuerMismatch, AccountMismatch
@@ -98,13 +98,6 @@ class ProviderNotConfigured(IntegrationServerError):
 
     def __init__(self, integration_type: str, missing: Iterable[str]) -> None:
         super().__init__(f"{integration_type} is not configured on this server: set {', '.join(missing)}")
-
-
-class OAuthClientUnknown(ProviderNotConfigured):
-    """An integration has an OAuth client that does not exist any more."""
-
-    def __init__(self, integration_type: str, oauth_client: str) -> None:
-        super().__init__(integration_type, [f"the OAuth client {oauth_client!r} with PutOAuthClient"])
 
 
 class OAuthClientInUse(IntegrationServerError):

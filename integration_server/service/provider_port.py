@@ -265,7 +265,7 @@ class Providers(ProviderSet, Protocol):
     """The providers of this server, with all OAuth clients. An empty name is that of the operator's own client."""
 
     async def for_client(self, integration_type: str, oauth_client: str) -> Provider:
-        """The provider of a type with a client. Raises `OAuthClientUnknown` or `CredentialsUnreadable`."""
+        """The provider of a type with a client. Raises `ProviderNotConfigured` or `CredentialsUnreadable`."""
 
     async def authenticated(self, provider: Provider, call: Callable[[Provider], Awaitable[T]]) -> T:
         """The result of a call that authenticates as the provider's client.

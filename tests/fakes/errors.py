@@ -12,6 +12,8 @@ EVERY_ERROR: Sequence[IntegrationServerError] = (
     errors.IntegrationNotFound(),
     errors.UnknownIntegrationType(),
     errors.ProviderNotConfigured("fake", ["FAKE_CLIENT_ID", "FAKE_CLIENT_SECRET"]),
+    errors.OAuthClientInUse(3, 1),
+    errors.OAuthClientNotFound(),
     errors.StateInvalid(),
     errors.StateExpired(),
     errors.StateUsed(),

@@ -13,7 +13,7 @@ from typing import TypeVar
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
-from integration_server.domain.errors import CallerNotAllowed, CredentialsUnreadable, OAuthClientUnknown
+from integration_server.domain.errors import CallerNotAllowed, CredentialsUnreadable, ProviderNotConfigured
 from integration_server.domain.oauth_client import OWN_CLIENT, OAuthClient
 from integration_server.service.common_types import Aead, AssociatedData
 from integration_server.service.connections.revocation_ports import ClientScope
@@ -104,13 +104,17 @@ class OAuthClientDirectory:
         return self.registry.all()
 
     async def for_client(self, integration_type: str, oauth_client: str) -> Provider:
-        """The provider of a type with the client of this name. Raises `OAuthClientUnknown`, `CredentialsUnreadable`."""
+        """The provider of a type with the client of this name.
+
+        Raises `ProviderNotConfigured` if it does not exist any more, or `CredentialsUnreadable`.
+        """
         provider = self.registry[integration_type]
         if oauth_client == OWN_CLIENT:
             return provider
         stored = await self._used.find((provider.integration_type, oauth_client))
         if stored is None:
-            raise OAuthClientUnknown(provider.integration_type, oauth_client)
+            missing = f"the OAuth client {oauth_client!r} with PutOAuthClient"
+            raise ProviderNotConfigured(provider.integration_type, [missing])
         return await self._with_client(provider, stored)
 
     async def for_caller(self, integration_type: str, oauth_client: str, caller: str | None) -> Provider:

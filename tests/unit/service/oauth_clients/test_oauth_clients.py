@@ -15,7 +15,7 @@ from integration_server.domain.errors import (
     InvalidField,
     OAuthClientInUse,
     OAuthClientNotFound,
-    OAuthClientUnknown,
+    ProviderNotConfigured,
     ProviderUnavailable,
     QuotaExceeded,
 )
@@ -220,7 +220,7 @@ async def test_a_client_that_is_deleted_during_connect_is_not_connected(system: 
     attempt = await system.begin(oauth_client="tenant", caller="backend")
     system.database.execute(delete(oauth_clients))  # past the check of `delete_oauth_client`
     system.clock.advance(timedelta(seconds=1))
-    with pytest.raises(OAuthClientUnknown):
+    with pytest.raises(ProviderNotConfigured, match="OAuth client"):
         await system.call_back(attempt.state, user_id=ADA)
     assert row.name == "tenant"
 

@@ -349,7 +349,9 @@ async def test_negative_control_if_every_rejected_user_is_kept_the_memory_grows(
 
 async def test_rejected_resources_take_bounded_memory(sample: Integration) -> None:
     kept = await kept_after_rejections(sample, 1000, by_resource=True)
-    assert await kept_after_rejections(sample, 2000, by_resource=True) < kept + 40_000
+    assert (
+        await kept_after_rejections(sample, 2000, by_resource=True) < kept + 300_000
+    )  # a dictionary may grow; 1,000 have 700 kB
 
 
 async def test_an_accounts_pause_is_an_hour_at_most_and_then_one_call_is_tried(sample: Integration) -> None:
