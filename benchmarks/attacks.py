@@ -66,7 +66,7 @@ class Http2Connection:
 
     def send(self, call: Callable[[int], bytes]) -> None:
         """Send the frames of a call on the next stream."""
-        self._transport.write(call(next(self._ids)))
+        _write(self._transport, call(next(self._ids)))
         self._opened += 1
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ class Http2Connection:
 
 async def _connect(target: Target, settle_seconds: float = _SETTLE_SECONDS) -> Http2Connection:
     transport = await _open(target.grpc_host, target.grpc_port)
-    transport.write(http2.opening())
+    _write(transport, http2.opening())
     await asyncio.sleep(settle_seconds)
     return Http2Connection(transport)
 
@@ -87,16 +87,24 @@ async def _open(host: str, port: int) -> asyncio.Transport:
     return transport
 
 
+def _write(transport: asyncio.Transport, content: bytes) -> None:
+    """Send bytes. The server may have closed the connection: ConnectionResetError (uvloop raises a RuntimeError)."""
+    if transport.is_closing():
+        raise ConnectionResetError
+    transport.write(content)
+
+
 async def _call_at(target: Target, rate: float, calls: Iterator[Callable[[int], bytes]]) -> int:
     """Send calls at a rate, over one connection after the other."""
     connection, count = await _connect(target), 0
     try:
         async for number in _ticks(target.seconds, rate):
-            if not connection.is_usable:
-                connection.close()
-                connection = await _connect(target)
-            connection.send(next(calls))
             count = number
+            with suppress(ConnectionError):
+                if not connection.is_usable:
+                    connection.close()
+                    connection = await _connect(target)
+                connection.send(next(calls))
     finally:
         connection.close()
     return count
@@ -240,7 +248,7 @@ async def one_byte_chunks(target: Target) -> int:
         count = number
         with suppress(ConnectionError):
             transport = await _open(target.http_host, target.http_port)
-            transport.write(request)
+            _write(transport, request)
             asyncio.get_running_loop().call_later(5, transport.abort)
     return count
 
@@ -256,18 +264,21 @@ async def unknown_webhooks(target: Target) -> int:
         )
         with suppress(ConnectionError):
             transport = await _open(target.http_host, target.http_port)
-            transport.write(head.encode() + body)
+            _write(transport, head.encode() + body)
             asyncio.get_running_loop().call_later(1, transport.abort)
     return count
 
 
 async def kept_alive_connections(target: Target) -> int:
-    """200 kept-alive connections with requests for /healthz, 200/s in all."""
+    """200 kept-alive connections with requests for /healthz, 200/s in all. Closed ones are reopened."""
     request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     transports, count = [await _open(target.http_host, target.http_port) for _ in range(200)], 0
     async for number in _ticks(target.seconds, 200):
-        count = number
-        transports[count % len(transports)].write(request)
+        count, place = number, number % len(transports)
+        with suppress(ConnectionError):
+            if transports[place].is_closing():
+                transports[place] = await _open(target.http_host, target.http_port)
+            _write(transports[place], request)
     for transport in transports:
         transport.abort()
     return count

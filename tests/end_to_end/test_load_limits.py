@@ -135,7 +135,7 @@ async def test_negative_control_without_limits_silent_grpc_clients_exhaust_file_
         assert await is_serving(command.serving["grpc"], DEADLINE)
         async with open_connections(command.serving["grpc"], SILENT * [sent_bytes]):
             assert not await is_serving(command.serving["grpc"], 3)
-            assert open_files(command, "server") == FILES
+            assert open_files(command, "server") >= FILES * 0.95
 
 
 async def test_an_established_connection_works_beside_silent_clients(sqlite_url: str, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ async def test_negative_control_without_limits_silent_sidecar_clients_exhaust_fi
         assert await is_sidecar_responding(command.serving["sidecar"], DEADLINE)
         async with open_connections(command.serving["sidecar"], SILENT * [sent_bytes]):
             assert not await is_sidecar_responding(command.serving["sidecar"], 3)
-            assert open_files(command, "sidecar") == FILES
+            assert open_files(command, "sidecar") >= FILES * 0.95
 
 
 # --- requests that use memory --------------------------------------------------------------------------------------
