@@ -146,7 +146,7 @@ COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --no-config \
 lock: ## Pin all packages, with hashes, in requirements.lock and requirements-run.lock (UPGRADE=1: newest versions)
 	@test -x $(BIN)/uv || { echo "make: run 'make setup' first: it installs uv" >&2; exit 1; }
 	@$(COMPILE) --extra dev $(if $(UPGRADE),--upgrade) --output-file requirements.lock >/dev/null
-	@$(COMPILE) --extra build --constraint requirements.lock --upgrade --output-file requirements-run.lock >/dev/null
+	@$(COMPILE) --extra build --extra server --constraint requirements.lock --upgrade --output-file requirements-run.lock >/dev/null
 	@grep -c '==' requirements.lock requirements-run.lock
 
 .PHONY: clean

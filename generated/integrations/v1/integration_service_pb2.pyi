@@ -6,6 +6,7 @@ from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.rpc import error_details_pb2 as _error_details_pb2
+from google.rpc import status_pb2 as _status_pb2
 from integrations.v1 import credentials_pb2 as _credentials_pb2
 from integrations.v1 import event_pb2 as _event_pb2
 from integrations.v1 import integration_pb2 as _integration_pb2
@@ -359,6 +360,50 @@ class GetCredentialsResponse(_message.Message):
     CREDENTIALS_FIELD_NUMBER: _ClassVar[int]
     credentials: _credentials_pb2.Credentials
     def __init__(self, credentials: _Optional[_Union[_credentials_pb2.Credentials, _Mapping]] = ...) -> None: ...
+
+class BatchGetCredentialsRequest(_message.Message):
+    __slots__ = ("requests",)
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    requests: _containers.RepeatedCompositeFieldContainer[GetCredentialsRequest]
+    def __init__(self, requests: _Optional[_Iterable[_Union[GetCredentialsRequest, _Mapping]]] = ...) -> None: ...
+
+class BatchGetCredentialsResponse(_message.Message):
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[CredentialsResult]
+    def __init__(self, results: _Optional[_Iterable[_Union[CredentialsResult, _Mapping]]] = ...) -> None: ...
+
+class CredentialsResult(_message.Message):
+    __slots__ = ("credentials", "error")
+    CREDENTIALS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    credentials: _credentials_pb2.Credentials
+    error: _status_pb2.Status
+    def __init__(self, credentials: _Optional[_Union[_credentials_pb2.Credentials, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+
+class WatchCredentialsRequest(_message.Message):
+    __slots__ = ("integration_ids", "user_id", "min_ttl", "required_scopes", "cursor")
+    INTEGRATION_IDS_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    MIN_TTL_FIELD_NUMBER: _ClassVar[int]
+    REQUIRED_SCOPES_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    integration_ids: _containers.RepeatedScalarFieldContainer[int]
+    user_id: str
+    min_ttl: _duration_pb2.Duration
+    required_scopes: _containers.RepeatedScalarFieldContainer[str]
+    cursor: str
+    def __init__(self, integration_ids: _Optional[_Iterable[int]] = ..., user_id: _Optional[str] = ..., min_ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., required_scopes: _Optional[_Iterable[str]] = ..., cursor: _Optional[str] = ...) -> None: ...
+
+class WatchCredentialsResponse(_message.Message):
+    __slots__ = ("integration_id", "result", "cursor")
+    INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    integration_id: int
+    result: CredentialsResult
+    cursor: str
+    def __init__(self, integration_id: _Optional[int] = ..., result: _Optional[_Union[CredentialsResult, _Mapping]] = ..., cursor: _Optional[str] = ...) -> None: ...
 
 class ReceiveWebhookRequest(_message.Message):
     __slots__ = ("integration_type", "endpoint", "headers", "body", "url", "method")

@@ -110,6 +110,16 @@ class IntegrationServiceStub:
                 request_serializer=integrations_dot_v1_dot_integration__service__pb2.GetCredentialsRequest.SerializeToString,
                 response_deserializer=integrations_dot_v1_dot_integration__service__pb2.GetCredentialsResponse.FromString,
                 _registered_method=True)
+        self.BatchGetCredentials = channel.unary_unary(
+                '/integrations.v1.IntegrationService/BatchGetCredentials',
+                request_serializer=integrations_dot_v1_dot_integration__service__pb2.BatchGetCredentialsRequest.SerializeToString,
+                response_deserializer=integrations_dot_v1_dot_integration__service__pb2.BatchGetCredentialsResponse.FromString,
+                _registered_method=True)
+        self.WatchCredentials = channel.unary_stream(
+                '/integrations.v1.IntegrationService/WatchCredentials',
+                request_serializer=integrations_dot_v1_dot_integration__service__pb2.WatchCredentialsRequest.SerializeToString,
+                response_deserializer=integrations_dot_v1_dot_integration__service__pb2.WatchCredentialsResponse.FromString,
+                _registered_method=True)
         self.ReceiveWebhook = channel.unary_unary(
                 '/integrations.v1.IntegrationService/ReceiveWebhook',
                 request_serializer=integrations_dot_v1_dot_integration__service__pb2.ReceiveWebhookRequest.SerializeToString,
@@ -277,6 +287,28 @@ class IntegrationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchGetCredentials(self, request, context):
+        """Returns the credentials of many integrations, of one user or of several. Available over gRPC only.
+
+        The results have the order of the requests. Each is either credentials or the status that `GetCredentials` would
+        have ended with. A result that does not fit into the response has RESOURCE_EXHAUSTED with the reason
+        ANSWER_TOO_LARGE: the caller asks for it again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchCredentials(self, request, context):
+        """Streams the credentials of integrations: each one at once, again before it expires or when it was refreshed, and an
+        error as soon as there is none. Runs until the caller cancels. Available over gRPC only.
+
+        A server that stops ends the stream with UNAVAILABLE. A caller that reconnects with the last cursor gets what has
+        changed since.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReceiveWebhook(self, request, context):
         """Receives a request to a webhook endpoint, and returns the HTTP response for the provider: 401 for a request that
         is not verified, 404 for an unknown endpoint. Nothing is stored in either case. For the sidecar only.
@@ -429,6 +461,16 @@ def add_IntegrationServiceServicer_to_server(servicer, server):
                     servicer.GetCredentials,
                     request_deserializer=integrations_dot_v1_dot_integration__service__pb2.GetCredentialsRequest.FromString,
                     response_serializer=integrations_dot_v1_dot_integration__service__pb2.GetCredentialsResponse.SerializeToString,
+            ),
+            'BatchGetCredentials': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchGetCredentials,
+                    request_deserializer=integrations_dot_v1_dot_integration__service__pb2.BatchGetCredentialsRequest.FromString,
+                    response_serializer=integrations_dot_v1_dot_integration__service__pb2.BatchGetCredentialsResponse.SerializeToString,
+            ),
+            'WatchCredentials': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchCredentials,
+                    request_deserializer=integrations_dot_v1_dot_integration__service__pb2.WatchCredentialsRequest.FromString,
+                    response_serializer=integrations_dot_v1_dot_integration__service__pb2.WatchCredentialsResponse.SerializeToString,
             ),
             'ReceiveWebhook': grpc.unary_unary_rpc_method_handler(
                     servicer.ReceiveWebhook,
@@ -855,6 +897,60 @@ class IntegrationService:
             '/integrations.v1.IntegrationService/GetCredentials',
             integrations_dot_v1_dot_integration__service__pb2.GetCredentialsRequest.SerializeToString,
             integrations_dot_v1_dot_integration__service__pb2.GetCredentialsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGetCredentials(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/integrations.v1.IntegrationService/BatchGetCredentials',
+            integrations_dot_v1_dot_integration__service__pb2.BatchGetCredentialsRequest.SerializeToString,
+            integrations_dot_v1_dot_integration__service__pb2.BatchGetCredentialsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchCredentials(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/integrations.v1.IntegrationService/WatchCredentials',
+            integrations_dot_v1_dot_integration__service__pb2.WatchCredentialsRequest.SerializeToString,
+            integrations_dot_v1_dot_integration__service__pb2.WatchCredentialsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -91,6 +91,20 @@ class IntegrationServiceStub:
     """Lists the integration types of this server."""
     GetCredentials: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.GetCredentialsRequest, _integration_service_pb2.GetCredentialsResponse]
     """Returns valid credentials, refreshed first if necessary. Available over gRPC only."""
+    BatchGetCredentials: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.BatchGetCredentialsRequest, _integration_service_pb2.BatchGetCredentialsResponse]
+    """Returns the credentials of many integrations, of one user or of several. Available over gRPC only.
+
+    The results have the order of the requests. Each is either credentials or the status that `GetCredentials` would
+    have ended with. A result that does not fit into the response has RESOURCE_EXHAUSTED with the reason
+    ANSWER_TOO_LARGE: the caller asks for it again.
+    """
+    WatchCredentials: _grpc.UnaryStreamMultiCallable[_integration_service_pb2.WatchCredentialsRequest, _integration_service_pb2.WatchCredentialsResponse]
+    """Streams the credentials of integrations: each one at once, again before it expires or when it was refreshed, and an
+    error as soon as there is none. Runs until the caller cancels. Available over gRPC only.
+
+    A server that stops ends the stream with UNAVAILABLE. A caller that reconnects with the last cursor gets what has
+    changed since.
+    """
     ReceiveWebhook: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.ReceiveWebhookRequest, _integration_service_pb2.ReceiveWebhookResponse]
     """Receives a request to a webhook endpoint, and returns the HTTP response for the provider: 401 for a request that
     is not verified, 404 for an unknown endpoint. Nothing is stored in either case. For the sidecar only.
@@ -201,6 +215,20 @@ class IntegrationServiceAsyncStub(IntegrationServiceStub):
     """Lists the integration types of this server."""
     GetCredentials: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.GetCredentialsRequest, _integration_service_pb2.GetCredentialsResponse]  # type: ignore[assignment]
     """Returns valid credentials, refreshed first if necessary. Available over gRPC only."""
+    BatchGetCredentials: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.BatchGetCredentialsRequest, _integration_service_pb2.BatchGetCredentialsResponse]  # type: ignore[assignment]
+    """Returns the credentials of many integrations, of one user or of several. Available over gRPC only.
+
+    The results have the order of the requests. Each is either credentials or the status that `GetCredentials` would
+    have ended with. A result that does not fit into the response has RESOURCE_EXHAUSTED with the reason
+    ANSWER_TOO_LARGE: the caller asks for it again.
+    """
+    WatchCredentials: _aio.UnaryStreamMultiCallable[_integration_service_pb2.WatchCredentialsRequest, _integration_service_pb2.WatchCredentialsResponse]  # type: ignore[assignment]
+    """Streams the credentials of integrations: each one at once, again before it expires or when it was refreshed, and an
+    error as soon as there is none. Runs until the caller cancels. Available over gRPC only.
+
+    A server that stops ends the stream with UNAVAILABLE. A caller that reconnects with the last cursor gets what has
+    changed since.
+    """
     ReceiveWebhook: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.ReceiveWebhookRequest, _integration_service_pb2.ReceiveWebhookResponse]  # type: ignore[assignment]
     """Receives a request to a webhook endpoint, and returns the HTTP response for the provider: 401 for a request that
     is not verified, 404 for an unknown endpoint. Nothing is stored in either case. For the sidecar only.
@@ -392,6 +420,32 @@ class IntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_integration_service_pb2.GetCredentialsResponse, _abc.Awaitable[_integration_service_pb2.GetCredentialsResponse]]:
         """Returns valid credentials, refreshed first if necessary. Available over gRPC only."""
+
+    @_abc_1.abstractmethod
+    def BatchGetCredentials(
+        self,
+        request: _integration_service_pb2.BatchGetCredentialsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_integration_service_pb2.BatchGetCredentialsResponse, _abc.Awaitable[_integration_service_pb2.BatchGetCredentialsResponse]]:
+        """Returns the credentials of many integrations, of one user or of several. Available over gRPC only.
+
+        The results have the order of the requests. Each is either credentials or the status that `GetCredentials` would
+        have ended with. A result that does not fit into the response has RESOURCE_EXHAUSTED with the reason
+        ANSWER_TOO_LARGE: the caller asks for it again.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchCredentials(
+        self,
+        request: _integration_service_pb2.WatchCredentialsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_integration_service_pb2.WatchCredentialsResponse], _abc.AsyncIterator[_integration_service_pb2.WatchCredentialsResponse]]:
+        """Streams the credentials of integrations: each one at once, again before it expires or when it was refreshed, and an
+        error as soon as there is none. Runs until the caller cancels. Available over gRPC only.
+
+        A server that stops ends the stream with UNAVAILABLE. A caller that reconnects with the last cursor gets what has
+        changed since.
+        """
 
     @_abc_1.abstractmethod
     def ReceiveWebhook(
