@@ -1,0 +1,174 @@
+"""What the client reads from files: its token, and the certificates of its channel. Changed files are read again.
+
+A file that is being written, or is invalid, leaves the previous contents in use, with a warning in the log.
+"""
+
+import logging
+import os
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from inspect import isawaitable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import grpc
+
+from integration_server.client.configuration import Configuration, ConfigurationError
+
+logger = logging.getLogger("integration_server.client")
+
+T = TypeVar("T")
+
+_CHECK_INTERVAL = 1.0  # seconds between two looks at the files: a call does not pay for one each time
+
+Signature = Sequence[tuple[int, int, int] | None]
+
+
+class FileWatcher(Generic[T]):
+    """A value that is built from files, and built again after they have changed.
+
+    `build` raises `ConfigurationError` or `OSError` for files that cannot be used.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], build: Callable[[], T], *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._paths = paths
+        self._build = build
+        self._monotonic = monotonic
+        self._signature = self._sign()
+        self._checked = monotonic()
+        self.value = build()
+
+    def poll(self, *, now: bool = False) -> T:
+        """Return the value of the files as they are, or as they were at most a second ago unless `now`."""
+        if not self._paths:
+            return self.value
+        time_now = self._monotonic()
+        if now or time_now - self._checked >= _CHECK_INTERVAL:
+            self._checked = time_now
+            signature = self._sign()
+            if signature != self._signature:
+                try:
+                    self.value = self._build()
+                except (ConfigurationError, OSError) as error:
+                    logger.warning("files have changed and cannot be used; the previous contents stay: %s", error)
+                else:
+                    self._signature = signature
+        return self.value
+
+    def _sign(self) -> Signature:
+        return [_sign(path) for path in self._paths]
+
+
+def _sign(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+class TokenSource:
+    """The client's token: a fixed one, one in a file, or one that a function returns."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self._configured = configuration.token
+        path = configuration.token_file
+        self._file = None if path is None else FileWatcher([path], lambda: _read_token(path))
+
+    def current(self, *, renewed: bool = False) -> str | Awaitable[str] | None:
+        """Return the token; None without one. `renewed`: the server has rejected the last one."""
+        if self._file is not None:
+            return self._file.poll(now=renewed)
+        return self._configured() if callable(self._configured) else self._configured
+
+    def get(self, *, renewed: bool = False) -> str | None:
+        """Return the token, for a client without asyncio."""
+        token = self.current(renewed=renewed)
+        if isawaitable(token):
+            raise ConfigurationError("token: an async function needs AsyncIntegrations")
+        return token
+
+    async def get_async(self, *, renewed: bool = False) -> str | None:
+        """Return the token."""
+        token = self.current(renewed=renewed)
+        return await token if isawaitable(token) else token
+
+
+def _read_token(path: Path) -> str:
+    token = path.read_bytes().decode("ascii", errors="replace").strip()
+    if not token or not token.isascii() or not token.isprintable():
+        raise ConfigurationError(f"{path}: is not a token")
+    return token
+
+
+@dataclass(frozen=True, slots=True)
+class TlsContents:
+    """The contents of the files of a channel. Two of them are equal if the files have the same contents."""
+
+    authorities: bytes | None = None
+    certificate: bytes | None = None
+    key: bytes | None = field(default=None, repr=False)
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Return them for gRPC."""
+        return grpc.ssl_channel_credentials(self.authorities, self.key, self.certificate)
+
+
+def watch_tls_files(configuration: Configuration) -> FileWatcher[TlsContents | None]:
+    """Return the contents of the files of a channel, or None for a channel without TLS."""
+    files: Mapping[str, Path | None] = {
+        "authorities": configuration.ca_file,
+        "certificate": configuration.cert_file,
+        "key": configuration.key_file,
+    }
+
+    def read() -> TlsContents | None:
+        if not configuration.uses_tls:
+            return None
+        contents = {name: path.read_bytes() for name, path in files.items() if path is not None}
+        _validate(configuration)
+        return TlsContents(**contents)
+
+    return FileWatcher([path for path in files.values() if path is not None], read)
+
+
+def _validate(configuration: Configuration) -> None:
+    # gRPC accepts any bytes, and then every handshake fails without a reason.
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if configuration.ca_file is not None:
+            context.load_verify_locations(configuration.ca_file)
+        if configuration.cert_file is not None:
+            context.load_cert_chain(configuration.cert_file, configuration.key_file, password=_refuse_password)
+    except (ssl.SSLError, ValueError) as error:
+        paths = ", ".join(
+            str(path) for path in (configuration.ca_file, configuration.cert_file, configuration.key_file) if path
+        )
+        raise ConfigurationError(f"{paths}: {getattr(error, 'reason', None) or error}") from error
+
+
+def _refuse_password() -> str:
+    raise ValueError("the key is encrypted")
+
+
+class ForkGuard:
+    """Notices that a channel is used in another process than the one that has opened it, where gRPC would hang."""
+
+    def __init__(self, process_id: Callable[[], int] = os.getpid) -> None:
+        self._process_id = process_id
+        self._opened_in: int | None = None
+
+    def check(self) -> None:
+        """Raise `RuntimeError` in a process that was forked after the first call."""
+        process_id = self._process_id()
+        if self._opened_in is None:
+            self._opened_in = process_id
+        elif self._opened_in != process_id:
+            raise RuntimeError(
+                "the process was forked after the first call of this client, and gRPC does not survive that: create "
+                "the client, or call it first, in the forked process"
+            )

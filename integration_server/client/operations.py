@@ -1,0 +1,422 @@
+"""The server's functions as values: a request, and what becomes of its response. No I/O; both clients run them."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from integration_server.client import rpcs
+from integration_server.client.errors import AccountNotConnected, SeveralAccounts
+from integration_server.client.rpcs import Rpc
+from integration_server.client.store import Key
+from integration_server.client.values import ApiResponse, Attempt, CallbackResult, WebhookEvent, WebhookSecret
+from integrations.v1 import credentials_pb2
+from integrations.v1 import integration_service_pb2 as pb
+from integrations.v1.integration_pb2 import HealthCheck, Integration, IntegrationTypeInfo
+
+ResultT = TypeVar("ResultT")
+ItemT = TypeVar("ItemT")
+
+Config = Mapping[str, Any]
+Pairs = Mapping[str, str] | Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation(Generic[ResultT]):
+    """A call: its RPC, its request, and the result of its response."""
+
+    rpc: Rpc[Any, Any]
+    request: Message = field(repr=False)
+    decode: Callable[[Any], ResultT] = field(repr=False)
+
+
+class Page(NamedTuple, Generic[ItemT]):
+    """A part of a list, and the token of the next one; empty after the last."""
+
+    items: Sequence[ItemT]
+    next_token: str
+
+
+Listing = Callable[[str], Operation[Page[ItemT]]]
+"""Returns the operation that reads the page of a token."""
+
+
+def _struct(config: Config | None) -> Struct | None:
+    if config is None:
+        return None
+    struct = Struct()
+    struct.update(dict(config))
+    return struct
+
+
+def _duration(duration: timedelta | None) -> Duration | None:
+    if duration is None:
+        return None
+    message = Duration()
+    message.FromTimedelta(duration)
+    return message
+
+
+def _time(message: Message, name: str) -> datetime | None:
+    value: Timestamp = getattr(message, name)
+    return value.ToDatetime(UTC) if message.HasField(name) else None
+
+
+def _pairs(pairs: Pairs | None) -> Sequence[tuple[str, str]]:
+    return list(pairs.items()) if isinstance(pairs, Mapping) else list(pairs or ())
+
+
+# --- Integrations ---------------------------------------------------------------------------------------------------
+
+
+def list_integrations(user: str, integration_type: str) -> Listing[Integration]:
+    """The user's integrations, the oldest first; of all types for an empty type."""
+
+    def page(token: str) -> Operation[Page[Integration]]:
+        request = pb.ListIntegrationsRequest(
+            user_id=user, integration_type=integration_type, page_size=200, page_token=token
+        )
+        return Operation(
+            rpcs.LIST_INTEGRATIONS, request, lambda response: Page(response.integrations, response.next_page_token)
+        )
+
+    return page
+
+
+def the_only_account(user: str, integration_type: str, integrations: Sequence[Integration]) -> int:
+    """Return the number of the user's connected account of a type. Raises if there is none, or more than one."""
+    connected = [row for row in integrations if row.is_connected]
+    active = [row for row in connected if row.is_active] or connected
+    if not active:
+        raise AccountNotConnected(f"the user has connected no account of type {integration_type}")
+    if len(active) > 1:
+        listed = ", ".join(f"{row.integration_id} ({row.account_label or row.name})" for row in active[:20])
+        raise SeveralAccounts(
+            f"the user has connected {len(active)} accounts of type {integration_type}; pass the integration_id of one: "
+            f"{listed}{', …' if len(active) > 20 else ''}",
+            active,
+        )
+    return active[0].integration_id
+
+
+def get_integration(key: Key) -> Operation[Integration]:
+    """One integration."""
+    request = pb.GetIntegrationRequest(user_id=key.user_id, integration_id=key.integration_id)
+    return Operation(rpcs.GET_INTEGRATION, request, lambda response: response.integration)
+
+
+def update_integration(
+    key: Key, name: str | None, config: Config | None, is_active: bool | None
+) -> Operation[Integration]:
+    """Change what is not None."""
+    given = {"name": name, "config": config, "is_active": is_active}
+    request = pb.UpdateIntegrationRequest(
+        user_id=key.user_id,
+        integration_id=key.integration_id,
+        name=name,
+        config=_struct(config),
+        is_active=is_active,
+        update_mask=FieldMask(paths=[path for path, value in given.items() if value is not None]),
+    )
+    return Operation(rpcs.UPDATE_INTEGRATION, request, lambda response: response.integration)
+
+
+def disconnect(key: Key) -> Operation[pb.DisconnectIntegrationResponse]:
+    """Delete an integration, and revoke its credentials."""
+    request = pb.DisconnectIntegrationRequest(user_id=key.user_id, integration_id=key.integration_id)
+    return Operation(rpcs.DISCONNECT, request, lambda response: response)
+
+
+def list_types() -> Listing[IntegrationTypeInfo]:
+    """The integration types of the server."""
+
+    def page(token: str) -> Operation[Page[IntegrationTypeInfo]]:
+        return Operation(
+            rpcs.LIST_TYPES,
+            pb.ListIntegrationTypesRequest(page_token=token),
+            lambda response: Page(response.integration_types, response.next_page_token),
+        )
+
+    return page
+
+
+# --- Connecting -----------------------------------------------------------------------------------------------------
+
+
+def connect(
+    *,
+    user: str,
+    integration_type: str,
+    scopes: Sequence[str] = (),
+    redirect_uri: str = "",
+    return_url: str = "",
+    name: str = "",
+    config: Config | None = None,
+    integration_id: int = 0,
+    oauth_client: str = "",
+) -> Operation[Attempt]:
+    """Begin a connection in the user's browser."""
+    request = pb.ConnectRequest(
+        user_id=user,
+        integration_type=integration_type,
+        scopes=scopes,
+        redirect_uri=redirect_uri,
+        return_url=return_url,
+        name=name,
+        config=_struct(config),
+        integration_id=integration_id,
+        oauth_client=oauth_client,
+    )
+
+    def decode(response: pb.ConnectResponse) -> Attempt:
+        return Attempt(
+            integration_id=response.integration_id,
+            user=user,
+            integration_type=integration_type,
+            authorization_url=response.authorization_url,
+            state=response.state,
+            user_code=response.user_code,
+            verification_uri=response.verification_uri,
+            verification_uri_complete=response.verification_uri_complete,
+            expire_time=_time(response, "expire_time"),
+        )
+
+    return Operation(rpcs.CONNECT, request, decode)
+
+
+def connect_with_api_key(
+    *,
+    user: str,
+    integration_type: str,
+    api_key: str = "",
+    api_secret: str = "",
+    secret_fields: Mapping[str, str] | None = None,
+    webhook_secret: str = "",
+    name: str = "",
+    config: Config | None = None,
+    integration_id: int = 0,
+) -> Operation[Integration]:
+    """Connect an account with what its user has copied from the provider."""
+    request = pb.ConnectWithApiKeyRequest(
+        user_id=user,
+        integration_type=integration_type,
+        api_key=api_key,
+        api_secret=api_secret,
+        secret_fields=secret_fields,
+        webhook_secret=webhook_secret,
+        name=name,
+        config=_struct(config),
+        integration_id=integration_id,
+    )
+    return Operation(rpcs.CONNECT_WITH_API_KEY, request, lambda response: response.integration)
+
+
+def handle_callback(
+    *,
+    state: str,
+    code: str = "",
+    error: str = "",
+    iss: str = "",
+    query: str = "",
+    integration_type: str = "",
+    user: str = "",
+) -> Operation[CallbackResult]:
+    """Complete a connection with the parameters of the provider's redirect, or ask for a device authorization."""
+    request = pb.HandleCallbackRequest(
+        state=state, code=code, error=error, iss=iss, query=query, integration_type=integration_type, user_id=user
+    )
+    return Operation(rpcs.HANDLE_CALLBACK, request, _callback_result)
+
+
+def confirm(user: str, confirmation_token: str) -> Operation[CallbackResult]:
+    """Complete a connection whose callback did not name the user."""
+    request = pb.ConfirmConnectionRequest(user_id=user, confirmation_token=confirmation_token)
+    return Operation(rpcs.CONFIRM, request, _callback_result)
+
+
+def _callback_result(response: pb.HandleCallbackResponse | pb.ConfirmConnectionResponse) -> CallbackResult:
+    return CallbackResult(
+        success=response.success,
+        integration_id=response.integration_id,
+        message=response.message,
+        reason=response.reason,
+        redirect_url=response.redirect_url,
+        confirmation_token=response.confirmation_token if isinstance(response, pb.HandleCallbackResponse) else "",
+        display_name=response.display_name,
+        account_label=response.account_label,
+    )
+
+
+# --- Credentials and health -----------------------------------------------------------------------------------------
+
+
+def get_credentials(key: Key, min_ttl: timedelta | None) -> Operation[credentials_pb2.Credentials]:
+    """Valid credentials."""
+    request = pb.GetCredentialsRequest(
+        user_id=key.user_id, integration_id=key.integration_id, min_ttl=_duration(min_ttl)
+    )
+    return Operation(rpcs.GET_CREDENTIALS, request, lambda response: response.credentials)
+
+
+def refresh(key: Key, *, force: bool) -> Operation[pb.RefreshTokenResponse]:
+    """Refresh the access token."""
+    request = pb.RefreshTokenRequest(user_id=key.user_id, integration_id=key.integration_id, force=force)
+    return Operation(rpcs.REFRESH_TOKEN, request, lambda response: response)
+
+
+def check_health(key: Key) -> Operation[HealthCheck]:
+    """Check one integration."""
+    request = pb.CheckHealthRequest(user_id=key.user_id, integration_id=key.integration_id)
+    return Operation(rpcs.CHECK_HEALTH, request, lambda response: response.health_check)
+
+
+def check_all_health(user: str) -> Listing[HealthCheck]:
+    """Check the user's integrations."""
+
+    def page(token: str) -> Operation[Page[HealthCheck]]:
+        return Operation(
+            rpcs.CHECK_ALL_HEALTH,
+            pb.CheckAllHealthRequest(user_id=user, page_token=token),
+            lambda response: Page(response.integrations, response.next_page_token),
+        )
+
+    return page
+
+
+def list_health_checks(key: Key) -> Listing[HealthCheck]:
+    """The last checks of an integration, the newest first."""
+
+    def page(token: str) -> Operation[Page[HealthCheck]]:
+        request = pb.ListHealthChecksRequest(
+            user_id=key.user_id, integration_id=key.integration_id, page_size=200, page_token=token
+        )
+        return Operation(
+            rpcs.LIST_HEALTH_CHECKS, request, lambda response: Page(response.health_checks, response.next_page_token)
+        )
+
+    return page
+
+
+# --- API proxy ------------------------------------------------------------------------------------------------------
+
+
+class ApiCall(NamedTuple):
+    """A request to the provider's API. `json_body` is sent as JSON, with its content type."""
+
+    method: str
+    path: str
+    query: Pairs | None = None
+    headers: Pairs | None = None
+    json_body: object = None
+    body: bytes = b""
+    idempotency_key: str = ""
+    api: str = ""
+    sub_account: str = ""
+
+    def fields(self, key: Key) -> dict[str, Any]:
+        """Return the fields that the requests of both RPCs have in common, except for the body."""
+        headers = _pairs(self.headers)
+        if self.json_body is not None and "content-type" not in {name.lower() for name, _ in headers}:
+            headers = [*headers, ("Content-Type", "application/json")]
+        return {
+            "user_id": key.user_id,
+            "integration_id": key.integration_id,
+            "method": self.method,
+            "path": self.path,
+            "query": [pb.QueryParameter(name=name, value=value) for name, value in _pairs(self.query)],
+            "headers": [pb.HttpHeader(name=name, value=value) for name, value in headers],
+            "idempotency_key": self.idempotency_key,
+            "api": self.api,
+            "sub_account": self.sub_account,
+        }
+
+
+def call_provider(key: Key, call: ApiCall) -> Operation[ApiResponse]:
+    """Call the provider's API."""
+    body = call.body if call.json_body is None else json.dumps(call.json_body).encode()
+    request = pb.CallProviderRequest(**call.fields(key), body=body)
+    return Operation(rpcs.CALL_PROVIDER, request, api_response)
+
+
+def api_response(response: pb.CallProviderResponse | pb.StreamProviderResponse) -> ApiResponse:
+    """Return a response, or the head of a streamed one with the first part of its body."""
+    headers = [(header.name, header.value) for header in response.headers]
+    return ApiResponse(status_code=response.status_code, headers=headers, body=response.body)
+
+
+def first_part(key: Key, call: ApiCall, content_length: int | None) -> pb.StreamProviderRequest:
+    """Return the head of a streamed request."""
+    return pb.StreamProviderRequest(**call.fields(key), content_length=content_length)
+
+
+MAX_PART = 256 * 1024  # bytes of a part of a streamed body; the server takes up to 1 MiB
+
+
+def parts(chunk: bytes) -> Sequence[pb.StreamProviderRequest]:
+    """Return the further parts of a streamed request that a chunk of its body becomes."""
+    offsets = range(0, len(chunk), MAX_PART)
+    return [pb.StreamProviderRequest(body=chunk[offset : offset + MAX_PART]) for offset in offsets]
+
+
+# --- Webhooks -------------------------------------------------------------------------------------------------------
+
+
+def list_webhook_events(key: Key, consumer: str) -> Operation[Sequence[WebhookEvent]]:
+    """The first events after the consumer's offset."""
+    request = pb.ListWebhookEventsRequest(
+        user_id=key.user_id, integration_id=key.integration_id, consumer=consumer, page_size=100
+    )
+
+    def decode(response: pb.ListWebhookEventsResponse) -> Sequence[WebhookEvent]:
+        return [
+            WebhookEvent(
+                number=event.number,
+                event_id=event.event_id,
+                event_type=event.event_type,
+                receive_time=event.receive_time.ToDatetime(UTC),
+                payload=event.payload,
+            )
+            for event in response.events
+        ]
+
+    return Operation(rpcs.LIST_WEBHOOK_EVENTS, request, decode)
+
+
+def ack_webhook_events(key: Key, consumer: str, through_number: int) -> Operation[int]:
+    """Advance the consumer's offset."""
+    request = pb.AckWebhookEventsRequest(
+        user_id=key.user_id, integration_id=key.integration_id, consumer=consumer, through_number=through_number
+    )
+    return Operation(rpcs.ACK_WEBHOOK_EVENTS, request, lambda response: response.through_number)
+
+
+def get_webhook_endpoint(key: Key) -> Operation[pb.GetWebhookEndpointResponse]:
+    """The integration's webhook URL."""
+    request = pb.GetWebhookEndpointRequest(user_id=key.user_id, integration_id=key.integration_id)
+    return Operation(rpcs.GET_WEBHOOK_ENDPOINT, request, lambda response: response)
+
+
+def set_webhook_secret(key: Key, webhook_secret: str, previous_ttl: timedelta | None) -> Operation[WebhookSecret]:
+    """Set the secret of the integration's webhook URL."""
+    request = pb.SetWebhookSecretRequest(
+        user_id=key.user_id,
+        integration_id=key.integration_id,
+        webhook_secret=webhook_secret,
+        previous_ttl=_duration(previous_ttl),
+    )
+
+    def decode(response: pb.SetWebhookSecretResponse) -> WebhookSecret:
+        return WebhookSecret(
+            webhook_url=response.webhook_url,
+            webhook_secret=response.webhook_secret,
+            previous_expire_time=_time(response, "previous_expire_time"),
+        )
+
+    return Operation(rpcs.SET_WEBHOOK_SECRET, request, decode)

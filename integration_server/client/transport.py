@@ -1,0 +1,330 @@
+"""The transports: unary calls and streams over gRPC, with deadlines, tokens, hooks and the errors of the client.
+
+`Transport` blocks its thread; `AsyncTransport` is for asyncio. Both open their channel at the first call.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, Generic, Protocol, TypeVar
+
+import grpc
+import grpc.aio
+
+from integration_server.client.configuration import Configuration
+from integration_server.client.connection import ForkGuard, TlsContents, TokenSource, watch_tls_files
+from integration_server.client.errors import IntegrationsError, Unauthenticated, error_of_call
+from integration_server.client.hooks import CallHook, End, Metadata, begin_all
+from integration_server.client.rpcs import RequestT, ResponseT, Rpc
+
+logger = logging.getLogger("integration_server.client")
+
+Timeout = float | timedelta | None
+"""A deadline in seconds or as a duration. None: the default of the RPC."""
+
+_ItemT = TypeVar("_ItemT")
+_ItemT_co = TypeVar("_ItemT_co", covariant=True)
+
+_CLOSE_GRACE = 60.0  # seconds for the calls on a replaced channel; as long as the longest default deadline
+
+
+class ResponseStream(Protocol[_ItemT_co]):
+    """The responses of a stream."""
+
+    def __iter__(self) -> Iterator[_ItemT_co]:
+        """Iterate over the responses; raises `IntegrationsError` if the stream fails."""
+        ...
+
+    def cancel(self) -> None:
+        """End the stream. Other threads may call this."""
+        ...
+
+
+class AsyncResponseStream(Protocol[_ItemT_co]):
+    """The responses of a stream."""
+
+    def __aiter__(self) -> AsyncIterator[_ItemT_co]:
+        """Iterate over the responses; raises `IntegrationsError` if the stream fails."""
+        ...
+
+    def cancel(self) -> None:
+        """End the stream."""
+        ...
+
+
+class Caller(Protocol):
+    """What calls RPCs: `Transport`, or a fake in tests."""
+
+    def call(self, rpc: Rpc[RequestT, ResponseT], request: RequestT, timeout: Timeout = None) -> ResponseT:
+        """Call an RPC. Raises `IntegrationsError`."""
+        ...
+
+    def stream(
+        self, rpc: Rpc[RequestT, ResponseT], requests: RequestT | Iterable[RequestT], timeout: Timeout = None
+    ) -> ResponseStream[ResponseT]:
+        """Begin a stream of responses, with one request or a stream of them."""
+        ...
+
+    def close(self) -> None:
+        """Close the channel, and cancel its calls."""
+        ...
+
+
+class AsyncCaller(Protocol):
+    """What calls RPCs: `AsyncTransport`, or a fake in tests."""
+
+    async def call(self, rpc: Rpc[RequestT, ResponseT], request: RequestT, timeout: Timeout = None) -> ResponseT:
+        """Call an RPC. Raises `IntegrationsError`."""
+        ...
+
+    async def stream(
+        self, rpc: Rpc[RequestT, ResponseT], requests: RequestT | AsyncIterable[RequestT], timeout: Timeout = None
+    ) -> AsyncResponseStream[ResponseT]:
+        """Begin a stream of responses, with one request or a stream of them."""
+        ...
+
+    async def close(self) -> None:
+        """Close the channel, and cancel its calls."""
+        ...
+
+
+def _seconds(timeout: Timeout, rpc: Rpc[Any, Any]) -> float | None:
+    if timeout is None:
+        return rpc.timeout
+    return timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+
+
+def _metadata(token: str | None) -> Metadata:
+    return [] if token is None else [("authorization", f"Bearer {token}")]
+
+
+def _error_of(error: grpc.RpcError | grpc.aio.AioRpcError) -> IntegrationsError:
+    call: Any = error  # the errors of calls are calls as well
+    return error_of_call(call.code(), call.details(), call.trailing_metadata() or ())
+
+
+class LogHook:
+    """Logs each call that fails, without what it has sent."""
+
+    def begin(self, method: str, metadata: Metadata) -> End:
+        """Observe a call."""
+
+        def end(error: IntegrationsError | None) -> None:
+            if error is not None:
+                logger.debug("%s failed: %s %s: %s", method, error.code.name, error.reason, error.message)
+
+        return end
+
+
+class Transport:
+    """Calls over gRPC that block their thread. Threads share it.
+
+    Raises `ConfigurationError` or `OSError` if a file cannot be used.
+    """
+
+    def __init__(self, configuration: Configuration, hooks: Sequence[CallHook] = ()) -> None:
+        self._configuration = configuration
+        self._hooks = [LogHook(), *hooks]
+        self._token = TokenSource(configuration)
+        self._tls = watch_tls_files(configuration)
+        self._fork_guard = ForkGuard()
+        self._lock = threading.Lock()
+        self._channel: grpc.Channel | None = None
+        self._contents: TlsContents | None = None
+        self._is_closed = False
+
+    def call(self, rpc: Rpc[RequestT, ResponseT], request: RequestT, timeout: Timeout = None) -> ResponseT:
+        """Call an RPC. If the server rejects the token, and there is a newer one, the call is repeated with it."""
+        token = self._token.get()
+        try:
+            return self._call(rpc, request, timeout, token)
+        except Unauthenticated:
+            renewed = self._token.get(renewed=True)
+            if renewed == token:
+                raise
+            return self._call(rpc, request, timeout, renewed)
+
+    def stream(
+        self, rpc: Rpc[RequestT, ResponseT], requests: RequestT | Iterable[RequestT], timeout: Timeout = None
+    ) -> ResponseStream[ResponseT]:
+        """Begin a stream of responses."""
+        metadata = _metadata(self._token.get())
+        end = begin_all(self._hooks, rpc.name, metadata)
+        channel: Any = self._open_channel()
+        kind = channel.unary_stream if isinstance(requests, rpc.request) else channel.stream_stream
+        method = kind(rpc.path, rpc.request.SerializeToString, rpc.response.FromString)
+        call = method(requests, timeout=_seconds(timeout, rpc), metadata=metadata)
+        return _Responses[ResponseT](call, end)
+
+    def close(self) -> None:
+        """Close the channel, and cancel its calls."""
+        with self._lock:
+            self._is_closed = True
+            channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+
+    def _call(self, rpc: Rpc[RequestT, ResponseT], request: RequestT, timeout: Timeout, token: str | None) -> ResponseT:
+        metadata = _metadata(token)
+        end = begin_all(self._hooks, rpc.name, metadata)
+        try:
+            channel = self._open_channel()
+            method = channel.unary_unary(rpc.path, rpc.request.SerializeToString, rpc.response.FromString)
+            response: ResponseT = method(request, timeout=_seconds(timeout, rpc), metadata=metadata)
+        except grpc.RpcError as error:
+            converted = _error_of(error)
+            end(converted)
+            raise converted from error
+        except BaseException:
+            end(None)
+            raise
+        end(None)
+        return response
+
+    def _open_channel(self) -> grpc.Channel:
+        self._fork_guard.check()
+        with self._lock:
+            if self._is_closed:
+                raise ValueError("the client is closed")
+            contents = self._tls.poll()
+            if self._channel is None or contents != self._contents:
+                # The calls on a channel that is replaced keep it open until they end.
+                self._channel, self._contents = self._new_channel(contents), contents
+            return self._channel
+
+    def _new_channel(self, contents: TlsContents | None) -> grpc.Channel:
+        target, options = self._configuration.target, self._configuration.options
+        if contents is None:
+            return grpc.insecure_channel(target, options=options)
+        return grpc.secure_channel(target, contents.credentials(), options=options)
+
+
+class _Responses(Generic[_ItemT]):
+    def __init__(self, call: "grpc.CallIterator[_ItemT]", end: End) -> None:
+        self._call = call
+        self._end = end
+
+    def __iter__(self) -> Iterator[_ItemT]:
+        failure: IntegrationsError | None = None
+        try:
+            yield from self._call
+        except grpc.RpcError as error:
+            failure = _error_of(error)
+            raise failure from error
+        finally:
+            self._call.cancel()
+            self._end(failure)
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+
+class AsyncTransport:
+    """Calls over gRPC for asyncio. It belongs to the event loop of its first call.
+
+    Raises `ConfigurationError` or `OSError` if a file cannot be used.
+    """
+
+    def __init__(self, configuration: Configuration, hooks: Sequence[CallHook] = ()) -> None:
+        self._configuration = configuration
+        self._hooks = [LogHook(), *hooks]
+        self._token = TokenSource(configuration)
+        self._tls = watch_tls_files(configuration)
+        self._fork_guard = ForkGuard()
+        self._channel: grpc.aio.Channel | None = None
+        self._contents: TlsContents | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        self._is_closed = False
+
+    async def call(self, rpc: Rpc[RequestT, ResponseT], request: RequestT, timeout: Timeout = None) -> ResponseT:
+        """Call an RPC. If the server rejects the token, and there is a newer one, the call is repeated with it."""
+        token = await self._token.get_async()
+        try:
+            return await self._call(rpc, request, timeout, token)
+        except Unauthenticated:
+            renewed = await self._token.get_async(renewed=True)
+            if renewed == token:
+                raise
+            return await self._call(rpc, request, timeout, renewed)
+
+    async def stream(
+        self, rpc: Rpc[RequestT, ResponseT], requests: RequestT | AsyncIterable[RequestT], timeout: Timeout = None
+    ) -> AsyncResponseStream[ResponseT]:
+        """Begin a stream of responses."""
+        metadata = _metadata(await self._token.get_async())
+        end = begin_all(self._hooks, rpc.name, metadata)
+        channel: Any = self._open_channel()
+        kind = channel.unary_stream if isinstance(requests, rpc.request) else channel.stream_stream
+        method = kind(rpc.path, rpc.request.SerializeToString, rpc.response.FromString)
+        call = method(requests, timeout=_seconds(timeout, rpc), metadata=metadata)
+        return _AsyncResponses[ResponseT](call, end)
+
+    async def close(self) -> None:
+        """Close the channel, and cancel its calls."""
+        self._is_closed = True
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+        for task in self._closing:
+            task.cancel()
+
+    async def _call(
+        self, rpc: Rpc[RequestT, ResponseT], request: RequestT, timeout: Timeout, token: str | None
+    ) -> ResponseT:
+        metadata = _metadata(token)
+        end = begin_all(self._hooks, rpc.name, metadata)
+        try:
+            channel: Any = self._open_channel()
+            method = channel.unary_unary(rpc.path, rpc.request.SerializeToString, rpc.response.FromString)
+            response: ResponseT = await method(request, timeout=_seconds(timeout, rpc), metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            converted = _error_of(error)
+            end(converted)
+            raise converted from error
+        except BaseException:
+            end(None)
+            raise
+        end(None)
+        return response
+
+    def _open_channel(self) -> grpc.aio.Channel:
+        self._fork_guard.check()
+        if self._is_closed:
+            raise ValueError("the client is closed")
+        contents = self._tls.poll()
+        if self._channel is None or contents != self._contents:
+            if self._channel is not None:
+                task = asyncio.get_running_loop().create_task(self._channel.close(_CLOSE_GRACE))
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+            self._channel, self._contents = self._new_channel(contents), contents
+        return self._channel
+
+    def _new_channel(self, contents: TlsContents | None) -> grpc.aio.Channel:
+        target, options = self._configuration.target, self._configuration.options
+        if contents is None:
+            return grpc.aio.insecure_channel(target, options=options)
+        return grpc.aio.secure_channel(target, contents.credentials(), options=options)
+
+
+class _AsyncResponses(Generic[_ItemT]):
+    def __init__(self, call: "grpc.aio.UnaryStreamCall[Any, _ItemT]", end: End) -> None:
+        self._call = call
+        self._end = end
+
+    async def __aiter__(self) -> AsyncIterator[_ItemT]:
+        failure: IntegrationsError | None = None
+        try:
+            async for response in self._call:
+                yield response
+        except grpc.aio.AioRpcError as error:
+            failure = _error_of(error)
+            raise failure from error
+        finally:
+            self._call.cancel()
+            self._end(failure)
+
+    def cancel(self) -> None:
+        self._call.cancel()
