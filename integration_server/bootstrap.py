@@ -104,6 +104,7 @@ from integration_server.wiring.metrics import (
     read_metrics,
 )
 from integration_server.wiring.metrics_listener import measured_process, running_metrics_listener
+from integration_server.wiring.setting_names import warn_of_unknown_names
 from integration_server.wiring.sidecar import SidecarLink, new_sidecar_link, running_sidecar
 from integration_server.wiring.system import jitter as secure_jitter
 from integration_server.wiring.system import monotonic, random_token, utc_now
@@ -310,6 +311,7 @@ async def running_grpc_server(
         http = await enter(ProviderHttp(clock, dev_mode=settings.dev_mode, deadline=settings.provider_timeout))
         record_request = record_provider_requests(metrics)
         providers = build_providers(settings, environment, http, clock, extra_providers, record_request)
+        warn_of_unknown_names(providers.all())
         storage = await enter(open_storage(settings, metrics.histogram(METRICS.connection_wait)))
         database, keyring = storage.database, storage.keyring
         head_recorder = await enter(open_head_recorder(settings, storage.heads, clock))

@@ -1,8 +1,25 @@
 """The command line: `python -m integration_server --help` lists the commands."""
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
-from integration_server.cli import audit, keys, operations, serving, types
+from integration_server.cli import audit, doctor, keys, operations, serving, types
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"integration-server {version('integration-server')}")
+        raise typer.Exit
+
+
+def _main_options(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """The options of the program itself."""
 
 
 def main() -> None:
@@ -11,10 +28,11 @@ def main() -> None:
         help="Connects users' third-party accounts, stores their credentials encrypted, refreshes them, and returns "
         "valid ones. Settings are environment variables, also read from .env; .env.example lists them.",
         no_args_is_help=True,
-        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        callback=_main_options,
         pretty_exceptions_enable=False,
     )
-    commands = (serving.serve, serving.sidecar, serving.dev, operations.migrate, operations.expiring)
+    commands = (serving.serve, serving.sidecar, serving.dev, operations.migrate, doctor.doctor, operations.expiring)
     for function in commands:
         app.command()(function)
 

@@ -22,6 +22,7 @@ from integration_server.settings import Settings, SettingsError, read_environmen
 from integration_server.storage.data_keys import describe_data_keys
 from integration_server.storage.engine import DEFAULT_DATABASE_URL, SqliteLocation, open_database, parse_database_url
 from integration_server.storage.key_encryption import KEY_BYTES, KeyringError
+from integration_server.storage.outage_causes import explain_outage
 from integration_server.storage.schema import SchemaError, check_schema
 from integration_server.storage.schema import migrate as migrate_schema
 from integration_server.wiring.audit_heads import open_head_recorder
@@ -57,10 +58,19 @@ def report_errors(function: Callable[P, None], *, exit_code: int = 1) -> Callabl
             fail("Invalid files of authentication and authorization:", *error.problems, exit_code=exit_code)
         except OSError as error:
             fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), exit_code=exit_code)
-        except (AddressTaken, KeyringError, SchemaError, StoreUnavailable) as error:
+        except StoreUnavailable as error:
+            fail(_explain(error), exit_code=exit_code)
+        except (AddressTaken, KeyringError, SchemaError) as error:
             fail(str(error), exit_code=exit_code)
 
     return run_command
+
+
+def _explain(error: StoreUnavailable) -> str:
+    """Name the cause. An error with a text of its own is not the database's, but of the key-management service."""
+    if str(error) != StoreUnavailable.message:
+        return str(error)
+    return explain_outage(error, read_environment(Path.cwd()).get("DATABASE_URL") or DEFAULT_DATABASE_URL)
 
 
 def fail(*lines: str, exit_code: int = 1) -> NoReturn:

@@ -43,6 +43,12 @@ _URL_ATTRIBUTES = (
     "device_authorization_url",
 )
 
+COMMON_SETTINGS = (
+    *("CLIENT_ID", "CLIENT_SECRET", "CLIENT_SECRET_PREVIOUS", "PRIVATE_KEY", "PRIVATE_KEY_PREVIOUS", "PRIVATE_KEY_ID"),
+    *("SCOPES", "WEBHOOK_SECRET", "WEBHOOK_SECRET_RETIRED", "WEBHOOK_VERIFY_TOKEN"),
+)
+"""The settings that types have without declaring them, after the type and an underscore."""
+
 _TEMPLATES_OF_REQUESTS = frozenset({"api_base_url", "api_base_urls", "request_headers", "request_query"})
 
 
@@ -256,7 +262,14 @@ class ProviderModel(ABC):
         """The values of these settings that are set, once each."""
         return tuple(dict.fromkeys(value for name in names if (value := self._setting(name))))
 
+    @property
+    def setting_names(self) -> Collection[str]:
+        """The full names of all settings that this type may have."""
+        return [self._setting_name(name.upper()) for name in (*COMMON_SETTINGS, *self.settings)]
+
     def _setting(self, name: str) -> str:
+        if name not in COMMON_SETTINGS and name.lower() not in self.settings:
+            raise KeyError(name)  # a setting that nobody can look up
         return self._context.environment.get(self._setting_name(name), "").strip()
 
     # --- addresses, and the values in them

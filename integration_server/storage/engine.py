@@ -21,7 +21,20 @@ from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import asyncpg
-from sqlalchemy import URL, Connection, DateTime, Executable, Row, Table, UpdateBase, bindparam, event, make_url, text
+from sqlalchemy import (
+    URL,
+    Connection,
+    DateTime,
+    Executable,
+    Row,
+    Table,
+    UpdateBase,
+    bindparam,
+    event,
+    make_url,
+    select,
+    text,
+)
 from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
 from sqlalchemy.engine import AdaptedConnection, Dialect
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
@@ -174,6 +187,11 @@ class Database:
         """The first column of the first row of a query, if there is one."""
         async with self.read_connection() as connection:
             return await connection.scalar(query, parameters)
+
+    async def current_time(self) -> datetime:
+        """The database's time."""
+        time: datetime = await self.fetch_value(select(DatabaseTime()))
+        return time
 
     async def write(self, statement: UpdateBase, parameters: Mapping[str, Any] | None = None) -> int:
         """Commit one statement. Returns the number of rows that it changed."""

@@ -99,7 +99,9 @@ class KeyEncryptionKeys:
         if key is None:
             raise KeyringError(
                 f"data key {data_key_id} is wrapped by key {wrapping_key_id}, which is not configured; "
-                f"configured: {', '.join(self._keys)}"
+                f"configured: {', '.join(self._keys)}; set ENCRYPTION_KEY or KMS_KEY_ID to that key again, or, to "
+                "replace it, add it to ENCRYPTION_KEYS_RETIRED or KMS_KEY_IDS_RETIRED; if it is lost, so are the "
+                "stored credentials: set DATABASE_URL to a new database, and users connect again"
             )
         try:
             return await key.unwrap(wrapped, data_key_id)

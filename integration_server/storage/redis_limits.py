@@ -44,6 +44,13 @@ class RedisLimiter:
         """Close the connections."""
         await self._pool.aclose()
 
+    async def is_available(self) -> bool:
+        """Whether Redis responds."""
+        try:
+            return await self._windows.storage.check()
+        except (RedisError, OSError):
+            return False
+
     async def acquire(self, counters: Sequence[tuple[str, RateLimit]]) -> Exhausted | None:
         """Count a call in each of the counters and return None, or return a counter that is exhausted."""
         if not counters or (self._retry_time is not None and time.monotonic() < self._retry_time):

@@ -68,9 +68,7 @@ async def open_auth_stack(
 
     `sidecar_token` authenticates the sidecar that starts with the server, also where no other caller is authenticated.
     """
-    # The operator configures the JWKS address, which is often internal.
-    network = SsrfGuardedBackend(lambda _address: True)
-    async with ProviderHttp(clock, dev_mode=settings.dev_mode, network=network) as http:
+    async with open_issuers(settings, clock) as issuers:
         credentials, reloaders = None, list[Callable[[], Awaitable[None]]]()
         if settings.tls_cert_file is not None and settings.tls_key_file is not None:
             certificates = ReloadingServerCredentials(
@@ -88,7 +86,6 @@ async def open_auth_stack(
         policy = ReloadedFile(
             "policy", [settings.policy_file], lambda contents: read_policy(contents, integration_manager.canonical_type)
         )
-        issuers = _build_issuers(settings, http, clock)
         tokens = None
         if issuers:
             verifier = JwtVerifier(issuers, settings.jwt_algorithms, settings.jwt_leeway, clock)
@@ -110,8 +107,16 @@ async def open_auth_stack(
         )
 
 
+@asynccontextmanager
+async def open_issuers(settings: Settings, clock: Clock) -> AsyncIterator[Sequence[Issuer]]:
+    """The configured token issuers: of services, and of users. Raises `InvalidFile`."""
+    # The operator configures the JWKS address, which is often internal.
+    network = SsrfGuardedBackend(lambda _address: True)
+    async with ProviderHttp(clock, dev_mode=settings.dev_mode, network=network) as http:
+        yield _build_issuers(settings, http, clock)
+
+
 def _build_issuers(settings: Settings, http: ProviderHttp, clock: Clock) -> Sequence[Issuer]:
-    """Return the configured token issuers: of services, and of users."""
 
     def keys(location: str) -> Jwks:
         if not is_url(location):

@@ -2,13 +2,16 @@
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from typing import TYPE_CHECKING
 
-from integration_server.service.proxy.rate_limiter import DistributedLimiter
 from integration_server.settings import SettingsError
+
+if TYPE_CHECKING:
+    from integration_server.storage.redis_limits import RedisLimiter
 
 
 @asynccontextmanager
-async def open_distributed_limiter(url: str | None) -> AsyncIterator[DistributedLimiter | None]:
+async def open_distributed_limiter(url: str | None) -> "AsyncIterator[RedisLimiter | None]":
     """The limiter for all servers that use the same Redis; None without a URL: each server counts for itself only."""
     if url is None:
         yield None

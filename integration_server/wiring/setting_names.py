@@ -1,0 +1,70 @@
+"""Names that are no setting: in `.env` all of them, in the environment those that resemble a setting.
+
+A setting with a misspelled name is not read, silently: the server starts with its default.
+"""
+
+import difflib
+import os
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+from dotenv import dotenv_values
+
+from integration_server.settings import Settings
+
+# Of difflib: ENCRYPTON_KEY has 0.96 with ENCRYPTION_KEY, DB_URL 0.7 with DATABASE_URL. The environment has names of
+# many other programs, so that only a slip of a letter or two counts there.
+_RESEMBLES_IN_FILE = 0.75
+_RESEMBLES_IN_ENVIRONMENT = 0.88
+_MAX_NAMES = 20  # of one log event or table
+
+
+class HasSettings(Protocol):
+    """A provider, as far as its settings are concerned."""
+
+    @property
+    def setting_names(self) -> Collection[str]:
+        """The full names of all settings that it may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownName:
+    """A name that is no setting, and the setting that may be meant."""
+
+    name: str
+    source: str
+    meant: str | None
+
+    def __str__(self) -> str:
+        hint = f"; did you mean {self.meant}?" if self.meant else ""
+        return f"{self.name} in {self.source} is not a setting and is not read{hint}"
+
+
+def unknown_names(directory: Path, providers: Iterable[HasSettings]) -> Sequence[UnknownName]:
+    """The names in `.env` of a directory that are no setting, and those in the environment that resemble one."""
+    known = {field.alias or name.upper() for name, field in Settings.model_fields.items()}
+    for provider in providers:
+        known.update(provider.setting_names)
+    in_file = dotenv_values(directory / ".env", interpolate=False).keys() - known
+    return [
+        *(UnknownName(name, ".env", _similar(name, known, _RESEMBLES_IN_FILE)) for name in sorted(in_file)),
+        *(
+            UnknownName(name, "the environment", meant)
+            for name in sorted(os.environ.keys() - known - in_file)
+            if (meant := _similar(name, known, _RESEMBLES_IN_ENVIRONMENT)) is not None
+        ),
+    ][:_MAX_NAMES]
+
+
+def warn_of_unknown_names(providers: Iterable[HasSettings]) -> None:
+    """Log a warning for each, at the start of a server."""
+    log = structlog.get_logger(__name__)
+    for unknown in unknown_names(Path.cwd(), providers):
+        log.warning("unknown_setting", name=unknown.name, source=unknown.source, did_you_mean=unknown.meant)
+
+
+def _similar(name: str, known: Collection[str], cutoff: float) -> str | None:
+    return next(iter(difflib.get_close_matches(name.upper(), known, 1, cutoff)), None)

@@ -1,0 +1,66 @@
+"""Names that are no setting are reported, with the setting that may be meant."""
+
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from integration_server.wiring.setting_names import unknown_names, warn_of_unknown_names
+
+
+class GoogleCalendar:
+    """A provider's names."""
+
+    setting_names = ("GOOGLE_CALENDAR_CLIENT_ID", "GOOGLE_CALENDAR_CLIENT_SECRET")
+
+
+PROVIDERS = [GoogleCalendar()]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("ENCRYPTON_KEY", "ENCRYPTION_KEY"),
+        ("ENCRYPTION_KEY_RETIRED", "ENCRYPTION_KEYS_RETIRED"),
+        ("encryption_key", "ENCRYPTION_KEY"),
+        ("DATABASEURL", "DATABASE_URL"),
+        ("GOOGLE_CALENDER_CLIENT_ID", "GOOGLE_CALENDAR_CLIENT_ID"),
+        ("ALLOWED_REDIRECT_URLS", "ALLOWED_REDIRECT_URIS"),
+        ("COMPOSE_PROJECT", None),
+    ],
+)
+def test_a_name_in_the_file_that_is_no_setting(name: str, meant: str | None, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"{name}=secret-value\nLOG_LEVEL=INFO\nGOOGLE_CALENDAR_CLIENT_ID=x\n")
+    (unknown,) = unknown_names(tmp_path, PROVIDERS)
+    assert (unknown.name, unknown.source, unknown.meant) == (name, ".env", meant)
+    assert "secret-value" not in str(unknown)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_reported"),
+    [("ENCRYPTON_KEY", True), ("LOGLEVEL", True), ("EDITOR", False), ("GOOGLE_APPLICATION_CREDENTIALS", False)],
+)
+def test_a_name_in_the_environment_counts_only_if_it_resembles_a_setting(
+    name: str, is_reported: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "secret-value")
+    assert (name in {unknown.name for unknown in unknown_names(tmp_path, PROVIDERS)}) is is_reported
+
+
+def test_the_start_logs_names_and_no_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("DATABSE_URL=postgresql://ada:secret-value@db/x\n")
+    with capture_logs() as logs:
+        warn_of_unknown_names(PROVIDERS)
+    assert logs[0] == {
+        "event": "unknown_setting",
+        "name": "DATABSE_URL",
+        "source": ".env",
+        "did_you_mean": "DATABASE_URL",
+        "log_level": "warning",
+    }
+    assert "secret-value" not in str(logs)
+
+
+def test_without_a_file_nothing_is_reported_of_it(tmp_path: Path) -> None:
+    assert not [unknown for unknown in unknown_names(tmp_path, PROVIDERS) if unknown.source == ".env"]
