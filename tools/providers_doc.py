@@ -31,8 +31,8 @@ The columns of the overview:
 
 - **method**: how the server authenticates: OAuth 2, an API key, or a key with a secret (HTTP Basic).
 - **scopes**: the OAuth scopes that are always requested and must be granted.
-- **config**: the fields that an integration's `config` may have, besides `metadata`, which takes any object for the
-  caller's own use. Any other field is rejected, unless there is a `…`. A type with `-` accepts any config.
+- **config**: the fields of an integration's `config` that the server uses and validates. All other fields belong to
+  callers, and are stored and returned as they are.
 - **old refresh token**: what happens to a refresh token when a refresh returns a new one. `spent`: it is invalid at
   once; `valid`: it stays valid; `never refreshed`: access tokens do not expire; `none`: secrets obtain further tokens.
 - **revocation**: what a disconnect ends at the provider: the grant, all grants of the account to our client, or
@@ -98,9 +98,7 @@ def overview_row(provider: BaseProvider) -> Sequence[str]:
         f"[`{provider.integration_type}`](#{provider.integration_type})",
         METHODS[provider.auth_method],
         codes(provider.required_scopes),
-        codes([*config_fields(provider), *([] if provider.closed_config else ["…"])])
-        if config_fields(provider)
-        else "-",
+        codes(config_fields(provider)) or "-",
         old_refresh_token(provider),
         revocation(provider),
         "yes" if provider.has_verification else "no",

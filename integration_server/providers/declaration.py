@@ -108,9 +108,6 @@ class Declaration(BaseModel):
     config_fields: dict[ApiName, FieldDeclaration] = {}
     """The fields of an integration's `config` that the provider uses. Other fields of the config belong to callers."""
 
-    closed_config: bool = False
-    """Whether other fields of the config are refused, except the object `metadata`, which belongs to callers."""
-
     secret_fields: dict[ApiName, SecretFieldDeclaration] = {}
     """Secrets of the account besides key and secret, used as `{name}`."""
 

@@ -1,6 +1,6 @@
 """Values that a declaration asks for: of an integration's config, and of a lookup's response."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from json import dumps
 from typing import Any
 
@@ -34,15 +34,6 @@ def _texts_of(path: str, declared: FieldDeclaration, value: object) -> Mapping[s
         return {f"{path}.{index}": as_text(part) for index, part in enumerate(value)}
     text = as_text(value)
     return {} if text is None or text == "" else {path: text}
-
-
-def reject_other_fields(given: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raise `InvalidField` for a field of a config that is not known. `metadata` is an object of the caller's own."""
-    for name in given:
-        if name not in known and name != "metadata":
-            raise InvalidField(f"config.{name}", "is not known")
-    if not isinstance(given.get("metadata", {}), Mapping):
-        raise InvalidField("config.metadata", "must be an object")
 
 
 def as_text(value: object) -> object:

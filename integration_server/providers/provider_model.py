@@ -11,7 +11,7 @@ from importlib.resources.abc import Traversable
 from types import MappingProxyType
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens
 from integration_server.domain.errors import (
@@ -32,7 +32,7 @@ from integration_server.providers.declaration_tables import (
     SecretFieldDeclaration,
     Verify,
 )
-from integration_server.providers.declared_values import field_values, reject_other_fields
+from integration_server.providers.declared_values import field_values
 from integration_server.providers.http import DeclaredOrigins, ProviderHttp, is_url, origin_of
 from integration_server.providers.url_templates import InvalidParam, fill, host_params, template_params
 from integration_server.providers.webhooks.scheme import WebhookScheme
@@ -63,14 +63,9 @@ class ProviderContext:
 
 
 class ProviderConfig(BaseModel):
-    """The config of an integration. Subclasses add fields; a field that is not declared is rejected by name.
+    """The config of an integration. Subclasses add fields; all others belong to callers, and are stored as they are."""
 
-    `metadata` has the caller's own values, which the server stores and never reads.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    metadata: Mapping[str, Any] = Field(default_factory=dict)
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
 
 class ProviderModel(ABC):
@@ -90,7 +85,6 @@ class ProviderModel(ABC):
     aliases: Sequence[str] = ()
     settings: Mapping[str, FieldDeclaration] = MappingProxyType({})
     config_fields: Mapping[str, FieldDeclaration] = MappingProxyType({})
-    closed_config = False
     secret_fields: Mapping[str, SecretFieldDeclaration] = MappingProxyType({})
     host_patterns: Sequence[str] = ()
     issuer: str | None = None
@@ -348,8 +342,6 @@ class ProviderModel(ABC):
 
     def for_config(self, config: Mapping[str, Any]) -> Self:
         """The provider for an integration with this config. Raises `InvalidField`."""
-        if self.closed_config:
-            reject_other_fields(config, self.config_fields)
         provider = self._with_config_fields(config) if self.config_fields else self
         if self.config_model is None:
             return provider
@@ -357,9 +349,7 @@ class ProviderModel(ABC):
             return provider.configure(self.config_model.model_validate(dict(config)))
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            problem = (
-                "is not known" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
-            )
+            problem = first["msg"].removeprefix("Value error, ")
             raise InvalidField(".".join(map(str, ("config", *first["loc"]))), problem) from None
 
     def _with_config_fields(self, config: Mapping[str, Any]) -> Self:

@@ -85,11 +85,11 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
             Callback(
                 state=mapping.decode_required_text("state", request.state, max_length),
                 code=mapping.decode_content("code", request.code, max_length),
-                integration_type=mapping.decode_text("integration_type", request.integration_type),
+                integration_type=_named_type(request.integration_type),
                 iss=mapping.decode_content("iss", request.iss, mapping.MAX_URL_LENGTH),
                 error=mapping.decode_content("error", request.error, max_length),
                 user_id=mapping.decode_user_id(request.user_id) if request.user_id else None,
-                query=mapping.decode_query("query", request.query),
+                query=mapping.decode_query("query", request.query or _query_at_proxy(context)),
                 allowed_types=current_allowed_types(),
             )
         )
@@ -324,3 +324,16 @@ async def _encode_integrations(
         if integration.config:
             await asyncio.sleep(0)
     return encoded
+
+
+def _named_type(integration_type: str) -> str:
+    """The type in a callback; empty for what JavaScript makes of a parameter that its page does not have."""
+    return (
+        "" if integration_type in {"null", "undefined"} else mapping.decode_text("integration_type", integration_type)
+    )
+
+
+def _query_at_proxy(context: Context) -> str:
+    """The query of a callback that Envoy has converted to this RPC; it knows only the parameters of the contract."""
+    path = dict(context.invocation_metadata() or ()).get("x-envoy-original-path", "")
+    return str(path).partition("?")[2]

@@ -269,8 +269,6 @@ class _Derivation:
             elif field.problem_of("no such value!"):
                 place = f"config.{name}.0" if field.separator else f"config.{name}"
                 yield place, self._config_of({**self._config, name: "no such value!"})
-        if self._provider.closed_config:
-            yield "config.not_declared", {**self._config_of(self._config), "not_declared": "x"}
 
     def _config_of(self, values: Mapping[str, str]) -> JsonObject:
         """The config with these values: a field with a separator is a list."""

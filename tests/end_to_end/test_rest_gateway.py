@@ -1,0 +1,307 @@
+"""The REST API of the requirements, through a real Envoy with the configuration of `deploy/envoy/`.
+
+Each request is as the requirements have it: paths, bodies and queries are theirs, with a user's bearer token.
+"""
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from playwright.async_api import async_playwright
+
+from integration_server.dev import replace_google_calendar
+from integration_server.sandbox.browser_user import decide
+from integrations.v1 import integration_service_pb2 as pb
+from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
+from tests.end_to_end.authenticated_system import CredentialIssuer
+from tests.end_to_end.system import APP_CALLBACK, RETURN_URL, System, query_of, run_system
+from tests.end_to_end.test_pages_in_a_browser import CHROMIUM
+from tests.envoy import SKIP_REASON, Envoy, find_envoy, run_envoy
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_envoy() is None, reason=SKIP_REASON),
+]
+
+EVIL = "https://evil.example/"
+API = "/api/v1/integrations"
+CONNECT = {"integration_type": "google_calendar", "redirect_uri": APP_CALLBACK}
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A user of the REST API behind Envoy."""
+
+    system: System
+    envoy: Envoy
+    issuer: CredentialIssuer
+    client: httpx.AsyncClient = field(repr=False)
+
+    def token(self, user_id: str = "ada") -> str:
+        """A token of a user."""
+        return self.issuer.users.token(user_id, self.system.clock())
+
+    def bearer(self, user_id: str = "ada") -> Mapping[str, str]:
+        """The header with a user's token."""
+        return {"Authorization": f"Bearer {self.token(user_id)}"}
+
+    async def request(self, method: str, path: str, user_id: str = "ada", **options: Any) -> httpx.Response:
+        """A request with the user's token."""
+        return await self.client.request(method, f"{API}{path}", headers=self.bearer(user_id), **options)
+
+    async def authorize(self, user_id: str = "ada") -> dict[str, str]:
+        """Connect as the requirements' page does, up to the provider's redirect; its query."""
+        connected = await self.request("POST", "/connect", user_id, json=CONNECT)
+        assert connected.status_code == 200, connected.text
+        assert set(connected.json()) >= {"authorization_url", "state"}
+        location = await decide(self.system.browser, connected.json()["authorization_url"], account="ada", allow=True)
+        query = query_of(location)
+        assert query["state"] == connected.json()["state"]
+        return query
+
+    async def connect(self) -> str:
+        """Connect an account; the integration's id."""
+        query = await self.authorize()
+        response = await self.client.get(f"{API}/callback", params=of_page(query))
+        return str(response.json()["integration_id"])
+
+
+def of_page(query: Mapping[str, str], integration_type: str = "google_calendar") -> Mapping[str, str]:
+    """The query of the requirements' `fetch`: these three parameters."""
+    return {"code": query["code"], "state": query["state"], "integration_type": integration_type}
+
+
+@asynccontextmanager
+async def run_gateway(database_url: str, directory: Path, **settings: str) -> AsyncIterator[Gateway]:
+    """A server that authenticates users, and Envoy in front of it."""
+    issuer = CredentialIssuer(directory)
+    environment = {
+        **issuer.token_settings,
+        "HEALTH_ALLOW_UNAUTHENTICATED": "true",
+        "TRUSTED_PROXIES": "127.0.0.1",
+        "SKIP_CONFIRMATION": "true",
+        **settings,
+    }
+    async with (
+        run_system(database_url, extra_providers=[replace_google_calendar], **environment) as system,
+        run_envoy(directory, [system.grpc_address], [system.sidecar_url.removeprefix("http://")]) as envoy,
+        httpx.AsyncClient(base_url=envoy.url, trust_env=False, timeout=60) as client,
+    ):
+        yield Gateway(system, envoy, issuer, client)
+
+
+@pytest.fixture
+async def gateway(database_url: str, tmp_path: Path) -> AsyncIterator[Gateway]:
+    """A gateway on each database."""
+    async with run_gateway(database_url, tmp_path) as running:
+        yield running
+
+
+async def test_the_nine_requests_of_the_requirements(gateway: Gateway) -> None:
+    # 1 and 2: connect, and the callback of the page
+    query = await gateway.authorize()
+    called_back = await gateway.client.get(f"{API}/callback", params=of_page(query))
+    assert called_back.status_code == 200
+    result = called_back.json()
+    assert result["success"] is True
+    assert "redirect_url" in result
+    number = result["integration_id"]
+    assert isinstance(number, int)
+
+    # 3: list
+    listed = await gateway.request("GET", "/status", params={"integration_type": "google_calendar"})
+    (integration,) = listed.json()["integrations"]
+    assert integration["integration_id"] == str(number)
+    assert (integration["status"], integration["is_active"]) == ("STATUS_ACTIVE", True)
+
+    # 4: details
+    details = await gateway.request("GET", f"/{number}")
+    assert details.json()["integration"]["account_label"] == integration["account_label"]
+
+    # 5: update, with the documented body
+    update = {"name": "My Google Calendar", "config": {"sync_enabled": True}, "is_active": True}
+    updated = await gateway.request("PUT", f"/{number}", json=update)
+    assert updated.status_code == 200, updated.text
+    changed = updated.json()["integration"]
+    assert (changed["name"], changed["config"], changed["is_active"]) == (update["name"], {"sync_enabled": True}, True)
+
+    # 7 and 8: health
+    every = (await gateway.request("GET", "/health/all")).json()
+    assert (every["total_integrations"], every["healthy_count"], every["error_count"]) == (1, 1, 0)
+    one = (await gateway.request("GET", f"/health/{number}")).json()
+    assert one["health_check"]["healthy"] is True
+
+    # 9: refresh, with the id as a number, as documented
+    refreshed = await gateway.request(
+        "POST", f"/{number}/refresh-token", json={"integration_id": number, "force": False}
+    )
+    assert (refreshed.json()["success"], refreshed.json()["refreshed"]) == (True, False)
+
+    # 6: disconnect
+    gone = await gateway.request("DELETE", f"/{number}")
+    assert gone.json()["success"] is True
+    assert (await gateway.request("GET", f"/{number}")).status_code == 404
+
+
+@pytest.mark.parametrize("named", ["google_calendar", "null", "undefined", ""])
+async def test_the_pages_fetch_without_a_token(named: str, sqlite_url: str, tmp_path: Path) -> None:
+    """JavaScript writes null for a parameter that the provider's redirect does not have, as it never has the type."""
+    async with run_gateway(sqlite_url, tmp_path) as gateway:
+        query = await gateway.authorize()
+        response = await gateway.client.get(f"{API}/callback", params=of_page(query, named))
+        assert (response.status_code, response.json()["success"]) == (200, True)
+
+
+async def test_without_skip_confirmation_the_page_gets_a_confirmation_token(sqlite_url: str, tmp_path: Path) -> None:
+    async with run_gateway(sqlite_url, tmp_path, SKIP_CONFIRMATION="false") as gateway:
+        query = await gateway.authorize()
+        held = (await gateway.client.get(f"{API}/callback", params=of_page(query, "null"))).json()
+        assert (held["success"], held["reason"]) == (False, "confirmation_required")
+        body = {"confirmation_token": held["confirmation_token"]}
+        stranger = await gateway.request("POST", "/confirm", "mallory", json=body)
+        assert stranger.status_code in {403, 404, 400}
+        confirmed = await gateway.request("POST", "/confirm", json=body)
+        assert confirmed.json()["success"] is True
+
+
+async def test_with_a_bearer_token_the_callback_is_of_its_user(sqlite_url: str, tmp_path: Path) -> None:
+    async with run_gateway(sqlite_url, tmp_path, SKIP_CONFIRMATION="false") as gateway:
+        query = await gateway.authorize()
+        stranger = await gateway.request("GET", "/callback", "mallory", params=of_page(query))
+        assert stranger.status_code == 403
+        assert reason(stranger) == "USER_MISMATCH"
+        query = await gateway.authorize()
+        own = await gateway.request("GET", "/callback", params=of_page(query, "null"))
+        assert (own.status_code, own.json()["success"]) == (200, True)  # no confirmation: the user is known
+
+
+async def test_a_direct_redirect_of_the_browser(sqlite_url: str, tmp_path: Path) -> None:
+    async with run_gateway(sqlite_url, tmp_path) as gateway:
+        connected = await gateway.request("POST", "/connect", json={**CONNECT, "return_url": RETURN_URL})
+        url = connected.json()["authorization_url"]
+        query = query_of(await decide(gateway.system.browser, url, account="ada", allow=True))
+        response = await gateway.client.get(f"{API}/callback", params=query, headers={"Accept": "text/html"})
+        assert response.status_code == 303
+        assert response.headers["location"].startswith(RETURN_URL)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "options", "status", "found"),
+    [
+        ("GET", "/4711", {}, 404, "INTEGRATION_NOT_FOUND"),
+        ("POST", "/connect", {"json": {"integration_type": "nowhere"}}, 400, "UNKNOWN_INTEGRATION_TYPE"),
+        ("POST", "/connect", {"json": {}}, 400, "INVALID_FIELD"),
+        (
+            "POST",
+            "/connect",
+            {"json": {**CONNECT, "redirect_uri": "https://evil.example/"}},
+            400,
+            "REDIRECT_URI_NOT_ALLOWED",
+        ),
+        ("POST", "/connect", {"content": b"{nonsense"}, 400, None),
+        ("POST", "/connect", {"json": {"scopes": {"no": "list"}}}, 400, None),
+        ("POST", "/connect", {"content": b'{"name": "' + b"x" * 300_000 + b'"}'}, 413, None),
+        ("GET", "/no-number", {}, 400, None),
+        ("PATCH", "/1", {}, 404, None),
+        ("PUT", "/1", {"json": {"integration_id": 2, "name": "x"}}, 400, None),
+        ("POST", "/1/refresh-token", {"json": {"integration_id": "2"}}, 400, None),
+    ],
+)
+async def test_errors_are_json(
+    method: str, path: str, options: Any, status: int, found: str | None, shared: Gateway
+) -> None:
+    """Those of the servers with their reason and fields, and those of Envoy, in the same form."""
+    response = await shared.request(method, path, **options)
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"].startswith("application/json")
+    assert set(response.json()) == {"code", "message", "details"}
+    assert response.json()["message"]
+    assert (reason(response) if response.json()["details"] else None) == found
+
+
+@pytest.fixture
+async def shared(sqlite_url: str, tmp_path: Path) -> AsyncIterator[Gateway]:
+    """A gateway on SQLite."""
+    async with run_gateway(sqlite_url, tmp_path) as running:
+        yield running
+
+
+def reason(response: httpx.Response) -> str:
+    """The reason in an error's details."""
+    return str(response.json()["details"][0]["reason"])
+
+
+async def test_a_request_without_a_token_is_unauthenticated(shared: Gateway) -> None:
+    for method, path in (("GET", "/status"), ("POST", "/connect"), ("DELETE", "/1")):
+        response = await shared.client.request(method, f"{API}{path}", json={} if method == "POST" else None)
+        assert (response.status_code, response.json()["code"]) == (401, 16)
+
+
+async def test_grpc_passes_through_with_details_and_streams(shared: Gateway) -> None:
+    metadata = (("authorization", f"Bearer {shared.token()}"),)
+    async with grpc.aio.insecure_channel(shared.envoy.url.removeprefix("http://")) as channel:
+        service = IntegrationServiceStub(channel)
+        stream = service.WatchIntegrations(pb.WatchIntegrationsRequest(user_id="ada"), metadata=metadata, timeout=60)
+        assert (await stream.read()).cursor
+        number = await shared.connect()
+        event = await stream.read()
+        while not event.HasField("event"):
+            event = await stream.read()
+        assert event.event.integration_id == int(number)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await service.GetIntegration(pb.GetIntegrationRequest(integration_id=4711), metadata=metadata, timeout=60)
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        assert any(key == "grpc-status-details-bin" for key, _ in caught.value.trailing_metadata() or ())
+
+
+PAGE = """<!doctype html><title>Callback</title><script>
+const urlParams = new URLSearchParams(window.location.search);
+const code = urlParams.get('code');
+const state = urlParams.get('state');
+const integration_type = urlParams.get('integration_type');
+fetch(`/api/v1/integrations/callback?code=${code}&state=${state}&integration_type=${integration_type}`)
+  .then(response => response.json())
+  .then(({success, integration_id}) => {
+    if (success) window.location.href = `/integrations/${integration_id}/success`;
+  });
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; on Debian: apt-get install chromium")
+async def test_the_page_of_the_requirements_in_a_browser(sqlite_url: str, tmp_path: Path) -> None:
+    """The page's own script: connect with fetch, the provider's page, the callback page, and where it continues."""
+    async with run_gateway(sqlite_url, tmp_path) as gateway, async_playwright() as playwright:
+        arguments = ["--no-sandbox"] if os.getuid() == 0 else []
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=120_000)
+        try:
+            page = await browser.new_page()
+
+            async def serve(route: Any) -> None:
+                await route.fulfill(body=PAGE, content_type="text/html")
+
+            # The application's own pages, which the requirements have at the origin of the API.
+            await page.route(f"{gateway.envoy.url}/app", serve)
+            await page.route(f"{gateway.envoy.url}/integrations/**", serve)
+            await page.goto(f"{gateway.envoy.url}/app")
+            authorization_url = await page.evaluate(
+                """async ([token, body]) => {
+                    const response = await fetch('/api/v1/integrations/connect', {
+                        method: 'POST',
+                        headers: {'Content-Type': 'application/json', 'Authorization': `Bearer ${token}`},
+                        body: JSON.stringify(body),
+                    });
+                    return (await response.json()).authorization_url;
+                }""",
+                [gateway.token(), CONNECT],
+            )
+            location = await decide(gateway.system.browser, authorization_url, account="ada", allow=True)
+            await page.goto(location.replace(APP_CALLBACK, f"{gateway.envoy.url}/integrations/callback"))
+            await page.wait_for_url("**/integrations/*/success", timeout=60_000)
+        finally:
+            await browser.close()

