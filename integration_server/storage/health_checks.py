@@ -125,7 +125,7 @@ def _values(completed: CompletedCheck) -> Sequence[Any]:
 
 
 _OF_HISTORY = ("status", "healthy", "check_time", "latency_microseconds", "error_class", "message")
-_CHECKED = (
+_CHECKED: Sequence[Column[Any]] = (
     Column("integration_id", BigInteger),
     Column("user_id", String),
     Column("version", BigInteger),
