@@ -182,7 +182,7 @@ class Settings(SidecarSettings):
     webhook_secret_grace: Hours = duration("WEBHOOK_SECRET_GRACE_HOURS", 24 * HOUR, ge=0 * HOUR, le=720 * HOUR)
     event_retention: Days = duration("EVENT_RETENTION_DAYS", 7 * DAY, le=365 * DAY)
     background_calls_per_provider: Annotated[int, Field(ge=1, le=1000)] = 8
-    background_calls_per_second: Annotated[float, Field(gt=0, le=10_000)] = 40
+    background_calls_per_second: Annotated[float, Field(gt=0, le=10_000)] = 100  # a quarter of a core
     proxy_timeout: Seconds = duration("PROXY_TIMEOUT_SECONDS", 30 * SECOND, le=HOUR)
     proxy_stream_idle_timeout: Seconds = duration("PROXY_STREAM_IDLE_SECONDS", 60 * SECOND, le=HOUR)
     proxy_max_request_bytes: Annotated[int, Field(ge=1, le=64 * 1024 * 1024)] = 1024 * 1024

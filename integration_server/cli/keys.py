@@ -1,6 +1,5 @@
 """The commands `keys …`, which manage the data keys."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Annotated
@@ -142,7 +141,6 @@ def _show_progress(progress: Progress) -> Callable[[RotationProgress], Awaitable
             progress.update(task, description=f"Waiting for activation: {step.remaining.total_seconds():.0f} s")
             return
         progress.update(task, description="Re-encrypting", completed=step.done, total=step.total)
-        await asyncio.sleep(step.elapsed)  # leaves half of the time to others: SQLite has one writer
 
     return on_progress
 

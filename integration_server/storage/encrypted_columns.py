@@ -1,11 +1,11 @@
 """The columns with encrypted values, and the associated data of each. A test finds columns that are missing here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
-from sqlalchemy import Column, Row, Select, Update, bindparam, func, select, update
+from sqlalchemy import Column, LargeBinary, Row, Select, Update, bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.service.common_types import AssociatedData
@@ -35,6 +35,7 @@ from integration_server.storage.tables import (
     webhook_routes,
     webhook_secrets,
 )
+from integration_server.storage.value_rows import ValueRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +61,40 @@ class EncryptedColumn:
         row_id, value = self.row_id.label("row_id"), self.value.label("value")
         return select(*self.row_id.table.columns, row_id, value).where(data_key_id(self.value) == bytes.fromhex(key_id))
 
-    def replacement(self) -> Update:
-        """A statement that replaces the value `old` in the row `id` by `new`."""
-        return (
-            update(self.row_id.table)
-            .where(self.row_id == bindparam("id"), self.value == bindparam("old"))
-            .values({self.value: bindparam("new")})
-        )
+    async def replace_values(self, connection: AsyncConnection, changes: Sequence[tuple[Any, bytes, bytes]]) -> int:
+        """Replace values. A change has the id of the row, the value that it must still have, and the new value.
+
+        Returns the number of values that were replaced.
+        """
+        if not changes:
+            return 0
+        if connection.dialect.name == "sqlite":
+            names = ("id", "old", "new")
+            parameters = [dict(zip(names, change, strict=True)) for change in changes]
+            return (await connection.execute(_replace_one(self), parameters)).rowcount
+        rows, statement = _replace_many(self, connection.dialect.name)  # a statement costs more than its row
+        return (await connection.execute(statement, rows.parameters(changes, connection.dialect))).rowcount
+
+
+@cache
+def _replace_one(column: EncryptedColumn) -> Update:
+    return (
+        update(column.row_id.table)
+        .where(column.row_id == bindparam("id"), column.value == bindparam("old"))
+        .values({column.value: bindparam("new")})
+    )
+
+
+@cache
+def _replace_many(column: EncryptedColumn, dialect: str) -> tuple[ValueRows, Update]:
+    columns = [Column("id", column.row_id.type), Column("old", LargeBinary), Column("new", LargeBinary)]
+    rows = ValueRows("changes", columns, dialect)
+    change = rows.subquery.c
+    return rows, (
+        update(column.row_id.table)
+        .where(column.row_id == change.id, column.value == change.old)
+        .values({column.value: change.new})
+    )
 
 
 def _names(row: Row[Any]) -> tuple[str, str, str]:

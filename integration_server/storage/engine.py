@@ -173,6 +173,11 @@ class Database:
         """The monitoring connection. It only reads, and fails within two seconds."""
         return _lend(self._monitors.connect())
 
+    @property
+    def has_one_writer(self) -> bool:
+        """Whether one write transaction at a time runs in the whole database (SQLite)."""
+        return self._writers.dialect.name == "sqlite"
+
     async def fetch(self, query: Executable, parameters: Mapping[str, Any] | None = None) -> Sequence[Row[Any]]:
         """The rows of a query."""
         async with self.read_connection() as connection:

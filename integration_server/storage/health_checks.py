@@ -1,25 +1,40 @@
 """SQL implementation of `HealthHistory`."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, case, func, insert, select, update
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ColumnElement,
+    Insert,
+    Row,
+    Select,
+    String,
+    Update,
+    and_,
+    case,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from integration_server.domain.errors import ProviderMisconfigured
 from integration_server.domain.health import ErrorRate, HealthCheck, HealthCounts
-from integration_server.domain.integration import Failure, Integration, Status, UserId
+from integration_server.domain.integration import Integration, Status, UserId
+from integration_server.service.health.ports import CompletedCheck
 from integration_server.service.integrations.ports import StoredPage
 from integration_server.storage.bounded_pages import fetch_page, row_bytes
-from integration_server.storage.engine import Database, from_row
-from integration_server.storage.integrations import (
-    NO_FAILURE,
-    failure_values,
-    is_healthy,
-    matches_integration,
-)
+from integration_server.storage.engine import Database, UtcDateTime, from_row
+from integration_server.storage.integrations import is_healthy, matches_integration
 from integration_server.storage.pruning import prune
 from integration_server.storage.tables import health_checks, integrations
+from integration_server.storage.value_rows import ValueRows
 
 _C = health_checks.c
 _I = integrations.c
@@ -31,20 +46,13 @@ class SqlHealthHistory:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def record(self, check: HealthCheck, check_due_time: datetime | None) -> None:
-        """Store a check, and set the integration's last error and the due time of its next check."""
-        is_same = matches_integration(check.integration.integration_id, check.integration.user_id)
-        # The lock prevents a deletion before the insert refers to the row; SQLite serializes write transactions.
-        lock = select(integrations.c.version).where(*is_same).with_for_update()
+    async def record(self, checks: Sequence[CompletedCheck]) -> None:
+        """Store checks, and set the last error and the due time of their integrations, in three statements."""
         async with self._database.write_transaction() as connection:
-            version = await connection.scalar(lock)
-            if version is None:
-                return
-            values: dict[str, Any] = {"last_health_check": check.check_time, "check_due_time": check_due_time}
-            if version == check.integration.version:
-                values |= _outcome_values(check)
-            await connection.execute(update(integrations).where(*is_same).values(values))
-            await connection.execute(insert(health_checks).values(_check_values(check)))
+            statements = _recording(connection.dialect.name)
+            parameters = statements.checks.parameters(map(_values, checks), connection.dialect)
+            for statement in (statements.lock, statements.update, statements.insert):
+                await connection.execute(statement, parameters)
 
     async def list(
         self, integration: Integration, before: int | None, limit: int, max_bytes: int
@@ -98,23 +106,70 @@ def _check(row: Row[Any], integration: Integration) -> HealthCheck:
     return from_row(HealthCheck, row, integration=integration, status=Status(row.status), latency=latency)
 
 
-def _check_values(check: HealthCheck) -> dict[str, Any]:
-    return {
-        **{name: getattr(check, name) for name in ("healthy", "check_time", "error_class", "message")},
-        "integration_id": check.integration.integration_id,
-        "status": check.status.value,
-        "latency_microseconds": (check.latency or timedelta(0)) // timedelta(microseconds=1),
-    }
+def _values(completed: CompletedCheck) -> Sequence[Any]:
+    """The values of a check, in the order of `_CHECKED`."""
+    check = completed.check
+    return (
+        check.integration.integration_id,
+        check.integration.user_id,
+        check.integration.version,
+        completed.check_due_time,
+        check.error_class == ProviderMisconfigured.reason,
+        check.status.value,
+        check.healthy,
+        check.check_time,
+        (check.latency or timedelta(0)) // timedelta(microseconds=1),
+        check.error_class,
+        check.message,
+    )
 
 
-def _outcome_values(check: HealthCheck) -> Mapping[str, Any]:
-    if check.error_class is None:
-        return NO_FAILURE
-    if check.error_class == ProviderMisconfigured.reason:
-        return {}  # the fault of our client, and not of the integration
-    failure = Failure(check.error_class, check.check_time, check.message)
-    count = integrations.c.error_count
+_OF_HISTORY = ("status", "healthy", "check_time", "latency_microseconds", "error_class", "message")
+_CHECKED: Sequence[Column[Any]] = (
+    Column("integration_id", BigInteger),
+    Column("user_id", String),
+    Column("version", BigInteger),
+    Column("check_due_time", UtcDateTime),
+    Column("is_misconfigured", Boolean),  # the fault of our client, and not of the integration
+    *(Column(name, _C[name].type) for name in _OF_HISTORY),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Recording:
+    """The statements that record checks, for a dialect. Their parameters are those of `checks`."""
+
+    checks: ValueRows
+    lock: Select[Any]
+    update: Update
+    insert: Insert
+
+
+@cache
+def _recording(dialect: str) -> _Recording:
+    """Cached, because building the statements takes milliseconds."""
+    rows = ValueRows("checked", _CHECKED, dialect)
+    checked = rows.subquery.c
+    is_same = and_(_I.integration_id == checked.integration_id, _I.user_id == checked.user_id)
+    # The locks prevent a deletion before the insert refers to the row. In the order of the ids, so that checks of the
+    # same integrations by two processes do not deadlock; SQLite serializes write transactions.
+    lock = select(_I.integration_id).where(is_same).order_by(_I.integration_id).with_for_update(of=integrations)
+    concerns = and_(_I.version == checked.version, checked.is_misconfigured.is_(False))
+    has_failed = checked.error_class.is_not(None)
     # A refresh that failed during the check is counted already.
-    return failure_values(failure) | {
-        "error_count": case((integrations.c.last_error_time >= check.check_time, count), else_=count + 1)
+    count = case((_I.last_error_time >= checked.check_time, _I.error_count), else_=_I.error_count + 1)
+    outcome = {
+        _I.last_error_class: checked.error_class,
+        _I.last_error_time: case((has_failed, checked.check_time)),
+        _I.last_error_message: case((has_failed, checked.message)),
+        _I.error_count: case((has_failed, count), else_=0),
     }
+    change = (
+        update(integrations)
+        .where(is_same)
+        .values({_I.last_health_check: checked.check_time, _I.check_due_time: checked.check_due_time})
+        .values({column: case((concerns, value), else_=column) for column, value in outcome.items()})
+    )
+    columns = ("integration_id", *_OF_HISTORY)
+    stored = select(*(checked[name] for name in columns)).join(integrations, is_same)
+    return _Recording(rows, lock, change, insert(health_checks).from_select(columns, stored))

@@ -26,6 +26,9 @@ from integration_server.storage.tables import DataKeyState, data_keys
 _BATCH = 100
 """Values per transaction, which takes milliseconds. It delays writers of these rows; with SQLite, every writer."""
 
+_SLICE = 25
+"""Values between which other tasks of the event loop get their turn: some two milliseconds."""
+
 CLAIM_DURATION = timedelta(minutes=1)
 """The claim of the background job, longer than any step of a rotation; a crashed server's claim expires after it."""
 
@@ -155,29 +158,44 @@ class Rotation:
     ) -> Sequence[Row[Any]]:
         """Re-encrypt the next unlocked rows after `last`, and return them.
 
-        They are locked from the read to the write, so that no refresh is overwritten. Locked rows are skipped: waiting
-        while holding locks can deadlock. The version is unchanged, so that a refresh in progress can still commit.
+        A value that has changed since it was read stays. The version is unchanged, so that a refresh in progress can
+        still commit.
         """
         query = column.rows_encrypted_with(key_id).order_by(column.row_id).limit(self.batch)
         if last is not None:
             query = query.where(column.row_id > last)
+        if self.database.has_one_writer:
+            # Read and encrypted without the lock that all writers share: they wait for the replacement only.
+            rows = await self.database.fetch(query)
+            changes = await self._reencrypted(column, rows, progress)
+            async with self.database.write_transaction() as connection:
+                progress.done += await column.replace_values(connection, changes)
+            return rows
+        # Locked from the read to the write, so that the write waits for no row: waiting while holding locks can
+        # deadlock. Locked rows are skipped.
         query = query.with_for_update(skip_locked=True, key_share=True)
         async with self.database.write_transaction() as connection:
-            rows: Sequence[Row[Any]] = (await connection.execute(query)).all()
-            changes = []
-            for row in rows:
-                associated_data = column.associated_data(row)
-                try:
-                    plaintext = await self.keyring.decrypt(row.value, associated_data)
-                except CredentialsUnreadable:
-                    progress.unreadable.append(f"{column.name} of {row.row_id}")
-                    continue
-                new = await self.keyring.encrypt(plaintext, associated_data)
-                changes.append({"id": row.row_id, "old": row.value, "new": new})
-            if changes:
-                await connection.execute(column.replacement(), changes)
-        progress.done += len(changes)
+            rows = (await connection.execute(query)).all()
+            changes = await self._reencrypted(column, rows, progress)
+            progress.done += await column.replace_values(connection, changes)
         return rows
+
+    async def _reencrypted(
+        self, column: EncryptedColumn, rows: Sequence[Row[Any]], progress: RotationProgress
+    ) -> Sequence[tuple[Any, bytes, bytes]]:
+        """The id, the present and the new value of each row that can be decrypted."""
+        changes = []
+        for number, row in enumerate(rows, 1):
+            associated_data = column.associated_data(row)
+            try:
+                plaintext = await self.keyring.decrypt(row.value, associated_data)
+            except CredentialsUnreadable:
+                progress.unreadable.append(f"{column.name} of {row.row_id}")
+            else:
+                changes.append((row.row_id, row.value, await self.keyring.encrypt(plaintext, associated_data)))
+            if number % _SLICE == 0:
+                await asyncio.sleep(0)
+        return changes
 
     async def _replaced_key_ids(self, key_id: str) -> Sequence[str]:
         """The ids of the keys that this one replaces."""

@@ -14,7 +14,7 @@ from integration_server.domain.integration import Integration, Status
 from integration_server.service.background.ports import Claim, DueWork, JobKind
 from integration_server.service.connections.ports import AuthorizationAttemptStore
 from integration_server.service.events.ports import ChangeFeed, ChangeRange, EventFilter, LoggedEvent
-from integration_server.service.health.ports import HealthHistory
+from integration_server.service.health.ports import CompletedCheck, HealthHistory
 from integration_server.service.integrations.ports import IntegrationStore, IntegrationUpdate
 from integration_server.service.webhooks.ports import WebhookInbox
 from tests.contracts.store_contract import (
@@ -77,8 +77,8 @@ async def recover(stores: Stores, integration: Integration) -> None:
 async def check(stores: Stores, integration: Integration) -> None:
     """Two failed checks, then a successful one."""
     for _ in range(2):
-        await stores.history.record(failed_check(integration), LATER)
-    await stores.history.record(successful_check(integration), LATER)
+        await stores.history.record([CompletedCheck(failed_check(integration), LATER)])
+    await stores.history.record([CompletedCheck(successful_check(integration), LATER)])
 
 
 async def call(stores: Stores, integration: Integration) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from integration_server.domain.health import ErrorRate, HealthCheck, HealthCounts
 from integration_server.domain.integration import Failure, Integration, Status
-from integration_server.service.health.ports import HealthHistory
+from integration_server.service.health.ports import CompletedCheck, HealthHistory
 from integration_server.service.integrations.ports import IntegrationStore, IntegrationUpdate
 from tests.contracts.store_contract import (
     ANN,
@@ -48,11 +48,11 @@ class HealthHistoryContract:
         integration = await create_connected(integrations)
         for count in (1, 2):
             check_time = LATER - timedelta(minutes=5 - count)
-            await history.record(replace(failed_check(integration), check_time=check_time), LATER)
+            await history.record([CompletedCheck(replace(failed_check(integration), check_time=check_time), LATER)])
             stored = await reload(integrations, integration)
             failure = Failure("PROVIDER_UNAVAILABLE", check_time, "the provider does not respond as expected")
             assert (stored.last_error, stored.error_count, stored.last_health_check) == (failure, count, check_time)
-        await history.record(successful_check(integration), LATER)
+        await history.record([CompletedCheck(successful_check(integration), LATER)])
         assert await reload(integrations, integration) == replace(
             integration, last_health_check=LATER, check_due_time=LATER
         )
@@ -63,7 +63,7 @@ class HealthHistoryContract:
         integration = await create_connected(integrations)
         check = failed_check(integration)
         await integrations.record_failure(integration, replace(FAILURE, time=check.check_time))
-        await history.record(check, None)
+        await history.record([CompletedCheck(check, None)])
         assert (await reload(integrations, integration)).error_count == 1
 
     async def test_a_check_of_previous_credentials_does_not_change_the_error(
@@ -72,11 +72,11 @@ class HealthHistoryContract:
         before = await create_connected(integrations)
         current = await integrations.commit_refresh(before, new_credentials(), NOW)
         assert current is not None
-        await history.record(failed_check(before), LATER)
+        await history.record([CompletedCheck(failed_check(before), LATER)])
         assert await reload(integrations, before) == replace(current, last_health_check=LATER, check_due_time=LATER)
 
         await integrations.record_failure(current, FAILURE)
-        await history.record(successful_check(before), LATER)
+        await history.record([CompletedCheck(successful_check(before), LATER)])
         assert (await reload(integrations, before)).last_error == FAILURE
 
     async def test_a_check_of_a_removed_integration_is_not_stored(
@@ -84,7 +84,7 @@ class HealthHistoryContract:
     ) -> None:
         integration = await create_connected(integrations)
         await integrations.remove(integration.integration_id, ANN)
-        await history.record(successful_check(integration), LATER)
+        await history.record([CompletedCheck(successful_check(integration), LATER)])
         assert await integrations.find(integration.integration_id, ANN) is None
 
     async def test_concurrent_checks_and_removals_succeed(
@@ -92,7 +92,7 @@ class HealthHistoryContract:
     ) -> None:
         rows = [await create_connected(integrations) for _ in range(10)]
         await asyncio.gather(
-            *(history.record(successful_check(row), LATER) for row in rows),
+            *(history.record([CompletedCheck(successful_check(row), LATER)]) for row in rows),
             *(integrations.remove(row.integration_id, ANN) for row in rows),
         )
         assert await list_connected(integrations) == []
@@ -106,8 +106,8 @@ class HealthHistoryContract:
         checks = [successful_check(integration, latency=timedelta(milliseconds=number)) for number in range(5)]
         checks[3] = failed_check(integration)
         for check in checks:
-            await history.record(check, None)
-            await history.record(successful_check(other), None)
+            await history.record([CompletedCheck(check, None)])
+            await history.record([CompletedCheck(successful_check(other), None)])
         first = await list_checks(history, integration, None, 3)
         rest = await list_checks(history, integration, first[-1][0], 3)
         assert [check for _, check in (*first, *rest)] == checks[::-1]
@@ -117,8 +117,8 @@ class HealthHistoryContract:
         integration, other = await create_connected(integrations), await create_connected(integrations)
         for age, healthy in ((timedelta(0), False), (HOUR / 2, True), (2 * HOUR, False), (5 * DAY, False)):
             check = successful_check(integration) if healthy else failed_check(integration)
-            await history.record(replace(check, check_time=NOW - age), None)
-        await history.record(replace(failed_check(other), check_time=NOW), None)
+            await history.record([CompletedCheck(replace(check, check_time=NOW - age), None)])
+        await history.record([CompletedCheck(replace(failed_check(other), check_time=NOW), None)])
         windows = (HOUR, DAY, 7 * DAY, timedelta(seconds=1))
         assert await history.error_rates(integration, windows, NOW) == [
             ErrorRate(HOUR, checks=2, failures=1),
@@ -131,7 +131,7 @@ class HealthHistoryContract:
 
     async def test_another_user_reads_nothing(self, integrations: IntegrationStore, history: HealthHistory) -> None:
         integration = await create_connected(integrations)
-        await history.record(failed_check(integration), None)
+        await history.record([CompletedCheck(failed_check(integration), None)])
         as_bob = replace(integration, user_id=BOB)
         assert await list_checks(history, as_bob, None, 10) == []
         assert await history.error_rates(as_bob, (7 * DAY,), LATER) == [ErrorRate(7 * DAY, 0, 0)]
@@ -139,7 +139,9 @@ class HealthHistoryContract:
     async def test_prunes_old_checks(self, integrations: IntegrationStore, history: HealthHistory) -> None:
         integration = await create_connected(integrations)
         for age in range(5):
-            await history.record(replace(successful_check(integration), check_time=NOW - age * HOUR), None)
+            await history.record(
+                [CompletedCheck(replace(successful_check(integration), check_time=NOW - age * HOUR), None)]
+            )
         while await history.prune(NOW - 2 * HOUR):
             pass
         assert [check.check_time for _, check in await list_checks(history, integration, None, 10)] == [
@@ -154,7 +156,7 @@ class HealthHistoryContract:
     ) -> None:
         integration = await create_connected(integrations)
         for size in (2_000, 0, 6_500):
-            await history.record(replace(failed_check(integration), message="x" * size), None)
+            await history.record([CompletedCheck(replace(failed_check(integration), message="x" * size), None)])
         before, found, is_last = None, list[int](), False
         while not is_last:
             page = await history.list(integration, before, 10, max_bytes)
@@ -169,11 +171,11 @@ class HealthHistoryContract:
     ) -> None:
         await create_connected(integrations)  # connecting was its first check
         healthy, failing, ended, inactive = [await create_connected(integrations) for _ in range(4)]
-        await history.record(failed_check(healthy), None)
-        await history.record(successful_check(healthy), None)
-        await history.record(failed_check(failing), None)
+        await history.record([CompletedCheck(failed_check(healthy), None)])
+        await history.record([CompletedCheck(successful_check(healthy), None)])
+        await history.record([CompletedCheck(failed_check(failing), None)])
         await integrations.record_failure(ended, None, reauthorization_required=True)
-        await history.record(failed_check(inactive), None)
+        await history.record([CompletedCheck(failed_check(inactive), None)])
         await update_settings(integrations, inactive, IntegrationUpdate(is_active=False))
         await create_connected(integrations, BOB)
         assert await history.counts(ANN, None, NOW) == HealthCounts(total=5, healthy=2, error=2, inactive=1)

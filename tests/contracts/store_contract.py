@@ -31,7 +31,7 @@ from integration_server.service.connections.revocation_ports import (
     RevocationOutbox,
 )
 from integration_server.service.credentials.credential_cipher import bound_values_of
-from integration_server.service.health.ports import HealthHistory
+from integration_server.service.health.ports import CompletedCheck, HealthHistory
 from integration_server.service.integrations.ports import (
     IntegrationStore,
     IntegrationUpdate,
@@ -277,7 +277,7 @@ class IntegrationStoreContract:
         assert await integrations.commit_refresh(as_bob, new_credentials(b"bobs"), LATER) is None
         assert await integrations.commit_connection(as_bob, account("b"), new_credentials(b"bobs"), LATER) is None
         await integrations.record_failure(as_bob, FAILURE)
-        await history.record(failed_check(as_bob), None)
+        await history.record([CompletedCheck(failed_check(as_bob), None)])
 
         assert await integrations.find(integration_id, ANN) == StoredIntegration(integration, b"encrypted")
 
@@ -635,7 +635,7 @@ class IntegrationStoreContract:
     ) -> None:
         integration = await create_connected(integrations, ANN, "a")
         other = await create_connected(integrations, ANN, "b")
-        await history.record(successful_check(integration), None)
+        await history.record([CompletedCheck(successful_check(integration), None)])
         attempt = new_attempt()
         await attempts.begin_reconnection(attempt, integration.integration_id)
         checked = await reload(integrations, integration)

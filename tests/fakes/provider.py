@@ -94,6 +94,7 @@ class FakeProvider:
     authorize_error: Exception | None = None
     refresh_error: Exception | None = None
     verify_error: Exception | None = None
+    verify_errors: list[Exception | None] = field(default_factory=list)  # of the next verifications, before that
     revoke_error: Exception | None = None
     rejected_access_tokens: Sequence[str] = ()
     gate: asyncio.Event | None = None
@@ -223,7 +224,7 @@ class FakeProvider:
     async def verify_connection(self, credentials: Credentials) -> NewAccount:
         """The account."""
         self.verifications.append(credentials)
-        await self._finish_call(self.verify_error)
+        await self._finish_call(self.verify_errors.pop(0) if self.verify_errors else self.verify_error)
         if isinstance(credentials, OAuthTokens) and credentials.access_token in self.rejected_access_tokens:
             raise ProviderRejected("credentials", needs_new_token=True)
         return self.account

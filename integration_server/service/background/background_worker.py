@@ -2,11 +2,15 @@
 
 There is no leader. Each process polls for due rows and claims a few at a time. A claim moves the due time ahead, so
 that no other process does the same work, and a row that a crashed process had claimed is due again. Each job and OAuth
-client has concurrency limits and a circuit breaker of its own, so that one slow or failing provider, or one client that
-its provider refuses, delays no other. A type of due work is the key of a client, or the name of a singleton job.
+client has a concurrency limit and a circuit breaker of its own, so that one slow or failing provider, or one client
+that its provider refuses, delays no other. A type of due work is the key of a client, or the name of a singleton job.
+
+All jobs and types share one budget (`WorkBudget`): a backlog of due work delays no RPC, whatever number of providers
+it is of.
 """
 
 import asyncio
+import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
@@ -35,12 +39,62 @@ _FIRST_PAUSE = timedelta(seconds=2)
 _LONGEST_PAUSE = timedelta(seconds=30)  # so that all integrations recover within a minute after their provider
 
 
+_MAX_FULL_TYPES = 8
+"""How many types have all their concurrent handlers at a time. If more have due work, each has a share of as many."""
+
+_IDLE_TIME = 2.0
+"""How long the event loop is left to itself for each second that it was busy. It follows that background work uses
+what RPCs leave of half of the loop's time."""
+
+_SLOWEST = 0.05
+"""The share of `per_second` that is started however busy RPCs keep the loop: else tokens would expire."""
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerLimits:
-    """The limits of one process for each job and type: handlers at a time, and handlers started per second."""
+    """The limits of one process.
+
+    `max_concurrent` is the number of handlers at a time for each job and type, `per_second` the handlers started in a
+    second for all together. Without `yields`, a negative control, they are started however busy the event loop is.
+    """
 
     max_concurrent: int
     per_second: float
+    yields: bool = True
+
+
+class WorkBudget:
+    """The budget of all jobs and types: when the next handler may start, and how many of a type may run.
+
+    Types take turns. After each start the event loop has a pause, which grows with the time that the loop's thread was
+    busy since the one before, with RPCs or handlers alike.
+    """
+
+    def __init__(
+        self,
+        limits: WorkerLimits,
+        pause: Callable[[float], Awaitable[None]],
+        busy_time: Callable[[], float] = time.thread_time,
+    ) -> None:
+        self._limits = limits
+        self._pause = pause
+        self._busy_time = busy_time
+        self._turns = asyncio.Lock()  # its waiters are served in their order
+        self._busy = busy_time()
+
+    def share(self, type_count: int) -> int:
+        """The handlers of a type at a time while this many types have due work."""
+        fair = _MAX_FULL_TYPES * self._limits.max_concurrent // max(1, type_count)
+        return max(1, min(self._limits.max_concurrent, fair))
+
+    async def take_turn(self) -> None:
+        """Wait until the next handler may start."""
+        async with self._turns:
+            shortest = 1 / self._limits.per_second
+            longest = shortest / _SLOWEST if self._limits.yields else shortest
+            busy = self._busy_time() - self._busy
+            self._busy += busy
+            await self._pause(min(max(shortest, _IDLE_TIME * busy), longest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +123,10 @@ class BackgroundWorker:
     _: KW_ONLY
     limits: WorkerLimits
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+    busy_time: Callable[[], float] = time.thread_time  # seconds for which the event loop's thread was busy
 
     def __post_init__(self) -> None:
+        self._budget = WorkBudget(self.limits, self.pause, self.busy_time)
         self._jobs = {job.kind: job for job in self.jobs}
         self._log = structlog.get_logger(__name__)
         self._breakers: defaultdict[tuple[JobKind, str], CircuitBreaker] = defaultdict(
@@ -99,10 +155,13 @@ class BackgroundWorker:
     async def poll(self) -> None:
         """Start the due work of each job and type that is not running already."""
         provider_types = {provider.integration_type for provider in self.providers.all()}
-        for key in await self.due_work.due_types():
+        # In another order each time: if there are too many types for one poll, none of them is always the last.
+        for key in sorted(await self.due_work.due_types(), key=lambda _: self.jitter()):
             job, integration_type = self._jobs.get(key[0]), type_of_key(key[1])
             if job is None or key in self._running or (job.needs_provider and integration_type not in provider_types):
                 continue
+            if len(self._running) >= _MAX_FULL_TYPES * self.limits.max_concurrent:
+                return
             task = asyncio.get_running_loop().create_task(self._run_jobs(job, key[1]))
             self._running[key] = task
             task.add_done_callback(partial(self._forget, key))
@@ -117,12 +176,12 @@ class BackgroundWorker:
         async with asyncio.TaskGroup() as group:
             in_flight: set[asyncio.Task[None]] = set()
             while True:
-                capacity = breaker.capacity(self.limits.max_concurrent, self.clock())
+                capacity = breaker.capacity(self._budget.share(len(self._running)), self.clock())
                 if not claimed and len(in_flight) < capacity:
                     claimed.extend(await self._claim(job, job_type, capacity))
                 while claimed and len(in_flight) < capacity:
+                    await self._budget.take_turn()
                     in_flight.add(group.create_task(self._run_job(job, claimed.popleft(), breaker)))
-                    await self.pause(1 / self.limits.per_second)  # leaves time for RPCs
                 if not in_flight:
                     return
                 _, in_flight = await asyncio.wait(in_flight, return_when=asyncio.FIRST_COMPLETED)

@@ -26,7 +26,7 @@ from integration_server.service.credentials.credential_cipher import CredentialC
 from integration_server.service.credentials.credential_service import CredentialService
 from integration_server.service.credentials.refresh_commit import RefreshResult
 from integration_server.service.health.check_budget import BURST, CheckBudget
-from integration_server.service.health.ports import HealthHistory
+from integration_server.service.health.ports import CompletedCheck, HealthHistory
 from integration_server.service.integrations.page_tokens import Page, PageTokens
 from integration_server.service.integrations.ports import IntegrationStore, StoredIntegration
 from integration_server.service.provider_port import Providers
@@ -80,7 +80,7 @@ class HealthChecker:
         self._report_pages = PageTokens(self.aead, "health-report-page")
         self._cipher = CredentialCipher(self.aead)
         self._reports = SingleFlight[tuple[object, ...], HealthReport](self.tasks)
-        self._checks = SingleFlight[tuple[IntegrationId, int], HealthCheck](self.tasks)
+        self._checks = SingleFlight[tuple[IntegrationId, int], _SharedCheck](self.tasks)
         self._budget = CheckBudget(BURST, self.min_interval, self.monotonic)
         self._slots: WeakValueDictionary[tuple[UserId, str], asyncio.Semaphore] = WeakValueDictionary()
 
@@ -88,13 +88,13 @@ class HealthChecker:
         """Check one integration. Raises `IntegrationNotFound` or `IntegrationPending`."""
         stored = await self.integrations.get(integration_id, user_id)
         stored.integration.require_connected()
-        return await self._check(stored)
+        return await self._check(stored, None)
 
     async def check_due(self, claim: Claim[StoredIntegration]) -> bool:
         """Check a due integration: the handler of the background job. Returns whether the provider is healthy."""
         stored = await self._redacted(claim.item)
-        check = await self._checks.run(_flight_key(stored), lambda: self._check_live(stored))
-        return check.error_class not in {ProviderUnavailable.reason, ProviderMisconfigured.reason}
+        shared = await self._checks.run(_flight_key(stored), lambda: self._check_live(stored, None))
+        return shared.check.error_class not in {ProviderUnavailable.reason, ProviderMisconfigured.reason}
 
     async def check_all_health(
         self,
@@ -105,7 +105,8 @@ class HealthChecker:
     ) -> HealthReport:
         """Check a page of the user's connected integrations of the allowed types, all concurrently, and count all.
 
-        Equal concurrent calls share one run. The number of statements depends on the page only.
+        Equal concurrent calls share one run. The number of statements depends neither on the page nor on the number of
+        integrations, apart from refreshes of expired tokens.
         """
         types = allowed_types.integration_types
         return await self._reports.run(
@@ -119,22 +120,47 @@ class HealthChecker:
         start_time, list_id = self.clock(), (user_id,)
         after = IntegrationId(await self._report_pages.read(page_token, list_id) or 0)
         page = await self.integrations.list_connected(user_id, types, after, page_size, self.max_page_bytes)
-        checks = await asyncio.gather(*map(self._check, page.items))
+        checks = await self._check_together(page.items)
         counts = await self.history.counts(user_id, types, self.clock())  # with the outcome of these checks
         token = ""
         if not page.is_last:
             token = await self._report_pages.make(list_id, page.items[-1].integration.integration_id)
         return HealthReport(checks, token, counts, start_time)
 
-    async def _check(self, stored: StoredIntegration) -> HealthCheck:
-        """Check an integration for a caller: live, unless it is inactive or was checked too often."""
+    async def _check_together(self, page: Sequence[StoredIntegration]) -> Sequence[HealthCheck]:
+        """Check integrations concurrently and store the outcomes together, also those that other calls have begun."""
+        batch = _CheckBatch()
+        results = await asyncio.gather(*(self._check(stored, batch) for stored in page), return_exceptions=True)
+        await self._store(batch)
+        for other in batch.joined:
+            await other.stored.wait()
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return [result for result in results if isinstance(result, HealthCheck)]
+
+    async def _store(self, batch: "_CheckBatch") -> None:
+        try:
+            if batch.completed:
+                await self.history.record(batch.completed)
+        finally:
+            batch.stored.set()
+
+    async def _check(self, stored: StoredIntegration, batch: "_CheckBatch | None") -> HealthCheck:
+        """Check an integration for a caller: live, unless it is inactive or was checked too often.
+
+        The outcome of a check that this call begins is stored with the batch, or at once without one.
+        """
         stored = await self._redacted(stored)
         integration, key = stored.integration, _flight_key(stored)
         if not integration.is_active:
             return _without_check(integration, self.clock(), "The integration is switched off")
         if not self._checks.is_running(key) and not self._budget.take(integration.integration_id):
             return self._last_known(integration)
-        return await self._checks.run(key, lambda: self._check_live(stored))
+        shared = await self._checks.run(key, lambda: self._check_live(stored, batch))
+        if batch is not None and shared.batch is not batch:
+            batch.joined.append(shared.batch)
+        return shared.check
 
     async def _redacted(self, stored: StoredIntegration) -> StoredIntegration:
         """Of a row that was altered, only the identity is used. Then the credentials are unreadable too."""
@@ -147,7 +173,16 @@ class HealthChecker:
         status = integration.status(self.clock())
         return replace(check, status=status, healthy=status is Status.ACTIVE)
 
-    async def _check_live(self, stored: StoredIntegration) -> HealthCheck:
+    async def _check_live(self, stored: StoredIntegration, batch: "_CheckBatch | None") -> "_SharedCheck":
+        own = batch or _CheckBatch()
+        try:
+            return _SharedCheck(await self._check_in_turn(stored, own), own)
+        finally:
+            if batch is None:
+                await self._store(own)
+
+    async def _check_in_turn(self, stored: StoredIntegration, batch: "_CheckBatch") -> HealthCheck:
+        """Check when the user has fewer than `_MAX_CONCURRENT` checks at this provider."""
         integration = stored.integration
         key = (integration.user_id, integration.integration_type)
         slots = self._slots.setdefault(key, asyncio.Semaphore(_MAX_CONCURRENT))
@@ -159,11 +194,13 @@ class HealthChecker:
         except TimeoutError:
             return self._last_known(integration)
         try:
-            return await self._check_at_provider(stored, deadline_at)
+            return await self._check_at_provider(stored, deadline_at, batch)
         finally:
             slots.release()
 
-    async def _check_at_provider(self, stored: StoredIntegration, deadline_at: float) -> HealthCheck:
+    async def _check_at_provider(
+        self, stored: StoredIntegration, deadline_at: float, batch: "_CheckBatch"
+    ) -> HealthCheck:
         integration = stored.integration
         start_time, started = self.clock(), _loop_time()
         error: IntegrationServerError | None = None
@@ -185,7 +222,7 @@ class HealthChecker:
         message = str(error) if error else self._good_message(integration)
         check = _check_result(integration, error, message, start_time, timedelta(seconds=_loop_time() - started))
         failures = 0 if check.healthy else integration.error_count + 1
-        await self.history.record(check, self.schedule.next_check_time(self.clock(), failures))
+        batch.completed.append(CompletedCheck(check, self.schedule.next_check_time(self.clock(), failures)))
         return check
 
     async def _verify_or_refresh(self, fresh: RefreshResult) -> RefreshResult | None:
@@ -231,6 +268,26 @@ class HealthChecker:
         """Delete the checks that are older than the retention time."""
         while await self.history.prune(self.clock() - self.retention):
             pass
+
+
+class _CheckBatch:
+    """The checks whose outcomes are stored together, for which `stored` is then set.
+
+    `joined` are the batches of checks that other calls had begun and this one has shared.
+    """
+
+    def __init__(self) -> None:
+        self.completed: list[CompletedCheck] = []
+        self.joined: list[_CheckBatch] = []
+        self.stored = asyncio.Event()
+
+
+@dataclass(frozen=True, slots=True)
+class _SharedCheck:
+    """A check, and the batch with which its outcome is stored."""
+
+    check: HealthCheck
+    batch: _CheckBatch
 
 
 def _check_result(

@@ -1,6 +1,7 @@
 """The port of the health check history."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -9,14 +10,23 @@ from integration_server.domain.integration import Integration, UserId
 from integration_server.service.integrations.ports import StoredPage
 
 
+@dataclass(frozen=True, slots=True)
+class CompletedCheck:
+    """A check with the due time of the integration's next check."""
+
+    check: HealthCheck
+    check_due_time: datetime | None
+
+
 class HealthHistory(Protocol):
     """The stored health checks of all integrations."""
 
-    async def record(self, check: HealthCheck, check_due_time: datetime | None) -> None:
-        """Store a check, and set the integration's last error and the due time of its next check.
+    async def record(self, checks: Sequence[CompletedCheck]) -> None:
+        """Store checks of different integrations, and set the last error and the due time of each.
 
-        The last error stays as it is if the credentials were replaced since the check began. A failure that another
-        call has counted since the check began is not counted again. Nothing is stored if the integration is gone.
+        The number of statements does not depend on the number of checks. The last error stays as it is if the
+        credentials were replaced since the check began. A failure that another call has counted since the check began
+        is not counted again. Nothing is stored for an integration that is gone.
         """
 
     async def list(

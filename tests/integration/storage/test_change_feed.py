@@ -25,6 +25,7 @@ from integration_server.service.events.ports import (
     EventFilter,
     LoggedEvent,
 )
+from integration_server.service.health.ports import CompletedCheck
 from integration_server.service.integrations.ports import IntegrationUpdate
 from integration_server.storage import engine
 from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
@@ -174,14 +175,14 @@ class TestTriggers:
         integration = await create_connected(store)
         history = SqlHealthHistory(database)
         for _ in range(2):
-            await history.record(failed_check(integration), LATER)
+            await history.record([CompletedCheck(failed_check(integration), LATER)])
         await poller.poll()
-        await history.record(failed_check(integration), LATER)  # the status is ERROR already
+        await history.record([CompletedCheck(failed_check(integration), LATER)])  # the status is ERROR already
         assert await SqlDueWork(database).claim(
             JobKind.CHECK, integration.integration_type, 1, claim_duration=timedelta(minutes=1)
         )
         assert (await poller.poll()).changed_ids == frozenset()
-        await history.record(successful_check(integration), LATER)
+        await history.record([CompletedCheck(successful_check(integration), LATER)])
         assert [event.kind for event in await poller.events()] == [EventKind.STATUS_CHANGED]
 
     async def test_writes_without_effect_are_not_recorded(self, store: SqlIntegrations, poller: Poller) -> None:

@@ -527,7 +527,7 @@ class TestRemoval:
                 async with database.write_transaction() as connection:
                     for row in rows:
                         new = await keyring.encrypt(b"", other.associated_data(row))
-                        await connection.execute(other.replacement(), {"id": row.row_id, "old": row.value, "new": new})
+                        assert await other.replace_values(connection, [(row.row_id, row.value, new)]) == 1
         with pytest.raises(KeyringError, match=f"still encrypts 1 of {column.name}: run"):
             await remove_data_key(keyring, old, force=True)
 

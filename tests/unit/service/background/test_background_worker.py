@@ -20,6 +20,7 @@ from integration_server.service.background.background_worker import (
     CircuitBreaker,
     DueJob,
     JobHandler,
+    WorkBudget,
     WorkerLimits,
 )
 from integration_server.service.background.ports import Claim, JobKind
@@ -337,3 +338,147 @@ def test_the_circuit_breaker_stays_open_for_up_to_half_a_minute() -> None:
         assert breaker.capacity(MAX_CONCURRENT, clock()) == 1
     breaker.record(True, clock())
     assert breaker.capacity(MAX_CONCURRENT, clock()) == MAX_CONCURRENT
+
+
+# --- budget ----------------------------------------------------------------------------------------------------------
+
+PER_SECOND = 100
+SIMULATED = 20.0  # seconds
+
+
+class SimulatedLoop:
+    """An event loop of which RPCs use `load`: time passes only in pauses, and a handler takes `handler_time`."""
+
+    def __init__(self, load: float, handler_time: float = 0.002) -> None:
+        self.load = load
+        self.handler_time = handler_time
+        self.time = self.busy = 0.0
+
+    async def pause(self, seconds: float) -> None:
+        """Let time pass."""
+        self.time += seconds
+        self.busy += self.load * seconds
+        await asyncio.sleep(0)
+
+    def handle(self) -> None:
+        """Run a handler."""
+        self.time += self.handler_time
+        self.busy += self.handler_time
+
+
+async def count_starts(budgets: list[WorkBudget], loop: SimulatedLoop) -> list[int]:
+    """How many handlers each of these types starts while the time of the simulation passes."""
+
+    async def work(budget: WorkBudget) -> int:
+        starts = 0
+        while loop.time < SIMULATED:
+            await budget.take_turn()
+            loop.handle()
+            starts += 1
+        return starts
+
+    return await asyncio.gather(*map(work, budgets))
+
+
+def new_budget(loop: SimulatedLoop, *, yields: bool = True) -> WorkBudget:
+    limits = WorkerLimits(MAX_CONCURRENT, PER_SECOND, yields=yields)
+    return WorkBudget(limits, loop.pause, lambda: loop.busy)
+
+
+@pytest.mark.parametrize("types", [1, 2, 7, 50])
+async def test_all_types_share_one_budget_in_turns(types: int) -> None:
+    loop = SimulatedLoop(load=0, handler_time=0)
+    starts = await count_starts([new_budget(loop)] * types, loop)
+    assert sum(starts) == pytest.approx(SIMULATED * PER_SECOND, abs=types)
+    assert max(starts) - min(starts) <= 1
+
+
+async def test_negative_control_a_budget_for_each_type_starts_as_many_times_more() -> None:
+    async def of_type() -> int:
+        loop = SimulatedLoop(load=0, handler_time=0)
+        return sum(await count_starts([new_budget(loop)], loop))
+
+    assert sum([await of_type() for _ in range(50)]) > 45 * SIMULATED * PER_SECOND
+
+
+@pytest.mark.parametrize(
+    ("load", "handler_time", "at_least", "at_most"),
+    [
+        (0.0, 0.002, 0.8, 1.0),
+        (0.2, 0.002, 0.8, 1.0),
+        (0.6, 0.002, 0.04, 0.1),
+        (0.95, 0.002, 0.04, 0.06),
+        (1.0, 0.0, 0.04, 0.06),
+        (0.0, 0.05, 0.04, 0.1),  # handlers too use at most about half of the time
+    ],
+)
+async def test_background_work_yields_to_a_busy_loop_and_never_stops(
+    load: float, handler_time: float, at_least: float, at_most: float
+) -> None:
+    loop = SimulatedLoop(load, handler_time)
+    starts = sum(await count_starts([new_budget(loop)] * 5, loop))
+    assert at_least <= starts / (SIMULATED * PER_SECOND) <= at_most
+
+
+async def test_negative_control_without_yielding_a_busy_loop_gets_as_much_work() -> None:
+    loop = SimulatedLoop(load=0.95)
+    starts = sum(await count_starts([new_budget(loop, yields=False)] * 5, loop))
+    assert starts > 0.8 * SIMULATED * PER_SECOND
+
+
+async def start_backlog(system: FakeSystem, *, yields: bool) -> tuple[int, int]:
+    """The handlers that start in a second in which callers use 90 % of the loop, and the number of due rows."""
+    types = [f"type-{number}" for number in range(6)]
+    for name in types:
+        system.add_provider(name)
+        await connect_many(system, 20, name)
+    make_refreshes_due(system)
+    started, loop = 0, SimulatedLoop(load=0.9)
+
+    async def handler(_claim: Claim[StoredIntegration]) -> bool:
+        nonlocal started
+        started += loop.time < 1
+        return True
+
+    worker = BackgroundWorker(
+        [DueJob(JobKind.REFRESH, handler, CLAIM_DURATION)],
+        system.due_work,
+        system.providers,
+        system.clock,
+        lambda: 0.5,
+        limits=WorkerLimits(MAX_CONCURRENT, PER_SECOND, yields=yields),
+        pause=loop.pause,
+        busy_time=lambda: loop.busy,
+    )
+    async with worker:
+        await worker.poll()
+        await wait_until(lambda: not worker.is_busy or loop.time > 1)
+    return started, 20 * len(types)
+
+
+async def test_a_backlog_of_many_providers_does_not_delay_callers(system: FakeSystem) -> None:
+    started, due = await start_backlog(system, yields=True)
+    assert 0 < started <= 10 < due
+
+
+async def test_negative_control_without_yielding_callers_wait_for_the_backlog(system: FakeSystem) -> None:
+    started, due = await start_backlog(system, yields=False)
+    assert started > 0.7 * due
+
+
+def test_many_types_share_the_places_of_a_few() -> None:
+    budget = new_budget(SimulatedLoop(load=0))
+    assert [budget.share(types) for types in (0, 1, 8, 12, 24, 500)] == [3, 3, 3, 2, 1, 1]
+
+
+async def test_types_beyond_the_limit_of_a_poll_are_taken_by_the_next_ones(system: FakeSystem) -> None:
+    types = [f"type-{number:02}" for number in range(8 * MAX_CONCURRENT + 6)]
+    providers = [system.add_provider(name) for name in types]
+    for name in types:
+        await connect_many(system, 1, name)
+    make_refreshes_due(system)
+    async with refresh_worker(system) as worker:
+        await run_once(worker)
+        assert sum(len(provider.refreshes) for provider in providers) == 8 * MAX_CONCURRENT
+        await run_once(worker)
+    assert [len(provider.refreshes) for provider in providers] == [1] * len(types)

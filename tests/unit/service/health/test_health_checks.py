@@ -326,6 +326,30 @@ async def test_different_concurrent_calls_share_the_checks_of_an_integration(sys
     assert len(system.provider.verifications) == 3
 
 
+async def test_a_call_that_shares_a_check_counts_its_stored_outcome(system: FakeSystem) -> None:
+    await system.connect_account("account-1")
+    row = await system.connect_account("account-2")
+    system.provider.gate = asyncio.Event()
+    system.provider.verify_error = ProviderUnavailable()
+    first, second = [asyncio.create_task(check_all(system, size)) for size in (2, 3)]
+    single = asyncio.create_task(check(system, row.integration_id))
+    await wait_until(lambda: system.provider.in_flight == 2)
+    system.provider.gate.set()
+    assert not (await single).healthy
+    assert (await first).counts == (await second).counts == HealthCounts(2, 0, 2, 0)
+    assert len(system.check_rows()) == 2
+
+
+async def test_a_check_without_a_database_does_not_lose_those_of_the_others(system: FakeSystem) -> None:
+    other = system.add_provider("other")
+    await system.connect(integration_type="other")
+    row = await system.connect()
+    other.verify_error = StoreUnavailable()
+    with pytest.raises(StoreUnavailable):
+        await check_all(system)
+    assert [stored.integration_id for stored in system.check_rows()] == [row.integration_id]
+
+
 async def test_the_caller_that_leaves_does_not_end_the_run_of_the_others(system: FakeSystem) -> None:
     await system.connect()
     system.provider.gate = asyncio.Event()
@@ -421,9 +445,11 @@ async def test_a_slow_provider_delays_only_its_own_checks(system: FakeSystem, mo
     slow = await system.connect(integration_type="slow")
     quick = await system.connect()
     slow_provider.gate = asyncio.Event()
+    token = await system.tokens(quick.integration_id)
+    system.provider.verifications.clear()
 
     checking = asyncio.create_task(check_all(system))
-    await wait_until(lambda: [row.integration_id for row in system.check_rows()] == [quick.integration_id])
+    await wait_until(lambda: slow_provider.in_flight and token in system.provider.verifications)
     advance_event_loop(HOUR, monkeypatch)
     report = await checking
     results = {check.integration.integration_id: (check.healthy, check.error_class) for check in report.items}
