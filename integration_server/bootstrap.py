@@ -108,6 +108,7 @@ from integration_server.wiring.setting_names import warn_of_unknown_names
 from integration_server.wiring.sidecar import SidecarLink, new_sidecar_link, running_sidecar
 from integration_server.wiring.system import jitter as secure_jitter
 from integration_server.wiring.system import monotonic, random_token, utc_now
+from integration_server.wiring.workers import BEAT_INTERVAL, Worker
 
 RegisterProviders = Callable[[ProviderFactory], None]
 PeriodicJob = tuple[Callable[[], Awaitable[object]], timedelta]
@@ -298,13 +299,17 @@ async def running_grpc_server(
     build_stores: BuildStores = sql_stores,
     server_tasks: Callable[[], DetachedTasks] = DetachedTasks,
     metrics: Metrics | None = None,
+    worker: Worker | None = None,
 ) -> AsyncIterator[GrpcServer]:
     """Run the gRPC server, which a sidecar reaches over the link. On exit it drains, and calls get time to finish.
+
+    `worker` is what this process is among several; None for the only one.
 
     `settings.encryption_key` is set unless AWS KMS wraps the data keys. Raises `AddressTaken`, `InvalidFile`,
     `KeyringError`, `ProvidersError`, `SettingsError` or `StoreUnavailable`.
     """
     metrics = metrics or Metrics(is_on=False)
+    worker = worker or Worker()
     await asyncio.to_thread(require_writable, settings.refresh_journal_dir)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
@@ -358,6 +363,7 @@ async def running_grpc_server(
             call_log,
             record_call,
             service.is_current,
+            worker,
         )
         grpc_address, grace = settings.grpc_address, settings.shutdown_grace
         listening = serving(server, str(grpc_address), grace, auth.credentials, local_target=link.target)
@@ -370,18 +376,21 @@ async def running_grpc_server(
             (poll, _POLL_INTERVAL),
             *((reload, _POLL_INTERVAL) for reload in auth.reloaders),
             (service.refresher.recover, _DUE_WORK_INTERVAL),
-            (service.worker.poll, _DUE_WORK_INTERVAL),
             (service.reader.poll_when_due, MIN_POLL_INTERVAL),
+            *([(head_recorder.record, settings.audit_heads_interval)] if head_recorder else []),
+            (call_log.report, _REPORT_INTERVAL),
+            (worker.beat, BEAT_INTERVAL),
+        ]
+        background_jobs: list[PeriodicJob] = [
+            (service.worker.poll, _DUE_WORK_INTERVAL),
             (use_cases.oauth_connection.remove_abandoned, _SWEEP_INTERVAL),
             (use_cases.health_checker.prune, _RETENTION_INTERVAL),
             (use_cases.event_stream.prune, _RETENTION_INTERVAL),
             (use_cases.webhook_ingestion.prune, _RETENTION_INTERVAL),
-            *([(head_recorder.record, settings.audit_heads_interval)] if head_recorder else []),
-            (call_log.report, _REPORT_INTERVAL),
             *([(sampler.poll, SAMPLE_INTERVAL)] if metrics.is_on else []),
         ]
         await enter(service.worker)
-        for job, interval in jobs:
+        for job, interval in [*jobs, *(background_jobs if worker.does_background_work else [])]:
             await enter(periodic_job(job, interval))
 
         def drain() -> None:
