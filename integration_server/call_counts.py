@@ -67,9 +67,9 @@ class SharedMemory:
     a pair, because the slots depend on a secret of this start.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, *, secret: bytes = b"") -> None:
         self.workers = workers
-        self.secret = os.urandom(32)
+        self.secret = secret or os.urandom(32)
         numbers = _ROWS * _SLOTS * workers
         self.in_flight = memoryview(mmap.mmap(-1, 4 * numbers)).cast("i")
         self.rates = memoryview(mmap.mmap(-1, 8 * numbers)).cast("Q")  # second, and calls in it
