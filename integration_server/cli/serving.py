@@ -11,7 +11,6 @@ import uvloop
 from rich.console import Console
 
 from integration_server.bootstrap import running_grpc_server
-from integration_server.call_counts import SharedMemory
 from integration_server.cli.shared import command, load_settings, prepare_database, report_errors
 from integration_server.dev import DEFAULT_SANDBOX_ADDRESS, run_dev
 from integration_server.lifecycle import freeze_gc, stop_signals
@@ -19,6 +18,7 @@ from integration_server.logs import configure_logging, is_terminal
 from integration_server.observability.listener import LocalSource
 from integration_server.observability.metrics import Metrics
 from integration_server.settings import Settings
+from integration_server.shared_memory import SharedMemory
 from integration_server.sidecar.grpc_client import ServerClient, TlsFiles
 from integration_server.sidecar_settings import SidecarSettings
 from integration_server.supervisor import ChildSpec, Supervisor, SupervisorChannel, execute, fork_into

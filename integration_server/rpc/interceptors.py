@@ -39,7 +39,6 @@ from urllib.parse import unquote
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from integration_server.call_counts import CallCounts, LocalCounts
 from integration_server.domain.errors import InvalidField, QuotaExceeded, StoreUnavailable
 from integration_server.peers import TrustedProxies, peer_key
 from integration_server.rpc.call_log import CallLog
@@ -54,6 +53,7 @@ from integration_server.rpc.request_streams import (
 )
 from integration_server.rpc.reused_responses import ReusedResponses
 from integration_server.service.background.detached_tasks import CallBudget
+from integration_server.shared_memory import CallCounts, LocalCounts
 
 Interceptor: TypeAlias = Callable[[Method, Behavior], Behavior]
 

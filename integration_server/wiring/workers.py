@@ -13,10 +13,10 @@ from pathlib import Path
 
 import structlog
 
-from integration_server.call_counts import CallCounts, LocalCounts, SharedCounts, SharedMemory
 from integration_server.lifecycle import AddressTaken
 from integration_server.setting_types import Address
 from integration_server.settings import Settings
+from integration_server.shared_memory import CallCounts, LocalCounts, SharedCounts, SharedFeedState, SharedMemory
 
 _CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # docs.kernel.org/admin-guide/cgroup-v2: "QUOTA PERIOD" or "max …"
 _LISTENERS = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
@@ -35,11 +35,13 @@ class Worker:
     count: int = 1
     counts: CallCounts = field(default_factory=LocalCounts)
     memory: SharedMemory | None = None
+    feed: SharedFeedState | None = None
 
     @classmethod
     def of(cls, memory: SharedMemory, number: int) -> "Worker":
         """The worker with this number."""
-        return cls(number, memory.workers, SharedCounts(memory, number), memory)
+        feed = SharedFeedState(memory, leads=number == 0)
+        return cls(number, memory.workers, SharedCounts(memory, number), memory, feed)
 
     @property
     def name(self) -> str:

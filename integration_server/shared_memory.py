@@ -1,4 +1,4 @@
-"""Counts of calls by key: in one process, or together over the worker processes of a server.
+"""What the worker processes of a server share in memory: counts of calls, the state of the change feed, heartbeats.
 
 Imports nothing of ours.
 """
@@ -74,6 +74,8 @@ class SharedMemory:
         self.in_flight = memoryview(mmap.mmap(-1, 4 * numbers)).cast("i")
         self.rates = memoryview(mmap.mmap(-1, 8 * numbers)).cast("Q")  # second, and calls in it
         self.beats = memoryview(mmap.mmap(-1, 8 * workers)).cast("Q")
+        self.feed_changes = memoryview(mmap.mmap(-1, 8)).cast("Q")
+        self.feed_time = memoryview(mmap.mmap(-1, 8)).cast("d")
 
     def clear_calls(self, worker: int) -> None:
         """Forget the calls of a worker, which has ended."""
@@ -122,3 +124,27 @@ class SharedCounts:
         digest = int.from_bytes(blake2b(key.encode(), key=self._secret, digest_size=8).digest())
         first, second = digest % _SLOTS, (digest >> 32) % _SLOTS
         return first * self._workers, (_SLOTS + second) * self._workers
+
+
+class SharedFeedState:
+    """What the worker that `leads` knows about the change feed, for the others: most of their polls find nothing."""
+
+    def __init__(self, memory: SharedMemory, *, leads: bool) -> None:
+        self.leads = leads
+        self._changes = memory.feed_changes
+        self._time = memory.feed_time
+
+    @property
+    def changes(self) -> int:
+        """A number that differs after each poll that has found something."""
+        return self._changes[0]
+
+    @property
+    def time(self) -> float:
+        """When the last poll began, in seconds of the system's monotonic clock. To be read before `changes`."""
+        return self._time[0]
+
+    def publish(self, poll_time: float, *, has_changes: bool) -> None:
+        """Record a poll."""
+        self._changes[0] += has_changes
+        self._time[0] = poll_time

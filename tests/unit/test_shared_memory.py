@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from integration_server.call_counts import CallCounts, LocalCounts, SharedCounts, SharedMemory
+from integration_server.shared_memory import CallCounts, LocalCounts, SharedCounts, SharedMemory
 
 
 def shared(workers: int) -> Sequence[SharedCounts]:
