@@ -7,7 +7,9 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -41,17 +43,18 @@ async def connections(address: str, count: int = CONNECTIONS) -> AsyncIterator[S
         ]
 
 
-async def watch(channel: grpc.aio.Channel) -> grpc.aio.UnaryStreamCall:
+async def watch(channel: grpc.aio.Channel) -> Any:  # noqa: ANN401  # the stub has no types
     """A stream of the health service, which has sent its first response."""
-    call = HealthStub(channel).Watch(HealthCheckRequest())
+    call: Any = HealthStub(channel).Watch(HealthCheckRequest())
     assert (await asyncio.wait_for(call.read(), DEADLINE)).status == HealthCheckResponse.SERVING
     return call
 
 
 @pytest.mark.postgres
 async def test_two_workers_serve_one_is_replaced_and_both_stop_together(postgres_url: str, tmp_path: Path) -> None:
-    settings = {"WORKERS": "2", "SHUTDOWN_GRACE_SECONDS": "60", "ENCRYPTION_KEY": new_key()}
-    async with run_server_process(tmp_path, postgres_url, **settings) as system:
+    key = new_key()
+    system_of = partial(run_server_process, WORKERS="2", SHUTDOWN_GRACE_SECONDS="60", ENCRYPTION_KEY=key)
+    async with system_of(tmp_path, postgres_url) as system:
         command = system.command
         assert set(command.serving["pids"]) == {"server-1", "server-2", "sidecar"}
         ada = await system.connect("ada")  # over the sidecar, which calls either of them
@@ -87,7 +90,7 @@ async def test_two_workers_serve_one_is_replaced_and_both_stop_together(postgres
         finished = await command.finished()
         assert (finished.code, "process_killed" in finished.err) == (0, False)
         # Each process that has written has a chain of its own.
-        verified = await run(tmp_path, server_environment(postgres_url, **settings), "audit", "verify")
+        verified = await run(tmp_path, server_environment(postgres_url, ENCRYPTION_KEY=key), "audit", "verify")
         assert verified.code == 0, verified
         assert int(verified.out.partition(": ")[2].partition(" chains")[0]) >= 2
 

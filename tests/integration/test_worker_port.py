@@ -3,6 +3,7 @@
 import socket
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import grpc
@@ -83,7 +84,7 @@ def test_a_program_that_joins_later_is_reported_once_and_again_when_there_is_ano
             stack.enter_context(listening(claim.address, shares=True))
         with capture_logs() as logs:
             claim.check()
-            server = grpc.server(stack.enter_context(_no_threads()))
+            server = grpc.server(stack.enter_context(ThreadPoolExecutor(1)))
             assert server.add_insecure_port(str(claim.address)) == claim.address.port
             server.start()
             claim.check()
@@ -92,11 +93,3 @@ def test_a_program_that_joins_later_is_reported_once_and_again_when_there_is_ano
                 claim.check()
             server.stop(None).wait(60)
     assert [(log["event"], log["foreign_listeners"]) for log in logs] == [("port_shared", 1), ("port_shared", 2)]
-
-
-@contextmanager
-def _no_threads() -> Iterator[object]:
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(1) as executor:
-        yield executor
