@@ -108,13 +108,15 @@ from integration_server.wiring.setting_names import warn_of_unknown_names
 from integration_server.wiring.sidecar import SidecarLink, new_sidecar_link, running_sidecar
 from integration_server.wiring.system import jitter as secure_jitter
 from integration_server.wiring.system import monotonic, random_token, utc_now
+from integration_server.wiring.workers import BEAT_INTERVAL, Worker
 
 RegisterProviders = Callable[[ProviderFactory], None]
 PeriodicJob = tuple[Callable[[], Awaitable[object]], timedelta]
 """A function and the interval between its calls."""
 
 _SWEEP_INTERVAL = timedelta(seconds=30)  # of the deletion of abandoned authorization attempts
-_POLL_INTERVAL = timedelta(seconds=0.5)  # of readiness and of files that may change
+_POLL_INTERVAL = timedelta(seconds=0.5)  # of files that may change
+_READINESS_INTERVAL = timedelta(seconds=1)
 _DUE_WORK_INTERVAL = timedelta(seconds=1)
 _RETENTION_INTERVAL = timedelta(minutes=10)
 _MAX_PAGE_BYTES = 1024 * 1024
@@ -298,20 +300,25 @@ async def running_grpc_server(
     build_stores: BuildStores = sql_stores,
     server_tasks: Callable[[], DetachedTasks] = DetachedTasks,
     metrics: Metrics | None = None,
+    worker: Worker | None = None,
 ) -> AsyncIterator[GrpcServer]:
     """Run the gRPC server, which a sidecar reaches over the link. On exit it drains, and calls get time to finish.
+
+    `worker` is what this process is among several; None for the only one.
 
     `settings.encryption_key` is set unless AWS KMS wraps the data keys. Raises `AddressTaken`, `InvalidFile`,
     `KeyringError`, `ProvidersError`, `SettingsError` or `StoreUnavailable`.
     """
     metrics = metrics or Metrics(is_on=False)
+    worker = worker or Worker()
     await asyncio.to_thread(require_writable, settings.refresh_journal_dir)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         http = await enter(ProviderHttp(clock, dev_mode=settings.dev_mode, deadline=settings.provider_timeout))
         record_request = record_provider_requests(metrics)
         providers = build_providers(settings, environment, http, clock, extra_providers, record_request)
-        warn_of_unknown_names(providers.all())
+        if worker.does_background_work:
+            warn_of_unknown_names(providers.all())
         storage = await enter(open_storage(settings, metrics.histogram(METRICS.connection_wait)))
         database, keyring = storage.database, storage.keyring
         head_recorder = await enter(open_head_recorder(settings, storage.heads, clock))
@@ -334,6 +341,7 @@ async def running_grpc_server(
             rotation,
             cache=used_cache,
             metrics=metrics,
+            process=worker,
         )
         sampler = read_metrics(
             metrics, settings, providers.all(), database, service.reader, service.worker, trail, clock
@@ -358,6 +366,7 @@ async def running_grpc_server(
             call_log,
             record_call,
             service.is_current,
+            worker,
         )
         grpc_address, grace = settings.grpc_address, settings.shutdown_grace
         listening = serving(server, str(grpc_address), grace, auth.credentials, local_target=link.target)
@@ -367,21 +376,24 @@ async def running_grpc_server(
             health.set_ready(await is_ready(stores.integrations, keyring))
 
         jobs: list[PeriodicJob] = [
-            (poll, _POLL_INTERVAL),
+            (poll, _READINESS_INTERVAL),
             *((reload, _POLL_INTERVAL) for reload in auth.reloaders),
             (service.refresher.recover, _DUE_WORK_INTERVAL),
-            (service.worker.poll, _DUE_WORK_INTERVAL),
             (service.reader.poll_when_due, MIN_POLL_INTERVAL),
+            *([(head_recorder.record, settings.audit_heads_interval)] if head_recorder else []),
+            (call_log.report, _REPORT_INTERVAL),
+            (worker.beat, BEAT_INTERVAL),
+        ]
+        background_jobs: list[PeriodicJob] = [
+            (service.worker.poll, _DUE_WORK_INTERVAL),
             (use_cases.oauth_connection.remove_abandoned, _SWEEP_INTERVAL),
             (use_cases.health_checker.prune, _RETENTION_INTERVAL),
             (use_cases.event_stream.prune, _RETENTION_INTERVAL),
             (use_cases.webhook_ingestion.prune, _RETENTION_INTERVAL),
-            *([(head_recorder.record, settings.audit_heads_interval)] if head_recorder else []),
-            (call_log.report, _REPORT_INTERVAL),
             *([(sampler.poll, SAMPLE_INTERVAL)] if metrics.is_on else []),
         ]
         await enter(service.worker)
-        for job, interval in jobs:
+        for job, interval in [*jobs, *(background_jobs if worker.does_background_work else [])]:
             await enter(periodic_job(job, interval))
 
         def drain() -> None:
@@ -405,6 +417,7 @@ def build_service(
     *,
     cache: RaceSafeCache | None = None,
     metrics: Metrics | None = None,
+    process: Worker | None = None,
     random_token: RandomToken = random_token,
     jitter: Jitter = secure_jitter,
     monotonic: Callable[[], float] = monotonic,
@@ -421,8 +434,8 @@ def build_service(
 ) -> Service:
     """Build the use cases and the background work.
 
-    `cache` is the cache of `GetCredentials`. The other keyword arguments are constants of the server, which tests
-    replace: `revocation_wait` is how long `DisconnectIntegration` waits for the provider, `heartbeat` the interval
+    `cache` is the cache of `GetCredentials`, `process` what this process is among several. The other
+    keyword arguments are constants of the server, which tests replace: `revocation_wait` is how long `DisconnectIntegration` waits for the provider, `heartbeat` the interval
     between cursors of a quiet event stream, `mass_failure_count` the smallest mass failure of refreshes.
     `checks_client_callers` and `uses_previous_secrets` switch off that only some callers may name an OAuth client, and
     that a previous client secret is used.
@@ -431,6 +444,7 @@ def build_service(
     controls).
     """
     metrics = metrics or Metrics(is_on=False)
+    process = process or Worker()
     integrations = stores.integrations
     authentication = ClientAuthentication(
         stores.oauth_clients,
@@ -450,7 +464,7 @@ def build_service(
         cached = CachedLookup(cache, integrations)
         metrics.read(partial(read_cache, cached))
         lookup, is_current = cached, cached.is_current
-    reader = ChangeFeedReader(stores.change_feed, cache, monotonic)
+    reader = ChangeFeedReader(stores.change_feed, cache, monotonic, process.feed)
     cipher = CredentialCipher(aead)
     schedule = Schedule(settings.refresh_buffer, settings.health_check_interval or None, jitter)
     webhook_router = WebhookRouter(stores.webhook_routes, aead, clock, monotonic=monotonic)
@@ -543,6 +557,7 @@ def build_service(
             jitter,
             metrics.histogram(METRICS.rate_limit_wait),
             metrics.counter(METRICS.rate_limit_refusals),
+            share=1 / process.count,
         ),
         tasks,
         clock,

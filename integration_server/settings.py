@@ -6,6 +6,7 @@ Types and bounds are checked field by field; conditions over several settings ar
 
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
@@ -147,6 +148,7 @@ class Settings(SidecarSettings):
     data_key_max_age: Days = duration("DATA_KEY_MAX_AGE_DAYS", 90 * DAY, ge=0 * DAY, le=3650 * DAY)  # 0: unlimited
     # Longer than a server needs to notice that it cannot read the data keys: a second and the database's timeouts.
     data_key_activation: Seconds = duration("DATA_KEY_ACTIVATION_SECONDS", 30 * SECOND, ge=SECOND, le=HOUR)
+    workers: Annotated[int, Field(ge=1, le=64)] | None = None  # None: wiring/workers.py
     grpc_address: ListenAddress = Address("127.0.0.1", 50051)
     metrics_address: OptionalListenAddress = Address("127.0.0.1", 9464)  # None: no listener
     sidecar_tls_ca_file: ExistingFile | None = None
@@ -334,6 +336,11 @@ RULES = (
             s.dev_mode and "public_url" in s.model_fields_set and not is_loopback(urlsplit(s.public_url).hostname or "")
         ),
         _DEV_MODE_MESSAGE,
+    ),
+    Rule(
+        ("WORKERS",),
+        lambda s: (s.workers or 1) > 1 and sys.platform != "linux",
+        "several workers need Linux, which distributes the connections of a port; remove it, or set WORKERS=1",
     ),
     _set_together("TLS_KEY_FILE", "TLS_CERT_FILE"),
     _set_together("SIDECAR_TLS_KEY_FILE", "SIDECAR_TLS_CERT_FILE"),

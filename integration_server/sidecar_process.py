@@ -42,7 +42,7 @@ def main() -> None:
     configure_logging(settings.log_level, process="sidecar", terminal=config["terminal"])
     protect_memory()
     try:
-        link = SidecarLink(Path(config["socket"]), config["token"])
+        link = SidecarLink([Path(socket) for socket in config["sockets"]], config["token"])
         metrics_socket = link.metrics_socket("sidecar") if config["metrics"] else None
         uvloop.run(serve_sidecar(channel, settings, link, metrics_socket))
     except (AddressTaken, OSError) as error:

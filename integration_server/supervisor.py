@@ -31,6 +31,8 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
+from itertools import groupby
+from math import inf
 from typing import Any, Literal
 
 import structlog
@@ -50,6 +52,11 @@ _PRINTED_INTERVAL = timedelta(minutes=1)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _STABLE_AFTER = timedelta(minutes=1)  # a process that ran for this long counts as healthy
 
+HANG_TIMEOUT = timedelta(seconds=30)
+"""The time without a beat after which a process hangs: no work that is in order blocks its event loop for that long."""
+
+_MISSED_CHECKS = 6  # in a row: the supervisor may have been suspended together with the process
+
 
 Command = Literal["drain", "stop"]
 Spawn = Callable[[int, int], int]
@@ -60,7 +67,10 @@ Spawn = Callable[[int, int], int]
 class ChildSpec:
     """A process: how it starts, its config, and the time that it gets to stop before it is killed.
 
-    `reports` are the names of what it reports when it is ready.
+    `reports` are the names of what it reports when it is ready. The processes of a `group` follow each other: its first
+    one starts alone, so that what keeps all of them from starting is reported once, and the others start together. They
+    also stop together. `beats` returns a number that rises as long as the process works: one whose number does not rise
+    for `HANG_TIMEOUT` is killed, and replaced. `on_end` is called when the process has ended.
     """
 
     name: str
@@ -68,6 +78,9 @@ class ChildSpec:
     stop_timeout: timedelta
     reports: Sequence[str] = ()
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    group: str = ""
+    beats: Callable[[], int] | None = None
+    on_end: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +252,8 @@ class _Process:
     received: bytes = b""
     unwritten: bytes = b""
     printed: _PrintLimiter = field(default_factory=_PrintLimiter)
+    beats: int = 0
+    missed_checks: int = 0
 
     def send(self, **message: object) -> None:
         """Send a message, unless the process has died, which the supervisor notices by itself."""
@@ -247,10 +262,25 @@ class _Process:
 
 
 class Supervisor:
-    """Runs processes until a signal stops them, or until one of them cannot start."""
+    """Runs processes until a signal stops them, or until one of them cannot start.
 
-    def __init__(self, children: Sequence[ChildSpec], *, backoff: RestartBackoff | None = None) -> None:
+    While all run, `check` is called a few times in each `hang_timeout`, by default `HANG_TIMEOUT`. None, for negative
+    controls: processes that hang are not replaced.
+    """
+
+    def __init__(
+        self,
+        children: Sequence[ChildSpec],
+        *,
+        backoff: RestartBackoff | None = None,
+        check: Callable[[], None] = lambda: None,
+        hang_timeout: timedelta | None = HANG_TIMEOUT,
+    ) -> None:
         self._specs = children
+        self._check = check
+        self._hang_timeout = hang_timeout
+        self._check_interval = (hang_timeout or HANG_TIMEOUT).total_seconds() / _MISSED_CHECKS
+        self._next_check = inf  # until all processes serve
         self._backoff = backoff or RestartBackoff()
         self._processes: dict[str, _Process] = {}
         self._failures: Counter[str] = Counter()
@@ -269,7 +299,8 @@ class Supervisor:
             self._due = {spec.name: 0.0 for spec in self._specs}
             while not self._is_stopping:
                 self._start_due()
-                self._wait(min(self._due.values()) - time.monotonic() if self._due else None)
+                self._wait(min([self._next_check, *self._due.values()]) - time.monotonic())
+                self._check_when_due()
                 for process, code in self._reap():
                     if not self._has_served:
                         self._stop()
@@ -317,6 +348,21 @@ class Supervisor:
                 self._log.error("process_not_started", name=name, problem=error.strerror, restart_in_seconds=pause)
         self._configure()
 
+    def _check_when_due(self) -> None:
+        if time.monotonic() < self._next_check:
+            return
+        self._next_check = time.monotonic() + self._check_interval
+        self._check()
+        for process in self._processes.values():
+            if process.spec.beats is None or process.details is None or self._hang_timeout is None:
+                continue
+            beats = process.spec.beats()
+            process.missed_checks = process.missed_checks + 1 if beats == process.beats else 0
+            process.beats = beats
+            if process.missed_checks >= _MISSED_CHECKS:
+                self._log.error("process_hangs", name=process.spec.name, pid=process.pid)
+                os.kill(process.pid, signal.SIGKILL)
+
     def _start(self, spec: ChildSpec) -> _Process:
         control, child_control = socket.socketpair()
         errors, child_errors = os.pipe()
@@ -340,18 +386,29 @@ class Supervisor:
         return process
 
     def _configure(self) -> None:
-        """Send the configs that are due: a first start waits until the processes before it are ready."""
-        for spec in self._specs:
-            process = self._processes.get(spec.name)
-            if process is not None and not process.is_configured:
-                process.is_configured = True
-                process.send(config=spec.config, predecessor=self._reported.get(spec.name, {}))
-            if not self._has_served and (process is None or process.details is None):
-                break
+        """Send the configs that are due: a first start waits until the processes before it are ready.
+
+        Within a group, only until the first one is.
+        """
+        for group in self._groups():
+            for spec in group:
+                process = self._processes.get(spec.name)
+                if process is not None and not process.is_configured:
+                    process.is_configured = True
+                    process.send(config=spec.config, predecessor=self._reported.get(spec.name, {}))
+                if not self._has_served and spec is group[0] and (process is None or process.details is None):
+                    return
+            ready = (self._processes.get(spec.name) for spec in group)
+            if not self._has_served and any(process is None or process.details is None for process in ready):
+                return
+
+    def _groups(self) -> Sequence[Sequence[ChildSpec]]:
+        """The processes by group, in the order in which they start. One without a group is alone."""
+        return [list(specs) for _, specs in groupby(self._specs, lambda spec: spec.group or spec.name)]
 
     def _wait(self, timeout: float | None) -> None:
         """Wait for a signal, for what the processes write, or for the timeout in seconds."""
-        for key, _ in self._selector.select(None if timeout is None else max(0.0, timeout)):
+        for key, _ in self._selector.select(None if timeout in (None, inf) else max(0.0, timeout)):
             key.data()
 
     def _read_reports(self, process: _Process) -> None:
@@ -386,6 +443,7 @@ class Supervisor:
                 key: value for started in self._processes.values() for key, value in (started.details or {}).items()
             }
             self._log.info("serving", **details, pids=pids)
+            self._next_check = time.monotonic() + self._check_interval
 
     def _relay_errors(self, process: _Process) -> bool:
         """Write what the process has written, in whole lines; returns whether there may be more."""
@@ -432,6 +490,7 @@ class Supervisor:
                 self._unregister(process.errors)
                 process.control.close()
                 os.close(process.errors)
+                process.spec.on_end()
                 yield process, os.waitstatus_to_exitcode(status)
 
     def _schedule_restart(self, process: _Process, code: int) -> None:
@@ -449,28 +508,31 @@ class Supervisor:
         return pause
 
     def _stop(self) -> bool:
-        """Stop the processes, the last first; returns whether one of them failed or had to be killed."""
-        has_failed = False
-        running = [self._processes[spec.name] for spec in self._specs if spec.name in self._processes]
-        for process in running:
+        """Stop the processes, the last group first; returns whether one of them failed or had to be killed."""
+        for process in self._processes.values():
             if process.is_configured:  # others wait for their config, and take nothing else
                 process.send(command="drain")
-        for process in reversed(running):
-            if process.spec.name not in self._processes:
-                continue  # it has ended meanwhile
+        return sum(self._stop_group(group) for group in reversed(self._groups())) > 0
+
+    def _stop_group(self, group: Sequence[ChildSpec]) -> bool:
+        """Stop the processes of a group together; returns whether one of them failed or had to be killed."""
+        has_failed = False
+        names = {spec.name for spec in group}
+        for process in (self._processes[name] for name in names & self._processes.keys()):
             if process.is_configured:
                 process.send(command="stop")
             else:
                 os.kill(process.pid, signal.SIGKILL)  # it has not begun to serve
-            deadline = time.monotonic() + process.spec.stop_timeout.total_seconds()
-            is_killed = not process.is_configured
-            while process.spec.name in self._processes:
-                if not is_killed and time.monotonic() >= deadline:
+        deadline = time.monotonic() + max(spec.stop_timeout for spec in group).total_seconds()
+        is_late = False
+        while remaining := names & self._processes.keys():
+            if not is_late and time.monotonic() >= deadline:
+                is_late = True
+                for process in (self._processes[name] for name in sorted(remaining)):
                     self._log.error("process_killed", name=process.spec.name, pid=process.pid)
                     os.kill(process.pid, signal.SIGKILL)
-                    is_killed = True
-                self._wait(None if is_killed else deadline - time.monotonic())
-                has_failed |= any(code and ended.is_configured for ended, code in self._reap())
+            self._wait(None if is_late else deadline - time.monotonic())
+            has_failed |= any(code and ended.is_configured for ended, code in self._reap())
         return has_failed
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from datetime import timedelta
 
 import structlog
@@ -18,11 +18,13 @@ from integration_server.logs import configure_logging, is_terminal
 from integration_server.observability.listener import LocalSource
 from integration_server.observability.metrics import Metrics
 from integration_server.settings import Settings
+from integration_server.shared_memory import SharedMemory
 from integration_server.sidecar.grpc_client import ServerClient, TlsFiles
 from integration_server.sidecar_settings import SidecarSettings
 from integration_server.supervisor import ChildSpec, Supervisor, SupervisorChannel, execute, fork_into
 from integration_server.wiring.metrics_listener import measured_process, running_metrics_listener
 from integration_server.wiring.sidecar import SidecarLink, new_sidecar_link, reachable_address, running_sidecar
+from integration_server.wiring.workers import Worker, claimed_port, worker_count, worker_names
 
 # Above what a stop takes: the sidecar gives requests in progress 5 seconds, the server calls SHUTDOWN_GRACE_SECONDS.
 _STOP_MARGIN = timedelta(seconds=30)
@@ -37,13 +39,15 @@ def serve() -> None:
     """Serve gRPC and the HTTP sidecar, each in a process of its own, until SIGTERM or Ctrl-C."""
     settings, environment = uvloop.run(load_settings())
     configure_logging(settings.log_level, process="supervisor")
-    with new_sidecar_link() as link:
-        server = ChildSpec(
-            "server",
-            fork_into(lambda: _serve_grpc(settings, environment, link)),
-            settings.shutdown_grace + _STOP_MARGIN,
-            reports=["grpc"],
-        )
+    count = worker_count(settings)
+    with new_sidecar_link(count) as link, ExitStack() as stack:
+        check, workers = _check_nothing, [Worker()]
+        if count > 1:
+            claim = stack.enter_context(claimed_port(settings.grpc_address, count))
+            settings = settings.model_copy(update={"grpc_address": claim.address})
+            memory = SharedMemory(count)
+            check, workers = claim.check, [Worker.of(memory, number) for number in range(count)]
+        servers = [_server(settings, environment, link.of_worker(worker.number), worker) for worker in workers]
         sidecar = ChildSpec(
             "sidecar",
             execute("integration_server.sidecar_process", _sidecar_environment(os.environ)),
@@ -51,19 +55,38 @@ def serve() -> None:
             reports=["sidecar"],
             config={
                 "settings": settings.model_dump(mode="json", include=set(SidecarSettings.model_fields)),
-                "socket": str(link.socket),
+                "sockets": [str(socket) for socket in link.sockets],
                 "token": link.token,
                 "terminal": is_terminal(),
                 "metrics": settings.metrics_address is not None,
             },
         )
-        freeze_gc()  # the server's process shares what is imported, until something writes to it
+        freeze_gc()  # the servers' processes share what is imported, until something writes to it
         # The listener of the metrics stops last: it also shows how the others stop.
-        code = Supervisor([*_metrics_listener(settings, link), server, sidecar]).run()
+        listener = _metrics_listener(settings, link, [*worker_names(count), "sidecar"])
+        code = Supervisor([*listener, *servers, sidecar], check=check).run()
     raise typer.Exit(code)
 
 
-def _metrics_listener(settings: Settings, link: SidecarLink) -> Sequence[ChildSpec]:
+def _check_nothing() -> None:
+    """A server with one worker does not share its port."""
+
+
+def _server(settings: Settings, environment: Mapping[str, str], link: SidecarLink, worker: Worker) -> ChildSpec:
+    """The process of a worker."""
+    memory = worker.memory
+    return ChildSpec(
+        worker.name,
+        fork_into(lambda: _serve_grpc(settings, environment, link, worker)),
+        settings.shutdown_grace + _STOP_MARGIN,
+        reports=["grpc"],
+        group="servers",
+        beats=None if memory is None else lambda: memory.beats[worker.number],
+        on_end=lambda: None if memory is None else memory.clear_calls(worker.number),
+    )
+
+
+def _metrics_listener(settings: Settings, link: SidecarLink, names: Sequence[str]) -> Sequence[ChildSpec]:
     """The process of the metrics listener, if there is one."""
     if settings.metrics_address is None:
         return ()
@@ -76,7 +99,7 @@ def _metrics_listener(settings: Settings, link: SidecarLink) -> Sequence[ChildSp
             config={
                 "address": settings.metrics_address,
                 "may_move": settings.metrics_may_move,
-                "sockets": {name: str(link.metrics_socket(name)) for name in ("server", "sidecar")},
+                "sockets": {name: str(link.metrics_socket(name)) for name in names},
                 "log_level": settings.log_level,
                 "terminal": is_terminal(),
             },
@@ -92,8 +115,8 @@ def _sidecar_environment(environment: Mapping[str, str]) -> Mapping[str, str]:
     }
 
 
-def _serve_grpc(settings: Settings, environment: Mapping[str, str], link: SidecarLink) -> int:
-    """Be the server's process; the exit code."""
+def _serve_grpc(settings: Settings, environment: Mapping[str, str], link: SidecarLink, worker: Worker) -> int:
+    """Be the process of a worker; the exit code."""
 
     @command
     async def serve_grpc() -> None:
@@ -101,8 +124,8 @@ def _serve_grpc(settings: Settings, environment: Mapping[str, str], link: Sideca
         prepared = await prepare_database(settings)
         metrics = Metrics(is_on=settings.metrics_address is not None)
         async with (
-            measured_process(metrics, "server", link.metrics_socket("server") if metrics.is_on else None),
-            running_grpc_server(prepared, environment, link, metrics=metrics) as server,
+            measured_process(metrics, worker.name, link.metrics_socket(worker.name) if metrics.is_on else None),
+            running_grpc_server(prepared, environment, link, metrics=metrics, worker=worker) as server,
             channel.commands(server.drain) as stop,
         ):
             freeze_gc()
@@ -110,8 +133,8 @@ def _serve_grpc(settings: Settings, environment: Mapping[str, str], link: Sideca
             await stop.wait()
 
     channel = SupervisorChannel()
-    configure_logging(settings.log_level, process="server", terminal=is_terminal())
-    if settings.skip_confirmation and not settings.dev_mode:
+    configure_logging(settings.log_level, process=worker.name, terminal=is_terminal())
+    if settings.skip_confirmation and not settings.dev_mode and worker.does_background_work:
         structlog.get_logger(__name__).warning("confirmation_skipped", setting="SKIP_CONFIRMATION")
     try:
         serve_grpc()
@@ -149,7 +172,7 @@ def remote_client(settings: Settings) -> ServerClient:
         token=settings.sidecar_token_file,
         server_name=settings.sidecar_tls_server_name,
     )
-    return ServerClient(str(reachable_address(settings.grpc_address)), tls_files)
+    return ServerClient(str(reachable_address(settings.grpc_address)), tls_files=tls_files)
 
 
 @command

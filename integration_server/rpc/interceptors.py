@@ -19,7 +19,6 @@ The server applies them in this order:
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -54,6 +53,7 @@ from integration_server.rpc.request_streams import (
 )
 from integration_server.rpc.reused_responses import ReusedResponses
 from integration_server.service.background.detached_tasks import CallBudget
+from integration_server.shared_memory import CallCounts, LocalCounts
 
 Interceptor: TypeAlias = Callable[[Method, Behavior], Behavior]
 
@@ -264,40 +264,34 @@ def convert_errors(
 
 
 def enforce_quota(
-    caller_of: CallerLookup, *, concurrency: int, per_second: int, monotonic: Callable[[], float] = time.monotonic
+    caller_of: CallerLookup,
+    *,
+    concurrency: int,
+    per_second: int,
+    monotonic: Callable[[], float] = time.monotonic,
+    counts: CallCounts | None = None,
 ) -> Interceptor:
-    """Limit each caller's concurrent calls and its calls per second, in this process. Raises `QuotaExceeded`.
+    """Limit each caller's concurrent calls and its calls per second. Raises `QuotaExceeded`.
+
+    `counts` counts them, also those of other workers; None for this process only.
 
     A stream counts as a concurrent call until it ends. Unary health checks are exempt, so that
     probes do not fail because the server is busy.
     """
-    in_flight: Counter[str] = Counter()
-    calls: Counter[str] = Counter()
-    second = 0
-
-    def is_over_rate(caller: str) -> bool:
-        nonlocal second
-        now = int(monotonic())
-        if now != second:
-            second = now
-            calls.clear()
-        calls[caller] += 1
-        return calls[caller] > per_second
+    counts = LocalCounts() if counts is None else counts
 
     @asynccontextmanager
     async def slot(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message or a stream
         caller = caller_of(context)
-        if in_flight[caller] >= concurrency:
+        if counts.in_flight(caller) >= concurrency:
             raise QuotaExceeded("under way")
-        if is_over_rate(caller):
+        if counts.add_to_rate(caller, int(monotonic())) > per_second:
             raise QuotaExceeded("in this second")
-        in_flight[caller] += 1
+        counts.change(caller, 1)
         try:
             yield request
         finally:
-            in_flight[caller] -= 1
-            if not in_flight[caller]:
-                del in_flight[caller]
+            counts.change(caller, -1)
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
         is_exempt = method.permission is Permission.HEALTH and not method.streams_responses

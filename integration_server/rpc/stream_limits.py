@@ -1,7 +1,6 @@
 """Interceptors that limit streams: how many are open, and how long a response waits for a client that reads none."""
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
@@ -14,37 +13,39 @@ from integration_server.domain.errors import QuotaExceeded
 from integration_server.rpc.interceptors import CallerLookup, Interceptor, first_request, wrap_in_context_manager
 from integration_server.rpc.methods import Behavior, Context, Method
 from integration_server.rpc.request_streams import CANCELLATION_DELAY
+from integration_server.shared_memory import CallCounts, LocalCounts
 
 
-def limit_streams(caller_of: CallerLookup, *, per_caller: int, per_user: int) -> Interceptor:
+def limit_streams(
+    caller_of: CallerLookup, *, per_caller: int, per_user: int, counts: CallCounts | None = None
+) -> Interceptor:
     """Limit each caller's open streams of a method, and among them those that name one user. Raises `QuotaExceeded`.
 
     A stream stays open, and gets each event or holds a connection to a provider, so few of them cost as much as many
     calls. The quota is the caller's: what one caller opens for a user takes nothing from another caller for the same
-    user. Each method has its own: pages that watch a user's events take nothing from a transfer.
+    user. Each method has its own: pages that watch a user's events take nothing from a transfer. `counts` counts them,
+    also those of other workers; None for this process only.
     """
+    counts = LocalCounts() if counts is None else counts
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
-        open_streams: Counter[tuple[str, str]] = Counter()
-
         @asynccontextmanager
         async def count(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message or a stream
             caller, user_id = caller_of(context), first_request(request).user_id
-            keys = {(caller, ""): per_caller}  # of all users together
+            limits = [("", per_caller, "that are streams")]  # of all users together
             if user_id:
-                keys[caller, user_id] = per_user
-            for key, limit in keys.items():
-                if open_streams[key] >= limit:
-                    subject = "that are streams for this user" if key[1] else "that are streams"
+                limits.append((user_id, per_user, "that are streams for this user"))
+            keys = [f"{method.path}\0{caller}\0{user}" for user, _, _ in limits]
+            for key, (_, limit, subject) in zip(keys, limits, strict=True):
+                if counts.in_flight(key) >= limit:
                     raise QuotaExceeded(f"{subject}; at most {limit} may be open")
-            open_streams.update(keys.keys())
+            for key in keys:
+                counts.change(key, 1)
             try:
                 yield request
             finally:
                 for key in keys:
-                    open_streams[key] -= 1
-                    if not open_streams[key]:
-                        del open_streams[key]
+                    counts.change(key, -1)
 
         names_user = method.streams_responses and "user_id" in method.request_class.DESCRIPTOR.fields_by_name
         return wrap_in_context_manager(method, behavior, count) if names_user else behavior

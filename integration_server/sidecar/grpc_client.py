@@ -5,11 +5,13 @@ and a channel with the new certificate replaces the previous one.
 """
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+import itertools
+from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import grpc.aio
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
@@ -33,6 +35,8 @@ _CHANNEL_OPTIONS = (
     # Finds a restarted server within two seconds; the default backoff grows to two minutes.
     ("grpc.max_reconnect_backoff_ms", 2000),
 )
+
+_READY = grpc.ChannelConnectivity.READY
 
 _CHANNEL_CLOSE_GRACE = 30.0  # seconds for calls on a replaced channel; longer than any deadline
 
@@ -64,60 +68,88 @@ class _ChannelState:
     health: Any  # its stub has no types
 
 
+@dataclass(frozen=True, slots=True)
+class _Channels:
+    """A channel to each worker of the server, and the index of the one that is next in turn."""
+
+    states: Sequence[_ChannelState]
+    turns: Iterator[int]
+
+    def next(self) -> _ChannelState:
+        """The next channel that is connected, while none is the next one.
+
+        A call over a channel to a worker that has ended fails at once. Asking for the state lets a channel connect.
+        """
+        first = next(self.turns) % len(self.states)
+        in_turn = [*self.states[first:], *self.states[:first]]
+        if len(in_turn) == 1:
+            return in_turn[0]
+        connected = [one for one in in_turn if one.channel.get_state(try_to_connect=True) is _READY]
+        return (connected or in_turn)[0]
+
+    async def close(self, grace: float | None = None) -> None:
+        """Close all channels; calls have `grace` seconds to finish."""
+        await asyncio.gather(*(state.channel.close(grace) for state in self.states))
+
+
 class ServerClient:
     """Calls the server's RPCs; each `timeout` is in seconds. Raises `InvalidFile` if a TLS file cannot be used.
 
-    `token` authenticates the sidecar, unless a file of `tls_files` has its token.
+    Calls take turns over the `targets`, the workers of one server. `token` authenticates the sidecar, unless a file of
+    `tls_files` has its token.
     """
 
-    def __init__(self, target: str, tls_files: TlsFiles | None = None, *, token: str | None = None) -> None:
-        self._target = target
+    def __init__(self, *targets: str, tls_files: TlsFiles | None = None, token: str | None = None) -> None:
+        self._targets = targets
         self._token = token
         self._tls_files = tls_files or TlsFiles()
         self._reloaded = ReloadedFile("sidecar credentials", self._tls_files.paths, self._open)
-        self._state = self._reloaded.value
+        self._channels = self._reloaded.value
         self._closing_channels: set[asyncio.Task[None]] = set()
 
     async def poll(self) -> None:
-        """Read the files again, and replace the channel if they have changed."""
+        """Read the files again, and replace the channels if they have changed."""
         await self._reloaded.poll()
-        if self._reloaded.value is not self._state:
-            task = asyncio.create_task(self._state.channel.close(_CHANNEL_CLOSE_GRACE))
-            self._state = self._reloaded.value
+        if self._reloaded.value is not self._channels:
+            task = asyncio.create_task(self._channels.close(_CHANNEL_CLOSE_GRACE))
+            self._channels = self._reloaded.value
             self._closing_channels.add(task)
             task.add_done_callback(self._closing_channels.discard)
 
     async def aclose(self) -> None:
-        """Close the channel and cancel its calls."""
-        await self._state.channel.close()
+        """Close the channels and cancel their calls."""
+        await self._channels.close()
         for task in self._closing_channels:
             task.cancel()
 
     def handle_callback(self, request: HandleCallbackRequest, *, timeout: float) -> Awaitable[HandleCallbackResponse]:
         """Call `HandleCallback`."""
-        return self._state.service.HandleCallback(request, timeout=timeout, metadata=self._state.metadata)
+        state = self._channels.next()
+        return state.service.HandleCallback(request, timeout=timeout, metadata=state.metadata)
 
     def receive_webhook(self, request: ReceiveWebhookRequest, *, timeout: float) -> Awaitable[ReceiveWebhookResponse]:
         """Call `ReceiveWebhook`."""
-        return self._state.service.ReceiveWebhook(request, timeout=timeout, metadata=self._state.metadata)
+        state = self._channels.next()
+        return state.service.ReceiveWebhook(request, timeout=timeout, metadata=state.metadata)
 
     def check_health(self, request: HealthCheckRequest, *, timeout: float) -> Awaitable[HealthCheckResponse]:
         """Call `Health.Check`."""
-        state = self._state
+        state = self._channels.next()
         response: Awaitable[HealthCheckResponse] = state.health.Check(request, timeout=timeout, metadata=state.metadata)
         return response
 
-    def _open(self, contents: Contents) -> _ChannelState:
+    def _open(self, contents: Contents) -> _Channels:
         path = self._tls_files.token
         token = self._token if path is None else _read_token(path, contents[path])
         metadata = () if token is None else [("authorization", f"Bearer {token}")]
-        channel = self._channel(contents)
-        return _ChannelState(channel, metadata, IntegrationServiceStub(channel), HealthStub(channel))
+        channels = [self._channel(target, contents) for target in self._targets]
+        states = [_ChannelState(one, metadata, IntegrationServiceStub(one), HealthStub(one)) for one in channels]
+        return _Channels(states, itertools.count())
 
-    def _channel(self, contents: Contents) -> grpc.aio.Channel:
+    def _channel(self, target: str, contents: Contents) -> grpc.aio.Channel:
         files = self._tls_files
         if files.authorities is None:
-            return grpc.aio.insecure_channel(self._target, options=_CHANNEL_OPTIONS)
+            return grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
         problems = list(certificate_problems(files.authorities, contents[files.authorities]))
         key = certificate = None
         if files.key is not None and files.certificate is not None:
@@ -127,7 +159,7 @@ class ServerClient:
             raise InvalidFile(*problems)
         credentials = grpc.ssl_channel_credentials(contents[files.authorities], key, certificate)
         name = [] if files.server_name is None else [("grpc.ssl_target_name_override", files.server_name)]
-        return grpc.aio.secure_channel(self._target, credentials, options=[*_CHANNEL_OPTIONS, *name])
+        return grpc.aio.secure_channel(target, credentials, options=[*_CHANNEL_OPTIONS, *name])
 
 
 def _read_token(path: Path, content: bytes) -> str:

@@ -36,11 +36,12 @@ class SqlChangeFeed:
         self._database = database
         self._ordering = ordering
 
-    async def wait_for_change(self, timeout: timedelta) -> None:
-        """Return when the database notifies of a change, at the latest after `timeout`."""
+    async def wait_for_change(self, timeout: timedelta) -> bool:
+        """Return True when the database notifies of a change, False after `timeout`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout.total_seconds()):
                 await self._database.change_notified.wait()
+        return self._database.change_notified.is_set()
 
     async def poll(self, cursor: ChangeCursor | None, limit: int) -> ChangeBatch:
         """The changes that became visible since the poll that returned `cursor`."""

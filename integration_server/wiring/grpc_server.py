@@ -37,6 +37,7 @@ from integration_server.service.calendar.google_calendar import GoogleCalendar
 from integration_server.service.common_types import Clock
 from integration_server.settings import Settings
 from integration_server.wiring.auth import AuthStack
+from integration_server.wiring.workers import Worker
 from integrations.v1 import (
     google_calendar_pb2,
     google_calendar_pb2_grpc,
@@ -66,11 +67,13 @@ def build_grpc_server(
     call_log: CallLog,
     record: RecordCall = lambda *_: None,
     is_current: Callable[[Integration], bool] | None = None,
+    worker: Worker | None = None,
 ) -> grpc.aio.Server:
-    """Build the server. `is_current` is that of the integration cache, if there is one.
+    """Build the server. `is_current` is that of the integration cache, if there is one; `worker` None for one process.
 
     In dev mode, or where callers are authenticated, it has reflection (grpcurl uses it).
     """
+    worker = worker or Worker()
     address_of = client_address(TrustedProxies(settings.trusted_proxies))
     audited_caller = caller_or_address(address_of)
     responses = is_current and ReusedResponses(is_current, audited_caller, current_caller, trail, clock)
@@ -86,11 +89,17 @@ def build_grpc_server(
             caller_of,
             concurrency=settings.caller_max_concurrency,
             per_second=settings.caller_max_calls_per_second,
+            counts=worker.counts,
         ),
         read_request(settings.grpc_read_timeout, responses=responses),
         enforce_deadline(),
         *auth.authorize_request,
-        limit_streams(caller_of, per_caller=settings.caller_max_streams, per_user=settings.caller_max_streams_per_user),
+        limit_streams(
+            caller_of,
+            per_caller=settings.caller_max_streams,
+            per_user=settings.caller_max_streams_per_user,
+            counts=worker.counts,
+        ),
         record_audit(trail, audited_caller, clock),
     )
     handlers = ProtectedHandlers(interceptors, unknown_method=(convert, *auth.authenticate))
@@ -104,17 +113,18 @@ def build_grpc_server(
         names = (SERVICE_NAME, CALENDARS_NAME, OPERATOR_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
         # `enable_server_reflection` adds the threaded servicer to any server but grpc.aio's own.
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), target)
-    return surviving_server(handlers, handlers.paths, grpc_options(settings))
+    return surviving_server(handlers, handlers.paths, grpc_options(settings, shares_port=worker.count > 1))
 
 
-def grpc_options(settings: Settings) -> Sequence[tuple[str, int]]:
+def grpc_options(settings: Settings, *, shares_port: bool = False) -> Sequence[tuple[str, int]]:
     """Return the limits as gRPC channel arguments (grpc/impl/channel_arg_names.h). docs/limits.md describes them.
 
-    Connections use at most half of the open files.
+    Connections use at most half of the open files. Workers share their port (`shares_port`), which their supervisor has
+    claimed.
     """
     return (
         # By default, a second, unrelated server on the same address silently gets half of the connections.
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", int(shares_port)),
         (
             "grpc.max_allowed_incoming_connections",
             cap_to_fd_limit(settings.grpc_max_connections, 1 / 2, setting="GRPC_MAX_CONNECTIONS"),

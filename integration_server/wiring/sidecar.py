@@ -4,7 +4,7 @@ A sidecar that starts together with the server has a `SidecarLink`; one that run
 files with which the two authenticate. Nothing of the server is imported here, and nothing that holds a key.
 """
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -27,18 +27,28 @@ _MAX_PARENT_LENGTH = 60  # characters: the path of a Unix socket has at most 107
 
 @dataclass(frozen=True, slots=True)
 class SidecarLink:
-    """The connection between a server and the sidecar that starts with it: a Unix socket, and a secret of this start.
+    """The connection between a server and the sidecar that starts with it: Unix sockets, and a secret of this start.
 
-    The socket is in a directory that only this user can enter, which authenticates the server. The secret authenticates
-    the sidecar: the server grants its bearer the sidecar's permissions, and nothing else over this socket.
+    Each worker of the server listens on a socket of its own. They are in a directory that only this user can enter,
+    which authenticates the server. The secret authenticates the sidecar: the server grants its bearer the sidecar's
+    permissions, and nothing else over these sockets.
     """
 
-    socket: Path
+    sockets: Sequence[Path]
     token: str = field(repr=False)
+
+    def of_worker(self, number: int) -> "SidecarLink":
+        """The part of one worker: its socket."""
+        return SidecarLink([self.sockets[number]], self.token)
+
+    @property
+    def socket(self) -> Path:
+        """The first socket, of a server with one worker the only one."""
+        return self.sockets[0]
 
     @property
     def target(self) -> str:
-        """The address of the socket, as gRPC names it."""
+        """The address of the first socket, as gRPC names it."""
         return f"unix:{self.socket}"
 
     def metrics_socket(self, process: str) -> Path:
@@ -47,16 +57,19 @@ class SidecarLink:
 
     def client(self) -> ServerClient:
         """A client of the server."""
-        return ServerClient(self.target, token=self.token)
+        return ServerClient(*(f"unix:{socket}" for socket in self.sockets), token=self.token)
 
 
 @contextmanager
-def new_sidecar_link() -> Iterator[SidecarLink]:
-    """A new link; its directory is removed at the end. Raises `OSError` if there is no place for it."""
+def new_sidecar_link(workers: int = 1) -> Iterator[SidecarLink]:
+    """A new link to a server with this number of workers; its directory is removed at the end.
+
+    Raises `OSError` if there is no place for it.
+    """
     if len(gettempdir()) > _MAX_PARENT_LENGTH:
         raise OSError(f"{gettempdir()} (TMPDIR) is too long for the path of a Unix socket; set a shorter one")
     with TemporaryDirectory(prefix="integration-server-") as directory:  # mode 0700
-        yield SidecarLink(Path(directory) / "grpc.sock", random_token())
+        yield SidecarLink([Path(directory) / f"{number}.sock" for number in range(workers)], random_token())
 
 
 @asynccontextmanager

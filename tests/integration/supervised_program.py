@@ -5,12 +5,14 @@
 
 import asyncio
 import errno
+import mmap
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import partial
 
 import structlog
 
@@ -34,6 +36,9 @@ LIES = [
 ]
 """What a process that an attacker has taken over might send."""
 
+BEATS = mmap.mmap(-1, 1)
+"""What `stop_beating` changes as long as it works."""
+
 Behaviour = Callable[[SupervisorChannel | None], int]
 
 
@@ -49,11 +54,24 @@ def main() -> int:
         os.wait()
         return 0
     specs = [
-        ChildSpec(name, _spawn(fork_into(_main_of(name, behaviour))), _stop_timeout(behaviour), reports=[name])
+        ChildSpec(
+            name,
+            _spawn(fork_into(_main_of(name, behaviour))),
+            _stop_timeout(behaviour),
+            reports=[name],
+            group="workers" if name.startswith("worker") else "",
+            beats=partial(BEATS.__getitem__, 0) if behaviour is stop_beating else None,
+            on_end=partial(print, f"{name} has ended", file=sys.stderr),
+        )
         for name, behaviour in children.items()
     ]
     backoff = RestartBackoff(first=timedelta(milliseconds=1), longest=timedelta(milliseconds=4))
-    return Supervisor(specs, backoff=backoff).run()
+    timeout = None if sys.argv[2:] == ["unwatched"] else timedelta(seconds=1.2)
+    return Supervisor(specs, backoff=backoff, check=_report_check, hang_timeout=timeout).run()
+
+
+def _report_check() -> None:
+    print("the supervisor has checked", file=sys.stderr)
 
 
 def _spawn(fork: Spawn) -> Spawn:
@@ -173,6 +191,25 @@ def ignore_stop(channel: SupervisorChannel | None) -> int:
         time.sleep(60)
 
 
+def stop_beating(channel: SupervisorChannel | None) -> int:
+    """Work for a while, and then do not: nothing else shows it."""
+    assert channel is not None
+    channel.report_ready(**{channel_name(): "address"})
+    for number in range(20):
+        BEATS[0] = number
+        time.sleep(0.1)
+    print("no more beats", file=sys.stderr)
+    time.sleep(60)
+    return 0
+
+
+def start_slowly(channel: SupervisorChannel | None) -> int:
+    """Serve, some time after the others could have begun."""
+    time.sleep(0.3)
+    print(f"{channel_name()} is ready", file=sys.stderr)
+    return serve(channel)
+
+
 FIRST_AND_SECOND: Mapping[str, Mapping[str, Behaviour]] = {
     "serve": {"first": serve, "second": serve},
     "write": {"first": write_lines, "second": write_lines},
@@ -184,6 +221,15 @@ FIRST_AND_SECOND: Mapping[str, Mapping[str, Behaviour]] = {
     **{f"second lies {number}": {"first": serve, "second": report(*lie)} for number, lie in enumerate(LIES)},
     "second cannot be forked": {"first": serve, "second": die},
     "second hangs": {"first": serve, "second": ignore_stop},
+    "second stops beating": {"first": serve, "second": stop_beating},
+    "workers": {
+        "first": serve,
+        "worker-1": start_slowly,
+        "worker-2": start_slowly,
+        "worker-3": start_slowly,
+        "last": serve,
+    },
+    "workers fail": {"worker-1": fail_to_start, "worker-2": fail_to_start, "worker-3": fail_to_start},
 }
 
 

@@ -130,6 +130,49 @@ def test_a_process_that_cannot_be_started_again_is_tried_later() -> None:
         assert program.names_of("ending") == ["first"]
 
 
+def test_the_first_of_a_group_starts_alone_the_others_together_and_all_stop_together() -> None:
+    with running("workers") as program:
+        serving = json.loads(program.read_until('"serving", "process"'))
+        assert list(serving["pids"]) == ["first", "worker-1", "worker-2", "worker-3", "last"]
+        os.kill(program.process.pid, signal.SIGTERM)
+        assert program.end() == 0
+        begun = [line.partition(": ")[2] or line for line in program.lines]
+        begun = [line.strip() for line in begun if "may start" in line or "is ready" in line]
+        assert begun[:3] == ["first may start", "worker-1 may start", "worker-1 is ready"]
+        assert sorted(begun[3:5]) == ["worker-2 may start", "worker-3 may start"]
+        assert sorted(begun[5:7]) == ["worker-2 is ready", "worker-3 is ready"]
+        assert begun[7:] == ["last may start"]
+        ends = program.names_of("ending")
+        assert (ends[0], sorted(ends[1:4]), ends[4]) == ("last", ["worker-1", "worker-2", "worker-3"], "first")
+        assert sorted(program.names_of("draining")) == sorted(serving["pids"])
+        assert [name for name in serving["pids"] if f"{name} has ended\n" not in program.lines] == []
+        wait_until_gone(list(serving["pids"].values()))
+
+
+def test_what_keeps_a_group_from_starting_is_reported_once() -> None:
+    with running("workers fail") as program:
+        assert program.end() == 7
+        assert program.lines.count("a message for the operator\n") == 1
+
+
+def test_a_process_whose_event_loop_hangs_is_replaced_and_the_others_continue() -> None:
+    with running("second stops beating") as program:
+        serving = json.loads(program.read_until('"serving", "process"'))
+        assert json.loads(program.read_until('"process_hangs"'))["pid"] == serving["pids"]["second"]
+        restarted = json.loads(program.read_until('"process_restarted"'))
+        assert restarted["pids"]["first"] == serving["pids"]["first"]
+        program.process.kill()
+
+
+def test_negative_control_without_beats_a_process_hangs_for_ever() -> None:
+    with running("second stops beating", "unwatched") as program:
+        program.read_until("no more beats")
+        for _ in range(3):
+            program.read_until("the supervisor has checked")
+        program.process.kill()
+    assert program.names_of("process_hangs") == []
+
+
 def test_the_pause_before_a_restart_doubles_up_to_a_limit() -> None:
     backoff = RestartBackoff(first=timedelta(seconds=0.5), longest=timedelta(seconds=30))
     assert [backoff.pause(failures) for failures in (1, 2, 3, 6, 7, 1000)] == [0.5, 1, 2, 16, 30, 30]

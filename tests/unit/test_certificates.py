@@ -90,7 +90,7 @@ def test_server_and_sidecar_reject_invalid_files_at_the_start(tmp_path: Path) ->
         ReloadingServerCredentials(certificate, key, authority)
     assert set(server.value.problems) == problems
     with pytest.raises(InvalidFile) as sidecar:
-        ServerClient("127.0.0.1:0", TlsFiles(authority, certificate, key))
+        ServerClient("127.0.0.1:0", tls_files=TlsFiles(authority, certificate, key))
     assert set(sidecar.value.problems) == problems
 
 
@@ -99,4 +99,4 @@ def test_a_token_file_has_one_line(tmp_path: Path, token: bytes) -> None:
     path = tmp_path / "token"
     path.write_bytes(token)
     with pytest.raises(InvalidFile, match="is not a token"):
-        ServerClient("127.0.0.1:0", TlsFiles(token=path))
+        ServerClient("127.0.0.1:0", tls_files=TlsFiles(token=path))

@@ -177,6 +177,17 @@ def test_an_invalid_metrics_address_is_named(address: str) -> None:
     assert names_of(problems_of({**PRODUCTION, "METRICS_ADDRESS": address})) == ["METRICS_ADDRESS"]
 
 
+@pytest.mark.parametrize("number", ["0", "abc", "-1", "1.5", "65", "two", "1e3", " ", "auto"])
+def test_an_invalid_number_of_workers_is_named(number: str) -> None:
+    (problem,) = problems_of({**PRODUCTION, "WORKERS": number})
+    assert problem.startswith("WORKERS: ")
+
+
+@pytest.mark.parametrize(("number", "expected"), [("1", 1), ("64", 64), (" 2 ", 2), ("", None)])
+def test_a_number_of_workers_is_accepted(number: str, expected: int | None) -> None:
+    assert Settings.from_environment({**PRODUCTION, "WORKERS": number}).workers == expected
+
+
 def test_unknown_variables_are_ignored() -> None:
     theirs = {"PATH": "/bin", "STRIPE_CLIENT_ID": "x"}
     assert Settings.from_environment({**PRODUCTION, **theirs}) == Settings.from_environment(PRODUCTION)

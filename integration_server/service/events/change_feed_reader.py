@@ -21,6 +21,7 @@ from integration_server.service.events.ports import (
     ChangeRange,
     EventFilter,
     LoggedEvent,
+    SharedFeed,
 )
 
 POLL_INTERVAL = timedelta(seconds=0.25)
@@ -29,6 +30,7 @@ POLL_INTERVAL = timedelta(seconds=0.25)
 MIN_POLL_INTERVAL = timedelta(seconds=0.05)
 """The shortest time between two polls, however many changes are notified."""
 
+_MAX_OWN_POLL_INTERVAL = 10.0  # seconds, also if another process says that there is nothing new
 _MAX_BATCH = 10_000  # changes of some hundred bytes each
 _MAX_EVENTS = 500  # in memory, per range
 _MAX_BUFFERED = 1_000  # events that wait in memory for one stream; a stream that is further behind reads the log
@@ -165,6 +167,11 @@ class EventBuffer:
                 self._subscriptions.pop(event_filter.user_id, None)
 
     @property
+    def has_pending(self) -> bool:
+        """Whether events wait for the horizon."""
+        return bool(self._pending)
+
+    @property
     def waiting_counts(self) -> Sequence[int]:
         """For each stream, the number of events that wait for it in memory."""
         return [subscription.waiting_count for subscription in self._all()]
@@ -181,14 +188,22 @@ class EventBuffer:
 
 @dataclass(eq=False, repr=False)
 class ChangeFeedReader:
-    """The one reader of a process. It reads while there is a cache or a subscriber."""
+    """The one reader of a process. It reads while there is a cache or a subscriber.
+
+    Of several processes on one machine, one polls the feed at each interval. The others poll after a notification, and
+    when that one has found something (`shared`); otherwise what it has not found is not there for them either. None, or
+    one that is late: this process polls by itself. `monotonic` is the system's clock.
+    """
 
     feed: ChangeFeed
     cache: ChangeListener | None
     monotonic: Callable[[], float]
+    shared: SharedFeed | None = None
 
     def __post_init__(self) -> None:
         self._cursor: ChangeCursor | None = None
+        self._current_time: float | None = None
+        self._seen_changes = -1
         self._subscribers = 0
         self._poll_time: float | None = None
         self._lock = asyncio.Lock()
@@ -206,13 +221,14 @@ class ChangeFeedReader:
     @property
     def lag(self) -> float | None:
         """Seconds since the feed was last read; None while it is not read."""
-        return None if self._cursor is None or self._poll_time is None else self.monotonic() - self._poll_time
+        return None if self._cursor is None or self._current_time is None else self.monotonic() - self._current_time
 
     async def poll_when_due(self) -> None:
         """Poll after a notification, or after `POLL_INTERVAL`. To be called every `MIN_POLL_INTERVAL`."""
-        await self.feed.wait_for_change(POLL_INTERVAL - MIN_POLL_INTERVAL)
+        is_notified = await self.feed.wait_for_change(POLL_INTERVAL - MIN_POLL_INTERVAL)
         if self.cache is not None or self._subscribers:
-            await self.poll()
+            if is_notified or not self._is_current():
+                await self.poll()
         else:
             self._cursor = None  # the log may be long by the time of the next subscriber
 
@@ -220,9 +236,31 @@ class ChangeFeedReader:
         """Read the new changes, and pass them to all consumers. Raises `StoreUnavailable`."""
         async with self._lock:
             start = self.monotonic()
+            seen = -1 if self.shared is None else self.shared.changes
             batch = await self.feed.poll(self._cursor, _MAX_BATCH)
-            self._cursor, self._poll_time = batch.cursor, start
+            self._cursor, self._poll_time, self._current_time, self._seen_changes = batch.cursor, start, start, seen
             if self.cache is not None:
                 self.cache.apply_changes(batch.changed_ids, start)
             self.events.add(batch)
+            if self.shared is not None and self.shared.leads:
+                has_changes = batch.changed_ids is None or bool(batch.changed_ids) or bool(batch.events)
+                self.shared.publish(start, has_changes=has_changes)
             return batch
+
+    def _is_current(self) -> bool:
+        """Whether a poll would find nothing, because another process has polled and has found nothing new.
+
+        What was visible to that process before it counted a change, is visible to a later poll of this one.
+        """
+        if self.shared is None or self.shared.leads or self._poll_time is None or self._cursor is None:
+            return False
+        time, now = self.shared.time, self.monotonic()
+        if self.shared.changes != self._seen_changes or self.events.has_pending:
+            return False
+        time = max(time, self._poll_time)
+        if now - time > 2 * POLL_INTERVAL.total_seconds() or now - self._poll_time > _MAX_OWN_POLL_INTERVAL:
+            return False
+        self._current_time = time
+        if self.cache is not None:
+            self.cache.apply_changes((), time)
+        return True

@@ -75,8 +75,8 @@ class EventFilter:
 class ChangeFeed(Protocol):
     """The log of changes that all replicas make to integrations, kept for some time."""
 
-    async def wait_for_change(self, timeout: timedelta) -> None:
-        """Return when the store notifies of a change, at the latest after `timeout`. A notification may be lost."""
+    async def wait_for_change(self, timeout: timedelta) -> bool:
+        """Return True when the store notifies of a change, False after `timeout`. A notification may be lost."""
 
     async def poll(self, cursor: ChangeCursor | None, limit: int) -> ChangeBatch:
         """The changes that became visible since the poll that returned `cursor`, each once, at most `limit`.
@@ -91,6 +91,25 @@ class ChangeFeed(Protocol):
 
     async def prune(self, retention: timedelta) -> int:
         """Delete some of the changes that are older, on the store's clock; returns how many. 0: none is left."""
+
+
+class SharedFeed(Protocol):
+    """What one process of this machine, the one that `leads`, tells the others about its polls of the change feed."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is this process."""
+
+    @property
+    def changes(self) -> int:
+        """A number that differs after each poll that has found something."""
+
+    @property
+    def time(self) -> float:
+        """When the last poll began, in monotonic seconds. To be read before `changes`."""
+
+    def publish(self, poll_time: float, *, has_changes: bool) -> None:
+        """Tell the others of a poll."""
 
 
 class ChangeListener(Protocol):

@@ -12,7 +12,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from typing import Protocol
@@ -298,13 +298,18 @@ class ProviderRateLimiter:
 
 @dataclass(eq=False, repr=False)
 class RateLimiters:
-    """The rate limiters of all OAuth clients. `monotonic` is in seconds."""
+    """The rate limiters of all OAuth clients. `monotonic` is in seconds.
+
+    `share` is the part of each declared limit that this process may use, of several that do not know of each other's
+    calls: at least one call.
+    """
 
     shared: DistributedLimiter | None
     monotonic: Callable[[], float]
     jitter: Jitter
     record_wait: Record = record_nothing
     record_refusal: Record = record_nothing
+    share: float = 1
 
     def __post_init__(self) -> None:
         self._limiters: dict[str, ProviderRateLimiter] = {}
@@ -315,13 +320,18 @@ class RateLimiters:
         if key not in self._limiters:
             self._limiters[key] = ProviderRateLimiter(
                 provider.integration_type,
-                provider.rate_limits,
+                [replace(limit, calls=self._share_of(limit.calls)) for limit in provider.rate_limits]
+                if self.shared is None
+                else provider.rate_limits,
                 self.shared,
                 self.monotonic,
                 self.jitter,
-                provider.calls_at_once,
+                None if provider.calls_at_once is None else self._share_of(provider.calls_at_once),
                 oauth_client=provider.oauth_client.name,
                 record_wait=self.record_wait,
                 record_refusal=self.record_refusal,
             )
         return self._limiters[key]
+
+    def _share_of(self, calls: int) -> int:
+        return max(1, int(calls * self.share))

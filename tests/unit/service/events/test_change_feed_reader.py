@@ -1,6 +1,7 @@
 """The reader of the change feed, and the buffer of events that wait for the horizon."""
 
 import asyncio
+import itertools
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,7 @@ from integration_server.service.events.change_feed_reader import (
     Subscription,
 )
 from integration_server.service.events.ports import ChangeBatch, ChangeCursor, EventFilter, LoggedEvent
+from integration_server.shared_memory import SharedFeedState, SharedMemory
 from tests.fakes.change_feed import FakeChangeFeed
 from tests.fakes.clock import NOON
 
@@ -216,6 +218,108 @@ class TestChangeFeedReader:
         await reader.poll_when_due()
         batch = await reader.poll()
         assert (feed.polls, batch.changed_ids) == (2, None)  # it restarts at the end of the log
+
+
+class Host:
+    """Three processes of one machine that read the same feed, each with a cache. `leader` polls for the others."""
+
+    def __init__(self, *, shares: bool = True) -> None:
+        memory = SharedMemory(3)
+        self.now = 100.0
+        self.feeds = [FakeChangeFeed() for _ in range(3)]
+        self.caches = [RecordingCache() for _ in range(3)]
+        for feed in self.feeds:
+            feed.changed_ids, feed.times_out = self.feeds[0].changed_ids, True
+        self.readers = [
+            ChangeFeedReader(
+                feed, cache, lambda: self.now, SharedFeedState(memory, leads=number == 0) if shares else None
+            )
+            for number, (feed, cache) in enumerate(zip(self.feeds, self.caches, strict=True))
+        ]
+
+    async def tick(self, *numbers: int) -> None:
+        """Let the time of an interval pass, after which these processes, by default all, poll if they have to."""
+        self.now += POLL_INTERVAL.total_seconds()
+        for number in numbers or range(3):
+            await self.readers[number].poll_when_due()
+
+    @property
+    def polls(self) -> list[int]:
+        return [feed.polls for feed in self.feeds]
+
+    def invalidated(self, number: int) -> list[int]:
+        """What a process has removed from its cache."""
+        return [one for ids, _ in self.caches[number].calls for one in ids or ()]
+
+
+class TestSharedFeed:
+    async def test_one_process_polls_for_all_and_all_stay_current(self) -> None:
+        host = Host()
+        for _ in range(21):
+            await host.tick()
+        assert host.polls == [21, 1, 1]
+        assert [cache.calls[-1][1] for cache in host.caches] == [host.now] * 3
+
+    async def test_negative_control_alone_each_process_polls_at_each_interval(self) -> None:
+        host = Host(shares=False)
+        for _ in range(21):
+            await host.tick()
+        assert host.polls == [21, 21, 21]
+
+    @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+    async def test_a_change_reaches_every_cache_within_two_intervals_in_any_order(self, order: Sequence[int]) -> None:
+        host = Host()
+        for number in range(10):
+            host.feeds[0].changed_ids.append(IntegrationId(number))
+            await host.tick(*order)
+            await host.tick(*order)
+            for process in range(3):
+                assert number in host.invalidated(process) or number == 0
+        await host.tick(*order)
+        before = host.polls
+        await host.tick(*order)
+        assert [after - first for after, first in zip(host.polls, before, strict=True)] == [1, 0, 0]
+
+    async def test_a_change_between_the_polls_of_two_processes_is_not_missed(self) -> None:
+        host = Host()
+        await host.tick()
+        for number in range(20):  # visible to one process before the other, and the other way round
+            first, second = (0, 1) if number % 2 else (1, 0)
+            await host.readers[first].poll()
+            host.feeds[0].changed_ids.append(IntegrationId(number))
+            await host.readers[second].poll()
+            await host.tick()
+            await host.tick()
+        assert sorted(host.invalidated(1)) == sorted(host.invalidated(0)) == list(range(20))
+
+    async def test_the_others_poll_by_themselves_while_the_one_that_polls_for_them_does_not(self) -> None:
+        host = Host()
+        await host.tick()
+        for _ in range(8):  # it hangs, or the database does not respond to it
+            await host.tick(1, 2)
+        assert host.polls[0] == 1
+        assert min(host.polls[1:]) >= 3
+        host.feeds[0].changed_ids.append(IntegrationId(7))
+        for _ in range(3):
+            await host.tick(1, 2)
+        assert (host.invalidated(1), host.invalidated(2)) == ([7], [7])
+        # At no time is what a cache serves older than it may be.
+        times = [poll_time for _, poll_time in host.caches[1].calls]
+        assert max(later - earlier for earlier, later in itertools.pairwise(times)) < MAX_STALENESS.total_seconds()
+
+    async def test_a_notification_is_not_delayed_by_what_another_process_knows(self) -> None:
+        host = Host()
+        await host.tick()
+        host.feeds[0].changed_ids.append(IntegrationId(7))
+        host.feeds[1].notified.set()
+        await host.readers[1].poll_when_due()
+        assert host.invalidated(1) == [7]
+
+    async def test_each_process_polls_now_and_then_whatever_it_is_told(self) -> None:
+        host = Host()
+        for _ in range(100):  # 25 seconds
+            await host.tick()
+        assert host.polls == [100, 3, 3]
 
 
 def test_the_cache_tolerates_late_polls() -> None:

@@ -13,7 +13,7 @@ import pytest
 from integration_server.domain.errors import ProviderUnavailable, RateLimited
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.domain.proxy_messages import ApiResponse, LimitScope, Quota, RateLimit
-from integration_server.service.proxy.rate_limiter import Exhausted, ProviderRateLimiter
+from integration_server.service.proxy.rate_limiter import Exhausted, ProviderRateLimiter, RateLimiters
 from tests.fakes.system import FakeSystem
 
 
@@ -367,3 +367,28 @@ async def test_an_accounts_pause_is_an_hour_at_most_and_then_one_call_is_tried(s
                 pass
         observe(OK)
     assert not await is_paused(limiter, sample)
+
+
+@pytest.mark.parametrize(
+    ("calls", "at_once", "workers", "expected"),
+    [(10, None, 1, (10, None)), (10, 8, 2, (5, 4)), (10, 8, 3, (3, 2)), (1, 1, 2, (1, 1)), (600, None, 64, (9, None))],
+)
+async def test_each_of_several_processes_has_a_share_of_declared_limits_unless_they_count_together(
+    calls: int, at_once: int | None, workers: int, expected: tuple[int, int | None]
+) -> None:
+    """Together they stay within the limit, unless it is less than a call for each of them."""
+    system = FakeSystem()
+    provider = next(iter(system.providers.all()))
+    provider.rate_limits, provider.calls_at_once = [limit(calls, 1)], at_once  # type: ignore[misc]
+
+    class Together:
+        async def acquire(self, counters: Sequence[tuple[str, RateLimit]]) -> Exhausted | None:
+            """Permit all calls."""
+            del counters
+
+    of_one, of_redis = (
+        RateLimiters(shared, time.monotonic, lambda: 1.0, share=1 / workers).limiter(provider)
+        for shared in (None, Together())
+    )
+    assert ([one.calls for one in of_one.limits], of_one.calls_at_once) == ([expected[0]], expected[1])
+    assert [one.calls for one in of_redis.limits] == [calls]

@@ -1,0 +1,188 @@
+"""The worker processes of a server: how many there are, the port and the memory that they share."""
+
+import errno
+import os
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from math import ceil
+from pathlib import Path
+
+import structlog
+
+from integration_server.lifecycle import AddressTaken
+from integration_server.setting_types import Address
+from integration_server.settings import Settings
+from integration_server.shared_memory import CallCounts, LocalCounts, SharedCounts, SharedFeedState, SharedMemory
+
+_CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # docs.kernel.org/admin-guide/cgroup-v2: "QUOTA PERIOD" or "max …"
+_LISTENERS = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+_LISTEN = "0A"  # include/net/tcp_states.h
+_PORT_ATTEMPTS = 16
+
+BEAT_INTERVAL = timedelta(seconds=1)
+"""The interval between two calls of `Worker.beat`: a small part of the supervisor's `HANG_TIMEOUT`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One of the processes that serve gRPC, of `count`. The one with the number 0 also does the background work."""
+
+    number: int = 0
+    count: int = 1
+    counts: CallCounts = field(default_factory=LocalCounts)
+    memory: SharedMemory | None = None
+    feed: SharedFeedState | None = None
+
+    @classmethod
+    def of(cls, memory: SharedMemory, number: int) -> "Worker":
+        """The worker with this number."""
+        feed = SharedFeedState(memory, leads=number == 0)
+        return cls(number, memory.workers, SharedCounts(memory, number), memory, feed)
+
+    @property
+    def name(self) -> str:
+        """The name of its process."""
+        return worker_names(self.count)[self.number]
+
+    @property
+    def does_background_work(self) -> bool:
+        """Whether it does what has to be done once, however many workers there are."""
+        return self.number == 0
+
+    async def beat(self) -> None:
+        """Show the supervisor that the event loop runs. To be called every second."""
+        if self.memory is not None:
+            self.memory.beats[self.number] += 1
+
+
+def worker_names(count: int) -> Sequence[str]:
+    """The names of the workers' processes."""
+    return ["server"] if count == 1 else [f"server-{number}" for number in range(1, count + 1)]
+
+
+def worker_count(settings: Settings, cores: int | None = None) -> int:
+    """The number of workers that `serve` runs: `WORKERS`, by default one for each core.
+
+    SQLite has one writer at a time, for which several processes would wait, and development needs one.
+    """
+    if settings.workers is not None:
+        return settings.workers
+    if settings.dev_mode or sys.platform != "linux":
+        return 1
+    cores = usable_cores() if cores is None else cores
+    if cores > 1 and settings.database_url.startswith("sqlite"):
+        structlog.get_logger(__name__).info("one_worker", reason="SQLite has one writer at a time", cores=cores)
+        return 1
+    return cores
+
+
+def usable_cores(cpu_limit: Path = _CGROUP_CPU_LIMIT) -> int:
+    """The cores that this process may use: of its affinity, and at most the limit of its container, rounded up."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = cpu_limit.read_text().split()
+        return min(cores, max(1, ceil(int(quota) / int(period))))
+    except (OSError, ValueError, ZeroDivisionError):  # no limit, or none that can be read
+        return cores
+
+
+# --- the port --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class PortClaim:
+    """An address that this server has claimed for its workers. `address` has the port also where any was asked for."""
+
+    address: Address
+    sockets: int
+    workers: int
+    _foreign: int = 0
+
+    def check(self) -> None:
+        """Log when another program listens on the port too.
+
+        The system gives it a part of the connections. It can only be a program of the same user that begins to listen
+        with SO_REUSEPORT after this server.
+        """
+        foreign = max(0, count_listeners(self.address.port) - self.sockets * self.workers)
+        if foreign > self._foreign:
+            structlog.get_logger(__name__).error("port_shared", address=str(self.address), foreign_listeners=foreign)
+        self._foreign = foreign
+
+
+@contextmanager
+def claimed_port(address: Address, workers: int) -> Iterator[PortClaim]:
+    """Claim an address for the workers, who may then bind it with SO_REUSEPORT. Raises `AddressTaken`.
+
+    It is bound without that option first, which fails if anybody listens, also with the option. The workers of another
+    server can therefore not join. Nothing listens on the sockets of the claim.
+    """
+    with ExitStack() as stack:
+        try:
+            sockets, port = _bind(address, stack)
+        except OSError as error:
+            raise AddressTaken(
+                f"cannot listen on {address} (GRPC_ADDRESS): {error.strerror}; is another server running there?"
+            ) from error
+        for claimed in sockets:
+            claimed.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        yield PortClaim(address._replace(port=port), len(sockets), workers)
+
+
+def _bind(address: Address, stack: ExitStack) -> tuple[Sequence[socket.socket], int]:
+    """Bind all addresses of the host to one port. Raises `OSError`."""
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for attempt in range(_PORT_ATTEMPTS):
+        with ExitStack() as bound:
+            try:
+                sockets, port = _bind_all(list(dict.fromkeys((one[0], one[4]) for one in found)), bound)
+            except OSError as error:
+                # Of several addresses, another may not have the free port of the first.
+                if address.port or error.errno != errno.EADDRINUSE or attempt == _PORT_ATTEMPTS - 1:
+                    raise
+                continue
+            stack.push(bound.pop_all())
+            return sockets, port
+    raise AssertionError
+
+
+def _bind_all(targets: Sequence[tuple[int, tuple[object, ...]]], stack: ExitStack) -> tuple[list[socket.socket], int]:
+    sockets: list[socket.socket] = []
+    port, missing = 0, None
+    for family, (host, wanted, *rest) in targets:
+        claimed = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        # As servers do, so that connections of an earlier one that are not quite over do not matter.
+        claimed.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            claimed.bind((host, wanted or port, *rest))
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                raise
+            missing = error  # an IPv6 address of localhost on a machine without IPv6
+            continue
+        port = claimed.getsockname()[1]
+        sockets.append(claimed)
+    if not sockets and missing is not None:
+        raise missing
+    return sockets, port
+
+
+def count_listeners(port: int, tables: Sequence[Path] = _LISTENERS) -> int:
+    """The sockets of this network namespace that listen on a TCP port; 0 where the system does not say."""
+    count = 0
+    for path in tables:
+        try:
+            with path.open() as table:
+                next(table)  # the names of the columns
+                for line in table:  # those that listen come first
+                    _, local, _, state, *_ = line.split(maxsplit=4)
+                    if state != _LISTEN:
+                        break
+                    count += int(local.rpartition(":")[2], 16) == port
+        except (OSError, StopIteration, ValueError):
+            continue
+    return count
