@@ -2,8 +2,9 @@
 
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import (
@@ -41,7 +42,8 @@ from integration_server.service.integrations.ports import (
     StoredIntegration,
     StoredPage,
 )
-from integration_server.storage.bounded_pages import fetch_page, row_bytes
+from integration_server.storage.bounded_pages import is_last_page, page_of, page_parameters, row_bytes
+from integration_server.storage.driver_queries import DriverQuery, Values, is_one_of, is_pair_of
 from integration_server.storage.engine import Database, UtcDateTime, from_row
 from integration_server.storage.revocations import add_claimed, require_valid_grant
 from integration_server.storage.tables import integrations, is_usable, refresh_leases
@@ -49,10 +51,35 @@ from integration_server.storage.user_usage import DEFAULT_USER_QUOTAS, UserQuota
 
 _T = integrations.c
 
-PLAINTEXT_COLUMNS = [column for column in _T if column is not _T.encrypted_credentials]
-"""The columns of `integration_of`."""
+_FAILURE_COLUMNS = ("last_error_class", "last_error_time", "last_error_message")
+_NAMES = [
+    name for one in fields(Integration) for name in (_FAILURE_COLUMNS if one.name == "last_error" else (one.name,))
+]
 
-_FIND = select(integrations).where(_T.integration_id == bindparam("integration_id"), _T.user_id == bindparam("user_id"))
+PLAINTEXT_COLUMNS = [_T[name] for name in _NAMES]
+"""The columns of `integration_of`, in the order of the fields of `Integration`."""
+
+STORED_COLUMNS = [*PLAINTEXT_COLUMNS, _T.encrypted_credentials]
+"""The columns of `stored_integration_of`. `stored_integration_at` expects a row that begins with them."""
+
+_FIND = DriverQuery(
+    select(*STORED_COLUMNS).where(_T.integration_id == bindparam("integration_id"), _T.user_id == bindparam("user_id"))
+)
+_FIND_MANY = DriverQuery(
+    select(*STORED_COLUMNS).where(is_pair_of(_T.integration_id, _T.user_id, "integration_ids", "user_ids"))
+)
+
+
+def _list_query(*conditions: ColumnElement[bool]) -> DriverQuery:
+    following = (_T.user_id == bindparam("user_id"), _T.integration_id > bindparam("after"))
+    return DriverQuery(
+        page_of(select(*STORED_COLUMNS).where(*following, *conditions), _T.integration_id, row_bytes(_T))
+    )
+
+
+_is_connected, _has_type = _T.connect_time.is_not(None), is_one_of(_T.integration_type, "integration_types")
+_LIST, _LIST_OF_TYPES = _list_query(), _list_query(_has_type)
+_LIST_CONNECTED, _LIST_CONNECTED_OF_TYPES = _list_query(_is_connected), _list_query(_has_type, _is_connected)
 
 _PROVIDER_CALL_TIME = (
     select(refresh_leases.c.call_time)
@@ -118,8 +145,17 @@ class SqlIntegrations:
 
     async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
         """The user's integration."""
-        row = await self._database.fetch_one(_FIND, {"integration_id": integration_id, "user_id": user_id})
-        return None if row is None else stored_integration_of(row)
+        rows = await self._database.read(_FIND, integration_id=integration_id, user_id=user_id)
+        return stored_integration_at(rows[0]) if rows else None
+
+    async def find_many(
+        self, targets: Collection[tuple[IntegrationId, UserId]]
+    ) -> Mapping[tuple[IntegrationId, UserId], StoredIntegration]:
+        """Those of the users' integrations that exist, in one statement."""
+        ids, user_ids = zip(*targets, strict=True)
+        rows = await self._database.read(_FIND_MANY, integration_ids=ids, user_ids=user_ids)
+        found = map(stored_integration_at, rows)
+        return {(one.integration.integration_id, one.integration.user_id): one for one in found}
 
     async def get(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration:
         """The user's integration. Raises `IntegrationNotFound`."""
@@ -161,7 +197,8 @@ class SqlIntegrations:
         max_bytes: int,
     ) -> StoredPage[StoredIntegration]:
         """The user's integrations of these types (None: of all) with an id above `after`, ordered by id."""
-        return await self._list(_of_user(user_id, integration_types, after), limit, max_bytes)
+        query = _LIST if integration_types is None else _LIST_OF_TYPES
+        return await self._list(query, user_id, integration_types, after, limit, max_bytes)
 
     async def list_connected(
         self,
@@ -172,15 +209,26 @@ class SqlIntegrations:
         max_bytes: int,
     ) -> StoredPage[StoredIntegration]:
         """Of `list`, the connected integrations."""
-        are_connected = (*_of_user(user_id, integration_types, after), _T.connect_time.is_not(None))
-        return await self._list(are_connected, limit, max_bytes)
+        query = _LIST_CONNECTED if integration_types is None else _LIST_CONNECTED_OF_TYPES
+        return await self._list(query, user_id, integration_types, after, limit, max_bytes)
 
     async def _list(
-        self, conditions: Sequence[ColumnElement[bool]], limit: int, max_bytes: int
+        self,
+        query: DriverQuery,
+        user_id: UserId,
+        integration_types: Collection[str] | None,
+        after: IntegrationId,
+        limit: int,
+        max_bytes: int,
     ) -> StoredPage[StoredIntegration]:
-        query = select(integrations).where(*conditions)
-        rows, is_last = await fetch_page(self._database, query, _T.integration_id, row_bytes(_T), limit, max_bytes)
-        return StoredPage([stored_integration_of(row) for row in rows], is_last)
+        rows = await self._database.read(
+            query,
+            user_id=user_id,
+            integration_types=sorted(integration_types or ()),
+            after=after,
+            **page_parameters(limit, max_bytes),
+        )
+        return StoredPage([stored_integration_at(row) for row in rows], is_last_page(rows))
 
     async def list_expiring(self, before: datetime, limit: int) -> Sequence[Integration]:
         """The usable integrations of all users whose grant expires before that time, soonest first."""
@@ -386,6 +434,12 @@ class SqlIntegrations:
 # --- rows to values ----------------------------------------------------------------------------------------------
 
 
+_plaintext_values = attrgetter(*_NAMES)
+_AUTH_METHOD, _SCOPES, _MISSING_SCOPES = map(_NAMES.index, ("auth_method", "scopes", "missing_scopes"))
+_FAILURE = slice(_NAMES.index(_FAILURE_COLUMNS[0]), _NAMES.index(_FAILURE_COLUMNS[-1]) + 1)
+_AUTH_METHODS = {one.value: one for one in AuthMethod}
+
+
 def stored_integration_of(row: Row[Any]) -> StoredIntegration:
     """The integration in a row, with its encrypted credentials."""
     return StoredIntegration(integration_of(row), row.encrypted_credentials)
@@ -393,17 +447,22 @@ def stored_integration_of(row: Row[Any]) -> StoredIntegration:
 
 def integration_of(row: Row[Any]) -> Integration:
     """The integration in a row."""
-    failure = None
-    if row.last_error_class is not None:
-        failure = Failure(row.last_error_class, row.last_error_time, row.last_error_message)
-    return from_row(
-        Integration,
-        row,
-        auth_method=AuthMethod(row.auth_method),
-        scopes=tuple(row.scopes),
-        missing_scopes=tuple(row.missing_scopes),
-        last_error=failure,
-    )
+    return _integration_at(_plaintext_values(row))
+
+
+def stored_integration_at(row: Values) -> StoredIntegration:
+    """The integration in a row that begins with `STORED_COLUMNS`, which is several times faster than by name."""
+    return StoredIntegration(_integration_at(row[: len(_NAMES)]), row[len(_NAMES)])
+
+
+def _integration_at(row: Values) -> Integration:
+    values = list(row)
+    values[_AUTH_METHOD] = _AUTH_METHODS[values[_AUTH_METHOD]]
+    for index in (_SCOPES, _MISSING_SCOPES):
+        values[index] = tuple(values[index])
+    error_class, time, message = values[_FAILURE]
+    values[_FAILURE] = [None if error_class is None else Failure(error_class, time, message)]
+    return Integration(*values)
 
 
 # --- values to rows ----------------------------------------------------------------------------------------------
@@ -470,16 +529,6 @@ def is_healthy(now: datetime) -> ColumnElement[bool]:
 def matches_integration(integration_id: IntegrationId, user_id: UserId) -> tuple[ColumnElement[bool], ...]:
     """The condition for the user's integration."""
     return (_T.integration_id == integration_id, _T.user_id == user_id)
-
-
-def _of_user(
-    user_id: UserId, integration_types: Collection[str] | None, after: IntegrationId
-) -> Sequence[ColumnElement[bool]]:
-    """The conditions for the user's integrations of these types (None: of all) after an id."""
-    conditions = [_T.user_id == user_id, _T.integration_id > after]
-    return (
-        conditions if integration_types is None else [*conditions, _T.integration_type.in_(sorted(integration_types))]
-    )
 
 
 def _update_version(integration: Integration, values: Mapping[str, Any]) -> ReturningUpdate[Any]:
