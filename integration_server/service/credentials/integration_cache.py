@@ -52,6 +52,10 @@ class RaceSafeCache:
         self._pending_reads.setdefault(integration_id, set()).add(read_token)
         return read_token
 
+    def is_pending(self, integration_id: IntegrationId, read_token: object) -> bool:
+        """Whether no change of the integration became known since this read was announced."""
+        return read_token in self._pending_reads.get(integration_id, ())
+
     def end_read(self, integration_id: IntegrationId, read_token: object, found: StoredIntegration | None) -> None:
         """Cache the result of a read, unless the integration changed since the read began."""
         pending = self._pending_reads.get(integration_id, set())

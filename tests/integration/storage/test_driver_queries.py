@@ -12,7 +12,7 @@ from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.storage.driver_queries import DriverQuery, is_one_of, is_pair_of
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.integrations import SqlIntegrations
-from integration_server.storage.tables import integrations
+from integration_server.storage.tables import integrations, oauth_clients
 from tests.contracts.store_contract import create_connected
 from tests.postgres import PostgresServer, run_postgres
 
@@ -120,13 +120,12 @@ class TestPostgres:
                 await database.fetch(COUNT.query)
 
     async def test_a_statement_is_prepared_again_after_a_change_of_a_column(self, postgres_url: str) -> None:
+        query = DriverQuery(select(oauth_clients.c.client_id))
         async with open_database(postgres_url, pool_size=1) as database, open_database(postgres_url) as other:
-            integration = await create_connected(SqlIntegrations(database))
-            target = {"integration_id": integration.integration_id}
-            before = await database.read(LABELS, **target)
+            assert await database.read(query) == []
             async with other.write_transaction() as connection:
-                await connection.execute(text("ALTER TABLE integrations ALTER COLUMN account_label TYPE varchar(300)"))
-            assert await database.read(LABELS, **target) == before
+                await connection.execute(text("ALTER TABLE oauth_clients ALTER COLUMN client_id TYPE varchar(300)"))
+            assert await database.read(query) == []
 
     async def test_a_statement_that_hangs_is_cancelled_and_the_next_works(self, postgres_url: str) -> None:
         async with open_database(postgres_url, pool_size=1, command_timeout=2) as database:
