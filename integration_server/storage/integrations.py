@@ -1,5 +1,7 @@
 """The store of integrations and their encrypted credentials in SQL: implements the port `IntegrationStore`."""
 
+import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, fields
@@ -8,11 +10,18 @@ from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
+    BigInteger,
     ColumnElement,
+    FromClause,
+    Integer,
     Row,
+    Select,
+    String,
     and_,
     bindparam,
     case,
+    cast,
     column,
     delete,
     func,
@@ -34,6 +43,8 @@ from integration_server.domain.oauth_client import client_key
 from integration_server.service.connections.revocation_ports import GrantProof, OrphanedGrant
 from integration_server.service.credentials.credential_cipher import bound_values_of
 from integration_server.service.integrations.ports import (
+    FoundIntegrations,
+    IntegrationTarget,
     IntegrationUpdate,
     NewAccount,
     NewCredentials,
@@ -80,6 +91,48 @@ def _list_query(*conditions: ColumnElement[bool]) -> DriverQuery:
 _is_connected, _has_type = _T.connect_time.is_not(None), is_one_of(_T.integration_type, "integration_types")
 _LIST, _LIST_OF_TYPES = _list_query(), _list_query(_has_type)
 _LIST_CONNECTED, _LIST_CONNECTED_OF_TYPES = _list_query(_is_connected), _list_query(_has_type, _is_connected)
+
+_ANY_USER = ""  # no user has this id
+_ROWS_PER_SLICE = 10  # of large ones: the conversion of a config of 64 KiB takes about a millisecond
+
+
+def _find_many(targets: FromClause) -> Select[Any]:
+    """The rows of targets with the columns `integration_id` and `user_id`; their values are NULL beyond `max_bytes`.
+
+    The user is a condition of the join, so that another user's row is read no further than one that does not exist.
+    """
+    is_target = and_(
+        _T.integration_id == targets.c.integration_id,
+        or_(targets.c.user_id == _ANY_USER, _T.user_id == targets.c.user_id),
+    )
+    size = row_bytes([_T.config, _T.encrypted_credentials, _T.name, _T.scopes, _T.missing_scopes]).label("size")
+    sized = select(_T.integration_id.label("target_id"), size).select_from(targets).join(integrations, is_target)
+    sized_rows = sized.subquery()
+    total = func.sum(sized_rows.c.size).over(order_by=sized_rows.c.target_id, rows=(None, 0)).label("total")
+    sums = select(sized_rows.c.target_id, sized_rows.c.size, total).subquery()
+    fits = or_(sums.c.total <= bindparam("max_bytes"), sums.c.total == sums.c.size)
+    return select(sums.c.target_id, integrations).select_from(
+        sums.outerjoin(integrations, and_(_T.integration_id == sums.c.target_id, fits))
+    )
+
+
+_JSON_TARGETS = func.json_each(bindparam("targets", type_=String)).table_valued("value")
+_FIND_MANY = {
+    "postgresql": _find_many(
+        func.unnest(
+            cast(bindparam("ids"), ARRAY(BigInteger)),
+            cast(bindparam("user_ids"), ARRAY(String)),
+        )
+        .table_valued("integration_id", "user_id")
+        .render_derived()
+    ),
+    "sqlite": _find_many(
+        select(
+            cast(func.json_extract(_JSON_TARGETS.c.value, "$[0]"), Integer).label("integration_id"),
+            func.json_extract(_JSON_TARGETS.c.value, "$[1]").label("user_id"),
+        ).subquery()
+    ),
+}
 
 _PROVIDER_CALL_TIME = (
     select(refresh_leases.c.call_time)
@@ -163,6 +216,30 @@ class SqlIntegrations:
         if found is None:
             raise IntegrationNotFound
         return found
+
+    async def find_many(self, targets: Collection[IntegrationTarget], max_bytes: int) -> FoundIntegrations:
+        """The integrations of the targets, read with one statement, up to `max_bytes`."""
+        if not targets:
+            return FoundIntegrations({})
+        asked = sorted({(integration_id, user_id or _ANY_USER) for integration_id, user_id in targets})
+        found: dict[IntegrationId, StoredIntegration] = {}
+        omitted: set[IntegrationId] = set()
+        async with self._database.read_connection() as connection:
+            name = connection.dialect.name
+            parameters: dict[str, Any] = {"max_bytes": max_bytes}
+            if name == "postgresql":
+                parameters |= {"ids": [one[0] for one in asked], "user_ids": [one[1] for one in asked]}
+            else:
+                parameters["targets"] = json.dumps(asked)
+            rows = await connection.execute(_FIND_MANY[name], parameters)
+            for part in rows.partitions(_ROWS_PER_SLICE):
+                for row in part:
+                    if row.integration_id is None:
+                        omitted.add(IntegrationId(row.target_id))
+                    else:
+                        found[IntegrationId(row.target_id)] = stored_integration_of(row)
+                await asyncio.sleep(0)
+        return FoundIntegrations(found, omitted)
 
     async def reserve_id(self) -> IntegrationId:
         """A new id, which no other integration gets."""
