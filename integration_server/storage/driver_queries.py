@@ -1,6 +1,6 @@
 """Queries that the driver runs itself: SQLAlchemy compiles them, lends the connection and converts the errors.
 
-SQLAlchemy's execution and its rows cost more than a short query does (docs/decisions/0013-queries-by-the-driver.md).
+SQLAlchemy's execution and its rows cost more than a short query does (docs/decisions/0014-queries-by-the-driver.md).
 Here a query is compiled once, PostgreSQL prepares it once per connection, and rows are sequences of values in the order
 of the columns.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
-from sqlalchemy import JSON, BigInteger, ColumnElement, Select, String, bindparam
+from sqlalchemy import JSON, ColumnElement, Select, String, bindparam
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
@@ -119,16 +119,6 @@ class TextList(TypeDecorator[Sequence[str]]):
         return dialect.type_descriptor(ARRAY(String) if dialect.name == "postgresql" else JSON())
 
 
-class IdList(TextList):
-    """The same of ids."""
-
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """The type of the parameter."""
-        return dialect.type_descriptor(ARRAY(BigInteger) if dialect.name == "postgresql" else JSON())
-
-
 class _IsOneOf(FunctionElement[bool]):
     inherit_cache = True
 
@@ -148,25 +138,3 @@ def _in_array(element: _IsOneOf, compiler: SQLCompiler, **options: object) -> st
 def _in_json(element: _IsOneOf, compiler: SQLCompiler, **options: object) -> str:
     value, texts = (compiler.process(clause, **options) for clause in element.clauses)
     return f"{value} IN (SELECT value FROM json_each({texts}))"  # noqa: S608  # compiled clauses
-
-
-class _IsPairOf(FunctionElement[bool]):
-    inherit_cache = True
-
-
-def is_pair_of(number: ColumnElement[int], text: ColumnElement[str], numbers: str, texts: str) -> ColumnElement[bool]:
-    """Whether a number and a text are at the same index of the two lists that are these parameters."""
-    return _IsPairOf(number, text, bindparam(numbers, type_=IdList), bindparam(texts, type_=TextList))
-
-
-@compiles(_IsPairOf, "postgresql")
-def _in_arrays(element: _IsPairOf, compiler: SQLCompiler, **options: object) -> str:
-    number, text, numbers, texts = (compiler.process(clause, **options) for clause in element.clauses)
-    return f"({number}, {text}) IN (SELECT * FROM unnest({numbers}, {texts}))"  # noqa: S608  # compiled clauses
-
-
-@compiles(_IsPairOf, "sqlite")
-def _in_jsons(element: _IsPairOf, compiler: SQLCompiler, **options: object) -> str:
-    number, text, numbers, texts = (compiler.process(clause, **options) for clause in element.clauses)
-    pairs = f"json_each({numbers}) AS numbers JOIN json_each({texts}) AS texts USING (key)"
-    return f"({number}, {text}) IN (SELECT numbers.value, texts.value FROM {pairs})"  # noqa: S608  # compiled clauses

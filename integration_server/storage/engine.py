@@ -161,6 +161,11 @@ class Database:
     _keeps_statements: bool = True  # False behind a transaction pooler
     _driver_queries: dict[DriverQuery, CompiledQuery] = field(default_factory=dict)
 
+    @property
+    def dialect_name(self) -> str:
+        """The name of SQLAlchemy's dialect: `postgresql` or `sqlite`."""
+        return self._readers.dialect.name
+
     async def read(self, query: DriverQuery, **parameters: Any) -> Sequence[Values]:  # noqa: ANN401
         """The rows of a query that the driver runs, as it is prepared on the connection."""
         engine = self._readers.sync_engine

@@ -29,6 +29,8 @@ class InMemoryDatabase(Database):
     is then atomic for other tasks.
     """
 
+    dialect_name = "sqlite"
+
     def __init__(self, clock: Clock) -> None:
         self.is_unavailable = False
         self.change_notified = asyncio.Event()

@@ -5,36 +5,26 @@ one statement. The first read after a quiet millisecond does not wait for others
 """
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.service.background.detached_tasks import DetachedTasks, waiting_for_store
 from integration_server.service.credentials.integration_cache import RaceSafeCache
-from integration_server.service.integrations.ports import StoredIntegration
+from integration_server.service.integrations.ports import FoundIntegrations, IntegrationStore, StoredIntegration
 
 _INTERVAL = 0.001  # seconds between two statements: less than a statement takes
 _MAX_AGE = 0.2  # seconds: a read that hangs must not give later callers what another replica has changed meanwhile
+_MAX_BYTES = 1024 * 1024  # of the rows of one statement; those that do not fit are read by the next
 _MAX_READS = 100  # of one statement, whose rows hold the event loop for a millisecond
 
-Target = tuple[IntegrationId, UserId]
-
-
-class IntegrationReads(Protocol):
-    """The reads of the store."""
-
-    async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
-        """The user's integration."""
-
-    async def find_many(self, targets: Collection[Target]) -> Mapping[Target, StoredIntegration]:
-        """Those of the users' integrations that exist, in one statement."""
+_Target = tuple[IntegrationId, UserId]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Read:
-    target: Target
+    target: _Target
     token: object  # of the cache
     begin_time: float  # on the clock of the event loop
     result: asyncio.Future[StoredIntegration] = field(
@@ -53,18 +43,21 @@ class SharedReads:
     def __init__(
         self,
         cache: RaceSafeCache,
-        store: IntegrationReads,
+        store: IntegrationStore,
         tasks: DetachedTasks,
         *,
         interval: float = _INTERVAL,
         max_age: float = _MAX_AGE,
+        max_bytes: int = _MAX_BYTES,
     ) -> None:
         self._cache = cache
         self._store = store
         self._tasks = tasks
         self._interval = interval
         self._max_age = max_age
-        self._reads: dict[Target, _Read] = {}
+        self._max_bytes = max_bytes
+        self.find_many = store.find_many  # is one statement already
+        self._reads: dict[_Target, _Read] = {}
         self._waiting: list[_Read] = []
         self._next_time = 0.0  # of a statement, on the clock of the event loop
 
@@ -81,7 +74,7 @@ class SharedReads:
         is_unchanged = self._cache.is_pending(read.target[0], read.token)
         return is_unchanged and asyncio.get_running_loop().time() - read.begin_time < self._max_age
 
-    def _begin(self, target: Target) -> _Read:
+    def _begin(self, target: _Target) -> _Read:
         loop = asyncio.get_running_loop()
         now = loop.time()
         if not self._waiting:
@@ -106,14 +99,18 @@ class SharedReads:
             if not isinstance(error, Exception):
                 raise
             return
+        rest = [read for read in reads if read.target[0] in found.omitted]
         for read in reads:
-            self._end(read, found.get(read.target) or IntegrationNotFound())
+            if read not in rest:
+                self._end(read, found.of(read.target) or IntegrationNotFound())
+        if rest:
+            await self._run(rest)
 
-    async def _find(self, targets: Sequence[Target]) -> Mapping[Target, StoredIntegration]:
+    async def _find(self, targets: Sequence[_Target]) -> FoundIntegrations:
         if len(targets) > 1:
-            return await self._store.find_many(targets)
+            return await self._store.find_many(targets, self._max_bytes)
         found = await self._store.find(*targets[0])
-        return {} if found is None else {targets[0]: found}
+        return FoundIntegrations({} if found is None else {targets[0][0]: found})
 
     def _end(self, read: _Read, outcome: StoredIntegration | BaseException) -> None:
         self._cache.end_read(read.target[0], read.token, None)  # each caller caches what it gets

@@ -166,11 +166,6 @@ class IntegrationStore(IntegrationLookup, Protocol):
     async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
         """The user's integration."""
 
-    async def find_many(
-        self, targets: Collection[tuple[IntegrationId, UserId]]
-    ) -> Mapping[tuple[IntegrationId, UserId], StoredIntegration]:
-        """Those of the users' integrations that exist, in one statement."""
-
     async def reserve_id(self) -> IntegrationId:
         """A new id, which no other integration gets."""
 

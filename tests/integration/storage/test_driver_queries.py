@@ -4,16 +4,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from sqlalchemy import Integer, String, bindparam, func, literal, select, text
+from sqlalchemy import String, bindparam, func, literal, select, text
 from sqlalchemy.exc import DBAPIError
 
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.domain.integration import IntegrationId, UserId
-from integration_server.storage.driver_queries import DriverQuery, is_one_of, is_pair_of
+from integration_server.storage.driver_queries import DriverQuery, is_one_of
 from integration_server.storage.engine import Database, open_database
-from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.tables import integrations, oauth_clients
-from tests.contracts.store_contract import create_connected
 from tests.postgres import PostgresServer, run_postgres
 
 _T = integrations.c
@@ -42,26 +39,6 @@ async def test_lists_are_one_parameter(database: Database) -> None:
         found = await database.read(query, one=one, texts=texts)
         assert len(found) == (one in texts)
         assert not await database.read(query, one=one, texts=[])
-
-
-async def test_pairs_match_at_the_same_index_only(database: Database) -> None:
-    number, name = bindparam("number", type_=Integer), bindparam("name", type_=String)
-    query = DriverQuery(select(literal(1, Integer)).where(is_pair_of(number, name, "numbers", "names")))
-    pairs = {"numbers": (1, 2, 2**62), "names": ("ann", "bob", "o'hara")}
-    for pair, expected in {(1, "ann"): 1, (2, "bob"): 1, (1, "bob"): 0, (2, "ann"): 0, (3, "cy"): 0}.items():
-        assert len(await database.read(query, number=pair[0], name=pair[1], **pairs)) == expected
-    assert len(await database.read(query, number=1, name="bob", numbers=[1, 1], names=["ann", "bob"])) == 1
-
-
-async def test_many_are_found_in_one_statement_each_for_its_own_user(database: Database) -> None:
-    store = SqlIntegrations(database)
-    own = [await create_connected(store, user_id=UserId("ann")) for _ in range(3)]
-    foreign = await create_connected(store, user_id=UserId("bob"))
-    targets = [(one.integration_id, UserId("ann")) for one in (*own, foreign)] + [(IntegrationId(10**9), UserId("ann"))]
-    found = await store.find_many(targets)
-    assert {key: stored.integration for key, stored in found.items()} == {
-        (one.integration_id, one.user_id): one for one in own
-    }
 
 
 async def test_errors_of_statements_are_not_converted(database: Database) -> None:

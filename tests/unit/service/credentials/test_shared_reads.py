@@ -1,8 +1,9 @@
 """Tests of shared reads: callers of one integration share a read, reads of different ones a statement."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import pytest
 
@@ -10,8 +11,13 @@ from integration_server.domain.errors import IntegrationNotFound, StoreUnavailab
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.credentials.integration_cache import RaceSafeCache
-from integration_server.service.credentials.shared_reads import SharedReads, Target
-from integration_server.service.integrations.ports import StoredIntegration
+from integration_server.service.credentials.shared_reads import SharedReads
+from integration_server.service.integrations.ports import (
+    FoundIntegrations,
+    IntegrationStore,
+    IntegrationTarget,
+    StoredIntegration,
+)
 from tests.fakes.system import ADA, EVE, FakeSystem
 
 
@@ -19,23 +25,25 @@ from tests.fakes.system import ADA, EVE, FakeSystem
 class GatedStore:
     """A store that records its statements, and waits for `gate` after each has read its rows."""
 
-    rows: dict[Target, StoredIntegration]
-    statements: list[list[Target]] = field(default_factory=list)
+    rows: dict[IntegrationTarget, StoredIntegration]
+    statements: list[list[IntegrationTarget]] = field(default_factory=list)
+    max_rows: int = 1000
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     error: BaseException | None = None
 
     async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
         """One row."""
-        return (await self.find_many([(integration_id, user_id)])).get((integration_id, user_id))
+        return (await self.find_many([(integration_id, user_id)], 0)).of((integration_id, user_id))
 
-    async def find_many(self, targets: Collection[Target]) -> Mapping[Target, StoredIntegration]:
+    async def find_many(self, targets: Collection[IntegrationTarget], max_bytes: int) -> FoundIntegrations:
         """The rows as they were before the wait."""
         self.statements.append(list(targets))
-        found = {target: self.rows[target] for target in targets if target in self.rows}
+        found = {target[0]: self.rows[target] for target in targets if target in self.rows}
         await self.gate.wait()
         if self.error is not None:
             raise self.error
-        return found
+        omitted = list(found)[self.max_rows :]
+        return FoundIntegrations({one: row for one, row in found.items() if one not in omitted}, frozenset(omitted))
 
 
 class EagerReads(SharedReads):
@@ -47,11 +55,12 @@ class EagerReads(SharedReads):
 
 class Fixture:
     def __init__(self, row: StoredIntegration, tasks: DetachedTasks, reads: type[SharedReads] = SharedReads) -> None:
-        ids = [IntegrationId(number) for number in range(1, 300)]
-        rows = {(one, ADA): replace(row, integration=replace(row.integration, integration_id=one)) for one in ids}
+        rows: dict[IntegrationTarget, StoredIntegration] = {}
+        for number in map(IntegrationId, range(1, 300)):
+            rows[number, ADA] = replace(row, integration=replace(row.integration, integration_id=number))
         self.store = GatedStore(rows)
         self.cache = RaceSafeCache(1000, lambda: 0.0)
-        self.reads = reads(self.cache, self.store, tasks)
+        self.reads = reads(self.cache, cast("IntegrationStore", self.store), tasks)
 
     def start(self, number: int, user_id: UserId = ADA) -> "asyncio.Task[StoredIntegration]":
         """A caller."""
@@ -103,6 +112,14 @@ async def test_a_statement_has_a_bounded_number_of_reads(fixture: Fixture) -> No
     fixture.store.gate.set()
     await asyncio.gather(*(fixture.start(number) for number in range(1, 251)))
     assert [len(targets) for targets in fixture.store.statements] == [100, 100, 50]
+
+
+async def test_rows_that_do_not_fit_are_read_by_the_next_statement(fixture: Fixture) -> None:
+    fixture.store.gate.set()
+    fixture.store.max_rows = 2
+    found = await asyncio.gather(*(fixture.start(number) for number in range(1, 6)))
+    assert [one.integration.integration_id for one in found] == [1, 2, 3, 4, 5]
+    assert [len(targets) for targets in fixture.store.statements] == [5, 3, 1]
 
 
 async def test_a_read_that_comes_right_after_a_statement_waits_for_others(fixture: Fixture) -> None:
@@ -179,7 +196,7 @@ async def test_a_read_that_hangs_is_not_joined(
     row: StoredIntegration, tasks: DetachedTasks, max_age: float, statements: int
 ) -> None:
     fixture = Fixture(row, tasks)
-    fixture.reads = SharedReads(fixture.cache, fixture.store, tasks, max_age=max_age)
+    fixture.reads = SharedReads(fixture.cache, cast("IntegrationStore", fixture.store), tasks, max_age=max_age)
     callers = [fixture.start(1)]
     await fixture.until_statements(1)
     callers.append(fixture.start(1))
