@@ -16,6 +16,7 @@ from benchmarks import (
     hostile_clients,
     metrics_cost,
     proactive_refresh,
+    reads,
     slow_provider,
 )
 from benchmarks.attacks import ATTACKS
@@ -58,6 +59,7 @@ def run_all(context: typer.Context) -> bool:
         run_event_fan_out(),
         run_hostile_clients(),
         run_metrics_cost(),
+        run_reads(),
     ]
     return all(all_hold)
 
@@ -87,6 +89,17 @@ def run_metrics_cost(
     """Metrics, scraped every second, cost little CPU."""
     plan = metrics_cost.MetricsCostPlan(database, rounds, seconds, rate, bound)
     return _run("metrics-cost", metrics_cost.__doc__, plan, partial(metrics_cost.measure, plan))
+
+
+@app.command("reads")
+def run_reads(
+    database: Database = DatabaseKind.POSTGRES,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of rounds.")] = 5,
+    calls: Annotated[int, typer.Option(min=50, help="Calls of each kind in a round.")] = 1_000,
+) -> bool:
+    """Reads, calls to providers and webhooks cost hardly more CPU time than bare handlers."""
+    plan = reads.ReadsPlan(database, rounds, calls)
+    return _run("reads", reads.__doc__, plan, partial(reads.measure, plan))
 
 
 @app.command("proactive-refresh")
@@ -154,6 +167,7 @@ Plan = (
     | event_fan_out.EventFanOutPlan
     | hostile_clients.HostileClientsPlan
     | metrics_cost.MetricsCostPlan
+    | reads.ReadsPlan
 )
 
 

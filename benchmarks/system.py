@@ -145,6 +145,12 @@ token_url = "{provider.url}/oauth/token"
 scopes = ["{SCOPES[0]}"]
 verify_url = "{provider.url}/userinfo"
 account_id_field = "sub"
+api_base_url = "{provider.url}"
+
+[webhook]
+signature_header = "X-Signature"
+event_id = "id"
+event_type = "type"
 """)
         settings[f"{integration_type.upper()}_CLIENT_ID"] = provider.client.client_id
         settings[f"{integration_type.upper()}_CLIENT_SECRET"] = provider.client.client_secret
@@ -176,6 +182,8 @@ async def seed(
     integration_type: str,
     expire_times: Sequence[datetime],
     lifetime: timedelta | None = None,
+    *,
+    accounts_of_a_user: int = _ACCOUNTS_OF_A_USER,
 ) -> Sequence[Seeded]:
     """Insert connected integrations whose access tokens expire at these times.
 
@@ -195,7 +203,15 @@ async def seed(
 
         store = SqlIntegrations(database)
         rows = [
-            await _row(encrypt, await store.reserve_id(), integration_type, number, grant, expire_time, lifetime)
+            await _row(
+                encrypt,
+                await store.reserve_id(),
+                UserId(f"user-{number // accounts_of_a_user}"),
+                integration_type,
+                grant,
+                expire_time,
+                lifetime,
+            )
             for number, (grant, expire_time) in enumerate(zip(grants, expire_times, strict=True))
         ]
         async with database.write_transaction() as connection:
@@ -209,13 +225,12 @@ async def seed(
 async def _row(
     encrypt: Callable[[Integration, OAuthTokens], Awaitable[NewCredentials]],
     integration_id: IntegrationId,
+    user_id: UserId,
     integration_type: str,
-    number: int,
     grant: IssuedGrant,
     expire_time: datetime,
     lifetime: timedelta | None,
 ) -> Mapping[str, Any]:
-    user_id = UserId(f"user-{number // _ACCOUNTS_OF_A_USER}")
     new = NewIntegration(
         token_urlsafe(32), user_id, integration_type, AuthMethod.OAUTH2, grant.account_id, {}, integration_id
     )

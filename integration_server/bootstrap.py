@@ -55,6 +55,7 @@ from integration_server.service.credentials.refresh_failures import (
     RefreshFailurePolicy,
 )
 from integration_server.service.credentials.refresher import TokenRefresher
+from integration_server.service.credentials.shared_reads import SharedReads
 from integration_server.service.events.change_feed_reader import MIN_POLL_INTERVAL, ChangeFeedReader
 from integration_server.service.events.event_stream import EventStream
 from integration_server.service.events.ports import ChangeFeed
@@ -461,7 +462,7 @@ def build_service(
     lookup: IntegrationLookup = integrations
     is_current = None
     if cache is not None:
-        cached = CachedLookup(cache, integrations)
+        cached = CachedLookup(cache, SharedReads(cache, integrations, tasks))
         metrics.read(partial(read_cache, cached))
         lookup, is_current = cached, cached.is_current
     reader = ChangeFeedReader(stores.change_feed, cache, monotonic, process.feed)

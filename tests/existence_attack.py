@@ -95,7 +95,7 @@ class AttackedServer:
     """The servicers over a database, with a cache that is always up to date."""
 
     def __init__(self, database: Database, cache_type: type[RaceSafeCache] = RaceSafeCache) -> None:
-        cache = cache_type(100, lambda: 0.0)
+        self.cache = cache = cache_type(100, lambda: 0.0)
         cache.apply_changes(None, 0.0)
         self.system = FakeSystem(
             options={"cache": cache},
@@ -124,8 +124,11 @@ class AttackedServer:
 
     async def get_credentials(self, integration_id: int) -> None:
         """Use ada's integration."""
-        request = pb.GetCredentialsRequest(integration_id=integration_id, user_id=ADA)
-        await self._clients["integrations.v1.IntegrationService"].call("GetCredentials", request)
+        await self.call("GetCredentials", pb.GetCredentialsRequest(integration_id=integration_id, user_id=ADA))
+
+    async def call(self, method: str, request: Message) -> Any:
+        """The response of a method of the integration service."""
+        return await self._clients["integrations.v1.IntegrationService"].call(method, request)
 
     async def attack(self, method: MethodDescriptor, integration_id: int) -> RpcError:
         """Eve's error for an id that is not hers."""

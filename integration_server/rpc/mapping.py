@@ -7,10 +7,11 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import Enum
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -20,6 +21,7 @@ from google.protobuf.json_format import MessageToDict, SerializeToJsonError
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.error_details_pb2 import RetryInfo
 
 from integration_server.domain.credentials import OAuthTokens
@@ -309,6 +311,8 @@ def decode_webhook_request(request: pb.ReceiveWebhookRequest) -> WebhookRequest:
 
 # --- responses -------------------------------------------------------------------------------------------------------
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
 _DISCONNECT_MESSAGES = {
     RevocationState.REVOKED: "Disconnected",
     RevocationState.PENDING: "Disconnected here; the access is not revoked at the provider yet",
@@ -325,19 +329,51 @@ def encode(message_class: type[M], source: object, **given: Any) -> M:  # noqa: 
 
     A member of an enum becomes the value with its name, and a dataclass becomes a message. None stays unset.
     """
+    for name, encode_value in _encoders(message_class):
+        value = given[name] if name in given else getattr(source, name)
+        given[name] = value if encode_value is None or value is None else encode_value(value)
+    return message_class(**given)
+
+
+_Encode = Callable[[Any], Any]
+
+
+@lru_cache(maxsize=256)
+def _encoders(message_class: type[Message]) -> Sequence[tuple[str, _Encode | None]]:
+    """Return the fields of a message with the conversions of their values; None where the value itself is right.
+
+    Cached, because this depends on the contract only, and reading descriptors takes longer than converting values.
+    """
     fields: Mapping[str, Any] = message_class.DESCRIPTOR.fields_by_name
-    values = {name: getattr(source, name) for name in fields if name not in given} | given
-    return message_class(**{name: _encode_value(fields[name], value) for name, value in values.items()})
+    return [(name, _encoder(field)) for name, field in fields.items()]
 
 
-def _encode_value(field: Any, value: Any) -> Any:  # noqa: ANN401  # what the message's constructor takes
-    if isinstance(value, list | tuple):
-        return [_encode_value(field, item) for item in value]
-    if is_dataclass(value):
-        return encode(GetMessageClass(field.message_type), value)
-    if isinstance(value, Enum):
-        return _enum_prefix(field) + value.name
-    return value
+def _encoder(field: Any) -> _Encode | None:  # noqa: ANN401  # as `_enum_prefix`
+    if field.enum_type is not None:
+        encode_one: _Encode = partial(_encode_member, _enum_prefix(field))
+    elif field.message_type is None or field.message_type.GetOptions().map_entry:
+        return None
+    elif field.message_type.full_name == Timestamp.DESCRIPTOR.full_name:
+        encode_one = encode_time
+    else:
+        encode_one = partial(_encode_message, field)
+    return (lambda values: [encode_one(value) for value in values]) if field.is_repeated else encode_one
+
+
+def encode_time(value: Any) -> Any:  # noqa: ANN401  # what the constructor of a message takes
+    """Return a time as the fields of a Timestamp, which protobuf converts three times as fast as a datetime."""
+    if not isinstance(value, datetime):
+        return value
+    since_epoch = value - _EPOCH
+    return {"seconds": since_epoch.days * 86_400 + since_epoch.seconds, "nanos": since_epoch.microseconds * 1000}
+
+
+def _encode_member(prefix: str, value: Any) -> Any:  # noqa: ANN401  # a member, or the value itself
+    return prefix + value.name if isinstance(value, Enum) else value
+
+
+def _encode_message(field: Any, value: Any) -> Any:  # noqa: ANN401  # as `_enum_prefix`; a dataclass, or the value itself
+    return encode(GetMessageClass(field.message_type), value) if is_dataclass(value) else value
 
 
 def _enum_prefix(field: Any) -> str:  # noqa: ANN401  # FieldDescriptor, which protoc and upb type differently
@@ -405,7 +441,8 @@ def encode_credentials(usable: UsableCredentials) -> credentials_pb2.Credentials
     credentials = usable.credentials
     secrets: dict[str, Any]
     if isinstance(credentials, OAuthTokens):
-        secrets = {"bearer_token": credentials.access_token, "expire_time": credentials.expire_time}
+        expire_time = credentials.expire_time and encode_time(credentials.expire_time)
+        secrets = {"bearer_token": credentials.access_token, "expire_time": expire_time}
     else:
         secrets = {"api_key": {"api_key": credentials.api_key, "api_secret": credentials.api_secret}}
     return credentials_pb2.Credentials(

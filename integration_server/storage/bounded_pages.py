@@ -1,16 +1,27 @@
 """Pages of rows that are bounded in bytes by the query itself, so that no more is read than fits."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from operator import add
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ColumnElement, LargeBinary, Row, Select, String, func, literal, or_, select
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ColumnElement,
+    Integer,
+    LargeBinary,
+    Select,
+    String,
+    bindparam,
+    func,
+    literal,
+    or_,
+    select,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
-
-from integration_server.storage.engine import Database
 
 _BYTES_PER_JSON_BYTE = 6  # a number takes up to six times as many bytes in a protobuf Struct as in JSON
 _FIXED_BYTES = 512  # of a row's numbers, times and flags
@@ -48,21 +59,16 @@ def row_bytes(columns: Iterable[ColumnElement[Any]]) -> ColumnElement[int]:
     return reduce(add, lengths, literal(_FIXED_BYTES, BigInteger))
 
 
-async def fetch_page(
-    database: Database,
-    query: Select[Any],
-    key: ColumnElement[int],
-    size: ColumnElement[int],
-    limit: int,
-    max_bytes: int,
-    *,
-    descending: bool = False,
-) -> tuple[Sequence[Row[Any]], bool]:
-    """The first rows of a query in the order of `key`, which is unique, and whether they are the last ones.
+def page_of(
+    query: Select[Any], key: ColumnElement[int], size: ColumnElement[int], *, descending: bool = False
+) -> Select[Any]:
+    """The first rows of a query in the order of `key`, which is unique; `is_last_page` says whether they are the last.
 
-    At most `limit` rows, of which the `size` is at most `max_bytes` together; but at least one row, if there is any.
+    At most `page_limit` rows, of which the `size` is at most `page_bytes` together; but at least one row, if there is
+    any. Both are parameters.
     """
     order = key.desc() if descending else key
+    limit = bindparam("page_limit", type_=Integer)
     first = query.with_only_columns(key.label("key"), size.label("size")).order_by(order).limit(limit + 1).subquery()
     order_of_first = first.c.key.desc() if descending else first.c.key
     sums = select(
@@ -71,12 +77,15 @@ async def fetch_page(
         func.sum(first.c.size).over(order_by=order_of_first, rows=(None, 0)).label("total"),
         func.count().over().label("found"),
     ).subquery()
-    page = (
-        query.add_columns(sums.c.found)
-        .join(sums, key == sums.c.key)
-        .where(or_(sums.c.total <= max_bytes, sums.c.total == sums.c.size))
-        .order_by(order)
-        .limit(limit)
-    )
-    rows = await database.fetch(page)
-    return rows, not rows or rows[0].found == len(rows)
+    fits = or_(sums.c.total <= bindparam("page_bytes", type_=BigInteger), sums.c.total == sums.c.size)
+    return query.add_columns(sums.c.found).join(sums, key == sums.c.key).where(fits).order_by(order).limit(limit)
+
+
+def page_parameters(limit: int, max_bytes: int) -> Mapping[str, int]:
+    """The parameters of `page_of`."""
+    return {"page_limit": limit, "page_bytes": max_bytes}
+
+
+def is_last_page(rows: Sequence[Sequence[Any]]) -> bool:
+    """Whether no row follows these rows of `page_of`."""
+    return not rows or rows[0][-1] == len(rows)

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
@@ -44,10 +44,12 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
+from sqlalchemy.util import greenlet_spawn
 
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.service.background.detached_tasks import waiting_for_store
 from integration_server.service.common_types import Record, record_nothing
+from integration_server.storage.driver_queries import CompiledQuery, DriverQuery, Values, run_query
 
 T = TypeVar("T")
 
@@ -156,6 +158,37 @@ class Database:
     _monitors: AsyncEngine
     change_notified: asyncio.Event = field(default_factory=asyncio.Event)
     record_wait: Record = record_nothing  # seconds until a connection was lent
+    _keeps_statements: bool = True  # False behind a transaction pooler
+    _driver_queries: dict[DriverQuery, CompiledQuery] = field(default_factory=dict)
+
+    @property
+    def dialect_name(self) -> str:
+        """The name of SQLAlchemy's dialect: `postgresql` or `sqlite`."""
+        return self._readers.dialect.name
+
+    async def read(self, query: DriverQuery, **parameters: Any) -> Sequence[Values]:  # noqa: ANN401
+        """The rows of a query that the driver runs, as it is prepared on the connection."""
+        engine = self._readers.sync_engine
+        compiled = self._driver_queries.get(query)
+        if compiled is None:
+            compiled = self._driver_queries[query] = CompiledQuery(query, engine.dialect)
+        begin = time.perf_counter()
+        with waiting_for_store(), _convert_connection_errors():
+            connection = await self._readers.raw_connection()
+            self.record_wait(time.perf_counter() - begin)
+            if listeners := engine.dispatch.before_cursor_execute:
+                listeners(connection, None, compiled.sql, parameters, None, False)
+            try:
+                rows = await run_query(connection, compiled, parameters, keeps_statements=self._keeps_statements)
+            except asyncio.CancelledError:
+                # The driver may still be at the statement. Another cancellation does not interrupt the closing.
+                await asyncio.shield(asyncio.ensure_future(greenlet_spawn(connection.invalidate)))
+                raise
+            except BaseException:
+                await greenlet_spawn(connection.close)
+                raise
+            await greenlet_spawn(connection.close)  # waits for nothing: no transaction has begun
+        return rows
 
     def read_connection(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """A connection for reads. Each statement sees what is committed when it begins."""
@@ -288,7 +321,9 @@ async def _postgres_database(
     statements = _UNPREPARED_STATEMENTS if is_pooled else _PREPARED_STATEMENTS
     engine = _postgres_engine(target, pool_size, connect_timeout, command_timeout, statements)
     monitors = _postgres_engine(target, 1, monitor_timeout, monitor_timeout, statements)
-    database = Database(_autocommit(engine), engine, _autocommit(engine), _autocommit(monitors))
+    database = Database(
+        _autocommit(engine), engine, _autocommit(engine), _autocommit(monitors), _keeps_statements=not is_pooled
+    )
     if not is_pooled:  # a pooler gives the session to other clients
         event.listen(monitors.sync_engine, "connect", partial(_listen, database.change_notified))
     return database
@@ -431,9 +466,18 @@ class UtcDateTime(TypeDecorator[datetime]):
             raise ValueError("a time without a zone cannot be stored")
         return value.astimezone(UTC)
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """The time in UTC."""
-        return None if value is None else value.replace(tzinfo=UTC)
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None] | None:
+        """The conversion into a time in UTC."""
+        return _with_zone if dialect.name == "postgresql" else _utc_of_text
+
+
+def _with_zone(time: datetime | None) -> datetime | None:
+    """The time, which the driver returns in UTC: only the last one that there is has no zone (`infinity` in SQL)."""
+    return time if time is None or time.tzinfo is not None else time.replace(tzinfo=UTC)
+
+
+def _utc_of_text(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(f"{text}+00:00")
 
 
 class DatabaseTime(FunctionElement[datetime]):
@@ -480,14 +524,8 @@ async def copy_rows(
     driver = (await connection.get_raw_connection()).driver_connection
     if driver is None:
         raise StoreUnavailable
-    try:
+    with _convert_connection_errors():
         await driver.copy_records_to_table(table.name, columns=columns, records=rows())
-    except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
-        raise StoreUnavailable from error
-    except asyncpg.PostgresError as error:
-        if (error.sqlstate or "").startswith(_UNAVAILABLE_SQLSTATES):
-            raise StoreUnavailable from error
-        raise
 
 
 def from_row(value_type: type[T], row: Row[Any], **converted: object) -> T:
@@ -506,8 +544,18 @@ def _convert_connection_errors() -> Iterator[None]:
     except (OSError, PoolTimeoutError) as error:  # TimeoutError is an OSError
         raise StoreUnavailable from error
     except DBAPIError as error:
-        is_unavailable = (getattr(error.orig, "sqlstate", None) or "").startswith(_UNAVAILABLE_SQLSTATES)
-        primary_code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
-        if error.connection_invalidated or is_unavailable or primary_code in _UNAVAILABLE_SQLITE_CODES:
+        if error.connection_invalidated or _is_unavailable(error.orig):
             raise StoreUnavailable from error
         raise
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, sqlite3.Error) as error:  # of the driver itself
+        # Those of arguments are ValueErrors too.
+        is_lost = isinstance(error, asyncpg.InterfaceError) and not isinstance(error, ValueError)
+        if is_lost or _is_unavailable(error):
+            raise StoreUnavailable from error
+        raise
+
+
+def _is_unavailable(error: object) -> bool:
+    primary_code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    sqlstate = getattr(error, "sqlstate", None) or ""
+    return sqlstate.startswith(_UNAVAILABLE_SQLSTATES) or primary_code in _UNAVAILABLE_SQLITE_CODES

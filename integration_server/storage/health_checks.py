@@ -29,7 +29,7 @@ from integration_server.domain.health import ErrorRate, HealthCheck, HealthCount
 from integration_server.domain.integration import Integration, Status, UserId
 from integration_server.service.health.ports import CompletedCheck
 from integration_server.service.integrations.ports import StoredPage
-from integration_server.storage.bounded_pages import fetch_page, row_bytes
+from integration_server.storage.bounded_pages import is_last_page, page_of, page_parameters, row_bytes
 from integration_server.storage.engine import Database, UtcDateTime, from_row
 from integration_server.storage.integrations import is_healthy, matches_integration
 from integration_server.storage.pruning import prune
@@ -61,10 +61,9 @@ class SqlHealthHistory:
         query = _select_checks(integration)
         if before is not None:
             query = query.where(_C.health_check_id < before)
-        rows, is_last = await fetch_page(
-            self._database, query, _C.health_check_id, row_bytes(_C), limit, max_bytes, descending=True
-        )
-        return StoredPage([(row.health_check_id, _check(row, integration)) for row in rows], is_last)
+        page = page_of(query, _C.health_check_id, row_bytes(_C), descending=True)
+        rows = await self._database.fetch(page, page_parameters(limit, max_bytes))
+        return StoredPage([(row.health_check_id, _check(row, integration)) for row in rows], is_last_page(rows))
 
     async def counts(self, user_id: UserId, integration_types: Collection[str] | None, now: datetime) -> HealthCounts:
         """The numbers of the user's connected integrations by the outcome of their last checks, at `now`."""

@@ -229,7 +229,7 @@ WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
 }
 
 READS = {
-    *("find", "get", "find_account", "list", "list_connected", "list_expiring", "ping", "reserve_id"),
+    *("find", "find_many", "get", "find_account", "list", "list_connected", "list_expiring", "ping", "reserve_id"),
     *("error_rates", "counts", "due_types", "find_recipients", "known", "consumer_offset"),
 }
 

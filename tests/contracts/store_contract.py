@@ -34,6 +34,7 @@ from integration_server.service.credentials.credential_cipher import bound_value
 from integration_server.service.health.ports import CompletedCheck, HealthHistory
 from integration_server.service.integrations.ports import (
     IntegrationStore,
+    IntegrationTarget,
     IntegrationUpdate,
     NewAccount,
     NewCredentials,
@@ -293,6 +294,44 @@ class IntegrationStoreContract:
         assert await integrations.update(unknown, IntegrationUpdate(name="x"), b"", NOW) is None
         with pytest.raises(IntegrationNotFound):
             await integrations.remove(integration_id, ANN)
+
+    async def test_finds_many_of_their_users_in_one_read(self, integrations: IntegrationStore) -> None:
+        anns = await create_connected(integrations)
+        bobs = await create_connected(integrations, BOB)
+        others = await create_connected(integrations, BOB)
+        asked: list[IntegrationTarget] = [
+            (anns.integration_id, ANN),
+            (bobs.integration_id, ANN),  # another user's
+            (others.integration_id, None),  # any user's
+            (LARGEST_ID, ANN),
+            (LARGEST_ID, None),
+            (anns.integration_id, ANN),
+        ]
+        found = await integrations.find_many(asked, LARGE_PAGE)
+        assert found.by_id == {
+            anns.integration_id: await integrations.find(anns.integration_id, ANN),
+            others.integration_id: await integrations.find(others.integration_id, BOB),
+        }
+        assert found.omitted == set()
+        assert found.of((anns.integration_id, ANN)) == found.of((anns.integration_id, None)) is not None
+        assert found.of((anns.integration_id, BOB)) is None
+
+    @pytest.mark.parametrize("user_id", ["", "a'b", 'a"b', "ü\u200d", "$[0]", "null", "{}"])
+    async def test_finds_nothing_of_an_odd_user(self, integrations: IntegrationStore, user_id: str) -> None:
+        row = await create_connected(integrations)
+        found = await integrations.find_many([(row.integration_id, UserId(user_id or "x"))], LARGE_PAGE)
+        assert not found.by_id
+
+    async def test_what_exceeds_the_bytes_is_omitted_but_the_first_is_found(
+        self, integrations: IntegrationStore
+    ) -> None:
+        rows = [await create_connected(integrations, name=2000 * "n") for _ in range(4)]
+        ids = [row.integration_id for row in rows]
+        one = await integrations.find_many([(row_id, ANN) for row_id in ids], 1)
+        assert (list(one.by_id), one.omitted) == (ids[:1], set(ids[1:]))
+        half = await integrations.find_many([(row_id, None) for row_id in ids], 6500)
+        assert (list(half.by_id), half.omitted) == (ids[:2], set(ids[2:]))
+        assert not (await integrations.find_many([], LARGE_PAGE)).by_id
 
     async def test_ids_are_never_reused(self, integrations: IntegrationStore) -> None:
         first, second = [await create_connected(integrations) for _ in range(2)]

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.service.common_types import Clock
+from integration_server.storage.driver_queries import DriverQuery, Values
 from integration_server.storage.engine import Database
 from integration_server.storage.schema import migrate
 
@@ -27,6 +28,8 @@ class InMemoryDatabase(Database):
     Each block yields to other tasks once before it begins. SQLite runs on the event loop's thread, so that a block
     is then atomic for other tasks.
     """
+
+    dialect_name = "sqlite"
 
     def __init__(self, clock: Clock) -> None:
         self.is_unavailable = False
@@ -48,6 +51,10 @@ class InMemoryDatabase(Database):
             yield cast("AsyncConnection", _SynchronousConnection(self._connection))
 
     read_connection = write_transaction = write_statement = monitor_connection = _transaction
+
+    async def read(self, query: DriverQuery, **parameters: Any) -> Sequence[Values]:
+        """The rows of a query, which SQLAlchemy runs here."""
+        return await self.fetch(query.query, parameters)
 
     async def data_version(self, connection: AsyncConnection) -> None:
         """None: SQLite's version says nothing about commits of the same connection, which is the only one here."""

@@ -79,8 +79,11 @@ class CredentialCipher:
         return credentials
 
     async def verify(self, stored: StoredIntegration) -> Integration:
-        """The integration, if it is as the server has stored it. Raises `CredentialsUnreadable`."""
-        await self._decrypt(stored.encrypted_credentials or b"", _aad_of(stored.integration))
+        """The integration, if it is as the server has stored it. Raises `CredentialsUnreadable`.
+
+        What is authentic need not be parsed.
+        """
+        await self._aead.decrypt(stored.encrypted_credentials or b"", _aad_of(stored.integration))
         return stored.integration
 
     async def redacted(self, stored: StoredIntegration) -> Integration:
@@ -189,14 +192,17 @@ def bound_values_of(integration: Integration) -> str:
     )
 
 
-def _to_json(*values: object) -> str:
-    return json.dumps(values, sort_keys=True, default=_time_text)
-
-
 def _time_text(value: object) -> str:
     if not isinstance(value, datetime):
         raise TypeError(f"{type(value).__name__} is not expected in a row")
     return value.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+_encode_json = json.JSONEncoder(sort_keys=True, default=_time_text).encode
+
+
+def _to_json(*values: object) -> str:
+    return _encode_json(values)
 
 
 def _aad_of(integration: Integration) -> AssociatedData:

@@ -11,7 +11,12 @@ from datetime import timedelta
 from cachetools import TTLCache
 
 from integration_server.domain.integration import Integration, IntegrationId, UserId
-from integration_server.service.integrations.ports import IntegrationLookup, StoredIntegration
+from integration_server.service.integrations.ports import (
+    FoundIntegrations,
+    IntegrationLookup,
+    IntegrationTarget,
+    StoredIntegration,
+)
 
 MAX_STALENESS = timedelta(seconds=0.8)
 """How long after a change the old state may be served: within a second, with the time that a response takes."""
@@ -37,20 +42,24 @@ class RaceSafeCache:
         self._monotonic = monotonic
         self._fresh_until = monotonic()
 
-    def get(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
-        """The user's integration, if it is cached and the feed is up to date.
+    def get(self, integration_id: IntegrationId, user_id: UserId | None) -> StoredIntegration | None:
+        """The user's integration (None: any user's), if it is cached and the feed is up to date.
 
         Another user's is not found here, like one that does not exist: the caller then asks the store in both cases, so
         that the time of a response does not tell them apart.
         """
         cached = self._entries.get(integration_id) if self._monotonic() < self._fresh_until else None
-        return cached if cached is not None and cached.integration.user_id == user_id else None
+        return cached if cached is not None and user_id in {None, cached.integration.user_id} else None
 
     def begin_read(self, integration_id: IntegrationId) -> object:
         """Announce a read of the store; returns its token."""
         read_token = object()
         self._pending_reads.setdefault(integration_id, set()).add(read_token)
         return read_token
+
+    def is_pending(self, integration_id: IntegrationId, read_token: object) -> bool:
+        """Whether no change of the integration became known since this read was announced."""
+        return read_token in self._pending_reads.get(integration_id, ())
 
     def end_read(self, integration_id: IntegrationId, read_token: object, found: StoredIntegration | None) -> None:
         """Cache the result of a read, unless the integration changed since the read began."""
@@ -98,11 +107,32 @@ class CachedLookup:
         read_token, cacheable = self._cache.begin_read(integration_id), None
         try:
             found = await self._integrations.get(integration_id, user_id)
-            # Others are not cached: an integration that was just connected or activated works at once.
-            cacheable = found if found.integration.is_usable and self._is_small(found) else None
+            cacheable = self._cacheable(found)
             return found
         finally:
             self._cache.end_read(integration_id, read_token, cacheable)
+
+    async def find_many(self, targets: Collection[IntegrationTarget], max_bytes: int) -> FoundIntegrations:
+        """The integrations of the targets: one read of the store for all that are not cached."""
+        cached: dict[IntegrationId, StoredIntegration] = {}
+        missing: list[IntegrationTarget] = []
+        for target in targets:
+            if (hit := self._cache.get(*target)) is None:
+                missing.append(target)
+            else:
+                cached[target[0]] = hit
+        self.hits += len(targets) - len(missing)
+        if not missing:
+            return FoundIntegrations(cached)
+        self.misses += len(missing)
+        reads = {one: self._cache.begin_read(one) for one in {target[0] for target in missing}}
+        found = FoundIntegrations({})
+        try:
+            found = await self._integrations.find_many(missing, max_bytes)
+        finally:
+            for integration_id, read_token in reads.items():
+                self._cache.end_read(integration_id, read_token, self._cacheable(found.by_id.get(integration_id)))
+        return FoundIntegrations({**cached, **found.by_id}, found.omitted)
 
     def is_current(self, integration: Integration) -> bool:
         """Whether `get` would return this very object, out of the cache."""
@@ -112,5 +142,10 @@ class CachedLookup:
         self.hits += 1
         return True
 
+    def _cacheable(self, found: StoredIntegration | None) -> StoredIntegration | None:
+        # Others are not cached: an integration that was just connected or activated works at once.
+        return found if found is not None and found.integration.is_usable and self._is_small(found) else None
+
     def _is_small(self, found: StoredIntegration) -> bool:
-        return len(json.dumps(found.integration.config)) <= self._max_config_length
+        config = found.integration.config
+        return not config or len(json.dumps(config)) <= self._max_config_length

@@ -128,11 +128,36 @@ class RemovalResult:
     is_refreshing: bool
 
 
+IntegrationTarget = tuple[IntegrationId, UserId | None]
+"""An integration and the user that it must belong to; None for any."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundIntegrations:
+    """Of several targets, the integrations that exist, by id; and the ids of those that did not fit into the read."""
+
+    by_id: Mapping[IntegrationId, StoredIntegration]
+    omitted: Collection[IntegrationId] = frozenset()
+
+    def of(self, target: IntegrationTarget) -> StoredIntegration | None:
+        """The integration of a target; None if it does not exist, or was omitted."""
+        integration_id, user_id = target
+        found = self.by_id.get(integration_id)
+        return found if found is None or user_id in {None, found.integration.user_id} else None
+
+
 class IntegrationLookup(Protocol):
     """Finds integrations, possibly in a cache that is at most a second old."""
 
     async def get(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration:
         """The user's integration. Raises `IntegrationNotFound`."""
+
+    async def find_many(self, targets: Collection[IntegrationTarget], max_bytes: int) -> FoundIntegrations:
+        """The integrations of the targets, read with at most one statement.
+
+        At most `max_bytes` of them, as the store estimates their size, but at least one: the others are omitted. Other
+        calls proceed while the rows are converted.
+        """
 
 
 class IntegrationStore(IntegrationLookup, Protocol):

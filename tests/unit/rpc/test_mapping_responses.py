@@ -184,7 +184,7 @@ def test_an_integration_type_names_its_missing_settings() -> None:
 
 
 def test_a_value_for_a_field_that_the_message_lacks_is_an_error() -> None:
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="ratio"):
         mapping.encode(integration_pb2.ErrorRate, ErrorRate(timedelta(hours=1), 4, 1), ratio=0.25)
 
 

@@ -23,5 +23,6 @@ def test_times_without_a_zone_are_rejected() -> None:
 
 
 def test_times_are_returned_in_utc_if_the_database_has_no_zones() -> None:
-    result = UtcDateTime().process_result_value(datetime(2026, 3, 1), DIALECT)  # noqa: DTZ001
-    assert result == datetime(2026, 3, 1, tzinfo=UTC)
+    convert = UtcDateTime().result_processor(DIALECT, None)
+    assert convert is not None
+    assert convert("2026-03-01 00:00:00.000000") == datetime(2026, 3, 1, tzinfo=UTC)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -13,7 +13,7 @@ from integration_server.domain.integration import Integration, IntegrationId, Us
 from integration_server.service.credentials.integration_cache import MAX_STALENESS, CachedLookup, RaceSafeCache
 from integration_server.service.events.change_feed_reader import ChangeFeedReader
 from integration_server.service.events.ports import ChangeBatch, ChangeCursor
-from integration_server.service.integrations.ports import StoredIntegration
+from integration_server.service.integrations.ports import IntegrationLookup, StoredIntegration
 from tests.fakes.change_feed import FakeChangeFeed
 from tests.fakes.system import ADA, EVE, FakeSystem
 
@@ -79,7 +79,7 @@ class CacheFixture:
         self.change_feed = FakeChangeFeed()
         self.cache = cache(size, self.clock)
         self.reader = ChangeFeedReader(self.change_feed, self.cache, self.clock)
-        self.lookup = CachedLookup(self.cache, self.store)
+        self.lookup = CachedLookup(self.cache, cast("IntegrationLookup", self.store))
 
     async def find(self, row: StoredIntegration, user_id: UserId = ADA) -> StoredIntegration | None:
         """The result for a user; None if it is not found."""
@@ -148,7 +148,9 @@ async def test_integrations_with_large_configs_are_not_cached(
 ) -> None:
     hoarder = replace(row, integration=replace(row.integration, config={"values": [[]] * 400}))
     fixture = CacheFixture(hoarder)
-    fixture.lookup = CachedLookup(fixture.cache, fixture.store, max_config_length=max_config_length)
+    fixture.lookup = CachedLookup(
+        fixture.cache, cast("IntegrationLookup", fixture.store), max_config_length=max_config_length
+    )
     await fixture.reader.poll()
     assert [await fixture.find(hoarder) for _ in range(2)] == [hoarder] * 2
     assert fixture.store.reads == reads

@@ -1,0 +1,79 @@
+"""How many SQL statements an RPC runs: none if the cache has what it needs, and otherwise one."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from google.protobuf.message import Message
+
+from integration_server.domain.integration import IntegrationId
+from integration_server.service.integrations.ports import NewAccount
+from integration_server.storage.engine import Database
+from integrations.v1 import integration_service_pb2 as pb
+from tests.existence_attack import AttackedServer
+from tests.fakes.system import ADA
+from tests.statements import captured_statements
+
+
+@pytest.fixture
+def server(database: Database) -> AttackedServer:
+    return AttackedServer(database)
+
+
+async def statements_of(server: AttackedServer, *requests: Message) -> Sequence[str]:
+    """The statements of concurrent calls, with the beginning and end of transactions."""
+    with captured_statements() as statements:
+        calls = [server.call(type(one).__name__.removesuffix("Request"), one) for one in requests]
+        await asyncio.gather(*calls)
+    return statements
+
+
+def get_credentials(integration_id: int) -> Message:
+    return pb.GetCredentialsRequest(integration_id=integration_id, user_id=ADA)
+
+
+async def connect(server: AttackedServer, count: int) -> list[int]:
+    """Ada's integrations, which are not cached."""
+    server.system.key_provider.account = NewAccount(None, None)  # each connection is another integration
+    ids = [await server.connect() for _ in range(count)]
+    server.cache.apply_changes(None, 0.0)
+    return ids
+
+
+async def test_a_miss_is_one_statement_and_a_hit_none(server: AttackedServer) -> None:
+    (integration_id,) = await connect(server, 1)
+    (statement,) = await statements_of(server, get_credentials(integration_id))
+    unused = ("client_key", "token_fingerprint", "last_webhook_number")
+    assert not [column for column in unused if column in statement]
+    assert not await statements_of(server, get_credentials(integration_id))
+    assert not await statements_of(server, *[get_credentials(integration_id)] * 5)
+    server.cache.invalidate(IntegrationId(integration_id))
+    assert len(await statements_of(server, get_credentials(integration_id))) == 1
+
+
+async def test_concurrent_misses_are_one_statement(server: AttackedServer) -> None:
+    ids = await connect(server, 8)
+    requests = [get_credentials(one) for one in ids * 3]
+    assert len(await statements_of(server, *requests)) == 1
+    assert not await statements_of(server, *requests)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+async def test_a_page_of_a_list_is_one_statement(server: AttackedServer, count: int) -> None:
+    await connect(server, count)
+    for fields in ({}, {"page_size": 3}, {"integration_type": "fake_key"}, {"integration_type": "fake"}):
+        request = pb.ListIntegrationsRequest(user_id=ADA, **fields)  # type: ignore[arg-type]
+        assert len(await statements_of(server, request)) == 1, fields
+    first = await server.call("ListIntegrations", pb.ListIntegrationsRequest(user_id=ADA, page_size=3))
+    following = pb.ListIntegrationsRequest(user_id=ADA, page_size=3, page_token=first.next_page_token)
+    assert len(await statements_of(server, following)) == 1
+
+
+async def test_reads_of_one_integration_are_one_statement(server: AttackedServer) -> None:
+    (integration_id,) = await connect(server, 1)
+    for request in (
+        pb.GetIntegrationRequest(integration_id=integration_id, user_id=ADA),
+        pb.GetWebhookEndpointRequest(integration_id=integration_id, user_id=ADA),
+    ):
+        statements = await statements_of(server, request)
+        assert len([one for one in statements if one.startswith("SELECT")]) == 1
