@@ -104,6 +104,8 @@ class Provider:
     valid_for: dict[str, set[int]] = field(default_factory=dict)  # by path
     received: list[Received] = field(default_factory=list)
     redirects: dict[str, tuple[int, str]] = field(default_factory=dict)
+    challenge: str = 'Bearer error="invalid_token"'
+    next_cursor: str = ""
 
     @property
     def secrets(self) -> list[list[int]]:
@@ -146,12 +148,13 @@ class _Handler(BaseHTTPRequestHandler):
         elif "AWS4" in self.headers.get("Authorization", ""):
             self._send(200 if accepted else 403, (_AWS_BUCKETS if accepted else _AWS_ERROR).encode(), {})
         elif path.startswith("/slack/"):
-            self._send_json(200, {"ok": accepted, **({} if accepted else {"error": "token_expired"})})
+            more = {"response_metadata": {"next_cursor": provider.next_cursor}}
+            self._send_json(200, {"ok": True, **more} if accepted else {"ok": False, "error": "token_expired"})
         elif accepted:
             self._send_json(200, {"id": 1, "login": "ada", "items": [], "object": "balance", "sid": "AC1"})
         else:
             message = {"message": "Bad credentials", "error": {"message": "rejected"}}
-            self._send_json(401, message, {"WWW-Authenticate": 'Bearer error="invalid_token"'})
+            self._send_json(401, message, {"WWW-Authenticate": provider.challenge})
 
     do_GET = do_POST = do_PUT = do_DELETE = _respond  # noqa: N815 — the base class's names
 
