@@ -6,8 +6,8 @@ must authenticate no account is connected, because this command has no identity 
 
 import asyncio
 import secrets
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 import grpc
@@ -25,8 +25,10 @@ from integration_server.sandbox.browser_user import decide
 from integration_server.sandbox.model import SAMPLE_SCOPES
 from integration_server.sandbox.server import run_sandbox
 from integration_server.sandbox.state import Sandbox
+from integration_server.service.common_types import Clock
 from integration_server.setting_types import parse_address
 from integration_server.settings import Settings
+from integration_server.wiring.system import utc_now
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.integration_pb2 import Integration, Status
 from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
@@ -48,12 +50,42 @@ async def run_dev(
 
     The settings are of dev mode, and have a `sandbox_address`.
     """
+    async with running_with_sandbox(settings, environment, new_sandbox()) as (addresses, sandbox_url, simulated):
+        _print_addresses(console, addresses, sandbox_url)
+        if settings.authenticates_callers:
+            console.print("Callers must authenticate: see docs/authentication-and-authorization.md.")
+        else:
+            connected = [
+                await connect_account(addresses.grpc_address, SAMPLE_USER, name, name="Sample account")
+                for name in simulated
+            ]
+            _print_integrations(console, connected)
+            call = f".venv/bin/python examples/connect_and_call.py --server {addresses.grpc_address} --allow"
+            console.print("Next, in another terminal (README.md and examples/README.md have more examples):\n")
+            console.print(f"{call}\n", highlight=False, soft_wrap=True)
+        console.print("Press Ctrl-C to stop.")
+        await stop.wait()
+        console.print("Stopping.")
+
+
+def new_sandbox(clock: Clock = utc_now) -> Sandbox:
+    """Return a sandbox with the scopes of the types that it simulates."""
+    return Sandbox(clock=clock, scopes=[*SAMPLE_SCOPES, *built_in_class("google_calendar").required_scopes])
+
+
+@asynccontextmanager
+async def running_with_sandbox(
+    settings: Settings, environment: Mapping[str, str], sandbox: Sandbox, *, clock: Clock = utc_now
+) -> AsyncIterator[tuple[ServerAddresses, str, Sequence[str]]]:
+    """Run the sandbox, and a server with its types.
+
+    Yields the server's addresses, the sandbox's URL, and the names of the simulated OAuth types.
+    """
     sandbox_address = settings.sandbox_address or parse_address(DEFAULT_SANDBOX_ADDRESS)
     client_secret = secrets.token_urlsafe()
     simulated = {"sandbox": register_sandbox, "google_calendar": replace_google_calendar}
     if environment.get("GOOGLE_CALENDAR_CLIENT_ID"):
         del simulated["google_calendar"]  # the real one is configured
-    sandbox = Sandbox(scopes=[*SAMPLE_SCOPES, *built_in_class("google_calendar").required_scopes])
     callbacks = [f"{settings.public_url}/api/v1/integrations/callback/{name}" for name in simulated]
     sandbox.register_client(_CLIENT_ID, client_secret, callbacks, name="Integration Server")
     environment = {
@@ -67,20 +99,9 @@ async def run_dev(
         except OSError as error:
             raise AddressTaken(f"cannot listen on {sandbox_address} (SANDBOX_ADDRESS): {error.strerror}") from error
         extra_providers = [partial(register, base_url=sandbox_url) for register in simulated.values()]
-        server = running_server(settings, environment, extra_providers=extra_providers)
+        server = running_server(settings, environment, extra_providers=extra_providers, clock=clock)
         addresses = await stack.enter_async_context(server)
-        _print_addresses(console, addresses, sandbox_url)
-        if settings.authenticates_callers:
-            console.print("Callers must authenticate: see docs/authentication-and-authorization.md.")
-        else:
-            connected = [await _connect_sample_account(addresses.grpc_address, name) for name in simulated]
-            _print_integrations(console, connected)
-            call = f".venv/bin/python examples/connect_and_call.py --server {addresses.grpc_address} --allow"
-            console.print("Next, in another terminal (README.md and examples/README.md have more examples):\n")
-            console.print(f"{call}\n", highlight=False, soft_wrap=True)
-        console.print("Press Ctrl-C to stop.")
-        await stop.wait()
-        console.print("Stopping.")
+        yield addresses, sandbox_url, list(simulated)
 
 
 def register_sandbox(factory: ProviderFactory, base_url: str) -> None:
@@ -125,19 +146,24 @@ def replace_google_calendar(factory: ProviderFactory, base_url: str) -> None:
     factory.replace("google_calendar", type("SandboxCalendarProvider", (google_calendar,), simulated))
 
 
-async def _connect_sample_account(grpc_address: str, integration_type: str) -> Integration:
-    """Connect as an application does: get the authorization URL, consent in a browser, follow the callback."""
+async def connect_account(
+    grpc_address: str, user_id: str, integration_type: str, *, account: str | None = None, name: str = ""
+) -> Integration:
+    """Connect as an application does: get the authorization URL, consent in a browser, follow the callback.
+
+    `account` is the user's account at the sandbox; None: the one that its page preselects.
+    """
     async with grpc.aio.insecure_channel(grpc_address) as channel, httpx.AsyncClient(timeout=_DEADLINE) as browser:
         service = IntegrationServiceStub(channel)
-        request = pb.ConnectRequest(user_id=SAMPLE_USER, integration_type=integration_type, name="Sample account")
+        request = pb.ConnectRequest(user_id=user_id, integration_type=integration_type, name=name)
         authorization = await service.Connect(request, timeout=_DEADLINE)
-        response = await browser.get(await decide(browser, authorization.authorization_url))
+        response = await browser.get(await decide(browser, authorization.authorization_url, account=account))
         result = response.raise_for_status().json()
         integration_id = result["integration_id"]
         if token := result.get("confirmation_token"):
-            confirmation = pb.ConfirmConnectionRequest(confirmation_token=token, user_id=SAMPLE_USER)
+            confirmation = pb.ConfirmConnectionRequest(confirmation_token=token, user_id=user_id)
             integration_id = (await service.ConfirmConnection(confirmation, timeout=_DEADLINE)).integration_id
-        lookup = pb.GetIntegrationRequest(integration_id=integration_id, user_id=SAMPLE_USER)
+        lookup = pb.GetIntegrationRequest(integration_id=integration_id, user_id=user_id)
         return (await service.GetIntegration(lookup, timeout=_DEADLINE)).integration
 
 

@@ -1,0 +1,262 @@
+"""Each library with its adapter, as a function that makes one request and returns the status of the response."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import requests
+from azure.core import AsyncPipelineClient, PipelineClient
+from azure.core.rest import HttpRequest
+from botocore.exceptions import ClientError
+from github import Auth, Github, GithubException
+from google.auth.aio.transport.sessions import AsyncAuthorizedSession
+from google.auth.transport.requests import AuthorizedSession
+from googleapiclient.discovery import build
+from googleapiclient.errors import HttpError
+from slack_sdk.errors import SlackApiError
+from stripe import StripeError
+from twilio.base.exceptions import TwilioRestException
+
+from integration_server.client.adapters import azure as azure_adapter
+from integration_server.client.adapters import botocore as botocore_adapter
+from integration_server.client.adapters import github as github_adapter
+from integration_server.client.adapters import google as google_adapter
+from integration_server.client.adapters import httpx as httpx_adapter
+from integration_server.client.adapters import requests as requests_adapter
+from integration_server.client.adapters import slack as slack_adapter
+from integration_server.client.adapters import slack_async, stripe, twilio
+from tests.integration.client_adapters.provider import AsyncFakeSource, AwsSource, FakeSource
+
+Call = Callable[[], int]
+AsyncCall = Callable[[], Awaitable[int]]
+
+
+def _httpx(source: FakeSource, url: str) -> Call:
+    client = httpx.Client(auth=httpx_adapter.AccountAuth(source), trust_env=False)
+    return lambda: client.get(f"{url}/thing").status_code
+
+
+def _requests(source: FakeSource, url: str) -> Call:
+    session = requests.Session()
+    session.auth = requests_adapter.AccountAuth(source)
+    return lambda: session.get(f"{url}/thing").status_code
+
+
+def _google(source: FakeSource, url: str) -> Call:
+    session = AuthorizedSession(google_adapter.AccountCredentials(source))
+    return lambda: int(session.get(f"{url}/thing").status_code)
+
+
+def _googleapiclient(source: FakeSource, url: str) -> Call:
+    credentials = google_adapter.AccountCredentials(source)
+
+    def call() -> int:
+        # httplib2 is not thread-safe: a service for each thread is what its documentation asks for.
+        service = build("calendar", "v3", credentials=credentials, client_options={"api_endpoint": url})
+        try:
+            with service:
+                service.calendarList().list().execute()
+        except HttpError as error:
+            return int(error.resp.status)
+        return 200
+
+    return call
+
+
+def _azure(source: FakeSource, url: str) -> Call:
+    policy = azure_adapter.RenewingTokenPolicy(azure_adapter.AccountCredential(source), "https://graph/.default")
+    client: PipelineClient[Any, Any] = PipelineClient(url, policies=[policy])
+    return lambda: int(client.send_request(HttpRequest("GET", f"{url}/thing"), enforce_https=False).status_code)
+
+
+def _github(source: FakeSource, url: str) -> Call:
+    github = Github(auth=github_adapter.AccountAuth(source), base_url=url, retry=None)
+
+    def call() -> int:
+        try:
+            return 200 if github.get_user("ada").login == "ada" else 500
+        except GithubException as error:
+            return error.status
+
+    return call
+
+
+def _twilio(source: FakeSource, url: str) -> Call:
+    client = twilio.client(source)
+    client.api.base_url = url
+
+    def call() -> int:
+        try:
+            client.api.account.fetch()
+        except TwilioRestException as error:
+            return int(error.status)
+        return 200
+
+    return call
+
+
+def _slack(source: FakeSource, url: str) -> Call:
+    client = slack_adapter.client(source, base_url=f"{url}/slack/")
+
+    def call() -> int:
+        try:
+            return 200 if client.auth_test()["ok"] else 500
+        except SlackApiError as error:
+            return 401 if error.response["error"] == "token_expired" else 500
+
+    return call
+
+
+def _stripe(source: FakeSource, url: str) -> Call:
+    client = stripe.client(source, base_addresses={"api": url})
+
+    def call() -> int:
+        try:
+            client.v1.balance.retrieve()
+        except StripeError as error:
+            return error.http_status or 500
+        return 200
+
+    return call
+
+
+def _botocore(source: FakeSource, url: str) -> Call:
+    session = botocore_adapter.AccountCredentials(source).session()
+    client = session.create_client("s3", region_name="us-east-1", endpoint_url=url)
+
+    def call() -> int:
+        try:
+            client.list_buckets()
+        except ClientError as error:
+            return 401 if error.response["Error"]["Code"] == "ExpiredToken" else 500
+        return 200
+
+    return call
+
+
+SYNC: dict[str, Callable[[FakeSource, str], Call]] = {
+    "httpx": _httpx,
+    "requests": _requests,
+    "google": _google,
+    "googleapiclient": _googleapiclient,
+    "azure": _azure,
+    "github": _github,
+    "twilio": _twilio,
+    "slack": _slack,
+    "stripe": _stripe,
+    "botocore": _botocore,
+}
+
+
+def source_for(library: str) -> FakeSource:
+    """A source of the kind of secret that the library takes."""
+    if library == "botocore":
+        return AwsSource()
+    return FakeSource("basic" if library == "twilio" else "bearer")
+
+
+def _httpx_async(source: AsyncFakeSource, url: str) -> AsyncCall:
+    async def call() -> int:
+        async with httpx.AsyncClient(auth=httpx_adapter.AsyncAccountAuth(source), trust_env=False) as client:
+            return (await client.get(f"{url}/thing")).status_code
+
+    return call
+
+
+def _google_async(source: AsyncFakeSource, url: str) -> AsyncCall:
+    credentials = google_adapter.AsyncAccountCredentials(source)
+
+    async def call() -> int:
+        session = AsyncAuthorizedSession(credentials)
+        try:
+            response = await session.request("GET", f"{url}/thing")
+            await response.read()
+            return int(response.status_code)
+        finally:
+            await session.close()
+
+    return call
+
+
+def _azure_async(source: AsyncFakeSource, url: str) -> AsyncCall:
+    credential = azure_adapter.AsyncAccountCredential(source)
+
+    async def call() -> int:
+        policy = azure_adapter.AsyncRenewingTokenPolicy(credential, "https://graph/.default")
+        client: AsyncPipelineClient[Any, Any] = AsyncPipelineClient(url, policies=[policy])
+        async with client:
+            return int((await client.send_request(HttpRequest("GET", f"{url}/thing"), enforce_https=False)).status_code)
+
+    return call
+
+
+def _twilio_async(source: AsyncFakeSource, url: str) -> AsyncCall:
+    async def call() -> int:
+        client = await twilio.async_client(source)
+        client.api.base_url = url
+        try:
+            await client.api.account.fetch_async()
+        except TwilioRestException as error:
+            return int(error.status)
+        finally:
+            await client.http_client.close()
+        return 200
+
+    return call
+
+
+def _slack_async(source: AsyncFakeSource, url: str) -> AsyncCall:
+    client = slack_async.client(source, base_url=f"{url}/slack/")
+
+    async def call() -> int:
+        try:
+            return 200 if (await client.auth_test())["ok"] else 500
+        except SlackApiError as error:
+            return 401 if error.response["error"] == "token_expired" else 500
+
+    return call
+
+
+def _stripe_async(source: AsyncFakeSource, url: str) -> AsyncCall:
+    async def call() -> int:
+        http_client = stripe.AsyncAccountHttpClient(source)
+        client = stripe.async_client(source, http_client=http_client, base_addresses={"api": url})
+        try:
+            await client.v1.balance.retrieve_async()
+        except StripeError as error:
+            return error.http_status or 500
+        finally:
+            await http_client.close_async()
+        return 200
+
+    return call
+
+
+ASYNC: dict[str, Callable[[AsyncFakeSource, str], AsyncCall]] = {
+    "httpx": _httpx_async,
+    "google": _google_async,
+    "azure": _azure_async,
+    "twilio": _twilio_async,
+    "slack": _slack_async,
+    "stripe": _stripe_async,
+}
+
+
+def async_source_for(library: str) -> AsyncFakeSource:
+    """A source of the kind of secret that the library takes."""
+    return AsyncFakeSource("basic" if library == "twilio" else "bearer")
+
+
+def secret_holders(source: FakeSource) -> list[object]:
+    """What the adapters return for an account, to be printed."""
+    return [
+        httpx_adapter.AccountAuth(source),
+        requests_adapter.AccountAuth(source),
+        google_adapter.AccountCredentials(source),
+        azure_adapter.AccountCredential(source),
+        github_adapter.AccountAuth(source),
+        slack_adapter.client(source),
+        stripe.client(source),
+        source.credentials(),
+        Auth,
+    ]

@@ -1,0 +1,123 @@
+"""What every adapter does, with the real library against a provider on loopback."""
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+
+from tests.integration.client_adapters.libraries import (
+    ASYNC,
+    SYNC,
+    async_source_for,
+    secret_holders,
+    source_for,
+)
+from tests.integration.client_adapters.provider import FakeSource, Provider, running_provider
+
+# Several of the libraries leave their connections to the garbage collector.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"
+)
+
+every_library = pytest.mark.parametrize("library", SYNC)
+every_async_library = pytest.mark.parametrize("library", ASYNC)
+
+
+@pytest.fixture
+def provider() -> Iterator[Provider]:
+    with running_provider() as running:
+        yield running
+
+
+@every_library
+def test_a_request_has_the_current_credentials(provider: Provider, library: str) -> None:
+    source = source_for(library)
+    call = SYNC[library](source, provider.url)
+    assert call() == 200
+    source.rotate()
+    provider.valid = {2}
+    assert call() == 200
+    assert provider.secrets == [[1], [2]]
+    assert source.renewals == 0
+
+
+@every_library
+def test_a_rejected_request_is_sent_once_more_with_renewed_credentials(provider: Provider, library: str) -> None:
+    source = source_for(library)
+    call = SYNC[library](source, provider.url)
+    for generation in (2, 3, 4):  # also if it is renewed again and again
+        provider.valid = {generation}
+        assert call() == 200
+    assert provider.secrets == [[1], [2], [2], [3], [3], [4]]
+    assert source.renewals == 3
+
+
+@every_library
+def test_a_second_rejection_is_returned(provider: Provider, library: str) -> None:
+    source = source_for(library)
+    call = SYNC[library](source, provider.url)
+    provider.valid = set()
+    assert call() == 401
+    assert source.renewals == 1
+    # google-auth itself repeats a request up to twice, whatever its credentials do.
+    assert provider.secrets[:2] == [[1], [2]]
+    assert len(provider.received) == (3 if library.startswith("google") else 2)
+    assert call() == 401
+    assert source.renewals == 2
+
+
+@every_library
+def test_a_rejection_is_returned_if_there_is_nothing_newer(provider: Provider, library: str) -> None:
+    source = source_for(library)
+    source.has_newer = False
+    provider.valid = set()
+    assert SYNC[library](source, provider.url)() == 401
+    assert len(provider.received) == (3 if library.startswith("google") else 1)
+
+
+@every_library
+def test_threads_whose_requests_are_rejected_renew_once(provider: Provider, library: str) -> None:
+    source = source_for(library)
+    call = SYNC[library](source, provider.url)
+    provider.valid = {2}
+    together = Barrier(6)
+
+    def call_together() -> int:
+        together.wait(30)
+        return call()
+
+    with ThreadPoolExecutor(6) as threads:
+        statuses = [task.result(60) for task in [threads.submit(call_together) for _ in range(6)]]
+    assert statuses == [200] * 6
+    assert source.renewals == 1
+
+
+@every_async_library
+async def test_an_async_request_is_sent_once_more_with_renewed_credentials(provider: Provider, library: str) -> None:
+    source = async_source_for(library)
+    call = ASYNC[library](source, provider.url)
+    assert await call() == 200
+    source.rotate()
+    provider.valid = {3}
+    assert await call() == 200
+    assert provider.secrets == [[1], [2], [3]]
+    provider.valid = set()
+    assert await call() == 401
+    assert source.renewals == 2
+
+
+@every_async_library
+async def test_tasks_whose_requests_are_rejected_renew_once(provider: Provider, library: str) -> None:
+    source = async_source_for(library)
+    call = ASYNC[library](source, provider.url)
+    provider.valid = {2}
+    assert await asyncio.gather(*[call() for _ in range(6)]) == [200] * 6
+    assert source.renewals == 1
+
+
+def test_no_adapter_prints_a_secret() -> None:
+    source = FakeSource()
+    for holder in secret_holders(source):
+        assert "s3cret" not in f"{holder!r} {holder}", holder
