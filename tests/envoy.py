@@ -32,6 +32,7 @@ class Envoy:
     async def wait_until(self, condition: Callable[[Mapping[str, Sequence[str]]], bool]) -> Mapping[str, Sequence[str]]:
         """Wait until the health of the servers, by cluster, is as asked for."""
         deadline = time.monotonic() + _DEADLINE
+        healths: Mapping[str, Sequence[str]] = {}
         async with httpx.AsyncClient(trust_env=False) as client:
             while time.monotonic() < deadline:
                 healths = await self.healths(client)

@@ -81,7 +81,7 @@ def of_page(query: Mapping[str, str], integration_type: str = "google_calendar")
 async def run_gateway(database_url: str, directory: Path, **settings: str) -> AsyncIterator[Gateway]:
     """A server that authenticates users, and Envoy in front of it."""
     issuer = CredentialIssuer(directory)
-    environment = {
+    environment: dict[str, Any] = {
         **issuer.token_settings,
         "HEALTH_ALLOW_UNAUTHENTICATED": "true",
         "TRUSTED_PROXIES": "127.0.0.1",
@@ -247,7 +247,8 @@ async def test_grpc_passes_through_with_details_and_streams(shared: Gateway) -> 
     metadata = (("authorization", f"Bearer {shared.token()}"),)
     async with grpc.aio.insecure_channel(shared.envoy.url.removeprefix("http://")) as channel:
         service = IntegrationServiceStub(channel)
-        stream = service.WatchIntegrations(pb.WatchIntegrationsRequest(user_id="ada"), metadata=metadata, timeout=60)
+        request = pb.WatchIntegrationsRequest(user_id="ada")
+        stream: Any = service.WatchIntegrations(request, metadata=metadata, timeout=60)
         assert (await stream.read()).cursor
         number = await shared.connect()
         event = await stream.read()
