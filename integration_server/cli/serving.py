@@ -8,11 +8,9 @@ from datetime import timedelta
 import structlog
 import typer
 import uvloop
-from rich.console import Console
 
 from integration_server.bootstrap import running_grpc_server
 from integration_server.cli.shared import command, load_settings, prepare_database, report_errors
-from integration_server.dev import DEFAULT_SANDBOX_ADDRESS, run_dev
 from integration_server.lifecycle import freeze_gc, stop_signals
 from integration_server.logs import configure_logging, is_terminal
 from integration_server.observability.listener import LocalSource
@@ -178,6 +176,10 @@ def remote_client(settings: Settings) -> ServerClient:
 @command
 async def dev() -> None:
     """Serve in dev mode with a sandbox provider, and connect a sample account over the OAuth flow."""
+    from rich.console import Console  # noqa: PLC0415  # `serve`, whose workers share its memory, needs none of it
+
+    from integration_server.dev import DEFAULT_SANDBOX_ADDRESS, run_dev  # noqa: PLC0415
+
     defaults = {"DEV_MODE": "true", "LOG_LEVEL": "WARNING", "SANDBOX_ADDRESS": DEFAULT_SANDBOX_ADDRESS}
     settings, environment = await load_settings(defaults)
     settings = await prepare_database(settings)

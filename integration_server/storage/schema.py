@@ -149,12 +149,12 @@ class Revisions:
 
 
 def _upgrade(connection: Connection, versions: Path | None) -> None:
-    from alembic import command  # noqa: PLC0415
-
     lock_migrations(connection)
     revisions = Revisions.of_folder(versions or _VERSIONS)
     current = _current_revision(connection, revisions)
-    if current is None or current in revisions.known:
+    if current is None or current in revisions.known[:-1]:
+        from alembic import command  # noqa: PLC0415
+
         config = _config(versions)
         config.attributes["connection"] = connection  # env.py uses it
         command.upgrade(config, "head")
