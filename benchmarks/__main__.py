@@ -111,7 +111,7 @@ def run_workers(
     database: Database = DatabaseKind.POSTGRES,
     rounds: Annotated[int, typer.Option(min=1, help="Number of phases.")] = 7,
     seconds: Seconds = 20,
-    rate: Rate = 150,
+    rate: Rate = 300,
     disconnects: Annotated[int, typer.Option(min=1, max=100, help="Integrations that are disconnected.")] = 20,
     bound: Annotated[float, typer.Option(help="Maximum ratio of the CPU time with two workers to one.")] = 1.05,
 ) -> bool:

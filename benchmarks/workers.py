@@ -1,8 +1,9 @@
 """Several workers cost a call no more CPU than one, and each of them applies a change within a second.
 
-Two systems, with one and with two workers, get the same load at the same time, over the same number of connections.
-Then integrations are disconnected, while a transaction of another client stays open, until no connection of the second
-system gets their credentials any more.
+Two systems, with one and with two workers, get the same load for each worker in turn. (Half the load for each worker
+is no fair comparison: a process that is less busy handles fewer calls each time it wakes up.) Then integrations are
+disconnected, while a transaction of another client stays open, until no connection of the second system gets their
+credentials any more.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ import grpc.aio
 from rich.progress import Progress
 from sqlalchemy import text
 
-from benchmarks.harness import Bound, Call, LoadPhase, Result, compare, load_both, merge_phases, percentile
+from benchmarks.harness import Bound, Call, LoadPhase, Result, compare, load, merge_phases, percentile
 from benchmarks.system import HEALTHY_TYPE, DatabaseKind, Seeded, System, running_system, seed
 from integration_server.storage.engine import open_database
 from integration_server.wiring.system import utc_now
@@ -28,16 +30,16 @@ from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
 if TYPE_CHECKING:
     from integrations.v1.integration_service_pb2_grpc import IntegrationServiceAsyncStub
 
-_CONNECTIONS = 8  # all of them at one of two workers: a probability of 1 %
+_CONNECTIONS = 12  # for each worker. All at one of two workers: a probability of 10⁻⁷
 _INTEGRATIONS = 100
-_WEEK = 7 * 86_400
+_WEEK = timedelta(days=7)
 _DEADLINE = 30.0  # seconds
 _OPEN_FOR = 3.0  # seconds for which the other transaction is open before the first change
 
 
 @dataclass(frozen=True, slots=True)
 class WorkersPlan:
-    """The parameters. `bound` is the highest ratio of the CPU time with two workers to that with one."""
+    """The parameters. `rate` is that of each worker, `bound` the highest ratio of the CPU with two workers to one."""
 
     database: DatabaseKind
     rounds: int
@@ -52,21 +54,27 @@ async def measure(plan: WorkersPlan, progress: Progress) -> Result:
     async with (
         running_system(plan.database, WORKERS="1") as one,
         running_system(plan.database, WORKERS="2") as two,
-        _connections(one) as services_of_one,
-        _connections(two) as services_of_two,
+        _connections(one, _CONNECTIONS) as services_of_one,
+        _connections(two, 2 * _CONNECTIONS) as services_of_two,
     ):
-        calls = await _calls(one, services_of_one), await _calls(two, services_of_two)
-        cpu = one.cpu_seconds, two.cpu_seconds
-        await load_both(calls, cpu, plan.rate, plan.seconds)  # warms the caches
+        calls_of_one, calls_of_two = await _calls(one, services_of_one), await _calls(two, services_of_two)
+
+        async def load_in_turn() -> tuple[LoadPhase, LoadPhase]:
+            return (
+                await load(calls_of_one, plan.rate, plan.seconds, one.cpu_seconds),
+                await load(calls_of_two, 2 * plan.rate, plan.seconds, two.cpu_seconds),
+            )
+
+        await load_in_turn()  # warms the caches
         task, pairs = progress.add_task("rounds", total=plan.rounds), list[tuple[LoadPhase, LoadPhase]]()
         shares: list[Sequence[float]] = []
         for _ in range(plan.rounds):
             before = _cpu_of_workers(two)
-            pairs.append(await load_both(calls, cpu, plan.rate, plan.seconds))
+            pairs.append(await load_in_turn())
             shares.append([after - first for after, first in zip(_cpu_of_workers(two), before, strict=True)])
             progress.advance(task)
         delays = await _delays(two, services_of_two, plan.disconnects)
-    ratios = [load.cpu_usage[0] / reference.cpu_usage[0] for reference, load in pairs]
+    ratios = [load.cpu_usage[0] / reference.cpu_usage[0] / 2 for reference, load in pairs]
     ratio, phases = statistics.median(ratios), [phase for pair in pairs for phase in pair]
     failures = merge_phases(phases).failures
     least = min(min(share) / sum(share) for share in shares)
@@ -74,8 +82,8 @@ async def measure(plan: WorkersPlan, progress: Progress) -> Result:
         comparisons=compare(pairs),
         lateness=percentile(merge_phases(phases).lateness, 99),
         figures={
-            "CPU of an RPC with one worker": f"{_cost(plan, [pair[0] for pair in pairs]):.0f} µs",
-            "CPU of an RPC with two workers": f"{_cost(plan, [pair[1] for pair in pairs]):.0f} µs",
+            "CPU of an RPC with one worker": f"{_cost(plan.rate, [pair[0] for pair in pairs]):.0f} µs",
+            "CPU of an RPC with two workers": f"{_cost(2 * plan.rate, [pair[1] for pair in pairs]):.0f} µs",
             "Ratios of the rounds": ", ".join(f"{one:.3f}" for one in ratios),
             "Smallest share of a worker in the CPU of both": f"{least:.0%}",
             "Delay until a disconnect is applied by both": f"{statistics.median(delays):.3f} s (median)",
@@ -90,9 +98,9 @@ async def measure(plan: WorkersPlan, progress: Progress) -> Result:
     )
 
 
-def _cost(plan: WorkersPlan, phases: Sequence[LoadPhase]) -> float:
+def _cost(rate: float, phases: Sequence[LoadPhase]) -> float:
     """The CPU time of an RPC in microseconds."""
-    return 1e6 * statistics.median(phase.cpu_usage[0] for phase in phases) / plan.rate
+    return 1e6 * statistics.median(phase.cpu_usage[0] for phase in phases) / rate
 
 
 def _cpu_of_workers(system: System) -> Sequence[float]:
@@ -101,7 +109,7 @@ def _cpu_of_workers(system: System) -> Sequence[float]:
 
 
 @asynccontextmanager
-async def _connections(system: System) -> AsyncIterator[Sequence["IntegrationServiceAsyncStub"]]:
+async def _connections(system: System, count: int) -> AsyncIterator[Sequence["IntegrationServiceAsyncStub"]]:
     """Clients with a connection each."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
     async with AsyncExitStack() as stack:
@@ -109,12 +117,12 @@ async def _connections(system: System) -> AsyncIterator[Sequence["IntegrationSer
             IntegrationServiceStub(
                 await stack.enter_async_context(grpc.aio.insecure_channel(system.servers[0].grpc_address, options))
             )
-            for _ in range(_CONNECTIONS)
+            for _ in range(count)
         ]
 
 
 async def _integrations(system: System, count: int) -> Sequence[Seeded]:
-    expire_time = utc_now().fromtimestamp(time.time() + _WEEK, tz=utc_now().tzinfo)
+    expire_time = utc_now() + _WEEK
     return await seed(system, HEALTHY_TYPE, [expire_time] * count)
 
 
