@@ -155,8 +155,8 @@ async def _delays(
         for one in found[:disconnects]:
             for service in services:
                 await service.GetCredentials(_request(one), timeout=_DEADLINE)
-            request = pb.DisconnectIntegrationRequest(integration_id=one.integration_id, user_id=one.user_id)
-            await services[0].DisconnectIntegration(request, timeout=_DEADLINE)
+            removal = pb.DisconnectIntegrationRequest(integration_id=one.integration_id, user_id=one.user_id)
+            await services[0].DisconnectIntegration(removal, timeout=_DEADLINE)
             begin = time.perf_counter()
             waiting = list(services)
             while waiting:

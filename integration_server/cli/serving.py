@@ -22,7 +22,7 @@ from integration_server.sidecar_settings import SidecarSettings
 from integration_server.supervisor import ChildSpec, Supervisor, SupervisorChannel, execute, fork_into
 from integration_server.wiring.metrics_listener import measured_process, running_metrics_listener
 from integration_server.wiring.sidecar import SidecarLink, new_sidecar_link, reachable_address, running_sidecar
-from integration_server.wiring.workers import Worker, claimed_port, worker_count, worker_names
+from integration_server.wiring.workers import Worker, claimed_port, explain_worker_count, worker_count, worker_names
 
 # Above what a stop takes: the sidecar gives requests in progress 5 seconds, the server calls SHUTDOWN_GRACE_SECONDS.
 _STOP_MARGIN = timedelta(seconds=30)
@@ -128,6 +128,7 @@ def _serve_grpc(settings: Settings, environment: Mapping[str, str], link: Sideca
         ):
             freeze_gc()
             channel.report_ready(grpc=server.address)
+            explain_worker_count(settings)
             await stop.wait()
 
     channel = SupervisorChannel()
