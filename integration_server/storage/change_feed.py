@@ -7,7 +7,21 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, Row, Select, any_, bindparam, cast, exists, or_, select, true, union_all
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    Row,
+    Select,
+    any_,
+    bindparam,
+    cast,
+    exists,
+    or_,
+    select,
+    true,
+    union_all,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.events import EventKind, IntegrationEvent
@@ -148,7 +162,8 @@ def _quiet_query(ordering: ChangeOrdering, *, has_missing: bool) -> DriverQuery:
         select(ordering.position).where(one).order_by(ordering.position).limit(1).subquery() for one in conditions
     )
     has_changes = or_(*(exists(select(one)) for one in newest))
-    return DriverQuery(select(ordering.snapshot, DatabaseTime(), has_changes))
+    columns: Sequence[ColumnElement[Any]] = (ordering.snapshot, DatabaseTime(), has_changes)
+    return DriverQuery(select(*columns))
 
 
 def _position(row: Row[Any], ordering: ChangeOrdering) -> int:
