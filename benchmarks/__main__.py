@@ -14,10 +14,12 @@ from benchmarks import (
     event_fan_out,
     existence_oracle,
     hostile_clients,
+    idle,
     metrics_cost,
     proactive_refresh,
     reads,
     slow_provider,
+    workers,
 )
 from benchmarks.attacks import ATTACKS
 from benchmarks.harness import NotMeasured, Result, report
@@ -60,6 +62,8 @@ def run_all(context: typer.Context) -> bool:
         run_hostile_clients(),
         run_metrics_cost(),
         run_reads(),
+        run_workers(),
+        run_idle(),
     ]
     return all(all_hold)
 
@@ -100,6 +104,33 @@ def run_reads(
     """Reads, calls to providers and webhooks cost hardly more CPU time than bare handlers."""
     plan = reads.ReadsPlan(database, rounds, calls)
     return _run("reads", reads.__doc__, plan, partial(reads.measure, plan))
+
+
+@app.command("workers")
+def run_workers(
+    database: Database = DatabaseKind.POSTGRES,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of phases.")] = 7,
+    seconds: Seconds = 20,
+    rate: Rate = 300,
+    disconnects: Annotated[int, typer.Option(min=1, max=100, help="Integrations that are disconnected.")] = 20,
+    bound: Annotated[float, typer.Option(help="Maximum ratio of the CPU time with two workers to one.")] = 1.05,
+) -> bool:
+    """Two workers cost a call no more CPU than one, and both apply a disconnect within a second."""
+    plan = workers.WorkersPlan(database, rounds, seconds, rate, disconnects, bound)
+    return _run("workers", workers.__doc__, plan, partial(workers.measure, plan))
+
+
+@app.command("idle")
+def run_idle(
+    database: Database = DatabaseKind.POSTGRES,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of starts.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Time without calls that is measured.")] = 30,
+    count: Annotated[int, typer.Option("--workers", min=1, help="Workers of the server.")] = 2,
+    bound: Annotated[float, typer.Option(help="Maximum ratio of each figure to its goal.")] = 1,
+) -> bool:
+    """The time until a worker serves, its memory, and the CPU that it uses without calls."""
+    plan = idle.IdlePlan(database, rounds, seconds, count, bound)
+    return _run("idle", idle.__doc__, plan, partial(idle.measure, plan))
 
 
 @app.command("proactive-refresh")
@@ -168,6 +199,8 @@ Plan = (
     | hostile_clients.HostileClientsPlan
     | metrics_cost.MetricsCostPlan
     | reads.ReadsPlan
+    | workers.WorkersPlan
+    | idle.IdlePlan
 )
 
 

@@ -68,7 +68,7 @@ async def measure(plan: ReadsPlan, progress: Progress) -> Result:
         running_bare_server(system.database_url, system.provider.url) as (bare, bare_process),
     ):
         seeded = await seed(system, HEALTHY_TYPE, [utc_now() + _WEEK] * plan.calls, accounts_of_a_user=_USERS_LIST)
-        server = system.servers[0]
+        server, (worker,) = system.servers[0], system.servers[0].processes
         cases, costs = _cases(plan, seeded), dict[str, list[tuple[float, float]]]()
         task = progress.add_task("rounds", total=(plan.rounds + 1) * (len(cases) + 1))
         webhooks: list[float] = []
@@ -76,7 +76,7 @@ async def measure(plan: ReadsPlan, progress: Progress) -> Result:
             for number in range(plan.rounds + 1):  # the first warms both up
                 for case in cases:
                     pair = (
-                        await _cost(case.send(server.service), plan.calls, case.concurrency, _cpu_of(server.process)),
+                        await _cost(case.send(server.service), plan.calls, case.concurrency, _cpu_of(worker)),
                         await _cost(case.send(bare), plan.calls, case.concurrency, _cpu_of(bare_process)),
                     )
                     if number:

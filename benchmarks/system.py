@@ -67,9 +67,9 @@ class Seeded:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One server process with its sidecar, and its clients."""
+    """One server with its sidecar, and its clients. `processes` are its workers."""
 
-    process: psutil.Process
+    processes: Sequence[psutil.Process]
     grpc_address: str
     sidecar_url: str
     log: Path
@@ -107,7 +107,8 @@ class System:
     def _processes(self) -> Iterator[psutil.Process]:
         """The servers and the processes that they have started."""
         for server in self.servers:
-            yield from (server.process, *server.process.children(recursive=True))
+            for process in server.processes:
+                yield from (process, *process.children(recursive=True))
 
 
 @asynccontextmanager
@@ -115,7 +116,7 @@ async def running_system(kind: DatabaseKind, *, servers: int = 1, **settings: st
     """Run an empty system. `settings` are environment variables of its servers."""
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="benchmark-")))
-        database_url = stack.enter_context(_new_database(kind, directory))
+        database_url = stack.enter_context(new_database(kind, directory))
         provider = await stack.enter_async_context(running_provider())
         environment = server_environment(database_url, **_provider_settings(directory, provider), **settings)
         started = [await stack.enter_async_context(_running_server(directory, environment)) for _ in range(servers)]
@@ -123,7 +124,7 @@ async def running_system(kind: DatabaseKind, *, servers: int = 1, **settings: st
 
 
 @contextmanager
-def _new_database(kind: DatabaseKind, directory: Path) -> Iterator[str]:
+def new_database(kind: DatabaseKind, directory: Path) -> Iterator[str]:
     """A database on disk, as in production. The server creates its schema."""
     if kind is DatabaseKind.SQLITE:
         yield f"sqlite:///{directory / 'integrations.db'}"
@@ -164,7 +165,7 @@ async def _running_server(directory: Path, environment: Mapping[str, str]) -> As
         grpc.aio.insecure_channel(command.serving["grpc"], options=[("grpc.enable_http_proxy", 0)]) as channel,
     ):
         yield Server(
-            psutil.Process(command.pid("server")),
+            [psutil.Process(pid) for name, pid in command.serving["pids"].items() if name.startswith("server")],
             command.serving["grpc"],
             command.serving["sidecar"],
             command.err_path,

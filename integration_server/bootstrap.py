@@ -435,9 +435,10 @@ def build_service(
 ) -> Service:
     """Build the use cases and the background work.
 
-    `cache` is the cache of `GetCredentials`, `process` what this process is among several. The other
-    keyword arguments are constants of the server, which tests replace: `revocation_wait` is how long `DisconnectIntegration` waits for the provider, `heartbeat` the interval
-    between cursors of a quiet event stream, `mass_failure_count` the smallest mass failure of refreshes.
+    `cache` is the cache of `GetCredentials`, `process` what this process is among several. The other keyword arguments
+    are constants of the server, which tests replace: `revocation_wait` is how long `DisconnectIntegration` waits for
+    the provider, `heartbeat` the interval between cursors of a quiet event stream, `mass_failure_count` the smallest
+    mass failure of refreshes.
     `checks_client_callers` and `uses_previous_secrets` switch off that only some callers may name an OAuth client, and
     that a previous client secret is used.
     `keeps_shared_grants` switches off that a revocation ends no live integration. Without `keeps_outcomes`, callbacks

@@ -8,11 +8,9 @@ from datetime import timedelta
 import structlog
 import typer
 import uvloop
-from rich.console import Console
 
 from integration_server.bootstrap import running_grpc_server
 from integration_server.cli.shared import command, load_settings, prepare_database, report_errors
-from integration_server.dev import DEFAULT_SANDBOX_ADDRESS, run_dev
 from integration_server.lifecycle import freeze_gc, stop_signals
 from integration_server.logs import configure_logging, is_terminal
 from integration_server.observability.listener import LocalSource
@@ -24,7 +22,7 @@ from integration_server.sidecar_settings import SidecarSettings
 from integration_server.supervisor import ChildSpec, Supervisor, SupervisorChannel, execute, fork_into
 from integration_server.wiring.metrics_listener import measured_process, running_metrics_listener
 from integration_server.wiring.sidecar import SidecarLink, new_sidecar_link, reachable_address, running_sidecar
-from integration_server.wiring.workers import Worker, claimed_port, worker_count, worker_names
+from integration_server.wiring.workers import Worker, claimed_port, explain_worker_count, worker_count, worker_names
 
 # Above what a stop takes: the sidecar gives requests in progress 5 seconds, the server calls SHUTDOWN_GRACE_SECONDS.
 _STOP_MARGIN = timedelta(seconds=30)
@@ -130,6 +128,7 @@ def _serve_grpc(settings: Settings, environment: Mapping[str, str], link: Sideca
         ):
             freeze_gc()
             channel.report_ready(grpc=server.address)
+            explain_worker_count(settings)
             await stop.wait()
 
     channel = SupervisorChannel()
@@ -178,6 +177,10 @@ def remote_client(settings: Settings) -> ServerClient:
 @command
 async def dev() -> None:
     """Serve in dev mode with a sandbox provider, and connect a sample account over the OAuth flow."""
+    from rich.console import Console  # noqa: PLC0415  # `serve`, whose workers share its memory, needs none of it
+
+    from integration_server.dev import DEFAULT_SANDBOX_ADDRESS, run_dev  # noqa: PLC0415
+
     defaults = {"DEV_MODE": "true", "LOG_LEVEL": "WARNING", "SANDBOX_ADDRESS": DEFAULT_SANDBOX_ADDRESS}
     settings, environment = await load_settings(defaults)
     settings = await prepare_database(settings)

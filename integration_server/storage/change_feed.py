@@ -7,7 +7,21 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, Row, Select, any_, cast, select, true, union_all
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    Row,
+    Select,
+    any_,
+    bindparam,
+    cast,
+    exists,
+    or_,
+    select,
+    true,
+    union_all,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.events import EventKind, IntegrationEvent
@@ -20,6 +34,7 @@ from integration_server.service.events.ports import (
     LoggedEvent,
 )
 from integration_server.storage.change_ordering import ChangeOrdering, detect_ordering
+from integration_server.storage.driver_queries import DriverQuery
 from integration_server.storage.engine import Database, DatabaseTime, from_row
 from integration_server.storage.pruning import prune
 from integration_server.storage.tables import integration_changes
@@ -35,6 +50,7 @@ class SqlChangeFeed:
     def __init__(self, database: Database, ordering: ChangeOrdering | None = None) -> None:
         self._database = database
         self._ordering = ordering
+        self._quiet_queries: dict[bool, DriverQuery] = {}
 
     async def wait_for_change(self, timeout: timedelta) -> bool:
         """Return True when the database notifies of a change, False after `timeout`."""
@@ -46,6 +62,9 @@ class SqlChangeFeed:
     async def poll(self, cursor: ChangeCursor | None, limit: int) -> ChangeBatch:
         """The changes that became visible since the poll that returned `cursor`."""
         self._database.change_notified.clear()  # before reading: a later notification is about a later change
+        quiet = await self._poll_quiet(cursor)
+        if quiet is not None:
+            return quiet
         async with self._database.monitor_connection() as connection:
             data_version = await self._database.data_version(connection)
             if cursor is not None and data_version is not None and data_version == cursor.data_version:
@@ -65,6 +84,24 @@ class SqlChangeFeed:
                     [_logged_event(row, ordering) for row in rows if row.kind != _INTERNAL_KIND],
                 )
         return ChangeBatch(replace(ordering.advance(None, snapshot, (), time), data_version=data_version), time)
+
+    async def _poll_quiet(self, cursor: ChangeCursor | None) -> ChangeBatch | None:
+        """The result of a poll if nothing has changed; None if something has, or if this is not known.
+
+        Most polls find nothing. The driver does that for a fifth of the CPU.
+        """
+        ordering = self._ordering
+        if cursor is None or ordering is None or self._database.dialect_name != "postgresql":
+            return None
+        query = self._quiet_queries.get(bool(cursor.missing))
+        if query is None:
+            query = self._quiet_queries[bool(cursor.missing)] = _quiet_query(ordering, has_missing=bool(cursor.missing))
+        missing = {"missing": list(cursor.missing)} if cursor.missing else {}
+        ((snapshot, time, has_changes),) = await self._database.monitor(query, end=cursor.end, **missing)
+        if has_changes:
+            return None
+        after = ordering.advance(cursor, snapshot, (), time)
+        return ChangeBatch(after, time, frozenset()) if after.end >= cursor.end else None
 
     async def read_events(
         self, positions: ChangeRange, after: int, event_filter: EventFilter, limit: int
@@ -111,6 +148,22 @@ def _poll_query(ordering: ChangeOrdering, cursor: ChangeCursor | None, limit: in
         )
     ).subquery()
     return select(marks, unread).select_from(marks.outerjoin(unread, true()))
+
+
+def _quiet_query(ordering: ChangeOrdering, *, has_missing: bool) -> DriverQuery:
+    """Whether there is a change after a cursor, with the snapshot of the same moment. Parameters: `end`, `missing`."""
+    conditions = [ordering.position >= bindparam("end", type_=BigInteger)]
+    if has_missing:
+        conditions.append(
+            ordering.position == any_(cast(bindparam("missing", type_=ARRAY(BigInteger)), ARRAY(BigInteger)))
+        )
+    # As in `_poll_query`: each condition alone and in order.
+    newest = (
+        select(ordering.position).where(one).order_by(ordering.position).limit(1).subquery() for one in conditions
+    )
+    has_changes = or_(*(exists(select(one)) for one in newest))
+    columns: Sequence[ColumnElement[Any]] = (ordering.snapshot, DatabaseTime(), has_changes)
+    return DriverQuery(select(*columns))
 
 
 def _position(row: Row[Any], ordering: ChangeOrdering) -> int:

@@ -168,14 +168,23 @@ class Database:
 
     async def read(self, query: DriverQuery, **parameters: Any) -> Sequence[Values]:  # noqa: ANN401
         """The rows of a query that the driver runs, as it is prepared on the connection."""
-        engine = self._readers.sync_engine
+        return await self._run(query, parameters, self._readers, self.record_wait)
+
+    async def monitor(self, query: DriverQuery, **parameters: Any) -> Sequence[Values]:  # noqa: ANN401
+        """As `read`, on the monitoring connection."""
+        return await self._run(query, parameters, self._monitors, record_nothing)
+
+    async def _run(
+        self, query: DriverQuery, parameters: Mapping[str, Any], lender: AsyncEngine, record_wait: Record
+    ) -> Sequence[Values]:
+        engine = lender.sync_engine
         compiled = self._driver_queries.get(query)
         if compiled is None:
             compiled = self._driver_queries[query] = CompiledQuery(query, engine.dialect)
         begin = time.perf_counter()
         with waiting_for_store(), _convert_connection_errors():
-            connection = await self._readers.raw_connection()
-            self.record_wait(time.perf_counter() - begin)
+            connection = await lender.raw_connection()
+            record_wait(time.perf_counter() - begin)
             if listeners := engine.dispatch.before_cursor_execute:
                 listeners(connection, None, compiled.sql, parameters, None, False)
             try:

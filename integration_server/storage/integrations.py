@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, fields
@@ -9,6 +10,7 @@ from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any
 
+import asyncpg
 from sqlalchemy import (
     ARRAY,
     BigInteger,
@@ -31,7 +33,7 @@ from sqlalchemy import (
     table,
     update,
 )
-from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.dml import ReturningUpdate
 
@@ -167,6 +169,8 @@ _NO_REFRESH_FAILURE: Mapping[str, Any] = {
 }
 """For new credentials: the failures of the old ones do not concern them."""
 
+
+_PING = DriverQuery(select(literal(1)).select_from(integrations).limit(1))
 
 _RESUME = (
     update(integrations)
@@ -469,9 +473,8 @@ class SqlIntegrations:
     async def ping(self) -> None:
         """Return if the database responds and has the schema. Raises `StoreUnavailable`."""
         try:
-            async with self._database.monitor_connection() as connection:
-                await connection.execute(select(literal(1)).select_from(integrations).limit(1))
-        except (OperationalError, ProgrammingError) as error:  # "no such table" on SQLite and on PostgreSQL
+            await self._database.monitor(_PING)
+        except (asyncpg.PostgresError, sqlite3.Error) as error:  # "no such table"
             raise StoreUnavailable from error
 
     async def _write(self, integration_id: IntegrationId, statement: ReturningUpdate[Any]) -> Integration | None:

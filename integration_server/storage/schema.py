@@ -11,24 +11,30 @@ The baseline's SQL may change until the first release tag. A migration therefore
 database with another fingerprint is refused.
 """
 
+import ast
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, delete, insert, inspect, select, text
+from sqlalchemy import Connection, column, delete, insert, inspect, select, table, text
 
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.tables import schema_compatibility
+
+if TYPE_CHECKING:  # Alembic takes 10 MB and 0.1 s, and only a migration needs it
+    from alembic.config import Config
+    from alembic.migration import MigrationContext
 
 OLDEST_SUPPORTED_REVISION = "0001"
 """The oldest schema on which this code runs. Raise it when code begins to need what a later revision adds."""
 
 _MIGRATION_LOCK = 0x696E7465_67726174
 """The key of PostgreSQL's advisory lock, which one migration holds at a time ("integrat": any constant number)."""
+
+_ALEMBIC_VERSION = table("alembic_version", column("version_num"))
+_VERSIONS = Path(__file__).with_name("migrations") / "versions"
 
 _MIGRATE = "`python -m integration_server migrate`"
 
@@ -48,19 +54,19 @@ async def migrate(database_url: str, *, versions: Path | None = None) -> None:
         open_database(database_url, command_timeout=None) as database,
         database.write_transaction() as connection,
     ):
-        await connection.run_sync(_upgrade, _config(versions))
+        await connection.run_sync(_upgrade, versions)
 
 
 async def check_schema(
     database: Database, *, versions: Path | None = None, oldest_supported: str = OLDEST_SUPPORTED_REVISION
 ) -> None:
     """Raise `SchemaError` if this code does not run on the database's schema. Raises `StoreUnavailable`."""
-    script = ScriptDirectory.from_config(_config(versions))
+    revisions = Revisions.of_folder(versions or _VERSIONS)
     async with database.read_connection() as connection:
-        current = await connection.run_sync(_current_revision, script)
+        current = await connection.run_sync(_current_revision, revisions)
     if current is None:
         raise SchemaError(f"The database has no schema yet: run {_MIGRATE}.")
-    known = _known_revisions(script)
+    known = revisions.known
     if current in known and known.index(current) < known.index(oldest_supported):
         raise SchemaError(f"The database's schema is older than this version supports: run {_MIGRATE}.")
 
@@ -71,62 +77,114 @@ def lock_migrations(connection: Connection) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
 
 
-def record_compatibility(context: MigrationContext, script: ScriptDirectory, revision: str) -> None:
+def record_compatibility(context: "MigrationContext", versions: Path, revision: str) -> None:
     """Store which code runs on the schema, after a migration to the revision."""
-    oldest_compatible = next(
-        step.revision for step in script.iterate_revisions(revision, "base") if step.module.phase == "contract"
-    )
+    revisions = Revisions.of_folder(versions)
     context.execute(delete(schema_compatibility))
     context.execute(
         insert(schema_compatibility).values(
-            oldest_compatible_revision=oldest_compatible,
-            baseline_fingerprint=_baseline_fingerprint(script, context.dialect.name),
+            oldest_compatible_revision=revisions.oldest_compatible(revision),
+            baseline_fingerprint=revisions.baseline_fingerprint(context.dialect.name),
         )
     )
 
 
-def _upgrade(connection: Connection, config: Config) -> None:
+@dataclass(frozen=True, slots=True)
+class _Revision:
+    path: Path
+    revision: str
+    down_revision: str | None
+    phase: str
+
+    @classmethod
+    def of_file(cls, path: Path) -> "_Revision | None":
+        """The constants of a revision, which is not run; None for another module."""
+        values: dict[str, object] = {}
+        for statement in ast.parse(path.read_bytes()).body:
+            match statement:
+                case ast.AnnAssign(target=ast.Name(id=name), value=ast.Constant(value=value)):
+                    values[name] = value
+                case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=value)):
+                    values[name] = value
+        if "revision" not in values:
+            return None
+        down_revision = values["down_revision"]
+        return cls(
+            path,
+            str(values["revision"]),
+            None if down_revision is None else str(down_revision),
+            str(values.get("phase", "")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Revisions:
+    """The revisions of a folder, the oldest first. They have no branches."""
+
+    revisions: Sequence[_Revision]
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> "Revisions":
+        """Read the files of a folder."""
+        found = {one.down_revision: one for path in folder.glob("*.py") if (one := _Revision.of_file(path))}
+        ordered: list[_Revision] = []
+        while (following := found.get(ordered[-1].revision if ordered else None)) is not None:
+            ordered.append(following)
+        return cls(ordered)
+
+    @property
+    def known(self) -> Sequence[str]:
+        """Their ids."""
+        return [one.revision for one in self.revisions]
+
+    def oldest_compatible(self, revision: str) -> str:
+        """The last contract revision up to this one."""
+        before = self.revisions[: self.known.index(revision) + 1]
+        return next(one.revision for one in reversed(before) if one.phase == "contract")
+
+    def baseline_fingerprint(self, dialect_name: str) -> str:
+        """The hash of the SQL of the first revision."""
+        path = self.revisions[0].path
+        return hashlib.sha256(path.with_name(f"{path.stem}.{dialect_name}.sql").read_bytes()).hexdigest()
+
+
+def _upgrade(connection: Connection, versions: Path | None) -> None:
     lock_migrations(connection)
-    script = ScriptDirectory.from_config(config)
-    current = _current_revision(connection, script)
-    if current is None or current in _known_revisions(script):
+    revisions = Revisions.of_folder(versions or _VERSIONS)
+    current = _current_revision(connection, revisions)
+    if current is None or current in revisions.known[:-1]:
+        from alembic import command  # noqa: PLC0415
+
+        config = _config(versions)
         config.attributes["connection"] = connection  # env.py uses it
         command.upgrade(config, "head")
 
 
-def _current_revision(connection: Connection, script: ScriptDirectory) -> str | None:
+def _current_revision(connection: Connection, revisions: Revisions) -> str | None:
     """The schema's revision, None without a schema. Raises `SchemaError` for a schema that no supported code left."""
-    current = MigrationContext.configure(connection).get_current_revision()
+    inspector = inspect(connection)
+    if not inspector.has_table(_ALEMBIC_VERSION.name):
+        return None
+    current: str | None = connection.execute(select(_ALEMBIC_VERSION)).scalar_one_or_none()
     if current is None:
         return None
     compatibility = None
-    if inspect(connection).has_table(schema_compatibility.name):
+    if inspector.has_table(schema_compatibility.name):
         compatibility = connection.execute(select(schema_compatibility)).one_or_none()
-    if compatibility is None or compatibility.baseline_fingerprint != _baseline_fingerprint(
-        script, connection.dialect.name
-    ):
+    fingerprint = revisions.baseline_fingerprint(connection.dialect.name)
+    if compatibility is None or compatibility.baseline_fingerprint != fingerprint:
         raise SchemaError(
             "The database was created from another baseline schema, which may change until the first release: "
             f"set DATABASE_URL to a new database and run {_MIGRATE}."
         )
-    known = _known_revisions(script)
-    if current not in known and compatibility.oldest_compatible_revision not in known:
+    if current not in revisions.known and compatibility.oldest_compatible_revision not in revisions.known:
         raise SchemaError("The database's schema is newer than this version supports: start a newer version.")
     return current
 
 
-def _known_revisions(script: ScriptDirectory) -> Sequence[str]:
-    """Oldest first."""
-    return [revision.revision for revision in script.walk_revisions()][::-1]
+def _config(versions: Path | None) -> "Config":
+    from alembic.config import Config  # noqa: PLC0415
 
-
-def _baseline_fingerprint(script: ScriptDirectory, dialect_name: str) -> str:
-    (baseline,) = script.get_bases()
-    sql: str = script.get_revision(baseline).module.read_sql(dialect_name)
-    return hashlib.sha256(sql.encode()).hexdigest()
-
-
-def _config(versions: Path | None) -> Config:
     config = Config()
     config.set_main_option("script_location", "integration_server.storage:migrations")
     if versions is not None:

@@ -10,9 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import structlog
-import uvicorn
 
-from integration_server.http_serving import SignalFreeServer, serving_http
 from integration_server.lifecycle import AddressTaken, periodic_job
 from integration_server.observability.event_loop import INTERVAL, EventLoopLag
 from integration_server.observability.listener import PATH, MetricsApp, MetricsCollector, SnapshotSource
@@ -21,8 +19,6 @@ from integration_server.observability.snapshots import answering_snapshots, enco
 from integration_server.peers import TrustedProxies
 from integration_server.setting_types import Address
 from integration_server.sidecar.http_limits import HttpLimits
-from integration_server.sidecar.http_protocol import limited_protocol
-from integration_server.sidecar.middleware import AnonymousLimits
 from integration_server.wiring.system import random_token
 
 # Scrapers of some Prometheus servers, and people. Whoever opens more connections closes their own.
@@ -43,6 +39,13 @@ async def running_metrics_listener(
 
     With `may_move`, if the address is taken, a free port of the same host takes its place.
     """
+    # As in `running_sidecar`.
+    import uvicorn  # noqa: PLC0415
+
+    from integration_server.http_serving import SignalFreeServer, serving_http  # noqa: PLC0415
+    from integration_server.sidecar.http_protocol import limited_protocol  # noqa: PLC0415
+    from integration_server.sidecar.middleware import AnonymousLimits  # noqa: PLC0415
+
     limits = AnonymousLimits(_LIMITS, TrustedProxies(()))
     config = uvicorn.Config(
         MetricsApp(MetricsCollector(sources)),

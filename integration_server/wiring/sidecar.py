@@ -17,7 +17,6 @@ from integration_server.observability.metrics import Metrics, record_requests
 from integration_server.setting_types import Address
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.http_limits import HttpLimits
-from integration_server.sidecar.server import run_sidecar
 from integration_server.sidecar_settings import SidecarSettings
 from integration_server.wiring.system import random_token
 
@@ -77,6 +76,9 @@ async def running_sidecar(
     settings: SidecarSettings, client: ServerClient, metrics: Metrics | None = None
 ) -> AsyncIterator[str]:
     """The sidecar on its address; yields its local URL. Closes the client at the end. Raises `AddressTaken`."""
+    # The libraries of HTTP servers take 6 MB, which a worker does not need.
+    from integration_server.sidecar.server import run_sidecar  # noqa: PLC0415
+
     listen = settings.sidecar_address
     limits = http_limits_of(settings)
     async with AsyncExitStack() as stack:

@@ -73,11 +73,17 @@ def worker_count(settings: Settings, cores: int | None = None) -> int:
         return settings.workers
     if settings.dev_mode or sys.platform != "linux":
         return 1
-    cores = usable_cores() if cores is None else cores
-    if cores > 1 and settings.database_url.startswith("sqlite"):
-        structlog.get_logger(__name__).info("one_worker", reason="SQLite has one writer at a time", cores=cores)
+    if settings.database_url.startswith("sqlite"):
         return 1
-    return cores
+    return usable_cores() if cores is None else cores
+
+
+def explain_worker_count(settings: Settings, cores: int | None = None) -> None:
+    """Log why a server that could have several workers has one."""
+    cores = usable_cores() if cores is None else cores
+    is_default = settings.workers is None and not settings.dev_mode
+    if is_default and cores > 1 and settings.database_url.startswith("sqlite"):
+        structlog.get_logger(__name__).info("one_worker", reason="SQLite has one writer at a time", cores=cores)
 
 
 def usable_cores(cpu_limit: Path = _CGROUP_CPU_LIMIT) -> int:

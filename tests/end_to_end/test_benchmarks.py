@@ -22,11 +22,11 @@ UNBOUNDED, UNREACHABLE = "--bound=1000000", "--bound=0.001"
 SMALL = ("--database=sqlite", "--seconds=0.5", "--rate=40")
 
 
-async def bench(directory: Path, *arguments: str) -> tuple[int | None, str]:
+async def bench(directory: Path, *arguments: str, small: Sequence[str] = SMALL) -> tuple[int | None, str]:
     """Run a benchmark in the directory. Returns its exit code, and its output with single spaces."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "benchmarks", *arguments, *SMALL),
+        *("-m", "benchmarks", *arguments, *small),
         cwd=directory,
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'generated'}"},
         stdin=DEVNULL,
@@ -77,6 +77,26 @@ async def test_metrics_cost_judges_the_cpu_and_counts_every_rpc(tmp_path: Path, 
     assert verdicts(raw)[:2] == [holds, True], output
     assert code == (0 if all(verdicts(raw)) else 1), "an RPC may fail on a busy machine"
     assert raw["raw"]["scrape_bytes"][-1] > 1000
+
+
+async def test_workers_compares_the_cpu_of_an_rpc_and_waits_for_disconnects(tmp_path: Path) -> None:
+    code, output = await bench(tmp_path, "workers", "--rounds=1", "--disconnects=2", UNBOUNDED)
+
+    raw = raw_figures(tmp_path, "workers-sqlite")
+    assert verdicts(raw)[0], output
+    assert code == (0 if all(verdicts(raw)) else 1), "a machine may be busy"
+    assert len(raw["raw"]["delays"]) == 2
+    assert [len(share) for share in raw["raw"]["shares"]] == [2]
+
+
+@pytest.mark.parametrize(("bound", "holds"), [(UNBOUNDED, True), (UNREACHABLE, False)])
+async def test_idle_judges_start_memory_and_cpu(tmp_path: Path, bound: str, holds: bool) -> None:
+    code, output = await bench(tmp_path, "idle", "--rounds=1", bound, small=("--database=sqlite", "--seconds=0.5"))
+
+    raw = raw_figures(tmp_path, "idle-sqlite")
+    assert verdicts(raw)[:2] == [holds, holds], output
+    assert code == (0 if all(verdicts(raw)) else 1)
+    assert [len(raw["raw"]["rounds"][0][name]) for name in ("pss", "rss", "cpu")] == [2, 2, 2]
 
 
 async def test_hostile_clients_holds_without_a_latency_bound(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@
 import asyncio
 import os
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from alembic import context
@@ -37,7 +38,7 @@ def _render_item(kind: str, item: object, _context: object) -> str | Literal[Fal
 def _on_version_apply(
     ctx: MigrationContext, step: MigrationInfo, heads: Collection[Any], run_args: Mapping[str, Any]
 ) -> None:
-    record_compatibility(ctx, context.script, str(step.up_revision_id))
+    record_compatibility(ctx, Path(context.script.versions), str(step.up_revision_id))
 
 
 def _run(connection: Connection) -> None:

@@ -6,7 +6,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from integration_server.settings import Settings
-from integration_server.wiring.workers import count_listeners, usable_cores, worker_count, worker_names
+from integration_server.wiring.workers import (
+    count_listeners,
+    explain_worker_count,
+    usable_cores,
+    worker_count,
+    worker_names,
+)
 
 KEY = "s0Jp4OhRzGU0CphHkf4fWtxSm1lAHkn9zhBwYFhMc0g="
 POSTGRES = "postgresql://db/integrations"
@@ -28,7 +34,9 @@ def test_there_is_one_worker_for_each_core_unless_the_setting_says_otherwise(
     variables: dict[str, str], cores: int, expected: int
 ) -> None:
     with capture_logs() as logs:
-        assert worker_count(Settings.from_environment({"ENCRYPTION_KEY": KEY, **variables}), cores) == expected
+        settings = Settings.from_environment({"ENCRYPTION_KEY": KEY, **variables})
+        assert worker_count(settings, cores) == expected
+        explain_worker_count(settings, cores)
     assert logs == []
 
 
@@ -36,6 +44,8 @@ def test_sqlite_has_one_worker_and_the_log_says_why() -> None:
     settings = Settings.from_environment({"ENCRYPTION_KEY": KEY, "DATABASE_URL": "sqlite:///x.db"})
     with capture_logs() as logs:
         assert [worker_count(settings, cores) for cores in (8, 1)] == [1, 1]
+        for cores in (8, 1):
+            explain_worker_count(settings, cores)
     assert [(log["event"], log["cores"]) for log in logs] == [("one_worker", 8)]
 
 
