@@ -369,6 +369,10 @@ class AsyncIntegrations:
                 return rejected
             return found
 
+    def discard(self, key: Key) -> None:
+        """Forget the credentials of an account, because this client has replaced or deleted them."""
+        self._store.discard(key)
+
     async def _fetch(self, entry: Entry[asyncio.Lock], min_ttl: timedelta | None) -> Credentials:
         while True:
             fetch = self._store.begin_fetch(entry)
@@ -433,7 +437,11 @@ class AsyncAccount(AsyncAccountAdapters):
 
     async def refresh(self, *, force: bool = False, timeout: Timeout = None) -> pb.RefreshTokenResponse:
         """Refresh the access token if it is about to expire, or with `force`."""
-        return await self._client.run(operations.refresh(await self._key(), force=force), timeout)
+        key = await self._key()
+        response = await self._client.run(operations.refresh(key, force=force), timeout)
+        if response.refreshed:
+            self._client.discard(key)
+        return response
 
     # --- The integration --------------------------------------------------------------------------------------------
 
@@ -455,7 +463,10 @@ class AsyncAccount(AsyncAccountAdapters):
 
     async def disconnect(self, *, timeout: Timeout = None) -> pb.DisconnectIntegrationResponse:
         """Delete the integration, and revoke its credentials at the provider."""
-        return await self._client.run(operations.disconnect(await self._key()), timeout)
+        key = await self._key()
+        response = await self._client.run(operations.disconnect(key), timeout)
+        self._client.discard(key)
+        return response
 
     async def health(self, *, timeout: Timeout = None) -> HealthCheck:
         """Check the integration."""

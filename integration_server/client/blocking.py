@@ -371,6 +371,10 @@ class Integrations:
                 return rejected
             return found
 
+    def discard(self, key: Key) -> None:
+        """Forget the credentials of an account, because this client has replaced or deleted them."""
+        self._store.discard(key)
+
     def _fetch(self, entry: Entry[threading.Lock], min_ttl: timedelta | None) -> Credentials:
         while True:
             fetch = self._store.begin_fetch(entry)
@@ -435,7 +439,11 @@ class Account(AccountAdapters):
 
     def refresh(self, *, force: bool = False, timeout: Timeout = None) -> pb.RefreshTokenResponse:
         """Refresh the access token if it is about to expire, or with `force`."""
-        return self._client.run(operations.refresh(self._key(), force=force), timeout)
+        key = self._key()
+        response = self._client.run(operations.refresh(key, force=force), timeout)
+        if response.refreshed:
+            self._client.discard(key)
+        return response
 
     # --- The integration --------------------------------------------------------------------------------------------
 
@@ -457,7 +465,10 @@ class Account(AccountAdapters):
 
     def disconnect(self, *, timeout: Timeout = None) -> pb.DisconnectIntegrationResponse:
         """Delete the integration, and revoke its credentials at the provider."""
-        return self._client.run(operations.disconnect(self._key()), timeout)
+        key = self._key()
+        response = self._client.run(operations.disconnect(key), timeout)
+        self._client.discard(key)
+        return response
 
     def health(self, *, timeout: Timeout = None) -> HealthCheck:
         """Check the integration."""

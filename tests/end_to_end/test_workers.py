@@ -43,7 +43,7 @@ async def connections(address: str, count: int = CONNECTIONS) -> AsyncIterator[S
         ]
 
 
-async def watch(channel: grpc.aio.Channel) -> Any:  # the stub has no types
+async def watch(channel: grpc.aio.Channel) -> Any:  # noqa: ANN401  # the stub has no types
     """A stream of the health service, which has sent its first response."""
     call: Any = HealthStub(channel).Watch(HealthCheckRequest())
     assert (await asyncio.wait_for(call.read(), DEADLINE)).status == HealthCheckResponse.SERVING

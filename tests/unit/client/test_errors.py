@@ -27,7 +27,7 @@ def test_each_reason_has_a_class_of_its_name() -> None:
     "error",
     [
         server_errors.InvalidField("user_id", "is empty"),
-        server_errors.IntegrationNotFound(7),
+        server_errors.IntegrationNotFound(),
         server_errors.StateExpired(),
     ],
     ids=lambda error: type(error).__name__,
