@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Self, TypeVar
@@ -262,7 +262,7 @@ class AsyncIntegrations:
         type: str = "",  # noqa: A002
         cursor_store: CursorStore | None = None,
         on_gap: Callable[[], Awaitable[None]] | None = None,
-    ) -> AsyncIterator[IntegrationEvent]:
+    ) -> AsyncGenerator[IntegrationEvent, None]:
         """Iterate over events without end: of one user or of all, of one type or of all. Reconnects by itself.
 
         The cursor of an event is saved when the next one is asked for: after a crash the last event comes again.
@@ -530,7 +530,7 @@ class AsyncAccount(AsyncAccountAdapters):
 
     async def webhook_events(
         self, consumer: str, *, poll_interval: float | None = None, timeout: Timeout = None
-    ) -> AsyncIterator[WebhookEvent]:
+    ) -> AsyncGenerator[WebhookEvent, None]:
         """Iterate over webhook events, and acknowledge each that was processed, which is when the next is asked for.
 
         Ends after the last event; with `poll_interval`, in seconds, it waits for further ones. `timeout` is of each

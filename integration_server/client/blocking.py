@@ -4,7 +4,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Self, TypeVar
@@ -265,7 +265,7 @@ class Integrations:
         type: str = "",  # noqa: A002
         cursor_store: CursorStore | None = None,
         on_gap: Callable[[], None] | None = None,
-    ) -> Iterator[IntegrationEvent]:
+    ) -> Generator[IntegrationEvent, None, None]:
         """Iterate over events without end: of one user or of all, of one type or of all. Reconnects by itself.
 
         The cursor of an event is saved when the next one is asked for: after a crash the last event comes again.
@@ -530,7 +530,7 @@ class Account(AccountAdapters):
 
     def webhook_events(
         self, consumer: str, *, poll_interval: float | None = None, timeout: Timeout = None
-    ) -> Iterator[WebhookEvent]:
+    ) -> Generator[WebhookEvent, None, None]:
         """Iterate over webhook events, and acknowledge each that was processed, which is when the next is asked for.
 
         Ends after the last event; with `poll_interval`, in seconds, it waits for further ones. `timeout` is of each

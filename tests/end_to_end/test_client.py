@@ -112,11 +112,11 @@ async def test_events_resume_after_the_last_one_that_was_processed(system: Syste
         number = await system.connect()
         event = await asyncio.wait_for(first, 60)
         assert (event.integration_id, event.kind) == (number, event_pb2.INTEGRATION_EVENT_KIND_CREATED)
-        await events.aclose()  # type: ignore[attr-defined]
+        await events.aclose()
         again = client.events(user="ada", cursor_store=store)
         assert await asyncio.wait_for(anext(again), 60) == event  # it was not processed completely
         assert (await asyncio.wait_for(anext(again), 60)) != event
-        await again.aclose()  # type: ignore[attr-defined]
+        await again.aclose()
 
 
 async def test_webhook_events_are_acknowledged_when_they_are_processed(system: System) -> None:
@@ -148,6 +148,6 @@ async def test_webhook_events_are_acknowledged_when_they_are_processed(system: S
 
         events = account.webhook_events("tests")
         assert [(await anext(events)).number, (await anext(events)).number] == [1, 2]
-        await events.aclose()  # type: ignore[attr-defined]
+        await events.aclose()
         assert [event.json()["number"] async for event in account.webhook_events("tests")] == [2, 3]
         assert [event async for event in account.webhook_events("tests")] == []

@@ -23,7 +23,14 @@ def test_certificates_are_read_again_and_invalid_ones_are_not_used(tmp_path: Pat
     replace_file(files["ca_file"], authority.certificate, 1)
     replace_file(files["cert_file"], pair.certificate, 1)
     replace_file(files["key_file"], pair.key, 1)
-    watcher = watch_tls_files(Configuration(address="server:1", **files))
+    watcher = watch_tls_files(
+        Configuration(
+            address="server:1",
+            ca_file=files["ca_file"],
+            cert_file=files["cert_file"],
+            key_file=files["key_file"],
+        )
+    )
     first = watcher.poll(now=True)
     assert first is not None
     assert "PRIVATE" not in repr(first)
