@@ -1,12 +1,36 @@
-"""The entry point of `python -m integration_server`."""
+"""The entry point of `python -m integration_server`, and of the command `integration-server`.
+
+The commands are the server's, whose dependencies are an extra: without it, this says how to install it.
+"""
 
 import gc
+import sys
+from collections.abc import Callable
 
-# What is imported stays: collections meanwhile find nothing, and take a fifth of the time. `freeze_gc` excludes it.
-gc.disable()
 
-from integration_server.cli import main  # noqa: E402  # see above
+def _load_commands() -> Callable[[], None]:
+    from integration_server import cli  # noqa: PLC0415 - the server's dependencies may be missing
 
-gc.enable()
+    return cli.main
 
-main()
+
+def main(load_commands: Callable[[], Callable[[], None]] = _load_commands) -> None:
+    """Run the command in the process's arguments."""
+    # What is imported stays: collections meanwhile find nothing, and take a fifth of the time. `freeze_gc` excludes it.
+    gc.disable()
+    try:
+        commands = load_commands()
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("integration_server"):
+            raise  # a defect of this package
+        sys.exit(
+            f"integration-server: the commands need the server's dependencies ({error.name} is not installed): "
+            "pip install 'integration-server[server]'"
+        )
+    finally:
+        gc.enable()
+    commands()
+
+
+if __name__ == "__main__":
+    main()
