@@ -88,7 +88,7 @@ class AccountCredential(_Issued[CredentialSource]):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
 
@@ -131,8 +131,8 @@ class AsyncAccountCredential(_Issued[AsyncCredentialSource]):
 
     async def __aexit__(
         self,
-        kind: type[BaseException] | None = None,
-        error: BaseException | None = None,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
         traceback: TracebackType | None = None,
     ) -> None:
         await self.close()
