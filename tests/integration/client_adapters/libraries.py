@@ -253,4 +253,9 @@ def secret_holders(source: FakeSource) -> list[object]:
         FakeAccount(source).slack(),
         FakeAccount(source).stripe(),
         source.credentials(),
+        FakeAccount(source).azure().get_token("scope"),
+        FakeAccount(source).azure().get_token_info("scope"),
+        FakeAccount(AwsSource()).botocore(),
+        FakeAccount(AwsSource()).botocore().get_frozen_credentials(),
+        FakeAccount(FakeSource("basic")).twilio(),
     ]
