@@ -25,6 +25,20 @@ _FAR_FUTURE = int(datetime(9999, 1, 1, tzinfo=UTC).timestamp())  # azure-core kn
 _MAX_JITTER = 60  # seconds that azure-core adds to `refresh_on`
 
 
+class _Token(AccessToken):
+    """A token that is not printed."""
+
+    def __repr__(self) -> str:
+        return f"AccessToken(expires_on={self.expires_on})"
+
+
+class _TokenInfo(AccessTokenInfo):
+    """A token that is not printed."""
+
+    def __repr__(self) -> str:
+        return f"AccessTokenInfo(expires_on={self.expires_on}, refresh_on={self.refresh_on})"
+
+
 class _Issued(Generic[Source]):
     """What a credential has issued."""
 
@@ -43,7 +57,7 @@ class _Issued(Generic[Source]):
     def _issue(self, credentials: Credentials) -> AccessTokenInfo:
         token = access_token(credentials, "azure-core")
         self._last = credentials
-        return AccessTokenInfo(token, _expires_on(credentials), refresh_on=_refresh_on(credentials))
+        return _TokenInfo(token, _expires_on(credentials), refresh_on=_refresh_on(credentials))
 
 
 class AccountCredential(_Issued[CredentialSource]):
@@ -64,7 +78,7 @@ class AccountCredential(_Issued[CredentialSource]):
     ) -> AccessToken:
         """Return the current token. Raises `ClientAuthenticationError`."""
         token = self._token(claims)
-        return AccessToken(token.token, token.expires_on)
+        return _Token(token.token, token.expires_on)
 
     def get_token_info(self, *scopes: str, options: TokenRequestOptions | None = None) -> AccessTokenInfo:
         """Return the current token, and when to ask again. Raises `ClientAuthenticationError`."""
@@ -88,7 +102,7 @@ class AccountCredential(_Issued[CredentialSource]):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
 
@@ -106,7 +120,7 @@ class AsyncAccountCredential(_Issued[AsyncCredentialSource]):
     ) -> AccessToken:
         """Return the current token. Raises `ClientAuthenticationError`."""
         token = await self._token(claims)
-        return AccessToken(token.token, token.expires_on)
+        return _Token(token.token, token.expires_on)
 
     async def get_token_info(self, *scopes: str, options: TokenRequestOptions | None = None) -> AccessTokenInfo:
         """Return the current token, and when to ask again. Raises `ClientAuthenticationError`."""
@@ -131,8 +145,8 @@ class AsyncAccountCredential(_Issued[AsyncCredentialSource]):
 
     async def __aexit__(
         self,
-        kind: type[BaseException] | None = None,
-        error: BaseException | None = None,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
         traceback: TracebackType | None = None,
     ) -> None:
         await self.close()

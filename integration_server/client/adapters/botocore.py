@@ -34,6 +34,13 @@ class Metadata(TypedDict):
     expiry_time: str
 
 
+class _FrozenCredentials(ReadOnlyCredentials):
+    """Credentials that are not printed."""
+
+    def __repr__(self) -> str:
+        return f"ReadOnlyCredentials(account_id={self.account_id!r})"
+
+
 class AccountCredentials(RefreshableCredentials):
     """botocore's `RefreshableCredentials`, which take over a newer key as soon as the source has it."""
 
@@ -64,7 +71,7 @@ class AccountCredentials(RefreshableCredentials):
         """Return the current key, to sign a request with."""
         frozen: ReadOnlyCredentials = super().get_frozen_credentials()
         self._signed.access_key = frozen.access_key
-        return frozen
+        return _FrozenCredentials(*frozen)
 
     def renew(self) -> bool:
         """Renew the key that the thread's last request was signed with. Whether there is a newer one."""

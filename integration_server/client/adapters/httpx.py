@@ -3,7 +3,6 @@
 `httpx.Client(auth=account.httpx()).get(url)`
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, Generator, Mapping
 from typing import Protocol
 
@@ -13,6 +12,7 @@ from integration_server.client.credentials import AsyncCredentialSource, Credent
 
 with needs_extra("httpx"):
     import httpx
+    from anyio.to_thread import run_sync  # of httpx: runs on asyncio and on trio
 
 
 class AccountAuth(httpx.Auth):
@@ -37,12 +37,12 @@ class AccountAuth(httpx.Auth):
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
         """Send the request as `sync_auth_flow` does."""
-        exchange = _Exchange(request, await asyncio.to_thread(self._source.credentials))
+        exchange = _Exchange(request, await run_sync(self._source.credentials))
         response = yield exchange.authenticated(request)
         if exchange.has_lost_credentials(response):
             response = yield exchange.authenticated(response.request)
         if exchange.is_rejected(response):
-            renewed = await asyncio.to_thread(self._source.renew, exchange.credentials)
+            renewed = await run_sync(self._source.renew, exchange.credentials)
             if exchange.can_repeat(response.request, renewed):
                 yield exchange.authenticated(response.request)
 

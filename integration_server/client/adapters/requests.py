@@ -25,7 +25,7 @@ class AccountAuth(AuthBase):
 
     def __call__(self, r: PreparedRequest) -> PreparedRequest:
         """Put the current credentials on the request, and watch its responses."""
-        exchange = _Exchange(self._source, r.url or "")
+        exchange = _Exchange(self._source, r)
         exchange.authenticate(r)
         r.register_hook("response", exchange.handle_response)
         return r
@@ -34,9 +34,10 @@ class AccountAuth(AuthBase):
 class _Exchange:
     """One request with its redirects. Its hook sees each response before requests follows a redirect."""
 
-    def __init__(self, source: CredentialSource, url: str) -> None:
+    def __init__(self, source: CredentialSource, request: PreparedRequest) -> None:
         self._source = source
-        self._origin = url
+        self._origin = request.url or ""
+        self._first = id(request)  # redirects have copies of it
         self._credentials = source.credentials()
         self._is_renewed = False
 
@@ -49,6 +50,8 @@ class _Exchange:
     def handle_response(self, response: Response, **options: Any) -> Response:  # noqa: ANN401 — what requests passes on
         """Keep the credentials from other origins, and send a rejected request once more."""
         request = response.request
+        if id(request) == self._first:
+            self._is_renewed = False  # a prepared request may be sent several times
         if not is_same_origin(request.url or "", self._origin):
             return response
         if response.is_redirect:

@@ -8,7 +8,7 @@ import requests
 from azure.core import AsyncPipelineClient, PipelineClient
 from azure.core.rest import HttpRequest
 from botocore.exceptions import ClientError
-from github import Auth, Github, GithubException
+from github import Github, GithubException
 from google.auth.aio.transport.sessions import AsyncAuthorizedSession
 from google.auth.transport.requests import AuthorizedSession
 from googleapiclient.discovery import build
@@ -17,14 +17,9 @@ from slack_sdk.errors import SlackApiError
 from stripe import StripeError
 from twilio.base.exceptions import TwilioRestException
 
-from integration_server.client.adapters import azure as azure_adapter
-from integration_server.client.adapters import botocore as botocore_adapter
-from integration_server.client.adapters import github as github_adapter
-from integration_server.client.adapters import google as google_adapter
-from integration_server.client.adapters import httpx as httpx_adapter
-from integration_server.client.adapters import requests as requests_adapter
-from integration_server.client.adapters import slack as slack_adapter
-from integration_server.client.adapters import slack_async, stripe, twilio
+from integration_server.client.adapters.azure import AsyncRenewingTokenPolicy, RenewingTokenPolicy
+from integration_server.client.adapters.stripe import AsyncAccountHttpClient
+from tests.integration.client_adapters.accounts import AsyncFakeAccount, FakeAccount
 from tests.integration.client_adapters.provider import AsyncFakeSource, AwsSource, FakeSource
 
 Call = Callable[[], int]
@@ -32,23 +27,23 @@ AsyncCall = Callable[[], Awaitable[int]]
 
 
 def _httpx(source: FakeSource, url: str) -> Call:
-    client = httpx.Client(auth=httpx_adapter.AccountAuth(source), trust_env=False)
+    client = httpx.Client(auth=FakeAccount(source).httpx(), trust_env=False)
     return lambda: client.get(f"{url}/thing").status_code
 
 
 def _requests(source: FakeSource, url: str) -> Call:
     session = requests.Session()
-    session.auth = requests_adapter.AccountAuth(source)
+    session.auth = FakeAccount(source).requests()
     return lambda: session.get(f"{url}/thing").status_code
 
 
 def _google(source: FakeSource, url: str) -> Call:
-    session = AuthorizedSession(google_adapter.AccountCredentials(source))
+    session = AuthorizedSession(FakeAccount(source).google())
     return lambda: int(session.get(f"{url}/thing").status_code)
 
 
 def _googleapiclient(source: FakeSource, url: str) -> Call:
-    credentials = google_adapter.AccountCredentials(source)
+    credentials = FakeAccount(source).google()
 
     def call() -> int:
         # httplib2 is not thread-safe: a service for each thread is what its documentation asks for.
@@ -64,13 +59,13 @@ def _googleapiclient(source: FakeSource, url: str) -> Call:
 
 
 def _azure(source: FakeSource, url: str) -> Call:
-    policy = azure_adapter.RenewingTokenPolicy(azure_adapter.AccountCredential(source), "https://graph/.default")
+    policy = RenewingTokenPolicy(FakeAccount(source).azure(), "https://graph/.default")
     client: PipelineClient[Any, Any] = PipelineClient(url, policies=[policy])
     return lambda: int(client.send_request(HttpRequest("GET", f"{url}/thing"), enforce_https=False).status_code)
 
 
 def _github(source: FakeSource, url: str) -> Call:
-    github = Github(auth=github_adapter.AccountAuth(source), base_url=url, retry=None)
+    github = Github(auth=FakeAccount(source).github(), base_url=url, retry=None)
 
     def call() -> int:
         try:
@@ -82,7 +77,7 @@ def _github(source: FakeSource, url: str) -> Call:
 
 
 def _twilio(source: FakeSource, url: str) -> Call:
-    client = twilio.client(source)
+    client = FakeAccount(source).twilio()
     client.api.base_url = url
 
     def call() -> int:
@@ -96,7 +91,7 @@ def _twilio(source: FakeSource, url: str) -> Call:
 
 
 def _slack(source: FakeSource, url: str) -> Call:
-    client = slack_adapter.client(source, base_url=f"{url}/slack/")
+    client = FakeAccount(source).slack(base_url=f"{url}/slack/")
 
     def call() -> int:
         try:
@@ -108,7 +103,7 @@ def _slack(source: FakeSource, url: str) -> Call:
 
 
 def _stripe(source: FakeSource, url: str) -> Call:
-    client = stripe.client(source, base_addresses={"api": url})
+    client = FakeAccount(source).stripe(base_addresses={"api": url})
 
     def call() -> int:
         try:
@@ -121,7 +116,7 @@ def _stripe(source: FakeSource, url: str) -> Call:
 
 
 def _botocore(source: FakeSource, url: str) -> Call:
-    session = botocore_adapter.AccountCredentials(source).session()
+    session = FakeAccount(source).botocore().session()
     client = session.create_client("s3", region_name="us-east-1", endpoint_url=url)
 
     def call() -> int:
@@ -157,14 +152,14 @@ def source_for(library: str) -> FakeSource:
 
 def _httpx_async(source: AsyncFakeSource, url: str) -> AsyncCall:
     async def call() -> int:
-        async with httpx.AsyncClient(auth=httpx_adapter.AsyncAccountAuth(source), trust_env=False) as client:
+        async with httpx.AsyncClient(auth=AsyncFakeAccount(source).httpx(), trust_env=False) as client:
             return (await client.get(f"{url}/thing")).status_code
 
     return call
 
 
 def _google_async(source: AsyncFakeSource, url: str) -> AsyncCall:
-    credentials = google_adapter.AsyncAccountCredentials(source)
+    credentials = AsyncFakeAccount(source).google()
 
     async def call() -> int:
         session = AsyncAuthorizedSession(credentials)
@@ -179,10 +174,10 @@ def _google_async(source: AsyncFakeSource, url: str) -> AsyncCall:
 
 
 def _azure_async(source: AsyncFakeSource, url: str) -> AsyncCall:
-    credential = azure_adapter.AsyncAccountCredential(source)
+    credential = AsyncFakeAccount(source).azure()
 
     async def call() -> int:
-        policy = azure_adapter.AsyncRenewingTokenPolicy(credential, "https://graph/.default")
+        policy = AsyncRenewingTokenPolicy(credential, "https://graph/.default")
         client: AsyncPipelineClient[Any, Any] = AsyncPipelineClient(url, policies=[policy])
         async with client:
             return int((await client.send_request(HttpRequest("GET", f"{url}/thing"), enforce_https=False)).status_code)
@@ -192,7 +187,7 @@ def _azure_async(source: AsyncFakeSource, url: str) -> AsyncCall:
 
 def _twilio_async(source: AsyncFakeSource, url: str) -> AsyncCall:
     async def call() -> int:
-        client = await twilio.async_client(source)
+        client = await AsyncFakeAccount(source).twilio()
         client.api.base_url = url
         try:
             await client.api.account.fetch_async()
@@ -206,7 +201,7 @@ def _twilio_async(source: AsyncFakeSource, url: str) -> AsyncCall:
 
 
 def _slack_async(source: AsyncFakeSource, url: str) -> AsyncCall:
-    client = slack_async.client(source, base_url=f"{url}/slack/")
+    client = AsyncFakeAccount(source).slack(base_url=f"{url}/slack/")
 
     async def call() -> int:
         try:
@@ -219,8 +214,8 @@ def _slack_async(source: AsyncFakeSource, url: str) -> AsyncCall:
 
 def _stripe_async(source: AsyncFakeSource, url: str) -> AsyncCall:
     async def call() -> int:
-        http_client = stripe.AsyncAccountHttpClient(source)
-        client = stripe.async_client(source, http_client=http_client, base_addresses={"api": url})
+        http_client = AsyncAccountHttpClient(source)
+        client = AsyncFakeAccount(source).stripe(http_client=http_client, base_addresses={"api": url})
         try:
             await client.v1.balance.retrieve_async()
         except StripeError as error:
@@ -250,13 +245,17 @@ def async_source_for(library: str) -> AsyncFakeSource:
 def secret_holders(source: FakeSource) -> list[object]:
     """What the adapters return for an account, to be printed."""
     return [
-        httpx_adapter.AccountAuth(source),
-        requests_adapter.AccountAuth(source),
-        google_adapter.AccountCredentials(source),
-        azure_adapter.AccountCredential(source),
-        github_adapter.AccountAuth(source),
-        slack_adapter.client(source),
-        stripe.client(source),
+        FakeAccount(source).httpx(),
+        FakeAccount(source).requests(),
+        FakeAccount(source).google(),
+        FakeAccount(source).azure(),
+        FakeAccount(source).github(),
+        FakeAccount(source).slack(),
+        FakeAccount(source).stripe(),
         source.credentials(),
-        Auth,
+        FakeAccount(source).azure().get_token("scope"),
+        FakeAccount(source).azure().get_token_info("scope"),
+        FakeAccount(AwsSource()).botocore(),
+        FakeAccount(AwsSource()).botocore().get_frozen_credentials(),
+        FakeAccount(FakeSource("basic")).twilio(),
     ]

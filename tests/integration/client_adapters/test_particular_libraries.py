@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import requests
 from azure.core import PipelineClient
 from azure.core.credentials import AccessToken, SupportsTokenInfo, TokenCredential
 from azure.core.credentials_async import AsyncSupportsTokenInfo, AsyncTokenCredential
@@ -23,6 +24,7 @@ from slack_sdk import WebClient
 from slack_sdk.errors import SlackApiError
 
 from integration_server.client.adapters import azure, botocore, google, slack, stripe, twilio
+from integration_server.client.adapters.requests import AccountAuth
 from integration_server.client.credentials import Credentials
 from integration_server.client.errors import ReauthorizationRequired, Unavailable
 from tests.integration.client_adapters.provider import (
@@ -130,6 +132,19 @@ def test_google_errors_of_the_client_are_refresh_errors(error: Exception, is_ret
         credentials.refresh(None)
     assert raised.value.__cause__ is error
     assert raised.value.retryable is is_retryable
+
+
+# --- requests -------------------------------------------------------------------------------------------------------
+
+
+def test_requests_a_prepared_request_that_is_sent_again_is_renewed_again(provider: Provider) -> None:
+    source = FakeSource()
+    with requests.Session() as session:
+        prepared = session.prepare_request(requests.Request("GET", f"{provider.url}/thing", auth=AccountAuth(source)))
+        for generation in (2, 3):
+            provider.valid = {generation}
+            assert session.send(prepared).status_code == 200
+    assert provider.secrets == [[1], [2], [2], [3]]
 
 
 # --- azure-core -----------------------------------------------------------------------------------------------------
