@@ -1,5 +1,31 @@
-"""The entry point of `python -m integration_server`."""
+"""The entry point of `python -m integration_server`, and of the command `integration-server`.
 
-from integration_server.cli import main
+The commands are the server's, whose dependencies are an extra: without it, this says how to install it.
+"""
 
-main()
+import sys
+from collections.abc import Callable
+
+
+def _load_commands() -> Callable[[], None]:
+    from integration_server import cli  # noqa: PLC0415 - the server's dependencies may be missing
+
+    return cli.main
+
+
+def main(load_commands: Callable[[], Callable[[], None]] = _load_commands) -> None:
+    """Run the command in the process's arguments."""
+    try:
+        commands = load_commands()
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("integration_server"):
+            raise  # a defect of this package
+        sys.exit(
+            f"integration-server: the commands need the server's dependencies ({error.name} is not installed): "
+            "pip install 'integration-server[server]'"
+        )
+    commands()
+
+
+if __name__ == "__main__":
+    main()

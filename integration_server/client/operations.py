@@ -99,8 +99,8 @@ def the_only_account(user: str, integration_type: str, integrations: Sequence[In
     if len(active) > 1:
         listed = ", ".join(f"{row.integration_id} ({row.account_label or row.name})" for row in active[:20])
         raise SeveralAccounts(
-            f"the user has connected {len(active)} accounts of type {integration_type}; pass the integration_id of one: "
-            f"{listed}{', …' if len(active) > 20 else ''}",
+            f"the user has connected {len(active)} accounts of type {integration_type}; pass the integration_id of "
+            f"one: {listed}{', …' if len(active) > 20 else ''}",
             active,
         )
     return active[0].integration_id

@@ -229,6 +229,14 @@ class CredentialStore(Generic[LockT]):
                 self._forget(entry, error)
             return None
 
+    def discard(self, key: Key) -> None:
+        """Forget the credentials of an account, because this client has replaced or deleted them."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None:
+                entry.credentials = None
+                entry.version += 1
+
     def _set(self, entry: Entry[LockT], credentials: Credentials) -> None:
         entry.credentials = credentials
         entry.fetch_time = self.monotonic()

@@ -170,7 +170,7 @@ class Transport:
         metadata = _metadata(token)
         end = begin_all(self._hooks, rpc.name, metadata)
         try:
-            channel = self._open_channel()
+            channel: Any = self._open_channel()
             method = channel.unary_unary(rpc.path, rpc.request.SerializeToString, rpc.response.FromString)
             response: ResponseT = method(request, timeout=_seconds(timeout, rpc), metadata=metadata)
         except grpc.RpcError as error:
@@ -201,8 +201,14 @@ class Transport:
         return grpc.secure_channel(target, contents.credentials(), options=options)
 
 
+class _GrpcResponses(Protocol[_ItemT_co]):
+    def __iter__(self) -> Iterator[_ItemT_co]: ...
+
+    def cancel(self) -> object: ...
+
+
 class _Responses(Generic[_ItemT]):
-    def __init__(self, call: "grpc.CallIterator[_ItemT]", end: End) -> None:
+    def __init__(self, call: "_GrpcResponses[_ItemT]", end: End) -> None:
         self._call = call
         self._end = end
 

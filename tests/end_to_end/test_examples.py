@@ -58,6 +58,10 @@ def run_example(directory: Path, name: str, *arguments: str) -> str:
 
 async def test_connect_and_call_calendar_sync_and_readme_work(tmp_path: Path) -> None:
     async with dev_server(tmp_path) as (_, environment):
+        output = run_example(tmp_path, "client_quick_start.py", "--server", environment["GRPC_ADDRESS"])
+        assert "Connected: sandbox" in output
+        assert "Through the server: 200" in output
+
         server = ("--server", environment["GRPC_ADDRESS"])
         called = run_example(tmp_path, "connect_and_call.py", "--allow", *server)
         assert "Connected: integration" in called

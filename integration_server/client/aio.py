@@ -1,0 +1,667 @@
+"""The client for asyncio: integrations, accounts, and connections that have begun."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Self, TypeVar
+
+from integration_server.client import operations, rpcs
+from integration_server.client.adapters.account_adapters import AsyncAccountAdapters
+from integration_server.client.configuration import ChannelOptions, Configuration, Token
+from integration_server.client.connecting import check_expiry, device_outcome, is_connected, merged, pauses
+from integration_server.client.credentials import Credentials
+from integration_server.client.errors import (
+    CursorExpired,
+    DeadlineExceeded,
+    IntegrationNotFound,
+    IntegrationsError,
+    PermissionDenied,
+    ReauthorizationRequired,
+    ResourceExhausted,
+    Unavailable,
+)
+from integration_server.client.hooks import CallHook
+from integration_server.client.operations import ApiCall, Config, ItemT, Listing, Operation, Pairs
+from integration_server.client.store import CredentialStore, Entry, Key
+from integration_server.client.transport import AsyncCaller, AsyncResponseStream, AsyncTransport, Timeout
+from integration_server.client.values import (
+    ApiResponse,
+    Attempt,
+    CallbackResult,
+    CursorStore,
+    MemoryCursorStore,
+    WebhookEvent,
+    WebhookSecret,
+)
+from integration_server.client.watching import AsyncWatcher
+from integrations.v1 import integration_service_pb2 as pb
+from integrations.v1.event_pb2 import IntegrationEvent
+from integrations.v1.integration_pb2 import HealthCheck, Integration, IntegrationTypeInfo
+
+ResultT = TypeVar("ResultT")
+
+_MAX_BACKOFF = 30.0  # seconds between two attempts to open a stream
+
+
+class AsyncIntegrations:
+    """A client of the server for asyncio. It belongs to the event loop of its first call.
+
+    The parameters of the connection are those of `Configuration`. `hooks` observe the calls. `watch`: keep the
+    credentials of used accounts fresh with a stream; without it they are asked for again after five minutes. At most
+    `max_accounts` of them are kept in memory, and none that was not used for `idle`.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: Token | None = None,
+        token_file: str | Path | None = None,
+        tls: bool | None = None,
+        ca_file: str | Path | None = None,
+        cert_file: str | Path | None = None,
+        key_file: str | Path | None = None,
+        server_name: str | None = None,
+        channel_options: ChannelOptions = (),
+        hooks: Sequence[CallHook] = (),
+        watch: bool = True,
+        max_accounts: int = 10_000,
+        idle: timedelta = timedelta(hours=1),
+        caller: AsyncCaller | None = None,
+    ) -> None:
+        def path(name: str | Path | None) -> Path | None:
+            return None if name is None else Path(name)
+
+        configuration = Configuration(
+            address=address,
+            token=token,
+            token_file=path(token_file),
+            tls=tls,
+            ca_file=path(ca_file),
+            cert_file=path(cert_file),
+            key_file=path(key_file),
+            server_name=server_name,
+            channel_options=channel_options,
+        )
+        self._caller: AsyncCaller = AsyncTransport(configuration, hooks) if caller is None else caller
+        self._store = CredentialStore(asyncio.Lock, max_accounts=max_accounts, idle=idle)
+        self._watcher = AsyncWatcher(self._caller, self._store) if watch else None
+
+    @classmethod
+    def from_env(
+        cls,
+        environment: Mapping[str, str] | None = None,
+        *,
+        channel_options: ChannelOptions = (),
+        hooks: Sequence[CallHook] = (),
+        watch: bool = True,
+        max_accounts: int = 10_000,
+        idle: timedelta = timedelta(hours=1),
+    ) -> Self:
+        """Return a client that the environment variables `INTEGRATIONS_*` configure: docs/client.md lists them."""
+        configuration = Configuration.from_env(environment)
+        return cls(
+            configuration.address,
+            token=configuration.token,
+            token_file=configuration.token_file,
+            tls=configuration.tls,
+            ca_file=configuration.ca_file,
+            cert_file=configuration.cert_file,
+            key_file=configuration.key_file,
+            server_name=configuration.server_name,
+            channel_options=channel_options,
+            hooks=hooks,
+            watch=watch,
+            max_accounts=max_accounts,
+            idle=idle,
+        )
+
+    async def aclose(self) -> None:
+        """End the streams, and close the channel."""
+        if self._watcher is not None:
+            await self._watcher.close()
+        await self._caller.close()
+
+    async def __aenter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the client."""
+        await self.aclose()
+
+    # --- Accounts ---------------------------------------------------------------------------------------------------
+
+    def account(self, *, user: str, type: str = "", integration_id: int | None = None) -> "AsyncAccount":  # noqa: A002
+        """Return an account of a user, by its type or by its number. Calls nothing; the first use finds the account.
+
+        If the user has several accounts of the type, the first use raises `SeveralAccounts`, which lists them.
+        """
+        if not type and integration_id is None:
+            raise ValueError("account: needs a type or an integration_id")
+        return AsyncAccount(self, user, type, integration_id)
+
+    def list(self, *, user: str, type: str = "", timeout: Timeout = None) -> AsyncIterator[Integration]:  # noqa: A002
+        """Iterate over the user's integrations, the oldest first."""
+        return self.iterate(operations.list_integrations(user, type), timeout)
+
+    def types(self, *, timeout: Timeout = None) -> AsyncIterator[IntegrationTypeInfo]:
+        """Iterate over the integration types of the server."""
+        return self.iterate(operations.list_types(), timeout)
+
+    def check_health(self, *, user: str, timeout: Timeout = None) -> AsyncIterator[HealthCheck]:
+        """Check the user's integrations, a page at a time."""
+        return self.iterate(operations.check_all_health(user), timeout)
+
+    # --- Connecting -------------------------------------------------------------------------------------------------
+
+    async def connect(
+        self,
+        *,
+        user: str,
+        type: str,  # noqa: A002
+        scopes: Sequence[str] = (),
+        redirect_uri: str = "",
+        return_url: str = "",
+        name: str = "",
+        config: Config | None = None,
+        integration_id: int | None = None,
+        oauth_client: str = "",
+        timeout: Timeout = None,
+    ) -> "AsyncConnection":
+        """Begin a connection: send the user to its `authorization_url`, and `wait` for it.
+
+        A device authorization also has a `user_code`. `integration_id` reconnects an integration.
+        """
+        before = None
+        if integration_id is not None:
+            before = await self.run(operations.get_integration(Key(user, integration_id)), timeout)
+        attempt = await self.run(
+            operations.connect(
+                user=user,
+                integration_type=type,
+                scopes=scopes,
+                redirect_uri=redirect_uri,
+                return_url=return_url,
+                name=name,
+                config=config,
+                integration_id=integration_id or 0,
+                oauth_client=oauth_client,
+            ),
+            timeout,
+        )
+        if before is None:
+            before = await self.run(operations.get_integration(Key(user, attempt.integration_id)), timeout)
+        return AsyncConnection(self, attempt, before)
+
+    async def connect_with_api_key(
+        self,
+        *,
+        user: str,
+        type: str,  # noqa: A002
+        api_key: str = "",
+        api_secret: str = "",
+        secret_fields: Mapping[str, str] | None = None,
+        webhook_secret: str = "",
+        name: str = "",
+        config: Config | None = None,
+        integration_id: int | None = None,
+        timeout: Timeout = None,
+    ) -> "AsyncConnection":
+        """Connect an account with secrets that its user has copied. `wait` returns at once."""
+        integration = await self.run(
+            operations.connect_with_api_key(
+                user=user,
+                integration_type=type,
+                api_key=api_key,
+                api_secret=api_secret,
+                secret_fields=secret_fields,
+                webhook_secret=webhook_secret,
+                name=name,
+                config=config,
+                integration_id=integration_id or 0,
+            ),
+            timeout,
+        )
+        attempt = Attempt(
+            integration_id=integration.integration_id, user=user, integration_type=integration.integration_type
+        )
+        return AsyncConnection(self, attempt, None)
+
+    async def handle_callback(
+        self,
+        *,
+        state: str,
+        code: str = "",
+        error: str = "",
+        iss: str = "",
+        query: str = "",
+        type: str = "",  # noqa: A002
+        user: str = "",
+        timeout: Timeout = None,
+    ) -> CallbackResult:
+        """Complete a connection whose redirect has come to the caller instead of the sidecar."""
+        operation = operations.handle_callback(
+            state=state, code=code, error=error, iss=iss, query=query, integration_type=type, user=user
+        )
+        return await self.run(operation, timeout)
+
+    async def confirm(self, *, user: str, confirmation_token: str, timeout: Timeout = None) -> CallbackResult:
+        """Complete a connection whose callback did not name the user."""
+        return await self.run(operations.confirm(user, confirmation_token), timeout)
+
+    # --- Events -----------------------------------------------------------------------------------------------------
+
+    async def events(
+        self,
+        *,
+        user: str = "",
+        type: str = "",  # noqa: A002
+        cursor_store: CursorStore | None = None,
+        on_gap: Callable[[], Awaitable[None]] | None = None,
+    ) -> AsyncGenerator[IntegrationEvent, None]:
+        """Iterate over events without end: of one user or of all, of one type or of all. Reconnects by itself.
+
+        The cursor of an event is saved when the next one is asked for: after a crash the last event comes again.
+        `on_gap` is called after events were lost because the cursor has expired, for the caller to list the
+        integrations; without it `CursorExpired` is raised.
+        """
+        store = MemoryCursorStore() if cursor_store is None else cursor_store
+        cursor, failures, has_gap = store.load(), 0, False
+        while True:
+            try:
+                stream = await self._caller.stream(
+                    rpcs.WATCH_INTEGRATIONS,
+                    pb.WatchIntegrationsRequest(user_id=user, integration_type=type, cursor=cursor),
+                )
+                async for response in stream:
+                    failures = 0
+                    if has_gap and on_gap is not None:
+                        await on_gap()
+                        has_gap = False
+                    if response.HasField("event"):
+                        yield response.event
+                    cursor = response.cursor
+                    store.save(cursor)
+            except CursorExpired:
+                if on_gap is None or has_gap:
+                    raise
+                cursor, has_gap = "", True
+                store.save("")
+            except (Unavailable, ResourceExhausted, DeadlineExceeded) as error:
+                failures += 1
+                delay = random.uniform(0.1, min(0.5 * 2.0 ** min(failures, 8), _MAX_BACKOFF))  # noqa: S311 - jitter
+                if error.retry_after is not None:
+                    delay = max(delay, error.retry_after.total_seconds())
+                await asyncio.sleep(delay)
+
+    # --- For accounts -----------------------------------------------------------------------------------------------
+
+    async def run(self, operation: Operation[ResultT], timeout: Timeout = None) -> ResultT:
+        """Run an operation of `operations`."""
+        return operation.decode(await self._caller.call(operation.rpc, operation.request, timeout))
+
+    async def iterate(self, listing: Listing[ItemT], timeout: Timeout = None) -> AsyncIterator[ItemT]:
+        """Iterate over the items of all pages. `timeout` is of each page."""
+        token = ""
+        while True:
+            page = await self.run(listing(token), timeout)
+            for item in page.items:
+                yield item
+            token = page.next_token
+            if not token:
+                return
+
+    async def stream_provider(
+        self, requests: AsyncIterable[pb.StreamProviderRequest], timeout: Timeout
+    ) -> AsyncResponseStream[pb.StreamProviderResponse]:
+        """Begin a streamed call to a provider."""
+        return await self._caller.stream(rpcs.STREAM_PROVIDER, requests, timeout)
+
+    async def resolve(self, user: str, integration_type: str) -> int:
+        """Return the number of the user's account of a type."""
+        known = self._store.resolved(user, integration_type)
+        if known is not None:
+            return known
+        rows = [row async for row in self.list(user=user, type=integration_type)]
+        integration_id = operations.the_only_account(user, integration_type, rows)
+        self._store.set_resolved(user, integration_type, integration_id)
+        return integration_id
+
+    async def credentials(self, key: Key, integration_type: str, min_ttl: timedelta | None) -> Credentials:
+        """Return the credentials of an account."""
+        entry = self._store.entry(key, integration_type)
+        found = self._store.fresh(entry, min_ttl)
+        if found is not None:
+            return found
+        since = self._store.monotonic()
+        async with entry.lock:
+            found = self._store.shared_outcome(entry, since, min_ttl)
+            return found if found is not None else await self._fetch(entry, min_ttl)
+
+    async def renew(self, key: Key, integration_type: str, rejected: Credentials) -> Credentials:
+        """Return newer credentials than those that the provider has rejected."""
+        entry = self._store.entry(key, integration_type)
+        found = self._store.newer(entry, rejected)
+        if found is not None:
+            return found
+        async with entry.lock:
+            found = self._store.newer(entry, rejected)
+            if found is not None:
+                return found
+            try:
+                found = await self._fetch(entry, None)  # another process may have renewed them
+                if found.has_same_secret(rejected):
+                    try:
+                        await self.run(operations.refresh(key, force=True))
+                    except ReauthorizationRequired:
+                        raise
+                    except IntegrationsError:
+                        pass  # keys cannot be refreshed, and the policy may not allow it: a new one may have come
+                    found = await self._fetch(entry, None)
+            except (Unavailable, DeadlineExceeded, ResourceExhausted):
+                found = rejected
+            if found.has_same_secret(rejected):
+                self._store.record_not_renewed(entry, rejected)
+                return rejected
+            return found
+
+    def discard(self, key: Key) -> None:
+        """Forget the credentials of an account, because this client has replaced or deleted them."""
+        self._store.discard(key)
+
+    async def _fetch(self, entry: Entry[asyncio.Lock], min_ttl: timedelta | None) -> Credentials:
+        while True:
+            fetch = self._store.begin_fetch(entry)
+            try:
+                message = await self.run(operations.get_credentials(entry.key, min_ttl))
+            except IntegrationsError as error:
+                usable = self._store.record_failure(entry, error, min_ttl)
+                if usable is None:
+                    raise
+                return usable
+            read = Credentials.decode(message, entry.key.integration_id, entry.integration_type)
+            found = self._store.record(entry, fetch, read)
+            stream = self._store.watch(entry, fetch)
+            if stream is not None and self._watcher is not None:
+                self._watcher.start(stream)
+            if found is not None:
+                return found
+
+
+class AsyncAccount(AsyncAccountAdapters):
+    """An account of a user: a source of credentials, and what the server does with the account.
+
+    It may be kept, or made anew for each use. Its credentials are in the client's memory.
+    """
+
+    __slots__ = ("_client", "_integration_id", "_type", "_user")
+
+    def __init__(self, client: AsyncIntegrations, user: str, type: str, integration_id: int | None) -> None:  # noqa: A002
+        self._client = client
+        self._user = user
+        self._type = type
+        self._integration_id = integration_id
+
+    def __repr__(self) -> str:
+        """The user, and the type or the number."""
+        return f"AsyncAccount(user={self._user!r}, type={self._type!r}, integration_id={self._integration_id!r})"
+
+    async def integration_id(self) -> int:
+        """Return the number of the account, looked up the first time."""
+        if self._integration_id is not None:
+            return self._integration_id
+        return await self._client.resolve(self._user, self._type)
+
+    async def _key(self) -> Key:
+        return Key(self._user, await self.integration_id())
+
+    # --- Credentials ------------------------------------------------------------------------------------------------
+
+    async def credentials(self, min_ttl: timedelta | None = None) -> Credentials:
+        """Return valid credentials, from memory while they are fresh. `min_ttl`: their minimum remaining lifetime."""
+        key = await self._key()
+        try:
+            return await self._client.credentials(key, self._type, min_ttl)
+        except IntegrationNotFound:
+            if self._integration_id is not None:
+                raise
+            return await self._client.credentials(await self._key(), self._type, min_ttl)  # connected anew
+
+    async def renew(self, rejected: Credentials) -> Credentials:
+        """Return newer credentials than those that the provider has rejected; `rejected` itself if there are none."""
+        return await self._client.renew(await self._key(), self._type, rejected)
+
+    async def refresh(self, *, force: bool = False, timeout: Timeout = None) -> pb.RefreshTokenResponse:
+        """Refresh the access token if it is about to expire, or with `force`."""
+        key = await self._key()
+        response = await self._client.run(operations.refresh(key, force=force), timeout)
+        if response.refreshed:
+            self._client.discard(key)
+        return response
+
+    # --- The integration --------------------------------------------------------------------------------------------
+
+    async def get(self, *, timeout: Timeout = None) -> Integration:
+        """Return the integration."""
+        return await self._client.run(operations.get_integration(await self._key()), timeout)
+
+    async def update(
+        self,
+        *,
+        name: str | None = None,
+        config: Config | None = None,
+        is_active: bool | None = None,
+        timeout: Timeout = None,
+    ) -> Integration:
+        """Change what is not None. Returns the integration."""
+        operation = operations.update_integration(await self._key(), name, config, is_active)
+        return await self._client.run(operation, timeout)
+
+    async def disconnect(self, *, timeout: Timeout = None) -> pb.DisconnectIntegrationResponse:
+        """Delete the integration, and revoke its credentials at the provider."""
+        key = await self._key()
+        response = await self._client.run(operations.disconnect(key), timeout)
+        self._client.discard(key)
+        return response
+
+    async def health(self, *, timeout: Timeout = None) -> HealthCheck:
+        """Check the integration."""
+        return await self._client.run(operations.check_health(await self._key()), timeout)
+
+    async def health_checks(self, *, timeout: Timeout = None) -> AsyncIterator[HealthCheck]:
+        """Iterate over the last checks, the newest first."""
+        async for check in self._client.iterate(operations.list_health_checks(await self._key()), timeout):
+            yield check
+
+    # --- API proxy --------------------------------------------------------------------------------------------------
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Pairs | None = None,
+        headers: Pairs | None = None,
+        json: object = None,
+        body: bytes = b"",
+        idempotency_key: str = "",
+        api: str = "",
+        sub_account: str = "",
+        timeout: Timeout = None,
+    ) -> ApiResponse:
+        """Call the provider's API through the server, which adds the credentials. Any HTTP status is a response."""
+        call = ApiCall(method, path, query, headers, json, body, idempotency_key, api, sub_account)
+        return await self._client.run(operations.call_provider(await self._key(), call), timeout)
+
+    async def stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Pairs | None = None,
+        headers: Pairs | None = None,
+        content: AsyncIterable[bytes] | None = None,
+        content_length: int | None = None,
+        idempotency_key: str = "",
+        api: str = "",
+        sub_account: str = "",
+        timeout: Timeout = None,
+    ) -> "AsyncStreamedResponse":
+        """Call the provider's API with bodies of any size. Returns when the response's status and headers are there."""
+        call = ApiCall(method, path, query, headers, None, b"", idempotency_key, api, sub_account)
+        head = operations.first_part(await self._key(), call, content_length)
+
+        async def requests() -> AsyncIterator[pb.StreamProviderRequest]:
+            yield head
+            if content is not None:
+                async for chunk in content:
+                    for part in operations.parts(chunk):
+                        yield part
+
+        stream = await self._client.stream_provider(requests(), timeout)
+        responses = aiter(stream)
+        return AsyncStreamedResponse(stream, responses, operations.api_response(await anext(responses)))
+
+    # --- Webhooks ---------------------------------------------------------------------------------------------------
+
+    async def webhook_events(
+        self, consumer: str, *, poll_interval: float | None = None, timeout: Timeout = None
+    ) -> AsyncGenerator[WebhookEvent, None]:
+        """Iterate over webhook events, and acknowledge each that was processed, which is when the next is asked for.
+
+        Ends after the last event; with `poll_interval`, in seconds, it waits for further ones. `timeout` is of each
+        call.
+        """
+        key = await self._key()
+        while True:
+            events = await self._client.run(operations.list_webhook_events(key, consumer), timeout)
+            processed = 0
+            try:
+                for event in events:
+                    yield event
+                    processed = event.number
+            finally:
+                if processed:
+                    await self._client.run(operations.ack_webhook_events(key, consumer, processed), timeout)
+            if not events:
+                if poll_interval is None:
+                    return
+                await asyncio.sleep(poll_interval)
+
+    async def webhook_endpoint(self, *, timeout: Timeout = None) -> pb.GetWebhookEndpointResponse:
+        """Return the integration's own webhook URL."""
+        return await self._client.run(operations.get_webhook_endpoint(await self._key()), timeout)
+
+    async def set_webhook_secret(
+        self, webhook_secret: str = "", *, previous_ttl: timedelta | None = None, timeout: Timeout = None
+    ) -> WebhookSecret:
+        """Set the secret of the webhook URL; the server generates one if none is given."""
+        operation = operations.set_webhook_secret(await self._key(), webhook_secret, previous_ttl)
+        return await self._client.run(operation, timeout)
+
+
+class AsyncConnection:
+    """A connection that has begun. `attempt` has what its user needs."""
+
+    def __init__(self, client: AsyncIntegrations, attempt: Attempt, before: Integration | None) -> None:
+        self._client = client
+        self._before = before
+        self.attempt = attempt
+
+    def __repr__(self) -> str:
+        """The attempt, without its secrets."""
+        return f"AsyncConnection({self.attempt!r})"
+
+    @property
+    def authorization_url(self) -> str:
+        """The URL to send the user's browser to; empty if the connection is complete."""
+        return self.attempt.authorization_url
+
+    @property
+    def user_code(self) -> str:
+        """The code that the user enters in a device authorization; empty without one."""
+        return self.attempt.user_code
+
+    @property
+    def integration_id(self) -> int:
+        """The number of the integration: `wait` may return another one, if the account was connected before."""
+        return self.attempt.integration_id
+
+    async def wait(self, timeout: float | timedelta | None = None) -> AsyncAccount:
+        """Wait until the user has connected the account, and return it.
+
+        Raises `TimeoutError` after `timeout` seconds, `StateExpired` when nobody can complete the connection any
+        longer, and the reason if the provider rejects a device authorization.
+        """
+        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        deadline = None if seconds is None else time.monotonic() + seconds
+        for pause in pauses():
+            integration_id = await self._poll()
+            if integration_id is not None:
+                attempt = self.attempt
+                return self._client.account(
+                    user=attempt.user, type=attempt.integration_type, integration_id=integration_id
+                )
+            check_expiry(self.attempt)
+            remaining = pause if deadline is None else deadline - time.monotonic()
+            if remaining <= 0:
+                raise TimeoutError("the user has not connected the account yet")
+            await asyncio.sleep(min(pause, remaining))
+        raise AssertionError("pauses do not end")
+
+    async def _poll(self) -> int | None:
+        if self._before is None:
+            return self.attempt.integration_id
+        attempt = self.attempt
+        try:
+            if attempt.user_code:
+                result = await self._client.handle_callback(state=attempt.state, user=attempt.user)
+                return device_outcome(result)
+        except PermissionDenied:
+            pass  # the policy does not grant callbacks: look at the integration instead
+        try:
+            integration = await self._client.run(operations.get_integration(Key(attempt.user, attempt.integration_id)))
+        except IntegrationNotFound:
+            rows = [row async for row in self._client.list(user=attempt.user, type=attempt.integration_type)]
+            return merged(rows, self._before)
+        return integration.integration_id if is_connected(integration, self._before) else None
+
+
+class AsyncStreamedResponse:
+    """A streamed response of a provider. Iterate over it for its body, or close it."""
+
+    def __init__(
+        self,
+        stream: AsyncResponseStream[pb.StreamProviderResponse],
+        responses: AsyncIterator[pb.StreamProviderResponse],
+        head: ApiResponse,
+    ) -> None:
+        self._stream = stream
+        self._responses = responses
+        self._head = head
+        self.status_code = head.status_code
+        self.headers = head.headers
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Iterate over the body. Raises `IntegrationsError` if the response does not arrive completely."""
+        if self._head.body:
+            yield self._head.body
+        async for response in self._responses:
+            if response.body:
+                yield response.body
+
+    def close(self) -> None:
+        """End the call."""
+        self._stream.cancel()
+
+    async def __aenter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """End the call."""
+        self.close()

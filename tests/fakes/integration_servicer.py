@@ -1,0 +1,128 @@
+"""A servicer of credentials that a test controls, served on loopback."""
+
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import grpc
+from google.protobuf import any as any_message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from integrations.v1 import credentials_pb2, integration_pb2
+from integrations.v1 import integration_service_pb2 as pb
+from integrations.v1.integration_service_pb2_grpc import (
+    IntegrationServiceServicer,
+    add_IntegrationServiceServicer_to_server,
+)
+
+
+def status(code: int, reason: str) -> status_pb2.Status:
+    """A status with its reason."""
+    info = error_details_pb2.ErrorInfo(reason=reason, domain="integrations.v1")
+    return status_pb2.Status(code=code, message=reason.lower(), details=[any_message.pack(info)])
+
+
+class FakeServicer(IntegrationServiceServicer):
+    """Holds the token of each integration, and reports changes to streams. `calls` counts the RPCs."""
+
+    def __init__(self, *, has_watch: bool = True) -> None:
+        self.has_watch = has_watch
+        self.calls: Counter[str] = Counter()
+        self.tokens = {number: f"secret-token-{number}-1" for number in range(1, 51)}
+        self.lifetime = timedelta(hours=1)
+        self.accepted_token: str | None = None
+        self.watch_requests: list[pb.WatchCredentialsRequest] = []
+        self.streams: list[queue.Queue[pb.WatchCredentialsResponse | None]] = []
+        self.refreshed: Callable[[int], None] = lambda _: None
+        self.lock = threading.Lock()
+
+    def credentials(self, number: int) -> credentials_pb2.Credentials:
+        """The credentials of an integration."""
+        token = self.tokens[number]
+        message = credentials_pb2.Credentials(bearer_token=token, headers={"Authorization": f"Bearer {token}"})
+        message.expire_time.FromDatetime(datetime.now(UTC) + self.lifetime)
+        return message
+
+    def report(self, number: int, cursor: str) -> None:
+        """Tell all streams what an integration has now."""
+        if number in self.tokens:
+            result = pb.CredentialsResult(credentials=self.credentials(number))
+        else:
+            result = pb.CredentialsResult(error=status(code_pb2.FAILED_PRECONDITION, "REAUTHORIZATION_REQUIRED"))
+        for stream in self.streams:
+            stream.put(pb.WatchCredentialsResponse(integration_id=number, result=result, cursor=cursor))
+
+    def end_streams(self) -> None:
+        """End all streams with UNAVAILABLE."""
+        for stream in self.streams:
+            stream.put(None)
+
+    def _count(self, name: str, context: Any) -> None:
+        self.calls[name] += 1
+        token = dict(context.invocation_metadata()).get("authorization")
+        if self.accepted_token is not None and token != f"Bearer {self.accepted_token}":
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "the caller is not known")
+
+    def ListIntegrations(self, request: pb.ListIntegrationsRequest, context: Any) -> pb.ListIntegrationsResponse:
+        """Two pages of one integration for `two`; otherwise one integration."""
+        self._count("ListIntegrations", context)
+        numbers = {"none": [], "two": [1, 2]}.get(request.user_id, [1])
+        index = int(request.page_token or 0)
+        rows = [
+            integration_pb2.Integration(integration_id=number, is_connected=True, is_active=True)
+            for number in numbers[index : index + 1]
+        ]
+        return pb.ListIntegrationsResponse(
+            integrations=rows, next_page_token=str(index + 1) if index + 1 < len(numbers) else ""
+        )
+
+    def GetCredentials(self, request: pb.GetCredentialsRequest, context: Any) -> pb.GetCredentialsResponse:
+        """The credentials of users whose name is not `stranger`."""
+        self._count("GetCredentials", context)
+        if request.user_id == "stranger" or request.integration_id not in self.tokens:
+            context.set_trailing_metadata(
+                [("grpc-status-details-bin", status(5, "INTEGRATION_NOT_FOUND").SerializeToString())]
+            )
+            context.abort(grpc.StatusCode.NOT_FOUND, "not found")
+        return pb.GetCredentialsResponse(credentials=self.credentials(request.integration_id))
+
+    def RefreshToken(self, request: pb.RefreshTokenRequest, context: Any) -> pb.RefreshTokenResponse:
+        """Call `refreshed`."""
+        self._count("RefreshToken", context)
+        self.refreshed(request.integration_id)
+        return pb.RefreshTokenResponse(success=True, refreshed=True)
+
+    def WatchCredentials(self, request: pb.WatchCredentialsRequest, context: Any) -> Iterator[Any]:
+        """Send a cursor, and then what is reported."""
+        self._count("WatchCredentials", context)
+        if not self.has_watch:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "no such RPC")
+        responses: queue.Queue[pb.WatchCredentialsResponse | None] = queue.Queue()
+        with self.lock:
+            self.watch_requests.append(request)
+            self.streams.append(responses)
+        context.add_callback(lambda: responses.put(None))
+        yield pb.WatchCredentialsResponse(cursor=request.cursor or "start")
+        while (response := responses.get()) is not None:
+            yield response
+        self.streams.remove(responses)
+        context.abort(grpc.StatusCode.UNAVAILABLE, "the server stops")
+
+
+@contextmanager
+def serve(servicer: FakeServicer, address: str = "127.0.0.1:0") -> Iterator[str]:
+    """Serve on a free port of loopback; the address."""
+    server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
+    add_IntegrationServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port(address)
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        servicer.end_streams()
+        server.stop(0).wait(30)

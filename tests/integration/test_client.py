@@ -1,0 +1,282 @@
+"""The client against a servicer on loopback: credentials in memory, streams, tokens, errors. Both clients run each."""
+
+import asyncio
+import inspect
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from integration_server.client import AsyncIntegrations, Credentials, Integrations
+from integration_server.client.errors import (
+    AccountNotConnected,
+    IntegrationNotFound,
+    SeveralAccounts,
+    Unauthenticated,
+    Unavailable,
+)
+from tests.fakes.integration_servicer import FakeServicer, serve
+
+
+class Loop:
+    """Runs both clients in the same way: `Integrations` in this thread, `AsyncIntegrations` in a loop."""
+
+    def __init__(self, runner: asyncio.Runner | None) -> None:
+        self.runner = runner
+        self.clients: list[Any] = []
+
+    def client(self, address: str, **options: Any) -> Any:
+        """A client of the kind under test."""
+        kind: type[Any] = Integrations if self.runner is None else AsyncIntegrations
+        client = kind(address, **options)
+        self.clients.append(client)
+        return client
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a method, and await it."""
+        if self.runner is None:
+            return function(*arguments)
+
+        async def run() -> Any:
+            result = function(*arguments)
+            return await result if inspect.isawaitable(result) else result
+
+        return self.runner.run(run())
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition, at most half a minute; the streams of asyncio run meanwhile."""
+        deadline = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < deadline
+            if self.runner is None:
+                time.sleep(0.01)
+            else:
+                self.runner.run(asyncio.sleep(0.01))
+
+    def close(self) -> None:
+        """Close the clients."""
+        for client in self.clients:
+            self(client.close if self.runner is None else client.aclose)
+
+
+@pytest.fixture(params=["threads", "asyncio"])
+def loop(request: pytest.FixtureRequest) -> Iterator[Loop]:
+    if request.param == "threads":
+        clients = Loop(None)
+        yield clients
+        clients.close()
+        return
+    with asyncio.Runner() as runner:
+        clients = Loop(runner)
+        yield clients
+        clients.close()
+
+
+@pytest.fixture
+def servicer() -> FakeServicer:
+    return FakeServicer()  # type: ignore[abstract]  # the other methods are UNIMPLEMENTED
+
+
+@pytest.fixture
+def address(servicer: FakeServicer) -> Iterator[str]:
+    with serve(servicer) as address:
+        yield address
+
+
+def watched(servicer: FakeServicer, *numbers: int) -> Callable[[], bool]:
+    """Whether a running stream has these integrations."""
+    return lambda: (
+        bool(servicer.streams)
+        and bool(servicer.watch_requests)
+        and set(numbers) <= set(servicer.watch_requests[-1].integration_ids)
+    )
+
+
+def test_uses_of_a_watched_account_call_nothing(loop: Loop, servicer: FakeServicer, address: str) -> None:
+    client = loop.client(address)
+    loop(client.account(user="ada", type="calendar").credentials)
+    loop.until(watched(servicer, 1))
+    before = dict(servicer.calls)
+    tokens = {loop(client.account(user="ada", type="calendar").credentials).access_token for _ in range(100)}
+    assert tokens == {"secret-token-1-1"}
+    assert dict(servicer.calls) == before == {"ListIntegrations": 1, "GetCredentials": 1, "WatchCredentials": 1}
+
+
+def test_a_refreshed_token_and_a_revocation_arrive_by_the_stream(
+    loop: Loop, servicer: FakeServicer, address: str
+) -> None:
+    account = loop.client(address).account(user="ada", integration_id=7)
+    loop(account.credentials)
+    loop.until(watched(servicer, 7))
+    servicer.tokens[7] = "secret-token-7-2"
+    servicer.report(7, "c1")
+    loop.until(lambda: loop(account.credentials).access_token == "secret-token-7-2")
+    assert servicer.calls["GetCredentials"] == 1
+
+    del servicer.tokens[7]
+    servicer.report(7, "c2")
+
+    def is_gone() -> bool:
+        try:
+            loop(account.credentials)
+        except IntegrationNotFound:
+            return True
+        return False
+
+    loop.until(is_gone)
+
+
+def test_negative_control_without_a_stream_a_revoked_token_stays_in_use(
+    loop: Loop, servicer: FakeServicer, address: str
+) -> None:
+    account = loop.client(address, watch=False).account(user="ada", integration_id=7)
+    loop(account.credentials)
+    del servicer.tokens[7]
+    servicer.report(7, "c2")
+    assert loop(account.credentials).access_token == "secret-token-7-1"
+    assert servicer.calls["WatchCredentials"] == 0
+
+
+def test_a_server_without_streams_is_asked_for_credentials(loop: Loop, servicer: FakeServicer, address: str) -> None:
+    servicer.has_watch = False
+    servicer.lifetime = timedelta(seconds=0.5)
+    account = loop.client(address).account(user="ada", integration_id=3)
+    loop(account.credentials)
+    servicer.tokens[3] = "secret-token-3-2"
+    loop.until(lambda: loop(account.credentials).access_token == "secret-token-3-2")
+    assert servicer.calls["WatchCredentials"] == 1
+
+
+def test_further_accounts_restart_the_stream_from_before_they_were_read(
+    loop: Loop, servicer: FakeServicer, address: str
+) -> None:
+    client = loop.client(address)
+    loop(client.account(user="ada", integration_id=1).credentials)
+    loop.until(watched(servicer, 1))
+    servicer.report(1, "c1")
+    for number in (2, 3, 4):
+        loop(client.account(user="ada", integration_id=number).credentials)
+    loop.until(watched(servicer, 1, 2, 3, 4))
+    assert servicer.watch_requests[-1].cursor in {"start", "c1"}
+    assert len(servicer.watch_requests) <= 4
+
+
+def test_resumes_with_the_last_cursor_after_the_server_has_ended_the_stream(
+    loop: Loop, servicer: FakeServicer, address: str
+) -> None:
+    account = loop.client(address).account(user="ada", integration_id=1)
+    loop(account.credentials)
+    loop.until(watched(servicer, 1))
+    servicer.tokens[1] = "secret-token-1-2"
+    servicer.report(1, "c9")
+    loop.until(lambda: loop(account.credentials).access_token == "secret-token-1-2")
+    servicer.end_streams()
+    loop.until(lambda: len(servicer.watch_requests) == 2)
+    assert servicer.watch_requests[-1].cursor == "c9"
+
+
+def test_no_user_gets_the_credentials_of_another_from_memory(loop: Loop, servicer: FakeServicer, address: str) -> None:
+    client = loop.client(address)
+    loop(client.account(user="ada", integration_id=7).credentials)
+    for number in (7, 8):
+        with pytest.raises(IntegrationNotFound):
+            loop(client.account(user="stranger", integration_id=number).credentials)
+    assert loop(client.account(user="ada", integration_id=7).credentials).access_token == "secret-token-7-1"
+
+
+def test_a_server_that_is_away_is_bridged_from_memory(loop: Loop, servicer: FakeServicer) -> None:
+    with serve(servicer) as address:
+        client = loop.client(address)
+        account = client.account(user="ada", integration_id=1)
+        first = loop(account.credentials)
+    assert loop(account.credentials) == first
+    with pytest.raises(Unavailable):
+        loop(client.account(user="ada", integration_id=2).credentials)
+    with serve(servicer, address):
+        other = client.account(user="ada", integration_id=2)
+        loop.until(lambda: loop(other.credentials).access_token == "secret-token-2-1")
+
+
+def test_renews_once_for_a_rejected_token(loop: Loop, servicer: FakeServicer, address: str) -> None:
+    def refresh(number: int) -> None:
+        servicer.tokens[number] = f"secret-token-{number}-2"
+
+    servicer.refreshed = refresh
+    account = loop.client(address).account(user="ada", integration_id=5)
+    rejected = loop(account.credentials)
+    assert loop(account.renew, rejected).access_token == "secret-token-5-2"
+    assert loop(account.renew, rejected).access_token == "secret-token-5-2"
+    assert servicer.calls["RefreshToken"] == 1
+
+
+def test_a_rejected_token_without_a_newer_one_is_returned_and_not_asked_about_again(
+    loop: Loop, servicer: FakeServicer, address: str
+) -> None:
+    account = loop.client(address).account(user="ada", integration_id=5)
+    rejected = loop(account.credentials)
+    for _ in range(5):
+        assert loop(account.renew, rejected) is rejected
+    assert servicer.calls["RefreshToken"] == 1
+
+
+def test_a_token_file_that_was_replaced_is_read_again(
+    loop: Loop, servicer: FakeServicer, address: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    file.write_text("first\n")
+    servicer.accepted_token = "first"
+    client = loop.client(address, token_file=file)
+    loop(client.account(user="ada", integration_id=1).credentials)
+    servicer.accepted_token = "second"
+    with pytest.raises(Unauthenticated):
+        loop(client.account(user="ada", integration_id=2).credentials)
+    file.with_suffix(".new").write_text("second-and-longer\n")
+    file.with_suffix(".new").replace(file)
+    servicer.accepted_token = "second-and-longer"
+    assert loop(client.account(user="ada", integration_id=2).credentials).integration_id == 2
+
+
+def test_several_accounts_are_listed_and_none_is_not_found(loop: Loop, servicer: FakeServicer, address: str) -> None:
+    client = loop.client(address)
+    with pytest.raises(SeveralAccounts, match=r"2 accounts.*1 .*2 ") as caught:
+        loop(client.account(user="two", type="calendar").credentials)
+    assert [row.integration_id for row in caught.value.integrations] == [1, 2]
+    with pytest.raises(AccountNotConnected):
+        loop(client.account(user="none", type="calendar").credentials)
+
+
+def test_at_most_the_set_number_of_accounts_is_kept(loop: Loop, servicer: FakeServicer, address: str) -> None:
+    client = loop.client(address, max_accounts=5)
+    for number in range(1, 21):
+        loop(client.account(user="ada", integration_id=number).credentials)
+    assert len(client._store) == 5
+    assert sum(len(stream.ids) for stream in client._store.streams) <= 5
+
+
+def test_nothing_prints_a_secret(loop: Loop, servicer: FakeServicer, address: str) -> None:
+    client = loop.client(address, token="secret-token-of-the-caller")
+    account = client.account(user="ada", integration_id=1)
+    credentials: Credentials = loop(account.credentials)
+    for value in (client, account, credentials, *vars(client).values(), client._store.entry((("ada"), 1), "")):
+        for text in (repr(value), str(value), f"{value}"):
+            assert "secret-token" not in text
+    with pytest.raises(TypeError, match="pickled"):
+        pickle.dumps(credentials)
+    assert "secret-token" in credentials.access_token  # negative control: it is there
+
+
+def test_a_forked_process_is_told_to_create_its_own_client(servicer: FakeServicer, address: str) -> None:
+    from integration_server.client.connection import ForkGuard
+
+    process = os.getpid()
+    guard = ForkGuard(lambda: process)
+    guard.check()
+    guard.check()
+    process += 1
+    with pytest.raises(RuntimeError, match="forked"):
+        guard.check()

@@ -1,0 +1,75 @@
+"""The configuration of the client: environment variables, contradictions, TLS by default, the service config."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from integration_server.client.configuration import Configuration, ConfigurationError
+from integration_server.client.rpcs import RPCS
+
+
+@pytest.mark.parametrize(
+    ("address", "uses_tls"),
+    [
+        ("localhost:50051", False),
+        ("127.0.0.1:50051", False),
+        ("dns:///127.3.0.1:1", False),
+        ("[::1]:50051", False),
+        ("ipv6:[::1]:50051", False),
+        ("unix:/run/server.sock", False),
+        ("integrations:50051", True),
+        ("dns:///integrations.example:50051", True),
+        ("10.0.0.1:50051", True),
+        ("localhost.example:50051", True),
+        ("ipv4:10.0.0.1:50051", True),
+    ],
+)
+def test_only_addresses_of_this_machine_are_plaintext_by_default(address: str, uses_tls: bool) -> None:
+    assert Configuration(address=address).uses_tls is uses_tls
+    assert Configuration(address=address, tls=False).uses_tls is False
+    assert Configuration(address=address, tls=True).uses_tls is True
+
+
+def test_reads_the_environment() -> None:
+    configuration = Configuration.from_env(
+        {
+            "INTEGRATIONS_ADDRESS": "integrations:50051",
+            "INTEGRATIONS_TOKEN_FILE": "/run/token",
+            "INTEGRATIONS_CA_FILE": "/run/ca.pem",
+            "INTEGRATIONS_TLS": "TRUE",
+            "INTEGRATIONS_TOKEN": "",
+        }
+    )
+    assert configuration.target == "dns:///integrations:50051"
+    assert (configuration.token_file, configuration.ca_file) == (Path("/run/token"), Path("/run/ca.pem"))
+    assert (configuration.tls, configuration.token) == (True, None)
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({}, "INTEGRATIONS_ADDRESS"),
+        ({"INTEGRATIONS_ADDRESS": "a:1", "INTEGRATIONS_TLS": "perhaps"}, "INTEGRATIONS_TLS"),
+        ({"INTEGRATIONS_ADDRESS": "a:1", "INTEGRATIONS_CERT_FILE": "c"}, "key_file"),
+        ({"INTEGRATIONS_ADDRESS": "a:1", "INTEGRATIONS_TOKEN": "t", "INTEGRATIONS_TOKEN_FILE": "f"}, "token_file"),
+        ({"INTEGRATIONS_ADDRESS": "a:1", "INTEGRATIONS_CA_FILE": "c", "INTEGRATIONS_TLS": "no"}, "ca_file"),
+    ],
+)
+def test_names_what_is_wrong(environment: dict[str, str], named: str) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        Configuration.from_env({"OTHER": "x", **environment})
+
+
+def test_only_idempotent_rpcs_are_repeated() -> None:
+    options = dict(Configuration(address="a:1").options)
+    config = json.loads(str(options["grpc.service_config"]))
+    repeated = {name["method"] for method in config["methodConfig"] for name in method["name"]}
+    assert "GetCredentials" in repeated
+    assert repeated & {"Connect", "CallProvider", "RefreshToken", "DisconnectIntegration", "UpdateIntegration"} == set()
+    assert {rpc.name for rpc in RPCS} >= repeated
+    assert int(options["grpc.keepalive_time_ms"]) >= 10_000  # the server's limit
+
+
+def test_the_token_is_not_printed() -> None:
+    assert "secret" not in repr(Configuration(address="a:1", token="secret"))

@@ -1,0 +1,78 @@
+"""Files of the client that change: tokens and certificates. A file that cannot be used leaves the previous contents."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from integration_server.client.configuration import Configuration, ConfigurationError
+from integration_server.client.connection import FileWatcher, TokenSource, watch_tls_files
+from tools.certificates import SERVER, Authority
+
+
+def replace_file(path: Path, content: bytes, number: int) -> None:
+    """Write a file, with a time of its own."""
+    path.write_bytes(content)
+    os.utime(path, ns=(number, number))
+
+
+def test_certificates_are_read_again_and_invalid_ones_are_not_used(tmp_path: Path) -> None:
+    authority, other = Authority(), Authority()
+    pair = authority.issue(SERVER)
+    files = {"ca_file": tmp_path / "ca.pem", "cert_file": tmp_path / "cert.pem", "key_file": tmp_path / "key.pem"}
+    replace_file(files["ca_file"], authority.certificate, 1)
+    replace_file(files["cert_file"], pair.certificate, 1)
+    replace_file(files["key_file"], pair.key, 1)
+    watcher = watch_tls_files(
+        Configuration(
+            address="server:1",
+            ca_file=files["ca_file"],
+            cert_file=files["cert_file"],
+            key_file=files["key_file"],
+        )
+    )
+    first = watcher.poll(now=True)
+    assert first is not None
+    assert "PRIVATE" not in repr(first)
+
+    for number, (name, content) in enumerate(
+        [("ca_file", b"half a file"), ("cert_file", b""), ("key_file", other.issue(SERVER).key)], start=2
+    ):
+        before = files[name].read_bytes()
+        replace_file(files[name], content, number)
+        assert watcher.poll(now=True) == first
+        replace_file(files[name], before, 1)
+
+    replace_file(files["ca_file"], other.certificate, 9)
+    replaced = watcher.poll(now=True)
+    assert replaced is not None
+    assert replaced.authorities == other.certificate
+
+
+def test_a_missing_or_invalid_file_is_an_error_at_first(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        watch_tls_files(Configuration(address="server:1", ca_file=tmp_path / "missing.pem"))
+    (tmp_path / "token").write_text("two\nlines")
+    with pytest.raises(ConfigurationError, match="is not a token"):
+        TokenSource(Configuration(address="server:1", token_file=tmp_path / "token"))
+
+
+def test_files_are_looked_at_once_a_second(tmp_path: Path) -> None:
+    now = 0.0
+    path = tmp_path / "file"
+    replace_file(path, b"1", 1)
+    watcher = FileWatcher([path], path.read_bytes, monotonic=lambda: now)
+    replace_file(path, b"2", 2)
+    assert watcher.poll() == b"1"
+    now = 1.0
+    assert watcher.poll() == b"2"
+
+
+async def test_a_token_is_text_a_file_or_what_a_function_returns() -> None:
+    async def fetch() -> str:
+        return "fetched"
+
+    assert TokenSource(Configuration(address="a:1", token="fixed")).get() == "fixed"
+    assert TokenSource(Configuration(address="a:1", token=lambda: "called")).get() == "called"
+    source = TokenSource(Configuration(address="a:1", token=fetch))
+    assert await source.get_async() == "fetched"
