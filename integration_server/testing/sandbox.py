@@ -5,7 +5,6 @@ import os
 import select
 import subprocess  # nosec B404
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,12 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from integration_server.client import operations
-from integration_server.client.adapters.account_adapters import AccountAdapters
-from integration_server.client.configuration import Configuration
-from integration_server.client.credentials import Credentials
-from integration_server.client.store import Key
-from integration_server.client.transport import Transport
+from integration_server.client import Account, Integrations
 
 _START_DEADLINE = 120.0  # seconds, on a busy machine
 _COMMAND_DEADLINE = 60.0  # seconds
@@ -33,37 +27,6 @@ class SandboxError(Exception):
     """The server process has refused a command, or has ended. The message has the reason, or the end of its log."""
 
 
-class ConnectedAccount(AccountAdapters):
-    """An account of the sandbox, with the methods of the client's accounts that return credentials and adapters."""
-
-    def __init__(self, transport: Transport, key: Key, integration_type: str) -> None:
-        self._transport = transport
-        self._key = key
-        self._integration_type = integration_type
-        self._lock = threading.Lock()
-
-    @property
-    def integration_id(self) -> int:
-        """The number of the integration."""
-        return self._key.integration_id
-
-    def credentials(self, min_ttl: timedelta | None = None) -> Credentials:
-        """Return valid credentials. Raises `IntegrationsError`."""
-        operation = operations.get_credentials(self._key, min_ttl)
-        message = operation.decode(self._transport.call(operation.rpc, operation.request))
-        return Credentials.decode(message, self.integration_id, self._integration_type)
-
-    def renew(self, rejected: Credentials) -> Credentials:
-        """Return newer credentials than the rejected ones; `rejected` itself if there are none."""
-        with self._lock:
-            current = self.credentials()
-            if current.has_same_secret(rejected):
-                operation = operations.refresh(self._key, force=True)
-                self._transport.call(operation.rpc, operation.request)
-                current = self.credentials()
-            return rejected if current.has_same_secret(rejected) else current
-
-
 class IntegrationServerSandbox:
     """A running server whose provider is the sandbox.
 
@@ -71,6 +34,7 @@ class IntegrationServerSandbox:
         address: the server's gRPC address, `host:port`. It serves loopback without authentication.
         sidecar_url: the base URL of its HTTP sidecar.
         provider_url: the base URL of the sandbox's API, for requests with a connected account's credentials.
+        integrations: a connected client.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], log_path: Path) -> None:
@@ -83,7 +47,7 @@ class IntegrationServerSandbox:
         self.address: str = addresses["address"]
         self.sidecar_url: str = addresses["sidecar_url"]
         self.provider_url: str = addresses["provider_url"]
-        self._transport = Transport(Configuration(address=self.address))
+        self.integrations = Integrations(self.address)
         self._is_changed = False
 
     def __repr__(self) -> str:
@@ -91,13 +55,13 @@ class IntegrationServerSandbox:
 
     # --- Accounts ---------------------------------------------------------------------------------------------------
 
-    def connect(self, user: str = "ada", type: str = "sandbox") -> "ConnectedAccount":  # noqa: A002 — as in the client
+    def connect(self, user: str = "ada", type: str = "sandbox") -> Account:  # noqa: A002 — as in the client
         """Connect the user's account at the sandbox, with its consent page and the callback, and return it.
 
         Types: `sandbox` and `google_calendar` (OAuth), `sandbox_api_key`. Each user has an account of their own.
         """
         integration_id = self._command("connect", user=user, integration_type=type)
-        return ConnectedAccount(self._transport, Key(user, integration_id), type)
+        return self.integrations.account(user=user, type=type, integration_id=integration_id)
 
     # --- Switches of the provider, all of them off after each test --------------------------------------------------
 
@@ -217,7 +181,7 @@ class IntegrationServerSandbox:
 
     def close(self) -> None:
         """Close the client."""
-        self._transport.close()
+        self.integrations.close()
 
 
 def require_server(modules: Sequence[str] = ("sqlalchemy", "starlette")) -> None:
