@@ -82,7 +82,7 @@ async def measure(plan: ReadsPlan, progress: Progress) -> Result:
                     if number:
                         costs.setdefault(case.name, []).append(pair)
                     progress.advance(task)
-                cost = await _cost(deliver, plan.calls, 4, system.cpu_seconds)
+                cost = await _cost(deliver, plan.calls, 4, system.total_cpu_seconds)
                 webhooks += [cost] if number else []
                 progress.advance(task)
     return _result(plan, cases, costs, webhooks)
