@@ -13,13 +13,12 @@ from typing import Any
 
 from sqlalchemy import bindparam, case, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.credentials.grant_confirmation import RECHECK_AFTER
 from integration_server.service.integrations.ports import StoredIntegration
 from integration_server.service.webhooks.ports import NewWebhookEvent, StoredWebhookEvent, WebhookPage
+from integration_server.storage.driver_queries import ConstraintViolated, DriverConnection, DriverQuery, is_one_of
 from integration_server.storage.engine import Database, DatabaseTime, from_row
 from integration_server.storage.integrations import matches_integration, stored_integration_of
 from integration_server.storage.pruning import prune
@@ -44,15 +43,27 @@ _RECIPIENTS = (
     .order_by(_I.integration_id)
     .limit(bindparam("limit"))
 )
-_EXISTING_EVENTS = select(_E.integration_id, _E.event_id).where(
-    _E.integration_id.in_(bindparam("integration_ids", expanding=True)),
-    _E.event_id.in_(bindparam("event_ids", expanding=True)),
+_EXISTING_EVENTS = DriverQuery(
+    select(_E.integration_id, _E.event_id).where(
+        is_one_of(_E.integration_id, "integration_ids"), is_one_of(_E.event_id, "event_ids")
+    )
 )
-_RESERVE_NUMBERS = (
+_RESERVE_NUMBERS = DriverQuery(
     update(integrations)
     .where(_I.integration_id == bindparam("id"), _I.connect_time.is_not(None))
     .values(last_webhook_number=_I.last_webhook_number + bindparam("more"))
-    .returning(_I.integration_id, _I.user_id, _I.integration_type, _I.last_webhook_number)
+    .returning(_I.user_id, _I.integration_type, _I.last_webhook_number)
+)
+_EVENT_VALUES = ("uid", "event_id", "event_type", "receive_time", "encrypted_payload")
+_INSERT_EVENT = DriverQuery(
+    insert(webhook_events).values(
+        {name: bindparam(name) for name in (*_EVENT_VALUES, "integration_id", "user_id", "integration_type", "number")}
+    )
+)
+_RECHECK = DriverQuery(
+    update(integrations)
+    .where(_I.integration_id == bindparam("id"), _I.check_due_time.is_not(None))
+    .values(check_due_time=DatabaseTime(RECHECK_AFTER))
 )
 _INTEGRATION_ID = attrgetter("integration.integration_id")
 _USER_ID = attrgetter("integration.user_id")
@@ -89,8 +100,7 @@ class SqlWebhookInbox:
     ) -> Collection[tuple[IntegrationId, str]]:
         """Which of these events are stored for these integrations."""
         lookup = {"integration_ids": sorted(integration_ids), "event_ids": sorted(event_ids)}
-        rows = await self._database.fetch(_EXISTING_EVENTS, lookup)
-        return {(IntegrationId(row.integration_id), row.event_id) for row in rows}
+        return {(IntegrationId(row[0]), row[1]) for row in await self._database.read(_EXISTING_EVENTS, **lookup)}
 
     async def add(self, events: Sequence[NewWebhookEvent]) -> Sequence[NewWebhookEvent]:
         """Store the events of one user that are not stored yet, all or none, and return them."""
@@ -101,7 +111,7 @@ class SqlWebhookInbox:
         while new:
             try:
                 return await self._add(new)
-            except IntegrityError:
+            except ConstraintViolated:
                 lookup = {event.integration.integration_id for event in new}, {event.event_id for event in new}
                 known = await self.known(*lookup)
                 remaining = [event for event in new if _key(event) not in known]
@@ -111,9 +121,9 @@ class SqlWebhookInbox:
         return new
 
     async def _add(self, events: Sequence[NewWebhookEvent]) -> Sequence[NewWebhookEvent]:
-        """Store all events. Raises `IntegrityError` if one of them is stored already."""
+        """Store all events. Raises `ConstraintViolated` if one of them is stored already."""
         added: list[NewWebhookEvent] = []
-        async with self._database.write_transaction() as connection:
+        async with self._database.driver_transaction() as connection:
             # In the order of the ids, which prevents deadlocks.
             for integration_id, group in groupby(sorted(events, key=_INTEGRATION_ID), _INTEGRATION_ID):
                 appended = list(group)
@@ -179,26 +189,22 @@ class SqlWebhookInbox:
 
 
 async def _append(
-    connection: AsyncConnection, integration_id: IntegrationId, events: Sequence[NewWebhookEvent]
+    connection: DriverConnection, integration_id: IntegrationId, events: Sequence[NewWebhookEvent]
 ) -> bool:
     """Number and insert an integration's events; see `WebhookInbox.add`. False if the integration was deleted."""
     # First, because the row lock blocks other deliveries and deletion until the end of the transaction.
-    row = (await connection.execute(_RESERVE_NUMBERS, {"id": integration_id, "more": len(events)})).one_or_none()
-    if row is None:
+    reserved = await connection.run(_RESERVE_NUMBERS, id=integration_id, more=len(events))
+    if not reserved:
         return False
-    first = row.last_webhook_number - len(events) + 1
-    owner = {name: getattr(row, name) for name in ("integration_id", "user_id", "integration_type")}
+    ((user_id, integration_type, last_number),) = reserved
+    owner = {"integration_id": integration_id, "user_id": user_id, "integration_type": integration_type}
     numbered = [
-        {name: getattr(event, name) for name in ("uid", "event_id", "event_type", "receive_time", "encrypted_payload")}
-        | {**owner, "number": number}
-        for number, event in enumerate(events, start=first)
+        {name: getattr(event, name) for name in _EVENT_VALUES} | {**owner, "number": number}
+        for number, event in enumerate(events, start=last_number - len(events) + 1)
     ]
-    await connection.execute(insert(webhook_events), numbered)
+    await connection.run_many(_INSERT_EVENT, numbered)
     if any(event.reports_grant_end for event in events):
-        is_checked = (_I.integration_id == integration_id, _I.check_due_time.is_not(None))
-        await connection.execute(
-            update(integrations).where(*is_checked).values(check_due_time=DatabaseTime(RECHECK_AFTER))
-        )
+        await connection.run(_RECHECK, id=integration_id)
     return True
 
 
