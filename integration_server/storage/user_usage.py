@@ -108,27 +108,33 @@ async def require_room_for_integration(connection: AsyncConnection, user_id: Use
 
 
 async def use_webhook_bytes(connection: DriverConnection, user_id: UserId, count: int, quotas: UserQuotas) -> None:
-    """Count payloads that this transaction stores.
+    """Count payloads that this transaction stores; then as `require_room_for_webhooks`."""
+    await require_room_for_webhooks(connection, user_id, await _add_bytes(connection, user_id, count), quotas)
 
-    Beyond the quota, the oldest events that every consumer has acknowledged are deleted until an eighth of it is free,
-    so that the next event does not search again. Raises `QuotaExceeded` if that does not suffice.
+
+async def require_room_for_webhooks(
+    connection: DriverConnection, user_id: UserId, total: int, quotas: UserQuotas
+) -> None:
+    """Make room if the payloads, of `total` bytes with those of this transaction, exceed the quota.
+
+    The oldest events that every consumer has acknowledged are deleted until an eighth of the quota is free, so that the
+    next event does not search again. Raises `QuotaExceeded` if that does not suffice.
     """
     max_bytes = quotas.webhook_bytes
-
-    async def add(more: int) -> int:
-        ((total,),) = await connection.run(
-            _ADD_WEBHOOK_BYTES[connection.dialect_name], user_id=user_id, webhook_bytes=more
-        )
-        return int(total)
-
-    total = await add(count)
     if total <= max_bytes:
         return
     while total > max_bytes - max_bytes // 8:
         if not await connection.run(_DELETE_OLDEST_ACKNOWLEDGED, of_user=user_id):
             break
-        total = await add(0)
+        total = await _add_bytes(connection, user_id, 0)
     if total > max_bytes:
         raise QuotaExceeded.of_user(
             "USER_MAX_WEBHOOK_BYTES", f"this user has {max_bytes} bytes of webhook events that are not acknowledged"
         )
+
+
+async def _add_bytes(connection: DriverConnection, user_id: UserId, count: int) -> int:
+    """Lock the user's row and add to its bytes. Returns the total."""
+    add = _ADD_WEBHOOK_BYTES[connection.dialect_name]
+    ((total,),) = await connection.run(add, user_id=user_id, webhook_bytes=count)
+    return int(total)

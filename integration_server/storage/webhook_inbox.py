@@ -11,7 +11,7 @@ from itertools import accumulate, groupby
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import bindparam, case, func, insert, or_, select, update
+from sqlalchemy import bindparam, case, exists, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from integration_server.domain.integration import Integration, IntegrationId
@@ -22,8 +22,14 @@ from integration_server.storage.driver_queries import ConstraintViolated, Driver
 from integration_server.storage.engine import Database, DatabaseTime, from_row
 from integration_server.storage.integrations import matches_integration, stored_integration_of
 from integration_server.storage.pruning import prune
-from integration_server.storage.tables import integrations, webhook_consumer_offsets, webhook_events
-from integration_server.storage.user_usage import DEFAULT_USER_QUOTAS, UserQuotas, remove_unused, use_webhook_bytes
+from integration_server.storage.tables import integrations, user_usage, webhook_consumer_offsets, webhook_events
+from integration_server.storage.user_usage import (
+    DEFAULT_USER_QUOTAS,
+    UserQuotas,
+    remove_unused,
+    require_room_for_webhooks,
+    use_webhook_bytes,
+)
 
 _I = integrations.c
 _E = webhook_events.c
@@ -48,18 +54,44 @@ _EXISTING_EVENTS = DriverQuery(
         is_one_of(_E.integration_id, "integration_ids"), is_one_of(_E.event_id, "event_ids")
     )
 )
-_RESERVE_NUMBERS = DriverQuery(
+_reserve_numbers = (
     update(integrations)
     .where(_I.integration_id == bindparam("id"), _I.connect_time.is_not(None))
     .values(last_webhook_number=_I.last_webhook_number + bindparam("more"))
     .returning(_I.user_id, _I.integration_type, _I.last_webhook_number)
 )
+_RESERVE_NUMBERS = DriverQuery(_reserve_numbers)
+_reserve_number_if_new = _reserve_numbers.where(
+    ~exists().where(_E.integration_id == bindparam("id"), _E.event_id == bindparam("event_id"))
+)
+_RESERVE_NUMBER_IF_NEW = DriverQuery(_reserve_number_if_new)
 _EVENT_VALUES = ("uid", "event_id", "event_type", "receive_time", "encrypted_payload")
 _INSERT_EVENT = DriverQuery(
     insert(webhook_events).values(
         {name: bindparam(name) for name in (*_EVENT_VALUES, "integration_id", "user_id", "integration_type", "number")}
     )
 )
+
+
+def _store_one() -> DriverQuery:
+    """Stores one event in PostgreSQL, and returns its user's bytes; nothing if it is stored already.
+
+    The parts depend on each other, so that the row of the integration is locked before that of the user.
+    """
+    reserved = _reserve_number_if_new.cte("reserved")
+    given = [bindparam(name, type_=_E[name].type) for name in (*_EVENT_VALUES, "integration_id")]
+    owner = (reserved.c.user_id, reserved.c.integration_type, reserved.c.last_webhook_number)
+    names = [*_EVENT_VALUES, "integration_id", "user_id", "integration_type", "number"]
+    stored = insert(webhook_events).from_select(names, select(*given, *owner)).returning(_E.webhook_event_id)
+    size = func.octet_length(bindparam("encrypted_payload", type_=_E.encrypted_payload.type))
+    use = postgresql.insert(user_usage).from_select(["user_id", "webhook_bytes"], select(reserved.c.user_id, size))
+    total = user_usage.c.webhook_bytes + use.excluded.webhook_bytes
+    used = use.on_conflict_do_update(index_elements=[user_usage.c.user_id], set_={"webhook_bytes": total})
+    usage = used.returning(user_usage.c.webhook_bytes).cte("usage")
+    return DriverQuery(select(usage.c.webhook_bytes).add_cte(stored.cte("stored")))
+
+
+_STORE_ONE = _store_one()
 _RECHECK = DriverQuery(
     update(integrations)
     .where(_I.integration_id == bindparam("id"), _I.check_due_time.is_not(None))
@@ -124,6 +156,8 @@ class SqlWebhookInbox:
         """Store all events. Raises `ConstraintViolated` if one of them is stored already."""
         added: list[NewWebhookEvent] = []
         async with self._database.driver_transaction() as connection:
+            if len(events) == 1 and connection.dialect_name == "postgresql":
+                return await _add_one(connection, events[0], self._quotas)
             # In the order of the ids, which prevents deadlocks.
             for integration_id, group in groupby(sorted(events, key=_INTEGRATION_ID), _INTEGRATION_ID):
                 appended = list(group)
@@ -188,12 +222,31 @@ class SqlWebhookInbox:
         return removed
 
 
+async def _add_one(
+    connection: DriverConnection, event: NewWebhookEvent, quotas: UserQuotas
+) -> Sequence[NewWebhookEvent]:
+    """As `SqlWebhookInbox._add`, of one event: most deliveries have no more."""
+    integration_id = event.integration.integration_id
+    values = {name: getattr(event, name) for name in _EVENT_VALUES}
+    rows = await connection.run(_STORE_ONE, id=integration_id, integration_id=integration_id, more=1, **values)
+    if not rows:
+        return []
+    if event.reports_grant_end:
+        await connection.run(_RECHECK, id=integration_id)
+    await require_room_for_webhooks(connection, event.integration.user_id, rows[0][0], quotas)
+    return [event]
+
+
 async def _append(
     connection: DriverConnection, integration_id: IntegrationId, events: Sequence[NewWebhookEvent]
 ) -> bool:
-    """Number and insert an integration's events; see `WebhookInbox.add`. False if the integration was deleted."""
+    """Number and insert an integration's events; see `WebhookInbox.add`.
+
+    False if the integration was deleted, or if there is one event only and it is stored already.
+    """
     # First, because the row lock blocks other deliveries and deletion until the end of the transaction.
-    reserved = await connection.run(_RESERVE_NUMBERS, id=integration_id, more=len(events))
+    reserve = _RESERVE_NUMBERS if len(events) > 1 else _RESERVE_NUMBER_IF_NEW
+    reserved = await connection.run(reserve, id=integration_id, more=len(events), event_id=events[0].event_id)
     if not reserved:
         return False
     ((user_id, integration_type, last_number),) = reserved
