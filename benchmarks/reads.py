@@ -62,9 +62,8 @@ class _Case:
 
 async def measure(plan: ReadsPlan, progress: Progress) -> Result:
     """Measure each kind of call in alternating phases; medians of the rounds are judged."""
-    settings = {"CREDENTIALS_CACHE_SIZE": "1", "CALLER_MAX_CALLS_PER_SECOND": "1000000"}
     async with (
-        running_system(plan.database, **settings) as system,
+        running_system(plan.database, CREDENTIALS_CACHE_SIZE="1", CALLER_MAX_CALLS_PER_SECOND="1000000") as system,
         running_bare_server(system.database_url, system.provider.url) as (bare, bare_process),
     ):
         seeded = await seed(system, HEALTHY_TYPE, [utc_now() + _WEEK] * plan.calls, accounts_of_a_user=_USERS_LIST)
@@ -82,7 +81,7 @@ async def measure(plan: ReadsPlan, progress: Progress) -> Result:
                     if number:
                         costs.setdefault(case.name, []).append(pair)
                     progress.advance(task)
-                cost = await _cost(deliver, plan.calls, 4, system.cpu_seconds)
+                cost = await _cost(deliver, plan.calls, 4, system.total_cpu_seconds)
                 webhooks += [cost] if number else []
                 progress.advance(task)
     return _result(plan, cases, costs, webhooks)

@@ -96,6 +96,13 @@ class System:
         times = [process.cpu_times() for process in self._processes()]
         return float(sum(time.user + time.system for time in times))
 
+    def total_cpu_seconds(self) -> float:
+        """The CPU time of the servers, their sidecars and their supervisors since their start."""
+        supervisors = [parent for server in self.servers if (parent := server.process.parent()) is not None]
+        processes = [one for parent in supervisors for one in (parent, *parent.children())]
+        times = [process.cpu_times() for process in processes]
+        return float(sum(time.user + time.system for time in times))
+
     def memory_bytes(self) -> int:
         """The resident memory of the servers."""
         return sum(int(process.memory_info().rss) for process in self._processes())

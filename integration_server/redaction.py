@@ -80,6 +80,9 @@ PATTERNS = (
 )
 """The patterns of secrets with their replacements. Each reads a text once."""
 
+_ASSIGNMENTS = ("=", ":", "%3")  # one is in whatever the first two patterns match
+_MAX_WORD_LENGTH = 32  # characters
+
 _STACK = "stack"  # has lines of its own, and no text but of our source code
 
 MAX_LENGTH = 16 * 1024  # characters; our own texts are shorter, and a sender must not make us read longer ones
@@ -100,8 +103,10 @@ def redact_text(
         marker = cut_marker(text)
         # The word at the cut is removed, because half a secret may not look like one.
         text = "".join(text[:max_length].rsplit(maxsplit=1)[:-1])
+    is_assignment = any(sign in text for sign in _ASSIGNMENTS)
     for pattern, replacement in patterns:
-        text = pattern.sub(replacement, text)
+        if is_assignment or pattern not in (_NAMED_SECRETS, _AMBIGUOUSLY_NAMED_SECRETS):
+            text = pattern.sub(replacement, text)
     return escape(text) + marker
 
 
@@ -116,10 +121,15 @@ def _name(name: object) -> str:
     return _text(name)
 
 
+# Cached as the names are.
+_is_secret_name = lru_cache(maxsize=1024)(_IS_SECRET_NAME)
+_is_ambiguous_name = lru_cache(maxsize=1024)(_IS_AMBIGUOUS_NAME)
+
+
 def _redact_value(name: str, value: object) -> object:
     if value is None or isinstance(value, (bool, int, float)):
         return value
-    if _IS_SECRET_NAME(name):
+    if _is_secret_name(name):
         return REDACTED
     if isinstance(value, Mapping):
         return {_text(inner): _redact_value(_text(inner), content) for inner, content in value.items()}
@@ -128,7 +138,7 @@ def _redact_value(name: str, value: object) -> object:
     if name == _STACK:
         return redact_text(str(value), escape=str)
     text = _text(value)
-    if _IS_AMBIGUOUS_NAME(name) and _LOOKS_RANDOM(text):
+    if _is_ambiguous_name(name) and _LOOKS_RANDOM(text):
         return REDACTED
     return text
 
@@ -139,7 +149,16 @@ def _text(value: object) -> str:
         value = value.decode("latin-1")
     elif isinstance(value, date):
         value = value.isoformat()
-    return redact_text(value if isinstance(value, str) else repr(value))
+    text = value if isinstance(value, str) else repr(value)
+    # A word without digits, such as an event, a level or a method. Random values are longer or have some.
+    is_word = len(text) <= _MAX_WORD_LENGTH and text.isidentifier() and (text.islower() or text.isupper())
+    return _word(text) if is_word and type(text) is str else redact_text(text)
+
+
+@lru_cache(maxsize=1024)
+def _word(text: str) -> str:
+    """The redacted word. Cached, because a few words occur in most events."""
+    return redact_text(text)
 
 
 def strip_exception_text(

@@ -83,7 +83,7 @@ def request_for(method: MethodDescriptor, integration_id: int, user_id: UserId) 
 class RevealingCache(RaceSafeCache):
     """Negative control: a cache that knows at once that a cached integration belongs to another user."""
 
-    def get(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
+    def get(self, integration_id: IntegrationId, user_id: UserId | None) -> StoredIntegration | None:
         """The user's integration. Raises `IntegrationNotFound` for another user's, without a read of the store."""
         cached = self._entries.get(integration_id)
         if cached is not None and cached.integration.user_id != user_id:

@@ -329,7 +329,7 @@ def encode(message_class: type[M], source: object, **given: Any) -> M:  # noqa: 
 
     A member of an enum becomes the value with its name, and a dataclass becomes a message. None stays unset.
     """
-    for name, encode_value in _encoders(message_class):
+    for name, encode_value in _encoders(message_class):  # type: ignore[arg-type]  # a class is hashable
         value = given[name] if name in given else getattr(source, name)
         given[name] = value if encode_value is None or value is None else encode_value(value)
     return message_class(**given)

@@ -26,7 +26,7 @@ import grpc.aio
 import structlog
 from cachetools import TTLCache
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -271,7 +271,7 @@ class OuterMiddleware:
     ) -> None:
         self._app = app
         self._responses = responses
-        self._headers = headers
+        self._headers = {name.lower().encode(): value.encode() for name, value in headers.items()}
         self._anonymous = anonymous
         self._log = structlog.get_logger(__name__)
 
@@ -314,7 +314,7 @@ def announces_body(scope: Scope) -> bool:
 class _Exchange:
     """One request and its response. `status` is 0 until the response has started."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str]) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, headers: Mapping[bytes, bytes]) -> None:
         self.status = 0
         self._scope = scope
         self._receive = receive
@@ -333,10 +333,9 @@ class _Exchange:
         """Send a message. A response before the body has been read closes the connection, so that it need not be."""
         if message["type"] == "http.response.start":
             self.status = int(message["status"])
-            headers = MutableHeaders(scope=message)
-            headers.update(self._headers)
-            if self._has_unread_body:
-                headers["Connection"] = "close"
+            headers = {**self._headers, b"connection": b"close"} if self._has_unread_body else self._headers
+            own = [header for header in message.get("headers", ()) if header[0] not in headers]
+            message = {**message, "headers": [*own, *headers.items()]}
         await self._send(message)
 
     def log_fields(self) -> Mapping[str, object]:

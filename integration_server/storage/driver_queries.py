@@ -5,13 +5,14 @@ Here a query is compiled once, PostgreSQL prepares it once per connection, and r
 of the columns.
 """
 
+import sqlite3
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
-from sqlalchemy import JSON, ColumnElement, Select, String, bindparam
+from sqlalchemy import JSON, BigInteger, ColumnElement, Select, String, UpdateBase, bindparam
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
@@ -19,6 +20,8 @@ from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from integration_server.domain.errors import StoreUnavailable
 
 # --- running ---------------------------------------------------------------------------------------------------------
 
@@ -35,24 +38,30 @@ _OUTDATED = (
 )
 
 
+class ConstraintViolated(Exception):
+    """A statement violates a constraint of its table."""
+
+
 @dataclass(frozen=True, eq=False)
 class DriverQuery:
-    """A query with named parameters, none of which is expanded: a list is one parameter (`is_one_of`)."""
+    """A statement with named parameters, none of which is expanded: a list is one parameter (`is_one_of`)."""
 
-    query: Select[Any]
+    statement: Select[Any] | UpdateBase
 
 
 class CompiledQuery:
     """A query in the SQL of a dialect, with the conversions of its parameters and of its columns."""
 
     def __init__(self, query: DriverQuery, dialect: Dialect) -> None:
-        compiled: Any = query.query.compile(dialect=dialect)  # declares no SQL compiler
+        statement = query.statement
+        compiled: Any = statement.compile(dialect=dialect)  # declares no SQL compiler
         self.sql: str = compiled.string
         self._constants: Mapping[str, Any] = compiled.params
         self._parameters: Sequence[tuple[str, _Convert | None]] = [
             (name, compiled._bind_processors.get(name)) for name in compiled.positiontup or ()
         ]
-        converters = [_result_converter(column.type, dialect) for column in query.query.selected_columns]
+        columns = statement.selected_columns if isinstance(statement, Select) else statement.exported_columns
+        converters = [_result_converter(column.type, dialect) for column in columns]
         self._converters = [(index, convert) for index, convert in enumerate(converters) if convert is not None]
 
     def arguments(self, parameters: Mapping[str, Any]) -> Sequence[Any]:
@@ -81,28 +90,88 @@ def _result_converter(column_type: TypeEngine[Any], dialect: Dialect) -> _Conver
     return convert
 
 
-async def run_query(
-    connection: PoolProxiedConnection, query: CompiledQuery, parameters: Mapping[str, Any], *, keeps_statements: bool
-) -> Sequence[Values]:
-    """Run a query on a lent connection. Raises the errors of the driver.
+class DriverConnection:
+    """A lent connection on which the driver runs statements. Raises the errors of the driver, or `ConstraintViolated`.
 
     Without `keeps_statements` the next statement may reach another session, behind a transaction pooler: a statement
-    without a name is parsed again in the message that executes it.
+    without a name is parsed again in the message that executes it. `compiled` returns the text of a statement.
     """
-    driver, arguments = connection.driver_connection, query.arguments(parameters)
-    if not isinstance(driver, asyncpg.Connection):
-        return query.rows(await driver.execute_fetchall(query.sql, arguments))  # type: ignore[union-attr]
-    if not keeps_statements:
-        return query.rows(await (await driver.prepare(query.sql, name="")).fetch(*arguments))
-    statements = connection.info  # of this connection to the database: a new one has a new dictionary
-    statement = statements.get(query)
-    if statement is not None:
+
+    def __init__(
+        self,
+        connection: PoolProxiedConnection,
+        compiled: Callable[[DriverQuery], CompiledQuery],
+        *,
+        keeps_statements: bool,
+    ) -> None:
+        self._driver: Any = connection.driver_connection  # of asyncpg or aiosqlite
+        self._is_postgres = isinstance(self._driver, asyncpg.Connection)
+        self.dialect_name = "postgresql" if self._is_postgres else "sqlite"
+        # Of this connection to the database: a new one has a new dictionary.
+        self._statements: dict[Any, Any] | None = connection.info if keeps_statements else None
+        self._compiled = compiled
+        self._is_in_transaction = False
+
+    async def run(self, query: DriverQuery, **parameters: Any) -> Sequence[Values]:  # noqa: ANN401
+        """The rows of a statement."""
+        compiled = self._compiled(query)
+        return compiled.rows(await self._execute(compiled, "fetch", compiled.arguments(parameters)))
+
+    async def run_many(self, query: DriverQuery, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Run a statement once for each of these rows of parameters."""
+        compiled = self._compiled(query)
+        await self._execute(compiled, "executemany", list(map(compiled.arguments, rows)))
+
+    async def begin(self) -> None:
+        """Begin a transaction, in SQLite with the lock of writers (`engine.py`)."""
+        await self._control("BEGIN" if self._is_postgres else "BEGIN IMMEDIATE")
+        self._is_in_transaction = True
+
+    async def commit(self) -> None:
+        """Commit the transaction."""
+        await self._control("COMMIT")
+
+    async def rollback(self) -> None:
+        """Roll the transaction back."""
+        await self._control("ROLLBACK")
+
+    async def _control(self, sql: str) -> None:
+        await (self._driver.execute(sql) if self._is_postgres else self._driver.execute_fetchall(sql))
+
+    async def _execute(self, compiled: CompiledQuery, method: str, arguments: Sequence[Any]) -> Sequence[Values]:
         try:
-            return query.rows(await statement.fetch(*arguments))
-        except _OUTDATED:
-            del statements[query]
-    statement = statements[query] = await driver.prepare(query.sql, name=f"s_{uuid.uuid4().hex}")
-    return query.rows(await statement.fetch(*arguments))
+            if not self._is_postgres:
+                return await self._execute_sqlite(compiled.sql, method, arguments)
+            return await self._execute_postgres(compiled, method, arguments) or ()
+        except (asyncpg.IntegrityConstraintViolationError, sqlite3.IntegrityError) as error:
+            raise ConstraintViolated from error
+
+    async def _execute_sqlite(self, sql: str, method: str, arguments: Sequence[Any]) -> Sequence[Values]:
+        if method == "fetch":
+            rows: Sequence[Values] = await self._driver.execute_fetchall(sql, arguments)
+            return rows
+        cursor = await self._driver.executemany(sql, arguments)
+        await cursor.close()
+        return ()
+
+    async def _execute_postgres(self, compiled: CompiledQuery, method: str, arguments: Sequence[Any]) -> Any:  # noqa: ANN401
+        if self._statements is None:
+            statement = await self._driver.prepare(compiled.sql, name="")
+            return await self._call(statement, method, arguments)
+        statement = self._statements.get(compiled)
+        if statement is not None:
+            try:
+                return await self._call(statement, method, arguments)
+            except _OUTDATED as error:
+                del self._statements[compiled]
+                if self._is_in_transaction:  # which the error has ended
+                    raise StoreUnavailable from error
+        statement = await self._driver.prepare(compiled.sql, name=f"s_{uuid.uuid4().hex}")
+        self._statements[compiled] = statement
+        return await self._call(statement, method, arguments)
+
+    async def _call(self, statement: Any, method: str, arguments: Sequence[Any]) -> Any:  # noqa: ANN401  # asyncpg's
+        return await (statement.fetch(*arguments) if method == "fetch" else statement.executemany(arguments))
 
 
 # --- lists as one parameter ------------------------------------------------------------------------------------------
@@ -119,13 +188,23 @@ class TextList(TypeDecorator[Sequence[str]]):
         return dialect.type_descriptor(ARRAY(String) if dialect.name == "postgresql" else JSON())
 
 
+class IdList(TextList):
+    """The same of ids."""
+
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """The type of the parameter."""
+        return dialect.type_descriptor(ARRAY(BigInteger) if dialect.name == "postgresql" else JSON())
+
+
 class _IsOneOf(FunctionElement[bool]):
     inherit_cache = True
 
 
-def is_one_of(value: ColumnElement[str], parameter: str) -> ColumnElement[bool]:
-    """Whether a text is in the list that is this parameter."""
-    return _IsOneOf(value, bindparam(parameter, type_=TextList))
+def is_one_of(value: ColumnElement[str] | ColumnElement[int], parameter: str) -> ColumnElement[bool]:
+    """Whether a text or an id is in the list that is this parameter."""
+    return _IsOneOf(value, bindparam(parameter, type_=TextList if isinstance(value.type, String) else IdList))
 
 
 @compiles(_IsOneOf, "postgresql")

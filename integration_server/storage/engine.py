@@ -41,6 +41,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
@@ -49,7 +50,7 @@ from sqlalchemy.util import greenlet_spawn
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.service.background.detached_tasks import waiting_for_store
 from integration_server.service.common_types import Record, record_nothing
-from integration_server.storage.driver_queries import CompiledQuery, DriverQuery, Values, run_query
+from integration_server.storage.driver_queries import CompiledQuery, DriverConnection, DriverQuery, Values
 
 T = TypeVar("T")
 
@@ -168,36 +169,58 @@ class Database:
 
     async def read(self, query: DriverQuery, **parameters: Any) -> Sequence[Values]:  # noqa: ANN401
         """The rows of a query that the driver runs, as it is prepared on the connection."""
-        return await self._run(query, parameters, self._readers, self.record_wait)
+        async with self._driver_connection(self._readers) as connection:
+            return await connection.run(query, **parameters)
 
     async def monitor(self, query: DriverQuery, **parameters: Any) -> Sequence[Values]:  # noqa: ANN401
         """As `read`, on the monitoring connection."""
-        return await self._run(query, parameters, self._monitors, record_nothing)
+        async with self._driver_connection(self._monitors, record_nothing) as connection:
+            return await connection.run(query, **parameters)
 
-    async def _run(
-        self, query: DriverQuery, parameters: Mapping[str, Any], lender: AsyncEngine, record_wait: Record
-    ) -> Sequence[Values]:
-        engine = lender.sync_engine
+    @asynccontextmanager
+    async def driver_transaction(self) -> AsyncIterator[DriverConnection]:
+        """A connection in a transaction whose statements the driver runs; otherwise as `write_transaction`."""
+        async with self._driver_connection(self._writers) as connection:
+            await connection.begin()
+            try:
+                yield connection
+                await connection.commit()
+            except Exception:
+                try:
+                    await connection.rollback()
+                except Exception as error:
+                    raise _TransactionNotEnded from error
+                raise
+
+    @asynccontextmanager
+    async def _driver_connection(
+        self, engine: AsyncEngine, record_wait: Record | None = None
+    ) -> AsyncIterator[DriverConnection]:
+        begin = time.perf_counter()
+        with waiting_for_store(), _convert_connection_errors():
+            lent = await engine.raw_connection()
+            (record_wait or self.record_wait)(time.perf_counter() - begin)
+            compiled = partial(self._compiled, engine, lent)
+            try:
+                yield DriverConnection(lent, compiled, keeps_statements=self._keeps_statements)
+            except _TransactionNotEnded as error:
+                await _discard(lent)
+                raise StoreUnavailable from error
+            except Exception:
+                await greenlet_spawn(lent.close)
+                raise
+            except BaseException:  # in the middle of a statement, or of a transaction
+                await _discard(lent)
+                raise
+            await greenlet_spawn(lent.close)  # waits for nothing: there is no transaction to roll back
+
+    def _compiled(self, engine: AsyncEngine, lent: PoolProxiedConnection, query: DriverQuery) -> CompiledQuery:
         compiled = self._driver_queries.get(query)
         if compiled is None:
             compiled = self._driver_queries[query] = CompiledQuery(query, engine.dialect)
-        begin = time.perf_counter()
-        with waiting_for_store(), _convert_connection_errors():
-            connection = await lender.raw_connection()
-            record_wait(time.perf_counter() - begin)
-            if listeners := engine.dispatch.before_cursor_execute:
-                listeners(connection, None, compiled.sql, parameters, None, False)
-            try:
-                rows = await run_query(connection, compiled, parameters, keeps_statements=self._keeps_statements)
-            except asyncio.CancelledError:
-                # The driver may still be at the statement. Another cancellation does not interrupt the closing.
-                await asyncio.shield(asyncio.ensure_future(greenlet_spawn(connection.invalidate)))
-                raise
-            except BaseException:
-                await greenlet_spawn(connection.close)
-                raise
-            await greenlet_spawn(connection.close)  # waits for nothing: no transaction has begun
-        return rows
+        if listeners := engine.sync_engine.dispatch.before_cursor_execute:
+            listeners(lent, None, compiled.sql, (), None, False)
+        return compiled
 
     def read_connection(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """A connection for reads. Each statement sees what is committed when it begins."""
@@ -264,6 +287,15 @@ class Database:
         """Close every connection."""
         for engine in (self._readers, self._writers, self._monitors):
             await engine.dispose()
+
+
+class _TransactionNotEnded(Exception):
+    """A transaction could not be rolled back: its connection is closed."""
+
+
+async def _discard(lent: PoolProxiedConnection) -> None:
+    """Close a connection, also if the caller is cancelled again meanwhile."""
+    await asyncio.shield(asyncio.ensure_future(greenlet_spawn(lent.invalidate)))
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ transaction has that order, so that none deadlocks. A pending integration may be
 transaction that has locked one never waits for its user.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.errors import QuotaExceeded
 from integration_server.domain.integration import UserId
+from integration_server.storage.driver_queries import DriverConnection, DriverQuery
 from integration_server.storage.engine import Database
 from integration_server.storage.tables import integrations, user_usage, webhook_consumer_offsets, webhook_events
 
@@ -40,8 +41,6 @@ class UserQuotas:
 
 DEFAULT_USER_QUOTAS = UserQuotas()
 
-_UPSERTS: Mapping[str, Callable[[Table], Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
-
 _BATCH_SIZE = 1000  # rows that one statement deletes
 
 _COUNT_INTEGRATIONS = select(func.count()).select_from(
@@ -60,8 +59,20 @@ _oldest_acknowledged = (
     # Rows that another server prunes at this moment wait for the user's row, which this transaction has locked.
     .with_for_update(skip_locked=True, of=webhook_events)
 )
-_DELETE_OLDEST_ACKNOWLEDGED = delete(webhook_events).where(_E.webhook_event_id.in_(_oldest_acknowledged))
+_DELETE_OLDEST_ACKNOWLEDGED = DriverQuery(
+    delete(webhook_events).where(_E.webhook_event_id.in_(_oldest_acknowledged)).returning(_E.webhook_event_id)
+)
 
+
+def _add_webhook_bytes(upsert: Callable[[Table], Any]) -> DriverQuery:
+    """Locks the user's row and adds to its bytes; returns the total."""
+    row = upsert(user_usage).values(user_id=bindparam("user_id"), webhook_bytes=bindparam("webhook_bytes"))
+    total: ColumnElement[int] = _U.webhook_bytes + row.excluded.webhook_bytes
+    add = row.on_conflict_do_update(index_elements=[_U.user_id], set_={"webhook_bytes": total})
+    return DriverQuery(add.returning(_U.webhook_bytes))
+
+
+_ADD_WEBHOOK_BYTES = {"postgresql": _add_webhook_bytes(postgresql.insert), "sqlite": _add_webhook_bytes(sqlite.insert)}
 
 # A row without bytes is needed only as a lock, and created again for that. Locked ones are in use.
 _unused = select(_U.user_id).where(_U.webhook_bytes == 0).limit(_BATCH_SIZE).with_for_update(skip_locked=True)
@@ -76,7 +87,8 @@ async def remove_unused(database: Database) -> None:
 
 async def lock_user(connection: AsyncConnection, user_id: UserId) -> None:
     """Lock the user's row until the end of the transaction, and create it if there is none."""
-    await _add_webhook_bytes(connection, user_id, 0)
+    add = _ADD_WEBHOOK_BYTES[connection.dialect.name].statement
+    await connection.execute(add, {"user_id": user_id, "webhook_bytes": 0})
 
 
 async def has_room_for_integration(connection: AsyncConnection, user_id: UserId, quotas: UserQuotas) -> bool:
@@ -95,29 +107,34 @@ async def require_room_for_integration(connection: AsyncConnection, user_id: Use
         )
 
 
-async def use_webhook_bytes(connection: AsyncConnection, user_id: UserId, count: int, quotas: UserQuotas) -> None:
-    """Count payloads that this transaction stores.
+async def use_webhook_bytes(connection: DriverConnection, user_id: UserId, count: int, quotas: UserQuotas) -> None:
+    """Count payloads that this transaction stores; then as `require_room_for_webhooks`."""
+    await require_room_for_webhooks(connection, user_id, await _add_bytes(connection, user_id, count), quotas)
 
-    Beyond the quota, the oldest events that every consumer has acknowledged are deleted until an eighth of it is free,
-    so that the next event does not search again. Raises `QuotaExceeded` if that does not suffice.
+
+async def require_room_for_webhooks(
+    connection: DriverConnection, user_id: UserId, total: int, quotas: UserQuotas
+) -> None:
+    """Make room if the payloads, of `total` bytes with those of this transaction, exceed the quota.
+
+    The oldest events that every consumer has acknowledged are deleted until an eighth of the quota is free, so that the
+    next event does not search again. Raises `QuotaExceeded` if that does not suffice.
     """
     max_bytes = quotas.webhook_bytes
-    total = await _add_webhook_bytes(connection, user_id, count)
     if total <= max_bytes:
         return
     while total > max_bytes - max_bytes // 8:
-        if not (await connection.execute(_DELETE_OLDEST_ACKNOWLEDGED, {"of_user": user_id})).rowcount:
+        if not await connection.run(_DELETE_OLDEST_ACKNOWLEDGED, of_user=user_id):
             break
-        total = await _add_webhook_bytes(connection, user_id, 0)
+        total = await _add_bytes(connection, user_id, 0)
     if total > max_bytes:
         raise QuotaExceeded.of_user(
             "USER_MAX_WEBHOOK_BYTES", f"this user has {max_bytes} bytes of webhook events that are not acknowledged"
         )
 
 
-async def _add_webhook_bytes(connection: AsyncConnection, user_id: UserId, count: int) -> int:
+async def _add_bytes(connection: DriverConnection, user_id: UserId, count: int) -> int:
     """Lock the user's row and add to its bytes. Returns the total."""
-    row = _UPSERTS[connection.dialect.name](user_usage).values(user_id=user_id, webhook_bytes=count)
-    total: ColumnElement[int] = _U.webhook_bytes + row.excluded.webhook_bytes
-    add = row.on_conflict_do_update(index_elements=[_U.user_id], set_={"webhook_bytes": total})
-    return int((await connection.execute(add.returning(_U.webhook_bytes))).scalar_one())
+    add = _ADD_WEBHOOK_BYTES[connection.dialect_name]
+    ((total,),) = await connection.run(add, user_id=user_id, webhook_bytes=count)
+    return int(total)

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
 
-from sqlalchemy import Row, bindparam, delete, insert, select
+from sqlalchemy import bindparam, delete, insert, select
 
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.webhooks.ports import StoredWebhookSecrets, WebhookEndpoint
-from integration_server.storage.engine import Database, from_row
-from integration_server.storage.integrations import replace_credentials, stored_integration_of
+from integration_server.storage.driver_queries import DriverQuery, Values
+from integration_server.storage.engine import Database
+from integration_server.storage.integrations import STORED_COLUMNS, replace_credentials, stored_integration_at
 from integration_server.storage.tables import integrations, webhook_secrets
 
 _I = integrations.c
@@ -19,13 +19,16 @@ _ID = _S.webhook_secret_id.label("secret_id")
 _SECRETS = (_ID, _S.encrypted_secret, _S.secret_set_time, _S.encrypted_previous_secret, _S.previous_expire_time)
 _OWNER = ("integration_id", "uid", "user_id", "integration_type")
 
-_ENDPOINT = select(integrations, *_SECRETS).select_from(integrations.outerjoin(webhook_secrets))
+_ENDPOINT = select(*STORED_COLUMNS, *_SECRETS).select_from(integrations.outerjoin(webhook_secrets))
 
-_FIND = _ENDPOINT.where(
-    _I.uid == bindparam("uid"), _I.integration_type == bindparam("integration_type"), _I.connect_time.is_not(None)
+_FIND = DriverQuery(
+    _ENDPOINT.where(
+        _I.uid == bindparam("uid"), _I.integration_type == bindparam("integration_type"), _I.connect_time.is_not(None)
+    )
 )
-
-_FIND_FOR_USER = _ENDPOINT.where(_I.integration_id == bindparam("integration_id"), _I.user_id == bindparam("user_id"))
+_FIND_FOR_USER = DriverQuery(
+    _ENDPOINT.where(_I.integration_id == bindparam("integration_id"), _I.user_id == bindparam("user_id"))
+)
 
 
 class SqlWebhookEndpoints:
@@ -37,13 +40,13 @@ class SqlWebhookEndpoints:
 
     async def find(self, integration_type: str, uid: str) -> WebhookEndpoint | None:
         """The connected integration of this type with this uid, of any user."""
-        row = await self._database.fetch_one(_FIND, {"uid": uid, "integration_type": integration_type})
-        return None if row is None else _endpoint(row)
+        rows = await self._database.read(_FIND, uid=uid, integration_type=integration_type)
+        return _endpoint(rows[0]) if rows else None
 
     async def find_by_id(self, integration_id: IntegrationId, user_id: UserId) -> WebhookEndpoint | None:
         """The user's integration, pending or not."""
-        row = await self._database.fetch_one(_FIND_FOR_USER, {"integration_id": integration_id, "user_id": user_id})
-        return None if row is None else _endpoint(row)
+        rows = await self._database.read(_FIND_FOR_USER, integration_id=integration_id, user_id=user_id)
+        return _endpoint(rows[0]) if rows else None
 
     async def set_secrets(
         self, integration: Integration, secrets: StoredWebhookSecrets, encrypted_credentials: bytes
@@ -70,8 +73,7 @@ class SqlWebhookEndpoints:
         return True
 
 
-def _endpoint(row: Row[Any]) -> WebhookEndpoint:
-    secrets = None
-    if row.encrypted_secret is not None:
-        secrets = from_row(StoredWebhookSecrets, row, webhook_secret_id=row.secret_id)
-    return WebhookEndpoint(stored_integration_of(row), secrets)
+def _endpoint(row: Values) -> WebhookEndpoint:
+    secret_id, encrypted_secret, *rest = row[len(STORED_COLUMNS) :]
+    secrets = None if encrypted_secret is None else StoredWebhookSecrets(secret_id, encrypted_secret, *rest)
+    return WebhookEndpoint(stored_integration_at(row), secrets)

@@ -11,20 +11,25 @@ from itertools import accumulate, groupby
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import bindparam, case, func, insert, or_, select, update
+from sqlalchemy import bindparam, case, exists, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.credentials.grant_confirmation import RECHECK_AFTER
 from integration_server.service.integrations.ports import StoredIntegration
 from integration_server.service.webhooks.ports import NewWebhookEvent, StoredWebhookEvent, WebhookPage
+from integration_server.storage.driver_queries import ConstraintViolated, DriverConnection, DriverQuery, is_one_of
 from integration_server.storage.engine import Database, DatabaseTime, from_row
 from integration_server.storage.integrations import matches_integration, stored_integration_of
 from integration_server.storage.pruning import prune
-from integration_server.storage.tables import integrations, webhook_consumer_offsets, webhook_events
-from integration_server.storage.user_usage import DEFAULT_USER_QUOTAS, UserQuotas, remove_unused, use_webhook_bytes
+from integration_server.storage.tables import integrations, user_usage, webhook_consumer_offsets, webhook_events
+from integration_server.storage.user_usage import (
+    DEFAULT_USER_QUOTAS,
+    UserQuotas,
+    remove_unused,
+    require_room_for_webhooks,
+    use_webhook_bytes,
+)
 
 _I = integrations.c
 _E = webhook_events.c
@@ -44,15 +49,53 @@ _RECIPIENTS = (
     .order_by(_I.integration_id)
     .limit(bindparam("limit"))
 )
-_EXISTING_EVENTS = select(_E.integration_id, _E.event_id).where(
-    _E.integration_id.in_(bindparam("integration_ids", expanding=True)),
-    _E.event_id.in_(bindparam("event_ids", expanding=True)),
+_EXISTING_EVENTS = DriverQuery(
+    select(_E.integration_id, _E.event_id).where(
+        is_one_of(_E.integration_id, "integration_ids"), is_one_of(_E.event_id, "event_ids")
+    )
 )
-_RESERVE_NUMBERS = (
+_reserve_numbers = (
     update(integrations)
     .where(_I.integration_id == bindparam("id"), _I.connect_time.is_not(None))
     .values(last_webhook_number=_I.last_webhook_number + bindparam("more"))
-    .returning(_I.integration_id, _I.user_id, _I.integration_type, _I.last_webhook_number)
+    .returning(_I.user_id, _I.integration_type, _I.last_webhook_number)
+)
+_RESERVE_NUMBERS = DriverQuery(_reserve_numbers)
+_reserve_number_if_new = _reserve_numbers.where(
+    ~exists().where(_E.integration_id == bindparam("id"), _E.event_id == bindparam("event_id"))
+)
+_RESERVE_NUMBER_IF_NEW = DriverQuery(_reserve_number_if_new)
+_EVENT_VALUES = ("uid", "event_id", "event_type", "receive_time", "encrypted_payload")
+_INSERT_EVENT = DriverQuery(
+    insert(webhook_events).values(
+        {name: bindparam(name) for name in (*_EVENT_VALUES, "integration_id", "user_id", "integration_type", "number")}
+    )
+)
+
+
+def _store_one() -> DriverQuery:
+    """Stores one event in PostgreSQL, and returns its user's bytes; nothing if it is stored already.
+
+    The parts depend on each other, so that the row of the integration is locked before that of the user.
+    """
+    reserved = _reserve_number_if_new.cte("reserved")
+    given = [bindparam(name, type_=_E[name].type) for name in (*_EVENT_VALUES, "integration_id")]
+    owner = (reserved.c.user_id, reserved.c.integration_type, reserved.c.last_webhook_number)
+    names = [*_EVENT_VALUES, "integration_id", "user_id", "integration_type", "number"]
+    stored = insert(webhook_events).from_select(names, select(*given, *owner)).returning(_E.webhook_event_id)
+    size = func.octet_length(bindparam("encrypted_payload", type_=_E.encrypted_payload.type))
+    use = postgresql.insert(user_usage).from_select(["user_id", "webhook_bytes"], select(reserved.c.user_id, size))
+    total = user_usage.c.webhook_bytes + use.excluded.webhook_bytes
+    used = use.on_conflict_do_update(index_elements=[user_usage.c.user_id], set_={"webhook_bytes": total})
+    usage = used.returning(user_usage.c.webhook_bytes).cte("usage")
+    return DriverQuery(select(usage.c.webhook_bytes).add_cte(stored.cte("stored")))
+
+
+_STORE_ONE = _store_one()
+_RECHECK = DriverQuery(
+    update(integrations)
+    .where(_I.integration_id == bindparam("id"), _I.check_due_time.is_not(None))
+    .values(check_due_time=DatabaseTime(RECHECK_AFTER))
 )
 _INTEGRATION_ID = attrgetter("integration.integration_id")
 _USER_ID = attrgetter("integration.user_id")
@@ -89,8 +132,7 @@ class SqlWebhookInbox:
     ) -> Collection[tuple[IntegrationId, str]]:
         """Which of these events are stored for these integrations."""
         lookup = {"integration_ids": sorted(integration_ids), "event_ids": sorted(event_ids)}
-        rows = await self._database.fetch(_EXISTING_EVENTS, lookup)
-        return {(IntegrationId(row.integration_id), row.event_id) for row in rows}
+        return {(IntegrationId(row[0]), row[1]) for row in await self._database.read(_EXISTING_EVENTS, **lookup)}
 
     async def add(self, events: Sequence[NewWebhookEvent]) -> Sequence[NewWebhookEvent]:
         """Store the events of one user that are not stored yet, all or none, and return them."""
@@ -101,7 +143,7 @@ class SqlWebhookInbox:
         while new:
             try:
                 return await self._add(new)
-            except IntegrityError:
+            except ConstraintViolated:
                 lookup = {event.integration.integration_id for event in new}, {event.event_id for event in new}
                 known = await self.known(*lookup)
                 remaining = [event for event in new if _key(event) not in known]
@@ -111,9 +153,11 @@ class SqlWebhookInbox:
         return new
 
     async def _add(self, events: Sequence[NewWebhookEvent]) -> Sequence[NewWebhookEvent]:
-        """Store all events. Raises `IntegrityError` if one of them is stored already."""
+        """Store all events. Raises `ConstraintViolated` if one of them is stored already."""
         added: list[NewWebhookEvent] = []
-        async with self._database.write_transaction() as connection:
+        async with self._database.driver_transaction() as connection:
+            if len(events) == 1 and connection.dialect_name == "postgresql":
+                return await _add_one(connection, events[0], self._quotas)
             # In the order of the ids, which prevents deadlocks.
             for integration_id, group in groupby(sorted(events, key=_INTEGRATION_ID), _INTEGRATION_ID):
                 appended = list(group)
@@ -178,27 +222,42 @@ class SqlWebhookInbox:
         return removed
 
 
+async def _add_one(
+    connection: DriverConnection, event: NewWebhookEvent, quotas: UserQuotas
+) -> Sequence[NewWebhookEvent]:
+    """As `SqlWebhookInbox._add`, of one event: most deliveries have no more."""
+    integration_id = event.integration.integration_id
+    values = {name: getattr(event, name) for name in _EVENT_VALUES}
+    rows = await connection.run(_STORE_ONE, id=integration_id, integration_id=integration_id, more=1, **values)
+    if not rows:
+        return []
+    if event.reports_grant_end:
+        await connection.run(_RECHECK, id=integration_id)
+    await require_room_for_webhooks(connection, event.integration.user_id, rows[0][0], quotas)
+    return [event]
+
+
 async def _append(
-    connection: AsyncConnection, integration_id: IntegrationId, events: Sequence[NewWebhookEvent]
+    connection: DriverConnection, integration_id: IntegrationId, events: Sequence[NewWebhookEvent]
 ) -> bool:
-    """Number and insert an integration's events; see `WebhookInbox.add`. False if the integration was deleted."""
+    """Number and insert an integration's events; see `WebhookInbox.add`.
+
+    False if the integration was deleted, or if there is one event only and it is stored already.
+    """
     # First, because the row lock blocks other deliveries and deletion until the end of the transaction.
-    row = (await connection.execute(_RESERVE_NUMBERS, {"id": integration_id, "more": len(events)})).one_or_none()
-    if row is None:
+    reserve = _RESERVE_NUMBERS if len(events) > 1 else _RESERVE_NUMBER_IF_NEW
+    reserved = await connection.run(reserve, id=integration_id, more=len(events), event_id=events[0].event_id)
+    if not reserved:
         return False
-    first = row.last_webhook_number - len(events) + 1
-    owner = {name: getattr(row, name) for name in ("integration_id", "user_id", "integration_type")}
+    ((user_id, integration_type, last_number),) = reserved
+    owner = {"integration_id": integration_id, "user_id": user_id, "integration_type": integration_type}
     numbered = [
-        {name: getattr(event, name) for name in ("uid", "event_id", "event_type", "receive_time", "encrypted_payload")}
-        | {**owner, "number": number}
-        for number, event in enumerate(events, start=first)
+        {name: getattr(event, name) for name in _EVENT_VALUES} | {**owner, "number": number}
+        for number, event in enumerate(events, start=last_number - len(events) + 1)
     ]
-    await connection.execute(insert(webhook_events), numbered)
+    await connection.run_many(_INSERT_EVENT, numbered)
     if any(event.reports_grant_end for event in events):
-        is_checked = (_I.integration_id == integration_id, _I.check_due_time.is_not(None))
-        await connection.execute(
-            update(integrations).where(*is_checked).values(check_due_time=DatabaseTime(RECHECK_AFTER))
-        )
+        await connection.run(_RECHECK, id=integration_id)
     return True
 
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 import sqlite3
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from sqlalchemy import Connection, Engine, Executable, NullPool, Row, create_engine
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.service.common_types import Clock
-from integration_server.storage.driver_queries import DriverQuery, Values
+from integration_server.storage.driver_queries import ConstraintViolated, DriverConnection, DriverQuery, Values
 from integration_server.storage.engine import Database
 from integration_server.storage.schema import migrate
 
@@ -54,7 +55,13 @@ class InMemoryDatabase(Database):
 
     async def read(self, query: DriverQuery, **parameters: Any) -> Sequence[Values]:
         """The rows of a query, which SQLAlchemy runs here."""
-        return await self.fetch(query.query, parameters)
+        return await self.fetch(query.statement, parameters)
+
+    @asynccontextmanager
+    async def driver_transaction(self) -> AsyncIterator[DriverConnection]:
+        """A transaction, whose statements SQLAlchemy runs here."""
+        async with self.write_transaction() as connection:
+            yield cast("DriverConnection", _SynchronousDriver(connection))
 
     async def data_version(self, connection: AsyncConnection) -> None:
         """None: SQLite's version says nothing about commits of the same connection, which is the only one here."""
@@ -91,6 +98,28 @@ class _SynchronousConnection:
 
     async def run_sync(self, function: Callable[..., Any], *args: Any) -> Any:
         return function(self._connection, *args)
+
+
+class _SynchronousDriver:
+    """The statements of `DriverConnection` over a synchronous connection."""
+
+    dialect_name = "sqlite"
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def run(self, query: DriverQuery, **parameters: Any) -> Sequence[Values]:
+        result = await self._execute(query, parameters)
+        return result.all() if result.returns_rows else ()
+
+    async def run_many(self, query: DriverQuery, rows: Sequence[Mapping[str, Any]]) -> None:
+        await self._execute(query, rows)
+
+    async def _execute(self, query: DriverQuery, parameters: Any) -> Any:
+        try:
+            return await self._connection.execute(query.statement, parameters)
+        except IntegrityError as error:
+            raise ConstraintViolated from error
 
 
 def _format_time(clock: Clock, time_format: str, time: str, *modifiers: str) -> str:

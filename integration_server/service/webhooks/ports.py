@@ -112,6 +112,8 @@ class WebhookInbox(Protocol):
     async def add(self, events: Sequence[NewWebhookEvent]) -> Sequence[NewWebhookEvent]:
         """Store the events of one user that are not stored yet, all or none, and return them.
 
+        A single event that is stored already writes nothing.
+
         If the user's payloads exceed the quota, the oldest events that every consumer of their integration has
         acknowledged are deleted. Raises `QuotaExceeded`, and stores nothing, if that does not suffice.
 

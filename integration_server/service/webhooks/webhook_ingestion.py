@@ -316,9 +316,9 @@ class WebhookIngestion:
     async def _new(
         self, deliveries: Sequence[tuple[Integration, WebhookEvent]]
     ) -> Sequence[tuple[Integration, WebhookEvent]]:
-        """The events that are not stored yet."""
-        if not deliveries:
-            return []
+        """The events that are not stored yet. A single one is looked up where it is stored."""
+        if len(deliveries) < 2:
+            return deliveries
         known = await self.inbox.known(
             {integration.integration_id for integration, _ in deliveries}, {event.event_id for _, event in deliveries}
         )

@@ -62,7 +62,7 @@ async def test_concurrent_misses_are_one_statement(server: AttackedServer) -> No
 async def test_a_page_of_a_list_is_one_statement(server: AttackedServer, count: int) -> None:
     await connect(server, count)
     for fields in ({}, {"page_size": 3}, {"integration_type": "fake_key"}, {"integration_type": "fake"}):
-        request = pb.ListIntegrationsRequest(user_id=ADA, **fields)  # type: ignore[arg-type]
+        request = pb.ListIntegrationsRequest(user_id=ADA, **fields)
         assert len(await statements_of(server, request)) == 1, fields
     first = await server.call("ListIntegrations", pb.ListIntegrationsRequest(user_id=ADA, page_size=3))
     following = pb.ListIntegrationsRequest(user_id=ADA, page_size=3, page_token=first.next_page_token)
