@@ -501,7 +501,14 @@ def build_service(
         record_outcome=metrics.counter(METRICS.refreshes),
     )
     credentials = CredentialService(
-        lookup, integrations, providers, cipher, refresher, clock, buffer=settings.refresh_buffer
+        lookup,
+        integrations,
+        providers,
+        cipher,
+        refresher,
+        clock,
+        buffer=settings.refresh_buffer,
+        max_batch_bytes=settings.grpc_max_message_bytes,
     )
     grant_confirmation = GrantConfirmation(
         integrations, credentials, failures, providers, tasks, clock, trail.enqueue, monotonic

@@ -27,8 +27,8 @@ class CallCounts(Protocol):
     def change(self, key: str, by: int) -> None:
         """Change the number of calls of the key that are under way in this process."""
 
-    def add_to_rate(self, key: str, second: int) -> int:
-        """Count a call of the key in a second of the system's monotonic clock; returns how many it has had."""
+    def add_to_rate(self, key: str, second: int, calls: int = 1) -> int:
+        """Count calls of the key in a second of the system's monotonic clock; returns how many it has had."""
 
 
 class LocalCounts:
@@ -49,12 +49,12 @@ class LocalCounts:
         if not self._in_flight[key]:
             del self._in_flight[key]
 
-    def add_to_rate(self, key: str, second: int) -> int:
-        """Count a call in a second."""
+    def add_to_rate(self, key: str, second: int, calls: int = 1) -> int:
+        """Count calls in a second."""
         if second != self._second:
             self._second = second
             self._calls.clear()
-        self._calls[key] += 1
+        self._calls[key] += calls
         return self._calls[key]
 
 
@@ -108,13 +108,13 @@ class SharedCounts:
         for slot in self._slots(key):
             self._in_flight[slot + self._worker] += by
 
-    def add_to_rate(self, key: str, second: int) -> int:
-        """Count a call in a second; returns how many all workers have had."""
+    def add_to_rate(self, key: str, second: int, calls: int = 1) -> int:
+        """Count calls in a second; returns how many all workers have had."""
         numbers, beginning = self._rates, second << _COUNT_BITS
         counts = []
         for slot in self._slots(key):
             own = slot + self._worker
-            numbers[own] = max(numbers[own], beginning) + 1
+            numbers[own] = max(numbers[own], beginning) + calls
             of_workers = numbers[slot : slot + self._workers]
             counts.append(sum(one & _COUNT for one in of_workers if one >> _COUNT_BITS == second))
         return min(counts)

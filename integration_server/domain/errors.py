@@ -17,6 +17,7 @@ Messages are built here from names, fields and numbers, so that none contains a 
     ├── WebhooksNotSupported
     ├── CursorExpired
     ├── CredentialsUnreadable
+    ├── ResultOmitted
     ├── StoreUnavailable
     ├── ServerStopping
     ├── QuotaExceeded
@@ -219,6 +220,14 @@ class CredentialsUnreadable(IntegrationServerError):
 
     reason = "CREDENTIALS_UNREADABLE"
     message = "the stored credentials cannot be decrypted"
+
+
+class ResultOmitted(IntegrationServerError):
+    """The result of an item does not fit into the response to its batch. Another batch has room for it."""
+
+    reason = "ANSWER_TOO_LARGE"
+    message = "the result does not fit into this response; request it again"
+    retry_after: timedelta | None = timedelta(0)
 
 
 class StoreUnavailable(IntegrationServerError):

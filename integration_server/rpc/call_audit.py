@@ -4,9 +4,11 @@ The contract declares for which methods.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import structlog
@@ -31,8 +33,21 @@ _CLIENT_FIELDS: Mapping[str, str] = {
 _MAX_AUDIT_WAIT = 2.0  # seconds: the change is already made, and a caller that waits longer would repeat it
 
 
+RecordItem = Callable[[str, int, str], AuditEntry | None]
+"""Records an item of the current call: user, integration, outcome. Returns its entry, if calls are recorded.
+
+Raises `StoreUnavailable` if the queue is full: what is not recorded is not returned.
+"""
+
+record_item: ContextVar[RecordItem] = ContextVar("record_item")
+"""Set for methods whose items are recorded one by one (`Method.items_field`)."""
+
+
 def record_audit(trail: AuditTrail, caller_of: CallerLookup, clock: Clock) -> Interceptor:
     """Record each call of a method with an audit action; a stream once, at its end.
+
+    A method on many items records each item by itself (`record_item`). The call has an entry only if it fails as a
+    whole, which its client has not caused by going away.
 
     A method that awaits its audit entry responds once the entry is stored, or after two seconds. For any other method
     the entry is queued. Raises `StoreUnavailable` if the queue is full: what is not recorded is not returned. Raises
@@ -62,12 +77,17 @@ def record_audit(trail: AuditTrail, caller_of: CallerLookup, clock: Clock) -> In
             purpose = purpose_of(context)
             entry = AuditEntry(clock(), caller_of(context), action, purpose=purpose, details=details)
             audited = _Audited(first_request(request))
+            if method.items_field:
+                record_item.set(partial(_record_item, trail, clock, entry))
             try:
                 _require_valid_purpose(purpose)
                 yield audited
             except BaseException as error:
-                trail.enqueue(audited.complete(entry, _error_outcome(error), request))
+                if not method.items_field or isinstance(error, Exception):
+                    trail.enqueue(audited.complete(entry, error_outcome(error), request))
                 raise
+            if method.items_field:
+                return
             entry = audited.complete(entry, _response_outcome(audited.response), request)
             if (source := response_source.get()) is not None:
                 source.entry = entry
@@ -91,6 +111,15 @@ def record_audit(trail: AuditTrail, caller_of: CallerLookup, clock: Clock) -> In
         return stream if method.streams_responses else respond
 
     return wrap
+
+
+def _record_item(
+    trail: AuditTrail, clock: Clock, call: AuditEntry, user_id: str, integration_id: int, outcome: str
+) -> AuditEntry:
+    entry = AuditEntry(clock(), call.caller, call.action, user_id, integration_id, "", outcome, call.purpose)
+    if not trail.enqueue(entry):
+        raise StoreUnavailable
+    return entry
 
 
 class _Audited:
@@ -123,7 +152,8 @@ class _Audited:
         )
 
 
-def _error_outcome(error: BaseException) -> str:
+def error_outcome(error: BaseException) -> str:
+    """Return the outcome of what ends with an error: its reason."""
     if isinstance(error, IntegrationServerError):
         return error.reason
     return "INTERNAL" if isinstance(error, Exception) else "CANCELLED"

@@ -5,11 +5,13 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
+from typing import cast
 from weakref import WeakKeyDictionary
 
 from integration_server.domain.integration import Integration
 from integration_server.rpc import mapping
 from integration_server.rpc.authorization import current_allowed_types, current_caller_name
+from integration_server.rpc.credential_results import CredentialResults
 from integration_server.rpc.methods import Context
 from integration_server.rpc.reused_responses import response_source
 from integration_server.service.common_types import Clock
@@ -53,8 +55,9 @@ class UseCases:
 class IntegrationService(pb_grpc.IntegrationServiceServicer):
     """Implements the service. The contract describes each RPC."""
 
-    def __init__(self, use_cases: UseCases, clock: Clock) -> None:
+    def __init__(self, use_cases: UseCases, clock: Clock, results: CredentialResults | None = None) -> None:
         self._use_cases = use_cases
+        self._results = results or CredentialResults(use_cases.credentials)
         self._clock = clock
         # Streams share the items of events, so each event is encoded once.
         self._stream_responses: WeakKeyDictionary[StreamItem, pb.WatchIntegrationsResponse] = WeakKeyDictionary()
@@ -220,6 +223,13 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         if (source := response_source.get()) is not None:
             source.integration, source.valid_until = usable.integration, usable.valid_until
         return pb.GetCredentialsResponse(credentials=mapping.encode_credentials(usable))
+
+    async def BatchGetCredentials(
+        self, request: pb.BatchGetCredentialsRequest, context: Context
+    ) -> pb.BatchGetCredentialsResponse:
+        """Return the credentials of many integrations."""
+        # Encoded already, as `ProtectedHandlers` takes it.
+        return cast("pb.BatchGetCredentialsResponse", await self._results.batch(request, context))
 
     async def ReceiveWebhook(self, request: pb.ReceiveWebhookRequest, context: Context) -> pb.ReceiveWebhookResponse:
         """Receive a provider's webhook request."""

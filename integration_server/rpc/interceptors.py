@@ -10,6 +10,7 @@ The server applies them in this order:
 3. `authorize_method` (authorization.py) checks that the caller has the method's permission.
 4. `enforce_quota` limits the caller's calls.
 5. `read_request` reads the request, checks its size and decodes it. Nothing that an unknown caller sends is parsed.
+   `count_items` then counts the items of a batch as calls.
 6. `enforce_deadline` responds before the caller's deadline when the store does not respond.
 7. `authorize_request` (authorization.py) checks the request's user and integration type.
 8. `limit_streams` (stream_limits.py) limits each caller's open streams, and those about one user.
@@ -263,30 +264,71 @@ def convert_errors(
     return wrap
 
 
-def enforce_quota(
-    caller_of: CallerLookup,
-    *,
-    concurrency: int,
-    per_second: int,
-    monotonic: Callable[[], float] = time.monotonic,
-    counts: CallCounts | None = None,
-) -> Interceptor:
-    """Limit each caller's concurrent calls and its calls per second. Raises `QuotaExceeded`.
+class CallRate:
+    """The calls of each caller in this second. Raises `QuotaExceeded` beyond `per_second`.
 
     `counts` counts them, also those of other workers; None for this process only.
+
+    A call with many items is let through while the caller is within its rate, and counts as one call for each item:
+    what exceeds the rate is taken from the next seconds. Otherwise a low rate would admit no batch at all.
+    """
+
+    def __init__(
+        self, per_second: int, counts: CallCounts | None = None, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.counts = LocalCounts() if counts is None else counts
+        self._per_second = per_second
+        self._monotonic = monotonic
+        # What the items of this process exceed the rate by, and the second in which they did.
+        self._debts: dict[str, tuple[int, int]] = {}
+
+    def count(self, caller: str) -> None:
+        """Count a call."""
+        second = int(self._monotonic())
+        if caller in self._debts:
+            self._carry_debt(caller, second)
+        if self.counts.add_to_rate(caller, second) > self._per_second:
+            raise self._exceeded(caller)
+
+    def count_items(self, caller: str, items: int) -> None:
+        """Count the items of a call that is counted once already."""
+        second = int(self._monotonic())
+        if self.counts.add_to_rate(caller, second, 0) > self._per_second:  # other calls have counted theirs meanwhile
+            raise self._exceeded(caller)
+        excess = self.counts.add_to_rate(caller, second, max(0, items - 1)) - self._per_second
+        if excess > 0:
+            self._debts[caller] = excess, second
+
+    def _carry_debt(self, caller: str, second: int) -> None:
+        debt, since = self._debts[caller]
+        if second == since:
+            return
+        debt -= self._per_second * (second - since - 1)
+        excess = self.counts.add_to_rate(caller, second, max(0, debt)) - self._per_second
+        if min(debt, excess) > 0:  # the excess may also be that of other workers, which carry it themselves
+            self._debts[caller] = min(debt, excess), second
+        else:
+            del self._debts[caller]
+
+    def _exceeded(self, caller: str) -> QuotaExceeded:
+        debt, _ = self._debts.get(caller, (0, 0))
+        return QuotaExceeded("in this second", timedelta(seconds=1 + debt // self._per_second))
+
+
+def enforce_quota(caller_of: CallerLookup, rate: CallRate, *, concurrency: int) -> Interceptor:
+    """Limit each caller's concurrent calls and its calls per second. Raises `QuotaExceeded`.
 
     A stream counts as a concurrent call until it ends. Unary health checks are exempt, so that
     probes do not fail because the server is busy.
     """
-    counts = LocalCounts() if counts is None else counts
+    counts = rate.counts
 
     @asynccontextmanager
     async def slot(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message or a stream
         caller = caller_of(context)
         if counts.in_flight(caller) >= concurrency:
             raise QuotaExceeded("under way")
-        if counts.add_to_rate(caller, int(monotonic())) > per_second:
-            raise QuotaExceeded("in this second")
+        rate.count(caller)
         counts.change(caller, 1)
         try:
             yield request
@@ -296,6 +338,18 @@ def enforce_quota(
     def wrap(method: Method, behavior: Behavior) -> Behavior:
         is_exempt = method.permission is Permission.HEALTH and not method.streams_responses
         return behavior if is_exempt else wrap_in_context_manager(method, behavior, slot)
+
+    return wrap
+
+
+def count_items(caller_of: CallerLookup, rate: CallRate) -> Interceptor:
+    """Count each item of a request as a call of its caller. Raises `QuotaExceeded`."""
+
+    def wrap(method: Method, behavior: Behavior) -> Behavior:
+        async def count(request: Any, context: Context) -> None:  # noqa: ANN401  # a message
+            rate.count_items(caller_of(context), len(getattr(request, method.items_field)))
+
+        return wrap_in_check(method, behavior, count) if method.items_field else behavior
 
     return wrap
 

@@ -72,6 +72,7 @@ class Method:
     audit_action: Action | None = None  # None: not recorded
     awaits_audit: bool = False
     names_user: bool = True
+    items_field: str = ""  # the repeated field whose entries are authorized, counted and recorded one by one
     streams_requests: bool = False
     streams_responses: bool = False
     request_class: type[Message] = Message
@@ -80,7 +81,8 @@ class Method:
     @property
     def repeats_responses(self) -> bool:
         """Whether equal calls have equal responses while nothing has changed (reused_responses.py)."""
-        return self.audit_action is Action.READ_CREDENTIALS and not (self.streams_requests or self.streams_responses)
+        is_unary = not (self.streams_requests or self.streams_responses)
+        return self.audit_action is Action.READ_CREDENTIALS and is_unary and not self.items_field
 
     @property
     def name(self) -> str:
@@ -115,6 +117,7 @@ def method_of(descriptor: Any) -> Method:  # noqa: ANN401  # MethodDescriptor, w
         audit_action=action,
         awaits_audit=access.await_audit,
         names_user=access.names_user if access.HasField("names_user") else True,
+        items_field=access.items_field,
         streams_requests=descriptor.client_streaming,
         streams_responses=descriptor.server_streaming,
         request_limits=RequestLimits(size.max_bytes or DEFAULT_MAX_BYTES, size.bulk_field),

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from google.protobuf.message import Message
 
 from integration_server.domain.audit import AuditEntry
-from integration_server.domain.errors import StoreUnavailable
+from integration_server.domain.errors import ResultOmitted, StoreUnavailable
 from integration_server.domain.integration import Integration
 from integration_server.rpc.methods import Context
 from integration_server.service.audit.audit_trail import AuditTrail
@@ -30,7 +30,8 @@ _MAX_BYTES = 16 * 2**20  # of keys and responses: some 10,000 callers and integr
 _OVERHEAD_BYTES = 1024  # of the objects around them
 _NONCE_BYTES = 12  # of AES-GCM
 
-_Key = tuple[str, str, bytes]
+ResponseKey = tuple[str, str, bytes]
+"""The caller, the purpose and the bytes of a request."""
 
 PURPOSE = "x-purpose"
 """The metadata entry with the purpose of a call, for the audit log."""
@@ -87,14 +88,17 @@ class ReusedResponses:
         self._trail = trail
         self._clock = clock
         self._aead = AESGCM(AESGCM.generate_key(256))
-        self._kept: LRUCache[_Key, _Kept] = LRUCache(max_bytes, getsizeof=attrgetter("size"))
+        self._kept: LRUCache[ResponseKey, _Kept] = LRUCache(max_bytes, getsizeof=attrgetter("size"))
 
-    def key_of(self, raw: bytes, context: Context) -> _Key:
+    def key_of(self, raw: bytes, context: Context) -> ResponseKey:
         """The key of a call's response: caller, purpose and request."""
         return self._caller_name(context), purpose_of(context), raw
 
-    def find(self, key: _Key) -> bytes | None:
-        """The response to send again, whose call is recorded. Raises `StoreUnavailable` if the audit queue is full."""
+    def find(self, key: ResponseKey, max_size: int | None = None) -> bytes | None:
+        """The response to send again, whose call is recorded. Raises `StoreUnavailable` if the audit queue is full.
+
+        Raises `ResultOmitted` for one of more than `max_size` bytes.
+        """
         kept = self._kept.get(key)
         if kept is None:
             return None
@@ -103,12 +107,14 @@ class ReusedResponses:
         if not is_valid or kept.caller is not self._current_caller() or not self._is_current(kept.integration):
             del self._kept[key]
             return None
+        if max_size is not None and len(kept.response) > max_size:
+            raise ResultOmitted
         if not self._trail.enqueue_again(kept.entry, now):
             raise StoreUnavailable
         nonce, encrypted = kept.response[:_NONCE_BYTES], kept.response[_NONCE_BYTES:]
         return self._aead.decrypt(nonce, encrypted, key[-1])
 
-    async def keep(self, key: _Key, call: Awaitable[Message]) -> Message:
+    async def keep(self, key: ResponseKey, call: Awaitable[Message]) -> Message:
         """Await the response of a call, and keep it if it can be sent again."""
         source = ResponseSource()
         token = response_source.set(source)
@@ -117,10 +123,20 @@ class ReusedResponses:
         finally:
             response_source.reset(token)
         if source.integration is not None and source.entry is not None:
-            nonce = os.urandom(_NONCE_BYTES)
-            encrypted = nonce + self._aead.encrypt(nonce, response.SerializeToString(), key[-1])
-            caller, size = self._current_caller(), sum(map(len, key)) + len(encrypted) + _OVERHEAD_BYTES
-            kept = _Kept(caller, source.integration, source.valid_until, source.entry, encrypted, size)
-            if size <= self._kept.maxsize:
-                self._kept[key] = kept
+            self.put(key, response.SerializeToString(), source.integration, source.valid_until, source.entry)
         return response
+
+    def put(
+        self,
+        key: ResponseKey,
+        response: bytes,
+        integration: Integration,
+        valid_until: datetime | None,
+        entry: AuditEntry,
+    ) -> None:
+        """Keep a response while it depends on nothing but these."""
+        nonce = os.urandom(_NONCE_BYTES)
+        encrypted = nonce + self._aead.encrypt(nonce, response, key[-1])
+        size = sum(map(len, key)) + len(encrypted) + _OVERHEAD_BYTES
+        if size <= self._kept.maxsize:
+            self._kept[key] = _Kept(self._current_caller(), integration, valid_until, entry, encrypted, size)

@@ -37,6 +37,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.dml import ReturningUpdate
 
+from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
@@ -207,7 +208,12 @@ class SqlIntegrations:
             raise IntegrationNotFound
         return found
 
-    async def find_many(self, targets: Collection[IntegrationTarget], max_bytes: int) -> FoundIntegrations:
+    async def find_many(
+        self,
+        targets: Collection[IntegrationTarget],
+        max_bytes: int,
+        allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES,
+    ) -> FoundIntegrations:
         """The integrations of the targets, read with one statement, up to `max_bytes`."""
         if not targets:
             return FoundIntegrations({})
@@ -223,7 +229,7 @@ class SqlIntegrations:
         for index, row in enumerate(await self._database.read(_FIND_MANY[name], **parameters)):
             if row[0] is None:
                 omitted.add(IntegrationId(row[-1]))
-            else:
+            elif allowed_types.allows(row[_INTEGRATION_TYPE]):
                 found[IntegrationId(row[-1])] = stored_integration_at(row)
             if index % _ROWS_PER_SLICE == _ROWS_PER_SLICE - 1:
                 await asyncio.sleep(0)
@@ -500,6 +506,7 @@ class SqlIntegrations:
 
 _plaintext_values = attrgetter(*_NAMES)
 _AUTH_METHOD, _SCOPES, _MISSING_SCOPES = map(_NAMES.index, ("auth_method", "scopes", "missing_scopes"))
+_INTEGRATION_TYPE = _NAMES.index("integration_type")
 _FAILURE = slice(_NAMES.index(_FAILURE_COLUMNS[0]), _NAMES.index(_FAILURE_COLUMNS[-1]) + 1)
 _AUTH_METHODS = {one.value: one for one in AuthMethod}
 

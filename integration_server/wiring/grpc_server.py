@@ -15,15 +15,18 @@ from integration_server.rpc.accept_loop import surviving_server
 from integration_server.rpc.authorization import caller_name, caller_or_address, current_caller, quota_key_or_peer
 from integration_server.rpc.call_audit import record_audit
 from integration_server.rpc.call_log import CallLog
+from integration_server.rpc.credential_results import CredentialResults
 from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.health import ServerHealthServicer
 from integration_server.rpc.integration_service import IntegrationService, UseCases
 from integration_server.rpc.interceptors import (
+    CallRate,
     Interceptor,
     ProtectedHandlers,
     RecordCall,
     client_address,
     convert_errors,
+    count_items,
     enforce_deadline,
     enforce_quota,
     read_request,
@@ -80,18 +83,15 @@ def build_grpc_server(
     # The outermost first.
     convert = convert_errors(caller_name, call_log, address_of, record)
     caller_of = quota_key_or_peer(address_of)
+    rate = CallRate(settings.caller_max_calls_per_second, worker.counts)
     interceptors: Sequence[Interceptor] = (
         convert,
         write_in_time(settings.proxy_stream_idle_timeout),
         *auth.authenticate,
         *auth.authorize_method,
-        enforce_quota(
-            caller_of,
-            concurrency=settings.caller_max_concurrency,
-            per_second=settings.caller_max_calls_per_second,
-            counts=worker.counts,
-        ),
+        enforce_quota(caller_of, rate, concurrency=settings.caller_max_concurrency),
         read_request(settings.grpc_read_timeout, responses=responses),
+        count_items(caller_of, rate),
         enforce_deadline(),
         *auth.authorize_request,
         limit_streams(
@@ -104,7 +104,11 @@ def build_grpc_server(
     )
     handlers = ProtectedHandlers(interceptors, unknown_method=(convert, *auth.authenticate))
     target: Any = handlers  # the generated functions are typed for servers
-    integration_service_pb2_grpc.add_IntegrationServiceServicer_to_server(IntegrationService(use_cases, clock), target)
+    results = CredentialResults(
+        use_cases.credentials, max_bytes=settings.grpc_max_message_bytes, responses=responses, call_log=call_log
+    )
+    service = IntegrationService(use_cases, clock, results)
+    integration_service_pb2_grpc.add_IntegrationServiceServicer_to_server(service, target)
     google_calendar_pb2_grpc.add_GoogleCalendarServiceServicer_to_server(GoogleCalendarService(google_calendar), target)
     operator_service_pb2_grpc.add_OperatorServiceServicer_to_server(OperatorService(use_cases), target)
     health_pb2_grpc.add_HealthServicer_to_server(health, target)

@@ -5,7 +5,9 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 import grpc
+from google.protobuf import descriptor_pool
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 
 from integration_server.rpc.interceptors import Interceptor, compose, convert_errors
@@ -149,6 +151,8 @@ class InMemoryGrpc:
         handler, method = self._handlers[name], describe_method(f"/{self._service}/{name}")
         kind = handler.unary_unary or handler.unary_stream or handler.stream_stream
         behavior = compose(method, kind, self._interceptors)
+        output = descriptor_pool.Default().FindMethodByName(f"{self._service}.{name}").output_type
+        response_class: Any = GetMessageClass(output)
         received: Any = method.request_class.FromString(request.SerializeToString())
         if method.streams_requests:
             received = RequestStream(received, _nothing_further())
@@ -156,9 +160,10 @@ class InMemoryGrpc:
             if method.streams_responses:
                 async with aclosing(behavior(received, context)) as responses:
                     async for response in responses:
-                        yield response
+                        yield response_class.FromString(response) if isinstance(response, bytes) else response
             else:
                 response = await behavior(received, context)
-                yield type(response).FromString(handler.response_serializer(response))
+                encoded = response if isinstance(response, bytes) else handler.response_serializer(response)
+                yield response_class.FromString(encoded)
         except grpc.aio.AbortError:
             raise context.error from None

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, TypeVar
 
@@ -103,11 +103,17 @@ class RecordingAuditTrail(AuditTrail):
 
     def __init__(self) -> None:
         self.entries: list[AuditEntry] = []
+        self.is_full = False
 
     def enqueue(self, entry: AuditEntry) -> bool:
-        """Record an entry."""
-        self.entries.append(entry)
-        return True
+        """Record an entry, unless the trail is full."""
+        if not self.is_full:
+            self.entries.append(entry)
+        return not self.is_full
+
+    def enqueue_again(self, entry: AuditEntry, time: datetime) -> bool:
+        """Record a call that is equal to that of an entry."""
+        return self.enqueue(replace(entry, time=time))
 
 
 @dataclass

@@ -290,9 +290,13 @@ class IntegrationServiceServicer:
     def BatchGetCredentials(self, request, context):
         """Returns the credentials of many integrations, of one user or of several. Available over gRPC only.
 
-        The results have the order of the requests. Each is either credentials or the status that `GetCredentials` would
-        have ended with. A result that does not fit into the response has RESOURCE_EXHAUSTED with the reason
-        ANSWER_TOO_LARGE: the caller asks for it again.
+        The results have the order of the requests; equal requests have one result each. Each is either credentials or the
+        status that `GetCredentials` would have ended with. A field in it is named as `requests[3].user_id`. A result that
+        does not fit into the response has RESOURCE_EXHAUSTED with the reason ANSWER_TOO_LARGE: the caller requests it
+        again. Each request counts as a call of the caller, and has an audit entry of its own.
+
+        Refreshes that are necessary run at the same time, a few dozen of them. Credentials that are not refreshed in three
+        quarters of the call's deadline, at most 30 seconds, are returned as they are, or UNAVAILABLE if they have expired.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

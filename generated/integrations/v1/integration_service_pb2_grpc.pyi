@@ -94,9 +94,13 @@ class IntegrationServiceStub:
     BatchGetCredentials: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.BatchGetCredentialsRequest, _integration_service_pb2.BatchGetCredentialsResponse]
     """Returns the credentials of many integrations, of one user or of several. Available over gRPC only.
 
-    The results have the order of the requests. Each is either credentials or the status that `GetCredentials` would
-    have ended with. A result that does not fit into the response has RESOURCE_EXHAUSTED with the reason
-    ANSWER_TOO_LARGE: the caller asks for it again.
+    The results have the order of the requests; equal requests have one result each. Each is either credentials or the
+    status that `GetCredentials` would have ended with. A field in it is named as `requests[3].user_id`. A result that
+    does not fit into the response has RESOURCE_EXHAUSTED with the reason ANSWER_TOO_LARGE: the caller requests it
+    again. Each request counts as a call of the caller, and has an audit entry of its own.
+
+    Refreshes that are necessary run at the same time, a few dozen of them. Credentials that are not refreshed in three
+    quarters of the call's deadline, at most 30 seconds, are returned as they are, or UNAVAILABLE if they have expired.
     """
     WatchCredentials: _grpc.UnaryStreamMultiCallable[_integration_service_pb2.WatchCredentialsRequest, _integration_service_pb2.WatchCredentialsResponse]
     """Streams the credentials of integrations: each one at once, again before it expires or when it was refreshed, and an
@@ -218,9 +222,13 @@ class IntegrationServiceAsyncStub(IntegrationServiceStub):
     BatchGetCredentials: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.BatchGetCredentialsRequest, _integration_service_pb2.BatchGetCredentialsResponse]  # type: ignore[assignment]
     """Returns the credentials of many integrations, of one user or of several. Available over gRPC only.
 
-    The results have the order of the requests. Each is either credentials or the status that `GetCredentials` would
-    have ended with. A result that does not fit into the response has RESOURCE_EXHAUSTED with the reason
-    ANSWER_TOO_LARGE: the caller asks for it again.
+    The results have the order of the requests; equal requests have one result each. Each is either credentials or the
+    status that `GetCredentials` would have ended with. A field in it is named as `requests[3].user_id`. A result that
+    does not fit into the response has RESOURCE_EXHAUSTED with the reason ANSWER_TOO_LARGE: the caller requests it
+    again. Each request counts as a call of the caller, and has an audit entry of its own.
+
+    Refreshes that are necessary run at the same time, a few dozen of them. Credentials that are not refreshed in three
+    quarters of the call's deadline, at most 30 seconds, are returned as they are, or UNAVAILABLE if they have expired.
     """
     WatchCredentials: _aio.UnaryStreamMultiCallable[_integration_service_pb2.WatchCredentialsRequest, _integration_service_pb2.WatchCredentialsResponse]  # type: ignore[assignment]
     """Streams the credentials of integrations: each one at once, again before it expires or when it was refreshed, and an
@@ -429,9 +437,13 @@ class IntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_integration_service_pb2.BatchGetCredentialsResponse, _abc.Awaitable[_integration_service_pb2.BatchGetCredentialsResponse]]:
         """Returns the credentials of many integrations, of one user or of several. Available over gRPC only.
 
-        The results have the order of the requests. Each is either credentials or the status that `GetCredentials` would
-        have ended with. A result that does not fit into the response has RESOURCE_EXHAUSTED with the reason
-        ANSWER_TOO_LARGE: the caller asks for it again.
+        The results have the order of the requests; equal requests have one result each. Each is either credentials or the
+        status that `GetCredentials` would have ended with. A field in it is named as `requests[3].user_id`. A result that
+        does not fit into the response has RESOURCE_EXHAUSTED with the reason ANSWER_TOO_LARGE: the caller requests it
+        again. Each request counts as a call of the caller, and has an audit entry of its own.
+
+        Refreshes that are necessary run at the same time, a few dozen of them. Credentials that are not refreshed in three
+        quarters of the call's deadline, at most 30 seconds, are returned as they are, or UNAVAILABLE if they have expired.
         """
 
     @_abc_1.abstractmethod

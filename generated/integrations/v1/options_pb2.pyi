@@ -83,13 +83,15 @@ class RequestSize(_message.Message):
     def __init__(self, max_bytes: _Optional[int] = ..., bulk_field: _Optional[str] = ...) -> None: ...
 
 class Access(_message.Message):
-    __slots__ = ("permission", "audit_action", "await_audit", "names_user")
+    __slots__ = ("permission", "audit_action", "await_audit", "names_user", "items_field")
     PERMISSION_FIELD_NUMBER: _ClassVar[int]
     AUDIT_ACTION_FIELD_NUMBER: _ClassVar[int]
     AWAIT_AUDIT_FIELD_NUMBER: _ClassVar[int]
     NAMES_USER_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_FIELD_NUMBER: _ClassVar[int]
     permission: Permission
     audit_action: AuditAction
     await_audit: bool
     names_user: bool
-    def __init__(self, permission: _Optional[_Union[Permission, str]] = ..., audit_action: _Optional[_Union[AuditAction, str]] = ..., await_audit: _Optional[bool] = ..., names_user: _Optional[bool] = ...) -> None: ...
+    items_field: str
+    def __init__(self, permission: _Optional[_Union[Permission, str]] = ..., audit_action: _Optional[_Union[AuditAction, str]] = ..., await_audit: _Optional[bool] = ..., names_user: _Optional[bool] = ..., items_field: _Optional[str] = ...) -> None: ...

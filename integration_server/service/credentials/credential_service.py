@@ -1,16 +1,20 @@
 """The credential service: returns valid credentials, and refreshes them first if necessary."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime, timedelta
 
+from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.credentials import Credentials, OAuthTokens, RefreshCause, RequestAuth
 from integration_server.domain.errors import (
+    IntegrationNotFound,
+    IntegrationServerError,
     ProviderError,
     ProviderNotConfigured,
     ProviderUnavailable,
     ReauthorizationRequired,
+    ResultOmitted,
     ScopeMissing,
     StoreUnavailable,
 )
@@ -20,10 +24,33 @@ from integration_server.service.common_types import Clock
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.credentials.refresh_commit import RefreshResult
 from integration_server.service.credentials.refresher import TokenRefresher
-from integration_server.service.integrations.ports import IntegrationLookup, IntegrationStore, StoredIntegration
+from integration_server.service.integrations.ports import (
+    IntegrationLookup,
+    IntegrationStore,
+    IntegrationTarget,
+    StoredIntegration,
+)
 from integration_server.service.provider_port import Providers
 
 _PATIENCE = 0.75  # of the time until the caller's deadline; the rest is for the response
+_MAX_BATCH_WAIT = 30.0  # seconds for the refreshes of a batch, also without a deadline: three slow provider calls
+_CONCURRENT_REFRESHES = 32  # of one batch: the lease and the commit of each need a database connection for a moment
+_ITEMS_PER_SLICE = 50  # some three milliseconds; other calls run between two slices
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialRequest:
+    """A request for the credentials of an integration. `user_id` is None for any user."""
+
+    integration_id: IntegrationId
+    user_id: UserId | None
+    min_ttl: timedelta | None = None
+    required_scopes: Sequence[str] = ()
+
+    @property
+    def target(self) -> IntegrationTarget:
+        """The integration and its user."""
+        return self.integration_id, self.user_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +77,15 @@ class TokenState:
     retry_after: timedelta | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class RefreshNeed:
+    """A request whose credentials are to be refreshed first."""
+
+    request: CredentialRequest
+    as_stored: RefreshResult
+    cause: RefreshCause
+
+
 @dataclass(eq=False, repr=False)
 class CredentialService:
     """Reads and decrypts credentials, and has them refreshed where necessary.
@@ -66,6 +102,7 @@ class CredentialService:
     clock: Clock
     _: KW_ONLY
     buffer: timedelta
+    max_batch_bytes: int = 4 * 1024 * 1024
 
     async def get_credentials(
         self,
@@ -75,14 +112,98 @@ class CredentialService:
         required_scopes: Sequence[str],
     ) -> UsableCredentials:
         """Credentials that last for `min_ttl`; by default the buffer, or half of the token's lifetime if shorter."""
-        fresh = await self.get_usable(integration_id, user_id, min_ttl, required_scopes)
+        return await self._usable(await self.get_usable(integration_id, user_id, min_ttl, required_scopes), min_ttl)
+
+    async def get_many(
+        self,
+        requests: Sequence[CredentialRequest | IntegrationServerError],
+        allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES,
+    ) -> Sequence[UsableCredentials | Exception]:
+        """For each request what `get_credentials` returns or raises. An error in place of a request stays as it is.
+
+        What is not cached is read with one statement. Necessary refreshes run concurrently, until three quarters of the
+        caller's time are over: then tokens that still work are returned, and `ProviderUnavailable` for the others.
+        """
+        left = time_left()
+        wait = _MAX_BATCH_WAIT if left is None else min(left * _PATIENCE, _MAX_BATCH_WAIT)
+        end = asyncio.get_running_loop().time() + wait
+        found = await self.find_many(requests, allowed_types)
+        outcomes: list[UsableCredentials | Exception] = []
+        due: list[tuple[int, RefreshNeed]] = []
+        for index, (request, stored) in enumerate(zip(requests, found, strict=True)):
+            outcome = await self.prepare(request, stored)
+            if isinstance(outcome, RefreshNeed):
+                due.append((index, outcome))
+                outcome = ProviderUnavailable("the refresh takes longer than the caller waits")
+            outcomes.append(outcome)
+            if index % _ITEMS_PER_SLICE == _ITEMS_PER_SLICE - 1:
+                await asyncio.sleep(0)
+        needs = iter(due)
+
+        async def refresh_next(needs: Iterable[tuple[int, RefreshNeed]]) -> None:
+            for index, need in needs:
+                outcomes[index] = await self.satisfy(need, max(0.0, end - asyncio.get_running_loop().time()))
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(len(due), _CONCURRENT_REFRESHES)):
+                group.create_task(refresh_next(needs))
+        return outcomes
+
+    async def find_many(
+        self, requests: Sequence[CredentialRequest | IntegrationServerError], allowed_types: AllowedTypes
+    ) -> Sequence[StoredIntegration | IntegrationServerError]:
+        """The integrations of requests, or an error in place of each that cannot be read."""
+        targets = {request.target for request in requests if isinstance(request, CredentialRequest)}
+        try:
+            found = await self.lookup.find_many(targets, self.max_batch_bytes, allowed_types)
+        except StoreUnavailable as error:
+            return [request if isinstance(request, IntegrationServerError) else error for request in requests]
+        results: list[StoredIntegration | IntegrationServerError] = []
+        for request in requests:
+            if isinstance(request, IntegrationServerError):
+                results.append(request)
+            elif (stored := found.of(request.target)) is not None:
+                results.append(stored)
+            else:
+                results.append(ResultOmitted() if request.integration_id in found.omitted else IntegrationNotFound())
+        return results
+
+    async def prepare(
+        self, request: CredentialRequest | IntegrationServerError, stored: StoredIntegration | IntegrationServerError
+    ) -> "UsableCredentials | RefreshNeed | Exception":
+        """The credentials of an integration that was read for a request, if they need no refresh; or an error."""
+        if isinstance(request, IntegrationServerError):
+            return request
+        if isinstance(stored, IntegrationServerError):
+            return stored
+        try:
+            stored.integration.require_usable()
+            _require_scopes(stored.integration, request.required_scopes)
+            as_stored = RefreshResult(stored.integration, await self.cipher.decrypt(stored))
+            cause = self._necessary_refresh(as_stored, request.min_ttl)
+            if cause is None:
+                return await self._usable(as_stored, request.min_ttl)
+            return RefreshNeed(request, as_stored, cause)
+        except Exception as error:  # of this item only: the others have their own results
+            return error
+
+    async def satisfy(self, need: "RefreshNeed", wait: float | None) -> UsableCredentials | Exception:
+        """The credentials after a refresh, as `get_credentials` returns them; or an error. `wait` is in seconds."""
+        try:
+            fresh = await self._refreshed_in(need.as_stored, need.cause, wait)
+            _require_scopes(fresh.integration, need.request.required_scopes)
+            return await self._usable(fresh, need.request.min_ttl)
+        except Exception as error:  # of this item only
+            return error
+
+    async def _usable(self, fresh: RefreshResult, min_ttl: timedelta | None) -> UsableCredentials:
         integration = fresh.integration
         provider = await self.providers.for_client(integration.integration_type, integration.oauth_client)
         return UsableCredentials(
             fresh.credentials,
-            fresh.integration.scopes,
+            integration.scopes,
             provider.request_auth(fresh.credentials),
-            fresh.integration,
+            integration,
             self._valid_until(fresh.credentials, min_ttl),
         )
 
@@ -131,20 +252,22 @@ class CredentialService:
         A token that still works is served even if its refresh fails, or takes longer than the caller can wait; an
         expired one never is.
         """
-        credentials = await self.cipher.decrypt(stored)
-        as_stored = RefreshResult(stored.integration, credentials)
-        if not isinstance(credentials, OAuthTokens):
-            return as_stored
-        cause = self._refresh_cause(credentials, min_ttl)
-        if cause is None or (not credentials.is_renewable and not credentials.has_expired(self.clock())):
+        as_stored = RefreshResult(stored.integration, await self.cipher.decrypt(stored))
+        cause = self._necessary_refresh(as_stored, min_ttl)
+        if cause is None:
             return as_stored
         left = time_left()
-        patience = None if left is None or credentials.has_expired(self.clock()) else left * _PATIENCE
+        # For an expired token the caller waits as long as it can.
+        patience = None if left is None or self._has_expired(as_stored.credentials) else left * _PATIENCE
+        return await self._refreshed_in(as_stored, cause, patience)
+
+    async def _refreshed_in(self, as_stored: RefreshResult, cause: RefreshCause, wait: float | None) -> RefreshResult:
+        """Credentials from a refresh that takes at most `wait` seconds; else the present ones, while they work."""
         try:
-            async with asyncio.timeout(patience):
-                return await self.refresher.refresh(stored.integration, cause)
+            async with asyncio.timeout(wait):
+                return await self.refresher.refresh(as_stored.integration, cause)
         except (ProviderError, ProviderNotConfigured, StoreUnavailable, TimeoutError) as error:
-            if not credentials.has_expired(self.clock()):
+            if not self._has_expired(as_stored.credentials):
                 return as_stored
             if isinstance(error, TimeoutError):
                 raise ProviderUnavailable("the refresh takes longer than the caller waits") from None
@@ -170,6 +293,18 @@ class CredentialService:
             raise ReauthorizationRequired
         refreshed = await self.refresher.refresh(stored.integration, cause)
         return TokenState(refreshed.retry_after is None, refreshed.tokens.expire_time, refreshed.retry_after)
+
+    def _has_expired(self, credentials: Credentials) -> bool:
+        return isinstance(credentials, OAuthTokens) and credentials.has_expired(self.clock())
+
+    def _necessary_refresh(self, as_stored: RefreshResult, min_ttl: timedelta | None) -> RefreshCause | None:
+        """Why to refresh credentials before they are returned; None if they are good enough, or cannot be refreshed."""
+        credentials = as_stored.credentials
+        if not isinstance(credentials, OAuthTokens):
+            return None
+        if not credentials.is_renewable and not credentials.has_expired(self.clock()):
+            return None
+        return self._refresh_cause(credentials, min_ttl)
 
     def _refresh_cause(self, tokens: OAuthTokens, min_ttl: timedelta | None) -> RefreshCause | None:
         """Why to refresh tokens so that they last for `min_ttl`, or for the buffer if None; None if they do.

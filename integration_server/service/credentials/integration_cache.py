@@ -10,6 +10,7 @@ from datetime import timedelta
 
 from cachetools import TTLCache
 
+from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.integrations.ports import (
     FoundIntegrations,
@@ -112,12 +113,21 @@ class CachedLookup:
         finally:
             self._cache.end_read(integration_id, read_token, cacheable)
 
-    async def find_many(self, targets: Collection[IntegrationTarget], max_bytes: int) -> FoundIntegrations:
-        """The integrations of the targets: one read of the store for all that are not cached."""
+    async def find_many(
+        self,
+        targets: Collection[IntegrationTarget],
+        max_bytes: int,
+        allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES,
+    ) -> FoundIntegrations:
+        """The integrations of the targets: one read of the store for all that are not cached.
+
+        Those of types that are not allowed are read, so that the time does not tell them from those that do not exist.
+        """
         cached: dict[IntegrationId, StoredIntegration] = {}
         missing: list[IntegrationTarget] = []
         for target in targets:
-            if (hit := self._cache.get(*target)) is None:
+            hit = self._cache.get(*target)
+            if hit is None or not allowed_types.allows(hit.integration.integration_type):
                 missing.append(target)
             else:
                 cached[target[0]] = hit
@@ -128,7 +138,7 @@ class CachedLookup:
         reads = {one: self._cache.begin_read(one) for one in {target[0] for target in missing}}
         found = FoundIntegrations({})
         try:
-            found = await self._integrations.find_many(missing, max_bytes)
+            found = await self._integrations.find_many(missing, max_bytes, allowed_types)
         finally:
             for integration_id, read_token in reads.items():
                 self._cache.end_read(integration_id, read_token, self._cacheable(found.by_id.get(integration_id)))

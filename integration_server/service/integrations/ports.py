@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
+from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
 from integration_server.domain.oauth_client import client_key
@@ -152,11 +153,17 @@ class IntegrationLookup(Protocol):
     async def get(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration:
         """The user's integration. Raises `IntegrationNotFound`."""
 
-    async def find_many(self, targets: Collection[IntegrationTarget], max_bytes: int) -> FoundIntegrations:
+    async def find_many(
+        self,
+        targets: Collection[IntegrationTarget],
+        max_bytes: int,
+        allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES,
+    ) -> FoundIntegrations:
         """The integrations of the targets, read with at most one statement.
 
-        At most `max_bytes` of them, as the store estimates their size, but at least one: the others are omitted. Other
-        calls proceed while the rows are converted.
+        At most `max_bytes` of them, as the store estimates their size, but at least one: the others are omitted. One of
+        a type that is not allowed is read like one that does not exist, and is not found. Other calls proceed while the
+        rows are converted.
         """
 
 

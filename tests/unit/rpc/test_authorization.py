@@ -23,7 +23,7 @@ from integration_server.rpc.authorization import (
     caller_name,
     quota_key,
 )
-from integration_server.rpc.interceptors import Interceptor, compose, enforce_quota
+from integration_server.rpc.interceptors import CallRate, Interceptor, compose, enforce_quota
 from integration_server.rpc.methods import USER_PERMISSIONS, Method, Permission, describe_method
 from integrations.v1 import integration_service_pb2 as pb
 from tests.fakes.clock import SettableClock
@@ -248,7 +248,7 @@ async def test_a_caller_without_quota_causes_no_lookup(system: FakeSystem, quota
         looked_up.append((integration_id, user_id))
         raise IntegrationNotFound
 
-    quota = enforce_quota(quota_key, concurrency=0, per_second=1)
+    quota = enforce_quota(quota_key, CallRate(1), concurrency=0)
     service = ProtectedService(
         system,
         before_requests=quota if quota_is_first else None,
@@ -268,7 +268,7 @@ async def test_each_user_has_its_own_quota(
     system: FakeSystem, key: Callable[[Any], str], others_are_rejected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "time", lambda: 0.0)  # read by the library `limits`: all calls are in one second
-    service = ProtectedService(system, before_requests=enforce_quota(key, concurrency=10, per_second=1))
+    service = ProtectedService(system, before_requests=enforce_quota(key, CallRate(1), concurrency=10))
     request = pb.ListIntegrationsRequest()
     await service.call("ListIntegrations", request, token="user ada")
     with pytest.raises(RpcError, match="RESOURCE_EXHAUSTED"):
@@ -297,7 +297,7 @@ async def test_a_service_does_not_share_the_quota_of_a_user(
         keys.add(key(context))
         return key(context)
 
-    service = ProtectedService(system, before_requests=enforce_quota(spying, concurrency=10, per_second=10))
+    service = ProtectedService(system, before_requests=enforce_quota(spying, CallRate(10), concurrency=10))
     service.permissions["user/ada"] = service.permissions["all"]
     for token in ("user ada", "token user/ada"):
         await service.call("ListIntegrations", pb.ListIntegrationsRequest(user_id="ada"), token=token)

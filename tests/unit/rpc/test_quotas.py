@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -12,7 +13,15 @@ import pytest
 from structlog.testing import capture_logs
 
 from integration_server.domain.errors import QuotaExceeded
-from integration_server.rpc.interceptors import CallerLookup, convert_errors, enforce_quota, peer_address
+from integration_server.rpc.interceptors import (
+    CallerLookup,
+    CallRate,
+    compose,
+    convert_errors,
+    count_items,
+    enforce_quota,
+    peer_address,
+)
 from integration_server.rpc.methods import Method, Permission, describe_method
 from integration_server.rpc.stream_limits import limit_streams
 from integrations.v1 import integration_service_pb2 as pb
@@ -34,7 +43,8 @@ class Handlers:
         caller_of: CallerLookup = peer_address,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.wrap = enforce_quota(caller_of, concurrency=concurrency, per_second=per_second, monotonic=monotonic)
+        self.rate = CallRate(per_second, monotonic=monotonic)
+        self.wrap = enforce_quota(caller_of, self.rate, concurrency=concurrency)
         self.started = 0
         self.may_respond = asyncio.Event()
 
@@ -285,3 +295,90 @@ def test_calls_that_are_not_streams_about_users_are_not_counted() -> None:
     handlers = Handlers()
     for path in ("/integrations.v1.IntegrationService/GetCredentials", "/grpc.health.v1.Health/Watch"):
         assert wrap(describe_method(path), handlers.respond_twice) == handlers.respond_twice
+
+
+# --- items -----------------------------------------------------------------------------------------------------------
+
+BATCH = describe_method("/integrations.v1.IntegrationService/BatchGetCredentials")
+WATCH = describe_method("/integrations.v1.IntegrationService/WatchCredentials")
+
+
+class ItemHandlers:
+    """Behaviors whose items are counted, unless `counts_items` is off (negative control)."""
+
+    def __init__(self, per_second: int, *, counts_items: bool = True) -> None:
+        self.seconds = 100.0
+        rate = CallRate(per_second, monotonic=lambda: self.seconds)
+        self._wrappers = [enforce_quota(peer_address, rate, concurrency=1000)]
+        if counts_items:
+            self._wrappers.append(count_items(peer_address, rate))
+
+    async def call(self, items: int, method: Method = BATCH, peer: str = ADA) -> None:
+        """Make a call with this many items. Raises `QuotaExceeded`."""
+
+        async def respond(_request: Any, _context: Any) -> str:
+            return "response"
+
+        async def stream(_request: Any, _context: Any) -> AsyncIterator[str]:
+            yield "response"
+
+        behavior: Any = compose(method, stream if method.streams_responses else respond, self._wrappers)
+        values: Any = {method.items_field: items * [{} if method is BATCH else 1]}
+        called = behavior(method.request_class(**values), FakeContext(peer=peer))
+        assert await (anext(called) if method.streams_responses else called) == "response"
+
+    async def batches_in(self, seconds: int, items: int, method: Method = BATCH) -> int:
+        """How many batches a caller gets that asks ten times per second."""
+        served = 0
+        for _ in range(seconds):
+            self.seconds += 1
+            for _ in range(10):
+                with suppress(QuotaExceeded):
+                    await self.call(items, method)
+                    served += 1
+        return served
+
+
+@pytest.mark.parametrize("method", [BATCH, WATCH], ids=lambda method: method.name)
+async def test_items_count_as_calls_over_time(method: Method) -> None:
+    handlers = ItemHandlers(per_second=100)
+    assert await handlers.batches_in(30, items=50, method=method) == pytest.approx(30 * 100 / 50, abs=2)
+    assert await handlers.batches_in(100, items=1000, method=method) == pytest.approx(100 * 100 / 1000, abs=2)
+
+
+async def test_negative_control_uncounted_items_exceed_the_rate_a_thousandfold() -> None:
+    handlers = ItemHandlers(per_second=10, counts_items=False)
+    assert await handlers.batches_in(10, items=1000) == 100
+
+
+async def test_a_batch_larger_than_the_rate_works_and_delays_the_next_calls_of_its_caller_only() -> None:
+    handlers = ItemHandlers(per_second=100)
+    await handlers.call(1000)
+    with pytest.raises(QuotaExceeded) as rejected:
+        await handlers.call(1)
+    assert rejected.value.retry_after == timedelta(seconds=10)
+    await handlers.call(1000, peer=BOB)
+    handlers.seconds += rejected.value.retry_after.total_seconds() - 1
+    with pytest.raises(QuotaExceeded):
+        await handlers.call(1)
+    handlers.seconds += 1
+    await handlers.call(1)
+
+
+async def test_concurrent_batches_that_passed_the_first_check_are_counted_at_the_second() -> None:
+    rate = CallRate(100, monotonic=lambda: 0.0)
+    for _ in range(50):
+        rate.count("ada")
+    rate.count_items("ada", 1000)
+    for _ in range(49):
+        with pytest.raises(QuotaExceeded):
+            rate.count_items("ada", 1000)
+
+
+async def test_rejected_calls_are_no_debt() -> None:
+    handlers = ItemHandlers(per_second=5)
+    for _ in range(500):
+        with suppress(QuotaExceeded):
+            await handlers.call(1)
+    handlers.seconds += 1
+    await handlers.call(1)
