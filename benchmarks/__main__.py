@@ -24,6 +24,7 @@ from benchmarks import (
     reads,
     slow_provider,
     workers,
+    unit_costs,
 )
 from benchmarks.attacks import ATTACKS
 from benchmarks.harness import RESULTS, NotMeasured, Result, report
@@ -62,6 +63,7 @@ def run_all(context: typer.Context) -> bool:
     if context.invoked_subcommand is not None:
         return True
     all_hold = [
+        run_unit_costs(),
         run_growth(),
         run_slow_provider(),
         run_proactive_refresh(),
@@ -83,6 +85,7 @@ def run_short(
 ) -> bool:
     """Run each benchmark in a short version, sample the flame graphs, and write docs/performance.md: ten minutes."""
     all_hold = [
+        run_unit_costs(),
         run_growth(rounds=rounds, calls=150),
         run_proactive_refresh(integrations=2_000, minutes=1.5, seconds=10),
         run_metrics_cost(rounds=rounds, seconds=5),
@@ -208,6 +211,17 @@ def run_growth(
     return _run("growth", growth.__doc__, plan, partial(growth.measure, plan))
 
 
+@app.command("unit-costs")
+def run_unit_costs(
+    integrations: Annotated[int, typer.Option(min=10, help="Integrations that are read and checked.")] = 1_000,
+    tokens: Annotated[int, typer.Option(min=10, help="Tokens that the background worker refreshes.")] = 2_000,
+    bound: Annotated[float, typer.Option(help="Minimum number of refreshes per second of the server's CPU.")] = 500,
+) -> bool:
+    """What a hit, a miss, a refresh and a health check cost the server and the database."""
+    plan = unit_costs.UnitCostsPlan(integrations, tokens, bound)
+    return _run("unit-costs", unit_costs.__doc__, plan, partial(unit_costs.measure, plan))
+
+
 @app.command("existence-oracle")
 def run_existence_oracle(
     database: Database = DatabaseKind.POSTGRES,
@@ -259,6 +273,7 @@ Plan = (
     | workers.WorkersPlan
     | idle.IdlePlan
     | growth.GrowthPlan
+    | unit_costs.UnitCostsPlan
 )
 
 

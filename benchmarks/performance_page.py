@@ -43,7 +43,7 @@ SECTIONS = (
     Section("Invalidation on other replicas", ("invalidation-delay",)),
     Section("`WatchCredentials` and the client library", ("watch", "client")),
     Section("Start, idle memory and idle CPU", ("idle",)),
-    Section("Background work", ("proactive-refresh", "key-rotation", "slow-provider")),
+    Section("Background work", ("unit-costs", "proactive-refresh", "slow-provider")),
     Section("Peers", ("peers",)),
     Section(
         "Metrics, events and hostile clients", ("metrics-cost", "event-fan-out", "existence-oracle", "hostile-clients")
