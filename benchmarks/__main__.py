@@ -23,8 +23,8 @@ from benchmarks import (
     proactive_refresh,
     reads,
     slow_provider,
-    workers,
     unit_costs,
+    workers,
 )
 from benchmarks.attacks import ATTACKS
 from benchmarks.harness import RESULTS, NotMeasured, Result, report
@@ -89,6 +89,9 @@ def run_short(
         run_growth(rounds=rounds, calls=150),
         run_proactive_refresh(integrations=2_000, minutes=1.5, seconds=10),
         run_metrics_cost(rounds=rounds, seconds=5),
+        run_reads(rounds=rounds, calls=300),
+        run_workers(rounds=rounds, seconds=10),
+        run_idle(rounds=rounds, seconds=10),
         run_event_fan_out(),
     ]
     write_flame_graphs()
