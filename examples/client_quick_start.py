@@ -1,7 +1,7 @@
 """The client library in a few lines: an account's credentials on a request, without an RPC for each.
 
-    make run                                                  # in another terminal; it connects an account of ada
-    .venv/bin/python examples/client_quick_start.py
+make run                                                  # in another terminal; it connects an account of ada
+.venv/bin/python examples/client_quick_start.py
 """
 
 import argparse
