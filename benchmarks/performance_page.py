@@ -108,8 +108,8 @@ def _machines(runs: Iterable[_Run]) -> Iterator[str]:
             run.name
         )
     yield "| machine | benchmarks |\n|---|---|"
-    for machine, names in seen.items():
-        yield f"| {machine} | {', '.join(names)} |"
+    for description, names in seen.items():
+        yield f"| {description} | {', '.join(names)} |"
     yield ""
 
 

@@ -98,8 +98,8 @@ class System:
 
     def total_cpu_seconds(self) -> float:
         """The CPU time of the servers, their sidecars and their supervisors since their start."""
-        supervisors = [parent for server in self.servers if (parent := server.process.parent()) is not None]
-        processes = [one for parent in supervisors for one in (parent, *parent.children())]
+        parents = {process.parent() for process in self._processes()}
+        processes = [one for parent in parents if parent is not None for one in (parent, *parent.children())]
         times = [process.cpu_times() for process in processes]
         return float(sum(time.user + time.system for time in times))
 

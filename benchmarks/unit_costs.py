@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import asyncpg
 import psutil
@@ -76,7 +77,7 @@ class _Meter:
 async def measure(plan: UnitCostsPlan, progress: Progress) -> Result:
     """Measure each kind of work."""
     task = progress.add_task("Starting", total=5)
-    unlimited = {"BACKGROUND_CALLS_PER_SECOND": "1000", "BACKGROUND_CALLS_PER_PROVIDER": "32"}
+    unlimited: dict[str, Any] = {"BACKGROUND_CALLS_PER_SECOND": "1000", "BACKGROUND_CALLS_PER_PROVIDER": "32"}
     async with running_system(DatabaseKind.POSTGRES, HEALTH_CHECK_INTERVAL_SECONDS="86400", **unlimited) as system:
         connection = await asyncpg.connect(system.database_url)
         pid = await connection.fetchval("SELECT pg_backend_pid()")

@@ -73,7 +73,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _databases_of(item: pytest.Item) -> set[Any]:
     """The databases in the parameters of a test."""
-    return {"sqlite", "postgres"}.intersection(item.callspec.params.values()) if hasattr(item, "callspec") else set()
+    values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return {value for value in values if isinstance(value, str)} & {"sqlite", "postgres"}
 
 
 class SocketOpenedInUnitTest(Exception):

@@ -40,7 +40,7 @@ Raises `StoreUnavailable` if the queue is full: what is not recorded is not retu
 """
 
 record_item: ContextVar[RecordItem] = ContextVar("record_item")
-"""Set for methods whose items are recorded one by one (`Method.items_field`)."""
+"""Set for methods whose items are recorded one by one (`Method.records_items`)."""
 
 
 def record_audit(trail: AuditTrail, caller_of: CallerLookup, clock: Clock) -> Interceptor:
@@ -77,16 +77,16 @@ def record_audit(trail: AuditTrail, caller_of: CallerLookup, clock: Clock) -> In
             purpose = purpose_of(context)
             entry = AuditEntry(clock(), caller_of(context), action, purpose=purpose, details=details)
             audited = _Audited(first_request(request))
-            if method.items_field:
+            if method.records_items:
                 record_item.set(partial(_record_item, trail, clock, entry))
             try:
                 _require_valid_purpose(purpose)
                 yield audited
             except BaseException as error:
-                if not method.items_field or isinstance(error, Exception):
+                if not method.records_items or isinstance(error, Exception):
                     trail.enqueue(audited.complete(entry, error_outcome(error), request))
                 raise
-            if method.items_field:
+            if method.records_items:
                 return
             entry = audited.complete(entry, _response_outcome(audited.response), request)
             if (source := response_source.get()) is not None:

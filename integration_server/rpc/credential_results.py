@@ -128,9 +128,24 @@ class CredentialResults:
 
     def encode_error(self, error: Exception) -> bytes:
         """Return a result with the status that a single call would end with. A bug is logged."""
-        if not isinstance(error, IntegrationServerError):
-            self._call_log.unhandled(_METHOD, error)
+        self._log_bug(_METHOD, error)
         return _encode_error(error)
+
+    def watched(
+        self, user_id: str, integration_id: int, outcome: UsableCredentials | Exception
+    ) -> pb.CredentialsResult:
+        """Return a result of a stream, which is recorded."""
+        record = record_item.get(_record_nothing)
+        if isinstance(outcome, Exception):
+            self._log_bug("WatchCredentials", outcome)
+            record(user_id, integration_id, error_outcome(outcome))
+            return pb.CredentialsResult(error=status_of(outcome))
+        record(outcome.integration.user_id if outcome.integration else user_id, integration_id, SUCCESS)
+        return pb.CredentialsResult(credentials=mapping.encode_credentials(outcome))
+
+    def _log_bug(self, method: str, error: Exception) -> None:
+        if not isinstance(error, IntegrationServerError):
+            self._call_log.unhandled(method, error)
 
     def _record(self, item: pb.GetCredentialsRequest, outcome: str) -> AuditEntry | None:
         return record_item.get(_record_nothing)(item.user_id, item.integration_id, outcome)

@@ -12,6 +12,7 @@ from integration_server.domain.integration import Integration
 from integration_server.rpc import mapping
 from integration_server.rpc.authorization import current_allowed_types, current_caller_name
 from integration_server.rpc.credential_results import CredentialResults
+from integration_server.rpc.credential_watch import CredentialWatch
 from integration_server.rpc.methods import Context
 from integration_server.rpc.reused_responses import response_source
 from integration_server.service.common_types import Clock
@@ -58,6 +59,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
     def __init__(self, use_cases: UseCases, clock: Clock, results: CredentialResults | None = None) -> None:
         self._use_cases = use_cases
         self._results = results or CredentialResults(use_cases.credentials)
+        self._credential_watch = CredentialWatch(use_cases.credentials, use_cases.event_stream, self._results, clock)
         self._clock = clock
         # Streams share the items of events, so each event is encoded once.
         self._stream_responses: WeakKeyDictionary[StreamItem, pb.WatchIntegrationsResponse] = WeakKeyDictionary()
@@ -230,6 +232,14 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         """Return the credentials of many integrations."""
         # Encoded already, as `ProtectedHandlers` takes it.
         return cast("pb.BatchGetCredentialsResponse", await self._results.batch(request, context))
+
+    async def WatchCredentials(
+        self, request: pb.WatchCredentialsRequest, context: Context
+    ) -> AsyncIterator[pb.WatchCredentialsResponse]:
+        """Stream the credentials of integrations."""
+        async with aclosing(self._credential_watch.watch(request)) as responses:
+            async for response in responses:
+                yield response
 
     async def ReceiveWebhook(self, request: pb.ReceiveWebhookRequest, context: Context) -> pb.ReceiveWebhookResponse:
         """Receive a provider's webhook request."""

@@ -85,6 +85,12 @@ class Method:
         return self.audit_action is Action.READ_CREDENTIALS and is_unary and not self.items_field
 
     @property
+    def records_items(self) -> bool:
+        """Whether the credentials that it returns have an audit entry each, instead of one for the call."""
+        is_stream = self.streams_responses and self.audit_action is Action.READ_CREDENTIALS
+        return bool(self.items_field) or is_stream
+
+    @property
     def name(self) -> str:
         """The name without its service."""
         return self.path.rpartition("/")[2]

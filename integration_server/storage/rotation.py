@@ -161,6 +161,7 @@ class Rotation:
         A value that has changed since it was read stays. The version is unchanged, so that a refresh in progress can
         still commit.
         """
+        rows: Sequence[Row[Any]]
         query = column.rows_encrypted_with(key_id).order_by(column.row_id).limit(self.batch)
         if last is not None:
             query = query.where(column.row_id > last)
