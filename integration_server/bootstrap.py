@@ -37,12 +37,15 @@ from integration_server.service.calendar.google_calendar import GoogleCalendar
 from integration_server.service.common_types import Aead, Clock, Jitter, RandomToken, Record, record_nothing
 from integration_server.service.connections.account_linking import AccountLinker
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionService
+from integration_server.service.connections.attempt_lifecycle import AttemptLifecycle
 from integration_server.service.connections.device_polling import DeviceAuthorizationPoller
+from integration_server.service.connections.oauth_callback import OAuthCallbackService
 from integration_server.service.connections.oauth_connection import OAuthConnectionService
 from integration_server.service.connections.ports import AuthorizationAttemptStore
 from integration_server.service.connections.redirect_allowlist import RedirectAllowlist
 from integration_server.service.connections.revocation import RevocationService, RevocationTimes
 from integration_server.service.connections.revocation_ports import RevocationOutbox
+from integration_server.service.connections.token_storage import TokenStorage
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.credentials.credential_service import CredentialService
 from integration_server.service.credentials.grant_confirmation import GrantConfirmation
@@ -524,6 +527,14 @@ def build_service(
         times=RevocationTimes(settings.refresh_lease, revocation_wait, settings.revocation_give_up),
         keeps_shared_grants=keeps_shared_grants,
     )
+    redirects = redirects or RedirectAllowlist(
+        settings.public_url,
+        settings.allowed_redirect_uris,
+        settings.allowed_return_urls,
+        settings.default_return_url,
+    )
+    lifecycle = AttemptLifecycle(stores.attempts, aead, redirects, clock)
+    token_storage = TokenStorage(account_linker, revocation_service, providers, clock, pause=pause)
     health_checker = HealthChecker(
         integrations,
         stores.history,
@@ -578,21 +589,26 @@ def build_service(
     use_cases = UseCases(
         oauth_connection=OAuthConnectionService(
             stores.attempts,
+            lifecycle,
             integrations,
             account_linker,
-            revocation_service,
             providers,
-            aead,
-            redirects
-            or RedirectAllowlist(
-                settings.public_url,
-                settings.allowed_redirect_uris,
-                settings.allowed_return_urls,
-                settings.default_return_url,
-            ),
-            tasks,
+            cipher,
+            redirects,
             clock,
             random_token,
+            skip_confirmation=settings.skip_confirmation,
+        ),
+        oauth_callback=OAuthCallbackService(
+            stores.attempts,
+            lifecycle,
+            integrations,
+            token_storage,
+            providers,
+            cipher,
+            redirects,
+            tasks,
+            clock,
             skip_confirmation=settings.skip_confirmation,
             keeps_outcomes=keeps_outcomes,
             pause=pause,
@@ -639,7 +655,8 @@ def build_service(
         ),
     )
     device_poller = DeviceAuthorizationPoller(
-        use_cases.oauth_connection,
+        lifecycle,
+        token_storage,
         stores.attempts,
         integrations,
         providers,
@@ -649,6 +666,7 @@ def build_service(
         # Longer than a request for the tokens and those that complete them take.
         claim_duration=6 * settings.provider_timeout,
         fences_polls=fences_polls,
+        pause=pause,
     )
     jobs = [
         # Longer than waiting for the lease of another process and the refresh take together.

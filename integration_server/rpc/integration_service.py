@@ -17,7 +17,8 @@ from integration_server.rpc.methods import Context
 from integration_server.rpc.reused_responses import response_source
 from integration_server.service.common_types import Clock
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest, ApiKeyConnectionService
-from integration_server.service.connections.oauth_connection import Callback, ConnectionRequest, OAuthConnectionService
+from integration_server.service.connections.oauth_callback import Callback, OAuthCallbackService
+from integration_server.service.connections.oauth_connection import ConnectionRequest, OAuthConnectionService
 from integration_server.service.connections.revocation import RevocationService
 from integration_server.service.credentials.credential_service import CredentialService
 from integration_server.service.events.event_stream import EventStream, StreamItem
@@ -39,6 +40,7 @@ class UseCases:
     """The use cases that the RPCs call."""
 
     oauth_connection: OAuthConnectionService
+    oauth_callback: OAuthCallbackService
     api_key_connection: ApiKeyConnectionService
     integration_manager: IntegrationManager
     revocation_service: RevocationService
@@ -86,7 +88,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         """Handle the provider's response to an authorization request."""
         max_length = mapping.MAX_PARAMETER_LENGTH
         mapping.decode_content("error_description", request.error_description, max_length)
-        result = await self._use_cases.oauth_connection.handle_callback(
+        result = await self._use_cases.oauth_callback.handle_callback(
             Callback(
                 state=mapping.decode_required_text("state", request.state, max_length),
                 code=mapping.decode_content("code", request.code, max_length),
@@ -104,7 +106,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         self, request: pb.ConfirmConnectionRequest, context: Context
     ) -> pb.ConfirmConnectionResponse:
         """Complete a connection for the signed-in user."""
-        result = await self._use_cases.oauth_connection.confirm_connection(
+        result = await self._use_cases.oauth_callback.confirm_connection(
             mapping.decode_required_text(
                 "confirmation_token", request.confirmation_token, mapping.MAX_PARAMETER_LENGTH
             ),

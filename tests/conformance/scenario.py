@@ -15,7 +15,8 @@ from integration_server.providers.base import BaseProvider, ProviderContext
 from integration_server.providers.factory import ProviderFactory, ProviderRegistry
 from integration_server.providers.http import ProviderHttp
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest
-from integration_server.service.connections.oauth_connection import Callback, ConnectionRequest, ConnectionResult
+from integration_server.service.connections.oauth_callback import Callback, ConnectionResult
+from integration_server.service.connections.oauth_connection import ConnectionRequest
 from tests.conformance.fake_server import (
     CLIENT_ID,
     CLIENT_SECRET,
@@ -91,7 +92,7 @@ class Scenario:
             await self.system.worker.poll()
             await wait_until(lambda: not self.system.worker.is_busy)
             callback = Callback(state=begun.state, user_id=user_id)
-            result = await self.system.oauth_connection.handle_callback(callback)
+            result = await self.system.oauth_callback.handle_callback(callback)
             if result.success:
                 return self.system.row(result.integration_id)
         raise AssertionError("the tokens were not issued")
@@ -108,7 +109,7 @@ class Scenario:
         if code is not None:
             query["code"] = code
         assert query["state"] == authorization.state
-        return await self.system.oauth_connection.handle_callback(
+        return await self.system.oauth_callback.handle_callback(
             Callback(
                 state=query["state"],
                 code=query.get("code", ""),

@@ -19,12 +19,8 @@ from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import Aead
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest
-from integration_server.service.connections.oauth_connection import (
-    AuthorizationRequest,
-    Callback,
-    ConnectionRequest,
-    ConnectionResult,
-)
+from integration_server.service.connections.oauth_callback import Callback, ConnectionResult
+from integration_server.service.connections.oauth_connection import AuthorizationRequest, ConnectionRequest
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.ports import NewAccount, StoredIntegration
 from integration_server.settings import Settings
@@ -174,6 +170,7 @@ class FakeSystem:
         self.credentials = self.use_cases.credentials
         self.revocation_service = self.use_cases.revocation_service
         self.oauth_connection = self.use_cases.oauth_connection
+        self.oauth_callback = self.use_cases.oauth_callback
         self.api_key_connection = self.use_cases.api_key_connection
         self.integration_manager = self.use_cases.integration_manager
         self.health_checker = self.use_cases.health_checker
@@ -228,7 +225,7 @@ class FakeSystem:
 
     async def call_back(self, state: str, *, code: str = "code", **fields: Any) -> ConnectionResult:
         """Handle the provider's callback for a connection."""
-        return await self.oauth_connection.handle_callback(Callback(state=state, code=code, **fields))
+        return await self.oauth_callback.handle_callback(Callback(state=state, code=code, **fields))
 
     async def connect(self, user_id: UserId = ADA, integration_type: str = "fake", **fields: Any) -> Integration:
         """Connect an integration of a signed-in user."""

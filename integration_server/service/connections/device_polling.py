@@ -10,6 +10,7 @@ the user has to begin again. Tokens that arrive for an attempt that has ended me
 Nobody returns from the provider, so that there is no callback to confirm: docs/security.md has what that means.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, replace
@@ -32,7 +33,7 @@ from integration_server.domain.oauth_client import OWN_CLIENT
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.background.ports import Claim
 from integration_server.service.common_types import Clock
-from integration_server.service.connections.oauth_connection import OAuthConnectionService
+from integration_server.service.connections.attempt_lifecycle import AttemptLifecycle
 from integration_server.service.connections.ports import (
     AttemptDetails,
     AuthorizationAttempt,
@@ -40,6 +41,7 @@ from integration_server.service.connections.ports import (
     DeviceGrant,
     StateClaims,
 )
+from integration_server.service.connections.token_storage import TokenStorage
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.ports import IntegrationStore
 from integration_server.service.provider_port import Provider, Providers
@@ -58,7 +60,8 @@ class DeviceAuthorizationPoller:
     negative controls: then a process asks whether or not its claim has expired, and does not renew it.
     """
 
-    connections: OAuthConnectionService
+    lifecycle: AttemptLifecycle
+    token_storage: TokenStorage
     attempts: AuthorizationAttemptStore
     integrations: IntegrationStore
     providers: Providers
@@ -68,6 +71,7 @@ class DeviceAuthorizationPoller:
     _: KW_ONLY
     claim_duration: timedelta
     fences_polls: bool = True
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep
 
     def __post_init__(self) -> None:
         self._log = structlog.get_logger(__name__)
@@ -81,7 +85,7 @@ class DeviceAuthorizationPoller:
         attempt, oauth_client = claim.item, OWN_CLIENT
         claims = StateClaims(attempt.attempt_id, attempt.user_id, attempt.integration_type, attempt.create_time)
         try:
-            details = await self.connections.read_details(claims, attempt)
+            details = await self.lifecycle.read_details(claims, attempt)
             if details.device is None:
                 raise StateInvalid
             oauth_client = details.oauth_client
@@ -148,7 +152,7 @@ class DeviceAuthorizationPoller:
         async def store(details: AttemptDetails) -> Integration:
             nonlocal is_taken
             is_taken = True  # from here on, tokens that are not stored are revoked
-            return await self.connections.store_tokens(claims, details, provider, target, tokens, proof_time)
+            return await self.token_storage.store(claims, details, provider, target, tokens, proof_time)
 
         for pause in _STORE_PAUSES:
             with suppress(StoreUnavailable):
@@ -156,14 +160,14 @@ class DeviceAuthorizationPoller:
                 break
             if is_taken:
                 return  # it is not known whether the tokens were stored
-            await self.connections.pause(pause)
+            await self.pause(pause)
         if not is_taken:
-            await self.connections.discard(claims, provider.oauth_client.name, tokens)
+            await self.token_storage.discard(claims, provider.oauth_client.name, tokens)
 
     async def _end(self, claims: StateClaims, oauth_client: str, error: IntegrationServerError) -> None:
         """End an attempt with an error, which the app's backend learns from `HandleCallback`."""
         if isinstance(error, ProviderError) and error.issued_tokens is not None:
-            await self.connections.discard(claims, oauth_client, error.issued_tokens)
+            await self.token_storage.discard(claims, oauth_client, error.issued_tokens)
 
         async def fail(_details: AttemptDetails) -> Integration:
             raise error
@@ -175,15 +179,15 @@ class DeviceAuthorizationPoller:
         """End an attempt, unless it has ended before. Raises `StoreUnavailable`; other errors are its outcome."""
         fields = {"integration_type": claims.integration_type, "user_id": claims.user_id}
         try:
-            result = await self.connections.end_device_authorization(claims, connect)
+            ended = await self.lifecycle.complete(claims, "", connect)
         except StoreUnavailable:
             raise
         except IntegrationServerError as error:
             oauth_error = error.oauth_error if isinstance(error, ProviderError) else None
             self._log.info("device_authorization_failed", **fields, reason=error.reason, oauth_error=oauth_error)
             return
-        if result is not None:
-            self._log.info("device_authorization_completed", **fields, integration_id=result.integration_id)
+        if ended is not None:
+            self._log.info("device_authorization_completed", **fields, integration_id=ended.outcome.integration_id)
 
 
 def _pause(interval: timedelta, failures: int) -> timedelta:

@@ -27,7 +27,8 @@ from integration_server.domain.errors import CredentialsUnreadable, IntegrationS
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.background.ports import JobKind
 from integration_server.service.common_types import Aead, AssociatedData
-from integration_server.service.connections.oauth_connection import Callback, ConnectionRequest
+from integration_server.service.connections.oauth_callback import Callback
+from integration_server.service.connections.oauth_connection import ConnectionRequest
 from integration_server.service.events.ports import ChangeRange, EventFilter
 from integration_server.service.integrations.ports import IntegrationUpdate, NewAccount
 from integration_server.service.oauth_clients.ports import SecretState
@@ -224,16 +225,16 @@ class _Observer:
     async def _callback(self) -> set[str]:
         self._system.provider.account = NewAccount("account-callback", None)
         callback = Callback(state=self._states["started"], code="code", user_id=ADA)
-        result = await self._use_cases.oauth_connection.handle_callback(callback)
+        result = await self._use_cases.oauth_callback.handle_callback(callback)
         return {result.redirect_url, str(result.integration_id), repr(self._system.provider.exchanges[-1])}
 
     async def _repeated_callback(self) -> set[str]:
-        again = await self._use_cases.oauth_connection.handle_callback(Callback(self._states["recent"], "code"))
+        again = await self._use_cases.oauth_callback.handle_callback(Callback(self._states["recent"], "code"))
         return {again.redirect_url, again.confirmation_token, str(again.integration_id)}
 
     async def _confirmation(self) -> set[str]:
         self._system.provider.account = NewAccount("account-confirmation", None)
-        confirmed = await self._use_cases.oauth_connection.confirm_connection(self._states["held"], ADA)
+        confirmed = await self._use_cases.oauth_callback.confirm_connection(self._states["held"], ADA)
         return {confirmed.redirect_url, str(confirmed.integration_id), repr(self._system.provider.exchanges[-1])}
 
     async def _revoked(self) -> set[str]:

@@ -11,7 +11,7 @@ from integration_server.domain.errors import (
     StateUsed,
     UserMismatch,
 )
-from integration_server.service.connections.oauth_connection import CONFIRMATION_REQUIRED
+from integration_server.service.connections.oauth_callback import CONFIRMATION_REQUIRED
 from integration_server.storage.tables import AttemptState, authorization_attempts
 from tests.fakes.provider import parameter, wait_until
 from tests.fakes.system import ADA, CONFIRMING, EVE, RETURN_URL, FakeSystem
@@ -48,7 +48,7 @@ async def test_with_skip_confirmation_a_callback_completes_at_once() -> None:
 
 
 async def test_the_user_of_the_attempt_confirms(system: FakeSystem, token: str) -> None:
-    result = await system.oauth_connection.confirm_connection(token, ADA)
+    result = await system.oauth_callback.confirm_connection(token, ADA)
     assert result.success
     assert parameter(result.redirect_url, "success") == "true"
     assert [code for code, _ in system.provider.exchanges] == ["hushed"]
@@ -57,9 +57,9 @@ async def test_the_user_of_the_attempt_confirms(system: FakeSystem, token: str) 
 
 async def test_another_user_cannot_confirm_and_the_attempt_stays_open(system: FakeSystem, token: str) -> None:
     with pytest.raises(UserMismatch):
-        await system.oauth_connection.confirm_connection(token, EVE)
+        await system.oauth_callback.confirm_connection(token, EVE)
     assert not system.provider.exchanges
-    assert (await system.oauth_connection.confirm_connection(token, ADA)).success
+    assert (await system.oauth_callback.confirm_connection(token, ADA)).success
 
 
 async def test_negative_control_without_confirmation_another_user_completes_the_attempt() -> None:
@@ -72,7 +72,7 @@ async def test_negative_control_without_confirmation_another_user_completes_the_
 
 async def test_concurrent_confirmations_make_one_exchange(system: FakeSystem, token: str) -> None:
     results = await asyncio.gather(
-        *(system.oauth_connection.confirm_connection(token, ADA) for _ in range(50)), return_exceptions=True
+        *(system.oauth_callback.confirm_connection(token, ADA) for _ in range(50)), return_exceptions=True
     )
     assert len(system.provider.exchanges) == 1
     assert sum(isinstance(result, ConfirmationInvalid) for result in results) == 49
@@ -96,35 +96,35 @@ async def test_an_attempt_awaiting_confirmation_rejects_a_second_callback(system
 async def test_a_confirmation_token_expires_with_the_attempt(system: FakeSystem, token: str) -> None:
     system.clock.advance(timedelta(minutes=10))
     with pytest.raises(ConfirmationInvalid):
-        await system.oauth_connection.confirm_connection(token, ADA)
+        await system.oauth_callback.confirm_connection(token, ADA)
     assert not system.provider.exchanges
 
 
 @pytest.mark.parametrize("invalid", ["", "x", "é", "A" * 300])
 async def test_an_invalid_token_is_rejected(system: FakeSystem, invalid: str) -> None:
     with pytest.raises(ConfirmationInvalid):
-        await system.oauth_connection.confirm_connection(invalid, ADA)
+        await system.oauth_callback.confirm_connection(invalid, ADA)
 
 
 async def test_an_altered_token_is_rejected(system: FakeSystem, token: str) -> None:
     for position, letter in enumerate(token):
         altered = token[:position] + ("A" if letter != "A" else "B") + token[position + 1 :]
         with pytest.raises(ConfirmationInvalid):
-            await system.oauth_connection.confirm_connection(altered, ADA)
+            await system.oauth_callback.confirm_connection(altered, ADA)
 
 
 async def test_a_state_is_not_a_confirmation_token(system: FakeSystem) -> None:
     authorization = await system.begin()
     await system.call_back(authorization.state)
     with pytest.raises(ConfirmationInvalid):
-        await system.oauth_connection.confirm_connection(authorization.state, ADA)
+        await system.oauth_callback.confirm_connection(authorization.state, ADA)
 
 
 async def test_negative_control_without_associated_data_a_state_is_a_confirmation_token() -> None:
     system = FakeSystem(dict(CONFIRMING), associated_data_is_checked=False)
     authorization = await system.begin()
     await system.call_back(authorization.state)
-    assert (await system.oauth_connection.confirm_connection(authorization.state, ADA)).success
+    assert (await system.oauth_callback.confirm_connection(authorization.state, ADA)).success
 
 
 async def test_the_code_is_stored_encrypted(system: FakeSystem, token: str) -> None:
@@ -137,20 +137,20 @@ async def test_the_code_is_stored_encrypted(system: FakeSystem, token: str) -> N
 async def test_a_failed_exchange_leaves_no_pending_row(system: FakeSystem, token: str) -> None:
     system.provider.exchange_error = ProviderRejected("code")
     with pytest.raises(ProviderRejected):
-        await system.oauth_connection.confirm_connection(token, ADA)
+        await system.oauth_callback.confirm_connection(token, ADA)
     assert not system.ids()
 
 
 async def test_a_stored_code_that_does_not_decrypt_leaves_no_pending_row(system: FakeSystem, token: str) -> None:
     system.database.execute(update(authorization_attempts).values(encrypted_callback=b"corrupt"))
     with pytest.raises(CredentialsUnreadable):
-        await system.oauth_connection.confirm_connection(token, ADA)
+        await system.oauth_callback.confirm_connection(token, ADA)
     assert not system.ids()
     assert not system.provider.exchanges
 
 
 async def test_a_confirmation_completes_after_its_caller_is_cancelled(system: FakeSystem, token: str) -> None:
-    caller = asyncio.create_task(system.oauth_connection.confirm_connection(token, ADA))
+    caller = asyncio.create_task(system.oauth_callback.confirm_connection(token, ADA))
     await wait_until(lambda: any(row.state == AttemptState.CONSUMED.value for row in system.attempt_rows()))
     caller.cancel()
     await wait_until(lambda: system.row(system.ids()[0]).is_connected)

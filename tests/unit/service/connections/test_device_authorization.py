@@ -27,7 +27,8 @@ from integration_server.domain.events import EventKind
 from integration_server.domain.integration import Status
 from integration_server.service.background.background_worker import BackgroundWorker
 from integration_server.service.background.ports import JobKind
-from integration_server.service.connections.oauth_connection import AuthorizationRequest, ConnectionResult
+from integration_server.service.connections.oauth_callback import ConnectionResult
+from integration_server.service.connections.oauth_connection import AuthorizationRequest
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.storage.tables import integration_changes
 from tests.fakes.provider import FakeProvider, wait_until

@@ -22,7 +22,7 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.integration import IntegrationId, Status, UserId
 from integration_server.service.audit.audit_trail import audit_user
-from integration_server.service.connections.oauth_connection import Callback
+from integration_server.service.connections.oauth_callback import Callback
 from integration_server.service.connections.redirect_allowlist import RedirectAllowlist
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.storage.tables import AttemptState, authorization_attempts
@@ -205,7 +205,7 @@ async def test_a_url_that_is_no_longer_allowed_is_not_used(
     fields: dict[str, Any] = {setting: url}
     authorization = await system.begin(**fields)
     without = RedirectAllowlist(PUBLIC_URL, [], [])
-    later = system.another_process_with(redirects=without).use_cases.oauth_connection
+    later = system.another_process_with(redirects=without).use_cases.oauth_callback
     with pytest.raises(RedirectUriNotAllowed):
         await later.handle_callback(
             Callback(state=authorization.state, code="code", error="access_denied" if path == "denial" else "")
@@ -221,7 +221,7 @@ async def test_a_confirmation_expires_whatever_the_row_says(confirming_system: F
     system.database.execute(update(authorization_attempts).values(expire_time=far))
     system.clock.advance(timedelta(minutes=10))
     with pytest.raises(ConfirmationInvalid):
-        await system.oauth_connection.confirm_connection(held.confirmation_token, ADA)
+        await system.oauth_callback.confirm_connection(held.confirmation_token, ADA)
 
 
 # --- users and issuers -----------------------------------------------------------------------------------------------

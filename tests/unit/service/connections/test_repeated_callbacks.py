@@ -24,12 +24,12 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.integration import Status
 from integration_server.rpc.errors import status_of
-from integration_server.service.connections.oauth_connection import (
-    ATTEMPT_LIFETIME,
+from integration_server.service.connections.attempt_lifecycle import ATTEMPT_LIFETIME
+from integration_server.service.connections.oauth_callback import (
     REPETITION_WINDOW,
     Callback,
     ConnectionResult,
-    OAuthConnectionService,
+    OAuthCallbackService,
 )
 from integration_server.service.integrations.ports import NewAccount
 from tests.fakes.provider import parameter, wait_until
@@ -47,7 +47,7 @@ from tests.fakes.system import (
 MOMENT = timedelta(microseconds=1)
 
 
-async def outcome_of(service: OAuthConnectionService, callback: Callback) -> ConnectionResult | bytes:
+async def outcome_of(service: OAuthCallbackService, callback: Callback) -> ConnectionResult | bytes:
     """The result of a callback, or the status of its error as callers receive it."""
     try:
         return await service.handle_callback(callback)
@@ -55,8 +55,8 @@ async def outcome_of(service: OAuthConnectionService, callback: Callback) -> Con
         return status_of(error).SerializeToString(deterministic=True)
 
 
-def replica(system: FakeSystem, **options: Any) -> OAuthConnectionService:
-    return system.another_process_with(**options).use_cases.oauth_connection
+def replica(system: FakeSystem, **options: Any) -> OAuthCallbackService:
+    return system.another_process_with(**options).use_cases.oauth_callback
 
 
 # --- the outcome of the first ----------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def replica(system: FakeSystem, **options: Any) -> OAuthConnectionService:
 
 async def test_a_repeated_callback_has_the_same_result_on_every_replica(system: FakeSystem) -> None:
     callback = Callback((await system.begin(return_url=RETURN_URL)).state, "code")
-    first = await system.oauth_connection.handle_callback(callback)
+    first = await system.oauth_callback.handle_callback(callback)
     assert first.success
     for pause in (timedelta(0), timedelta(seconds=5), REPETITION_WINDOW - timedelta(seconds=5) - MOMENT):
         system.clock.advance(pause)
@@ -77,13 +77,13 @@ async def test_a_repeated_callback_has_the_same_confirmation_token_also_after_th
 ) -> None:
     system = confirming_system
     callback = Callback((await system.begin(return_url=RETURN_URL)).state, "code")
-    first = await system.oauth_connection.handle_callback(callback)
+    first = await system.oauth_callback.handle_callback(callback)
     assert first.confirmation_token
     assert await outcome_of(replica(system), callback) == first
-    assert (await system.oauth_connection.confirm_connection(first.confirmation_token, ADA)).success
+    assert (await system.oauth_callback.confirm_connection(first.confirmation_token, ADA)).success
     assert await outcome_of(replica(system), callback) == first
     with pytest.raises(ConfirmationInvalid):
-        await system.oauth_connection.confirm_connection(first.confirmation_token, ADA)
+        await system.oauth_callback.confirm_connection(first.confirmation_token, ADA)
     assert len(system.provider.exchanges) == 1
 
 
@@ -101,11 +101,11 @@ FAILURES = [
 async def test_a_repeated_callback_has_the_same_error(system: FakeSystem, where: str, error: Exception) -> None:
     callback = Callback((await system.begin(return_url=RETURN_URL)).state, "code")
     setattr(system.provider, where, error)
-    first = await outcome_of(system.oauth_connection, callback)
+    first = await outcome_of(system.oauth_callback, callback)
     setattr(system.provider, where, None)
     assert isinstance(first, bytes)
     assert await outcome_of(replica(system), callback) == first
-    assert await outcome_of(system.oauth_connection, callback) == first
+    assert await outcome_of(system.oauth_callback, callback) == first
     assert len(system.provider.exchanges) == 1
 
 
@@ -114,7 +114,7 @@ async def test_a_provider_reason_and_another_account_are_repeated_too(system: Fa
     error.provider_reason = "org_suspended"
     system.provider.exchange_error = error
     callback = Callback((await system.begin()).state, "code")
-    first = await outcome_of(system.oauth_connection, callback)
+    first = await outcome_of(system.oauth_callback, callback)
     assert isinstance(first, bytes)
     assert b"org_suspended" in first
     assert await outcome_of(replica(system), callback) == first
@@ -123,7 +123,7 @@ async def test_a_provider_reason_and_another_account_are_repeated_too(system: Fa
     live = await system.connect_account("account-1")
     other = Callback((await system.begin(integration_id=live.integration_id)).state, "code")
     system.provider.account = NewAccount("account-2", None)
-    first = await outcome_of(system.oauth_connection, other)
+    first = await outcome_of(system.oauth_callback, other)
     assert AccountMismatch.reason.encode() in bytes(first) if isinstance(first, bytes) else False
     assert await outcome_of(replica(system), other) == first
 
@@ -199,7 +199,7 @@ async def test_a_repetition_on_another_replica_waits_for_the_outcome_of_the_firs
 ) -> None:
     callback = Callback((await system.begin(return_url=RETURN_URL)).state, "code")
     system.provider.gate, system.provider.exchange_error = asyncio.Event(), error
-    first = asyncio.create_task(outcome_of(system.oauth_connection, callback))
+    first = asyncio.create_task(outcome_of(system.oauth_callback, callback))
     await wait_until(lambda: system.provider.exchanges)
     others = [asyncio.create_task(outcome_of(replica(system), callback)) for _ in range(3)]
     with pytest.raises(StateUsed):
@@ -267,7 +267,7 @@ async def test_deny_back_deny_back_allow_connects(settings: Mapping[str, Any]) -
     assert system.row(authorization.integration_id).status(system.clock()) is Status.PENDING
     allowed = await system.call_back(authorization.state)
     if token := allowed.confirmation_token:
-        allowed = await system.oauth_connection.confirm_connection(token, ADA)
+        allowed = await system.oauth_callback.confirm_connection(token, ADA)
     assert (allowed.success, allowed.integration_id) == (True, authorization.integration_id)
 
 

@@ -344,7 +344,7 @@ async def connect_during_revocation(ends_in_pause: int | None) -> tuple[World, l
             released.set()
             await wait_until(lambda: all(row.due_time != row.call_due_time for row in world.system.revocation_rows()))
 
-    world.system.oauth_connection = world.system.another_process_with(pause=pause).use_cases.oauth_connection
+    world.system.oauth_callback = world.system.another_process_with(pause=pause).use_cases.oauth_callback
     async with world.system.tasks:
         adas = await world.connect(ADA, ACCOUNTS[0])
         world.set_revocation(FailingRevocation(released=released))

@@ -155,8 +155,8 @@ async def test_a_connection_is_kept_although_its_routes_cannot_be_stored(system:
     async def fail(*_: Any) -> None:
         raise StoreUnavailable
 
-    linker: Any = system.oauth_connection.account_linker
-    system.oauth_connection.account_linker = replace(linker, add_webhook_routes=fail)
+    linker: Any = system.oauth_callback.token_storage.account_linker
+    system.oauth_callback.token_storage.account_linker = replace(linker, add_webhook_routes=fail)
     system.provider.account = NewAccount("17841", "shop", webhook_routes=("app_user:218471",))
     with capture_logs() as logs:
         ours = await system.connect()
