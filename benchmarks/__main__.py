@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import (
+    batch,
     event_fan_out,
     existence_oracle,
     flame_graph,
@@ -73,6 +74,7 @@ def run_all(context: typer.Context) -> bool:
         run_metrics_cost(),
         run_reads(),
         run_workers(),
+        run_batch(),
         run_idle(),
     ]
     return all(all_hold)
@@ -154,6 +156,19 @@ def run_reads(
     """Reads, calls to providers and webhooks cost hardly more CPU time than bare handlers."""
     plan = reads.ReadsPlan(database, rounds, calls)
     return _run("reads", reads.__doc__, plan, partial(reads.measure, plan))
+
+
+@app.command("batch")
+def run_batch(
+    database: Database = DatabaseKind.POSTGRES,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of pairs of phases.")] = 5,
+    calls: Annotated[int, typer.Option(min=10, help="Single calls of a phase.")] = 2_000,
+    size: Annotated[int, typer.Option(min=1, max=1000, help="Requests of a batch.")] = 100,
+    bound: Annotated[float, typer.Option(help="Minimum ratio of credentials per CPU second to single calls.")] = 20,
+) -> bool:
+    """A batch returns many times as many credentials per CPU second as single calls."""
+    plan = batch.BatchPlan(database, rounds, calls, size, bound)
+    return _run("batch", batch.__doc__, plan, partial(batch.measure, plan))
 
 
 @app.command("workers")
@@ -273,6 +288,7 @@ Plan = (
     | hostile_clients.HostileClientsPlan
     | metrics_cost.MetricsCostPlan
     | reads.ReadsPlan
+    | batch.BatchPlan
     | workers.WorkersPlan
     | idle.IdlePlan
     | growth.GrowthPlan

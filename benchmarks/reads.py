@@ -75,13 +75,13 @@ async def measure(plan: ReadsPlan, progress: Progress) -> Result:
             for number in range(plan.rounds + 1):  # the first warms both up
                 for case in cases:
                     pair = (
-                        await _cost(case.send(server.service), plan.calls, case.concurrency, _cpu_of(worker)),
-                        await _cost(case.send(bare), plan.calls, case.concurrency, _cpu_of(bare_process)),
+                        await cost_of(case.send(server.service), plan.calls, case.concurrency, cpu_of(worker)),
+                        await cost_of(case.send(bare), plan.calls, case.concurrency, cpu_of(bare_process)),
                     )
                     if number:
                         costs.setdefault(case.name, []).append(pair)
                     progress.advance(task)
-                cost = await _cost(deliver, plan.calls, 4, system.total_cpu_seconds)
+                cost = await cost_of(deliver, plan.calls, 4, system.total_cpu_seconds)
                 webhooks += [cost] if number else []
                 progress.advance(task)
     return _result(plan, cases, costs, webhooks)
@@ -114,7 +114,7 @@ def _cases(plan: ReadsPlan, seeded: Sequence[Seeded]) -> Sequence[_Case]:
     ]
 
 
-def _cpu_of(process: psutil.Process) -> Callable[[], float]:
+def cpu_of(process: psutil.Process) -> Callable[[], float]:
     def seconds() -> float:
         times = process.cpu_times()
         return float(times.user + times.system)
@@ -122,7 +122,7 @@ def _cpu_of(process: psutil.Process) -> Callable[[], float]:
     return seconds
 
 
-async def _cost(send: Send, calls: int, concurrency: int, cpu_seconds: Callable[[], float]) -> float:
+async def cost_of(send: Send, calls: int, concurrency: int, cpu_seconds: Callable[[], float]) -> float:
     """The CPU seconds of a call. A failed call ends the benchmark."""
     numbers = iter(range(calls))
 

@@ -7,9 +7,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import grpc
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+from google.rpc import status_pb2
 
 import integrations.v1
 from integration_server.bootstrap import Stores, sql_stores
@@ -74,10 +76,19 @@ METHODS = {method.full_name: method for method in methods_of_the_contract() if n
 def request_for(method: MethodDescriptor, integration_id: int, user_id: UserId) -> Message:
     """A valid request for an integration."""
     fields = method.input_type.fields_by_name
+    if "requests" in fields:  # a batch
+        item = {"integration_id": integration_id, "user_id": user_id}
+        return GetMessageClass(method.input_type)(requests=[item])
     values = {name: value for name, value in VALUES.items() if name in fields}
     if "integration_type" in fields:
         values["integration_type"] = TYPES[method.name]
     return GetMessageClass(method.input_type)(**values, integration_id=integration_id, user_id=user_id)
+
+
+def error_of(status: status_pb2.Status) -> RpcError:
+    """The error of a call that ends with this status."""
+    (code,) = (code for code in grpc.StatusCode if code.value[0] == status.code)
+    return RpcError(code, status.message, [("grpc-status-details-bin", status.SerializeToString())])
 
 
 class RevealingCache(RaceSafeCache):
@@ -134,9 +145,14 @@ class AttackedServer:
         """Eve's error for an id that is not hers."""
         client = self._clients[method.containing_service.full_name]
         try:
-            await client.call(method.name, request_for(method, integration_id, EVE), FakeContext(remaining=30))
+            response = await client.call(
+                method.name, request_for(method, integration_id, EVE), FakeContext(remaining=30)
+            )
         except RpcError as error:
             return error
+        for result in getattr(response, "results", ()):  # of a batch: each has its own status
+            if result.HasField("error"):
+                return error_of(result.error)
         raise AssertionError(f"{method.full_name} succeeds for another user's integration")
 
 

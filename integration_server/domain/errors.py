@@ -17,7 +17,6 @@ Messages are built here from names, fields and numbers, so that none contains a 
     ├── WebhooksNotSupported
     ├── CursorExpired
     ├── CredentialsUnreadable
-    ├── ResultOmitted
     ├── StoreUnavailable
     ├── ServerStopping
     ├── QuotaExceeded
@@ -222,14 +221,6 @@ class CredentialsUnreadable(IntegrationServerError):
     message = "the stored credentials cannot be decrypted"
 
 
-class ResultOmitted(IntegrationServerError):
-    """The result of an item does not fit into the response to its batch. Another batch has room for it."""
-
-    reason = "ANSWER_TOO_LARGE"
-    message = "the result does not fit into this response; request it again"
-    retry_after: timedelta | None = timedelta(0)
-
-
 class StoreUnavailable(IntegrationServerError):
     """The database, or the key-management service, does not respond."""
 
@@ -366,12 +357,20 @@ class ProviderMisconfigured(ProviderError):
 
 
 class ResponseTooLarge(ProviderError):
-    """The body of the provider's response exceeds the limit."""
+    """The body of the provider's response exceeds the limit, or a result that of the response to a batch."""
 
     reason = "ANSWER_TOO_LARGE"
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"the provider's response has more than {limit} bytes")
+
+    @classmethod
+    def of_batch(cls) -> Self:
+        """The result of a request does not fit into the response to its batch. Another batch has room for it."""
+        error = cls(0)
+        error.args = ("the result does not fit into this response; request it again",)
+        error.retry_after = timedelta(0)
+        return error
 
 
 class ResourceNotFound(ProviderError):

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Sequence
 
 from integration_server.domain.audit import SUCCESS, AuditEntry
-from integration_server.domain.errors import IntegrationServerError, InvalidField, ResultOmitted
+from integration_server.domain.errors import IntegrationServerError, InvalidField, ResponseTooLarge
 from integration_server.rpc import mapping
 from integration_server.rpc.authorization import current_allowed_types
 from integration_server.rpc.call_audit import error_outcome, record_item
@@ -64,7 +64,7 @@ class CredentialResults:
         for index, key in enumerate(keys):
             try:
                 found = None if self._responses is None else self._responses.find(key, batch.room)
-            except ResultOmitted as error:
+            except ResponseTooLarge as error:
                 found = self._error_result(request.requests[index], error)
             if found is None:
                 missing.append(index)
@@ -116,7 +116,7 @@ class CredentialResults:
     ) -> bytes:
         result = pb.CredentialsResult(credentials=mapping.encode_credentials(usable)).SerializeToString()
         if len(result) > room:
-            return self._error_result(item, ResultOmitted())
+            return self._error_result(item, ResponseTooLarge.of_batch())
         entry = self._record(item, SUCCESS)
         if entry is not None and self._responses is not None and usable.integration is not None:
             self._responses.put(key, result, usable.integration, usable.valid_until, entry)
@@ -171,7 +171,7 @@ def _encode_error(error: Exception) -> bytes:
     return pb.CredentialsResult(error=status_of(error)).SerializeToString()
 
 
-_OMITTED = _encode_error(ResultOmitted())
+_OMITTED = _encode_error(ResponseTooLarge.of_batch())
 
 
 class _Batch:

@@ -32,12 +32,7 @@ _ERRORS: dict[int, Sequence[type[IntegrationServerError]]] = {
     code_pb2.NOT_FOUND: (errors.IntegrationNotFound, errors.OAuthClientNotFound, errors.ResourceNotFound),
     code_pb2.ALREADY_EXISTS: (errors.ResourceAlreadyExists,),
     code_pb2.PERMISSION_DENIED: (errors.UserMismatch, errors.CallerNotAllowed),
-    code_pb2.RESOURCE_EXHAUSTED: (
-        errors.QuotaExceeded,
-        errors.RateLimited,
-        errors.ResponseTooLarge,
-        errors.ResultOmitted,
-    ),
+    code_pb2.RESOURCE_EXHAUSTED: (errors.QuotaExceeded, errors.RateLimited, errors.ResponseTooLarge),
     code_pb2.FAILED_PRECONDITION: (
         errors.ProviderNotConfigured,
         errors.StateExpired,

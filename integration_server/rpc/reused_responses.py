@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from google.protobuf.message import Message
 
 from integration_server.domain.audit import AuditEntry
-from integration_server.domain.errors import ResultOmitted, StoreUnavailable
+from integration_server.domain.errors import ResponseTooLarge, StoreUnavailable
 from integration_server.domain.integration import Integration
 from integration_server.rpc.methods import Context
 from integration_server.service.audit.audit_trail import AuditTrail
@@ -97,7 +97,7 @@ class ReusedResponses:
     def find(self, key: ResponseKey, max_size: int | None = None) -> bytes | None:
         """The response to send again, whose call is recorded. Raises `StoreUnavailable` if the audit queue is full.
 
-        Raises `ResultOmitted` for one of more than `max_size` bytes.
+        Raises `ResponseTooLarge` for one of more than `max_size` bytes.
         """
         kept = self._kept.get(key)
         if kept is None:
@@ -108,7 +108,7 @@ class ReusedResponses:
             del self._kept[key]
             return None
         if max_size is not None and len(kept.response) > max_size:
-            raise ResultOmitted
+            raise ResponseTooLarge.of_batch()
         if not self._trail.enqueue_again(kept.entry, now):
             raise StoreUnavailable
         nonce, encrypted = kept.response[:_NONCE_BYTES], kept.response[_NONCE_BYTES:]

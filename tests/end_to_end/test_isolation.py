@@ -65,6 +65,7 @@ ListHealthChecks       ok       absent     absent      denied     denied    deni
 RefreshToken           ok       absent     absent      denied     denied    denied   ok       absent    absent        unknown
 ListIntegrationTypes   ok       ok         ok          denied     denied    denied   ok       ok        ok            unknown
 GetCredentials         ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+BatchGetCredentials    ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
 ReceiveWebhook         denied   denied     denied      denied     denied    ok       denied   denied    denied        unknown
 ListWebhookEvents      ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
 AckWebhookEvents       ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
@@ -189,7 +190,11 @@ async def test_requests_have_user_and_integration_ids_only_in_the_fields_that_ar
     """An RPC with these fields elsewhere needs an authorizer that reads them there."""
     for method in scenario.methods.values():
         if method.containing_service.full_name.startswith("integrations."):
-            assert not set(identifying_fields(method.input_type)) - {"user_id", "integration_id", "integration_type"}
+            authorized = {"user_id", "integration_id", "integration_type"}
+            items_field = method_of(method).items_field
+            if items_field:  # its entries are authorized one by one
+                authorized |= {items_field + "[]", *(f"{items_field}[].{name}" for name in authorized)}
+            assert not set(identifying_fields(method.input_type)) - authorized
 
 
 def identifying_fields(message: Any, inside: str = "") -> list[str]:
@@ -199,7 +204,7 @@ def identifying_fields(message: Any, inside: str = "") -> list[str]:
         if any(word in field.name for word in ("user", "integration")):
             found.append(f"{inside}{field.name}{'[]' if field.is_repeated else ''}")
         if field.message_type is not None and field.message_type.full_name.startswith("integrations."):
-            found.extend(identifying_fields(field.message_type, f"{inside}{field.name}."))
+            found.extend(identifying_fields(field.message_type, f"{inside}{field.name}{'[]' * field.is_repeated}."))
     return found
 
 
@@ -243,11 +248,21 @@ async def call(caller: Caller, path: str, method: MethodDescriptor, request: Mes
     rpc_call = rpc(request, metadata=caller.metadata, timeout=30)
     if not is_stream:
         response: Message = await rpc_call
+        for result in getattr(response, "results", ()):  # of a batch: each has its own status
+            if result.HasField("error"):
+                raise error_of(result.error)
         return response
     try:
         return await anext(aiter(rpc_call))
     finally:
         rpc_call.cancel()
+
+
+def error_of(status: status_pb2.Status) -> grpc.aio.AioRpcError:
+    """The error of a call that ends with this status."""
+    (code,) = (code for code in grpc.StatusCode if code.value[0] == status.code)
+    details = grpc.aio.Metadata(("grpc-status-details-bin", status.SerializeToString()))
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), details, status.message)
 
 
 NAMED_BY = {"for_grace": "grace", "grace": "", "ada": "", "grace_as_ada": "ada"}
@@ -274,6 +289,9 @@ async def request_for(scenario: Scenario, method: MethodDescriptor, column: str,
         is_of_calendars = method.containing_service.name == "GoogleCalendarService"
         own = scenario.calendar_id if is_of_calendars else scenario.integration_id
         values["integration_id"] = own if exists else ABSENT
+    if "requests" in fields:  # a batch
+        target = scenario.integration_id if exists else ABSENT
+        values["requests"] = [{"integration_id": target, "user_id": NAMED_BY.get(column, "ada")}]
     if exists and "Webhook" in method.name and "integration_id" in fields:
         values["integration_id"] = scenario.signed_webhook_id
     if method.name == "DeleteOAuthClient" and exists:

@@ -14,7 +14,7 @@ from integration_server.domain.errors import (
     ProviderNotConfigured,
     ProviderUnavailable,
     ReauthorizationRequired,
-    ResultOmitted,
+    ResponseTooLarge,
     ScopeMissing,
     StoreUnavailable,
 )
@@ -165,7 +165,9 @@ class CredentialService:
             elif (stored := found.of(request.target)) is not None:
                 results.append(stored)
             else:
-                results.append(ResultOmitted() if request.integration_id in found.omitted else IntegrationNotFound())
+                results.append(
+                    ResponseTooLarge.of_batch() if request.integration_id in found.omitted else IntegrationNotFound()
+                )
         return results
 
     async def prepare(

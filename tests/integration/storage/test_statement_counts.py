@@ -11,7 +11,7 @@ from integration_server.service.integrations.ports import NewAccount
 from integration_server.storage.engine import Database
 from integrations.v1 import integration_service_pb2 as pb
 from tests.existence_attack import AttackedServer
-from tests.fakes.system import ADA
+from tests.fakes.system import ADA, EVE
 from tests.statements import captured_statements
 
 
@@ -56,6 +56,17 @@ async def test_concurrent_misses_are_one_statement(server: AttackedServer) -> No
     requests = [get_credentials(one) for one in ids * 3]
     assert len(await statements_of(server, *requests)) == 1
     assert not await statements_of(server, *requests)
+
+
+@pytest.mark.parametrize("count", [1, 2, 40])
+async def test_all_misses_of_a_batch_are_one_statement_and_hits_none(server: AttackedServer, count: int) -> None:
+    ids = await connect(server, count)
+    targets = [(one, ADA) for one in ids] + [(4_000_000_000, ADA), (ids[0], EVE)]
+    items = [pb.GetCredentialsRequest(integration_id=one, user_id=user) for one, user in targets]
+    assert len(await statements_of(server, pb.BatchGetCredentialsRequest(requests=items))) == 1
+    assert not await statements_of(server, pb.BatchGetCredentialsRequest(requests=items[:count]))
+    server.cache.invalidate(IntegrationId(ids[0]))
+    assert len(await statements_of(server, pb.BatchGetCredentialsRequest(requests=items[:count]))) == 1
 
 
 @pytest.mark.parametrize("count", [0, 1, 7])

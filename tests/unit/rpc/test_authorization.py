@@ -237,6 +237,27 @@ async def test_a_type_that_is_not_allowed_is_looked_up_like_an_integration_that_
     assert looked_up == [1] * 3 + [2] * 3 + [UNKNOWN_ID] * 3
 
 
+@pytest.mark.parametrize(("token", "sees"), [("token keys", False), ("token all", True)], ids=["", "negative control"])
+async def test_an_item_of_a_type_that_is_not_allowed_does_not_exist(system: FakeSystem, token: str, sees: bool) -> None:
+    hidden = (await system.connect(ADA)).integration_id
+    allowed = (await system.connect_key(ADA)).integration_id
+    items = [pb.GetCredentialsRequest(integration_id=one, user_id="ada") for one in (hidden, UNKNOWN_ID, allowed)]
+    request = pb.BatchGetCredentialsRequest(requests=items)
+    first, absent, last = (await ProtectedService(system).call("BatchGetCredentials", request, token=token)).results
+    assert last.credentials.api_key.api_key
+    assert (first == absent) != sees
+    assert first.HasField("credentials") == sees
+
+
+async def test_users_get_no_batch(system: FakeSystem) -> None:
+    integration_id = (await system.connect(ADA)).integration_id
+    item = pb.GetCredentialsRequest(integration_id=integration_id, user_id="ada")
+    request = pb.BatchGetCredentialsRequest(requests=[item])
+    with pytest.raises(RpcError) as rejected:
+        await ProtectedService(system).call("BatchGetCredentials", request, token="user ada")
+    assert rejected.value.reason == "CALLER_NOT_ALLOWED"
+
+
 # --- quotas ----------------------------------------------------------------------------------------------------------
 
 

@@ -9,12 +9,14 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import code_pb2, error_details_pb2
 
-from integration_server.domain.errors import ProviderUnavailable
-from integration_server.domain.integration import UserId
+from integration_server.domain.allowed_types import AllowedTypes
+from integration_server.domain.errors import IntegrationNotFound, ProviderUnavailable
+from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.rpc.call_audit import record_audit
 from integration_server.rpc.credential_results import MAX_BATCH, CredentialResults
 from integration_server.rpc.integration_service import IntegrationService
 from integration_server.rpc.reused_responses import ReusedResponses
+from integration_server.service.credentials.credential_service import CredentialRequest, UsableCredentials
 from integration_server.service.credentials.integration_cache import RaceSafeCache
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1 import integration_service_pb2_grpc as pb_grpc
@@ -40,6 +42,7 @@ class BatchServer:
             self.responses = ReusedResponses(
                 service.is_current, lambda _: "caller", lambda: None, self.system.trail, self.system.clock
             )
+        self.credentials = service.use_cases.credentials
         results = CredentialResults(service.use_cases.credentials, max_bytes=max_bytes, responses=self.responses)
         servicer = IntegrationService(service.use_cases, self.system.clock, results)
 
@@ -177,6 +180,23 @@ async def test_all_misses_are_one_statement_and_hits_none(cached: bool) -> None:
             results = await server.batch(asked[:60] if not expected else asked)
         assert {reason(one) for one in results[:60]} == {"OK"}
         assert len([one for one in statements if one.startswith("SELECT")]) == expected
+
+
+@pytest.mark.parametrize("kind", ["hidden", "foreign", "absent", "allowed"])
+async def test_a_cached_item_that_is_not_the_callers_takes_the_statement_of_an_absent_one(
+    server: BatchServer, kind: str
+) -> None:
+    mine = (await server.system.connect_key()).integration_id
+    hidden = (await server.system.connect()).integration_id
+    targets = {"hidden": (hidden, ADA), "foreign": (mine, EVE), "absent": (999, ADA), "allowed": (mine, ADA)}
+    await server.batch([(mine, ADA), (hidden, ADA)])  # cached
+    integration_id, user_id = targets[kind]
+    request = CredentialRequest(IntegrationId(integration_id), user_id)
+    with captured_statements() as statements:
+        (outcome,) = await server.credentials.get_many([request], AllowedTypes(frozenset({"fake_key"})))
+    is_found = kind == "allowed"
+    assert isinstance(outcome, UsableCredentials if is_found else IntegrationNotFound)
+    assert any(one.startswith("SELECT") for one in statements) != is_found
 
 
 async def test_batches_and_single_calls_send_each_others_responses_again(server: BatchServer) -> None:
