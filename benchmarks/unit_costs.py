@@ -1,8 +1,7 @@
 """What one call and one piece of background work cost: CPU of the server and of PostgreSQL, and bytes written.
 
 One system does one kind of work at a time. The CPU of the same time without work is subtracted. The refreshes and
-checks are those of the background worker, at a provider that responds at once. docs/scaling.md computes with these
-figures.
+checks are those of the background worker, at a provider that responds at once.
 """
 
 import asyncio

@@ -293,7 +293,7 @@ class AsyncIntegrations:
                 store.save("")
             except (Unavailable, ResourceExhausted, DeadlineExceeded) as error:
                 failures += 1
-                delay = random.uniform(0.1, min(0.5 * 2.0 ** min(failures, 8), _MAX_BACKOFF))  # noqa: S311 - jitter
+                delay = random.uniform(0.1, min(0.5 * 2.0 ** min(failures, 8), _MAX_BACKOFF))  # noqa: S311 - jitter  # nosec B311
                 if error.retry_after is not None:
                     delay = max(delay, error.retry_after.total_seconds())
                 await asyncio.sleep(delay)
