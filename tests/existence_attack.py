@@ -2,7 +2,7 @@
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,7 +11,6 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
-from google.rpc import status_pb2
 
 import integrations.v1
 from integration_server.bootstrap import Stores, sql_stores
@@ -79,16 +78,27 @@ def request_for(method: MethodDescriptor, integration_id: int, user_id: UserId) 
     if "requests" in fields:  # a batch
         item = {"integration_id": integration_id, "user_id": user_id}
         return GetMessageClass(method.input_type)(requests=[item])
+    if "integration_ids" in fields:  # a stream
+        return GetMessageClass(method.input_type)(integration_ids=[integration_id], user_id=user_id)
     values = {name: value for name, value in VALUES.items() if name in fields}
     if "integration_type" in fields:
         values["integration_type"] = TYPES[method.name]
     return GetMessageClass(method.input_type)(**values, integration_id=integration_id, user_id=user_id)
 
 
-def error_of(status: status_pb2.Status) -> RpcError:
-    """The error of a call that ends with this status."""
-    (code,) = (code for code in grpc.StatusCode if code.value[0] == status.code)
-    return RpcError(code, status.message, [("grpc-status-details-bin", status.SerializeToString())])
+def results_of(response: Any) -> Sequence[pb.CredentialsResult]:
+    """The results in the response to a batch, or in one of a stream; none in other responses."""
+    result = getattr(response, "result", None)
+    return [result] if isinstance(result, pb.CredentialsResult) else getattr(response, "results", ())
+
+
+def raise_error_of(response: Message) -> None:
+    """Raise the first error in the results of a response, as a single call would end with it."""
+    for result in results_of(response):
+        if result.HasField("error"):
+            (code,) = (code for code in grpc.StatusCode if code.value[0] == result.error.code)
+            details = result.error.SerializeToString()
+            raise RpcError(code, result.error.message, [("grpc-status-details-bin", details)])
 
 
 class RevealingCache(RaceSafeCache):
@@ -113,6 +123,7 @@ class AttackedServer:
             wrap_stores=lambda stores, _: replace(stores_over(database, cache), journal=stores.journal),
         )
         service = self.system.another_process()
+        self._reader = service.reader
         servicers = {
             "integrations.v1.IntegrationService": partial(
                 integration_service_pb2_grpc.add_IntegrationServiceServicer_to_server,
@@ -130,6 +141,7 @@ class AttackedServer:
         """Connect an integration and use it, so that it is cached."""
         request = ApiKeyConnectionRequest(user_id, "fake_key", "key", webhook_secret="secret")
         connected = await self.system.api_key_connection.connect_with_api_key(request)
+        await self._reader.poll()  # what a stream's first poll finds is not cached
         await self.get_credentials(connected.integration_id)
         return connected.integration_id
 
@@ -145,14 +157,10 @@ class AttackedServer:
         """Eve's error for an id that is not hers."""
         client = self._clients[method.containing_service.full_name]
         try:
-            response = await client.call(
-                method.name, request_for(method, integration_id, EVE), FakeContext(remaining=30)
-            )
+            request, context = request_for(method, integration_id, EVE), FakeContext(remaining=30)
+            raise_error_of(await client.call(method.name, request, context))
         except RpcError as error:
             return error
-        for result in getattr(response, "results", ()):  # of a batch: each has its own status
-            if result.HasField("error"):
-                return error_of(result.error)
         raise AssertionError(f"{method.full_name} succeeds for another user's integration")
 
 

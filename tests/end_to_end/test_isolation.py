@@ -38,6 +38,7 @@ from tests.end_to_end.authenticated_system import (
 )
 from tests.end_to_end.databases import fetch
 from tests.end_to_end.system import next_event
+from tests.existence_attack import results_of
 from tests.signed_webhook_provider import SIGNED_WEBHOOK, signature_headers, webhook_body
 from tools.certificates import Pair
 
@@ -66,6 +67,7 @@ RefreshToken           ok       absent     absent      denied     denied    deni
 ListIntegrationTypes   ok       ok         ok          denied     denied    denied   ok       ok        ok            unknown
 GetCredentials         ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
 BatchGetCredentials    ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+WatchCredentials       ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
 ReceiveWebhook         denied   denied     denied      denied     denied    ok       denied   denied    denied        unknown
 ListWebhookEvents      ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
 AckWebhookEvents       ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
@@ -247,22 +249,21 @@ async def call(caller: Caller, path: str, method: MethodDescriptor, request: Mes
     )
     rpc_call = rpc(request, metadata=caller.metadata, timeout=30)
     if not is_stream:
-        response: Message = await rpc_call
-        for result in getattr(response, "results", ()):  # of a batch: each has its own status
-            if result.HasField("error"):
-                raise error_of(result.error)
-        return response
+        return without_errors(await rpc_call)
     try:
-        return await anext(aiter(rpc_call))
+        return without_errors(await anext(aiter(rpc_call)))
     finally:
         rpc_call.cancel()
 
 
-def error_of(status: status_pb2.Status) -> grpc.aio.AioRpcError:
-    """The error of a call that ends with this status."""
-    (code,) = (code for code in grpc.StatusCode if code.value[0] == status.code)
-    details = grpc.aio.Metadata(("grpc-status-details-bin", status.SerializeToString()))
-    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), details, status.message)
+def without_errors(response: Message) -> Message:
+    """A response. Raises the first error in its results, as a single call would end with it."""
+    for result in results_of(response):
+        if result.HasField("error"):
+            (code,) = (code for code in grpc.StatusCode if code.value[0] == result.error.code)
+            details = grpc.aio.Metadata(("grpc-status-details-bin", result.error.SerializeToString()))
+            raise grpc.aio.AioRpcError(code, grpc.aio.Metadata(), details, result.error.message)
+    return response
 
 
 NAMED_BY = {"for_grace": "grace", "grace": "", "ada": "", "grace_as_ada": "ada"}
@@ -292,6 +293,8 @@ async def request_for(scenario: Scenario, method: MethodDescriptor, column: str,
     if "requests" in fields:  # a batch
         target = scenario.integration_id if exists else ABSENT
         values["requests"] = [{"integration_id": target, "user_id": NAMED_BY.get(column, "ada")}]
+    if "integration_ids" in fields:  # a stream
+        values["integration_ids"] = [scenario.integration_id if exists else ABSENT]
     if exists and "Webhook" in method.name and "integration_id" in fields:
         values["integration_id"] = scenario.signed_webhook_id
     if method.name == "DeleteOAuthClient" and exists:

@@ -17,6 +17,7 @@ _SERVICE = pb.DESCRIPTOR.services_by_name["IntegrationService"]
 # A valid value for each field, by name.
 _GOOD: dict[str, Any] = {
     "integration_id": 1,
+    "integration_ids": 1,
     "user_id": "ada",
     "state": "state",
     "code": "code",
@@ -50,7 +51,11 @@ def good(method: str, /, **changes: Any) -> Any:
         values["integration_type"] = _TYPES[method]
         values.pop("integration_id", None)
     request_class: Callable[..., Message] = getattr(pb, input_of(method).name)
-    return request_class(**{**values, **changes})
+    values |= changes
+    for name, value in values.items():
+        if fields[name].is_repeated and isinstance(value, int):
+            values[name] = [value]
+    return request_class(**values)
 
 
 def fields_of(kind: int) -> list[tuple[str, str]]:

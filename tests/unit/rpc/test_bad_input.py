@@ -15,6 +15,7 @@ from integration_server.domain.errors import InvalidField
 from integration_server.rpc import mapping
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.webhook_pb2 import WebhookHeader
+from tests.existence_attack import raise_error_of
 from tests.fakes.inmemory_grpc import InMemoryGrpc, RpcError
 from tests.fakes.system import ADA, EVE, FakeSystem
 from tests.unit.rpc.conftest import client_of
@@ -36,7 +37,7 @@ INTERNAL_ERRORS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.Statu
 
 async def refusal(client: InMemoryGrpc, method: str, request: Any) -> RpcError:
     with pytest.raises(RpcError) as refused:
-        await client.call(method, request)
+        raise_error_of(await client.call(method, request))
     return refused.value
 
 
@@ -104,8 +105,10 @@ async def test_a_user_has_at_most_128_characters(client: InMemoryGrpc, method: s
         await assert_field_is_reported(client, method, "user_id", good(method, user_id=user_id))
 
 
-# The two other RPCs accept requests without a user.
-@pytest.mark.parametrize("method", sorted({*NAMING_A_USER} - {"HandleCallback", "WatchIntegrations"}))
+# The other RPCs accept requests without a user.
+@pytest.mark.parametrize(
+    "method", sorted({*NAMING_A_USER} - {"HandleCallback", "WatchIntegrations", "WatchCredentials"})
+)
 async def test_a_user_is_required(client: InMemoryGrpc, method: str) -> None:
     await assert_field_is_reported(client, method, "user_id", good(method, user_id=""))
 
