@@ -181,8 +181,8 @@ class _Stream:
     def is_news(self, number: IntegrationId, outcome: Outcome, now: datetime, *, is_first: bool) -> bool:
         """Whether an outcome is to be sent. Notes when to read it again."""
         self._schedule(number, outcome, now)
-        if is_first and self._changes.is_resumed:
-            return False  # what has changed since the cursor is among the changes
+        if is_first and self._changes.is_resumed and isinstance(outcome, UsableCredentials):
+            return False  # what has changed since the cursor is among the changes; an error may not be
         mark = _mark(outcome)
         is_sent = self._sent.get(number) == mark
         self._sent[number] = mark
