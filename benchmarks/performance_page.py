@@ -18,8 +18,8 @@ _HEADER = """\
 
 This page is written by `make bench ARGS=report` from the results of the last runs of `make bench`;
 [benchmarks.md](benchmarks.md) describes how each figure is measured. Each figure is compared with a reference that is
-measured in turn with it, in the same run on the same machine, so that the ratios say more than the times. Where a figure has rounds, it is their median, and the spread
-is their smallest and largest value.
+measured in turn with it, in the same run on the same machine, so that the ratios say more than the times. Where a
+figure has rounds, it is their median, and the spread is their smallest and largest value.
 """
 
 
