@@ -258,12 +258,10 @@ class ProviderModel(ABC):
 
     @property
     def setting_names(self) -> Collection[str]:
-        """The full names of all settings that this type may have."""
+        """The full names of its settings, without those that only code in Python knows."""
         return [self._setting_name(name.upper()) for name in (*COMMON_SETTINGS, *self.settings)]
 
     def _setting(self, name: str) -> str:
-        if name not in COMMON_SETTINGS and name.lower() not in self.settings:
-            raise KeyError(name)  # a setting that nobody can look up
         return self._context.environment.get(self._setting_name(name), "").strip()
 
     # --- addresses, and the values in them

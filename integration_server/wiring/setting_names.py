@@ -27,7 +27,11 @@ class HasSettings(Protocol):
 
     @property
     def setting_names(self) -> Collection[str]:
-        """The full names of all settings that it may have."""
+        """The full names of its settings, without those that only code in Python knows."""
+
+    @property
+    def integration_type(self) -> str:
+        """Its type: its settings begin with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +50,18 @@ class UnknownName:
 def unknown_names(directory: Path, providers: Iterable[HasSettings]) -> Sequence[UnknownName]:
     """The names in `.env` of a directory that are no setting, and those in the environment that resemble one."""
     known = {field.alias or name.upper() for name, field in Settings.model_fields.items()}
+    prefixes = []
     for provider in providers:
         known.update(provider.setting_names)
+        prefixes.append(f"{provider.integration_type.upper()}_")
     in_file = dotenv_values(directory / ".env", interpolate=False).keys() - known
     return [
-        *(UnknownName(name, ".env", _similar(name, known, _RESEMBLES_IN_FILE)) for name in sorted(in_file)),
+        *(
+            UnknownName(name, ".env", meant)
+            for name in sorted(in_file)
+            # A type in Python may read further names of its own.
+            if (meant := _similar(name, known, _RESEMBLES_IN_FILE)) is not None or not name.startswith(tuple(prefixes))
+        ),
         *(
             UnknownName(name, "the environment", meant)
             for name in sorted(os.environ.keys() - known - in_file)

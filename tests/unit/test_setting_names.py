@@ -11,6 +11,7 @@ from integration_server.wiring.setting_names import unknown_names, warn_of_unkno
 class GoogleCalendar:
     """A provider's names."""
 
+    integration_type = "google_calendar"
     setting_names = ("GOOGLE_CALENDAR_CLIENT_ID", "GOOGLE_CALENDAR_CLIENT_SECRET")
 
 
@@ -60,6 +61,11 @@ def test_the_start_logs_names_and_no_value(tmp_path: Path, monkeypatch: pytest.M
         "log_level": "warning",
     }
     assert "secret-value" not in str(logs)
+
+
+def test_a_name_of_a_type_that_only_its_code_knows_is_not_reported(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("GOOGLE_CALENDAR_MOCK_SERVER_ADDRESS=x\nGOOGLE_CALENDAR_CLIENT_I=x\n")
+    assert [unknown.name for unknown in unknown_names(tmp_path, PROVIDERS)] == ["GOOGLE_CALENDAR_CLIENT_I"]
 
 
 def test_without_a_file_nothing_is_reported_of_it(tmp_path: Path) -> None:
