@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks import (
     batch,
+    capacity,
     event_fan_out,
     existence_oracle,
     flame_graph,
@@ -106,6 +107,17 @@ def write_flame_graphs(seconds: Seconds = 8) -> bool:
     """Sample the call stacks of a hit and of a miss, as folded stacks in build/bench."""
     for path in uvloop.run(flame_graph.write_stacks(seconds)):
         Console().print(f"Stacks: {path}", highlight=False)
+    return True
+
+
+@app.command("capacity")
+def print_capacity(
+    costs: Annotated[Path, typer.Option(help="The raw figures of unit-costs; without them, the committed ones.")] = (
+        RESULTS / "unit-costs-postgres.json"
+    ),
+) -> bool:
+    """Print the table of docs/scaling.md: what installations of three sizes need."""
+    typer.echo(capacity.table(capacity.read_costs(costs)))
     return True
 
 
