@@ -84,16 +84,18 @@ def run_all(context: typer.Context) -> bool:
 @app.command("all")
 def run_short(
     rounds: Rounds = 3,
+    integrations: Annotated[int, typer.Option(min=2_000, help="Integrations of the larger database.")] = 1_000_000,
     page: Annotated[Path, typer.Option(help="The page to write.")] = _PAGE,
 ) -> bool:
     """Run each benchmark in a short version, sample the flame graphs, and write docs/performance.md: ten minutes."""
     all_hold = [
         run_unit_costs(),
-        run_growth(rounds=rounds, calls=150),
+        run_growth(integrations=integrations, rounds=rounds, calls=150),
         run_proactive_refresh(integrations=2_000, minutes=1.5, seconds=10),
         run_metrics_cost(rounds=rounds, seconds=5),
         run_reads(rounds=rounds, calls=300),
         run_workers(rounds=rounds, seconds=10),
+        run_batch(rounds=rounds, calls=500),
         run_idle(rounds=rounds, seconds=10),
         run_event_fan_out(),
     ]

@@ -168,7 +168,8 @@ def read_costs(path: Path) -> Costs:
         return MEASURED
     raw: Any = json.loads(path.read_text())["raw"]
     names = ("server_us", "database_us", "wal_bytes")
-    return Costs(*({kind: one[name] for kind, one in raw["costs"].items()} for name in names), raw["row_bytes"])
+    server, database, wal = ({kind: float(one[name]) for kind, one in raw["costs"].items()} for name in names)
+    return Costs(server, database, wal, raw["row_bytes"])
 
 
 def table(costs: Costs) -> str:
