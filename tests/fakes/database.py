@@ -57,6 +57,8 @@ class InMemoryDatabase(Database):
         """The rows of a query, which SQLAlchemy runs here."""
         return await self.fetch(query.statement, parameters)
 
+    monitor = read
+
     @asynccontextmanager
     async def driver_transaction(self) -> AsyncIterator[DriverConnection]:
         """A transaction, whose statements SQLAlchemy runs here."""

@@ -11,7 +11,7 @@ from sqlalchemy import BinaryExpression, ClauseElement, Connection, Delete, Engi
 from sqlalchemy.sql import visitors
 
 from integration_server.domain.errors import IntegrationNotFound
-from integration_server.domain.integration import Integration
+from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.integrations.ports import IntegrationStore, IntegrationUpdate, NewAccount
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import SqlIntegrations
@@ -47,9 +47,16 @@ async def connect_for_ann(store: SqlIntegrations) -> Integration:
 
 
 # Bob sends the id, version and account of Ann's integration.
+async def find_many(store: IntegrationStore, integration_id: IntegrationId) -> object:
+    """Whether a read of many, of whom one is Bob's by name, says anything of Ann's integration."""
+    found = await store.find_many([(integration_id, BOB)], 2**20)
+    return [*found.by_id, *found.omitted]
+
+
 ATTACKS: dict[str, Attack] = {
     "get": lambda store, anns: store.get(anns.integration_id, BOB),
     "find": lambda store, anns: store.find(anns.integration_id, BOB),
+    "find_many": lambda store, anns: find_many(store, anns.integration_id),
     "find_account": lambda store, anns: store.find_account(BOB, anns.integration_type, "account-1"),
     "list": lambda store, _: list_all(store, BOB),
     "list_connected": lambda store, _: list_connected(store, BOB),
