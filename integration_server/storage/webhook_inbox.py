@@ -18,7 +18,7 @@ from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.credentials.grant_confirmation import RECHECK_AFTER
 from integration_server.service.integrations.ports import StoredIntegration
 from integration_server.service.webhooks.ports import NewWebhookEvent, StoredWebhookEvent, WebhookPage
-from integration_server.storage.driver_queries import ConstraintViolated, DriverConnection, DriverQuery, is_one_of
+from integration_server.storage.driver_queries import ConstraintViolated, DriverConnection, DriverQuery
 from integration_server.storage.engine import Database, DatabaseTime, from_row
 from integration_server.storage.integrations import matches_integration, stored_integration_of
 from integration_server.storage.pruning import prune
@@ -49,10 +49,9 @@ _RECIPIENTS = (
     .order_by(_I.integration_id)
     .limit(bindparam("limit"))
 )
-_EXISTING_EVENTS = DriverQuery(
-    select(_E.integration_id, _E.event_id).where(
-        is_one_of(_E.integration_id, "integration_ids"), is_one_of(_E.event_id, "event_ids")
-    )
+_EXISTING_EVENTS = select(_E.integration_id, _E.event_id).where(
+    _E.integration_id.in_(bindparam("integration_ids", expanding=True)),
+    _E.event_id.in_(bindparam("event_ids", expanding=True)),
 )
 _reserve_numbers = (
     update(integrations)
@@ -132,7 +131,8 @@ class SqlWebhookInbox:
     ) -> Collection[tuple[IntegrationId, str]]:
         """Which of these events are stored for these integrations."""
         lookup = {"integration_ids": sorted(integration_ids), "event_ids": sorted(event_ids)}
-        return {(IntegrationId(row[0]), row[1]) for row in await self._database.read(_EXISTING_EVENTS, **lookup)}
+        rows = await self._database.fetch(_EXISTING_EVENTS, lookup)
+        return {(IntegrationId(row.integration_id), row.event_id) for row in rows}
 
     async def add(self, events: Sequence[NewWebhookEvent]) -> Sequence[NewWebhookEvent]:
         """Store the events of one user that are not stored yet, all or none, and return them."""
