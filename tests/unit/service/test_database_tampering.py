@@ -33,6 +33,7 @@ from integration_server.service.events.ports import ChangeRange, EventFilter
 from integration_server.service.integrations.ports import IntegrationUpdate, NewAccount
 from integration_server.service.oauth_clients.ports import SecretState
 from integration_server.service.webhooks.webhook_ingestion import NOT_FOUND, UNAUTHORIZED
+from integration_server.storage.driver_queries import ConstraintViolated
 from integration_server.storage.tables import metadata
 from tests.fakes.aead import FakeAead
 from tests.fakes.system import ADA, APP_CALLBACK, CONFIRMING, EVE, RETURN_URL, FakeSystem
@@ -124,7 +125,7 @@ class _Observer:
         except IntegrationServerError as error:
             found = frozenset()
             self._refusals.add(error.reason)
-        except (ValueError, TypeError, ArithmeticError, SQLAlchemyError) as error:
+        except (ValueError, TypeError, ArithmeticError, LookupError, SQLAlchemyError, ConstraintViolated) as error:
             found = frozenset()  # a value that the server cannot have written: INTERNAL, without details
             self._refusals.add(type(error).__name__)
         (self._shown if shown else self._secret)[question] = found
