@@ -120,7 +120,7 @@ def _result(plan: HitPlan, rounds: Sequence[tuple[_Round, _Round]]) -> Result:
         return Bound(f"{text} {limit:g} times", f"{median:.2f} times", holds, median, limit, (min(values), max(values)))
 
     def median(side: Sequence[_Round], name: str) -> float:
-        return statistics.median(getattr(one, name) for one in side)
+        return float(statistics.median(getattr(one, name) for one in side))
 
     return Result(
         comparisons=[],
@@ -172,7 +172,7 @@ async def _serve(pipe: Connection, response: bytes) -> None:
     settings = Settings.from_environment({"DEV_MODE": "true"}, needs_key=False)
     server = grpc.aio.server(options=grpc_options(settings))
     service, method = _PATH[1:].split("/")
-    handler = grpc.unary_unary_rpc_method_handler(respond)
+    handler: Any = grpc.unary_unary_rpc_method_handler(respond)
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {method: handler})])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -32,7 +32,7 @@ from collections.abc import (
 )
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeAlias, cast
 from urllib.parse import unquote
 
@@ -215,8 +215,12 @@ class ProtectedHandlers(grpc.GenericRpcHandler):
         )
         return make_handler(
             compose(method, behavior, self._interceptors),
-            response_serializer=handler.response_serializer,
+            response_serializer=partial(_serialize, handler.response_serializer),
         )
+
+
+def _serialize(serialize: Callable[[Message], bytes], response: Message | bytes) -> bytes:
+    return response if isinstance(response, bytes) else serialize(response)
 
 
 async def _reject_unknown_method(_requests: object, context: Context) -> None:

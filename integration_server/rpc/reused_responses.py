@@ -6,7 +6,7 @@ and the data keys are those that decrypted them. Only responses of successful ca
 """
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 from integration_server.domain.audit import AuditEntry
 from integration_server.domain.errors import ResponseTooLarge
 from integration_server.domain.integration import Integration
-from integration_server.rpc.methods import Context, Metadata
+from integration_server.rpc.methods import Context
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.common_types import Clock
 
@@ -39,7 +39,7 @@ def purpose_of(context: Context) -> str:
     return purpose_in(context.invocation_metadata() or ())
 
 
-def purpose_in(metadata: Metadata) -> str:
+def purpose_in(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     """Return the purpose in the metadata of a call, as `purpose_of`."""
     return ", ".join([str(value) for key, value in metadata if key == PURPOSE])
 

@@ -111,14 +111,18 @@ def build_grpc_server(
         ),
         record_audit(trail, audited_caller, clock),
     )
-    hot_path = responses and HotPath(
-        PathInterceptors(convert, admit, process),
-        Callers(audited_caller, caller_of, address_of, auth.basis),
-        CallQuota(rate, concurrency=concurrency),
-        reader,
-        responses,
-        clock,
-        record,
+    hot_path = (
+        None
+        if responses is None
+        else HotPath(
+            PathInterceptors(convert, admit, process),
+            Callers(audited_caller, caller_of, address_of, auth.basis),
+            CallQuota(rate, concurrency=concurrency),
+            reader,
+            responses,
+            clock,
+            record,
+        )
     )
     handlers = ProtectedHandlers(
         (convert, *admit, read_request(reader), *process),
