@@ -18,6 +18,7 @@ from benchmarks import (
     existence_oracle,
     flame_graph,
     growth,
+    hit,
     hostile_clients,
     idle,
     metrics_cost,
@@ -65,6 +66,7 @@ def run_all(context: typer.Context) -> bool:
     if context.invoked_subcommand is not None:
         return True
     all_hold = [
+        run_hit(),
         run_unit_costs(),
         run_growth(),
         run_slow_provider(),
@@ -170,6 +172,17 @@ def run_reads(
     """Reads, calls to providers and webhooks cost hardly more CPU time than bare handlers."""
     plan = reads.ReadsPlan(database, rounds, calls)
     return _run("reads", reads.__doc__, plan, partial(reads.measure, plan))
+
+
+@app.command("hit")
+def run_hit(
+    database: Database = DatabaseKind.POSTGRES,
+    rounds: Rounds = 7,
+    seconds: Seconds = 5,
+) -> bool:
+    """Credentials from the cache cost little more than an RPC that does nothing."""
+    plan = hit.HitPlan(database, rounds, seconds)
+    return _run("hit", hit.__doc__, plan, partial(hit.measure, plan))
 
 
 @app.command("batch")
@@ -303,6 +316,7 @@ Plan = (
     | metrics_cost.MetricsCostPlan
     | reads.ReadsPlan
     | batch.BatchPlan
+    | hit.HitPlan
     | workers.WorkersPlan
     | idle.IdlePlan
     | growth.GrowthPlan

@@ -12,6 +12,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from urllib.parse import urlsplit
 
 from rich.progress import Progress
@@ -100,15 +101,17 @@ class AuthenticatedServer:
 
 
 @asynccontextmanager
-async def authenticated_server(database: DatabaseKind, seconds: float) -> AsyncIterator[AuthenticatedServer]:
-    """Run a server. An attack on it lasts `seconds`."""
+async def authenticated_server(
+    database: DatabaseKind, seconds: float, **settings: str
+) -> AsyncIterator[AuthenticatedServer]:
+    """Run a server with these settings. An attack on it lasts `seconds`."""
     with TemporaryDirectory(prefix="benchmark-") as folder:
         issuer = CredentialIssuer(Path(folder))
         token_of = partial(issuer.services.token, now=utc_now(), lifetime=_TOKEN_LIFETIME)
         issuer.put("policy.toml", POLICY.replace("[sidecar]", '[sidecar]\ntokens = ["sidecar"]').encode())
         sidecar_token = issuer.put("sidecar.token", token_of("sidecar").encode())
-        authentication = {**issuer.token_settings, "SIDECAR_TOKEN_FILE": str(sidecar_token)}
-        async with running_system(database, **authentication) as system:
+        authentication: dict[str, Any] = {**issuer.token_settings, "SIDECAR_TOKEN_FILE": str(sidecar_token)}
+        async with running_system(database, **{**authentication, **settings}) as system:
             user_token = issuer.users.token("mallory", utc_now(), lifetime=_TOKEN_LIFETIME)
             calls = await _victim_calls(system, token_of("backend"))
             yield AuthenticatedServer(system, calls, _target(system, seconds, user_token))

@@ -371,6 +371,7 @@ async def running_grpc_server(
             record_call,
             service.is_current,
             worker,
+            partial(getattr, keyring, "usable_keys"),
         )
         grpc_address, grace = settings.grpc_address, settings.shutdown_grace
         listening = serving(server, str(grpc_address), grace, auth.credentials, local_target=link.target)

@@ -34,22 +34,33 @@ class _Server(_server.Server):
     ) -> None:
         self._loop = cygrpc.get_working_loop()
         self._server = _AioServer(self._loop, None, (handler,), (), tuple(options), None)
-        self._server.handler = handler
+        self._server.resolver = cygrpc._MethodResolver([handler], {})
+        self._server.calls = set()
         # None: C-core knows the path, and the generic handler has the method.
         self._server.add_registered_method_handlers(dict.fromkeys(paths))
 
 
 class _AioServer(cygrpc.AioServer):  # type: ignore[misc]  # without types
-    handler: grpc.GenericRpcHandler
+    """Accepts the calls of each method, and all others, in a loop of its own until the server stops.
+
+    gRPC's own loop waits for all methods at once, which costs it as much for each call as there are methods.
+    """
+
+    resolver: Any
+    calls: set[asyncio.Task[None]]  # the event loop itself keeps only weak references
 
     async def _request_call(self) -> None:
-        """Accept the calls that are not registered, here instead of in gRPC's loop, until the server stops."""
-        loop = asyncio.get_running_loop()
-        resolver = cygrpc._MethodResolver([self.handler], {})
-        tasks = set[asyncio.Task[None]]()  # the loop itself keeps only weak references
         while True:
-            call = await super()._request_call()
-            behavior = cygrpc._handle_rpc(_UNKNOWN_PATH, resolver, (), call, loop, False)
-            task = loop.create_task(cygrpc._schedule_rpc_coro(behavior, call, loop, _UNKNOWN_PATH))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
+            self._start(await super()._request_call(), _UNKNOWN_PATH)
+
+    async def _request_registered_call(self, path: bytes) -> None:
+        name = path.decode()
+        while True:
+            self._start(await super()._request_registered_call(path), name)
+
+    def _start(self, call: object, path: str) -> None:
+        loop = asyncio.get_running_loop()
+        behavior = cygrpc._handle_rpc(path, self.resolver, (), call, loop, False)
+        task = loop.create_task(cygrpc._schedule_rpc_coro(behavior, call, loop, path))
+        self.calls.add(task)
+        task.add_done_callback(self.calls.discard)

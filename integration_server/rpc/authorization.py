@@ -91,6 +91,11 @@ def current_caller() -> Caller | None:
     return _caller.get()
 
 
+def set_current_caller(caller: Caller | None) -> None:
+    """Set the current call's caller, whose permission has been checked."""
+    _caller.set(caller)
+
+
 def current_caller_name() -> str | None:
     """Return the name that the policy has for the current call's caller; None where callers are not authenticated."""
     caller = _caller.get()

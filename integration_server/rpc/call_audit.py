@@ -20,7 +20,7 @@ from integration_server.domain.text import control_character_problem
 from integration_server.rpc.interceptors import CallerLookup, Interceptor, first_request
 from integration_server.rpc.methods import Behavior, Context, Method
 from integration_server.rpc.request_streams import RequestStream
-from integration_server.rpc.reused_responses import PURPOSE, purpose_of, response_source
+from integration_server.rpc.reused_responses import PURPOSE, purpose_in, response_source
 from integration_server.service.audit.audit_trail import AuditTrail, audit_user
 from integration_server.service.common_types import Clock
 
@@ -74,7 +74,7 @@ def record_audit(trail: AuditTrail, caller_of: CallerLookup, clock: Clock) -> In
         @asynccontextmanager
         async def recording(request: Any, context: Context) -> AsyncIterator["_Audited"]:  # noqa: ANN401  # as above
             # Read first: gRPC may have ended the call later, and then frees the context.
-            purpose = purpose_of(context)
+            purpose = purpose_in(context.invocation_metadata() or ())
             entry = AuditEntry(clock(), caller_of(context), action, purpose=purpose, details=details)
             audited = _Audited(first_request(request))
             if method.records_items:

@@ -27,11 +27,10 @@ from collections.abc import (
     Callable,
     Collection,
     Coroutine,
-    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from datetime import timedelta
 from functools import lru_cache, partial
 from typing import Any, TypeAlias, cast
@@ -44,7 +43,15 @@ from integration_server.domain.errors import InvalidField, QuotaExceeded, StoreU
 from integration_server.peers import TrustedProxies, peer_key
 from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.errors import abort_call, outcome_of
-from integration_server.rpc.methods import UNKNOWN_METHOD, Behavior, Context, Method, Permission, describe_method
+from integration_server.rpc.methods import (
+    UNKNOWN_METHOD,
+    Behavior,
+    Context,
+    Metadata,
+    Method,
+    Permission,
+    describe_method,
+)
 from integration_server.rpc.request_limits import REQUEST, RequestMeter
 from integration_server.rpc.request_streams import (
     EndConfirmation,
@@ -52,7 +59,6 @@ from integration_server.rpc.request_streams import (
     settle_before_responses,
     with_further_requests,
 )
-from integration_server.rpc.reused_responses import ReusedResponses
 from integration_server.service.background.detached_tasks import CallBudget
 from integration_server.shared_memory import CallCounts, LocalCounts
 
@@ -62,6 +68,10 @@ RpcHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 CallerLookup: TypeAlias = Callable[[Context], str]
 """Returns the name of a call's caller."""
+
+HotPath: TypeAlias = Callable[[Method, Behavior], Callable[[Metadata], Behavior]]
+"""Wraps the behavior of a method as all interceptors together do. The result gets the metadata of each call, which
+gRPC has read to find the handler, and returns the behavior for the call."""
 
 RecordCall: TypeAlias = Callable[[Method, str, str, float], object]
 """Records a call: its method, the name of its status, the reason of its error or "", and the seconds that it took."""
@@ -139,7 +149,8 @@ def first_request(request: Any) -> Any:  # noqa: ANN401  # a message
 class ProtectedHandlers(grpc.GenericRpcHandler):
     """The handlers of registered services with their interceptors, and one handler for all unknown methods.
 
-    The generated `add_…_to_server` functions register a service here as at a server.
+    The generated `add_…_to_server` functions register a service here as at a server. `hot_path` wraps the methods whose
+    responses are repeated, in place of the interceptors.
     """
 
     def __init__(
@@ -147,11 +158,14 @@ class ProtectedHandlers(grpc.GenericRpcHandler):
         interceptors: Sequence[Interceptor],
         *,
         unknown_method: Sequence[Interceptor],
+        hot_path: HotPath | None = None,
         max_metadata_entries: int = MAX_METADATA_ENTRIES,
     ) -> None:
         self._interceptors = interceptors
+        self._hot_path = hot_path
         self._max_metadata_entries = max_metadata_entries
         self._handlers: dict[str, RpcHandler] = {}
+        self._hot: dict[str, Callable[[Metadata], Behavior]] = {}
         self._unknown: RpcHandler = grpc.stream_unary_rpc_method_handler(
             compose(UNKNOWN_METHOD, _reject_unknown_method, unknown_method)
         )
@@ -172,7 +186,10 @@ class ProtectedHandlers(grpc.GenericRpcHandler):
         """Add the handlers of a service's methods."""
         for name, handler in handlers.items():
             path = f"/{service}/{name}"
-            self._handlers[path] = self._protect(describe_method(path), handler)
+            method = describe_method(path)
+            self._handlers[path] = self._protect(method, handler)
+            if self._hot_path is not None and method.repeats_responses:
+                self._hot[path] = self._hot_path(method, handler.unary_unary)
 
     @property
     def paths(self) -> Collection[str]:
@@ -181,8 +198,12 @@ class ProtectedHandlers(grpc.GenericRpcHandler):
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> RpcHandler:
         """Return the handler of a call."""
-        if len(handler_call_details.invocation_metadata or ()) > self._max_metadata_entries:
+        metadata = handler_call_details.invocation_metadata or ()
+        if len(metadata) > self._max_metadata_entries:
             return self._too_much_metadata
+        hot = self._hot.get(handler_call_details.method)
+        if hot is not None:
+            return grpc.stream_unary_rpc_method_handler(hot(metadata))
         return self._handlers.get(handler_call_details.method, self._unknown)
 
     def _protect(self, method: Method, handler: Any) -> RpcHandler:  # noqa: ANN401
@@ -315,25 +336,42 @@ class CallRate:
         return QuotaExceeded("in this second", timedelta(seconds=1 + debt // self._per_second))
 
 
+class CallQuota:
+    """Limits each caller's concurrent calls and its calls per second."""
+
+    def __init__(self, rate: CallRate, *, concurrency: int) -> None:
+        self._rate = rate
+        self._counts = rate.counts
+        self._concurrency = concurrency
+
+    def begin(self, caller: str) -> None:
+        """Count a call, which `end` ends. Raises `QuotaExceeded`."""
+        if self._counts.in_flight(caller) >= self._concurrency:
+            raise QuotaExceeded("under way")
+        self._rate.count(caller)
+        self._counts.change(caller, 1)
+
+    def end(self, caller: str) -> None:
+        """End a call."""
+        self._counts.change(caller, -1)
+
+
 def enforce_quota(caller_of: CallerLookup, rate: CallRate, *, concurrency: int) -> Interceptor:
     """Limit each caller's concurrent calls and its calls per second. Raises `QuotaExceeded`.
 
     A stream counts as a concurrent call until it ends. Unary health checks are exempt, so that
     probes do not fail because the server is busy.
     """
-    counts = rate.counts
+    quota = CallQuota(rate, concurrency=concurrency)
 
     @asynccontextmanager
     async def slot(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message or a stream
         caller = caller_of(context)
-        if counts.in_flight(caller) >= concurrency:
-            raise QuotaExceeded("under way")
-        rate.count(caller)
-        counts.change(caller, 1)
+        quota.begin(caller)
         try:
             yield request
         finally:
-            counts.change(caller, -1)
+            quota.end(caller)
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
         is_exempt = method.permission is Permission.HEALTH and not method.streams_responses
@@ -355,47 +393,23 @@ def count_items(caller_of: CallerLookup, rate: CallRate) -> Interceptor:
 
 
 def read_request(
-    timeout: timedelta,
-    *,
-    slow_after: float = _SLOW_AFTER,
-    max_slow_requests: int = _MAX_SLOW_REQUESTS,
-    enforce_limits: bool = True,
-    confirm_end: bool = True,
-    settle_end: bool = True,
-    responses: ReusedResponses | None = None,
+    reader: "RequestReader", *, enforce_limits: bool = True, confirm_end: bool = True, settle_end: bool = True
 ) -> Interceptor:
-    """Read a call's single request within `timeout`, and decode it. Raises `QuotaExceeded` or `InvalidField`.
-
-    A method that repeats `responses` may do so before the request is decoded.
+    """Read a call's single request, and decode it. Raises `QuotaExceeded` or `InvalidField`.
 
     A stream of requests becomes a `RequestStream`: its first request is read in the same way, and each further one when
     the method takes it. If the method has a bulk field, further requests have nothing else, and the end of the stream
     is that of a client that has sent everything, unless `confirm_end` is False. The method's `request_limits` apply to
     every request, before it is parsed, unless `enforce_limits` is False. No response is sent while gRPC is asked for
     the end, unless `settle_end` is False (for negative controls only).
-
-    gRPC buffers 64 KiB of a message that nobody reads yet. At most `max_slow_requests` requests at a time may take
-    longer than `slow_after` seconds to arrive: otherwise clients could fill the memory with unfinished messages.
     """
-    read = _RequestReader(timeout, slow_after, max_slow_requests).read
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
-        meter = RequestMeter(method.request_class.DESCRIPTOR, method.request_limits)
-
-        async def decode(raw: bytes) -> Message:
-            if enforce_limits and len(raw) > meter.harmless_size:
-                await meter.check(raw)
-            try:
-                request = method.request_class.FromString(raw)
-            except DecodeError:
-                raise InvalidField(REQUEST, "cannot be decoded") from None
-            if len(raw) > _LARGE_REQUEST:
-                await asyncio.sleep(0)  # other calls proceed before the request is converted
-            return request
+        decode = _decoder(method, enforce_limits=enforce_limits)
 
         @asynccontextmanager
         async def decode_requests(_requests: object, context: Context) -> AsyncIterator[Any]:
-            raw = await read(context)
+            raw = await reader.read(context)
             request = await decode(raw)
             if not method.streams_requests:
                 yield request
@@ -406,18 +420,11 @@ def read_request(
             async with with_further_requests(request, method, decode, context, confirmation) as requests:
                 yield requests
 
-        async def respond(raw: bytes, context: Context) -> Message:
-            return cast("Message", await behavior(await decode(raw), context))
+        async def respond(_requests: object, context: Context) -> Message:
+            return cast("Message", await behavior(await decode(await reader.read(context)), context))
 
-        async def respond_or_repeat(_requests: object, context: Context) -> Message | bytes:
-            raw = await read(context)
-            if responses is None:
-                return await respond(raw, context)
-            key = responses.key_of(raw, context)
-            return responses.find(key) or await responses.keep(key, respond(raw, context))
-
-        if method.repeats_responses:
-            return respond_or_repeat
+        if not method.streams_requests and not method.streams_responses:
+            return respond
         streams_both = method.streams_requests and method.streams_responses
         return wrap_in_context_manager(
             method, settle_before_responses(behavior) if streams_both else behavior, decode_requests
@@ -426,48 +433,100 @@ def read_request(
     return wrap
 
 
-class _RequestReader:
-    """Reads the first request of a call. At most `max_slow_requests` may take longer than `slow_after` seconds."""
+def decode_request(method: Method, behavior: Behavior) -> Behavior:
+    """Decode the bytes of a single request. Raises `InvalidField`."""
+    decode = _decoder(method)
 
-    def __init__(self, timeout: timedelta, slow_after: float, max_slow_requests: int) -> None:
+    async def respond(raw: bytes, context: Context) -> Message:
+        return cast("Message", await behavior(await decode(raw), context))
+
+    return respond
+
+
+def _decoder(method: Method, *, enforce_limits: bool = True) -> Callable[[bytes], Coroutine[Any, Any, Message]]:
+    meter = RequestMeter(method.request_class.DESCRIPTOR, method.request_limits)
+
+    async def decode(raw: bytes) -> Message:
+        if enforce_limits and len(raw) > meter.harmless_size:
+            await meter.check(raw)
+        try:
+            request = method.request_class.FromString(raw)
+        except DecodeError:
+            raise InvalidField(REQUEST, "cannot be decoded") from None
+        if len(raw) > _LARGE_REQUEST:
+            await asyncio.sleep(0)  # other calls proceed before the request is converted
+        return request
+
+    return decode
+
+
+class RequestReader:
+    """Reads the single or first request of each call, within `timeout`.
+
+    gRPC buffers 64 KiB of a message that nobody reads yet. At most `max_slow_requests` requests at a time may take
+    longer than `slow_after` seconds to arrive: otherwise clients could fill the memory with unfinished messages.
+    """
+
+    def __init__(
+        self,
+        timeout: timedelta,
+        *,
+        slow_after: float = _SLOW_AFTER,
+        max_slow_requests: int = _MAX_SLOW_REQUESTS,
+    ) -> None:
         self._timeout = timeout.total_seconds()
-        self._slow_after = slow_after
+        self._slow_after = min(slow_after, self._timeout)
         self._slow_slots = max_slow_requests
+        # The reads under way that are not slow yet, in the order of their beginning. One timer serves all of them: a
+        # timer for each would cost more than most reads.
+        self._reads: dict[asyncio.Timeout, float] = {}
+        self._slow: set[asyncio.Timeout] = set()
+        self._timer: asyncio.TimerHandle | None = None
 
     async def read(self, context: Context) -> bytes:
         """Return the bytes of the request. Raises `QuotaExceeded` or `InvalidField`."""
         try:
-            async with asyncio.timeout(self._timeout) as read_timeout:
-                with self._limit_slow_reads(read_timeout):
+            async with asyncio.timeout(None) as timeout:
+                self._begin(timeout)
+                try:
                     request = await context.read()
-                    if request is grpc.aio.EOF:
-                        # The end of a call that its client has cancelled looks like this too. The cancellation is
-                        # then due in the loop.
-                        await asyncio.sleep(0)
+                finally:
+                    self._end(timeout)
+                if request is grpc.aio.EOF:
+                    # The end of a call that its client has cancelled looks like this too. The cancellation is
+                    # then due in the loop.
+                    await asyncio.sleep(0)
         except TimeoutError:
             raise QuotaExceeded("whose requests come slowly") from None
         if request is grpc.aio.EOF:
             raise InvalidField(REQUEST, "is missing")
         return cast("bytes", request)
 
-    @contextmanager
-    def _limit_slow_reads(self, read_timeout: asyncio.Timeout) -> Iterator[None]:
-        has_slot = False
+    def _begin(self, timeout: asyncio.Timeout) -> None:
+        loop = asyncio.get_running_loop()
+        self._reads[timeout] = loop.time()
+        if self._timer is None:
+            self._timer = loop.call_later(self._slow_after, self._limit_slow_reads)
 
-        def take_slot_or_abort() -> None:
-            nonlocal has_slot
-            has_slot = self._slow_slots > 0
-            if has_slot:
+    def _end(self, timeout: asyncio.Timeout) -> None:
+        if self._reads.pop(timeout, None) is None and timeout in self._slow:
+            self._slow.remove(timeout)
+            self._slow_slots += 1
+
+    def _limit_slow_reads(self) -> None:
+        """Give the reads that have become slow a slot, or end them. The timer runs on while there are others."""
+        loop, self._timer = asyncio.get_running_loop(), None
+        now = loop.time()
+        for timeout, begin in list(self._reads.items()):
+            if begin + self._slow_after > now:
+                self._timer = loop.call_at(begin + self._slow_after, self._limit_slow_reads)
+                break
+            del self._reads[timeout]
+            may_continue = self._slow_slots > 0 and begin + self._timeout > now
+            if may_continue:
                 self._slow_slots -= 1
-            else:
-                read_timeout.reschedule(asyncio.get_running_loop().time())
-
-        timer = asyncio.get_running_loop().call_later(self._slow_after, take_slot_or_abort)
-        try:
-            yield
-        finally:
-            timer.cancel()
-            self._slow_slots += has_slot
+                self._slow.add(timeout)
+            timeout.reschedule(begin + self._timeout if may_continue else now)
 
 
 def enforce_deadline() -> Interceptor:

@@ -4,7 +4,7 @@ The contracts of health and reflection are not ours; their permissions are in `_
 requests have the default size.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -19,6 +19,9 @@ from integrations.v1 import options_pb2
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 """The context of a call."""
+
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
+"""The metadata of a call."""
 
 Behavior: TypeAlias = Callable[[Any, Any], Any]
 """Takes a request and its `Context`; returns a response (awaitable), or an async generator of responses if the method

@@ -1,15 +1,12 @@
-"""Responses that are sent again: the hot path of `GetCredentials`.
+"""Responses of `GetCredentials` that are sent again, kept encrypted.
 
-Backends ask for credentials before each request to a provider. A call with the bytes of an earlier one, by the same
-caller under the same policy, gets the earlier response without being decoded, as long as the integration is unchanged
-in the cache and the credentials last as long as the call asks for. It has an audit entry like any other.
-Authentication, the method's permission and quotas come before, for every call.
-
-Only successful calls are kept: what is not here takes the general path.
+A call with the bytes of an earlier one, by the same caller under the same policy, gets the earlier response without
+being decoded, as long as the integration is unchanged in the cache, the credentials last as long as the call asks for,
+and the data keys are those that decrypted them. Only responses of successful calls are kept.
 """
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from google.protobuf.message import Message
 
 from integration_server.domain.audit import AuditEntry
-from integration_server.domain.errors import ResponseTooLarge, StoreUnavailable
+from integration_server.domain.errors import ResponseTooLarge
 from integration_server.domain.integration import Integration
 from integration_server.rpc.methods import Context
 from integration_server.service.audit.audit_trail import AuditTrail
@@ -39,7 +36,12 @@ PURPOSE = "x-purpose"
 
 def purpose_of(context: Context) -> str:
     """Return the purpose of a call; empty without one. Repeated entries are joined (RFC 9110 §5.3)."""
-    return ", ".join(str(value) for key, value in context.invocation_metadata() or () if key == PURPOSE)
+    return purpose_in(context.invocation_metadata() or ())
+
+
+def purpose_in(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """Return the purpose in the metadata of a call, as `purpose_of`."""
+    return ", ".join([str(value) for key, value in metadata if key == PURPOSE])
 
 
 @dataclass(slots=True)
@@ -60,6 +62,7 @@ class _Kept:
     caller: object
     integration: Integration
     valid_until: datetime | None
+    keys: object
     entry: AuditEntry
     response: bytes = field(repr=False)  # encrypted, as in the cache of integrations
     size: int  # in bytes, with the key, which the cache does not measure: a request may have 32 KiB
@@ -69,7 +72,8 @@ class ReusedResponses:
     """The responses that were sent last, up to `max_bytes`.
 
     `is_current` says whether an integration is still as it was read. `caller_name` is the one in audit entries, and
-    `current_caller` the caller with its permissions: another object once the policy has changed.
+    `current_caller` the caller with its permissions: another object once the policy has changed. `usable_keys` are the
+    data keys: another object once one of them is withdrawn.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class ReusedResponses:
         is_current: Callable[[Integration], bool],
         caller_name: Callable[[Context], str],
         current_caller: Callable[[], object],
+        usable_keys: Callable[[], object],
         trail: AuditTrail,
         clock: Clock,
         *,
@@ -85,6 +90,7 @@ class ReusedResponses:
         self._is_current = is_current
         self._caller_name = caller_name
         self._current_caller = current_caller
+        self._usable_keys = usable_keys
         self._trail = trail
         self._clock = clock
         self._aead = AESGCM(AESGCM.generate_key(256))
@@ -95,7 +101,7 @@ class ReusedResponses:
         return self._caller_name(context), purpose_of(context), raw
 
     def find(self, key: ResponseKey, max_size: int | None = None) -> bytes | None:
-        """The response to send again, whose call is recorded. Raises `StoreUnavailable` if the audit queue is full.
+        """The response to send again, whose call is recorded; None if there is none, or if the audit queue is full.
 
         Raises `ResponseTooLarge` for one of more than `max_size` bytes.
         """
@@ -104,27 +110,33 @@ class ReusedResponses:
             return None
         now = self._clock()
         is_valid = kept.valid_until is None or now < kept.valid_until
-        if not is_valid or kept.caller is not self._current_caller() or not self._is_current(kept.integration):
+        if (
+            not is_valid
+            or kept.caller is not self._current_caller()
+            or kept.keys is not self._usable_keys()
+            or not self._is_current(kept.integration)
+        ):
             del self._kept[key]
             return None
         if max_size is not None and len(kept.response) > max_size:
             raise ResponseTooLarge.of_batch()
         if not self._trail.enqueue_again(kept.entry, now):
-            raise StoreUnavailable
+            return None
         nonce, encrypted = kept.response[:_NONCE_BYTES], kept.response[_NONCE_BYTES:]
         return self._aead.decrypt(nonce, encrypted, key[-1])
 
-    async def keep(self, key: ResponseKey, call: Awaitable[Message]) -> Message:
-        """Await the response of a call, and keep it if it can be sent again."""
+    async def keep(self, key: ResponseKey, call: Awaitable[Message]) -> bytes:
+        """Await the response of a call, and keep it if it can be sent again. Returns it encoded."""
         source = ResponseSource()
         token = response_source.set(source)
         try:
             response = await call
         finally:
             response_source.reset(token)
+        encoded = response.SerializeToString()
         if source.integration is not None and source.entry is not None:
-            self.put(key, response.SerializeToString(), source.integration, source.valid_until, source.entry)
-        return response
+            self.put(key, encoded, source.integration, source.valid_until, source.entry)
+        return encoded
 
     def put(
         self,
@@ -134,9 +146,16 @@ class ReusedResponses:
         valid_until: datetime | None,
         entry: AuditEntry,
     ) -> None:
-        """Keep a response while it depends on nothing but these."""
+        """Keep a response that depends on nothing but these.
+
+        Not that of an integration with an OAuth client of its own: the client changes without the integration.
+        """
+        if integration.oauth_client:
+            return
         nonce = os.urandom(_NONCE_BYTES)
         encrypted = nonce + self._aead.encrypt(nonce, response, key[-1])
         size = sum(map(len, key)) + len(encrypted) + _OVERHEAD_BYTES
         if size <= self._kept.maxsize:
-            self._kept[key] = _Kept(self._current_caller(), integration, valid_until, entry, encrypted, size)
+            self._kept[key] = _Kept(
+                self._current_caller(), integration, valid_until, self._usable_keys(), entry, encrypted, size
+            )

@@ -95,6 +95,11 @@ class Keyring:
         return self._active_id.hex()
 
     @property
+    def usable_keys(self) -> object:
+        """What decrypts, as of the last read: another object once a data key is added, withdrawn or replaced."""
+        return self._ciphers
+
+    @property
     def head(self) -> Head:
         """The head of the key set, as of the last read: with it, a copy outside the database detects a rollback."""
         return self._loaded.head
@@ -190,7 +195,8 @@ class Keyring:
         if altered is not None:
             raise KeyringError("; ".join(map(str, [*problems, altered])))
         self._trusted, self._reported = key_set, b""
-        self._ciphers = known
+        if known != self._ciphers:
+            self._ciphers = known
         self._active_id = _newest_active_key(key_set.keys, known)
         _raise_all(problems)
 

@@ -29,6 +29,7 @@ from integration_server.rpc.authorization import (
     except_health,
     only_sidecar,
 )
+from integration_server.rpc.hot_path import AuthenticationBasis
 from integration_server.rpc.interceptors import Interceptor, client_address
 from integration_server.rpc.jwt_verifier import FileJwks, Issuer, Jwks, JwtVerifier, RemoteJwks
 from integration_server.rpc.policy import read_policy
@@ -54,6 +55,8 @@ class AuthStack:
     authorize_request: Sequence[Interceptor] = ()
     credentials: grpc.ServerCredentials | None = None
     reloaders: Sequence[Callable[[], Awaitable[None]]] = ()
+    basis: AuthenticationBasis | None = None
+    """None where callers are not authenticated."""
 
 
 @asynccontextmanager
@@ -97,6 +100,10 @@ async def open_auth_stack(
             return (await integration_manager.get_integration(integration_id, user_id)).integration_type
 
         authorizer = RequestAuthorizer(find_type, integration_manager.canonical_type)
+
+        def basis() -> object:
+            return policy.value, [issuer.keys.value for issuer in issuers]
+
         allow_public = except_health if settings.health_allow_unauthenticated else lambda interceptor: interceptor
         yield AuthStack(
             authenticate=[allow_public(authenticate(SidecarAuthenticator(sidecar_token, tokens), clock, address_of))],
@@ -104,6 +111,7 @@ async def open_auth_stack(
             authorize_request=[allow_public(authorize_request(authorizer))],
             credentials=credentials,
             reloaders=[*reloaders, policy.poll, *(issuer.keys.poll for issuer in issuers)],
+            basis=basis,
         )
 
 

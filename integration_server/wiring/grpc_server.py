@@ -18,12 +18,15 @@ from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.credential_results import CredentialResults
 from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.health import ServerHealthServicer
+from integration_server.rpc.hot_path import Callers, HotPath, PathInterceptors
 from integration_server.rpc.integration_service import IntegrationService, UseCases
 from integration_server.rpc.interceptors import (
+    CallQuota,
     CallRate,
     Interceptor,
     ProtectedHandlers,
     RecordCall,
+    RequestReader,
     client_address,
     convert_errors,
     count_items,
@@ -71,26 +74,32 @@ def build_grpc_server(
     record: RecordCall = lambda *_: None,
     is_current: Callable[[Integration], bool] | None = None,
     worker: Worker | None = None,
+    usable_keys: Callable[[], object] = lambda: None,
 ) -> grpc.aio.Server:
-    """Build the server. `is_current` is that of the integration cache, if there is one; `worker` None for one process.
+    """Build the server. `worker` is None for one process.
+
+    `is_current` is that of the integration cache, if there is one, and `usable_keys` that of the keyring: see
+    `ReusedResponses`.
 
     In dev mode, or where callers are authenticated, it has reflection (grpcurl uses it).
     """
     worker = worker or Worker()
     address_of = client_address(TrustedProxies(settings.trusted_proxies))
     audited_caller = caller_or_address(address_of)
-    responses = is_current and ReusedResponses(is_current, audited_caller, current_caller, trail, clock)
-    # The outermost first.
-    convert = convert_errors(caller_name, call_log, address_of, record)
     caller_of = quota_key_or_peer(address_of)
+    responses = is_current and ReusedResponses(is_current, audited_caller, current_caller, usable_keys, trail, clock)
     rate = CallRate(settings.caller_max_calls_per_second, worker.counts)
-    interceptors: Sequence[Interceptor] = (
-        convert,
+    concurrency = settings.caller_max_concurrency
+    reader = RequestReader(settings.grpc_read_timeout)
+    convert = convert_errors(caller_name, call_log, address_of, record)
+    # The outermost first.
+    admit: Sequence[Interceptor] = (
         write_in_time(settings.proxy_stream_idle_timeout),
         *auth.authenticate,
         *auth.authorize_method,
-        enforce_quota(caller_of, rate, concurrency=settings.caller_max_concurrency),
-        read_request(settings.grpc_read_timeout, responses=responses),
+        enforce_quota(caller_of, rate, concurrency=concurrency),
+    )
+    process: Sequence[Interceptor] = (
         count_items(caller_of, rate),
         enforce_deadline(),
         *auth.authorize_request,
@@ -102,7 +111,24 @@ def build_grpc_server(
         ),
         record_audit(trail, audited_caller, clock),
     )
-    handlers = ProtectedHandlers(interceptors, unknown_method=(convert, *auth.authenticate))
+    hot_path = (
+        None
+        if responses is None
+        else HotPath(
+            PathInterceptors(convert, admit, process),
+            Callers(audited_caller, caller_of, address_of, auth.basis),
+            CallQuota(rate, concurrency=concurrency),
+            reader,
+            responses,
+            clock,
+            record,
+        )
+    )
+    handlers = ProtectedHandlers(
+        (convert, *admit, read_request(reader), *process),
+        unknown_method=(convert, *auth.authenticate),
+        hot_path=hot_path,
+    )
     target: Any = handlers  # the generated functions are typed for servers
     results = CredentialResults(
         use_cases.credentials, max_bytes=settings.grpc_max_message_bytes, responses=responses, call_log=call_log

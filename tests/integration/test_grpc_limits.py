@@ -18,6 +18,7 @@ from integration_server.rpc.interceptors import (
     MAX_METADATA_ENTRIES,
     Interceptor,
     ProtectedHandlers,
+    RequestReader,
     convert_errors,
     read_request,
 )
@@ -234,7 +235,7 @@ def test_the_largest_message_is_the_largest_body_and_the_rest_of_its_request() -
 @pytest.mark.parametrize("limit", [MAX_METADATA_ENTRIES, 1_000], ids=["limited", "negative control"])
 @pytest.mark.parametrize("entries", [50, 120, 300])
 async def test_the_number_of_metadata_entries_is_limited(limit: int, entries: int) -> None:
-    interceptors = [convert_errors(), read_request(LONG)]
+    interceptors = [convert_errors(), read_request(RequestReader(LONG))]
     metadata = [(f"x-{number}", "v") for number in range(entries)]
     async with serving(options(), interceptors=interceptors, max_metadata_entries=limit) as port, client(port) as check:
         call = check(health_pb2.HealthCheckRequest(), metadata=metadata, timeout=DEADLINE)
@@ -294,8 +295,8 @@ async def test_a_client_that_is_gone_is_only_counted(watches_log: bool, caplog: 
     def is_logged() -> bool:
         return any("raised by servicer method" in record.getMessage() for record in caplog.records)
 
-    protected = [convert_errors(log=log), read_request(LONG)]
-    unprotected: list[Interceptor] = [read_request(LONG)]
+    protected = [convert_errors(log=log), read_request(RequestReader(LONG))]
+    unprotected: list[Interceptor] = [read_request(RequestReader(LONG))]
     with capture_logs() as lines, log.watching_grpc_log() if watches_log else nullcontext():
         async with serving(options(), Failing(), interceptors=protected if watches_log else unprotected) as port:
             async with asyncio.timeout(DEADLINE):
@@ -332,7 +333,7 @@ async def refusal(call: Any) -> grpc.StatusCode:
 
 
 async def test_a_request_that_does_not_arrive_is_rejected_after_the_timeout() -> None:
-    reader = read_request(timedelta(seconds=1))
+    reader = read_request(RequestReader(timedelta(seconds=1)))
     async with (
         serving([], interceptors=[convert_errors(), reader]) as port,
         silent_caller(port) as begin,
@@ -351,7 +352,7 @@ async def test_negative_control_grpc_alone_waits_for_a_request() -> None:
 
 
 async def test_the_number_of_slow_requests_is_limited() -> None:
-    reader = read_request(LONG, slow_after=1, max_slow_requests=2)
+    reader = read_request(RequestReader(LONG, slow_after=1, max_slow_requests=2))
     async with (
         serving([], interceptors=[convert_errors(), reader]) as port,
         silent_caller(port) as begin,
@@ -373,7 +374,7 @@ async def test_the_number_of_slow_requests_is_limited() -> None:
 
 
 async def test_a_call_without_a_request_is_rejected() -> None:
-    reader = read_request(LONG)
+    reader = read_request(RequestReader(LONG))
     async with (
         serving([], interceptors=[convert_errors(), reader]) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,

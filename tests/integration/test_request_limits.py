@@ -14,7 +14,7 @@ import pytest
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from integration_server.rpc.integration_service import IntegrationService
-from integration_server.rpc.interceptors import ProtectedHandlers, convert_errors, read_request
+from integration_server.rpc.interceptors import ProtectedHandlers, RequestReader, convert_errors, read_request
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1 import integration_service_pb2_grpc as pb_grpc
 from tests.end_to_end.rpc_errors import RpcError, expect_rpc_error, invalid
@@ -60,7 +60,8 @@ async def serving(*, enforce_limits: bool) -> AsyncIterator[grpc.aio.Channel]:
     """A client of a server over fakes, with gRPC's own limit of 4 MiB."""
     system = FakeSystem()
     handlers: Any = ProtectedHandlers(
-        [convert_errors(), read_request(timedelta(seconds=DEADLINE), enforce_limits=enforce_limits)], unknown_method=[]
+        [convert_errors(), read_request(RequestReader(timedelta(seconds=DEADLINE)), enforce_limits=enforce_limits)],
+        unknown_method=[],
     )
     pb_grpc.add_IntegrationServiceServicer_to_server(IntegrationService(system.use_cases, system.clock), handlers)
     names = ["integrations.v1.IntegrationService"]

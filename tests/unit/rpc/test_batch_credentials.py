@@ -40,7 +40,7 @@ class BatchServer:
         self.responses = None
         if service.is_current is not None:
             self.responses = ReusedResponses(
-                service.is_current, lambda _: "caller", lambda: None, self.system.trail, self.system.clock
+                service.is_current, lambda _: "caller", lambda: None, lambda: None, self.system.trail, self.system.clock
             )
         self.credentials = service.use_cases.credentials
         results = CredentialResults(service.use_cases.credentials, max_bytes=max_bytes, responses=self.responses)

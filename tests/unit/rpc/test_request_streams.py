@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from integration_server.domain.errors import InvalidField, QuotaExceeded
-from integration_server.rpc.interceptors import compose, read_request
+from integration_server.rpc.interceptors import RequestReader, compose, read_request
 from integration_server.rpc.methods import describe_method
 from integration_server.rpc.request_streams import RequestStream
 from integration_server.rpc.stream_limits import write_in_time
@@ -53,7 +53,7 @@ async def upload(context: StreamContext, **options: Any) -> list[str]:
         yield None
 
     async def call() -> None:
-        handler = compose(METHOD, behavior, [read_request(timedelta(seconds=60), **options)])
+        handler = compose(METHOD, behavior, [read_request(RequestReader(timedelta(seconds=60)), **options)])
         async with aclosing(handler(None, context)) as responses:
             async for _ in responses:
                 pass
@@ -134,7 +134,7 @@ async def test_nothing_is_sent_while_grpc_sends_the_metadata(ends: str, settle_e
         elif ends == "error":
             raise InvalidField("x", "is wrong")
 
-    handler = compose(METHOD, behavior, [read_request(timedelta(seconds=60), settle_end=settle_end)])
+    handler = compose(METHOD, behavior, [read_request(RequestReader(timedelta(seconds=60)), settle_end=settle_end)])
     with suppress(InvalidField):
         overlaps += [context.is_sending async for _ in handler(None, context)]
     overlaps.append(context.is_sending)

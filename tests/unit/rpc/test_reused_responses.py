@@ -50,6 +50,7 @@ class Caller:
     name: str = "backend"
     purpose: str = ""
     policy: object = field(default_factory=object)
+    keys: object = field(default_factory=object)
     current: Integration | None = INTEGRATION
     now: datetime = NOON
     valid_until: datetime | None = NOON + timedelta(minutes=5)
@@ -61,7 +62,7 @@ class Caller:
         repeated = self.responses.find(key)
         if repeated is not None:
             return repeated
-        return (await self.responses.keep(key, self._respond(fails))).SerializeToString()
+        return await self.responses.keep(key, self._respond(fails))
 
     async def _respond(self, fails: bool) -> pb.GetCredentialsResponse:
         self.decoded += 1
@@ -71,7 +72,8 @@ class Caller:
         assert source is not None
         source.integration, source.valid_until = self.current, self.valid_until
         source.entry = AuditEntry(self.now, self.name, Action.READ_CREDENTIALS, "ada", 1, purpose=self.purpose)
-        assert self.trail.enqueue(source.entry)
+        if not self.trail.enqueue(source.entry):
+            raise StoreUnavailable
         credentials = credentials_pb2.Credentials(bearer_token=f"{TOKEN} {self.decoded}")
         return pb.GetCredentialsResponse(credentials=credentials)
 
@@ -87,6 +89,7 @@ def make(log: Log, *, checks_changes: bool = True, max_pending: int = 100, max_b
         lambda integration: integration is caller.current or not checks_changes,
         lambda _context: caller.name,
         lambda: caller.policy,
+        lambda: caller.keys,
         trail,
         lambda: caller.now,
         max_bytes=max_bytes,
@@ -126,12 +129,13 @@ async def test_every_repeated_response_is_in_the_audit_log(log: Log) -> None:
         {"name": "other"},
         {"purpose": "billing"},
         {"policy": object()},
+        {"keys": object()},
         {"current": replace(INTEGRATION)},  # read again: an equal one, but nobody has compared them
         {"current": None},
         {"now": NOON + timedelta(minutes=5)},
         {"now": NOON + timedelta(days=1)},
     ],
-    ids=["caller", "purpose", "policy", "integration", "disconnected", "end of the token", "long after"],
+    ids=["caller", "purpose", "policy", "data keys", "integration", "disconnected", "end of the token", "long after"],
 )
 async def test_a_change_of_what_it_depends_on_ends_a_response(change: dict[str, Any], log: Log) -> None:
     caller = make(log)
