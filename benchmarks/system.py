@@ -21,7 +21,6 @@ from sqlalchemy import insert, select
 
 from benchmarks.harness import Call
 from benchmarks.provider import SCOPES, IssuedGrant, SandboxProcess, running_provider
-from integration_server.bootstrap import build_providers, open_storage
 from integration_server.domain.credentials import AuthMethod, OAuthTokens
 from integration_server.domain.due_times import Schedule
 from integration_server.domain.integration import Integration, IntegrationId, UserId
@@ -31,6 +30,8 @@ from integration_server.service.integrations.ports import NewAccount, NewCredent
 from integration_server.settings import Settings
 from integration_server.storage.integrations import SqlIntegrations, new_integration_values
 from integration_server.storage.tables import integrations
+from integration_server.wiring.providers import build_providers
+from integration_server.wiring.storage import open_storage
 from integration_server.wiring.system import utc_now
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub

@@ -13,7 +13,6 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 import integrations.v1
-from integration_server.bootstrap import Stores, sql_stores
 from integration_server.domain.errors import IntegrationNotFound
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.rpc.call_audit import record_audit
@@ -25,6 +24,7 @@ from integration_server.service.credentials.integration_cache import RaceSafeCac
 from integration_server.service.integrations.ports import StoredIntegration
 from integration_server.settings import Settings
 from integration_server.storage.engine import Database
+from integration_server.wiring.storage import Stores, sql_stores
 from integrations.v1 import google_calendar_pb2_grpc, integration_service_pb2_grpc
 from integrations.v1 import integration_service_pb2 as pb
 from tests.fakes.inmemory_grpc import FakeContext, InMemoryGrpc, RpcError

@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from integration_server.bootstrap import build_providers
 from integration_server.cli.operations import expiry_warnings
 from integration_server.domain.errors import StoreUnavailable, UnknownIntegrationType
 from integration_server.hot_reload import InvalidFile
@@ -37,6 +36,7 @@ from integration_server.storage.schema import SchemaError, check_schema
 from integration_server.wiring.auth import open_issuers
 from integration_server.wiring.distributed_limiter import open_distributed_limiter
 from integration_server.wiring.keys import open_key_encryptions
+from integration_server.wiring.providers import build_providers
 from integration_server.wiring.setting_names import unknown_names
 from integration_server.wiring.system import utc_now
 

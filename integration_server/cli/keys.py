@@ -10,7 +10,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from integration_server.bootstrap import Storage
 from integration_server.cli.shared import command, fail, load_settings, open_prepared_storage, prepare_database
 from integration_server.domain.audit import OPERATOR, Action, AuditEntry
 from integration_server.settings import Settings
@@ -25,6 +24,7 @@ from integration_server.storage.data_keys import (
 from integration_server.storage.engine import open_database
 from integration_server.storage.key_encryption import LocalKey
 from integration_server.storage.rotation import Rotation, RotationProgress, RotationResult
+from integration_server.wiring.storage import Storage
 from integration_server.wiring.system import utc_now
 
 

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from integration_server.bootstrap import build_providers
 from integration_server.cli.shared import command, load_settings
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.http import ProviderHttp
@@ -17,6 +16,7 @@ from integration_server.storage.engine import open_database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.schema import migrate as migrate_schema
 from integration_server.text_escaping import escape
+from integration_server.wiring.providers import build_providers
 from integration_server.wiring.system import utc_now
 
 EXPIRY_NOTICE = timedelta(days=90)

@@ -11,7 +11,6 @@ from typing import Any, NoReturn, ParamSpec
 import typer
 import uvloop
 
-from integration_server.bootstrap import Storage, open_storage
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.entropy import is_weak_key
 from integration_server.hot_reload import InvalidFile
@@ -26,6 +25,7 @@ from integration_server.storage.outage_causes import explain_outage
 from integration_server.storage.schema import SchemaError, check_schema
 from integration_server.storage.schema import migrate as migrate_schema
 from integration_server.wiring.audit_heads import open_head_recorder
+from integration_server.wiring.storage import Storage, open_storage
 from integration_server.wiring.system import utc_now
 
 P = ParamSpec("P")

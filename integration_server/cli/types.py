@@ -14,7 +14,6 @@ import typer
 import uvloop
 
 import integration_server
-from integration_server.bootstrap import registered_providers
 from integration_server.cli.operations import types as list_types_of_server
 from integration_server.cli.shared import fail, report_errors
 from integration_server.domain.credentials import AuthMethod
@@ -32,6 +31,7 @@ from integration_server.providers.new_declaration import (
 from integration_server.providers.request_preview import PreviewedRequest, preview_requests
 from integration_server.providers.toml_providers import CATALOGUE, json_schema, provider_class, read_declaration
 from integration_server.settings import Settings, read_environment
+from integration_server.wiring.providers import registered_providers
 from integration_server.wiring.system import utc_now
 
 _MAX_METADATA = 1 << 18  # bytes; the longest that are known have some ten kilobytes

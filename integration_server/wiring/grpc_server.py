@@ -53,9 +53,14 @@ from integrations.v1 import (
     operator_service_pb2_grpc,
 )
 
-SERVICE_NAME = integration_service_pb2.DESCRIPTOR.services_by_name["IntegrationService"].full_name
-CALENDARS_NAME = google_calendar_pb2.DESCRIPTOR.services_by_name["GoogleCalendarService"].full_name
-OPERATOR_NAME = operator_service_pb2.DESCRIPTOR.services_by_name["OperatorService"].full_name
+SERVICE_NAMES = tuple(
+    file.DESCRIPTOR.services_by_name[name].full_name
+    for file, name in (
+        (integration_service_pb2, "IntegrationService"),
+        (google_calendar_pb2, "GoogleCalendarService"),
+        (operator_service_pb2, "OperatorService"),
+    )
+)
 HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 # Of one method, over all connections, at 16 kB each: as many as a caller may have at the same time.
@@ -140,7 +145,7 @@ def build_grpc_server(
     health_pb2_grpc.add_HealthServicer_to_server(health, target)
     # Where callers are authenticated, the policy decides who may use reflection.
     if settings.dev_mode or settings.authenticates_callers:
-        names = (SERVICE_NAME, CALENDARS_NAME, OPERATOR_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
+        names = (*SERVICE_NAMES, HEALTH_NAME, reflection.SERVICE_NAME)
         # `enable_server_reflection` adds the threaded servicer to any server but grpc.aio's own.
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), target)
     return surviving_server(handlers, handlers.paths, grpc_options(settings, shares_port=worker.count > 1))

@@ -9,12 +9,12 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from integration_server.bootstrap import registered_providers
 from integration_server.providers.base import ProviderContext
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.http import ProviderHttp
 from integration_server.providers.toml_providers import load_toml_providers, provider_class, read_declaration
 from integration_server.settings import Settings
+from integration_server.wiring.providers import registered_providers
 from integration_server.wiring.system import utc_now
 from tests.conformance.derivation import derive_profile
 from tests.conformance.profile import Profile, read_profiles

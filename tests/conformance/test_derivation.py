@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from starlette.responses import JSONResponse
 
-from integration_server.bootstrap import registered_providers
 from integration_server.domain.errors import (
     IntegrationServerError,
     ProviderMisconfigured,
@@ -22,6 +21,7 @@ from integration_server.domain.revocation import RevocationState
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.toml_providers import provider_class, read_declaration
+from integration_server.wiring.providers import registered_providers
 from tests.conformance.conftest import BUILT_IN_PROFILES, derived_profiles, environment_settings
 from tests.conformance.profile import Profile, read_profiles
 from tests.conformance.scenario import Scenario, open_scenario

@@ -19,7 +19,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool
 
-from integration_server.bootstrap import build_providers, build_service, sql_stores
+from integration_server.bootstrap import build_service
 from integration_server.dev import register_sandbox
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.lifecycle import serving
@@ -36,7 +36,9 @@ from integration_server.storage.audit import SqlAuditLog
 from integration_server.storage.engine import Database
 from integration_server.wiring.auth import AuthStack
 from integration_server.wiring.grpc_server import build_grpc_server
+from integration_server.wiring.providers import build_providers
 from integration_server.wiring.sidecar import http_limits_of
+from integration_server.wiring.storage import sql_stores
 from integration_server.wiring.system import utc_now
 from integrations.v1 import integration_service_pb2 as pb
 from tests.attack_inputs import forged_states

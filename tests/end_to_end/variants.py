@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from integration_server.bootstrap import BuildStores, Stores, running_server, sql_stores
+from integration_server.bootstrap import running_server
 from integration_server.domain.credentials import RefreshCause
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.lifecycle import stop_signals
@@ -25,6 +25,7 @@ from integration_server.settings import Settings
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.webhook_inbox import SqlWebhookInbox
+from integration_server.wiring.storage import BuildStores, Stores, sql_stores
 from tests.signed_webhook_provider import register_signed_webhook_provider
 
 T = TypeVar("T")

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 from sqlalchemy import select, update
 
-from integration_server.bootstrap import Stores
 from integration_server.domain.credentials import RefreshCause
 from integration_server.domain.integration import Integration
 from integration_server.service.background.ports import Claim, JobKind
@@ -18,6 +17,7 @@ from integration_server.storage.authorization_attempts import SqlAuthorizationAt
 from integration_server.storage.due_work import SqlDueWork
 from integration_server.storage.revocations import SqlRevocationOutbox
 from integration_server.storage.tables import AttemptState, authorization_attempts
+from integration_server.wiring.storage import Stores
 from tests.fakes.database import InMemoryDatabase
 
 T = TypeVar("T")

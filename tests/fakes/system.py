@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Row, Table, delete, select, text, update
 
-from integration_server.bootstrap import Service, Stores, build_service, sql_stores
+from integration_server.bootstrap import Service, build_service
 from integration_server.domain.audit import AuditEntry
 from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens
 from integration_server.domain.errors import IntegrationPending
@@ -33,6 +33,8 @@ from integration_server.storage.tables import (
     revocations,
     webhook_events,
 )
+from integration_server.wiring.service_parts import Constants
+from integration_server.wiring.storage import Stores, sql_stores
 from tests.fakes.aead import FakeAead
 from tests.fakes.clock import SettableClock
 from tests.fakes.database import InMemoryDatabase
@@ -118,7 +120,7 @@ class FakeSystem:
 
     settings: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
-    """Extra keyword arguments of `build_service`."""
+    """Constants that differ, and a cache or metrics."""
 
     associated_data_is_checked: bool = True
     aead: Aead | None = None
@@ -185,7 +187,15 @@ class FakeSystem:
         return self.another_process_with(stores)
 
     def another_process_with(self, stores: Mapping[str, Any] | None = None, **options: Any) -> Service:
-        """The service of another process, with these stores and keyword arguments of `build_service`."""
+        """The service of another process, with these stores, constants, cache and metrics."""
+        options = {
+            "random_token": self.random_tokens,
+            "jitter": lambda: 0.5,
+            "monotonic": lambda: self.clock().timestamp(),
+            "pause": self.pause,
+            **self.options,
+            **options,
+        }
         return build_service(
             self.server_settings,
             replace(self.stores, **(stores or {})),
@@ -195,14 +205,8 @@ class FakeSystem:
             self.trail,
             self.clock,
             None,
-            **{
-                "random_token": self.random_tokens,
-                "jitter": lambda: 0.5,
-                "monotonic": lambda: self.clock().timestamp(),
-                "pause": self.pause,
-                **self.options,
-                **options,
-            },
+            **{name: options.pop(name) for name in ("cache", "metrics") if name in options},
+            constants=Constants(**options),
         )
 
     async def pause(self, seconds: float) -> None:

@@ -20,7 +20,7 @@ import httpx
 import pytest
 from sqlalchemy import func, select
 
-from integration_server.bootstrap import Service, build_service, sql_stores
+from integration_server.bootstrap import Service, build_service
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.due_times import Schedule
 from integration_server.domain.errors import IntegrationServerError
@@ -36,6 +36,8 @@ from integration_server.service.integrations.ports import NewAccount
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.integrations import PLAINTEXT_COLUMNS, integration_of, is_healthy
 from integration_server.storage.tables import integration_changes, integrations
+from integration_server.wiring.service_parts import Constants
+from integration_server.wiring.storage import sql_stores
 from tests.fakes.aead import FakeAead
 from tests.fakes.clock import SettableClock
 from tests.fakes.database import InMemoryDatabase
@@ -216,10 +218,12 @@ async def running_fleet(
                 RecordingAuditTrail(),
                 clock,
                 None,
-                random_token=CountingTokens(),
-                jitter=random.random,
-                monotonic=lambda: clock().timestamp(),
-                pause=replica.pause,
+                constants=Constants(
+                    random_token=CountingTokens(),
+                    jitter=random.random,
+                    monotonic=lambda: clock().timestamp(),
+                    pause=replica.pause,
+                ),
             )
             await stack.enter_async_context(replica.service.worker)
             replicas.append(replica)

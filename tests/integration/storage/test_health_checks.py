@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 import pytest
 
-from integration_server.bootstrap import sql_stores
 from integration_server.domain.errors import ProviderMisconfigured, ProviderRejected, ProviderUnavailable
 from integration_server.domain.integration import Integration
 from integration_server.service.integrations.ports import IntegrationUpdate, NewAccount
 from integration_server.storage.engine import Database
+from integration_server.wiring.storage import sql_stores
 from tests.fakes.system import ADA, FakeSystem, default_settings
 from tests.statements import captured_statements
 

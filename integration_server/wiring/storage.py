@@ -1,0 +1,119 @@
+"""Opens the database with its keyring, and builds the stores over it."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+
+from integration_server.domain.integration import IntegrationId
+from integration_server.service.audit.audit_heads import Head
+from integration_server.service.background.ports import DueWork
+from integration_server.service.common_types import Record, record_nothing
+from integration_server.service.connections.ports import AuthorizationAttemptStore
+from integration_server.service.connections.revocation_ports import RevocationOutbox
+from integration_server.service.credentials.ports import RefreshJournal, RefreshLeases
+from integration_server.service.events.ports import ChangeFeed
+from integration_server.service.health.ports import HealthHistory
+from integration_server.service.integrations.ports import IntegrationStore
+from integration_server.service.oauth_clients.ports import OAuthClientStore
+from integration_server.service.webhooks.ports import UnroutedWebhooks, WebhookEndpoints, WebhookInbox, WebhookRoutes
+from integration_server.settings import Settings
+from integration_server.storage.audit import SqlAuditLog
+from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
+from integration_server.storage.change_feed import SqlChangeFeed
+from integration_server.storage.due_work import SqlDueWork
+from integration_server.storage.engine import Database, open_database
+from integration_server.storage.health_checks import SqlHealthHistory
+from integration_server.storage.integrations import SqlIntegrations
+from integration_server.storage.key_encryption import KeyEncryptionKeys
+from integration_server.storage.keyring import Keyring, open_keyring
+from integration_server.storage.oauth_clients import SqlOAuthClients
+from integration_server.storage.refresh_journal import FileRefreshJournal
+from integration_server.storage.refresh_leases import SqlRefreshLeases
+from integration_server.storage.revocations import SqlRevocationOutbox
+from integration_server.storage.webhook_endpoints import SqlWebhookEndpoints
+from integration_server.storage.webhook_inbox import SqlWebhookInbox
+from integration_server.storage.webhook_routing import SqlUnroutedWebhooks, SqlWebhookRoutes, UnroutedLimits
+from integration_server.wiring.keys import open_key_encryptions
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """The stores that the use cases read and write."""
+
+    integrations: IntegrationStore
+    history: HealthHistory
+    due_work: DueWork
+    attempts: AuthorizationAttemptStore
+    leases: RefreshLeases
+    revocations: RevocationOutbox
+    journal: RefreshJournal
+    endpoints: WebhookEndpoints
+    inbox: WebhookInbox
+    webhook_routes: WebhookRoutes
+    unrouted_webhooks: UnroutedWebhooks
+    change_feed: ChangeFeed
+    oauth_clients: OAuthClientStore
+
+
+BuildStores = Callable[[Settings, Database, Callable[[IntegrationId], None]], Stores]
+"""Builds the stores over a database. They report each integration that they change to the callback."""
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """An open database, the keyring that encrypts and decrypts its values, and its audit log."""
+
+    database: Database
+    keys: KeyEncryptionKeys
+    keyring: Keyring
+    audit_log: SqlAuditLog
+
+    def heads(self) -> Sequence[Head]:
+        """The heads of what this process has written, and of the key set, to be recorded outside the database."""
+        return [*self.audit_log.heads(), self.keyring.head]
+
+
+@asynccontextmanager
+async def open_storage(settings: Settings, record_wait: Record = record_nothing) -> AsyncIterator[Storage]:
+    """Open the database and its keyring. `record_wait` gets the seconds of each wait for a connection.
+
+    Raises `KeyringError` or `StoreUnavailable`.
+    """
+    keys = await open_key_encryptions(settings)
+    pool_size = settings.database_pool_size
+    async with open_database(settings.database_url, pool_size=pool_size, record_wait=record_wait) as database:
+        keyring = await open_keyring(database, keys)
+        yield Storage(database, keys, keyring, SqlAuditLog(database, keyring))
+
+
+def sql_stores(settings: Settings, database: Database, on_change: Callable[[IntegrationId], None]) -> Stores:
+    """The stores in SQL, and the refresh journal on disk, which is used while the database is unavailable."""
+    return Stores(
+        SqlIntegrations(database, on_change, settings.user_quotas),
+        SqlHealthHistory(database),
+        SqlDueWork(database),
+        SqlAuthorizationAttempts(database, settings.user_quotas),
+        SqlRefreshLeases(database, settings.refresh_lease, settings.forced_refresh_min_interval),
+        SqlRevocationOutbox(database),
+        FileRefreshJournal(settings.refresh_journal_dir),
+        SqlWebhookEndpoints(database, on_change),
+        SqlWebhookInbox(database, settings.user_quotas),
+        SqlWebhookRoutes(database),
+        SqlUnroutedWebhooks(database, UnroutedLimits(max_bytes=settings.unrouted_webhook_max_bytes)),
+        SqlChangeFeed(database),
+        SqlOAuthClients(database),
+    )
+
+
+async def is_ready(integrations: IntegrationStore, keyring: Keyring) -> bool:
+    """Whether the database responds and this process can unwrap every data key in it."""
+    try:
+        await integrations.ping()
+        await keyring.reload()
+    except Exception as error:  # any failure means not ready
+        first_line = str(error).partition("\n")[0]
+        structlog.get_logger(__name__).warning("not_ready", kind=type(error).__name__, message=first_line)
+        return False
+    return True
