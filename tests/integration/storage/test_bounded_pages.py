@@ -7,7 +7,7 @@ from sqlalchemy import Select, bindparam, func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.credentials import AuthMethod
-from integration_server.domain.integration import UserId
+from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.service.integrations.ports import NewIntegration
 from integration_server.storage.bounded_pages import is_last_page, page_of, page_parameters, row_bytes
 from integration_server.storage.engine import Database
@@ -27,7 +27,7 @@ _ROWS = 240
 @pytest.fixture
 async def connection_with_rows(database: Database) -> Any:
     now, config = utc_now(), {"text": "x" * 200}
-    new = [NewIntegration(f"uid-{n}", UserId(ADA), "fake", AuthMethod.OAUTH2, "", config, None) for n in range(_ROWS)]
+    new = [NewIntegration(f"uid-{n}", UserId(ADA), "fake", AuthMethod.OAUTH2, "", config, IntegrationId(0)) for n in range(_ROWS)]
     async with database.write_transaction() as connection:
         await connection.execute(insert(integrations), [new_integration_values(one, now) for one in new])
         yield connection
