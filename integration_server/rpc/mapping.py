@@ -371,6 +371,7 @@ def encode_time(value: Any) -> Any:  # noqa: ANN401  # what the constructor of a
     return {"seconds": since_epoch.days * 86_400 + since_epoch.seconds, "nanos": since_epoch.microseconds * 1000}
 
 
+@lru_cache(maxsize=1024, typed=True)  # of each member; its name takes longer to read
 def _encode_member(prefix: str, value: Any) -> Any:  # noqa: ANN401  # a member, or the value itself
     return prefix + value.name if isinstance(value, Enum) else value
 
