@@ -329,23 +329,26 @@ def encode(message_class: type[M], source: object, **given: Any) -> M:  # noqa: 
 
     A member of an enum becomes the value with its name, and a dataclass becomes a message. None stays unset.
     """
-    for name, encode_value in _encoders(message_class):  # type: ignore[arg-type]  # a class is hashable
+    values = {}
+    for name, encode_value, is_default_unset in _encoders(message_class):  # type: ignore[arg-type]  # a class is hashable
         value = given[name] if name in given else getattr(source, name)
-        given[name] = value if encode_value is None or value is None else encode_value(value)
-    return message_class(**given)
+        if value or not (value is None or is_default_unset):  # protobuf takes time for each value
+            values[name] = value if encode_value is None else encode_value(value)
+    return message_class(**values)
 
 
 _Encode = Callable[[Any], Any]
 
 
 @lru_cache(maxsize=256)
-def _encoders(message_class: type[Message]) -> Sequence[tuple[str, _Encode | None]]:
+def _encoders(message_class: type[Message]) -> Sequence[tuple[str, _Encode | None, bool]]:
     """Return the fields of a message with the conversions of their values; None where the value itself is right.
 
+    The last says whether a field that has the default value is the same as one that is not set.
     Cached, because this depends on the contract only, and reading descriptors takes longer than converting values.
     """
     fields: Mapping[str, Any] = message_class.DESCRIPTOR.fields_by_name
-    return [(name, _encoder(field)) for name, field in fields.items()]
+    return [(name, _encoder(field), not field.has_presence) for name, field in fields.items()]
 
 
 def _encoder(field: Any) -> _Encode | None:  # noqa: ANN401  # as `_enum_prefix`
@@ -368,6 +371,7 @@ def encode_time(value: Any) -> Any:  # noqa: ANN401  # what the constructor of a
     return {"seconds": since_epoch.days * 86_400 + since_epoch.seconds, "nanos": since_epoch.microseconds * 1000}
 
 
+@lru_cache(maxsize=1024, typed=True)  # of each member; its name takes longer to read
 def _encode_member(prefix: str, value: Any) -> Any:  # noqa: ANN401  # a member, or the value itself
     return prefix + value.name if isinstance(value, Enum) else value
 

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Column,
     ColumnElement,
     Integer,
     LargeBinary,
@@ -59,26 +60,24 @@ def row_bytes(columns: Iterable[ColumnElement[Any]]) -> ColumnElement[int]:
     return reduce(add, lengths, literal(_FIXED_BYTES, BigInteger))
 
 
-def page_of(
-    query: Select[Any], key: ColumnElement[int], size: ColumnElement[int], *, descending: bool = False
-) -> Select[Any]:
+def page_of(query: Select[Any], key: Column[int], size: ColumnElement[int], *, descending: bool = False) -> Select[Any]:
     """The first rows of a query in the order of `key`, which is unique; `is_last_page` says whether they are the last.
 
-    At most `page_limit` rows, of which the `size` is at most `page_bytes` together; but at least one row, if there is
+    The columns of the query are those of the key's table. At most `page_limit` rows, of which the `size` is at most `page_bytes` together; but at least one row, if there is
     any. Both are parameters.
     """
     order = key.desc() if descending else key
     limit = bindparam("page_limit", type_=Integer)
     first = query.with_only_columns(key.label("key"), size.label("size")).order_by(order).limit(limit + 1).subquery()
     order_of_first = first.c.key.desc() if descending else first.c.key
-    sums = select(
-        first.c.key,
-        first.c.size,
-        func.sum(first.c.size).over(order_by=order_of_first, rows=(None, 0)).label("total"),
-        func.count().over().label("found"),
-    ).subquery()
+    total = func.sum(first.c.size).over(order_by=order_of_first, rows=(None, 0)).label("total")
+    found = func.count().over().label("found")
+    # Not a subquery: PostgreSQL would compute the sums again for each row of the page, where it expects few of them.
+    sums = select(first.c.key, first.c.size, total, found).cte("sums").prefix_with("MATERIALIZED")
     fits = or_(sums.c.total <= bindparam("page_bytes", type_=BigInteger), sums.c.total == sums.c.size)
-    return query.add_columns(sums.c.found).join(sums, key == sums.c.key).where(fits).order_by(order).limit(limit)
+    # By the key alone: with the conditions of the query too, all its rows would be compared with all sums.
+    page = select(*query.selected_columns, sums.c.found).join_from(sums, key.table, key == sums.c.key)
+    return page.where(fits).order_by(order).limit(limit)
 
 
 def page_parameters(limit: int, max_bytes: int) -> Mapping[str, int]:

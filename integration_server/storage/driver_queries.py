@@ -80,7 +80,9 @@ class CompiledQuery:
         for one in found:
             row = list(one)
             for index, convert in self._converters:
-                row[index] = convert(row[index])
+                value = row[index]
+                if value is not None:  # the conversions leave NULL as it is
+                    row[index] = convert(value)
             rows.append(row)
         return rows
 

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import asyncpg
+from pydantic_core import from_json
 from sqlalchemy import (
     URL,
     Connection,
@@ -348,7 +349,19 @@ def _engine(
         hide_parameters=True,
         skip_autocommit_rollback=read_only,  # saves a switch to SQLite's thread
         json_serializer=partial(json.dumps, allow_nan=False),  # PostgreSQL has no NaN in JSON
+        json_deserializer=parse_json,
     )
+
+
+def parse_json(text: str) -> Any:  # noqa: ANN401  # what JSON can have
+    """The value of a text that the database has checked. pydantic's parser takes a tenth of the time of Python's.
+
+    It rejects some texts that Python's accepts, such as those with half of a surrogate pair.
+    """
+    try:
+        return from_json(text, cache_strings="keys")
+    except ValueError:
+        return json.loads(text)
 
 
 async def _postgres_database(

@@ -22,7 +22,9 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import lru_cache
 from operator import attrgetter
+from struct import Struct
 from typing import Any, TypeVar
 
 import structlog
@@ -56,7 +58,8 @@ _NONCE_BYTES = 12
 _LOOKUP_INTERVAL = 1.0
 """Seconds between reads for an unknown data key: many forged values must not become load on the database."""
 
-_NAMES = attrgetter("table", "column", "uid", "user_id", "integration_type", "bound_values")
+_NAMES = attrgetter("uid", "user_id", "integration_type", "bound_values")
+_LENGTH = Struct(">I")
 
 ALL_DATA_KEYS = select(data_keys, DatabaseTime().label("now")).order_by(data_keys.c.active_time, data_keys.c.key_id)
 """The query for all data keys, by activation time, with those that were removed."""
@@ -117,7 +120,8 @@ class Keyring:
         nonce, payload = rest[:_NONCE_BYTES], rest[_NONCE_BYTES:]
         if not header.startswith(_FORMAT) or len(nonce) < _NONCE_BYTES:
             raise CredentialsUnreadable
-        cipher = await self._cipher(header.removeprefix(_FORMAT))
+        key_id = header[len(_FORMAT) :]
+        cipher = self._ciphers.get(key_id) or await self._load_cipher(key_id)
         try:
             return cipher.decrypt(nonce, payload, _encode_associated_data(header, associated_data))
         except InvalidTag:
@@ -211,9 +215,8 @@ class Keyring:
         cipher = self._ciphers.get(bytes.fromhex(row.key_id))
         return cipher or AESGCM(await self._keys.unwrap(row.wrapped_key, row.key_id, row.wrapping_key_id))
 
-    async def _cipher(self, key_id: bytes) -> AESGCM:
-        if key_id not in self._ciphers:
-            await self._reload_for(key_id)
+    async def _load_cipher(self, key_id: bytes) -> AESGCM:
+        await self._reload_for(key_id)
         try:
             return self._ciphers[key_id]
         except KeyError:
@@ -291,8 +294,17 @@ def _raise_all(problems: Sequence[KeyringError | StoreUnavailable]) -> None:
 
 
 def _encode_associated_data(header: bytes, associated_data: AssociatedData) -> bytes:
-    parts = [header, *(name.encode() for name in _NAMES(associated_data))]
-    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)  # the lengths make the encoding unambiguous
+    prefix = _encode_column(header, associated_data.table, associated_data.column)
+    return prefix + b"".join([part for name in _NAMES(associated_data) for part in _with_length(name.encode())])
+
+
+@lru_cache(maxsize=256)  # of each column and data key
+def _encode_column(header: bytes, table: str, column: str) -> bytes:
+    return b"".join(part for name in (header, table.encode(), column.encode()) for part in _with_length(name))
+
+
+def _with_length(part: bytes) -> tuple[bytes, bytes]:
+    return _LENGTH.pack(len(part)), part  # the lengths make the encoding unambiguous
 
 
 async def open_keyring(

@@ -198,7 +198,7 @@ def _time_text(value: object) -> str:
     return value.astimezone(UTC).isoformat(timespec="microseconds")
 
 
-_encode_json = json.JSONEncoder(sort_keys=True, default=_time_text).encode
+_encode_json = json.JSONEncoder(sort_keys=True, check_circular=False, default=_time_text).encode
 
 
 def _to_json(*values: object) -> str:
