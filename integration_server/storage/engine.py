@@ -172,6 +172,11 @@ class Database:
         async with self._driver_connection(self._readers) as connection:
             return await connection.run(query, **parameters)
 
+    async def run(self, query: DriverQuery, **parameters: Any) -> Sequence[Values]:  # noqa: ANN401
+        """Commit one statement that the driver runs. Returns the rows that it returns."""
+        async with self._driver_connection(self._autocommit_writers) as connection:
+            return await connection.run(query, **parameters)
+
     async def monitor(self, query: DriverQuery, **parameters: Any) -> Sequence[Values]:  # noqa: ANN401
         """As `read`, on the monitoring connection."""
         async with self._driver_connection(self._monitors, record_nothing) as connection:
