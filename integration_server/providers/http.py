@@ -1,4 +1,4 @@
-"""Outbound HTTP. The only module that uses httpx and httpcore, apart from `outbound_connections.py`.
+"""Outbound HTTP. The only module that uses httpx and httpcore, apart from `outbound_*.py`.
 
 No text of httpx or its parser is passed on, neither as a message nor as a cause: h11 quotes the bytes that it could not
 parse, and they may be a token.
@@ -34,8 +34,10 @@ import structlog
 from integration_server.domain.errors import ProviderUnavailable
 from integration_server.providers.lenient_values import bounded, read_json, seconds_until
 from integration_server.providers.outbound_connections import (
+    CONNECTING,
     CREDENTIALS_KEY,
     STREAMS_BODY,
+    Connecting,
     PooledTransport,
     SsrfGuardedBackend,
     is_public,
@@ -309,25 +311,13 @@ class ProviderHttp:
         return _Attempt(self._log.bind(method=method, origin=origin))
 
 
-class _Connecting:
-    """Whether a request waits for its connection: httpcore's trace of it (httpcore documentation, extensions)."""
-
-    in_progress = False
-
-    async def __call__(self, event: str, _details: object) -> None:
-        if event.startswith("connection.") and event.endswith(".started"):
-            self.in_progress = True
-        elif event.endswith("send_request_headers.started"):
-            self.in_progress = False
-
-
 @dataclass(eq=False, repr=False)
 class _Attempt:
     """One request: logs its end, and converts the errors of the libraries."""
 
     log: Any  # structlog's loggers have no common type
     retry_after: timedelta | None = None
-    connecting: _Connecting = field(default_factory=_Connecting)
+    connecting: Connecting = field(default_factory=Connecting)
     begin: float = field(default_factory=time.perf_counter)
 
     async def run(self, exchange: Awaitable[T]) -> T:
@@ -439,14 +429,14 @@ def _build_request(
     url: httpx.URL | str,
     headers: Mapping[str, str] | Sequence[tuple[str, str]],
     content: str | bytes | AsyncIterator[bytes],
-    connecting: _Connecting,
+    connecting: Connecting,
     credentials_key: bytes | None,
 ) -> httpx.Request:
     all_headers = httpx.Headers(_DEFAULT_HEADERS)
     all_headers.update(headers)
     if "range" in all_headers:
         all_headers["Accept-Encoding"] = "identity"  # the range is of the encoded bytes (RFC 9110 §14)
-    extensions: dict[str, Any] = {"trace": connecting}
+    extensions: dict[str, Any] = {CONNECTING: connecting}
     if credentials_key is not None:
         extensions[CREDENTIALS_KEY] = credentials_key
     if not isinstance(content, str | bytes):
