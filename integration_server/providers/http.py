@@ -1,4 +1,4 @@
-"""Outbound HTTP. The only module that uses httpx and httpcore, apart from `outbound_connections.py`.
+"""Outbound HTTP. The only module that uses httpx and httpcore, apart from `outbound_*.py`.
 
 No text of httpx or its parser is passed on, neither as a message nor as a cause: h11 quotes the bytes that it could not
 parse, and they may be a token.
@@ -34,8 +34,10 @@ import structlog
 from integration_server.domain.errors import ProviderUnavailable
 from integration_server.providers.lenient_values import bounded, read_json, seconds_until
 from integration_server.providers.outbound_connections import (
+    CONNECTING,
     CREDENTIALS_KEY,
     STREAMS_BODY,
+    Connecting,
     PooledTransport,
     SsrfGuardedBackend,
     is_public,
@@ -306,19 +308,7 @@ class ProviderHttp:
         origin = origin_of(url)
         if origin not in allowed_origins:
             raise UrlNotAllowed(f"{origin} is not an origin that the provider declares")
-        return _Attempt(self._log.bind(method=method, origin=origin))
-
-
-class _Connecting:
-    """Whether a request waits for its connection: httpcore's trace of it (httpcore documentation, extensions)."""
-
-    in_progress = False
-
-    async def __call__(self, event: str, _details: object) -> None:
-        if event.startswith("connection.") and event.endswith(".started"):
-            self.in_progress = True
-        elif event.endswith("send_request_headers.started"):
-            self.in_progress = False
+        return _Attempt(self._log, method, origin)
 
 
 @dataclass(eq=False, repr=False)
@@ -326,8 +316,10 @@ class _Attempt:
     """One request: logs its end, and converts the errors of the libraries."""
 
     log: Any  # structlog's loggers have no common type
+    method: str
+    origin: str
     retry_after: timedelta | None = None
-    connecting: _Connecting = field(default_factory=_Connecting)
+    connecting: Connecting = field(default_factory=Connecting)
     begin: float = field(default_factory=time.perf_counter)
 
     async def run(self, exchange: Awaitable[T]) -> T:
@@ -341,13 +333,18 @@ class _Attempt:
             failure = type(error).__name__.strip("_")
             kind = ResponseBodyTooLarge if isinstance(error, _BodyTooLarge) else ProviderUnavailable
             is_sent = not (self.connecting.in_progress or isinstance(error, _NOT_SENT))
-        self.log.warning("provider_request_failed", failure=failure, seconds=_elapsed_since(self.begin))
+        self.log.warning("provider_request_failed", **self._log_fields, failure=failure)
         message = f"no usable response from the provider ({failure})"
         raise kind(message, retry_after=self.retry_after, outcome_unknown=is_sent)
 
     def log_success(self, status: int) -> None:
         """Log a response."""
-        self.log.info("provider_request_completed", status=status, seconds=_elapsed_since(self.begin))
+        self.log.info("provider_request_completed", **self._log_fields, status=status)
+
+    @property
+    def _log_fields(self) -> Mapping[str, Any]:
+        seconds = round(time.perf_counter() - self.begin, 3)
+        return {"method": self.method, "origin": self.origin, "seconds": seconds}
 
 
 @dataclass(eq=False, repr=False)
@@ -439,14 +436,14 @@ def _build_request(
     url: httpx.URL | str,
     headers: Mapping[str, str] | Sequence[tuple[str, str]],
     content: str | bytes | AsyncIterator[bytes],
-    connecting: _Connecting,
+    connecting: Connecting,
     credentials_key: bytes | None,
 ) -> httpx.Request:
     all_headers = httpx.Headers(_DEFAULT_HEADERS)
     all_headers.update(headers)
     if "range" in all_headers:
         all_headers["Accept-Encoding"] = "identity"  # the range is of the encoded bytes (RFC 9110 §14)
-    extensions: dict[str, Any] = {"trace": connecting}
+    extensions: dict[str, Any] = {CONNECTING: connecting}
     if credentials_key is not None:
         extensions[CREDENTIALS_KEY] = credentials_key
     if not isinstance(content, str | bytes):
@@ -476,13 +473,17 @@ async def _timeout(seconds: float) -> AsyncIterator[None]:
     any length costs one of them.
     """
 
-    async def count(timeout: asyncio.Timeout) -> None:
-        for _ in range(_DEADLINE_SLICES):
-            await asyncio.sleep(seconds / _DEADLINE_SLICES)
-        timeout.reschedule(asyncio.get_running_loop().time())
+    loop, slices = asyncio.get_running_loop(), iter(range(_DEADLINE_SLICES))
+
+    def count() -> None:
+        nonlocal counting
+        if next(slices, None) is None:
+            timeout.reschedule(loop.time())
+        else:
+            counting = loop.call_later(seconds / _DEADLINE_SLICES, count)
 
     async with asyncio.timeout(None) as timeout:
-        counting = asyncio.create_task(count(timeout))
+        counting: asyncio.Handle = loop.call_soon(count)
         try:
             yield
         finally:
@@ -538,7 +539,3 @@ def _retry_after(headers: httpx.Headers, now: datetime) -> timedelta | None:
     fields += [part for field in fields for part in field.split(",")]  # a proxy joins repeated headers
     read = [seconds for field in fields if (seconds := seconds_until(field, now)) is not None]
     return bounded(max(read), _MAX_RETRY_AFTER) if read else None
-
-
-def _elapsed_since(begin: float) -> float:
-    return round(time.perf_counter() - begin, 3)

@@ -156,7 +156,7 @@ class OAuth2Provider(BaseProvider):
         ]
         return [*missing, *super().missing_settings]
 
-    @property
+    @cached_property
     def _own_settings(self) -> Collection[str]:
         """Which of the settings of our client the requests for tokens use."""
         templates = {*texts_in(self.token_headers), *texts_in(self.token_params)}

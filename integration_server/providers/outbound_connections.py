@@ -15,15 +15,22 @@ refuses an upload says so before its end, and one that responds while it reads w
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from threading import Thread
 from typing import Any, TypeAlias, cast
 
+import h11
 import httpcore
 import httpx
+from cachetools import TTLCache
+
+from integration_server.providers.outbound_sockets import LoopBackend
 
 Address: TypeAlias = IPv4Address | IPv6Address
 AddressPolicy: TypeAlias = Callable[[Address], bool]
@@ -36,13 +43,39 @@ one after the other; a request without the extension gets its own, which is clos
 
 # Seconds for each address but the last, so that the next one is tried well within the deadline of a request.
 _CONNECT_TIMEOUT_SECONDS = 2.0
+
+# A look-up takes a thread. Within this time connections go to the addresses that were checked, whatever the name means
+# by now; resolvers keep answers for longer.
+_CHECKED_SECONDS = 1.0
+_MAX_CHECKED = 1000  # hosts
+
 STREAMS_BODY = "streams_body"
 """The extension of a request whose body is sent while its response is received (true). An error response, and the end
 of any response, ends the body."""
 
+CONNECTING = "connecting"
+"""The extension of a request with its `Connecting`."""
+
 _FIRST_ERROR_STATUS = 300  # a redirect is none, but its provider does not want the body either
 
-_READ_ITERATIONS = 4  # of the event loop, in which a read returns bytes that have arrived, also below TLS
+_READ_ITERATIONS = 2  # of the event loop, after which it has read the bytes that had arrived, also below TLS
+_READ_BYTES = 1 << 16
+_MAX_HEAD_BYTES = 100 * 1024  # of a response, or of one of its chunks' heads
+_CHUNKS_IN_TURN = 100  # of a response body in one turn of the loop: about a millisecond
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_END_OF_MESSAGE: tuple[Callable[..., h11.Event], Mapping[str, Any]] = (h11.EndOfMessage, {})
+
+# Servers close idle connections after 2 s (gunicorn), 5 s (Node, uvicorn, Apache) or more. The outcome of a request
+# that is sent at that moment is unknown.
+_KEEPALIVE_SECONDS = 1.0
+_MAX_IDLE = 100  # connections. Busy ones have no limit: one provider that hangs would block the others
+
+
+@dataclass(slots=True)
+class Connecting:
+    """Whether a request waits for its connection. It stays so if there is none: then nothing was sent."""
+
+    in_progress: bool = False
 
 
 # --- the addresses that requests to providers may go to --------------------------------------------------------------
@@ -118,10 +151,12 @@ class SsrfGuardedBackend(httpcore.AsyncNetworkBackend):
         *,
         resolve: Resolve | None = None,
         connector: httpcore.AsyncNetworkBackend | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._is_allowed = is_allowed
         self._resolve = resolve or SystemResolver()
-        self._connector = connector or httpcore.AnyIOBackend()
+        self._connector = connector or LoopBackend()
+        self._checked: TTLCache[str, Sequence[Address]] = TTLCache(_MAX_CHECKED, _CHECKED_SECONDS, monotonic)
 
     async def connect_tcp(
         self,
@@ -132,10 +167,7 @@ class SsrfGuardedBackend(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         """A connection to the first address of the host that accepts one."""
-        addresses = await self._resolve(host)
-        if not all(map(self._is_allowed, addresses)):
-            # One forbidden address is enough to reject the host: its DNS cannot be trusted.
-            raise AddressNotAllowed
+        addresses = await self._checked_addresses(host)
 
         async def connect(address: Address, timeout: float | None) -> httpcore.AsyncNetworkStream:
             return await self._connector.connect_tcp(str(address), port, timeout, local_address, socket_options)
@@ -144,7 +176,22 @@ class SsrfGuardedBackend(httpcore.AsyncNetworkBackend):
         for address in others:
             with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
                 return await connect(address, _CONNECT_TIMEOUT_SECONDS)
-        return await connect(last, timeout)
+        try:
+            return await connect(last, timeout)
+        except BaseException:
+            self._checked.pop(host, None)  # it may have moved
+            raise
+
+    async def _checked_addresses(self, host: str) -> Sequence[Address]:
+        """The addresses of a host, all of which are allowed; for a moment those that were checked last."""
+        addresses = self._checked.get(host)
+        if addresses is None:
+            addresses = await self._resolve(host)
+            if not all(map(self._is_allowed, addresses)):
+                # One forbidden address is enough to reject the host: its DNS cannot be trusted.
+                raise AddressNotAllowed
+            self._checked[host] = addresses
+        return addresses
 
 
 class SystemResolver:
@@ -184,145 +231,215 @@ def _resolve_in_thread(host: str) -> Future[Sequence[Address]]:
 # --- which requests may share a connection ---------------------------------------------------------------------------
 
 
-class PooledTransport(httpx.AsyncBaseTransport):
-    """httpx's default transport with our network backend, for which httpx has no parameter.
+_Target: TypeAlias = tuple[str, str, int, bytes | None]
+"""What the requests on one connection have in common: scheme, host, port, and the key of their credentials."""
 
-    `reuses_leftovers` switches the checks of this module off, for negative controls.
+
+class PooledTransport(httpx.AsyncBaseTransport):
+    """Sends requests by HTTP/1.1, on connections that our network backend opens.
+
+    `reuses_leftovers` switches the checks of this module off, for negative controls. `monotonic` is in seconds.
     """
 
-    def __init__(self, network: httpcore.AsyncNetworkBackend, *, reuses_leftovers: bool = False) -> None:
-        self._is_keyed = not reuses_leftovers
-        self._pool = (httpcore.AsyncConnectionPool if reuses_leftovers else _Pool)(
-            ssl_context=httpx.create_ssl_context(),
-            # A limit would be shared by all providers, so that one that hangs blocks the others.
-            max_connections=None,
-            max_keepalive_connections=100,
-            # Servers close idle connections after 2 s (gunicorn), 5 s (Node, uvicorn, Apache) or more. The outcome of
-            # a request that is sent at that moment is unknown.
-            keepalive_expiry=1,
-            network_backend=network,
-        )
+    def __init__(
+        self,
+        network: httpcore.AsyncNetworkBackend,
+        *,
+        reuses_leftovers: bool = False,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._network = network
+        self._is_checked = not reuses_leftovers
+        self._monotonic = monotonic
+        self._tls = httpx.create_ssl_context()
+        self._tls.set_alpn_protocols(["http/1.1"])
+        self._open: set[_Connection] = set()
+        self._idle: dict[_Target, list[_Connection]] = {}
+        self._idle_times: OrderedDict[_Connection, float] = OrderedDict()  # since when, the longest first
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request, and return once the response headers have arrived."""
-        key, url, headers = request.extensions.get(CREDENTIALS_KEY), request.url, request.headers.raw
-        make_url = httpcore.URL
-        if self._is_keyed:
-            make_url = _KeyedUrl
-            if key is None:
-                headers = [*headers, (b"Connection", b"close")]
-        target = make_url(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-        if isinstance(target, _KeyedUrl):
-            target.key = key
-        http_response = await self._pool.handle_async_request(
-            httpcore.Request(
-                request.method, target, headers=headers, content=request.stream, extensions=request.extensions
-            )
-        )
-        stream = cast(httpx.AsyncByteStream, http_response.stream)  # with the same two methods
-        return httpx.Response(http_response.status, headers=http_response.headers, stream=stream)
+        url, key, headers = request.url, request.extensions.get(CREDENTIALS_KEY), request.headers.raw
+        if self._is_checked and key is None:
+            headers = [*headers, (b"Connection", b"close")]
+        port = url.port or _DEFAULT_PORTS[url.scheme]
+        target = (url.scheme, url.raw_host.decode("ascii"), port, key if self._is_checked else None)
+        connection = await self._take_idle(target)
+        if connection is None:
+            connection = await self._connect(target, request.extensions.get(CONNECTING) or Connecting())
+        return await connection.exchange(request, headers)
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self._pool.aclose()
+        for connection in list(self._open):
+            await connection.close()
+
+    async def _connect(self, target: _Target, connecting: Connecting) -> "_Connection":
+        scheme, host, port, _ = target
+        connecting.in_progress = True
+        stream = await self._network.connect_tcp(host, port)
+        if scheme == "https":
+            stream = await stream.start_tls(self._tls, server_hostname=host)
+        connecting.in_progress = False
+        connection = _Connection(target, stream, self._is_checked, self._keep, self._forget)
+        self._open.add(connection)
+        return connection
+
+    async def _take_idle(self, target: _Target) -> "_Connection | None":
+        await self._close_expired()
+        while connections := self._idle.get(target):
+            connection = connections[-1]
+            self._remove_idle(connection)
+            if not (self._is_checked and await connection.has_unread_bytes()):
+                return connection
+            await connection.close()
+        return None
+
+    async def _keep(self, connection: "_Connection") -> None:
+        self._idle.setdefault(connection.target, []).append(connection)
+        self._idle_times[connection] = self._monotonic()
+        await self._close_expired()
+
+    async def _close_expired(self) -> None:
+        end = self._monotonic() - _KEEPALIVE_SECONDS
+        while self._idle_times:
+            connection, idle_since = next(iter(self._idle_times.items()))
+            if idle_since > end and len(self._idle_times) <= _MAX_IDLE:
+                return
+            self._remove_idle(connection)
+            await connection.close()
+
+    def _remove_idle(self, connection: "_Connection") -> None:
+        if self._idle_times.pop(connection, None) is not None:
+            same_target = self._idle[connection.target]
+            same_target.remove(connection)
+            if not same_target:
+                del self._idle[connection.target]
+
+    def _forget(self, connection: "_Connection") -> None:
+        self._remove_idle(connection)
+        self._open.discard(connection)
 
 
-class _KeyedOrigin(httpcore.Origin):
-    """An origin that is equal only to the same origin with the same key. The pool compares origins."""
+class _Connection:
+    """A connection with HTTP/1.1, for one request at a time. It is closed, and not kept, when bytes follow a response.
 
-    def __init__(self, origin: httpcore.Origin, key: bytes | None) -> None:
-        super().__init__(origin.scheme, origin.host, origin.port)
-        self._key = key
+    The body of a request can be sent while the response is received.
+    """
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _KeyedOrigin) and super().__eq__(other) and self._key == other._key
+    def __init__(
+        self,
+        target: _Target,
+        stream: httpcore.AsyncNetworkStream,
+        is_checked: bool,
+        keep: "Callable[[_Connection], Awaitable[None]]",
+        forget: "Callable[[_Connection], None]",
+    ) -> None:
+        self.target = target
+        self._stream = stream
+        self._is_checked = is_checked
+        self._keep, self._forget = keep, forget
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_BYTES)
+        self._upload: asyncio.Task[None] | None = None
 
-    __hash__ = None  # type: ignore[assignment]  # as httpcore's
+    async def has_unread_bytes(self) -> bool:
+        """Whether bytes, or the end of the connection, have arrived since the last response."""
+        for _ in range(_READ_ITERATIONS):
+            await asyncio.sleep(0)
+        return bool(self._stream.get_extra_info("is_readable"))
 
-
-class _KeyedUrl(httpcore.URL):
-    key: bytes | None = None
-
-    @property
-    def origin(self) -> httpcore.Origin:
-        return _KeyedOrigin(super().origin, self.key)
-
-
-class _Pool(httpcore.AsyncConnectionPool):
-    def create_connection(self, origin: httpcore.Origin) -> httpcore.AsyncConnectionInterface:
-        return _Connection(origin, self._ssl_context, self._keepalive_expiry, network_backend=self._network_backend)
-
-
-class _Connection(httpcore.AsyncHTTPConnection):
-    """A connection that is closed, and not reused, when bytes follow a response."""
-
-    _stream: httpcore.AsyncNetworkStream | None = None  # after the first response
-    _is_starting = False  # a request that is not sent yet: httpcore takes the connection for idle
-
-    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
-        if self._is_starting:
-            raise httpcore.ConnectionNotAvailable  # the pool takes another connection
-        self._is_starting = True
+    async def close(self) -> None:
+        """Close the connection, in the middle of an exchange too."""
+        self._forget(self)
         try:
-            if self._stream is not None and await _has_unread_bytes(self._stream):
-                await self.aclose()
-                raise httpcore.ConnectionNotAvailable
-            async with self._request_lock:
-                if self._connection is None:
-                    await self._open(request)
-            response = await super().handle_async_request(request)
+            await self._end_upload()
         finally:
-            self._is_starting = False
-        self._stream = response.extensions["network_stream"]
-        return response
+            await self._stream.aclose()
 
-    async def _open(self, request: httpcore.Request) -> None:
+    async def exchange(self, request: httpx.Request, headers: Sequence[tuple[bytes, bytes]]) -> httpx.Response:
+        """Send a request, and return once the response headers have arrived."""
         try:
-            stream = await self._connect(request)
+            with suppress(httpcore.WriteError):  # the provider has closed the connection; its response may be there
+                await self._send(request, headers)
+            response = await self._next_event()
+            while isinstance(response, h11.InformationalResponse):
+                response = await self._next_event()
+            if not isinstance(response, h11.Response):
+                raise httpcore.RemoteProtocolError
+            if response.status_code >= _FIRST_ERROR_STATUS:
+                await self._end_upload()
         except BaseException:
-            self._connect_failed = True
+            await self.close()
             raise
-        self._connection = _Http11Connection(self._origin, stream, self._keepalive_expiry)
+        return httpx.Response(response.status_code, headers=response.headers.raw_items(), stream=_ResponseBody(self))
 
-    def is_available(self) -> bool:
-        """Whether a request can be sent."""
-        return super().is_available() and not self._is_starting
+    async def body(self) -> AsyncIterator[bytes]:
+        """The response body as it arrives."""
+        count = 0
+        while isinstance(event := await self._next_event(), h11.Data):
+            yield bytes(event.data)
+            count += 1
+            if count % _CHUNKS_IN_TURN == 0:
+                await asyncio.sleep(0)
 
-    def is_idle(self) -> bool:
-        """Whether it can be closed."""
-        return super().is_idle() and not self._is_starting
+    async def end(self) -> None:
+        """End the exchange. The connection is kept for the next one, if both messages are complete."""
+        try:
+            await self._end_upload()
+        except asyncio.CancelledError:  # a second one
+            await self.close()
+            raise
+        is_complete = self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
+        if is_complete and not (self._is_checked and self._http.trailing_data[0]):
+            self._http.start_next_cycle()
+            await self._keep(self)
+        else:
+            await self.close()
 
-    def has_expired(self) -> bool:
-        """Also if the parser has bytes that are not part of a response. The pool asks after each response."""
-        if self._is_starting:
-            return False
-        parser: Any = getattr(self._connection, "_h11_state", None)  # httpcore has no other access
-        return super().has_expired() or (parser is not None and self.is_idle() and bool(parser.trailing_data[0]))
-
-
-class _Http11Connection(httpcore.AsyncHTTP11Connection):
-    """HTTP/1.1 that can send a request's body while it receives the response."""
-
-    _upload: asyncio.Task[None] | None = None
-
-    async def _send_request_body(self, request: httpcore.Request) -> None:
+    async def _send(self, request: httpx.Request, headers: Sequence[tuple[bytes, bytes]]) -> None:
         self._upload = None
-        if not request.extensions.get(STREAMS_BODY):
-            await super()._send_request_body(request)
-            return
-        self._upload = asyncio.create_task(self._send_until_closed(request), name="upload")
-        self._upload.add_done_callback(_mark_retrieved)
+        head = h11.Request, {"method": request.method, "target": request.url.raw_path, "headers": headers}
+        if request.extensions.get(STREAMS_BODY):
+            await self._stream.write(self._bytes_of(head))
+            body = cast("httpx.AsyncByteStream", request.stream)
+            self._upload = asyncio.create_task(self._send_body(body), name="upload")
+            self._upload.add_done_callback(_mark_retrieved)
+        else:
+            content = (h11.Data, {"data": request.content})
+            await self._stream.write(self._bytes_of(head, *([content] if request.content else ()), _END_OF_MESSAGE))
 
-    async def _send_until_closed(self, request: httpcore.Request) -> None:
-        with suppress(httpcore.WriteError):  # the provider has closed the connection; its response may be there
-            await super()._send_request_body(request)
+    async def _send_body(self, body: httpx.AsyncByteStream) -> None:
+        with suppress(httpcore.WriteError):  # as above
+            async for chunk in body:
+                await self._stream.write(self._bytes_of((h11.Data, {"data": chunk})))
+            if end := self._bytes_of(_END_OF_MESSAGE):
+                await self._stream.write(end)
 
-    async def _receive_event(self, timeout: float | None = None) -> Any:  # noqa: ANN401  # an event of h11
+    def _bytes_of(self, *events: tuple[Callable[..., h11.Event], Mapping[str, Any]]) -> bytes:
+        try:
+            return b"".join(self._http.send(make(**values)) or b"" for make, values in events)
+        except h11.LocalProtocolError:
+            raise httpcore.LocalProtocolError from None
+
+    async def _next_event(self) -> h11.Event | type[h11.PAUSED]:
         """The next event of the response. Raises what the upload raises meanwhile: then nobody waits for a response."""
+        while True:
+            try:
+                event = self._http.next_event()
+            except h11.RemoteProtocolError:  # it quotes what it could not parse
+                raise httpcore.RemoteProtocolError from None
+            if event is not h11.NEED_DATA:
+                return cast("h11.Event | type[h11.PAUSED]", event)
+            data = await self._read()
+            if not data and self._http.their_state is h11.SEND_RESPONSE:
+                raise httpcore.RemoteProtocolError("the connection ended before the response")
+            self._http.receive_data(data)
+
+    async def _read(self) -> bytes:
         upload = self._upload
         if upload is None or (upload.done() and (upload.cancelled() or upload.exception() is None)):
-            return await super()._receive_event(timeout)
-        receiving = asyncio.ensure_future(super()._receive_event(timeout))
+            return await self._stream.read(_READ_BYTES)
+        receiving = asyncio.ensure_future(self._stream.read(_READ_BYTES))
         receiving.add_done_callback(_mark_retrieved)
         try:
             await asyncio.wait({receiving, upload}, return_when=asyncio.FIRST_COMPLETED)
@@ -332,20 +449,6 @@ class _Http11Connection(httpcore.AsyncHTTP11Connection):
         finally:
             receiving.cancel()
 
-    async def _receive_response_headers(self, request: httpcore.Request) -> Any:  # noqa: ANN401  # as httpcore's
-        received = await super()._receive_response_headers(request)
-        if received[1] >= _FIRST_ERROR_STATUS:
-            await self._end_upload()
-        return received
-
-    async def _response_closed(self) -> None:
-        try:
-            await self._end_upload()
-            await super()._response_closed()  # closes the connection, unless the whole request was sent
-        except asyncio.CancelledError:  # a second one: httpcore would keep the connection open, and count it as busy
-            await self.aclose()
-            raise
-
     async def _end_upload(self) -> None:
         upload = self._upload
         if upload is not None and not upload.done():
@@ -353,24 +456,25 @@ class _Http11Connection(httpcore.AsyncHTTP11Connection):
             await asyncio.wait({upload})
 
 
+class _ResponseBody(httpx.AsyncByteStream):
+    """The body of a response. Closing it ends the exchange."""
+
+    def __init__(self, connection: _Connection) -> None:
+        self._connection: _Connection | None = connection
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._connection is not None:
+            async for chunk in self._connection.body():
+                yield chunk
+
+    async def aclose(self) -> None:
+        """End the exchange."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.end()
+
+
 def _mark_retrieved(task: asyncio.Task[Any]) -> None:
     """Keep asyncio from logging an exception that concerns nobody any more."""
     if not task.cancelled():
         task.exception()
-
-
-async def _has_unread_bytes(stream: httpcore.AsyncNetworkStream) -> bool:
-    """Whether bytes, or the end of the connection, have arrived and were not read yet."""
-    read = asyncio.ensure_future(stream.read(1))
-    try:
-        for _ in range(_READ_ITERATIONS):
-            await asyncio.sleep(0)
-            if read.done():
-                break
-    finally:
-        read.cancel()
-    await asyncio.wait({read})
-    if read.cancelled():
-        return False
-    read.exception()  # marks it as retrieved
-    return True

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.resources.abc import Traversable
 from types import MappingProxyType
 from typing import Any, Self
@@ -49,7 +49,11 @@ COMMON_SETTINGS = (
 )
 """The settings that types have without declaring them, after the type and an underscore."""
 
-_TEMPLATES_OF_REQUESTS = frozenset({"api_base_url", "api_base_urls", "request_headers", "request_query"})
+_OF_ACCOUNT = frozenset({"url_params", "oauth_client", "granted_scopes"})
+"""The attributes of a copy for a client or an account, which declare nothing."""
+
+_FOUND_IN_DECLARATIONS = ("names_in_requests", "_own_settings")
+"""The cached properties that other declarations change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +280,8 @@ class ProviderModel(ABC):
         urls |= {f"api_base_urls.{name}": url for name, url in self.api_base_urls.items()}
         tables = {"verify.url": self.verify, "lookup.url": self.lookup}
         urls |= {name: table.url for name, table in tables.items() if table is not None}
-        return {name: fill(url, self._setting_texts, partial=True) for name, url in urls.items() if url is not None}
+        declared = ((name, url) for name, url in urls.items() if url is not None)
+        return _filled_templates(tuple(declared), tuple(self._setting_texts.items()))
 
     @property
     def values(self) -> Mapping[str, str]:
@@ -308,13 +313,13 @@ class ProviderModel(ABC):
         return () if self.lookup is None else self.lookup.keep
 
     def _origins(self) -> DeclaredOrigins:
-        return DeclaredOrigins(self.url_templates.values(), self.host_patterns)
+        return _declared_origins(tuple(self.url_templates.values()), tuple(self.host_patterns))
 
     def unusable_param(self) -> str | None:
         """The name of a value that cannot be in its URL, or that leads to an undeclared host; None if there is none."""
         origins, values = self._origins(), self.values
         for url in self.url_templates.values():
-            if set(template_params(url)) <= values.keys():
+            if "{" in url and set(template_params(url)) <= values.keys():
                 try:
                     filled = fill(url, values)
                 except InvalidParam as error:
@@ -404,8 +409,24 @@ class ProviderModel(ABC):
     def with_attributes(self, **attributes: object) -> Self:
         """A copy with other values for some declarations."""
         other = copy.copy(self)
-        if not _TEMPLATES_OF_REQUESTS.isdisjoint(attributes):
-            vars(other).pop("names_in_requests", None)  # what was found in the templates of the original
+        if not _OF_ACCOUNT.issuperset(attributes):
+            for name in _FOUND_IN_DECLARATIONS:
+                vars(other).pop(name, None)  # what was found in those of the original
         for name, value in attributes.items():
             setattr(other, name, value)
         return other
+
+
+# Cached, because every request asks for them: a type has the same ones for all of its accounts.
+
+
+@lru_cache(maxsize=2048)
+def _filled_templates(urls: tuple[tuple[str, str], ...], settings: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
+    """URL templates, by their names, with the values of settings. Raises `InvalidParam`."""
+    values = dict(settings)
+    return MappingProxyType({name: fill(url, values, partial=True) for name, url in urls})
+
+
+@lru_cache(maxsize=2048)
+def _declared_origins(urls: tuple[str, ...], host_patterns: tuple[str, ...]) -> DeclaredOrigins:
+    return DeclaredOrigins(urls, host_patterns)

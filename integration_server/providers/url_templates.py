@@ -52,6 +52,8 @@ def fill(url: str, values: Mapping[str, str], *, partial: bool = False) -> str:
         if not is_url(values[name[1]]):
             raise InvalidParam(name[1])
         return values[name[1]]
+    if "{" not in url:
+        return url
     encoders = (_host_value, _segment, _query_value)
     parts = zip(_parts(url), encoders, strict=True)
     return "".join(_fill(part, values, encode, partial=partial) for part, encode in parts)

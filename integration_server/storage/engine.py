@@ -38,7 +38,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
 from sqlalchemy.engine import AdaptedConnection, Dialect
-from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, MissingGreenlet
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.ext.compiler import compiles
@@ -47,6 +47,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
 from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.util.concurrency import in_greenlet
 
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.service.background.detached_tasks import waiting_for_store
@@ -173,6 +174,11 @@ class Database:
         async with self._driver_connection(self._readers) as connection:
             return await connection.run(query, **parameters)
 
+    async def run(self, query: DriverQuery, **parameters: Any) -> Sequence[Values]:  # noqa: ANN401
+        """Commit one statement that the driver runs. Returns the rows that it returns."""
+        async with self._driver_connection(self._autocommit_writers) as connection:
+            return await connection.run(query, **parameters)
+
     async def monitor(self, query: DriverQuery, **parameters: Any) -> Sequence[Values]:  # noqa: ANN401
         """As `read`, on the monitoring connection."""
         async with self._driver_connection(self._monitors, record_nothing) as connection:
@@ -199,7 +205,7 @@ class Database:
     ) -> AsyncIterator[DriverConnection]:
         begin = time.perf_counter()
         with waiting_for_store(), _convert_connection_errors():
-            lent = await engine.raw_connection()
+            lent = await _lend_raw(engine)
             (record_wait or self.record_wait)(time.perf_counter() - begin)
             compiled = partial(self._compiled, engine, lent)
             try:
@@ -208,12 +214,12 @@ class Database:
                 await _discard(lent)
                 raise StoreUnavailable from error
             except Exception:
-                await greenlet_spawn(lent.close)
+                await _return_raw(engine, lent)
                 raise
             except BaseException:  # in the middle of a statement, or of a transaction
                 await _discard(lent)
                 raise
-            await greenlet_spawn(lent.close)  # waits for nothing: there is no transaction to roll back
+            await _return_raw(engine, lent)
 
     def _compiled(self, engine: AsyncEngine, lent: PoolProxiedConnection, query: DriverQuery) -> CompiledQuery:
         compiled = self._driver_queries.get(query)
@@ -292,6 +298,26 @@ class Database:
 
 class _TransactionNotEnded(Exception):
     """A transaction could not be rolled back: its connection is closed."""
+
+
+async def _lend_raw(engine: AsyncEngine) -> PoolProxiedConnection:
+    """A connection of the pool. A greenlet costs more than the pool does, and is needed only to wait."""
+    if not _waits_for_thread(engine):
+        with suppress(MissingGreenlet):  # no connection is free, or it was closed
+            return engine.sync_engine.raw_connection()
+    return await engine.raw_connection()
+
+
+async def _return_raw(engine: AsyncEngine, lent: PoolProxiedConnection) -> None:
+    """Return a connection without a transaction, for which nothing has to be rolled back."""
+    if _waits_for_thread(engine):
+        await greenlet_spawn(lent.close)
+    else:
+        lent.close()
+
+
+def _waits_for_thread(engine: AsyncEngine) -> bool:
+    return engine.dialect.name == "sqlite"
 
 
 async def _discard(lent: PoolProxiedConnection) -> None:
@@ -424,6 +450,7 @@ def _postgres_engine(
         },
     )
     event.listen(engine.sync_engine, "checkout", _discard_closed_connection)
+    event.listen(engine.sync_engine, "do_connect", _require_greenlet)
     return engine
 
 
@@ -451,6 +478,12 @@ def _discard_closed_connection(connection: AdaptedConnection, _record: object, _
     """Have the pool replace a connection that the server closed. Unlike a ping it costs no round trip."""
     if connection.driver_connection.is_closed():
         raise DisconnectionError
+
+
+def _require_greenlet(*_connect_arguments: object) -> None:
+    """End a call of `_lend_raw` that would have to open a connection, before it creates a coroutine for it."""
+    if not in_greenlet():
+        raise MissingGreenlet
 
 
 def _sqlite_database(

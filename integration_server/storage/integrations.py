@@ -173,6 +173,21 @@ _NO_REFRESH_FAILURE: Mapping[str, Any] = {
 
 _PING = DriverQuery(select(literal(1)).select_from(integrations).limit(1))
 
+_FENCE = ("integration_id", "user_id", "version", "settings_version")
+"""The columns of a commit that a refresh names as it has read them."""
+
+_COMMIT_REFRESH = DriverQuery(
+    update(integrations)
+    .where(*(_T[name] == bindparam(f"of_{name}") for name in _FENCE))
+    .values(
+        **{one.name: bindparam(f"new_{one.name}", type_=_T[one.name].type) for one in fields(NewCredentials)},
+        **_NO_REFRESH_FAILURE,
+        update_time=bindparam("now", type_=UtcDateTime),
+        version=_T.version + 1,
+    )
+    .returning(*PLAINTEXT_COLUMNS)
+)
+
 _RESUME = (
     update(integrations)
     .where(_T.integration_id == bindparam("id"), _T.refresh_failures > 0)
@@ -331,7 +346,7 @@ class SqlIntegrations:
         connected = new.connected_to(account.account_id, account.account_label, now)
         values = {
             **new_integration_values(integration, now),
-            **asdict(credentials),
+            **_values_of(credentials),
             "account_id": account.account_id,
             "account_label": account.account_label,
             "check_due_time": check_due_time,
@@ -389,8 +404,17 @@ class SqlIntegrations:
 
         The commit voids a lease on that version.
         """
-        commit = replace_credentials(integration, _new_credentials_values(integration, credentials, now))
-        return await self._write(integration.integration_id, commit)
+        values = _values_of(credentials)
+        try:
+            rows = await self._database.run(
+                _COMMIT_REFRESH,
+                **{f"of_{name}": getattr(integration, name) for name in _FENCE},
+                **{f"new_{name}": value for name, value in values.items()},
+                now=now,
+            )
+        finally:
+            self._on_change(integration.integration_id)
+        return _integration_at(rows[0]) if rows else None
 
     async def record_failure(
         self,
@@ -563,7 +587,11 @@ def new_integration_values(integration: NewIntegration, now: datetime) -> dict[s
 def _new_credentials_values(integration: Integration, credentials: NewCredentials, now: datetime) -> dict[str, Any]:
     """The columns after the credentials were replaced."""
     version = integration.version + 1
-    return {**asdict(credentials), **_NO_REFRESH_FAILURE, "update_time": now, "version": version}
+    return {**_values_of(credentials), **_NO_REFRESH_FAILURE, "update_time": now, "version": version}
+
+
+def _values_of(credentials: NewCredentials) -> dict[str, Any]:
+    return {one.name: getattr(credentials, one.name) for one in fields(credentials)}
 
 
 def failure_values(failure: Failure) -> dict[str, Any]:

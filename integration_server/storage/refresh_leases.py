@@ -16,10 +16,9 @@ from typing import Any
 from sqlalchemy import (
     Boolean,
     ColumnElement,
-    Executable,
-    Row,
     Select,
     String,
+    UpdateBase,
     and_,
     bindparam,
     case,
@@ -36,6 +35,7 @@ from integration_server.domain.credentials import RefreshCause
 from integration_server.domain.errors import ProviderMisconfigured, ReauthorizationRequired
 from integration_server.domain.integration import Integration
 from integration_server.service.credentials.ports import Lease, LeaseState, RefreshOutcome
+from integration_server.storage.driver_queries import DriverQuery, Values
 from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.integrations import PLAINTEXT_COLUMNS, integration_of
 from integration_server.storage.tables import integrations, refresh_leases
@@ -47,7 +47,8 @@ _NO_OWNER = ""
 _IS_OWNER = _L.owner == bindparam("of_owner")
 _IS_CALLER = _L.called_by == bindparam("of_owner")
 
-_STATE = select(refresh_leases, DatabaseTime().label("now")).where(_IS_OF_INTEGRATION)
+_CALL_COLUMNS = _L.version, _L.call_time, _L.called_by, DatabaseTime().label("now")
+_STATE = DriverQuery(select(*_CALL_COLUMNS, _L.expire_time, _L.claim_time, _L.failure).where(_IS_OF_INTEGRATION))
 _EXPIRE = (
     update(refresh_leases).where(_IS_OF_INTEGRATION, _IS_OWNER).values(owner=_NO_OWNER, expire_time=DatabaseTime())
 )
@@ -108,38 +109,41 @@ class SqlRefreshLeases:
 
     async def state(self, integration: Integration) -> LeaseState:
         """The state of the lease."""
-        row = await self._database.fetch_one(_STATE, {"of_integration": integration.integration_id})
-        if row is None:
+        rows = await self._database.read(_STATE, of_integration=integration.integration_id)
+        if not rows:
             return LeaseState()
+        *call, expire_time, claim_time, failure = rows[0]
+        version, _, _, now = call
         return LeaseState(
-            is_free=row.version < integration.version or row.expire_time <= row.now,
-            forced_wait=max(timedelta(0), row.claim_time + self._forced_interval - row.now),
-            failure=row.failure if row.version == integration.version else None,
-            **_previous_call(row, integration.version),
+            is_free=version < integration.version or expire_time <= now,
+            forced_wait=max(timedelta(0), claim_time + self._forced_interval - now),
+            failure=failure if version == integration.version else None,
+            **_previous_call(call, integration.version),
         )
 
     async def claim(
         self, integration: Integration, owner: str, cause: RefreshCause = RefreshCause.EXPIRY
     ) -> Lease | None:
         """Claim the lease of this version, if it is current. An expired lease is taken over with its recorded call."""
-        parameters = {
-            "of_integration": integration.integration_id,
-            "of_version": integration.version,
-            "of_owner": owner,
-            "is_forced": cause.is_forced,
-            "has_ended": cause is RefreshCause.FORCE,
-        }
-        async with self._database.write_statement() as connection:
-            row = (await connection.execute(self._claims[connection.dialect.name], parameters)).one_or_none()
-        if row is None:
+        rows = await self._database.run(
+            self._claims[self._database.dialect_name],
+            of_integration=integration.integration_id,
+            of_version=integration.version,
+            of_owner=owner,
+            is_forced=cause.is_forced,
+            has_ended=cause is RefreshCause.FORCE,
+        )
+        if not rows:
             return None
-        previous_call = {} if row.called_by == owner else _previous_call(row, integration.version)
+        *call, refusal_time = rows[0]
+        _, _, called_by, now = call
+        previous_call = {} if called_by == owner else _previous_call(call, integration.version)
         return Lease(
             integration.integration_id,
             integration.version,
             owner,
             **{"previous_call_age": None, **previous_call},
-            refusal_age=None if row.refusal_time is None else row.now - row.refusal_time,
+            refusal_age=None if refusal_time is None else now - refusal_time,
         )
 
     async def release(
@@ -193,15 +197,16 @@ def _outcomes(within: timedelta, limit: int) -> Select[Any]:
     )
 
 
-def _previous_call(row: Row[Any], version: int) -> dict[str, Any]:
+def _previous_call(call: Values, version: int) -> dict[str, Any]:
     """The fields of a lease that describe an earlier call for this version, whose outcome is unknown."""
-    if row.call_time is None or row.version != version:
+    leased_version, call_time, called_by, now = call
+    if call_time is None or leased_version != version:
         return {}
-    return {"previous_call_age": row.now - row.call_time, "previous_call_is_lost": row.called_by == _NO_OWNER}
+    return {"previous_call_age": now - call_time, "previous_call_is_lost": called_by == _NO_OWNER}
 
 
 @lru_cache(maxsize=8)
-def _claims(duration: timedelta, forced_interval: timedelta) -> Mapping[str, Executable]:
+def _claims(duration: timedelta, forced_interval: timedelta) -> Mapping[str, DriverQuery]:
     """The claim statement of each dialect. Cached, because building one takes milliseconds."""
     return {
         "postgresql": _claim(postgresql.insert(refresh_leases), duration, forced_interval),
@@ -209,7 +214,7 @@ def _claims(duration: timedelta, forced_interval: timedelta) -> Mapping[str, Exe
     }
 
 
-def _claim(insert: Any, duration: timedelta, forced_interval: timedelta) -> Executable:  # noqa: ANN401  # the inserts of the two dialects share no type
+def _claim(insert: Any, duration: timedelta, forced_interval: timedelta) -> DriverQuery:  # noqa: ANN401  # the inserts of the two dialects share no type
     """The claim statement, with the insert of a dialect."""
     owner = bindparam("of_owner", type_=String(255))
     columns = {
@@ -232,7 +237,7 @@ def _claim(insert: Any, duration: timedelta, forced_interval: timedelta) -> Exec
     new = insert.from_select(list(columns), claimable)
     is_same_version = _L.version == new.excluded.version
     was_called = and_(is_same_version, _L.call_time.is_not(None))
-    claim: Executable = new.on_conflict_do_update(
+    claim: UpdateBase = new.on_conflict_do_update(
         index_elements=[_L.integration_id],
         set_={
             **{name: new.excluded[name] for name in ("version", "owner", "expire_time", "claim_time")},
@@ -245,8 +250,8 @@ def _claim(insert: Any, duration: timedelta, forced_interval: timedelta) -> Exec
             or_(_L.version < new.excluded.version, and_(is_same_version, _L.expire_time <= DatabaseTime())),
             or_(not_(_flag("is_forced")), _L.claim_time <= DatabaseTime(-forced_interval)),
         ),
-    ).returning(_L.version, _L.call_time, _L.called_by, _L.refusal_time, DatabaseTime().label("now"))
-    return claim
+    ).returning(*_CALL_COLUMNS, _L.refusal_time)
+    return DriverQuery(claim)
 
 
 def _flag(name: str) -> ColumnElement[bool]:

@@ -59,6 +59,12 @@ class InMemoryDatabase(Database):
 
     monitor = read
 
+    async def run(self, query: DriverQuery, **parameters: Any) -> Sequence[Values]:
+        """Commit a statement, which SQLAlchemy runs here."""
+        async with self.write_statement() as connection:
+            result = await connection.execute(query.statement, parameters)
+            return result.all() if result.returns_rows else ()
+
     @asynccontextmanager
     async def driver_transaction(self) -> AsyncIterator[DriverConnection]:
         """A transaction, whose statements SQLAlchemy runs here."""

@@ -74,8 +74,17 @@ class Connector(httpcore.AsyncNetworkBackend):
         return httpcore.AsyncMockStream([])
 
 
-def network(resolver: FakeResolver, connector: Connector) -> SsrfGuardedBackend:
-    return SsrfGuardedBackend(is_public, resolve=resolver, connector=connector)
+class Clock:
+    """Seconds that the test sets."""
+
+    seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def network(resolver: FakeResolver, connector: Connector, clock: Clock | None = None) -> SsrfGuardedBackend:
+    return SsrfGuardedBackend(is_public, resolve=resolver, connector=connector, monotonic=clock or Clock())
 
 
 async def test_connects_to_the_checked_address() -> None:
@@ -85,13 +94,34 @@ async def test_connects_to_the_checked_address() -> None:
     assert resolver.hosts == ["acme.example"]
 
 
-async def test_checks_each_connection() -> None:
+async def test_connects_to_checked_addresses_for_a_second_whatever_the_name_means_by_then() -> None:
+    resolver, connector, clock = FakeResolver([PUBLIC], [PRIVATE], [PRIVATE]), Connector(), Clock()
+    checked = network(resolver, connector, clock)
+    for _ in range(3):
+        await checked.connect_tcp("rebinding.example", 443)
+        clock.seconds += 0.4
+    for _ in range(2):
+        with pytest.raises(AddressNotAllowed):
+            await checked.connect_tcp("rebinding.example", 443)
+    assert [host for host, _, _ in connector.attempts] == [PUBLIC] * 3
+    assert len(resolver.hosts) == 3
+
+
+async def test_hosts_do_not_share_checked_addresses() -> None:
     resolver, connector = FakeResolver([PUBLIC], [PRIVATE]), Connector()
     checked = network(resolver, connector)
-    await checked.connect_tcp("rebinding.example", 443)
+    await checked.connect_tcp("acme.example", 443)
     with pytest.raises(AddressNotAllowed):
         await checked.connect_tcp("rebinding.example", 443)
-    assert [host for host, _, _ in connector.attempts] == [PUBLIC]
+
+
+async def test_a_host_is_resolved_again_after_a_failed_connection() -> None:
+    resolver, connector = FakeResolver([PUBLIC], [OTHER_PUBLIC]), Connector(PUBLIC)
+    checked = network(resolver, connector)
+    with pytest.raises(httpcore.ConnectTimeout):
+        await checked.connect_tcp("acme.example", 443)
+    await checked.connect_tcp("acme.example", 443)
+    assert [host for host, _, _ in connector.attempts] == [PUBLIC, OTHER_PUBLIC]
 
 
 @pytest.mark.parametrize(
