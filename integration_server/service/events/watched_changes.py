@@ -89,6 +89,11 @@ class ChangeDispatcher:
         self._last_text: tuple[WatchPosition | None, str] = None, ""
         self._is_stopping = False
 
+    @property
+    def watched_count(self) -> int:
+        """How many integrations are watched; one that two streams watch counts twice."""
+        return sum(map(len, self._streams.values()))
+
     def drain(self) -> None:
         """End all streams with `ServerStopping`, once they have sent what they know."""
         self._is_stopping = True
