@@ -27,6 +27,7 @@ from benchmarks import (
     reads,
     slow_provider,
     unit_costs,
+    watch,
     workers,
 )
 from benchmarks.attacks import ATTACKS
@@ -78,6 +79,7 @@ def run_all(context: typer.Context) -> bool:
         run_reads(),
         run_workers(),
         run_batch(),
+        run_watch(),
         run_idle(),
     ]
     return all(all_hold)
@@ -98,6 +100,7 @@ def run_short(
         run_reads(rounds=rounds, calls=300),
         run_workers(rounds=rounds, seconds=10),
         run_batch(rounds=rounds, calls=500),
+        run_watch(rounds=rounds, seconds=5),
         run_idle(rounds=rounds, seconds=10),
         run_event_fan_out(),
     ]
@@ -196,6 +199,19 @@ def run_batch(
     """A batch returns many times as many credentials per CPU second as single calls."""
     plan = batch.BatchPlan(database, rounds, calls, size, bound)
     return _run("batch", batch.__doc__, plan, partial(batch.measure, plan))
+
+
+@app.command("watch")
+def run_watch(
+    rounds: Annotated[int, typer.Option(min=1, help="Number of pairs of phases.")] = 5,
+    integrations: Annotated[int, typer.Option(min=100, help="Integrations that streams watch.")] = 100_000,
+    share: Annotated[float, typer.Option(help="Share of them that changes in a second.")] = 0.01,
+    seconds: Seconds = 10,
+    bound: Annotated[float, typer.Option(help="Maximum ratio of the CPU of a delivery to an RPC without work.")] = 0.5,
+) -> bool:
+    """A delivery of `WatchCredentials` costs half as much CPU as an RPC that does nothing."""
+    plan = watch.WatchPlan(rounds, integrations, share, seconds, bound)
+    return _run("watch", watch.__doc__, plan, partial(watch.measure, plan))
 
 
 @app.command("workers")
@@ -316,6 +332,7 @@ Plan = (
     | metrics_cost.MetricsCostPlan
     | reads.ReadsPlan
     | batch.BatchPlan
+    | watch.WatchPlan
     | hit.HitPlan
     | workers.WorkersPlan
     | idle.IdlePlan

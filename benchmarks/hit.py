@@ -30,7 +30,7 @@ from benchmarks.system import DatabaseKind
 from integration_server.settings import Settings
 from integration_server.wiring.grpc_server import grpc_options
 
-_PATH = "/integrations.v1.IntegrationService/GetCredentials"
+GET_CREDENTIALS_PATH = "/integrations.v1.IntegrationService/GetCredentials"
 _WARM_UP = 2.0  # seconds
 _TIMEOUT = "30S"
 
@@ -71,7 +71,7 @@ async def measure(plan: HitPlan, progress: Progress) -> Result:
     async with authenticated_server(plan.database, 0.0, **unlimited) as server:
         load = _load(server, plan.seconds)
         response: Any = await server.calls[0].send()
-        with _running_no_op(response.ByteSize()) as (address, process), load_generator() as generator:
+        with running_no_op(response.ByteSize()) as (address, process), load_generator() as generator:
             targets = (
                 _Target(server.system.servers[0].processes[0], load),
                 _Target(process, replace(load, address=address)),
@@ -90,7 +90,7 @@ def _load(server: AuthenticatedServer, seconds: float) -> Load:
     send: Any = server.calls[0].send
     metadata = [*send.keywords["metadata"], ("grpc-timeout", _TIMEOUT), ("user-agent", "benchmark")]
     requests = [call.send.args[0].SerializeToString() for call in server.calls]  # type: ignore[attr-defined]
-    return Load((parts.hostname or "", parts.port or 0), _PATH, metadata, requests, seconds)
+    return Load((parts.hostname or "", parts.port or 0), GET_CREDENTIALS_PATH, metadata, requests, seconds)
 
 
 def _measure(generator: LoadGenerator, target: _Target) -> _Round:
@@ -147,7 +147,7 @@ def _result(plan: HitPlan, rounds: Sequence[tuple[_Round, _Round]]) -> Result:
 
 
 @contextmanager
-def _running_no_op(size: int) -> Iterator[tuple[tuple[str, int], psutil.Process]]:
+def running_no_op(size: int) -> Iterator[tuple[tuple[str, int], psutil.Process]]:
     """Run it in another process until the block ends; yields its address, and the process."""
     context = multiprocessing.get_context("spawn")
     parent_end, child_end = context.Pipe()
@@ -171,7 +171,7 @@ async def _serve(pipe: Connection, response: bytes) -> None:
 
     settings = Settings.from_environment({"DEV_MODE": "true"}, needs_key=False)
     server = grpc.aio.server(options=grpc_options(settings))
-    service, method = _PATH[1:].split("/")
+    service, method = GET_CREDENTIALS_PATH[1:].split("/")
     handler: Any = grpc.unary_unary_rpc_method_handler(respond)
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {method: handler})])
     port = server.add_insecure_port("127.0.0.1:0")

@@ -17,7 +17,7 @@ import grpc.aio
 import psutil
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
-from sqlalchemy import insert, select
+from sqlalchemy import func, insert, select
 
 from benchmarks.harness import Call
 from benchmarks.provider import SCOPES, IssuedGrant, SandboxProcess, running_provider
@@ -28,6 +28,7 @@ from integration_server.providers.http import ProviderHttp
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.ports import NewAccount, NewCredentials, NewIntegration
 from integration_server.settings import Settings
+from integration_server.storage.engine import Database
 from integration_server.storage.integrations import SqlIntegrations, new_integration_values
 from integration_server.storage.tables import integrations
 from integration_server.wiring.providers import build_providers
@@ -219,18 +220,18 @@ async def seed(
         async def encrypt(connected: Integration, tokens: OAuthTokens) -> NewCredentials:
             return await cipher.encrypt_new(connected, tokens, provider, SCOPES, schedule)
 
-        store = SqlIntegrations(database)
+        ids = await _reserve_ids(database, len(grants))
         rows = [
             await _row(
                 encrypt,
-                await store.reserve_id(),
+                integration_id,
                 UserId(f"user-{number // accounts_of_a_user}"),
                 integration_type,
                 grant,
                 expire_time,
                 lifetime,
             )
-            for number, (grant, expire_time) in enumerate(zip(grants, expire_times, strict=True))
+            for number, (integration_id, grant, expire_time) in enumerate(zip(ids, grants, expire_times, strict=True))
         ]
         async with database.write_transaction() as connection:
             await connection.execute(insert(integrations), rows)
@@ -238,6 +239,15 @@ async def seed(
         async with database.read_connection() as connection:
             found = await connection.execute(query.where(integrations.c.integration_type == integration_type))
     return [Seeded(*row) for row in found]
+
+
+async def _reserve_ids(database: Database, number: int) -> Sequence[IntegrationId]:
+    if database.has_one_writer:
+        store = SqlIntegrations(database)
+        return [await store.reserve_id() for _ in range(number)]
+    sequence = func.pg_get_serial_sequence(integrations.name, integrations.c.integration_id.name)
+    next_ids = select(func.nextval(sequence)).select_from(func.generate_series(1, number))
+    return [IntegrationId(row[0]) for row in await database.fetch(next_ids)]
 
 
 async def _row(

@@ -33,6 +33,7 @@ from integration_server.service.credentials.refresher import TokenRefresher
 from integration_server.service.credentials.shared_reads import SharedReads
 from integration_server.service.events.change_feed_reader import MIN_POLL_INTERVAL, ChangeFeedReader
 from integration_server.service.events.event_stream import EventStream
+from integration_server.service.events.watched_changes import ChangeDispatcher
 from integration_server.service.health.health_checks import HealthChecker
 from integration_server.service.integrations.integration_manager import IntegrationManager
 from integration_server.service.integrations.ports import IntegrationLookup
@@ -258,6 +259,7 @@ async def running_grpc_server(
         def drain() -> None:
             health.drain()
             use_cases.event_stream.drain()
+            use_cases.watched_changes.drain()
 
         stack.callback(drain)
         yield GrpcServer(str(grpc_address._replace(port=port)), drain)
@@ -367,6 +369,7 @@ def build_service(
             retention=settings.event_retention,
             heartbeat=constants.heartbeat,
         ),
+        watched_changes=ChangeDispatcher(stores.change_feed, reader, aead, retention=settings.event_retention),
         api_proxy=api_proxy,
         oauth_clients=OAuthClientManager(
             stores.oauth_clients,

@@ -200,6 +200,8 @@ class Settings(SidecarSettings):
     # A service follows all users with one stream for each of its replicas; a user has a few open pages and devices.
     caller_max_streams: Count = 200
     caller_max_streams_per_user: Count = 10
+    # Fifty replicas with 4,000 accounts each. A watched integration takes a kilobyte, until its stream ends.
+    caller_max_watched_integrations: Count = 200_000
     user_max_integrations: Count = DEFAULT_USER_QUOTAS.integrations
     user_max_authorization_attempts: Count = DEFAULT_USER_QUOTAS.authorization_attempts
     user_max_webhook_bytes: Annotated[int, Field(ge=1024 * 1024, le=1024**4)] = DEFAULT_USER_QUOTAS.webhook_bytes

@@ -88,8 +88,8 @@ def request_for(method: MethodDescriptor, integration_id: int, user_id: UserId) 
 
 def results_of(response: Any) -> Sequence[pb.CredentialsResult]:
     """The results in the response to a batch, or in one of a stream; none in other responses."""
-    result = getattr(response, "result", None)
-    return [result] if isinstance(result, pb.CredentialsResult) else getattr(response, "results", ())
+    results = getattr(response, "results", ())
+    return [one.result if isinstance(one, pb.WatchedCredentials) else one for one in results]
 
 
 def raise_error_of(response: Message) -> None:

@@ -320,9 +320,10 @@ class CredentialStore(Generic[LockT]):
                     entry = self._watched_entry(stream, number)
                     if entry is not None:
                         entry.stream = stream
-            entry = self._watched_entry(stream, response.integration_id)
-            if entry is not None:
-                self._receive_result(entry, response.result)
+            for watched in response.results:
+                entry = self._watched_entry(stream, watched.integration_id)
+                if entry is not None:
+                    self._receive_result(entry, watched.result)
 
     def _watched_entry(self, stream: StreamState, number: int) -> Entry[LockT] | None:
         key = stream.ids.get(number)

@@ -99,7 +99,7 @@ class Watcher:
                     call.cancel()
                 for response in call:
                     self._store.receive(stream, response)
-                    if not response.integration_id and self._store.needs_restart(stream):
+                    if not response.results and self._store.needs_restart(stream):
                         run.is_restarting = True
                         break
             except IntegrationsError as caught:
@@ -184,7 +184,7 @@ class AsyncWatcher:
                 run.call = await self._caller.stream(WATCH_CREDENTIALS, request)
                 async for response in run.call:
                     self._store.receive(stream, response)
-                    if not response.integration_id and self._store.needs_restart(stream):
+                    if not response.results and self._store.needs_restart(stream):
                         run.is_restarting = True
                         break
             except IntegrationsError as caught:

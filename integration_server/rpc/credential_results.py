@@ -19,8 +19,10 @@ from integration_server.rpc.reused_responses import ResponseKey, ReusedResponses
 from integration_server.service.credentials.credential_service import (
     CredentialRequest,
     CredentialService,
+    RefreshNeed,
     UsableCredentials,
 )
+from integration_server.service.credentials.shared_outcomes import SharedOutcome
 from integrations.v1 import integration_service_pb2 as pb
 
 _METHOD = "BatchGetCredentials"
@@ -28,8 +30,11 @@ _METHOD = "BatchGetCredentials"
 MAX_BATCH = 1000
 """Requests of a batch: some 200 KiB of requests, and two megabytes of tokens."""
 
-# protobuf.dev/programming-guides/encoding: field 1 of the response, with a length.
-_RESULT_TAG = b"\x0a"
+# protobuf.dev/programming-guides/encoding
+_RESULT_TAG = b"\x0a"  # `results` of a response, with a length
+_CURSOR_TAG = b"\x12"  # `WatchCredentialsResponse.cursor`, with a length
+_ID_TAG = b"\x08"  # `WatchedCredentials.integration_id`, a varint
+_WATCHED_RESULT_TAG = b"\x12"  # `WatchedCredentials.result`, with a length
 _FRAME_BYTES = 5  # of a result: its tag, and the length of a message
 _ITEMS_PER_SLICE = 100  # about a millisecond; other calls run between two slices
 
@@ -131,17 +136,30 @@ class CredentialResults:
         self._log_bug(_METHOD, error)
         return _encode_error(error)
 
-    def watched(
-        self, user_id: str, integration_id: int, outcome: UsableCredentials | Exception
-    ) -> pb.CredentialsResult:
-        """Return a result of a stream, which is recorded."""
-        record = record_item.get(_record_nothing)
-        if isinstance(outcome, Exception):
-            self._log_bug("WatchCredentials", outcome)
+    def watched(self, user_id: str, integration_id: int, shared: SharedOutcome) -> bytes:
+        """Return an encoded result of a stream, with its tag, which is recorded.
+
+        Streams that share an outcome encode it once. All of them are about the same integration.
+        """
+        outcome, record = shared.outcome, record_item.get(_record_nothing)
+        if isinstance(outcome, UsableCredentials):
+            record(outcome.integration.user_id if outcome.integration else user_id, integration_id, SUCCESS)
+        elif isinstance(outcome, Exception):
             record(user_id, integration_id, error_outcome(outcome))
-            return pb.CredentialsResult(error=status_of(outcome))
-        record(outcome.integration.user_id if outcome.integration else user_id, integration_id, SUCCESS)
-        return pb.CredentialsResult(credentials=mapping.encode_credentials(outcome))
+        if shared.encoded is None:
+            result = self._encode_watched(outcome)
+            item = b"".join((_ID_TAG, _varint(integration_id), _WATCHED_RESULT_TAG, _varint(len(result)), result))
+            shared.encoded = b"".join((_RESULT_TAG, _varint(len(item)), item))
+        encoded: bytes = shared.encoded
+        return encoded
+
+    def _encode_watched(self, outcome: UsableCredentials | RefreshNeed | Exception) -> bytes:
+        if isinstance(outcome, UsableCredentials):
+            return pb.CredentialsResult(credentials=mapping.encode_credentials(outcome)).SerializeToString()
+        if isinstance(outcome, RefreshNeed):
+            raise TypeError("credentials that have to be refreshed are not sent")
+        self._log_bug("WatchCredentials", outcome)
+        return _encode_error(outcome)
 
     def _log_bug(self, method: str, error: Exception) -> None:
         if not isinstance(error, IntegrationServerError):
@@ -149,6 +167,14 @@ class CredentialResults:
 
     def _record(self, item: pb.GetCredentialsRequest, outcome: str) -> AuditEntry | None:
         return record_item.get(_record_nothing)(item.user_id, item.integration_id, outcome)
+
+
+def encode_watch_response(items: Sequence[bytes], cursor: str = "") -> bytes:
+    """Return the encoded `WatchCredentialsResponse` with these results of `watched`."""
+    if not cursor:
+        return b"".join(items)
+    text = cursor.encode()
+    return b"".join((*items, _CURSOR_TAG, _varint(len(text)), text))
 
 
 def _record_nothing(_user_id: str, _integration_id: int, _outcome: str) -> None:

@@ -1,213 +1,336 @@
 """The stream `WatchCredentials`: each credential at once, when it has changed, before it expires, and when it is gone.
 
-A stream follows the events of its integrations (service/events), and one heap of the times at which credentials have to
-be read again. What has changed or is due is read in batches, as for `BatchGetCredentials`.
+A stream learns of the changes of its integrations (watched_changes.py), and has one heap of the times at which
+credentials have to be read again. What has changed or is due is read in batches, which streams share
+(shared_outcomes.py). Refreshes run beside the stream: a slow provider delays only its own credentials.
 """
 
 import asyncio
 import heapq
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from integration_server.domain.allowed_types import AllowedTypes
 from integration_server.domain.errors import (
-    CursorExpired,
     IntegrationServerError,
     InvalidField,
     ProviderError,
     QuotaExceeded,
+    ServerStopping,
     StoreUnavailable,
 )
 from integration_server.domain.integration import IntegrationId
 from integration_server.rpc import mapping
 from integration_server.rpc.authorization import current_allowed_types
-from integration_server.rpc.credential_results import CredentialResults
-from integration_server.service.common_types import Clock
+from integration_server.rpc.credential_results import CredentialResults, encode_watch_response
+from integration_server.service.common_types import Clock, Jitter
 from integration_server.service.credentials.credential_service import (
     CredentialRequest,
     CredentialService,
+    RefreshNeed,
     UsableCredentials,
+    ttl_at,
 )
-from integration_server.service.events.event_stream import EventStream, StreamItem
+from integration_server.service.credentials.shared_outcomes import SharedOutcome, SharedOutcomes
+from integration_server.service.events.watched_changes import ChangeDispatcher, WatchedChanges, WatchPosition
 from integrations.v1 import integration_service_pb2 as pb
 
 MAX_WATCHED = 5000
 """Integrations of a stream: 50 KiB of request, and some megabytes of state."""
 
 _BATCH = 200  # integrations of one read: the first credentials are sent after some milliseconds
+_MAX_RESPONSE = 64 * 1024  # bytes of results: gRPC's own buffer
+_REFRESHES = 16  # of one stream at a time: the lease and the commit of each need a database connection for a moment
+_MAX_REFRESH = 30.0  # seconds: three slow calls of a provider
 _RETRY = timedelta(seconds=30)  # after an error that does not say when to try again
 _MIN_RETRY = timedelta(seconds=1)
 _UNCHANGED = timedelta(seconds=60)  # until credentials that were not renewed in time are read again
+_LEAD_SHARE = 0.1  # of the time until credentials are due: so much earlier they are renewed, at most
+_MAX_LEAD = timedelta(seconds=60)  # a provider that is slow or down for a moment then delays nothing
 _MAX_SEND = 60.0  # seconds that a client may take to read a response, as for the stream of events
-
-Outcome = UsableCredentials | Exception
 
 
 class CredentialWatch:
-    """Makes the streams."""
+    """Makes the streams. A quiet stream gets a cursor after each `heartbeat`.
+
+    A stream waits for `refreshes` at a time, beside its other responses; 0 only for negative controls: it waits for
+    each refresh before it goes on.
+    """
 
     def __init__(
-        self, credentials: CredentialService, events: EventStream, results: CredentialResults, clock: Clock
+        self,
+        credentials: CredentialService,
+        changes: ChangeDispatcher,
+        results: CredentialResults,
+        clock: Clock,
+        jitter: Jitter,
+        *,
+        heartbeat: timedelta = timedelta(seconds=15),
+        refreshes: int = _REFRESHES,
     ) -> None:
         self._credentials = credentials
-        self._events = events
+        self._outcomes = SharedOutcomes(credentials)
+        self._changes = changes
         self._results = results
         self._clock = clock
+        self._jitter = jitter
+        self._heartbeat = heartbeat.total_seconds()
+        self._refreshes = refreshes
 
-    async def watch(self, request: pb.WatchCredentialsRequest) -> AsyncGenerator[pb.WatchCredentialsResponse]:
-        """Yield the responses of a stream, without end.
+    async def watch(self, request: pb.WatchCredentialsRequest) -> AsyncGenerator[bytes]:
+        """Yield the encoded responses of a stream, without end.
 
-        Raises `InvalidField`, `ServerStopping`, `StoreUnavailable`, or `QuotaExceeded` if they are read too slowly.
+        Raises `InvalidField`, `ServerStopping` after a last cursor, `StoreUnavailable`, or `QuotaExceeded` if they are
+        read too slowly.
         """
-        requests, allowed_types = _decode(request), current_allowed_types()
-        loop = asyncio.get_running_loop()
-        async with self._changes_of(request, requests.keys()) as changes:
-            stream, unread = _Stream(changes), list(requests)
+        requests = _decode(request)
+        cursor = mapping.decode_text("cursor", request.cursor, mapping.MAX_PARAMETER_LENGTH)
+        loop, sent_position = asyncio.get_running_loop(), None
+        heartbeat_time = loop.time()
+        async with (
+            self._changes.watching(requests.keys(), cursor) as changes,
+            self._stream(requests, changes) as stream,
+        ):
             while True:
-                is_first = bool(unread)
-                ids = unread[:_BATCH] if is_first else stream.take(self._clock())
-                unread = unread[_BATCH:]
-                if not ids and not changes.is_quiet:
-                    await changes.wait(stream.seconds_until_due(self._clock()))
-                    continue
-                outcomes = await self._credentials.get_many([requests[number] for number in ids], allowed_types)
-                for number, outcome in zip(ids, outcomes, strict=True):
-                    if stream.is_news(number, outcome, self._clock(), is_first=is_first):
-                        result = self._results.watched(request.user_id, number, outcome)
+                if not changes.is_stopping:
+                    await stream.read()
+                news, position = stream.take_news(), stream.position
+                is_cursor_due = position is not None and (
+                    sent_position is None
+                    or loop.time() >= heartbeat_time
+                    or (changes.is_stopping and position != sent_position)
+                )
+                if news or is_cursor_due:
+                    text = "" if position is None else await self._changes.text_of(position)
+                    for response in self._encode(request.user_id, news, text):
                         send_time = loop.time()
-                        yield pb.WatchCredentialsResponse(integration_id=number, result=result, cursor=stream.cursor)
+                        yield response
                         if loop.time() - send_time > _MAX_SEND:
                             raise QuotaExceeded("whose credentials are read too slowly; resume after the last cursor")
-                if not unread and stream.advance():
-                    yield pb.WatchCredentialsResponse(cursor=stream.cursor)
+                    sent_position, heartbeat_time = position, loop.time() + self._heartbeat
+                elif changes.is_stopping:
+                    raise ServerStopping
+                elif not stream.has_work():
+                    due = stream.seconds_until_due()
+                    # The heartbeat of a stream without a cursor has nothing to send.
+                    until_heartbeat = self._heartbeat if position is None else heartbeat_time - loop.time()
+                    await changes.wait(max(0.0, min(until_heartbeat, until_heartbeat if due is None else due)))
+
+    def _encode(self, user_id: str, news: "Sequence[_News]", cursor: str) -> Iterator[bytes]:
+        """Yield responses of limited size with the results, of which the last has the cursor."""
+        items: list[bytes] = []
+        size = 0
+        for number, shared in news:
+            item = self._results.watched(user_id, number, shared)
+            if items and size + len(item) > _MAX_RESPONSE:
+                yield encode_watch_response(items)
+                items, size = [], 0
+            items.append(item)
+            size += len(item)
+        yield encode_watch_response(items, cursor)
 
     @asynccontextmanager
-    async def _changes_of(
-        self, request: pb.WatchCredentialsRequest, ids: Collection[IntegrationId]
-    ) -> AsyncGenerator["_Changes"]:
-        """Collect the changes of these integrations, after the request's cursor, while the block runs."""
-        user_id = mapping.decode_user_id(request.user_id) if request.user_id else None
-        cursor = mapping.decode_text("cursor", request.cursor, mapping.MAX_PARAMETER_LENGTH)
-        first, events = None, self._events.watch(user_id, "", cursor, current_allowed_types())
-        with suppress(CursorExpired, InvalidField):  # then all credentials are sent again
-            first = await anext(events)
-        if first is None:
-            cursor, events = "", self._events.watch(user_id, "", "", current_allowed_types())
-            first = await anext(events)
-        changes = _Changes(frozenset(ids), first.cursor, is_resumed=bool(cursor))
-        async with aclosing(events):
-            collecting = asyncio.create_task(changes.collect(events), name="collect changes of credentials")
-            try:
-                yield changes
-            finally:
-                collecting.cancel()
-                await asyncio.gather(collecting, return_exceptions=True)
-
-
-class _Changes:
-    """The integrations of a stream that have changed and are not read yet. `cursor` is that of the last event."""
-
-    def __init__(self, ids: frozenset[IntegrationId], cursor: str, *, is_resumed: bool) -> None:
-        self.cursor = cursor
-        self.is_resumed = is_resumed
-        self.is_quiet = (
-            True  # whether a response with the cursor only is due: after the first responses, and heartbeats
+    async def _stream(
+        self, requests: Mapping[IntegrationId, CredentialRequest], changes: WatchedChanges
+    ) -> AsyncIterator["_Stream"]:
+        stream = _Stream(
+            requests,
+            changes,
+            self._credentials,
+            self._outcomes,
+            self._clock,
+            self._jitter,
+            current_allowed_types(),
+            self._refreshes,
         )
-        self.changed: dict[IntegrationId, None] = {}
-        self._ids = ids
-        self._woken = asyncio.Event()
-        self._error: Exception | None = None
-
-    async def collect(self, events: AsyncGenerator[StreamItem]) -> None:
-        """Read the events until they end with an error, which `wait` raises."""
         try:
-            async for item in events:
-                self.cursor = item.cursor
-                if item.event is None:
-                    self.is_quiet = True
-                elif item.event.integration_id in self._ids:
-                    self.changed[item.event.integration_id] = None
-                else:
-                    continue
-                self._woken.set()
-        except Exception as error:
-            self._error = error
-            self._woken.set()
+            yield stream
+        finally:
+            await stream.close()
 
-    async def wait(self, seconds: float | None) -> None:
-        """Wait for a change, at most some seconds. Raises what has ended the events."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._woken.wait()
-        self._woken.clear()
-        if self._error is not None:
-            raise self._error
+
+_News = tuple[IntegrationId, SharedOutcome]
+
+
+@dataclass(slots=True, eq=False)
+class _Watched:
+    """The state of an integration of a stream.
+
+    `sent` is what the client has: the version, or the reason of an error. At `due_time` the credentials are read again,
+    so that they last for `early_ttl`, which is longer than the client has asked for, or for what it has asked for.
+    """
+
+    request: CredentialRequest
+    sent: int | str | None = None
+    due_time: datetime | None = None
+    early_ttl: timedelta | None = None
+    early_version: int | str | None = None  # of the credentials that were to be renewed early
 
 
 class _Stream:
-    """What a client has been sent, and when its credentials have to be read again.
+    """What a client has, what has to be read for it, and what it has not been sent yet."""
 
-    `cursor` is empty until everything was sent once: a client that resumes earlier gets everything again.
-    """
-
-    def __init__(self, changes: _Changes) -> None:
-        self.cursor = ""
+    def __init__(
+        self,
+        requests: Mapping[IntegrationId, CredentialRequest],
+        changes: WatchedChanges,
+        credentials: CredentialService,
+        outcomes: SharedOutcomes,
+        clock: Clock,
+        jitter: Jitter,
+        allowed_types: AllowedTypes,
+        max_refreshes: int,
+    ) -> None:
+        self._watched = {number: _Watched(request) for number, request in requests.items()}
+        self._unread = deque(requests)
         self._changes = changes
-        self._taken_cursor = changes.cursor  # of the events whose changes were taken
-        self._sent: dict[IntegrationId, int | str] = {}  # the version, or the reason of an error
+        self._credentials = credentials
+        self._outcomes = outcomes
+        self._clock = clock
+        self._jitter = jitter
+        self._allowed_types = allowed_types
+        self._max_refreshes = max_refreshes
         self._due: list[tuple[datetime, IntegrationId]] = []  # a heap; entries may be outdated
-        self._due_times: dict[IntegrationId, datetime] = {}
+        # What the client has from an earlier stream; an error it may not have.
+        self._known = set(requests) if changes.resumed_position is not None else set[IntegrationId]()
+        self._position = changes.resumed_position
+        # Those that wait for a refresh, with the position before they were read: a stream that resumes there, reads
+        # them again.
+        self._unsettled: dict[IntegrationId, WatchPosition | None] = {}
+        self._refreshing: dict[IntegrationId, asyncio.Task[None]] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._deferred: dict[IntegrationId, None] = {}  # for which there is no room among the refreshes
+        self._news: list[_News] = []
 
-    def take(self, now: datetime) -> Sequence[IntegrationId]:
-        """The integrations to read now: some that have changed, and some that are due."""
+    @property
+    def position(self) -> WatchPosition | None:
+        """The position after all news that were taken. None until everything was sent once."""
+        return next(iter(self._unsettled.values()), self._position)
+
+    def has_work(self) -> bool:
+        """Whether there is something to read now."""
+        has_room = len(self._running) < self._max_refreshes
+        is_due = self._due and self._due[0][0] <= self._clock()
+        return bool(self._unread or self._changes.changed or is_due or (self._deferred and has_room))
+
+    def seconds_until_due(self) -> float | None:
+        """How long until something is due; None: nothing is."""
+        return max(0.0, (self._due[0][0] - self._clock()).total_seconds()) if self._due else None
+
+    async def read(self) -> None:
+        """Read some of what has to be read, and add what the client does not have to the news."""
+        requests = self._take()
+        position = self._position if self._unread or self._changes.changed else self._changes.position
+        if requests:
+            found = await self._outcomes.read(list(requests.values()), self._allowed_types)
+            for number, shared in zip(requests, found, strict=True):
+                if not isinstance(shared.outcome, RefreshNeed):
+                    self._settle(number, shared)
+                elif self._max_refreshes:
+                    self._begin_refresh(number, shared.outcome)
+                else:
+                    self._settle(number, SharedOutcome(await self._credentials.satisfy(shared.outcome, _MAX_REFRESH)))
+        self._position = position
+
+    def take_news(self) -> Sequence[_News]:
+        """What the client does not have yet."""
+        news, self._news = self._news, []
+        return news
+
+    async def close(self) -> None:
+        """Wait for no refresh any longer. Those that run are completed all the same."""
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    def _take(self) -> Mapping[IntegrationId, CredentialRequest]:
+        """The requests to read now: some of what has changed, waits for room, was never read, or is due."""
+        taken: dict[IntegrationId, CredentialRequest] = {}
         changed = self._changes.changed
-        taken = {number: None for number, _ in zip(list(changed), range(_BATCH), strict=False)}
-        for number in taken:
+        while changed and len(taken) < _BATCH:
+            number = next(iter(changed))
             del changed[number]
-        if not changed:
-            self._taken_cursor = self._changes.cursor
+            self._known.discard(number)
+            taken[number] = self._watched[number].request
+        for number in list(self._deferred)[: self._max_refreshes - len(self._running)]:
+            del self._deferred[number]
+            taken[number] = self._watched[number].request
+        while self._unread and len(taken) < _BATCH:
+            number = self._unread.popleft()
+            taken[number] = self._watched[number].request
+        now = self._clock()
         while self._due and self._due[0][0] <= now and len(taken) < _BATCH:
             time, number = heapq.heappop(self._due)
-            if self._due_times.get(number) == time:
-                taken[number] = None
-        return list(taken)
+            watched = self._watched[number]
+            if watched.due_time == time:
+                self._known.discard(number)
+                early = watched.early_ttl
+                taken[number] = watched.request if early is None else replace(watched.request, min_ttl=early)
+        return taken
 
-    def advance(self) -> bool:
-        """The responses up to the taken cursor are sent. Whether the client gets a response with the cursor only."""
-        self.cursor = self._taken_cursor
-        is_quiet, self._changes.is_quiet = self._changes.is_quiet, False
-        return is_quiet
+    def _begin_refresh(self, number: IntegrationId, need: RefreshNeed) -> None:
+        self._unsettled.setdefault(number, self._position)
+        if number in self._refreshing:
+            return  # it reads the integration again before it refreshes
+        if len(self._running) >= self._max_refreshes:
+            self._deferred[number] = None
+            return
+        task = asyncio.get_running_loop().create_task(self._refresh(number, need))
+        self._refreshing[number] = task
+        self._running.add(task)
 
-    def is_news(self, number: IntegrationId, outcome: Outcome, now: datetime, *, is_first: bool) -> bool:
-        """Whether an outcome is to be sent. Notes when to read it again."""
-        self._schedule(number, outcome, now)
-        if is_first and self._changes.is_resumed and isinstance(outcome, UsableCredentials):
-            return False  # what has changed since the cursor is among the changes; an error may not be
+    async def _refresh(self, number: IntegrationId, need: RefreshNeed) -> None:
+        task = asyncio.current_task()
+        try:
+            outcome = await self._credentials.satisfy(need, _MAX_REFRESH)
+        finally:
+            self._running.discard(task)
+        if self._refreshing.get(number) is task:  # else a later read has found what is newer
+            self._settle(number, SharedOutcome(outcome))
+        self._changes.wake()
+
+    def _settle(self, number: IntegrationId, shared: SharedOutcome) -> None:
+        """Take an outcome that can be sent, and note when to read it again."""
+        self._refreshing.pop(number, None)
+        self._deferred.pop(number, None)
+        self._unsettled.pop(number, None)
+        watched, outcome = self._watched[number], shared.outcome
         mark = _mark(outcome)
-        is_sent = self._sent.get(number) == mark
-        self._sent[number] = mark
-        return not is_sent
+        self._schedule(number, watched, outcome, mark)
+        if number in self._known and isinstance(outcome, UsableCredentials):
+            return  # should this be news all the same, the change feed is about to report it
+        if watched.sent != mark:
+            watched.sent = mark
+            self._news.append((number, shared))
 
-    def seconds_until_due(self, now: datetime) -> float | None:
-        """How long until something is due; None: nothing is."""
-        return max(0.0, (self._due[0][0] - now).total_seconds()) if self._due else None
-
-    def _schedule(self, number: IntegrationId, outcome: Outcome, now: datetime) -> None:
+    def _schedule(self, number: IntegrationId, watched: _Watched, outcome: object, mark: int | str) -> None:
+        now, due = self._clock(), None
+        early_ttl = None
         if isinstance(outcome, UsableCredentials):
-            due = outcome.valid_until
+            due = self._credentials.valid_until(outcome.credentials, watched.request.min_ttl)
             if due is not None and due <= now:
-                due = now + _UNCHANGED
+                due = now + _UNCHANGED * self._spread()
+            elif due is not None and watched.early_version != mark:
+                watched.early_version = mark
+                lead = min((due - now) * _LEAD_SHARE, _MAX_LEAD) * self._spread()
+                due -= lead
+                early_ttl = ttl_at(outcome.credentials, due)
         elif isinstance(outcome, ProviderError | StoreUnavailable) or not isinstance(outcome, IntegrationServerError):
-            due = now + max(_MIN_RETRY, getattr(outcome, "retry_after", None) or _RETRY)
-        else:
-            due = None  # only a change can help
-        self._due_times.pop(number, None)
+            due = now + max(_MIN_RETRY, getattr(outcome, "retry_after", None) or _RETRY * self._spread())
+        # After any other error only a change can help.
+        watched.due_time, watched.early_ttl = due, early_ttl
         if due is not None:
-            self._due_times[number] = due
             heapq.heappush(self._due, (due, number))
 
+    def _spread(self) -> float:
+        """Spread what is due for many streams and integrations at the same time."""
+        return 0.5 + self._jitter() / 2
 
-def _mark(outcome: Outcome) -> int | str:
+
+def _mark(outcome: object) -> int | str:
     if isinstance(outcome, UsableCredentials):
         return 0 if outcome.integration is None else outcome.integration.version
     return outcome.reason if isinstance(outcome, IntegrationServerError) else type(outcome).__name__

@@ -22,6 +22,7 @@ from integration_server.service.connections.oauth_connection import ConnectionRe
 from integration_server.service.connections.revocation import RevocationService
 from integration_server.service.credentials.credential_service import CredentialService
 from integration_server.service.events.event_stream import EventStream, StreamItem
+from integration_server.service.events.watched_changes import ChangeDispatcher
 from integration_server.service.health.health_checks import HealthChecker
 from integration_server.service.integrations.integration_manager import IntegrationManager
 from integration_server.service.oauth_clients.oauth_client_manager import OAuthClientManager
@@ -51,6 +52,7 @@ class UseCases:
     webhook_secrets: WebhookSecrets
     unrouted_webhooks: UnroutedWebhookLog
     event_stream: EventStream
+    watched_changes: ChangeDispatcher
     api_proxy: ApiProxy
     oauth_clients: OAuthClientManager
 
@@ -61,7 +63,14 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
     def __init__(self, use_cases: UseCases, clock: Clock, results: CredentialResults | None = None) -> None:
         self._use_cases = use_cases
         self._results = results or CredentialResults(use_cases.credentials)
-        self._credential_watch = CredentialWatch(use_cases.credentials, use_cases.event_stream, self._results, clock)
+        self._credential_watch = CredentialWatch(
+            use_cases.credentials,
+            use_cases.watched_changes,
+            self._results,
+            clock,
+            use_cases.credentials.refresher.jitter,
+            heartbeat=use_cases.event_stream.heartbeat,
+        )
         self._clock = clock
         # Streams share the items of events, so each event is encoded once.
         self._stream_responses: WeakKeyDictionary[StreamItem, pb.WatchIntegrationsResponse] = WeakKeyDictionary()
@@ -241,7 +250,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         """Stream the credentials of integrations."""
         async with aclosing(self._credential_watch.watch(request)) as responses:
             async for response in responses:
-                yield response
+                yield cast("pb.WatchCredentialsResponse", response)  # encoded already, as `ProtectedHandlers` takes it
 
     async def ReceiveWebhook(self, request: pb.ReceiveWebhookRequest, context: Context) -> pb.ReceiveWebhookResponse:
         """Receive a provider's webhook request."""

@@ -34,6 +34,15 @@ _VARINT, _DELIMITED = 0, 2
 _FIXED_SIZES = {1: 8, 5: 4}  # bytes by wire type
 _MAX_VARINT_BYTES = 10
 _NOT_PACKED = frozenset({FieldDescriptor.CPPTYPE_MESSAGE, FieldDescriptor.CPPTYPE_STRING})  # also bytes
+_FIXED_TYPES: Mapping[int, int] = {  # bytes of an entry of a packed field; entries of other types are varints
+    FieldDescriptor.TYPE_DOUBLE: 8,
+    FieldDescriptor.TYPE_FIXED64: 8,
+    FieldDescriptor.TYPE_SFIXED64: 8,
+    FieldDescriptor.TYPE_FLOAT: 4,
+    FieldDescriptor.TYPE_FIXED32: 4,
+    FieldDescriptor.TYPE_SFIXED32: 4,
+}
+_CONTINUED = bytes(range(0x80, 0x100))  # all bytes of a varint but its last
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,7 @@ class _Field:
     name: str
     message: Mapping[int, "_Field"] | None
     is_packed: bool
+    entry_size: int | None  # in bytes; None: a varint
     is_bulk: bool
 
 
@@ -145,9 +155,15 @@ class _Walk:
         else:
             self._at = end
             if found.is_packed:
-                self._add(size, found)  # an element has at least one byte
+                self._add(self._entries(found, end - size, end), found)
             elif found.is_bulk:
                 self.bulk_bytes += size
+
+    def _entries(self, found: _Field, begin: int, end: int) -> int:
+        """The number of entries of a packed field."""
+        if found.entry_size is not None:
+            return -(-(end - begin) // found.entry_size)
+        return len(self._raw[begin:end].translate(None, _CONTINUED))
 
     def _size(self, wire_type: int) -> int:
         """The number of bytes of a value, after its length or its varint."""
@@ -215,6 +231,7 @@ def _describe(descriptor: Any, known: dict[str, dict[int, _Field]], bulk_field: 
             name=one.name if is_named else "",
             message=None if one.message_type is None else _describe(one.message_type, known),
             is_packed=one.is_repeated and one.cpp_type not in _NOT_PACKED,
+            entry_size=_FIXED_TYPES.get(one.type),
             is_bulk=one.name == bulk_field,
         )
     if bulk_field and not any(one.is_bulk for one in fields.values()):

@@ -1,6 +1,7 @@
 """Interceptors that limit streams: how many are open, and how long a response waits for a client that reads none."""
 
 import asyncio
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
@@ -17,9 +18,16 @@ from integration_server.shared_memory import CallCounts, LocalCounts
 
 
 def limit_streams(
-    caller_of: CallerLookup, *, per_caller: int, per_user: int, counts: CallCounts | None = None
+    caller_of: CallerLookup,
+    *,
+    per_caller: int,
+    per_user: int,
+    watched_per_caller: int = sys.maxsize,
+    counts: CallCounts | None = None,
 ) -> Interceptor:
     """Limit each caller's open streams of a method, and among them those that name one user. Raises `QuotaExceeded`.
+
+    The items that all streams of a caller watch together are limited too: each is in memory as long as its stream runs.
 
     A stream stays open, and gets each event or holds a connection to a provider, so few of them cost as much as many
     calls. The quota is the caller's: what one caller opens for a user takes nothing from another caller for the same
@@ -32,20 +40,29 @@ def limit_streams(
         @asynccontextmanager
         async def count(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message or a stream
             caller, user_id = caller_of(context), first_request(request).user_id
-            limits = [("", per_caller, "that are streams")]  # of all users together
+            prefix = f"{method.path}\0{caller}\0"
+            numbers = {prefix: 1}  # of all users together
+            if counts.in_flight(prefix) >= per_caller:
+                raise QuotaExceeded(f"that are streams; at most {per_caller} may be open")
             if user_id:
-                limits.append((user_id, per_user, "that are streams for this user"))
-            keys = [f"{method.path}\0{caller}\0{user}" for user, _, _ in limits]
-            for key, (_, limit, subject) in zip(keys, limits, strict=True):
-                if counts.in_flight(key) >= limit:
-                    raise QuotaExceeded(f"{subject}; at most {limit} may be open")
-            for key in keys:
-                counts.change(key, 1)
+                numbers[prefix + user_id] = 1
+                if counts.in_flight(prefix + user_id) >= per_user:
+                    raise QuotaExceeded(f"that are streams for this user; at most {per_user} may be open")
+            if method.items_field:
+                watched = f"{prefix}\0{method.items_field}"  # no user's name has a control character
+                numbers[watched] = len(getattr(request, method.items_field))
+                if counts.in_flight(watched) + numbers[watched] > watched_per_caller:
+                    raise QuotaExceeded(
+                        f"whose {method.items_field} are watched; at most {watched_per_caller} of all streams together "
+                        "(CALLER_MAX_WATCHED_INTEGRATIONS)"
+                    )
+            for key, number in numbers.items():
+                counts.change(key, number)
             try:
                 yield request
             finally:
-                for key in keys:
-                    counts.change(key, -1)
+                for key, number in numbers.items():
+                    counts.change(key, -number)
 
         names_user = method.streams_responses and "user_id" in method.request_class.DESCRIPTOR.fields_by_name
         return wrap_in_context_manager(method, behavior, count) if names_user else behavior

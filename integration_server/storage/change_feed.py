@@ -122,6 +122,16 @@ class SqlChangeFeed:
             rows = await connection.execute(query.order_by(_C.change_id).limit(limit))
             return [_logged_event(row, ordering) for row in rows]
 
+    async def read_changed_ids(self, position: int, limit: int) -> frozenset[IntegrationId] | None:
+        """The integrations with changes for caches at a position and above; None if there are too many changes."""
+        async with self._database.read_connection() as connection:
+            ordering = await self._get_ordering(connection)
+            query = select(_C.integration_id, _C.kind).where(ordering.position >= position)
+            rows = (await connection.execute(query.order_by(ordering.position).limit(limit + 1))).all()
+        if len(rows) > limit:
+            return None
+        return frozenset(IntegrationId(row.integration_id) for row in rows if row.kind not in _UNCACHED_KINDS)
+
     async def prune(self, retention: timedelta) -> int:
         """Delete some of the rows that are older; returns how many."""
         return await prune(self._database, _C.change_time, select(DatabaseTime(-retention)).scalar_subquery())

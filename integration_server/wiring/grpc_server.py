@@ -112,6 +112,7 @@ def build_grpc_server(
             caller_of,
             per_caller=settings.caller_max_streams,
             per_user=settings.caller_max_streams_per_user,
+            watched_per_caller=settings.caller_max_watched_integrations,
             counts=worker.counts,
         ),
         record_audit(trail, audited_caller, clock),

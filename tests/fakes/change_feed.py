@@ -41,6 +41,11 @@ class FakeChangeFeed:
         """No events."""
         return ()
 
+    async def read_changed_ids(self, position: int, limit: int) -> frozenset[IntegrationId] | None:
+        """The changes at the position and above."""
+        changed = self.changed_ids[position:]
+        return None if len(changed) > limit else frozenset(changed)
+
     async def prune(self, retention: timedelta) -> int:
         """Delete nothing."""
         return 0

@@ -55,7 +55,11 @@ class FakeServicer(IntegrationServiceServicer):
         else:
             result = pb.CredentialsResult(error=status(code_pb2.FAILED_PRECONDITION, "REAUTHORIZATION_REQUIRED"))
         for stream in self.streams:
-            stream.put(pb.WatchCredentialsResponse(integration_id=number, result=result, cursor=cursor))
+            stream.put(
+                pb.WatchCredentialsResponse(
+                    results=[pb.WatchedCredentials(integration_id=number, result=result)], cursor=cursor
+                )
+            )
 
     def end_streams(self) -> None:
         """End all streams with UNAVAILABLE."""

@@ -396,14 +396,20 @@ class WatchCredentialsRequest(_message.Message):
     def __init__(self, integration_ids: _Optional[_Iterable[int]] = ..., user_id: _Optional[str] = ..., min_ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., required_scopes: _Optional[_Iterable[str]] = ..., cursor: _Optional[str] = ...) -> None: ...
 
 class WatchCredentialsResponse(_message.Message):
-    __slots__ = ("integration_id", "result", "cursor")
+    __slots__ = ("results", "cursor")
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[WatchedCredentials]
+    cursor: str
+    def __init__(self, results: _Optional[_Iterable[_Union[WatchedCredentials, _Mapping]]] = ..., cursor: _Optional[str] = ...) -> None: ...
+
+class WatchedCredentials(_message.Message):
+    __slots__ = ("integration_id", "result")
     INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
-    CURSOR_FIELD_NUMBER: _ClassVar[int]
     integration_id: int
     result: CredentialsResult
-    cursor: str
-    def __init__(self, integration_id: _Optional[int] = ..., result: _Optional[_Union[CredentialsResult, _Mapping]] = ..., cursor: _Optional[str] = ...) -> None: ...
+    def __init__(self, integration_id: _Optional[int] = ..., result: _Optional[_Union[CredentialsResult, _Mapping]] = ...) -> None: ...
 
 class ReceiveWebhookRequest(_message.Message):
     __slots__ = ("integration_type", "endpoint", "headers", "body", "url", "method")

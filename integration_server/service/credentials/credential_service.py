@@ -206,7 +206,7 @@ class CredentialService:
             integration.scopes,
             provider.request_auth(fresh.credentials),
             integration,
-            self._valid_until(fresh.credentials, min_ttl),
+            self.valid_until(fresh.credentials, min_ttl),
         )
 
     async def get_usable(
@@ -327,11 +327,19 @@ class CredentialService:
         ttl = tokens.buffer(self.buffer) if min_ttl is None else min_ttl
         return ttl if tokens.lifetime is None else min(ttl, tokens.lifetime)
 
-    def _valid_until(self, credentials: Credentials, min_ttl: timedelta | None) -> datetime | None:
+    def valid_until(self, credentials: Credentials, min_ttl: timedelta | None) -> datetime | None:
+        """Until when credentials last for `min_ttl` (None: the buffer), or for their lifetime. None: always."""
         if not isinstance(credentials, OAuthTokens) or credentials.expire_time is None:
             return None
         now = self.clock()  # a caller may ask for ten thousand years: more than there are before the expiry
         return credentials.expire_time - min(self._required_ttl(credentials, min_ttl), credentials.expire_time - now)
+
+
+def ttl_at(credentials: Credentials, time: datetime) -> timedelta | None:
+    """How long credentials last from this time on; None: always."""
+    if not isinstance(credentials, OAuthTokens) or credentials.expire_time is None:
+        return None
+    return credentials.expire_time - time
 
 
 def _is_untried(integration: Integration) -> bool:

@@ -205,6 +205,8 @@ class ChangeFeedReader:
         self._current_time: float | None = None
         self._seen_changes = -1
         self._subscribers = 0
+        self._listeners: dict[ChangeListener, int] = {}
+        self._latest: ChangeBatch | None = None
         self._poll_time: float | None = None
         self._lock = asyncio.Lock()
         self.events = EventBuffer()
@@ -217,6 +219,31 @@ class ChangeFeedReader:
             yield
         finally:
             self._subscribers -= 1
+
+    @contextmanager
+    def following(self, listener: ChangeListener) -> Iterator[None]:
+        """Keeps the reader reading, and passes changes to the listener as soon as they are visible, after the cache.
+
+        A listener is called once for each poll, however often it follows.
+        """
+        self._listeners[listener] = self._listeners.get(listener, 0) + 1
+        try:
+            with self.reading():
+                yield
+        finally:
+            self._listeners[listener] -= 1
+            if not self._listeners[listener]:
+                del self._listeners[listener]
+
+    @property
+    def position(self) -> tuple[int, datetime]:
+        """The horizon of the latest poll, and its time. All changes below the horizon were passed on.
+
+        Raises `LookupError` before the first poll.
+        """
+        if self._latest is None:
+            raise LookupError("the change feed was not read yet")
+        return self._latest.cursor.horizon, self._latest.time
 
     @property
     def lag(self) -> float | None:
@@ -239,9 +266,12 @@ class ChangeFeedReader:
             seen = -1 if self.shared is None else self.shared.changes
             batch = await self.feed.poll(self._cursor, _MAX_BATCH)
             self._cursor, self._poll_time, self._current_time, self._seen_changes = batch.cursor, start, start, seen
+            self._latest = batch
             if self.cache is not None:
                 self.cache.apply_changes(batch.changed_ids, start)
             self.events.add(batch)
+            for listener in self._listeners:
+                listener.apply_changes(batch.changed_ids, start)
             if self.shared is not None and self.shared.leads:
                 has_changes = batch.changed_ids is None or bool(batch.changed_ids) or bool(batch.events)
                 self.shared.publish(start, has_changes=has_changes)

@@ -89,6 +89,12 @@ class ChangeFeed(Protocol):
     ) -> Sequence[LoggedEvent]:
         """The events of a range with a number above `after`, in the order of their numbers."""
 
+    async def read_changed_ids(self, position: int, limit: int) -> frozenset[IntegrationId] | None:
+        """The integrations that a cache must drop because of the changes that are visible at `position` and above.
+
+        None if there are more than `limit` changes of any kind.
+        """
+
     async def prune(self, retention: timedelta) -> int:
         """Delete some of the changes that are older, on the store's clock; returns how many. 0: none is left."""
 
@@ -113,7 +119,7 @@ class SharedFeed(Protocol):
 
 
 class ChangeListener(Protocol):
-    """A cache that the reader of the feed keeps up to date."""
+    """What the reader of the feed tells of each change as soon as it is visible: a cache, or streams."""
 
     def apply_changes(self, integration_ids: Collection[IntegrationId] | None, poll_time: float) -> None:
         """These integrations changed (None: any may have), and no other until `poll_time`, in monotonic seconds."""

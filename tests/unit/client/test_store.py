@@ -74,7 +74,9 @@ def live(store: Store) -> StreamState:
 
 def revoked(number: int = 7) -> pb.WatchCredentialsResponse:
     error = status(code_pb2.FAILED_PRECONDITION, "REAUTHORIZATION_REQUIRED")
-    return pb.WatchCredentialsResponse(integration_id=number, result=pb.CredentialsResult(error=error), cursor="d")
+    return pb.WatchCredentialsResponse(
+        results=[pb.WatchedCredentials(integration_id=number, result=pb.CredentialsResult(error=error))], cursor="d"
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,10 @@ def test_negative_control_a_read_after_the_revocation_counts(store: Store, clock
 def test_an_unavailable_provider_does_not_end_credentials(store: Store, clock: Clock) -> None:
     entry = read(store, credentials(clock))
     result = pb.CredentialsResult(error=status(code_pb2.UNAVAILABLE, "PROVIDER_UNAVAILABLE"))
-    store.receive(live(store), pb.WatchCredentialsResponse(integration_id=7, result=result, cursor="d"))
+    store.receive(
+        live(store),
+        pb.WatchCredentialsResponse(results=[pb.WatchedCredentials(integration_id=7, result=result)], cursor="d"),
+    )
     assert store.fresh(entry, None) is not None
 
 
@@ -177,7 +182,10 @@ def test_pauses_between_streams_grow_and_end(store: Store) -> None:
 def test_a_new_token_of_a_stream_replaces_the_old_one(store: Store, clock: Clock) -> None:
     entry = read(store, credentials(clock))
     result = pb.CredentialsResult(credentials=credentials_pb2.Credentials(bearer_token="second"))
-    store.receive(live(store), pb.WatchCredentialsResponse(integration_id=7, result=result, cursor="d"))
+    store.receive(
+        live(store),
+        pb.WatchCredentialsResponse(results=[pb.WatchedCredentials(integration_id=7, result=result)], cursor="d"),
+    )
     found = store.fresh(entry, None)
     assert found is not None
     assert found.access_token == "second"

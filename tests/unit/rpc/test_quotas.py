@@ -1,6 +1,7 @@
 """The quota limits the concurrent calls of one caller and its calls per second, and does not affect other callers."""
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
@@ -24,6 +25,7 @@ from integration_server.rpc.interceptors import (
 )
 from integration_server.rpc.methods import Method, Permission, describe_method
 from integration_server.rpc.stream_limits import limit_streams
+from integration_server.shared_memory import CallCounts, SharedCounts, SharedMemory
 from integrations.v1 import integration_service_pb2 as pb
 from tests.fakes.inmemory_grpc import FakeContext
 
@@ -288,6 +290,52 @@ async def test_a_failed_stream_is_not_counted() -> None:
 async def test_negative_control_without_a_limit_one_user_opens_any_number_of_streams() -> None:
     streams = Streams(per_caller=1_000_000, per_user=1_000_000)
     assert len([await streams.open("ada") for _ in range(300)]) == 300
+
+
+class WatchStreams:
+    """Streams of credentials of one caller, which stay open."""
+
+    def __init__(self, limit: int = sys.maxsize, counts: CallCounts | None = None) -> None:
+        method = describe_method("/integrations.v1.IntegrationService/WatchCredentials")
+        wrap = limit_streams(peer_address, per_caller=99, per_user=99, watched_per_caller=limit, counts=counts)
+        self._behavior = wrap(method, self._respond)
+
+    async def _respond(self, _request: Any, _context: Any) -> AsyncIterator[Any]:
+        while True:
+            yield None
+
+    async def open(self, count: int, peer: str = ADA, user_id: str = "") -> Any:
+        """Open a stream of `count` integrations."""
+        request = pb.WatchCredentialsRequest(integration_ids=range(1, count + 1), user_id=user_id)
+        stream = self._behavior(request, FakeContext(peer=peer))
+        await anext(stream)
+        return stream
+
+
+async def test_the_integrations_of_all_streams_of_a_caller_are_limited() -> None:
+    streams = WatchStreams(1000)
+    first, _second = await streams.open(600), await streams.open(400, user_id="ada")
+    for user_id in ("", "ada", "eve"):
+        with pytest.raises(QuotaExceeded, match=r"integration_ids.*at most 1000.*CALLER_MAX_WATCHED_INTEGRATIONS"):
+            await streams.open(1, user_id=user_id)
+    assert await streams.open(1000, peer=BOB)
+    await first.aclose()
+    assert await streams.open(600)
+
+
+async def test_the_integrations_of_streams_at_other_workers_count() -> None:
+    memory = SharedMemory(2)
+    workers = [WatchStreams(1000, SharedCounts(memory, number)) for number in range(2)]
+    stream = await workers[0].open(700)
+    with pytest.raises(QuotaExceeded):
+        await workers[1].open(301)
+    await stream.aclose()
+    assert await workers[1].open(1000)
+
+
+async def test_negative_control_without_a_limit_a_caller_watches_any_number_of_integrations() -> None:
+    streams = WatchStreams()
+    assert [await streams.open(5000) for _ in range(50)]
 
 
 def test_calls_that_are_not_streams_about_users_are_not_counted() -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from google.api.distribution_pb2 import Distribution
 from google.protobuf.descriptor_pb2 import SourceCodeInfo
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import DecodeError
@@ -138,6 +139,29 @@ def test_packed_numbers_count() -> None:
     list(meter(location, max_fields=100).measure(location.SerializeToString()))
     location.location[0].path.extend([1, 1, 1, 1])
     assert error_of(location, max_fields=100)[1] == "has too many fields and entries; a request has at most 100"
+
+
+@pytest.mark.parametrize("number", [1, 2**14, 2**35, 2**63 - 1])
+def test_a_packed_number_counts_once_whatever_its_size(number: int) -> None:
+    request = pb.WatchCredentialsRequest(integration_ids=[number] * 99, cursor="c")
+    list(meter(request, max_fields=101).measure(request.SerializeToString()))  # the field, its entries, and the cursor
+    request.integration_ids.append(number)
+    assert error_of(request, max_fields=101)[0] == "cursor"
+
+
+def test_the_largest_request_of_a_stream_of_credentials_is_accepted() -> None:
+    method = describe_method("/integrations.v1.IntegrationService/WatchCredentials")
+    request = pb.WatchCredentialsRequest(
+        integration_ids=[2**63 - 1 - number for number in range(5000)], cursor="c" * 200
+    )
+    list(RequestMeter(method.request_class.DESCRIPTOR, method.request_limits).measure(request.SerializeToString()))
+
+
+def test_packed_numbers_of_a_fixed_size_count() -> None:
+    bounds = Distribution.BucketOptions.Explicit(bounds=[0.5] * 99)  # no request has any
+    list(meter(bounds, max_fields=100).measure(bounds.SerializeToString()))
+    bounds.bounds.append(0.5)
+    assert error_of(bounds, max_fields=100)[1] == "has too many fields and entries; a request has at most 100"
 
 
 # --- depth -----------------------------------------------------------------------------------------------------------

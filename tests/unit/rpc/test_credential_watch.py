@@ -1,0 +1,420 @@
+"""The streams of `WatchCredentials`: what they share, what a slow refresh delays, and how they end and resume."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import pytest
+from google.rpc import error_details_pb2
+
+from integration_server.bootstrap import Service
+from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, NO_INTEGRATION_TYPES
+from integration_server.domain.errors import IntegrationNotFound, ProviderUnavailable, ServerStopping
+from integration_server.domain.integration import IntegrationId
+from integration_server.rpc.credential_results import CredentialResults
+from integration_server.rpc.credential_watch import CredentialWatch
+from integration_server.service.credentials.credential_service import CredentialRequest, UsableCredentials
+from integration_server.service.credentials.shared_outcomes import SharedOutcomes
+from integrations.v1 import integration_service_pb2 as pb
+from tests.fakes.provider import wait_until
+from tests.fakes.system import ADA, BUFFER, EVE, FakeSystem
+from tests.statements import captured_statements
+
+HOUR = timedelta(hours=1)
+
+
+class Stream:
+    """A stream whose responses a task reads at once."""
+
+    def __init__(self, watch: CredentialWatch, request: pb.WatchCredentialsRequest) -> None:
+        self.responses: list[pb.WatchCredentialsResponse] = []
+        self.error: Exception | None = None
+        self._task = asyncio.create_task(self._read(watch, request))
+
+    async def _read(self, watch: CredentialWatch, request: pb.WatchCredentialsRequest) -> None:
+        try:
+            async for response in watch.watch(request):
+                self.responses.append(pb.WatchCredentialsResponse.FromString(response))
+        except Exception as error:
+            self.error = error
+
+    @property
+    def results(self) -> list[tuple[int, str]]:
+        """What was sent: tokens, or the reasons of errors."""
+        return [(one.integration_id, outcome_of(one.result)) for sent in self.responses for one in sent.results]
+
+    @property
+    def cursor(self) -> str:
+        """The last cursor."""
+        return next((sent.cursor for sent in reversed(self.responses) if sent.cursor), "")
+
+    async def close(self) -> None:
+        """End the stream as its client does."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+def outcome_of(result: pb.CredentialsResult) -> str:
+    """The token of a result, or the reason of its error."""
+    if result.HasField("credentials"):
+        return result.credentials.bearer_token
+    info = error_details_pb2.ErrorInfo()
+    assert any(detail.Unpack(info) for detail in result.error.details)
+    return info.reason
+
+
+class Server:
+    """A process whose change feed is read when a test says so."""
+
+    def __init__(self, system: FakeSystem, service: Service | None = None, *, refreshes: int = 16) -> None:
+        self.system = system
+        self.service = service or system.another_process()
+        use_cases = self.service.use_cases
+        self.changes = use_cases.watched_changes
+        self.watch = CredentialWatch(
+            use_cases.credentials,
+            self.changes,
+            CredentialResults(use_cases.credentials),
+            system.clock,
+            lambda: 0.5,
+            heartbeat=timedelta(milliseconds=1),
+            refreshes=refreshes,
+        )
+
+    @asynccontextmanager
+    async def watching(
+        self, *ids: int, cursor: str = "", min_ttl: timedelta | None = None, is_complete: bool = True
+    ) -> AsyncIterator[Stream]:
+        """A stream that has sent everything once, unless `is_complete` is False."""
+        request = pb.WatchCredentialsRequest(integration_ids=ids, user_id=ADA, cursor=cursor)
+        if min_ttl is not None:
+            request.min_ttl.FromTimedelta(min_ttl)
+        stream = Stream(self.watch, request)
+        try:
+            if is_complete:
+                await eventually(lambda: stream.cursor)
+            yield stream
+        finally:
+            await stream.close()
+
+    async def rotate(self, number: int) -> None:
+        """Refresh a token in another process, and read the change feed."""
+        await self.system.credentials.refresh_token(IntegrationId(number), ADA, force=True)
+        self.system.clock.advance(timedelta(seconds=31))  # the interval of forced refreshes
+        await self.service.reader.poll()
+
+    async def disconnect(self, number: int) -> None:
+        """Disconnect in another process, and read the change feed."""
+        await self.system.revocation_service.disconnect_integration(IntegrationId(number), ADA)
+        await self.service.reader.poll()
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    """Wait for a condition, at most half a minute."""
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110  # conditions of many kinds
+            await asyncio.sleep(0.001)
+
+
+async def settle() -> None:
+    """Let the streams pass some heartbeats."""
+    await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def system() -> AsyncIterator[FakeSystem]:
+    system = FakeSystem(options={"revocation_wait": timedelta()})
+    async with system.tasks:
+        yield system
+
+
+async def connect(system: FakeSystem, count: int) -> list[int]:
+    """Connect accounts of ada's."""
+    return [(await system.connect_account(f"account-{number}")).integration_id for number in range(count)]
+
+
+# --- responses -------------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_due_together_is_in_one_response_with_the_cursor(system: FakeSystem) -> None:
+    server, ids = Server(system), await connect(system, 3)
+    async with server.watching(*ids, 999) as stream:
+        (first,) = stream.responses[:1]
+        assert sorted(one.integration_id for one in first.results) == [*ids, 999]
+        assert first.cursor
+
+
+async def test_a_change_is_sent_once(system: FakeSystem) -> None:
+    server, ids = Server(system), await connect(system, 2)
+    async with server.watching(*ids) as stream:
+        before = len(stream.results)
+        await server.rotate(ids[1])
+        await server.service.reader.poll()
+        await eventually(lambda: len(stream.results) > before)
+        await settle()
+        assert stream.results[before:] == [(ids[1], (await system.tokens(ids[1])).access_token)]
+
+
+# --- slow refreshes --------------------------------------------------------------------------------------------------
+
+
+async def connect_with_due(system: FakeSystem, count: int) -> tuple[list[int], int]:
+    """Integrations whose tokens have to be refreshed, which wait for the gate, and one with a fresh token."""
+    due = await connect(system, count)
+    system.clock.advance(HOUR - BUFFER + timedelta(seconds=1))
+    fresh = (await system.connect_account("fresh")).integration_id
+    system.provider.gate = asyncio.Event()
+    return due, fresh
+
+
+def open_gate(system: FakeSystem) -> None:
+    assert system.provider.gate is not None
+    system.provider.gate.set()
+
+
+async def test_a_slow_refresh_delays_only_its_own_credentials(system: FakeSystem) -> None:
+    server = Server(system)
+    (slow,), fresh = await connect_with_due(system, 1)
+    async with server.watching(slow, fresh, is_complete=False) as stream:
+        await eventually(lambda: stream.results)
+        await settle()
+        assert [number for number, _ in stream.results] == [fresh]
+        assert stream.cursor == "", "a stream that resumes now gets the slow one too"
+        await server.disconnect(fresh)
+        await eventually(lambda: stream.results[1:] == [(fresh, "INTEGRATION_NOT_FOUND")])
+        open_gate(system)
+        await eventually(lambda: len(stream.results) == 3 and stream.cursor)
+        assert stream.results[2] == (slow, (await system.tokens(slow)).access_token)
+
+
+async def test_negative_control_a_stream_that_waits_for_each_refresh_sends_nothing(system: FakeSystem) -> None:
+    server = Server(system, refreshes=0)
+    (slow,), fresh = await connect_with_due(system, 1)
+    async with server.watching(slow, fresh, is_complete=False) as stream:
+        await wait_until(lambda: system.provider.in_flight)
+        await settle()
+        assert stream.results == []
+        open_gate(system)
+        await eventually(lambda: len(stream.results) == 2)
+
+
+async def test_the_refreshes_of_a_stream_are_bounded(system: FakeSystem) -> None:
+    server = Server(system, refreshes=2)
+    due, fresh = await connect_with_due(system, 7)
+    async with server.watching(*due, fresh, is_complete=False) as stream:
+        await eventually(lambda: stream.results)
+        await settle()
+        assert system.provider.in_flight == 2
+        open_gate(system)
+        await eventually(lambda: len(stream.results) == 8 and stream.cursor)
+    assert system.provider.max_in_flight == 2
+    assert len(system.provider.refreshes) == 7
+
+
+async def test_a_revocation_during_a_slow_refresh_is_sent_at_once_and_is_the_last_word(system: FakeSystem) -> None:
+    server = Server(system)
+    (slow,), fresh = await connect_with_due(system, 1)
+    async with server.watching(slow, fresh, is_complete=False) as stream:
+        await eventually(lambda: stream.results and system.provider.in_flight)
+        await server.disconnect(slow)
+        await eventually(lambda: len(stream.results) == 2)
+        open_gate(system)
+        await wait_until(lambda: not system.provider.in_flight)
+        await server.service.reader.poll()
+        await settle()
+        assert stream.results[1:] == [(slow, "INTEGRATION_NOT_FOUND")]
+
+
+async def test_streams_share_a_refresh(system: FakeSystem) -> None:
+    server = Server(system)
+    (slow,), _ = await connect_with_due(system, 1)
+    async with server.watching(slow, is_complete=False) as first, server.watching(slow, is_complete=False) as second:
+        await eventually(lambda: system.provider.in_flight)
+        await settle()
+        open_gate(system)
+        await eventually(lambda: first.results and second.results)
+        assert first.results == second.results
+    assert len(system.provider.refreshes) == 1
+
+
+# --- early renewal ---------------------------------------------------------------------------------------------------
+
+
+async def test_credentials_are_renewed_earlier_than_they_have_to_be(system: FakeSystem) -> None:
+    """With a lifetime of an hour and a buffer of five minutes: a minute earlier, times the jitter."""
+    server, (number,) = Server(system), await connect(system, 1)
+    async with server.watching(number) as stream:
+        system.clock.advance(HOUR - BUFFER - timedelta(seconds=46))
+        await settle()
+        assert system.provider.refreshes == []
+        system.clock.advance(timedelta(seconds=2))
+        await eventually(lambda: system.provider.refreshes)
+        await server.service.reader.poll()
+        await eventually(lambda: len(stream.results) == 2)
+        await settle()
+    assert len(system.provider.refreshes) == 1
+
+
+async def test_a_provider_that_fails_early_is_asked_again_in_time(system: FakeSystem) -> None:
+    server, (number,) = Server(system), await connect(system, 1)
+    async with server.watching(number) as stream:
+        system.provider.refresh_error = ProviderUnavailable("down")
+        system.clock.advance(HOUR - BUFFER - timedelta(seconds=44))
+        await eventually(lambda: system.provider.refreshes)
+        await settle()
+        assert (len(system.provider.refreshes), len(stream.results)) == (1, 1)
+        system.provider.refresh_error = None
+        for _ in range(5):  # minutes that the token still lasts
+            system.clock.advance(timedelta(minutes=1))
+            await server.service.reader.poll()
+            await settle()
+        assert (len(system.provider.refreshes), len(stream.results)) == (2, 2)
+
+
+@pytest.mark.parametrize("min_ttl", [timedelta(0), timedelta(minutes=10), timedelta(days=3650)])
+async def test_whatever_lifetime_a_client_asks_for_there_are_few_refreshes(
+    system: FakeSystem, min_ttl: timedelta
+) -> None:
+    server, (number,) = Server(system), await connect(system, 1)
+    async with server.watching(number, min_ttl=min_ttl):
+        for _ in range(60):
+            system.clock.advance(timedelta(seconds=10))
+            await server.service.reader.poll()
+            await asyncio.sleep(0.003)
+        assert len(system.provider.refreshes) <= 20  # one in thirty seconds: the interval of forced refreshes
+
+
+# --- sharing ---------------------------------------------------------------------------------------------------------
+
+
+async def test_streams_of_one_integration_share_its_reading_and_encoding(system: FakeSystem) -> None:
+    server, (number, other) = Server(system), await connect(system, 2)
+    async with (
+        server.watching(number) as first,
+        server.watching(number, other) as second,
+        server.watching(number, min_ttl=timedelta(minutes=7)) as third,
+    ):
+        streams = first, second, third
+        before = [len(stream.results) for stream in streams]
+        await system.credentials.refresh_token(IntegrationId(number), ADA, force=True)
+        with captured_statements() as statements:
+            await server.service.reader.poll()
+            await eventually(lambda: all(len(one.results) > old for one, old in zip(streams, before, strict=True)))
+        reads = [one for one in statements if "encrypted_credentials" in one]
+        assert len(reads) <= 1
+        assert len({stream.results[-1] for stream in streams}) == 1
+
+
+async def test_a_stream_shares_nothing_with_one_that_may_read_less(system: FakeSystem) -> None:
+    (number,) = await connect(system, 1)
+    outcomes, request = SharedOutcomes(system.credentials), CredentialRequest(IntegrationId(number), ADA)
+    (allowed,), (again,), (denied,), (stranger,) = await asyncio.gather(
+        outcomes.read([request], ALL_INTEGRATION_TYPES),
+        outcomes.read([request], ALL_INTEGRATION_TYPES),
+        outcomes.read([request], NO_INTEGRATION_TYPES),
+        outcomes.read([CredentialRequest(IntegrationId(number), EVE)], ALL_INTEGRATION_TYPES),
+    )
+    assert isinstance(allowed.outcome, UsableCredentials)
+    assert again is allowed
+    assert isinstance(denied.outcome, IntegrationNotFound)
+    assert isinstance(stranger.outcome, IntegrationNotFound)
+
+
+async def test_rows_that_do_not_fit_into_one_statement_are_read_by_the_next(system: FakeSystem) -> None:
+    ids = await connect(system, 5)
+    system.credentials.max_batch_bytes = 1
+    outcomes = SharedOutcomes(system.credentials)
+    found = await outcomes.read([CredentialRequest(IntegrationId(one), ADA) for one in ids], ALL_INTEGRATION_TYPES)
+    assert all(isinstance(one.outcome, UsableCredentials) for one in found)
+
+
+async def test_a_stream_that_ends_does_not_end_the_read_of_another(system: FakeSystem) -> None:
+    (number,) = await connect(system, 1)
+    outcomes, request = SharedOutcomes(system.credentials), CredentialRequest(IntegrationId(number), ADA)
+    first = asyncio.create_task(outcomes.read([request], ALL_INTEGRATION_TYPES))  # type: ignore[arg-type]
+    second = asyncio.create_task(outcomes.read([request], ALL_INTEGRATION_TYPES))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    first.cancel()
+    (found,) = await second
+    assert isinstance(found.outcome, UsableCredentials)
+
+
+# --- the end, and resumption -----------------------------------------------------------------------------------------
+
+
+async def test_a_stopping_server_sends_a_last_cursor_and_another_server_resumes_there(system: FakeSystem) -> None:
+    server, ids = Server(system), await connect(system, 3)
+    async with server.watching(*ids) as stream:
+        await server.rotate(ids[0])
+        await eventually(lambda: len(stream.results) == 4)
+        server.changes.drain()
+        await eventually(lambda: stream.error)
+        assert isinstance(stream.error, ServerStopping)
+        last = stream.responses[-1]
+    assert last.cursor
+    other = Server(system)
+    await other.rotate(ids[1])
+    async with other.watching(*ids, cursor=last.cursor) as resumed:
+        await eventually(lambda: resumed.results)
+        await settle()
+        assert [number for number, _ in resumed.results] == [ids[1]]
+        await other.rotate(ids[2])
+        await eventually(lambda: len(resumed.results) == 2)
+        assert resumed.results[1][0] == ids[2]
+    async with server.watching(*ids, is_complete=False) as refused:
+        await eventually(lambda: refused.error)
+        assert isinstance(refused.error, ServerStopping)
+
+
+async def test_a_stream_that_stops_early_has_no_cursor_and_is_sent_everything_again(system: FakeSystem) -> None:
+    server = Server(system)
+    due, fresh = await connect_with_due(system, 1)
+    async with server.watching(*due, fresh, is_complete=False) as stream:
+        await eventually(lambda: stream.results)
+        server.changes.drain()
+        await eventually(lambda: stream.error)
+        assert stream.cursor == ""
+    open_gate(system)
+
+
+async def test_a_resumed_stream_reports_errors_again(system: FakeSystem) -> None:
+    server, (number,) = Server(system), await connect(system, 1)
+    async with server.watching(number, 999) as stream:
+        cursor = stream.cursor
+    async with server.watching(number, 999, cursor=cursor) as resumed:
+        await settle()
+        assert resumed.results == [(999, "INTEGRATION_NOT_FOUND")]
+
+
+@pytest.mark.parametrize("cursor", ["not one of ours", "A" * 40])
+async def test_a_cursor_that_is_not_valid_has_the_effect_of_none(system: FakeSystem, cursor: str) -> None:
+    server, ids = Server(system), await connect(system, 2)
+    async with server.watching(*ids, cursor=cursor) as stream:
+        assert sorted(number for number, _ in stream.results) == ids
+
+
+async def test_an_old_cursor_has_the_effect_of_none(system: FakeSystem) -> None:
+    server, ids = Server(system), await connect(system, 2)
+    async with server.watching(*ids) as stream:
+        cursor = stream.cursor
+    system.clock.advance(timedelta(days=8))
+    async with server.watching(*ids, cursor=cursor) as stream:
+        assert len(stream.results) == 2
+
+
+async def test_changes_before_the_first_response_are_not_missed(system: FakeSystem) -> None:
+    server, (number,) = Server(system), await connect(system, 1)
+    async with server.watching(number, is_complete=False) as stream:
+        await system.credentials.refresh_token(IntegrationId(number), ADA, force=True)
+        await server.service.reader.poll()
+        await eventually(lambda: stream.results and stream.cursor)
+        await settle()
+        assert stream.results[-1] == (number, (await system.tokens(number)).access_token)
+
+
+async def test_streams_that_have_ended_leave_nothing_behind(system: FakeSystem) -> None:
+    server, ids = Server(system), await connect(system, 2)
+    async with server.watching(*ids), server.watching(ids[0]):
+        assert server.changes.watched_count == 3
+    assert server.changes.watched_count == 0
