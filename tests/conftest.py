@@ -18,8 +18,6 @@ import grpc.aio
 import hypothesis
 from xdist.scheduler import LoadFileScheduling
 
-from integration_server.lifecycle import freeze_gc
-
 # A test must not fail because the machine is slow, nor at hypothesis' own time limits.
 hypothesis.settings.register_profile(
     "without time limits", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -43,7 +41,7 @@ def pytest_collection() -> Generator[None, object, object]:
     try:
         return (yield)
     finally:
-        freeze_gc()
+        gc.freeze()
         gc.enable()
 
 

@@ -18,7 +18,6 @@ from integration_server.bootstrap import running_server
 from integration_server.providers.base import BaseProvider, ProviderContext
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.http import ProviderHttp
-from integration_server.providers.toml_providers import load_toml_providers
 from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from tests.conformance.conftest import applicable_kinds, derived_profiles, environment_settings
@@ -31,7 +30,7 @@ from tests.conformance.fake_server import (
     key_auth,
 )
 from tests.conformance.profile import Profile, fill_template
-from tests.declarations import DECLARATIONS
+from tests.declarations import declared_types
 from tests.end_to_end.replicas import wait_until
 from tests.end_to_end.rpc_errors import expect_rpc_error
 from tests.end_to_end.system import Clients, ShiftedClock, callback_url, clients_of, settings_for
@@ -41,13 +40,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 CALLERS = 20
 
 
-def declared() -> tuple[ProviderFactory, Mapping[str, Profile]]:
-    factory = ProviderFactory()
-    load_toml_providers(DECLARATIONS, factory, dev_mode=False)
-    return factory, derived_profiles(environment_settings(), factory, factory.integration_types)
-
-
-FACTORY, PROFILES = declared()
+FACTORY = declared_types()
+PROFILES = derived_profiles(environment_settings(), FACTORY, FACTORY.integration_types)
 
 
 @dataclass
