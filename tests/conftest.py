@@ -18,8 +18,6 @@ import grpc.aio
 import hypothesis
 from xdist.scheduler import LoadFileScheduling
 
-from integration_server.lifecycle import freeze_gc
-
 # A test must not fail because the machine is slow, nor at hypothesis' own time limits.
 hypothesis.settings.register_profile(
     "without time limits", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -31,7 +29,12 @@ pytest_plugins = ["tests.databases", "tests.end_to_end.prefork", "tests.pgbounce
 UNIT = Path(__file__).resolve().parent / "unit"
 
 LONG_FILES = frozenset(
-    {UNIT / "rpc" / "test_bad_input.py", UNIT / "service" / "connections" / "test_shared_accounts.py"}
+    {
+        UNIT / "rpc" / "test_bad_input.py",
+        UNIT / "service" / "connections" / "test_shared_accounts.py",
+        UNIT / "service" / "credentials" / "test_mass_invalid_grants.py",
+        UNIT / "service" / "test_database_tampering.py",
+    }
 )
 """Files with minutes of work, whose tests share nothing. They begin first, and workers share their tests."""
 
@@ -43,8 +46,17 @@ def pytest_collection() -> Generator[None, object, object]:
     try:
         return (yield)
     finally:
-        freeze_gc()
+        gc.freeze()
         gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Leave the captured output out of reports that nobody reads: workers would send megabytes of logs."""
+    report = yield
+    if report.passed:
+        report.sections = []
+    return report
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -63,8 +75,19 @@ class SharedLongFiles(LoadFileScheduling):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files. Leave to `make test-all` what a `quick_on` marker leaves to it."""
-    items.sort(key=lambda item: item.path not in LONG_FILES)
+    """Order the files, and leave to `make test-all` what a `quick_on` marker leaves to it.
+
+    The longest files are first. The others alternate between those that wait for processes and sockets, and those that
+    compute, in the order of each kind: the workers together then use the processors all the time.
+    """
+    files = dict.fromkeys(item.path for item in items)
+    position: dict[Path, float] = dict.fromkeys(LONG_FILES, -1.0)
+    for kind in (
+        [path for path in files if path.is_relative_to(UNIT)],
+        [path for path in files if not path.is_relative_to(UNIT)],
+    ):
+        position = {path: number / len(kind) for number, path in enumerate(kind)} | position
+    items.sort(key=lambda item: position[item.path])
     for item in items:
         marker = item.get_closest_marker("quick_on")
         if marker is not None and _databases_of(item) - {*marker.args}:

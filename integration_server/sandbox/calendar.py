@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from integration_server.sandbox.behaviour import Handler
-from integration_server.sandbox.calendar_store import TEAM, ApiError, StoredCalendar
+from integration_server.sandbox.calendar_store import TEAM, ApiError, CalendarStore, StoredCalendar
 from integration_server.sandbox.model import Account
 from integration_server.sandbox.recurrence import stamp_of
 from integration_server.sandbox.resources import find_bearer_token
@@ -37,7 +37,10 @@ class SimulatedCalendarApi:
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
-        self._store = sandbox.calendars
+
+    @property
+    def _store(self) -> CalendarStore:
+        return self._sandbox.calendars
 
     def handler(self, operation: Callable[[Account, Request, dict[str, Any]], Response]) -> Handler:
         """The HTTP handler of an operation, which gets the account, the request and its JSON."""

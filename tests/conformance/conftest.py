@@ -12,7 +12,7 @@ import pytest_asyncio
 from integration_server.providers.base import ProviderContext
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.http import ProviderHttp
-from integration_server.providers.toml_providers import load_toml_providers, provider_class, read_declaration
+from integration_server.providers.toml_providers import provider_class, read_declaration
 from integration_server.settings import Settings
 from integration_server.wiring.providers import registered_providers
 from integration_server.wiring.system import utc_now
@@ -20,7 +20,7 @@ from tests.conformance.derivation import derive_profile
 from tests.conformance.profile import Profile, read_profiles
 from tests.conformance.scenario import Scenario, open_scenario
 from tests.conformance.table import Table
-from tests.declarations import DECLARATIONS
+from tests.declarations import declared_types
 
 BUILT_IN_PROFILES = Path(__file__).with_name("profiles")
 QUICK_TYPES = frozenset({"choice_of_sites", "own_client", "two_headers", "email_and_token"})
@@ -84,7 +84,7 @@ def select(directory: Path | None, tried: str | None) -> Selection:
         return Selection(read_profiles(directory), factory)
     written = {profile.integration_type: profile for profile in read_profiles(BUILT_IN_PROFILES)}
     if tried is None:
-        load_toml_providers(DECLARATIONS, factory, dev_mode=settings.dev_mode)
+        factory.register_all(declared_types())
         derived = derived_profiles(settings, factory, factory.integration_types)
         return Selection([*{**derived, **written}.values()], factory)
     if tried in factory.integration_types:

@@ -57,7 +57,7 @@ _CLIENT_AUTHENTICATION: Mapping[str, ClientAuthentication] = {
 _VALUES = (  # of fields with a pattern: the first that matches
     *("acme", "acme.example", "1", "1234567890", "ada@example.com", "0a1b2c3d", "2026-01-01", "2026-01", "v1", "EU"),
     *("https://acme.example", "123e4567-e89b-12d3-a456-426614174000", "0a1b2c3d4e5f60718293a4b5c6d7e8f9"),
-    *("AC0a1b2c3d4e5f60718293a4b5c6d7e8f9", "+15551234567"),
+    *("AC0a1b2c3d4e5f60718293a4b5c6d7e8f9", "+15551234567", "acme (ada@example.com)"),
 )
 CHOSEN_LABEL = "The chosen account"
 _JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
@@ -379,7 +379,7 @@ class _Derivation:
             paths.device_code: "$device_code",
             paths.user_code: "WDJB-MJHT",
             paths.verification_uri or "verification_uri": "https://devices.example/enter",
-            paths.interval: 5,
+            paths.interval: 1,  # the shortest: the worker asks on the database's clock, which tests do not set
         }
         optional = {paths.verification_uri_complete: "https://devices.example/enter?code=1", paths.expires_in: 600}
         response |= {path: value for path, value in optional.items() if path is not None}

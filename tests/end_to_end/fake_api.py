@@ -4,10 +4,12 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from tests.loopback import accepting
 
 
 @dataclass
@@ -31,16 +33,14 @@ class FakeApi:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Respond to the requests of one connection."""
-        with suppress(OSError, asyncio.IncompleteReadError):
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                headers = dict(
-                    line.lower().split(": ", 1) for line in head.decode("latin-1").split("\r\n")[1:] if ": " in line
-                )
-                await reader.readexactly(int(headers.get("content-length", "0")))
-                writer.write(self._respond(head, headers.get("x-api-key", "")))
-                await writer.drain()
-        writer.close()
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            headers = dict(
+                line.lower().split(": ", 1) for line in head.decode("latin-1").split("\r\n")[1:] if ": " in line
+            )
+            await reader.readexactly(int(headers.get("content-length", "0")))
+            writer.write(self._respond(head, headers.get("x-api-key", "")))
+            await writer.drain()
 
     def _respond(self, head: bytes, key: str) -> bytes:
         now = time.monotonic()
@@ -60,22 +60,9 @@ class FakeApi:
 async def run_fake_api(api: FakeApi | None = None) -> AsyncIterator[FakeApi]:
     """Run the API."""
     api = api or FakeApi()
-    connections: list[tuple[asyncio.StreamWriter, asyncio.Task[None]]] = []
-
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connections.append((writer, asyncio.get_running_loop().create_task(api.serve(reader, writer))))
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0, backlog=1000)
-    api.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
+    async with accepting(api.serve, backlog=1000) as port:
+        api.url = f"http://127.0.0.1:{port}"
         yield api
-    finally:
-        server.close()
-        for writer, serving in connections:
-            writer.transport.abort()
-            serving.cancel()
-        await asyncio.gather(*(serving for _, serving in connections), return_exceptions=True)
-        await asyncio.sleep(0)  # the loop closes the sockets in its next iteration
 
 
 def declare_api(directory: Path, api: FakeApi, limits: str = "") -> None:

@@ -3,10 +3,12 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from tests.loopback import accepting
 
 
 @dataclass(frozen=True)
@@ -48,44 +50,29 @@ class SmallServer:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Respond to the requests of one connection."""
-        with suppress(OSError, asyncio.IncompleteReadError):
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-                headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:])}
-                body = await reader.readexactly(int(headers.get("content-length", "0")))
-                method, target, _ = head[0].split(" ")
-                parts = urlsplit(target)
-                query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-                request = Received(method, parts.path, query, headers, body)
-                self.received.append(request)
-                status, value, *more = self.handle(request)
-                content = json.dumps(value).encode()
-                headers_sent = "".join(f"{name}: {text}\r\n" for name, text in (more[0] if more else ())).encode()
-                writer.write(
-                    b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\n%sContent-Length: %d\r\n\r\n%s"
-                    % (status, headers_sent, len(content), content)
-                )
-                await writer.drain()
-        writer.close()
+        while True:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:])}
+            body = await reader.readexactly(int(headers.get("content-length", "0")))
+            method, target, _ = head[0].split(" ")
+            parts = urlsplit(target)
+            query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+            request = Received(method, parts.path, query, headers, body)
+            self.received.append(request)
+            status, value, *more = self.handle(request)
+            content = json.dumps(value).encode()
+            headers_sent = "".join(f"{name}: {text}\r\n" for name, text in (more[0] if more else ())).encode()
+            writer.write(
+                b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\n%sContent-Length: %d\r\n\r\n%s"
+                % (status, headers_sent, len(content), content)
+            )
+            await writer.drain()
 
 
 @asynccontextmanager
 async def run_small_server(handle: Handler) -> AsyncIterator[SmallServer]:
     """Run a server."""
     small = SmallServer(handle)
-    connections: list[tuple[asyncio.StreamWriter, asyncio.Task[None]]] = []
-
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connections.append((writer, asyncio.get_running_loop().create_task(small.serve(reader, writer))))
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0, backlog=200)
-    small.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
+    async with accepting(small.serve, backlog=200) as port:
+        small.url = f"http://127.0.0.1:{port}"
         yield small
-    finally:
-        server.close()
-        for writer, serving in connections:
-            writer.transport.abort()
-            serving.cancel()
-        await asyncio.gather(*(serving for _, serving in connections), return_exceptions=True)
-        await asyncio.sleep(0)  # the loop closes the sockets in its next iteration

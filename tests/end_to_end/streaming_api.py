@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from tests.end_to_end.fake_api import FakeApi
@@ -47,22 +46,20 @@ class StreamingApi(FakeApi):
         """Respond to the requests of one connection."""
         upload = Upload("", {})
         try:
-            with suppress(OSError, asyncio.IncompleteReadError):
-                while True:
-                    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-                    headers = dict(line.lower().split(": ", 1) for line in head[1:] if ": " in line)
-                    target = head[0].split()[1]
-                    if target == "/verify":
-                        self.accounts += 1
-                        await respond(writer, b'{"id": "account-%d"}' % self.accounts)
-                        continue
-                    upload = Upload(target, headers)
-                    self.uploads.append(upload)
-                    if not await self._respond_to(upload, head[0].split()[0], reader, writer):
-                        return
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+                headers = dict(line.lower().split(": ", 1) for line in head[1:] if ": " in line)
+                target = head[0].split()[1]
+                if target == "/verify":
+                    self.accounts += 1
+                    await respond(writer, b'{"id": "account-%d"}' % self.accounts)
+                    continue
+                upload = Upload(target, headers)
+                self.uploads.append(upload)
+                if not await self._respond_to(upload, head[0].split()[0], reader, writer):
+                    return
         finally:
             upload.is_closed = True
-            writer.close()
 
     async def _respond_to(
         self, upload: Upload, method: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

@@ -27,6 +27,7 @@ from integration_server.providers.built_in import built_in_class
 from integration_server.providers.factory import ProviderFactory
 from integration_server.sandbox.behaviour import Behaviour
 from integration_server.sandbox.browser_user import decide
+from integration_server.sandbox.calendar_store import CalendarStore
 from integration_server.sandbox.model import SAMPLE_SCOPES
 from integration_server.sandbox.server import run_sandbox
 from integration_server.sandbox.state import Sandbox
@@ -177,9 +178,10 @@ class System(Clients):
         assert_no_secrets(secrets, {"log": logs, "rows": await dump_rows(database_url), **extra})
 
     def reset(self) -> None:
-        """Reset the clock, and the sandbox's grants, faults and calls."""
+        """Reset the clock, and the sandbox's grants, calendars, faults and calls."""
         self.clock.shift = timedelta()
         self.sandbox.behaviour = Behaviour()
+        self.sandbox.calendars = CalendarStore(self.sandbox.now)
         self.sandbox.calls.clear()
         self.sandbox.token_calls.clear()
         for account in self.sandbox.accounts:

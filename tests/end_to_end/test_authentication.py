@@ -30,6 +30,7 @@ from tests.end_to_end.authenticated_system import (
 )
 from tests.end_to_end.processes import run, run_server_process, server_environment, started
 from tests.end_to_end.system import System, run_system
+from tests.loopback import accepting
 from tests.tokens import TokenIssuer
 from tools.certificates import SERVER, Authority, Pair
 
@@ -260,11 +261,9 @@ async def test_keys_are_fetched_from_the_jwks_url(sqlite_url: str, tmp_path: Pat
         body = published[-1]
         writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
         await writer.drain()
-        writer.close()
 
-    async with await asyncio.start_server(response, "127.0.0.1", 0) as page:
-        host, port = page.sockets[0].getsockname()
-        settings = {**credential_issuer.token_settings, "USER_JWT_JWKS": f"http://{host}:{port}/keys"}
+    async with accepting(response) as port:
+        settings = {**credential_issuer.token_settings, "USER_JWT_JWKS": f"http://127.0.0.1:{port}/keys"}
         async with run_system(sqlite_url, **settings) as system:
             assert (
                 await list_types_code(Caller(system.channel, credential_issuer.users.token("ada", utc_now())))

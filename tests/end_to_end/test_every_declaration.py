@@ -4,7 +4,6 @@ The simulated provider is the conformance suite's: it behaves as the declaration
 """
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,6 @@ from integration_server.bootstrap import running_server
 from integration_server.providers.base import BaseProvider, ProviderContext
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.http import ProviderHttp
-from integration_server.providers.toml_providers import load_toml_providers
 from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from tests.conformance.conftest import applicable_kinds, derived_profiles, environment_settings
@@ -32,7 +30,8 @@ from tests.conformance.fake_server import (
     key_auth,
 )
 from tests.conformance.profile import Profile, fill_template
-from tests.declarations import DECLARATIONS
+from tests.declarations import declared_types
+from tests.end_to_end.replicas import wait_until
 from tests.end_to_end.rpc_errors import expect_rpc_error
 from tests.end_to_end.system import Clients, ShiftedClock, callback_url, clients_of, settings_for
 
@@ -41,13 +40,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 CALLERS = 20
 
 
-def declared() -> tuple[ProviderFactory, Mapping[str, Profile]]:
-    factory = ProviderFactory()
-    load_toml_providers(DECLARATIONS, factory, dev_mode=False)
-    return factory, derived_profiles(environment_settings(), factory, factory.integration_types)
-
-
-FACTORY, PROFILES = declared()
+FACTORY = declared_types()
+PROFILES = derived_profiles(environment_settings(), FACTORY, FACTORY.integration_types)
 
 
 @dataclass
@@ -80,14 +74,14 @@ class Running:
         begun = await self.clients.begin("ada", profile.integration_type, config=dict(profile.config))
         assert begun.user_code
         callback = pb.HandleCallbackRequest(state=begun.state, user_id="ada")
-        async with asyncio.timeout(60):
-            for shift in itertools.chain([6, 6], itertools.repeat(0)):  # two polls; they are due every five seconds
-                self.clock.shift += timedelta(seconds=shift)
-                await asyncio.sleep(1)  # the worker looks for due work once a second
-                result = await self.clients.service.HandleCallback(callback)
-                if result.success:
-                    return result.integration_id
-        raise AssertionError("the account was not connected")
+        results: list[pb.HandleCallbackResponse] = []
+
+        async def is_connected() -> bool:
+            results.append(await self.clients.service.HandleCallback(callback))
+            return results[-1].success
+
+        await wait_until(is_connected)
+        return results[-1].integration_id
 
     async def connect_key(self, profile: Profile, **changes: Any) -> int:
         """Connect an account with its key."""

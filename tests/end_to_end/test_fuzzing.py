@@ -16,6 +16,7 @@ from tests.fuzz.http import HttpCase
 from tests.fuzz.messages import METHODS, PLANTED, RpcCase
 from tests.fuzz.run import ALLOWED_GROWTH, SETTINGS, Finding, Fuzzer, IssuingSandbox
 from tests.loop_hold.meter import MAX_HOLD, HoldRecorder, LoopHolds
+from tests.loopback import accepting
 
 CASES = 300
 CONNECT_WITH_KEY = next(method for method in METHODS if method.name == "ConnectWithApiKey")
@@ -139,11 +140,9 @@ async def test_the_fuzzer_finds_a_faulty_http_response(response: bytes, finding:
         await reader.read()
         writer.write(response)
         await writer.drain()
-        writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server, grpc.aio.insecure_channel("127.0.0.1:1") as channel:
+    async with accepting(serve) as port, grpc.aio.insecure_channel("127.0.0.1:1") as channel:
         system: Any = FaultySystem(channel)
-        system.sidecar_url = "http://{}:{}".format(*server.sockets[0].getsockname())
+        system.sidecar_url = f"http://127.0.0.1:{port}"
         with pytest.raises(Finding, match=finding):
             await Fuzzer(system, IssuingSandbox()).judge(HttpCase(b"GET / HTTP/1.1\r\n\r\n", needs_end=True))

@@ -1,13 +1,17 @@
 """The Google Calendar service on a whole system; the sandbox behaves as Google documents."""
 
 import json
+import secrets
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import UTC, timedelta
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+import pytest_asyncio
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -68,15 +72,32 @@ class CalendarClient:
         return await self.system.calendars.ListEvents(pb.ListEventsRequest(**{**self.which, **fields}))
 
 
-@pytest.fixture
-async def calendar_client(sqlite_url: str) -> AsyncIterator[CalendarClient]:
-    async with run_system(sqlite_url, extra_providers=[replace_google_calendar]) as system:
-        integration_id = await system.connect(integration_type="google_calendar")
-        yield CalendarClient(system, {"user_id": "ada", "integration_id": integration_id})
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_calendars(_sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
+    path = tmp_path_factory.mktemp("calendars") / "integrations.db"
+    shutil.copy(_sqlite_template, path)
+    async with run_system(f"sqlite:///{path}", extra_providers=[replace_google_calendar]) as system:
+        yield system
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def calendar_client(shared_calendars: System) -> CalendarClient:
+    """A client of a new user, whose calendars are empty again."""
+    shared_calendars.reset()
+    return await new_client(shared_calendars)
+
+
+async def new_client(system: System) -> CalendarClient:
+    user_id = f"user-{secrets.token_hex(8)}"
+    integration_id = await system.connect(user_id, "google_calendar")
+    return CalendarClient(system, {"user_id": user_id, "integration_id": integration_id})
 
 
 async def test_the_account_id_is_the_id_of_the_primary_calendar(calendar_client: CalendarClient) -> None:
-    found = await calendar_client.system.get(calendar_client.which["integration_id"])
+    found = await calendar_client.system.get(calendar_client.which["integration_id"], calendar_client.which["user_id"])
     assert (found.account_id, found.account_label) == ("ada@example.com", "Ada Lovelace")
     listed = await calendar_client.system.calendars.ListCalendars(
         pb.ListCalendarsRequest(**calendar_client.which, page_size=1)
@@ -356,17 +377,15 @@ async def test_the_calendar_is_that_of_the_request_or_of_the_config_or_the_prima
     assert await expect_rpc_error(calendar_client.list()) == invalid("config.calendar_id")
 
 
-async def test_an_exhausted_quota_with_status_403_is_reported_as_unavailable(calendar_client: CalendarClient) -> None:
+async def test_an_exhausted_quota_with_status_403_is_reported_as_unavailable(sqlite_url: str) -> None:
     spent = Fault(status=403, headers={"Content-Type": "application/json", "Retry-After": "30"}, body=QUOTA_BODY)
-    calendar_client.system.sandbox.behaviour = replace(
-        calendar_client.system.sandbox.behaviour, faults={"calendar": spent}
-    )
-    refused = await expect_rpc_error(
-        calendar_client.system.calendars.ListEvents(pb.ListEventsRequest(**calendar_client.which), timeout=20)
-    )
-    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "PROVIDER_UNAVAILABLE")
-    assert refused.retry_delay is not None
-    assert calendar_client.system.sandbox.calls["calendar"] == 2  # one of them was sent by the connection
+    async with run_system(sqlite_url, extra_providers=[replace_google_calendar]) as system:
+        client = await new_client(system)
+        system.sandbox.behaviour = replace(system.sandbox.behaviour, faults={"calendar": spent})
+        refused = await expect_rpc_error(system.calendars.ListEvents(pb.ListEventsRequest(**client.which), timeout=20))
+        assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "PROVIDER_UNAVAILABLE")
+        assert refused.retry_delay is not None
+        assert system.sandbox.calls["calendar"] == 2  # one of them was sent by the connection
 
 
 async def test_a_token_that_google_rejects_is_refreshed(calendar_client: CalendarClient) -> None:

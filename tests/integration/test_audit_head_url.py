@@ -14,6 +14,7 @@ from integration_server.storage.audit_head_file import read_heads
 from integration_server.wiring.audit_heads import open_head_recorder
 from tests.fakes.clock import NOON
 from tests.integration.providers.socket_servers import serving
+from tests.loopback import accepting
 
 HEAD = Head(AUDIT_CHAIN, "c-1", 1, 10, b"\x01" * 32)
 
@@ -35,13 +36,9 @@ async def receiving(path: Path, *statuses: str, location: str = "") -> AsyncIter
         extra = f"Location: {location}\r\n" if location else ""
         writer.write(f"HTTP/1.1 {status}\r\n{extra}Content-Length: 0\r\nConnection: close\r\n\r\n".encode())
         await writer.drain()
-        writer.close()
 
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/heads?key=k1", requests
-    finally:
-        server.close()
+    async with accepting(handle) as port:
+        yield f"http://127.0.0.1:{port}/heads?key=k1", requests
 
 
 def settings_for(url: str) -> Settings:

@@ -296,15 +296,23 @@ async def test_a_small_fleet_survives_an_hour_of_4xx_without_an_error_code(tmp_p
     [
         (302, "", {"PROVIDER_UNAVAILABLE"}),
         (200, "<html>We are back soon</html>", {"PROVIDER_UNAVAILABLE"}),
-        (200, '{"status": "error", "message": "try again"}', {"PROVIDER_UNAVAILABLE"}),
+        pytest.param(
+            200, '{"status": "error", "message": "try again"}', {"PROVIDER_UNAVAILABLE"}, marks=pytest.mark.slow
+        ),
         (0, "", {"PROVIDER_UNAVAILABLE"}),
         (401, "<html>Sign in</html>", {"PROVIDER_MISCONFIGURED"}),
-        (401, '{"status": 401, "error": "Unauthorized", "path": "/token"}', {"PROVIDER_MISCONFIGURED"}),
+        pytest.param(
+            401,
+            '{"status": 401, "error": "Unauthorized", "path": "/token"}',
+            {"PROVIDER_MISCONFIGURED"},
+            marks=pytest.mark.slow,
+        ),
         (409, '{"code": "conflict"}', {"PROVIDER_REJECTED"}),
-        (
+        pytest.param(
             400,
             '{"error": "invalid_request", "error_description": "The refresh token has expired"}',
             {"PROVIDER_REJECTED"},
+            marks=pytest.mark.slow,
         ),
         (503, '{"error": "invalid_grant"}', {"PROVIDER_UNAVAILABLE"}),
     ],

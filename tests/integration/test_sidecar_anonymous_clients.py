@@ -320,17 +320,17 @@ async def test_a_waiting_connection_gives_way_to_a_new_one() -> None:
 
 
 class LoopMeter:
-    """The longest time in seconds of CPU that one iteration of this loop took."""
+    """The longest time in seconds of CPU between two turns of a task that is due each millisecond."""
 
     def __init__(self) -> None:
-        self.longest = self.total = 0.0
+        self.longest = 0.0
 
     async def run(self) -> None:
-        begin = last = time.thread_time()
+        last = time.thread_time()
         while True:
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
             now = time.thread_time()
-            self.longest, self.total, last = max(self.longest, now - last), now - begin, now
+            self.longest, last = max(self.longest, now - last), now
 
 
 async def longest_hold(limits: Any, request: bytes, connections: int = 8) -> tuple[float, list[bytes]]:
@@ -357,8 +357,8 @@ WORST_REQUESTS = {
     "line feeds": (1_000_000 * b"\n", 400),
     "no line": (1_000_000 * b"x", 431),
     "a length of nines": (POST_WEBHOOK + b"Content-Length: " + 10_000 * b"9" + b"\r\n\r\n", 400),
-    "pipelined probes": (2_000 * PROBE, 200),
-    "pipelined requests without a route": (1_000 * b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", 404),
+    "pipelined probes": (500 * PROBE, 200),
+    "pipelined requests without a route": (500 * b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", 404),
     "pipelined one-byte chunks": (PROBE + 10 * (POST_WEBHOOK + CHUNKED + 1_000 * b"1\r\nx\r\n" + b"0\r\n\r\n"), 200),
 }
 

@@ -201,15 +201,18 @@ class OAuthCallbackService:
             raise outcome.error.to_error()
         if outcome and outcome.integration_id:
             return self._result(claims, EndedAttempt(details, outcome))
-        if attempt.integration_id is None or details.device is None:
-            raise StateUsed
-        if self.clock() >= details.device.expire_time:
-            raise StateExpired
+        # While its tokens are stored; a process that dies meanwhile leaves the outcome as it is.
+        is_ending = outcome is not None and self.clock() < outcome.receive_time + REPETITION_WINDOW
+        if not is_ending:
+            if attempt.integration_id is None or details.device is None:
+                raise StateUsed
+            if self.clock() >= details.device.expire_time:
+                raise StateExpired
         return ConnectionResult(
             success=False,
             integration_id=details.integration_id,
             redirect_url="",
-            message="The user has not decided yet",
+            message="The account is not connected yet",
             reason=AUTHORIZATION_PENDING,
             display_name=self.providers[claims.integration_type].display_name,
         )

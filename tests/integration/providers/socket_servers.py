@@ -3,8 +3,8 @@
 import asyncio
 import ipaddress
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,34 +14,19 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-SocketHandler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+from tests.loopback import ConnectionHandler, accepting
 
 
 @asynccontextmanager
-async def serving(handler: SocketHandler, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+async def serving(handler: ConnectionHandler, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """Run a server that reads the head of a request and then calls the handler; yields its URL."""
-    connections: list[tuple[asyncio.StreamWriter, asyncio.Task[None]]] = []
 
-    async def handle_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError):  # the client may close the connection at any time
-            await reader.readuntil(b"\r\n\r\n")
-            await handler(reader, writer)
-            writer.close()
+    async def after_head(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await handler(reader, writer)
 
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connections.append((writer, asyncio.get_running_loop().create_task(handle_connection(reader, writer))))
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls)
-    try:
-        port = server.sockets[0].getsockname()[1]
+    async with accepting(after_head, tls=tls) as port:
         yield f"{'https' if tls else 'http'}://127.0.0.1:{port}"
-    finally:
-        server.close()
-        for writer, task in connections:
-            writer.transport.abort()
-            task.cancel()
-        await asyncio.gather(*(task for _, task in connections), return_exceptions=True)
-        await asyncio.sleep(0)  # the loop closes the sockets in its next iteration
 
 
 def server_tls(directory: Path, *names: str) -> tuple[ssl.SSLContext, Path]:

@@ -9,12 +9,13 @@ import pytest
 
 from integration_server.domain.errors import ProviderUnavailable
 from integration_server.providers.http import HttpResponse, ProviderHttp
-from tests.integration.providers.socket_servers import SocketHandler, serving
+from tests.integration.providers.socket_servers import serving
+from tests.loopback import ConnectionHandler
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 
-async def send_request(handler: SocketHandler, *, deadline: float = 60) -> HttpResponse:
+async def send_request(handler: ConnectionHandler, *, deadline: float = 60) -> HttpResponse:
     async with (
         serving(handler) as url,
         ProviderHttp(lambda: datetime.now(UTC), dev_mode=True, deadline=timedelta(seconds=deadline)) as http,
@@ -72,13 +73,13 @@ async def test_reads_a_response() -> None:
 
 
 @pytest.mark.parametrize("handler", [hang, send_slowly])
-async def test_a_request_ends_at_the_deadline(handler: SocketHandler) -> None:
+async def test_a_request_ends_at_the_deadline(handler: ConnectionHandler) -> None:
     with pytest.raises(ProviderUnavailable, match="TimeoutError"):
         await send_request(handler, deadline=0.1)
 
 
 @pytest.mark.parametrize("handler", [flood, reset, stop_halfway, send_other_protocol, send_endless_headers])
-async def test_an_invalid_http_response_is_provider_unavailable(handler: SocketHandler) -> None:
+async def test_an_invalid_http_response_is_provider_unavailable(handler: ConnectionHandler) -> None:
     with pytest.raises(ProviderUnavailable) as raised:
         await send_request(handler)
     assert "TimeoutError" not in str(raised.value)
@@ -97,7 +98,7 @@ async def test_a_refused_connection_is_provider_unavailable() -> None:
 @pytest.mark.parametrize(
     "handler", [hang, send_slowly, flood, reset, stop_halfway, send_other_protocol, send_endless_headers]
 )
-async def test_the_outcome_of_a_request_that_was_sent_is_unknown(handler: SocketHandler) -> None:
+async def test_the_outcome_of_a_request_that_was_sent_is_unknown(handler: ConnectionHandler) -> None:
     with pytest.raises(ProviderUnavailable) as raised:
         await send_request(handler, deadline=1)
     assert raised.value.outcome_unknown

@@ -12,6 +12,7 @@ import pytest
 from integration_server.providers.http import ProviderHttp
 from integration_server.providers.outbound_connections import PooledTransport, SsrfGuardedBackend
 from tests.integration.providers.socket_servers import server_tls
+from tests.loopback import accepting
 
 ADA, EVE = b"key of ada", b"key of eve"
 
@@ -42,37 +43,20 @@ async def keep_alive_server(
 ) -> AsyncIterator[tuple[str, list[int]]]:
     """Responds to its first request with `first`, to others genuinely; yields its URL and counts per connection."""
     counts: list[int] = []
-    tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         counts.append(0)
         index = len(counts) - 1
-        try:
-            while True:
-                await reader.readuntil(b"\r\n\r\n")
-                counts[index] += 1
-                for segment in first if sum(counts) == 1 else [GENUINE]:
-                    writer.write(segment)
-                    await writer.drain()
-                    await asyncio.sleep(pause)
-        except (OSError, asyncio.IncompleteReadError):
-            pass  # the client has closed the connection
-        finally:
-            writer.transport.abort()
+        while True:
+            await reader.readuntil(b"\r\n\r\n")
+            counts[index] += 1
+            for segment in first if sum(counts) == 1 else [GENUINE]:
+                writer.write(segment)
+                await writer.drain()
+                await asyncio.sleep(pause)
 
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        tasks.add(asyncio.get_running_loop().create_task(serve(reader, writer)))
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls)
-    port = server.sockets[0].getsockname()[1]
-    try:
+    async with accepting(serve, tls=tls) as port:
         yield f"{'https' if tls else 'http'}://127.0.0.1:{port}", counts
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0)  # the loop closes the sockets in its next iteration
 
 
 def http_client(*, reuses_leftovers: bool = False) -> ProviderHttp:

@@ -14,6 +14,7 @@ from integration_server.domain.errors import StoreUnavailable
 from integration_server.storage.engine import open_database
 from integration_server.storage.outage_causes import explain_outage
 from integration_server.storage.schema import check_schema, migrate
+from tests.loopback import accepting
 
 # A connection that fails leaves a thread of aiosqlite, which reports its end to a loop that may be closed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -44,22 +45,14 @@ def url_of(host: str, port: int, query: str = "") -> str:
 async def listening(response: bytes | None) -> AsyncIterator[int]:
     """A port on loopback that sends a response and closes; None: it never responds."""
 
-    connections: list[asyncio.StreamWriter] = []
-
-    def respond(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connections.append(writer)
-        if response is not None:
+    async def respond(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if response is None:
+            await asyncio.Event().wait()
+        else:
             writer.write(response)
-            writer.close()
 
-    server = await asyncio.start_server(respond, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        for writer in connections:
-            writer.transport.abort()
-        await asyncio.sleep(0)  # until the transports have closed
+    async with accepting(respond) as port:
+        yield port
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])

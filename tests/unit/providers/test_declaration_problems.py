@@ -6,6 +6,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +325,7 @@ def test_no_value_of_the_file_is_in_a_problem(tmp_path: Path) -> None:
 WRONG_VALUES = [7, -1, 0.5, True, False, "", "x" * 5000, "{nobody}", "a\nb", [], ["x", 1], {}, {"x": 1}, [[]], [{}]]
 
 
+@cache
 def declarations() -> list[Mapping[str, Any]]:
     return [tomllib.loads(path.read_text()) for path in sorted(DECLARATIONS.glob("*.toml"))]
 

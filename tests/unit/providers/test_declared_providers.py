@@ -35,7 +35,7 @@ from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.toml_providers import keys_of, load_toml_providers, read_declaration, table_of
 from integration_server.providers.webhooks.named_schemes import SCHEMES
 from integration_server.service.integrations.ports import NewAccount
-from tests.declarations import DECLARATIONS
+from tests.declarations import DECLARATIONS, declared_types
 from tests.unit.providers.support import NOW, FakeTransport, context, json_response
 
 REDIRECT = "https://app.example/callback"
@@ -50,11 +50,9 @@ def pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> str:
 
 
 def provider(name: str, network: FakeTransport, **settings: str) -> Any:
-    factory = ProviderFactory()
-    load_toml_providers(DECLARATIONS, factory, dev_mode=False)
     prefix = name.upper()
     own = {f"{prefix}_CLIENT_ID": "our id", f"{prefix}_CLIENT_SECRET": "our:secret", f"{prefix}_PRIVATE_KEY": "k"}
-    return factory.build(context(network, {**own, **settings}))[name]
+    return declared_types().build(context(network, {**own, **settings}), only=name)[name]
 
 
 def declared(name: str, *responses: httpx.Response, **settings: str) -> tuple[Any, FakeTransport]:

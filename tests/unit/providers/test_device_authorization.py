@@ -10,9 +10,7 @@ from integration_server.domain.credentials import DecisionPending, DeviceAuthori
 from integration_server.domain.errors import ProviderError, ProviderMisconfigured, ProviderRejected, ProviderUnavailable
 from integration_server.providers.declaration_tables import DeviceResponse, Errors
 from integration_server.providers.device_authorization import parse_device_authorization
-from integration_server.providers.factory import ProviderFactory
-from integration_server.providers.toml_providers import load_toml_providers
-from tests.declarations import DECLARATIONS
+from tests.declarations import declared_types
 from tests.unit.providers.support import NOW, FakeTransport, context, json_response
 
 SECOND = timedelta(seconds=1)
@@ -31,11 +29,9 @@ PAGE = httpx.Response(400, headers={"Content-Type": "text/html"}, text="<h1>Bad 
 
 def declared(name: str, *responses: httpx.Response | Exception) -> tuple[Any, FakeTransport]:
     network, prefix = FakeTransport(*responses), name.upper()
-    factory = ProviderFactory()
-    load_toml_providers(DECLARATIONS, factory, dev_mode=False)
     settings = {"CLIENT_ID": "our id", "CLIENT_SECRET": "our:secret", "CLIENT_TOKEN": "tok"}
     given = {f"{prefix}_{setting}": value for setting, value in settings.items()}
-    return factory.build(context(network, given))[name], network
+    return declared_types().build(context(network, given), only=name)[name], network
 
 
 async def begin(response: httpx.Response, name: str = "code_on_a_phone") -> DeviceAuthorization:

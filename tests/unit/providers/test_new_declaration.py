@@ -177,7 +177,9 @@ def test_hostile_metadata_writes_no_other_keys(member: str, value: Any) -> None:
 
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(), lambda v: st.lists(v) | st.dictionaries(st.text(), v)
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda v: st.lists(v) | st.dictionaries(st.text(), v),
+    max_leaves=10,
 )
 
 

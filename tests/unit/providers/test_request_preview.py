@@ -8,15 +8,14 @@ import pytest
 from integration_server.providers.built_in import register_built_in
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.request_preview import PreviewedRequest, preview_requests
-from integration_server.providers.toml_providers import load_toml_providers
-from tests.declarations import DECLARATIONS
+from tests.declarations import declared_types
 from tests.unit.providers.support import NOW
 
 
 def factory() -> ProviderFactory:
     factory = ProviderFactory()
     register_built_in(factory)
-    load_toml_providers(DECLARATIONS, factory, dev_mode=False)
+    factory.register_all(declared_types())
     return factory
 
 

@@ -28,7 +28,7 @@ from integration_server.domain.errors import (
 )
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.toml_providers import load_toml_providers
-from tests.declarations import DECLARATIONS
+from tests.declarations import DECLARATIONS, declared_types
 from tests.unit.providers.support import NOW, FakeTransport, context, exception_text, http_response, json_response
 
 KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -50,17 +50,21 @@ GOOGLE = {
 }
 
 
-def provider(name: str, network: FakeTransport, directory: Path, **settings: str) -> Any:
+def read(directory: Path) -> ProviderFactory:
     factory = ProviderFactory()
     load_toml_providers(directory, factory, dev_mode=False)
+    return factory
+
+
+def provider(name: str, network: FakeTransport, factory: ProviderFactory, **settings: str) -> Any:
     prefix = name.upper()
     own = {f"{prefix}_CLIENT_ID": "our-id", f"{prefix}_CLIENT_SECRET": "our-secret", f"{prefix}_PRIVATE_KEY": PEM}
-    return factory.build(context(network, {**own, **settings}))[name]
+    return factory.build(context(network, {**own, **settings}), only=name)[name]
 
 
 def declared(name: str, *responses: httpx.Response | Exception, **settings: str) -> tuple[Any, FakeTransport]:
     network = FakeTransport(*responses)
-    return provider(name, network, DECLARATIONS, **settings), network
+    return provider(name, network, declared_types(), **settings), network
 
 
 def form_of(request: httpx.Request) -> dict[str, str]:
@@ -466,7 +470,7 @@ def test_a_login_with_our_client_needs_its_settings(tmp_path: Path) -> None:
     text = (DECLARATIONS / "pos_login.toml").read_text()
     begin, end = text.index("[secret_fields]"), text.index("[config_fields]")
     (tmp_path / "pos_login.toml").write_text(text[:begin] + text[end:])
-    ours = provider("pos_login", FakeTransport(), tmp_path, POS_LOGIN_CLIENT_ID="", POS_LOGIN_CLIENT_SECRET="")
+    ours = provider("pos_login", FakeTransport(), read(tmp_path), POS_LOGIN_CLIENT_ID="", POS_LOGIN_CLIENT_SECRET="")
     assert list(ours.missing_settings) == ["POS_LOGIN_CLIENT_ID", "POS_LOGIN_CLIENT_SECRET"]
     none, _ = declared("session_cookie", SESSION_COOKIE_CLIENT_ID="", SESSION_COOKIE_CLIENT_SECRET="")
     assert none.missing_settings == []
@@ -519,7 +523,7 @@ async def shape(directory: Path, text: str, key: ApiKey, *responses: httpx.Respo
     """The provider of a declaration, its credentials for a key, and the network."""
     (directory / "shape.toml").write_text(text)
     network = FakeTransport(*responses)
-    found = provider("shape", network, directory)
+    found = provider("shape", network, read(directory))
     return found, await found.for_config({"user": "ada"}).credentials_of(key), network
 
 

@@ -29,9 +29,11 @@ from integration_server.service.background.background_worker import BackgroundWo
 from integration_server.service.background.ports import JobKind
 from integration_server.service.connections.oauth_callback import ConnectionResult
 from integration_server.service.connections.oauth_connection import AuthorizationRequest
+from integration_server.service.connections.ports import AuthorizationAttempt
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.storage.tables import integration_changes
 from tests.fakes.provider import FakeProvider, wait_until
+from tests.fakes.stores import intercept
 from tests.fakes.system import ADA, EVE, FakeSystem
 
 SECOND = timedelta(seconds=1)
@@ -133,6 +135,31 @@ async def test_an_account_that_is_connected_already_keeps_its_integration(system
     await advance(system, 5 * SECOND)
     assert (await result_of(system, second)).integration_id == first.integration_id
     assert system.ids() == [first.integration_id]
+
+
+async def test_an_authorization_is_pending_until_its_outcome_is_stored(system: FakeSystem) -> None:
+    """The pending integration of an account that is connected already is gone before that."""
+    first, attempts, stored = await system.begin(), system.stores.attempts, asyncio.Event()
+    await advance(system, 5 * SECOND)
+    second = await system.begin()
+    finish = attempts.finish
+
+    async def finish_later(attempt: AuthorizationAttempt, encrypted_outcome: bytes | None) -> None:
+        async with asyncio.timeout(30):
+            await stored.wait()
+        await finish(attempt, encrypted_outcome)
+
+    intercept(attempts, finish=finish_later)
+    system.clock.advance(5 * SECOND)
+    await system.worker.poll()
+    await wait_until(lambda: system.ids() == [first.integration_id])
+    assert (await result_of(system, second)).reason == "authorization_pending"
+    system.clock.advance(MINUTE)
+    with pytest.raises(StateUsed):  # the process that has the tokens is taken for dead
+        await result_of(system, second)
+    stored.set()
+    await wait_until(lambda: not system.worker.is_busy)
+    assert (await result_of(system, second)).integration_id == first.integration_id
 
 
 # --- reconnecting ----------------------------------------------------------------------------------------------------

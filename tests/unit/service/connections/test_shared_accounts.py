@@ -273,7 +273,7 @@ async def run(ends: Ends, steps: int, seed: int = 0, *, keeps_shared_grants: boo
 
 
 RUNS = [
-    pytest.param(150, 0, id="150 steps"),
+    pytest.param(60, 0, id="60 steps"),
     # 10,000 steps for each kind of revocation, in parts: a test may not take minutes, also on a busy machine.
     *(pytest.param(250, seed, marks=pytest.mark.slow, id=f"250 steps, {seed}") for seed in range(1, 41)),
 ]
@@ -291,7 +291,7 @@ async def test_no_disconnection_ends_a_live_integration(ends: Ends, steps: int, 
 
 @pytest.mark.parametrize("ends", ["token", "grant", "account"])
 async def test_negative_control_without_the_defence_disconnections_end_live_integrations(ends: Ends) -> None:
-    world = await run(ends, 100, keeps_shared_grants=False)
+    world = await run(ends, 50, keeps_shared_grants=False)
     assert len(world.ended) > 0
 
 

@@ -85,7 +85,7 @@ def token_calls(system: FakeSystem) -> int:
 
 
 @pytest.mark.parametrize("gap", [timedelta(0), 3 * MINUTE], ids=["at once", "within minutes"])
-@pytest.mark.parametrize("size", [3, 4, 7, 40])
+@pytest.mark.parametrize("size", [3, 4, 7, pytest.param(40, marks=pytest.mark.slow)])
 async def test_a_mass_failure_over_replicas_ends_no_grant(system: FakeSystem, size: int, gap: timedelta) -> None:
     rows = await connect(system, size)
     system.provider.refresh_error = INVALID_GRANT
@@ -99,7 +99,7 @@ async def test_a_mass_failure_over_replicas_ends_no_grant(system: FakeSystem, si
         assert current.refresh_due_time == current.refresh_retry_time
 
 
-@pytest.mark.parametrize("size", [3, 5, 40])
+@pytest.mark.parametrize("size", [3, 5, pytest.param(40, marks=pytest.mark.slow)])
 async def test_concurrent_refusals_end_no_grant(system: FakeSystem, size: int) -> None:
     rows = await connect(system, size)
     system.provider.refresh_error = INVALID_GRANT
@@ -122,7 +122,7 @@ async def test_negative_control_without_the_detector_every_grant_ends() -> None:
         assert ended(system, rows) == 7
 
 
-@pytest.mark.parametrize("hours", [1, 12])
+@pytest.mark.parametrize("hours", [1, pytest.param(12, marks=pytest.mark.slow)])
 async def test_all_recover_by_themselves_after_a_mass_failure(system: FakeSystem, hours: int) -> None:
     rows, servers = await connect(system, 5), replicas(system)
     system.provider.refresh_error = INVALID_GRANT

@@ -530,7 +530,11 @@ async def test_the_provider_is_not_called_during_the_backoff(system: FakeSystem,
     "error",
     [
         ProviderUnavailable(),
-        *(ProviderRejected("grant", oauth_error=code) for code in ("invalid_token", "access_denied", "40029", None)),
+        *(
+            pytest.param(ProviderRejected("grant", oauth_error=code), marks=pytest.mark.slow)
+            for code in ("invalid_token", "access_denied", "40029")
+        ),
+        ProviderRejected("grant"),
         ProviderUnavailable(retry_after=timedelta(seconds=30)),
     ],
     ids=["no code", "invalid_token", "access_denied", "40029", "no code in a refusal", "Retry-After"],
