@@ -31,7 +31,7 @@ from integration_server.service.credentials.credential_cipher import CredentialC
 from integration_server.service.credentials.integration_cache import CachedLookup, RaceSafeCache
 from integration_server.service.credentials.refresher import TokenRefresher
 from integration_server.service.credentials.shared_reads import SharedReads
-from integration_server.service.events.change_feed_reader import MIN_POLL_INTERVAL, ChangeFeedReader
+from integration_server.service.events.change_feed_reader import POLL_INTERVAL, ChangeFeedReader
 from integration_server.service.events.event_stream import EventStream
 from integration_server.service.events.watched_changes import ChangeDispatcher
 from integration_server.service.health.health_checks import HealthChecker
@@ -239,7 +239,8 @@ async def running_grpc_server(
             (poll, _READINESS_INTERVAL),
             *((reload, _POLL_INTERVAL) for reload in auth.reloaders),
             (service.refresher.recover, _DUE_WORK_INTERVAL),
-            (service.reader.poll_when_due, MIN_POLL_INTERVAL),
+            (service.reader.poll_when_due, POLL_INTERVAL),
+            (service.reader.poll_when_notified, timedelta(0)),
             *([(head_recorder.record, settings.audit_heads_interval)] if head_recorder else []),
             (call_log.report, _REPORT_INTERVAL),
             (worker.beat, BEAT_INTERVAL),

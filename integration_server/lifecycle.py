@@ -111,10 +111,12 @@ async def _end_with(server: grpc.aio.Server) -> None:
 async def periodic_job(job: Callable[[], Awaitable[object]], interval: timedelta) -> AsyncIterator[None]:
     """Run the job now and then once per interval, until exit. Errors do not end it.
 
-    An error is logged unless the previous run failed with one of the same type.
+    An error is logged unless the previous run failed with one of the same type. Jobs run when the loop's clock has a
+    multiple of their interval, so that one wake-up serves several. Without an interval, the job itself waits.
     """
     log = structlog.get_logger(__name__)
     name = getattr(job, "__qualname__", repr(job))
+    loop, seconds = asyncio.get_running_loop(), interval.total_seconds()
 
     async def run_forever() -> None:
         last = None
@@ -127,9 +129,9 @@ async def periodic_job(job: Callable[[], Awaitable[object]], interval: timedelta
                 if kind != last:
                     log.warning("job_failed", job=name, kind=kind)
             last = kind
-            await asyncio.sleep(interval.total_seconds())
+            await asyncio.sleep(seconds - loop.time() % seconds if seconds else 0)
 
-    task = asyncio.get_running_loop().create_task(run_forever())
+    task = loop.create_task(run_forever())
     try:
         yield
     finally:

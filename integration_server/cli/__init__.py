@@ -1,14 +1,16 @@
 """The command line: `python -m integration_server --help` lists the commands."""
 
-from importlib.metadata import version
+import sys
 from typing import Annotated
 
 import typer
 
-from integration_server.cli import audit, doctor, keys, operations, serving, types
+from integration_server.cli import serving
 
 
 def _print_version(is_asked: bool) -> None:
+    from importlib.metadata import version  # noqa: PLC0415  # `serve` needs none of it
+
     if is_asked:
         typer.echo(f"integration-server {version('integration-server')}")
         raise typer.Exit
@@ -32,8 +34,16 @@ def main() -> None:
         callback=_main_options,
         pretty_exceptions_enable=False,
     )
-    commands = (serving.serve, serving.sidecar, serving.dev, operations.migrate, doctor.doctor, operations.expiring)
-    for function in commands:
+    app.command()(serving.serve)
+    if sys.argv[1:] != ["serve"]:  # whose processes keep in memory what is imported
+        _add_further_commands(app)
+    app(prog_name="python -m integration_server")
+
+
+def _add_further_commands(app: typer.Typer) -> None:
+    from integration_server.cli import audit, doctor, keys, operations, types  # noqa: PLC0415  # not for `serve`
+
+    for function in (serving.sidecar, serving.dev, operations.migrate, doctor.doctor, operations.expiring):
         app.command()(function)
 
     types_app = typer.Typer(invoke_without_command=True, callback=types.list_types)
@@ -57,5 +67,3 @@ def main() -> None:
     audit_app.command("list")(audit.list_audit)
     audit_app.command("erase-user")(audit.erase_user)
     app.add_typer(audit_app, name="audit")
-
-    app(prog_name="python -m integration_server")

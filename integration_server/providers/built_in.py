@@ -43,9 +43,12 @@ def register_built_in(factory: ProviderFactory) -> None:
 
 @cache
 def _built_in() -> ProviderFactory:
-    """All built-in providers. A process reads the files, which are a part of the package, once."""
+    """All built-in providers. A process reads the files, which are a part of the package, once.
+
+    Tests look for mistakes in them, and not each start of a server.
+    """
     factory = ProviderFactory()
-    load_toml_providers(CATALOGUE, factory, dev_mode=False, behaviours=BEHAVIOURS)
+    load_toml_providers(CATALOGUE, factory, dev_mode=False, behaviours=BEHAVIOURS, finds_mistakes=False)
     return factory
 
 

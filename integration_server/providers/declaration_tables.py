@@ -190,9 +190,7 @@ Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 class Part(BaseModel):
     """A table of a declaration: unknown keys and other types are errors."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, hide_input_in_errors=True, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
 
 class GivenField(Part):

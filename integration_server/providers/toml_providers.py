@@ -7,13 +7,18 @@ Python file that only declares. A file is validated as a whole: all its problems
 file, the line, the field, the problem and a hint.
 """
 
+import ast
+import inspect
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from datetime import timedelta
 from difflib import get_close_matches
+from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, get_args
 
@@ -68,15 +73,17 @@ def load_toml_providers(
     *,
     dev_mode: bool,
     behaviours: Mapping[str, Any] = MappingProxyType({}),
+    finds_mistakes: bool = True,
 ) -> None:
     """Register every `*.toml` file of the directory, by name. Raises `ProvidersError` with all problems.
 
-    `behaviours` are the classes of types that differ from the generic provider.
+    `behaviours` are the classes of types that differ from the generic provider. `finds_mistakes` is as in
+    `read_declaration`.
     """
     problems = list(_directory_problems(directory))
     for path in () if problems else declaration_files(directory):
         try:
-            declaration = read_declaration(path, dev_mode=dev_mode)
+            declaration = read_declaration(path, dev_mode=dev_mode, finds_mistakes=finds_mistakes)
             integration_type = declaration.integration_type
             build = provider_class(declaration, path, behaviours.get(integration_type))
             factory.register(integration_type, build, origin=str(path))
@@ -107,8 +114,11 @@ def declaration_files(directory: Traversable) -> Sequence[Traversable]:
     return sorted((file for file in files if file.name.endswith(".toml")), key=lambda file: file.name)
 
 
-def read_declaration(path: Traversable, *, dev_mode: bool) -> Declaration:
-    """The declaration in a file. Raises `ProvidersError` with all its problems."""
+def read_declaration(path: Traversable, *, dev_mode: bool, finds_mistakes: bool = True) -> Declaration:
+    """The declaration in a file. Raises `ProvidersError` with all its problems.
+
+    `finds_mistakes` looks also for what is valid and means something else: `problems_between`, `likely_mistakes`.
+    """
     text = _text_of(path)
     try:
         values = tomllib.loads(text)
@@ -128,7 +138,7 @@ def read_declaration(path: Traversable, *, dev_mode: bool) -> Declaration:
     problems: list[tuple[Sequence[str], str]]
     try:
         declaration = model.model_validate(values, context=context)
-        problems = list(_contradictions(declaration))
+        problems = list(_contradictions(declaration)) if finds_mistakes else []
         if not problems:
             return declaration
     except ValidationError as error:
@@ -177,12 +187,23 @@ def json_schema() -> dict[str, Any]:
     """The language as JSON Schema, for editors. What else than its names is required may come from a family."""
     declarations: TypeAdapter[Any] = TypeAdapter(OAuth2Declaration | ApiKeyDeclaration | BasicDeclaration)
     schema = declarations.json_schema(mode="validation", by_alias=True)
+    for model in _with_tables(MODELS.values()):
+        properties = schema["$defs"][model.__name__]["properties"]
+        for key, field in keys_of(model).items():
+            properties[key]["description"] = field.description
     names = ["integration_type", "auth_method"]
     for model in MODELS.values():
         definition = schema["$defs"][model.__name__]
         others = [key for key in definition["required"] if key not in names]
         definition |= {"required": names, "anyOf": [{"required": others}, {"required": ["base"]}]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Provider declaration", **schema}
+
+
+def _with_tables(models: Collection[type[BaseModel]]) -> set[type[BaseModel]]:
+    """The models, and those of the tables in them."""
+    tables = (table_of(field.annotation) for model in models for field in model.model_fields.values())
+    inner = {table for table in tables if table is not None}
+    return {*models, *(_with_tables(inner) if inner else ())}
 
 
 # --- problems --------------------------------------------------------------------------------------------------------
@@ -253,9 +274,34 @@ def _is_key_of_any(key: str) -> bool:
     return any(key in keys_of(model) for model in MODELS.values())
 
 
+@cache
 def keys_of(model: type[BaseModel]) -> Mapping[str, FieldInfo]:
-    """The fields of a model by their keys in a file."""
-    return {field.alias or name: field for name, field in model.model_fields.items()}
+    """The fields of a model by their keys in a file, with their docstrings as descriptions.
+
+    The source is parsed here, and not with the class: a server whose declarations are valid shows no description.
+    """
+    descriptions: dict[str, str] = {}
+    for parent in reversed(model.__mro__):
+        if issubclass(parent, BaseModel) and parent is not BaseModel:
+            descriptions |= _attribute_docstrings(parent)
+    keys = {}
+    for name, field in model.model_fields.items():
+        described = copy(field)
+        described.description = descriptions.get(name)
+        keys[field.alias or name] = described
+    return keys
+
+
+def _attribute_docstrings(model: type[BaseModel]) -> Mapping[str, str]:
+    """The texts that follow the fields of a class in its source, by field."""
+    (definition,) = ast.parse(inspect.getsource(model)).body
+    statements = definition.body if isinstance(definition, ast.ClassDef) else []
+    return {
+        field.target.id: inspect.cleandoc(text)
+        for field, after in pairwise(statements)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(after, ast.Expr)
+        if isinstance(after.value, ast.Constant) and isinstance(text := after.value.value, str)
+    }
 
 
 def _find(loc: Sequence[str], model: type[BaseModel]) -> tuple[type[BaseModel], FieldInfo | None]:

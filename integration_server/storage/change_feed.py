@@ -1,8 +1,6 @@
 """The change feed in SQL: reads the log that triggers write in the transaction that changes an integration."""
 
-import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -52,12 +50,10 @@ class SqlChangeFeed:
         self._ordering = ordering
         self._quiet_queries: dict[bool, DriverQuery] = {}
 
-    async def wait_for_change(self, timeout: timedelta) -> bool:
-        """Return True when the database notifies of a change, False after `timeout`."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout.total_seconds()):
-                await self._database.change_notified.wait()
-        return self._database.change_notified.is_set()
+    async def wait_for_change(self) -> None:
+        """Return when the database notifies of a change."""
+        await self._database.change_notified.wait()
+        self._database.change_notified.clear()
 
     async def poll(self, cursor: ChangeCursor | None, limit: int) -> ChangeBatch:
         """The changes that became visible since the poll that returned `cursor`."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
-from sqlalchemy import JSON, BigInteger, ColumnElement, Select, String, UpdateBase, bindparam
+from sqlalchemy import JSON, BigInteger, ColumnElement, CompoundSelect, Select, String, UpdateBase, bindparam
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
@@ -46,7 +46,7 @@ class ConstraintViolated(Exception):
 class DriverQuery:
     """A statement with named parameters, none of which is expanded: a list is one parameter (`is_one_of`)."""
 
-    statement: Select[Any] | UpdateBase
+    statement: Select[Any] | CompoundSelect[Any] | UpdateBase
 
 
 class CompiledQuery:
@@ -60,7 +60,7 @@ class CompiledQuery:
         self._parameters: Sequence[tuple[str, _Convert | None]] = [
             (name, compiled._bind_processors.get(name)) for name in compiled.positiontup or ()
         ]
-        columns = statement.selected_columns if isinstance(statement, Select) else statement.exported_columns
+        columns = statement.exported_columns if isinstance(statement, UpdateBase) else statement.selected_columns
         converters = [_result_converter(column.type, dialect) for column in columns]
         self._converters = [(index, convert) for index, convert in enumerate(converters) if convert is not None]
 

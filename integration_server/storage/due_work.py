@@ -31,6 +31,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from integration_server.service.background.ports import Claim, JobKind
 from integration_server.storage.authorization_attempts import attempt_of
+from integration_server.storage.driver_queries import DriverQuery
 from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.integrations import stored_integration_of
 from integration_server.storage.revocations import revocation_of
@@ -96,7 +97,7 @@ class SqlDueWork:
 
     async def due_types(self) -> Collection[tuple[JobKind, str]]:
         """The jobs with due rows, each with the types of those rows."""
-        return [(JobKind(row.job_kind), row.job_type) for row in await self._database.fetch(DUE_TYPES)]
+        return [(JobKind(kind), job_type) for kind, job_type in await self._database.read(_DRIVER_DUE_TYPES)]
 
     async def oldest_ages(self) -> Mapping[tuple[JobKind, str], timedelta]:
         """For each job and type with rows, for how long the oldest due row has been due; 0 if none is due."""
@@ -185,3 +186,5 @@ OLDEST_DUE = union_all(*(_oldest_due(job_kind, table) for job_kind, table in _TA
 
 DUE_TYPES = union_all(*(_due_types(job_kind, table) for job_kind, table in _TABLES.items()))
 """The statement that lists the jobs and types with due rows."""
+
+_DRIVER_DUE_TYPES = DriverQuery(DUE_TYPES)  # every second

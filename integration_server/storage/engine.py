@@ -163,6 +163,9 @@ class Database:
     record_wait: Record = record_nothing  # seconds until a connection was lent
     _keeps_statements: bool = True  # False behind a transaction pooler
     _driver_queries: dict[DriverQuery, CompiledQuery] = field(default_factory=dict)
+    _monitor: PoolProxiedConnection | None = None
+    _monitor_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _monitor_timeout: float = 1.0  # seconds
 
     @property
     def dialect_name(self) -> str:
@@ -180,9 +183,20 @@ class Database:
             return await connection.run(query, **parameters)
 
     async def monitor(self, query: DriverQuery, **parameters: Any) -> Sequence[Values]:  # noqa: ANN401
-        """As `read`, on the monitoring connection."""
-        async with self._driver_connection(self._monitors, record_nothing) as connection:
-            return await connection.run(query, **parameters)
+        """As `read`, on the monitoring connection.
+
+        It stays lent from one of these queries to the next: they run several times a second, and lending it costs
+        more than they do.
+        """
+        async with self._monitor_turn():
+            with waiting_for_store(), _convert_connection_errors():
+                if self._monitor is not None and _is_closed(self._monitor):
+                    await self._return_monitor()
+                lent, self._monitor = self._monitor or await _lend_raw(self._monitors), None
+                async with _given_back_after_errors(self._monitors, lent):
+                    rows = await self._over_driver(self._monitors, lent).run(query, **parameters)
+                self._monitor = lent
+                return rows
 
     @asynccontextmanager
     async def driver_transaction(self) -> AsyncIterator[DriverConnection]:
@@ -200,26 +214,18 @@ class Database:
                 raise
 
     @asynccontextmanager
-    async def _driver_connection(
-        self, engine: AsyncEngine, record_wait: Record | None = None
-    ) -> AsyncIterator[DriverConnection]:
+    async def _driver_connection(self, engine: AsyncEngine) -> AsyncIterator[DriverConnection]:
         begin = time.perf_counter()
         with waiting_for_store(), _convert_connection_errors():
             lent = await _lend_raw(engine)
-            (record_wait or self.record_wait)(time.perf_counter() - begin)
-            compiled = partial(self._compiled, engine, lent)
-            try:
-                yield DriverConnection(lent, compiled, keeps_statements=self._keeps_statements)
-            except _TransactionNotEnded as error:
-                await _discard(lent)
-                raise StoreUnavailable from error
-            except Exception:
-                await _return_raw(engine, lent)
-                raise
-            except BaseException:  # in the middle of a statement, or of a transaction
-                await _discard(lent)
-                raise
+            self.record_wait(time.perf_counter() - begin)
+            async with _given_back_after_errors(engine, lent):
+                yield self._over_driver(engine, lent)
             await _return_raw(engine, lent)
+
+    def _over_driver(self, engine: AsyncEngine, lent: PoolProxiedConnection) -> DriverConnection:
+        compiled = partial(self._compiled, engine, lent)
+        return DriverConnection(lent, compiled, keeps_statements=self._keeps_statements)
 
     def _compiled(self, engine: AsyncEngine, lent: PoolProxiedConnection, query: DriverQuery) -> CompiledQuery:
         compiled = self._driver_queries.get(query)
@@ -241,9 +247,32 @@ class Database:
         """A connection for one statement that writes: one round trip to PostgreSQL instead of three."""
         return _lend(self._autocommit_writers.begin(), self.record_wait)
 
-    def monitor_connection(self) -> AbstractAsyncContextManager[AsyncConnection]:
+    @asynccontextmanager
+    async def monitor_connection(self) -> AsyncIterator[AsyncConnection]:
         """The monitoring connection. It only reads, and fails within two seconds."""
-        return _lend(self._monitors.connect())
+        async with self._monitor_turn():
+            await self._return_monitor()
+            async with _lend(self._monitors.connect()) as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def _monitor_turn(self) -> AsyncIterator[None]:
+        """A turn on the one monitoring connection."""
+        try:
+            async with asyncio.timeout(self._monitor_timeout):
+                await self._monitor_lock.acquire()
+        except TimeoutError as error:
+            raise StoreUnavailable from error
+        try:
+            yield
+        finally:
+            self._monitor_lock.release()
+
+    async def _return_monitor(self) -> None:
+        """Give the monitoring connection back to its pool."""
+        lent, self._monitor = self._monitor, None
+        if lent is not None:
+            await _return_raw(self._monitors, lent)
 
     @property
     def has_one_writer(self) -> bool:
@@ -292,8 +321,31 @@ class Database:
 
     async def aclose(self) -> None:
         """Close every connection."""
+        await self._return_monitor()
         for engine in (self._readers, self._writers, self._monitors):
             await engine.dispose()
+
+
+def _is_closed(lent: PoolProxiedConnection) -> bool:
+    """Whether the server has closed a connection; SQLite closes none."""
+    driver: Any = lent.driver_connection
+    return isinstance(driver, asyncpg.Connection) and driver.is_closed()
+
+
+@asynccontextmanager
+async def _given_back_after_errors(engine: AsyncEngine, lent: PoolProxiedConnection) -> AsyncIterator[None]:
+    """Give a connection back to its pool after an error; close it if its state is not known."""
+    try:
+        yield
+    except _TransactionNotEnded as error:
+        await _discard(lent)
+        raise StoreUnavailable from error
+    except Exception:
+        await _return_raw(engine, lent)
+        raise
+    except BaseException:  # in the middle of a statement, or of a transaction
+        await _discard(lent)
+        raise
 
 
 class _TransactionNotEnded(Exception):
@@ -402,7 +454,12 @@ async def _postgres_database(
     engine = _postgres_engine(target, pool_size, connect_timeout, command_timeout, statements)
     monitors = _postgres_engine(target, 1, monitor_timeout, monitor_timeout, statements)
     database = Database(
-        _autocommit(engine), engine, _autocommit(engine), _autocommit(monitors), _keeps_statements=not is_pooled
+        _autocommit(engine),
+        engine,
+        _autocommit(engine),
+        _autocommit(monitors),
+        _keeps_statements=not is_pooled,
+        _monitor_timeout=monitor_timeout,
     )
     if not is_pooled:  # a pooler gives the session to other clients
         event.listen(monitors.sync_engine, "connect", partial(_listen, database.change_notified))
@@ -497,7 +554,7 @@ def _sqlite_database(
         event.listen(engine.sync_engine, "do_connect", partial(_make_private_file, target.path))
         event.listen(engine.sync_engine, "connect", _configure_sqlite)
     event.listen(writers.sync_engine, "begin", _begin_immediate)
-    return Database(readers, writers, writers, monitors)
+    return Database(readers, writers, writers, monitors, _monitor_timeout=monitor_timeout)
 
 
 class RollingBackConnection(sqlite3.Connection):

@@ -14,12 +14,13 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
-from sqlalchemy import Row, select, true, update
+from sqlalchemy import select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.service.audit.audit_heads import Head
+from integration_server.storage.driver_queries import DriverQuery, Values
 from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.key_encryption import KeyringError
 from integration_server.storage.tables import DataKeyState, data_keys, key_sets
@@ -40,15 +41,30 @@ _LOCK = select(_S.version).with_for_update()  # SQLite serializes write transact
 _READ = (
     select(
         data_keys,
+        DatabaseTime().label("now"),
         _S.version.label("set_version"),
+        _S.mac,
         _S.wrapped_mac_key,
         _S.wrapping_key_id.label("mac_wrapping_key_id"),
-        _S.mac,
-        DatabaseTime().label("now"),
     )
     .select_from(key_sets.outerjoin(data_keys, true()))
     .order_by(data_keys.c.active_time, data_keys.c.key_id)
 )
+_DRIVER_READ = DriverQuery(_READ)
+_COLUMNS = len(data_keys.c)
+
+
+class StoredDataKey(NamedTuple):
+    """A row of `data_keys`, with its columns in their order, and the time at which it was read."""
+
+    key_id: str
+    wrapped_key: bytes
+    wrapping_key_id: str
+    state: str
+    create_time: datetime
+    active_time: datetime
+    remove_time: datetime | None
+    now: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +75,10 @@ class KeySet:
     mac: bytes
     wrapped_mac_key: bytes
     wrapping_key_id: str
-    rows: Sequence[Row[Any]]
+    rows: Sequence[StoredDataKey]
 
     @property
-    def keys(self) -> Sequence[Row[Any]]:
+    def keys(self) -> Sequence[StoredDataKey]:
         """The rows of the keys that were not removed."""
         return [row for row in self.rows if row.state != DataKeyState.REMOVED]
 
@@ -73,7 +89,7 @@ class KeySet:
 
     def compute_mac(self, mac_key: bytes, version: int) -> bytes:
         """The MAC of these keys at a version."""
-        rows = sorted([_text(row._mapping[column]) for column in data_keys.c] for row in self.rows)
+        rows = sorted([_text(value) for value in row[:_COLUMNS]] for row in self.rows)
         content = [version, self.wrapped_mac_key.hex(), self.wrapping_key_id, *rows]
         return hmac.digest(mac_key, json.dumps(content).encode(), "sha256")
 
@@ -94,24 +110,22 @@ class KeySet:
     def _difference(self, trusted: "KeySet | None") -> str:
         if trusted is None:
             return f"it has the keys {', '.join(row.key_id for row in self.rows) or 'none'}"
-        before, after = ({row.key_id: _columns(row) for row in key_set.rows} for key_set in (trusted, self))
+        before, after = ({row.key_id: row[:_COLUMNS] for row in key_set.rows} for key_set in (trusted, self))
         changed = sorted(key_id for key_id in {*before, *after} if before.get(key_id) != after.get(key_id))
         return f"keys that differ: {', '.join(changed) or 'none, but the record of the set'}"
 
 
-async def read_key_set(connection: AsyncConnection) -> KeySet | None:
-    """The key set, not verified; None if the database has none."""
-    rows = (await connection.execute(_READ)).all()
+async def read_key_set(database: Database) -> KeySet | None:
+    """The key set, not verified; None if the database has none. Every process reads it once a second."""
+    return _key_set_of(await database.monitor(_DRIVER_READ))
+
+
+def _key_set_of(rows: Sequence[Values]) -> KeySet | None:
     if not rows:
         return None
-    first = rows[0]
-    return KeySet(
-        first.set_version,
-        first.mac,
-        first.wrapped_mac_key,
-        first.mac_wrapping_key_id,
-        [row for row in rows if row.key_id is not None],
-    )
+    version, mac, wrapped_mac_key, wrapping_key_id = rows[0][_COLUMNS + 1 :]
+    keys = [StoredDataKey(*row[: _COLUMNS + 1]) for row in rows if row[0] is not None]
+    return KeySet(version, mac, wrapped_mac_key, wrapping_key_id, keys)
 
 
 async def change_key_set(
@@ -146,14 +160,10 @@ async def authenticate_key_set(connection: AsyncConnection, mac_key: bytes) -> N
 
 
 async def _read(connection: AsyncConnection) -> KeySet:
-    key_set = await read_key_set(connection)
+    key_set = _key_set_of((await connection.execute(_READ)).all())
     if key_set is None:
         raise KeyringError("the table key_sets has no row: restore it and the table data_keys from the same backup")
     return key_set
-
-
-def _columns(row: Row[Any]) -> Sequence[object]:
-    return [row._mapping[column] for column in data_keys.c]
 
 
 def _text(value: object) -> str:

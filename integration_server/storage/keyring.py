@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 import structlog
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy import Row, and_, exists, insert, or_, select
+from sqlalchemy import and_, exists, insert, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -42,6 +42,7 @@ from integration_server.storage.key_encryption import KEY_BYTES, KeyEncryptionKe
 from integration_server.storage.key_set import (
     KEY_SET_ID,
     KeySet,
+    StoredDataKey,
     authenticate_key_set,
     change_key_set,
     read_key_set,
@@ -175,8 +176,7 @@ class Keyring:
         return self._trusted
 
     async def _reload(self) -> None:
-        async with self._database.monitor_connection() as connection:
-            key_set = await read_key_set(connection)
+        key_set = await read_key_set(self._database)
         if key_set is None:
             if self._trusted is not None:  # keep the loaded keys
                 raise KeyringError("the database has no key set: restore the tables key_sets and data_keys")
@@ -211,7 +211,7 @@ class Keyring:
             self._reported = seen
             self._log.error("key_set_altered", problem=problem, key_ids=[row.key_id for row in key_set.rows])
 
-    async def _load(self, row: Row[Any]) -> AESGCM:
+    async def _load(self, row: StoredDataKey) -> AESGCM:
         cipher = self._ciphers.get(bytes.fromhex(row.key_id))
         return cipher or AESGCM(await self._keys.unwrap(row.wrapped_key, row.key_id, row.wrapping_key_id))
 
@@ -278,7 +278,7 @@ def new_data_key_id() -> str:
     return os.urandom(_KEY_ID_BYTES).hex()
 
 
-def _newest_active_key(rows: Sequence[Row[Any]], known: Mapping[bytes, AESGCM]) -> bytes:
+def _newest_active_key(rows: Sequence[StoredDataKey], known: Mapping[bytes, AESGCM]) -> bytes:
     """The newest key that is active; the oldest of all if none is, as after a clock was set back."""
     usable = [row for row in rows if bytes.fromhex(row.key_id) in known]
     active = [row for row in usable if row.active_time <= row.now] or usable[:1]

@@ -78,4 +78,13 @@ def warn_of_unknown_names(providers: Iterable[HasSettings]) -> None:
 
 
 def _similar(name: str, known: Collection[str], cutoff: float) -> str | None:
-    return next(iter(difflib.get_close_matches(name.upper(), known, 1, cutoff)), None)
+    """The name that resembles it most. Only those are compared whose length and letters can reach the cutoff."""
+    name = name.upper()
+    letters = set(name)
+
+    def max_ratio(other: str) -> float:
+        unmatched = max(abs(len(name) - len(other)), len(letters.symmetric_difference(other)))
+        return 1 - unmatched / (len(name) + len(other))
+
+    candidates = [other for other in known if max_ratio(other) > cutoff - 0.01]
+    return next(iter(difflib.get_close_matches(name, candidates, 1, cutoff)), None)

@@ -18,13 +18,11 @@ class FakeChangeFeed:
         self.polls = 0
         self.is_unavailable = False
         self.notified = asyncio.Event()
-        self.times_out = False
 
-    async def wait_for_change(self, timeout: timedelta) -> bool:
-        """Wait for `notified` without a timeout, unless it `times_out` at once."""
-        if not self.times_out:
-            await self.notified.wait()
-        return self.notified.is_set()
+    async def wait_for_change(self) -> None:
+        """Wait for `notified`."""
+        await self.notified.wait()
+        self.notified.clear()
 
     async def poll(self, cursor: ChangeCursor | None, limit: int) -> ChangeBatch:
         """The changes after the cursor."""

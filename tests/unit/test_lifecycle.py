@@ -1,11 +1,15 @@
-"""The limit of open files caps connections, and is raised at the start."""
+"""The limit of open files caps connections, and is raised at the start; periodic jobs share their wake-ups."""
 
+import asyncio
 import resource
+import selectors
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
 
 import pytest
 import structlog
 
-from integration_server.lifecycle import cap_to_fd_limit, raise_fd_limit
+from integration_server.lifecycle import cap_to_fd_limit, periodic_job, raise_fd_limit
 
 INFINITY = resource.RLIM_INFINITY
 
@@ -55,3 +59,68 @@ def test_the_soft_limit_is_raised_up_to_the_hard_limit(
     files.append(before)
     raise_fd_limit()
     assert files[-1] == after
+
+
+class _JumpingSelector(selectors.DefaultSelector):
+    """Waits for nothing: the time of its loop jumps."""
+
+    now = 100.125
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self.now += timeout or 0
+        return super().select(0)
+
+
+class _JumpingLoop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self.jumping = _JumpingSelector()
+        super().__init__(self.jumping)
+
+    def time(self) -> float:
+        return self.jumping.now
+
+
+Work = Callable[[], Awaitable[object]]
+
+
+def run_times(work: Work, interval: float, *, seconds: float) -> list[float]:
+    """When a job runs whose runs do this, in a loop that waits for nothing."""
+    times: list[float] = []
+
+    async def job() -> None:
+        times.append(asyncio.get_running_loop().time())
+        await work()
+
+    async def run() -> None:
+        async with periodic_job(job, timedelta(seconds=interval)):
+            await asyncio.sleep(seconds)
+
+    with asyncio.Runner(loop_factory=_JumpingLoop) as runner:
+        runner.run(run())
+    return times
+
+
+async def nothing() -> None:
+    """Take no time."""
+
+
+async def fail() -> None:
+    raise RuntimeError
+
+
+def takes(seconds: float) -> Work:
+    return lambda: asyncio.sleep(seconds)
+
+
+@pytest.mark.parametrize("work", [nothing, fail, takes(0.0625)])
+def test_a_job_runs_at_once_and_then_at_the_multiples_of_its_interval(work: Work) -> None:
+    assert run_times(work, 0.25, seconds=1) == [100.125, 100.25, 100.5, 100.75, 101]
+    assert run_times(work, 1, seconds=2.5) == [100.125, 101, 102]
+
+
+def test_a_job_that_takes_longer_than_its_interval_skips_a_run() -> None:
+    assert run_times(takes(0.375), 0.25, seconds=1.25) == [100.125, 100.75, 101.25]
+
+
+def test_a_job_without_an_interval_waits_itself() -> None:
+    assert run_times(takes(0.375), 0, seconds=1) == [100.125, 100.5, 100.875]

@@ -6,7 +6,7 @@ more, so that their order is final.
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -28,7 +28,7 @@ POLL_INTERVAL = timedelta(seconds=0.25)
 """The longest time between two polls; a third of the cache's `MAX_STALENESS`, so that one slow poll is harmless."""
 
 MIN_POLL_INTERVAL = timedelta(seconds=0.05)
-"""The shortest time between two polls, however many changes are notified."""
+"""The shortest time between two polls for notifications, however many changes are notified."""
 
 _MAX_OWN_POLL_INTERVAL = 10.0  # seconds, also if another process says that there is nothing new
 _MAX_BATCH = 10_000  # changes of some hundred bytes each
@@ -199,6 +199,7 @@ class ChangeFeedReader:
     cache: ChangeListener | None
     monotonic: Callable[[], float]
     shared: SharedFeed | None = None
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep
 
     def __post_init__(self) -> None:
         self._cursor: ChangeCursor | None = None
@@ -251,13 +252,24 @@ class ChangeFeedReader:
         return None if self._cursor is None or self._current_time is None else self.monotonic() - self._current_time
 
     async def poll_when_due(self) -> None:
-        """Poll after a notification, or after `POLL_INTERVAL`. To be called every `MIN_POLL_INTERVAL`."""
-        is_notified = await self.feed.wait_for_change(POLL_INTERVAL - MIN_POLL_INTERVAL)
-        if self.cache is not None or self._subscribers:
-            if is_notified or not self._is_current():
-                await self.poll()
-        else:
+        """Poll unless another process does. To be called every `POLL_INTERVAL`."""
+        if not self._has_consumers:
             self._cursor = None  # the log may be long by the time of the next subscriber
+        elif not self._is_current():
+            await self.poll()
+
+    async def poll_when_notified(self) -> None:
+        """Wait for a notification, poll, and pause for `MIN_POLL_INTERVAL`. To be called again at once."""
+        await self.feed.wait_for_change()
+        try:
+            if self._has_consumers:
+                await self.poll()
+        finally:
+            await self.pause(MIN_POLL_INTERVAL.total_seconds())
+
+    @property
+    def _has_consumers(self) -> bool:
+        return self.cache is not None or self._subscribers > 0
 
     async def poll(self) -> ChangeBatch:
         """Read the new changes, and pass them to all consumers. Raises `StoreUnavailable`."""

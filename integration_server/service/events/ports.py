@@ -75,8 +75,8 @@ class EventFilter:
 class ChangeFeed(Protocol):
     """The log of changes that all replicas make to integrations, kept for some time."""
 
-    async def wait_for_change(self, timeout: timedelta) -> bool:
-        """Return True when the store notifies of a change, False after `timeout`. A notification may be lost."""
+    async def wait_for_change(self) -> None:
+        """Return when the store notifies of a change. Notifications may be lost, and some stores have none."""
 
     async def poll(self, cursor: ChangeCursor | None, limit: int) -> ChangeBatch:
         """The changes that became visible since the poll that returned `cursor`, each once, at most `limit`.

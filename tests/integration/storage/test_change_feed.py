@@ -290,10 +290,9 @@ class TestPolling:
             await feed.poll(None, NO_LIMIT)
             for _ in range(2):
                 async with asyncio.timeout(30):
-                    waiting = asyncio.create_task(feed.wait_for_change(timedelta(seconds=60)))
+                    waiting = asyncio.create_task(feed.wait_for_change())
                     await create_connected(SqlIntegrations(other))
                     await waiting
-                assert database.change_notified.is_set()
                 await feed.poll(None, NO_LIMIT)
                 await self.close_sessions(other)  # the replacement connection also listens
                 with suppress(Exception):
@@ -346,12 +345,6 @@ class TestPolling:
             await poller.poll()
             integration = await create_connected(SqlIntegrations(database))
             assert [event.integration_id for event in await poller.events()] == [integration.integration_id]
-
-    async def test_without_a_commit_the_wait_ends_at_its_timeout(self, database: Database) -> None:
-        feed = SqlChangeFeed(database)
-        await feed.poll(None, NO_LIMIT)
-        await feed.wait_for_change(timedelta(milliseconds=1))
-        assert not database.change_notified.is_set()
 
 
 class RereadingOrdering(SnapshotOrdering):

@@ -11,22 +11,28 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
 
+import asyncpg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, func, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.service.common_types import AssociatedData
+from integration_server.storage.driver_queries import DriverQuery
 from integration_server.storage.engine import Database, RollingBackConnection, open_database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.key_encryption import KeyEncryptionKeys, LocalKey
 from integration_server.storage.keyring import open_keyring
 from integration_server.storage.schema import migrate
+from integration_server.storage.tables import integrations
 from tests.contracts.store_contract import NOW, account, create_connected, new_credentials, new_integration
 from tests.postgres import PostgresServer, run_postgres
 
 COUNT = text("SELECT count(*) FROM integrations")
+COUNT_QUERY = DriverQuery(select(func.count()).select_from(integrations))
+PID_QUERY = DriverQuery(select(func.pg_backend_pid()))
 UNUSED_PORT = 1  # tcpmux: no server listens on it
 
 
@@ -34,6 +40,13 @@ async def count(database: Database) -> int:
     """The number of integrations."""
     async with database.read_connection() as connection:
         return int(await connection.scalar(COUNT) or 0)
+
+
+def count_checkouts(engine: AsyncEngine) -> list[object]:
+    """Grows with each connection that the pool lends."""
+    lent: list[object] = []
+    event.listen(engine.sync_engine, "checkout", lambda connection, *_: lent.append(connection))
+    return lent
 
 
 class TestTransactions:
@@ -343,6 +356,57 @@ class TestMonitorConnection:
             with pytest.raises(StoreUnavailable):
                 async with database.monitor_connection():
                     pass
+
+    async def test_queries_of_the_monitor_keep_its_connection_and_lend_it_in_between(self, database_url: str) -> None:
+        async with open_database(database_url) as database:
+
+            async def counted() -> int:
+                ((number,),) = await database.monitor(COUNT_QUERY)
+                return int(number)
+
+            lent = count_checkouts(database._monitors)
+            for _ in range(3):
+                assert await counted() == 0
+            assert len(lent) == 1
+            async with database.monitor_connection() as connection:
+                assert await connection.scalar(COUNT) == 0
+            assert await asyncio.gather(*(counted() for _ in range(5))) == [0] * 5
+            assert len(lent) == 3
+
+    @pytest.mark.postgres
+    async def test_the_monitor_replaces_a_connection_that_the_server_has_closed(self, postgres_url: str) -> None:
+        async with open_database(postgres_url, monitor_timeout=60) as database:
+            ((pid,),) = await database.monitor(PID_QUERY)
+            assert database._monitor is not None
+            driver, closed = database._monitor.driver_connection, asyncio.Event()
+            assert isinstance(driver, asyncpg.Connection)
+            driver.add_termination_listener(lambda _: closed.set())
+            async with database.read_connection() as connection:
+                await connection.execute(select(func.pg_terminate_backend(pid, 5000)))
+            async with asyncio.timeout(30):
+                await closed.wait()
+            ((replaced,),) = await database.monitor(PID_QUERY)  # without an error
+            assert replaced != pid
+
+    @pytest.mark.postgres
+    async def test_a_query_of_the_monitor_that_is_cancelled_closes_its_connection(self, postgres_url: str) -> None:
+        async with open_database(postgres_url, monitor_timeout=60) as database:
+            ((pid,),) = await database.monitor(PID_QUERY)
+            hanging = asyncio.create_task(database.monitor(DriverQuery(select(func.pg_sleep(60)))))
+            is_running = text(f"SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = {pid}")
+            async with asyncio.timeout(30):
+                while not await database.fetch_value(is_running):  # noqa: ASYNC110  # the state is the database's
+                    await asyncio.sleep(0.01)
+            hanging.cancel()
+            await asyncio.gather(hanging, return_exceptions=True)
+            assert await database.monitor(PID_QUERY) != [(pid,)]
+
+    @pytest.mark.postgres
+    async def test_a_query_of_the_monitor_that_hangs_is_cancelled(self, postgres_url: str) -> None:
+        async with open_database(postgres_url, monitor_timeout=2) as database:
+            with pytest.raises(StoreUnavailable):
+                await database.monitor(DriverQuery(select(func.pg_sleep(60))))
+            assert await database.monitor(PID_QUERY)
 
     @pytest.mark.postgres
     async def test_a_statement_that_hangs_is_cancelled(self, postgres_url: str) -> None:

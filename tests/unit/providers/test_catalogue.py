@@ -8,7 +8,7 @@ from integration_server.domain.credentials import AuthMethod
 from integration_server.providers.built_in import BEHAVIOURS, register_built_in
 from integration_server.providers.factory import ProviderFactory, ProviderRegistry
 from integration_server.providers.toml_providers import CATALOGUE as DIRECTORY
-from integration_server.providers.toml_providers import declaration_files
+from integration_server.providers.toml_providers import declaration_files, load_toml_providers
 from integration_server.service.provider_port import Provider
 from tests.unit.providers.support import FakeTransport, context
 
@@ -130,6 +130,13 @@ def test_the_table_lists_all_built_in_providers() -> None:
     declared = [file.name.removesuffix(".toml") for file in declaration_files(DIRECTORY)]
     assert declared == [row[0] for row in CATALOGUE]
     assert BEHAVIOURS.keys() <= set(declared)
+
+
+def test_no_declaration_has_a_likely_mistake() -> None:
+    """A server's start does not look for them in the catalogue."""
+    factory = ProviderFactory()
+    load_toml_providers(DIRECTORY, factory, dev_mode=False, behaviours=BEHAVIOURS)  # raises `ProvidersError`
+    assert list(factory.integration_types) == [row[0] for row in CATALOGUE]
 
 
 def test_aliases_resolve_to_their_type() -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from types import FrameType
@@ -16,6 +16,7 @@ from integration_server.domain.events import EventKind, IntegrationEvent
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.service.credentials.integration_cache import MAX_STALENESS
 from integration_server.service.events.change_feed_reader import (
+    MIN_POLL_INTERVAL,
     POLL_INTERVAL,
     ChangeFeedReader,
     EventBuffer,
@@ -199,25 +200,51 @@ class TestChangeFeedReader:
         assert [changed for changed, _ in cache.calls] == [None, {7}]
 
     async def test_a_notification_ends_the_wait(self, feed: FakeChangeFeed) -> None:
-        reader = ChangeFeedReader(feed, RecordingCache(), lambda: 0)
-        waiting = asyncio.create_task(reader.poll_when_due())
+        pauses: list[float] = []
+        reader = ChangeFeedReader(feed, RecordingCache(), lambda: 0, pause=recorded(pauses))
+        waiting = asyncio.create_task(reader.poll_when_notified())
         await asyncio.sleep(0)
         assert (waiting.done(), feed.polls) == (False, 0)
         feed.notified.set()
         await waiting
-        assert feed.polls == 1
+        assert (feed.polls, pauses) == (1, [MIN_POLL_INTERVAL.total_seconds()])
+
+    async def test_the_next_notification_is_waited_for_without_consumers_too(self, feed: FakeChangeFeed) -> None:
+        reader = ChangeFeedReader(feed, None, lambda: 0, pause=recorded([]))
+        feed.notified.set()
+        await reader.poll_when_notified()
+        waiting = asyncio.create_task(reader.poll_when_notified())
+        await asyncio.sleep(0)
+        assert (waiting.done(), feed.polls) == (False, 0)
+        waiting.cancel()
+
+    async def test_a_failed_poll_for_a_notification_is_followed_by_the_pause(self, feed: FakeChangeFeed) -> None:
+        pauses: list[float] = []
+        reader = ChangeFeedReader(feed, RecordingCache(), lambda: 0, pause=recorded(pauses))
+        feed.is_unavailable = True
+        feed.notified.set()
+        with pytest.raises(StoreUnavailable):
+            await reader.poll_when_notified()
+        assert pauses == [MIN_POLL_INTERVAL.total_seconds()]
 
     async def test_without_consumers_nothing_is_polled(self, feed: FakeChangeFeed) -> None:
         reader = ChangeFeedReader(feed, None, lambda: 0)
-        feed.notified.set()
         await reader.poll_when_due()
         assert feed.polls == 0
         with reader.reading():
             await reader.poll_when_due()
-        feed.notified.set()
         await reader.poll_when_due()
         batch = await reader.poll()
         assert (feed.polls, batch.changed_ids) == (2, None)  # it restarts at the end of the log
+
+
+def recorded(pauses: list[float]) -> Callable[[float], Awaitable[None]]:
+    """A pause that takes no time."""
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+
+    return pause
 
 
 class Host:
@@ -229,7 +256,7 @@ class Host:
         self.feeds = [FakeChangeFeed() for _ in range(3)]
         self.caches = [RecordingCache() for _ in range(3)]
         for feed in self.feeds:
-            feed.changed_ids, feed.times_out = self.feeds[0].changed_ids, True
+            feed.changed_ids = self.feeds[0].changed_ids
         self.readers = [
             ChangeFeedReader(
                 feed, cache, lambda: self.now, SharedFeedState(memory, leads=number == 0) if shares else None
@@ -312,7 +339,7 @@ class TestSharedFeed:
         await host.tick()
         host.feeds[0].changed_ids.append(IntegrationId(7))
         host.feeds[1].notified.set()
-        await host.readers[1].poll_when_due()
+        await host.readers[1].poll_when_notified()
         assert host.invalidated(1) == [7]
 
     async def test_each_process_polls_now_and_then_whatever_it_is_told(self) -> None:
