@@ -1,11 +1,15 @@
-"""The limit of open files caps connections, and is raised at the start."""
+"""The limit of open files caps connections, and is raised at the start; signals stop a process."""
 
+import asyncio
+import os
 import resource
+import signal
+from datetime import timedelta
 
 import pytest
 import structlog
 
-from integration_server.lifecycle import cap_to_fd_limit, raise_fd_limit
+from integration_server.lifecycle import cap_to_fd_limit, raise_fd_limit, stop_signals
 
 INFINITY = resource.RLIM_INFINITY
 
@@ -55,3 +59,31 @@ def test_the_soft_limit_is_raised_up_to_the_hard_limit(
     files.append(before)
     raise_fd_limit()
     assert files[-1] == after
+
+
+DEADLINE = 60  # seconds
+
+
+async def test_sigterm_drains_until_a_second_signal() -> None:
+    draining = asyncio.Event()
+    async with stop_signals(draining.set, timedelta(hours=1)) as stop, asyncio.timeout(DEADLINE):
+        os.kill(os.getpid(), signal.SIGTERM)
+        await draining.wait()
+        assert not stop.is_set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await stop.wait()
+
+
+async def test_sigterm_drains_for_a_time() -> None:
+    draining = asyncio.Event()
+    async with stop_signals(draining.set, timedelta(milliseconds=10)) as stop, asyncio.timeout(DEADLINE):
+        os.kill(os.getpid(), signal.SIGTERM)
+        await draining.wait()
+        await stop.wait()
+
+
+async def test_ctrl_c_does_not_wait() -> None:
+    draining = asyncio.Event()
+    async with stop_signals(draining.set, timedelta(hours=1)) as stop, asyncio.timeout(DEADLINE):
+        os.kill(os.getpid(), signal.SIGINT)
+        await stop.wait()
