@@ -41,14 +41,22 @@ class Envoy:
                 await asyncio.sleep(0.05)
         raise TimeoutError(f"Envoy sees {healths}")
 
+    async def request_counts(self) -> Mapping[str, int]:
+        """The requests that Envoy has sent to each server and sidecar so far, by its address."""
+        async with httpx.AsyncClient(trust_env=False) as client:
+            return {
+                _address(host): sum(int(one.get("value", 0)) for one in host["stats"] if one["name"] == "rq_total")
+                for host in await self._hosts(client)
+            }
+
     async def healths(self, client: httpx.AsyncClient) -> Mapping[str, str]:
         """The health of each server and sidecar by its address, as Envoy sees it: "healthy", or what is wrong."""
+        return {_address(host): _health(host) for host in await self._hosts(client)}
+
+    async def _hosts(self, client: httpx.AsyncClient) -> Sequence[Mapping[str, Any]]:
         response = await client.get(f"{self.admin_url}/clusters?format=json")
-        return {
-            _address(host): _health(host)
-            for cluster in response.json()["cluster_statuses"]
-            for host in cluster.get("host_statuses", ())
-        }
+        clusters = response.json()["cluster_statuses"]
+        return [host for cluster in clusters for host in cluster.get("host_statuses", ())]
 
 
 def _address(host: Mapping[str, Any]) -> str:

@@ -165,6 +165,7 @@ class Load:
             *((("RefreshToken", lambda number=number: self._refresh(number))) for number in refreshed),
             ("callback", lambda: clients.connect(f"user {next(names)}", account="connected")),
         )
+        self.calls.update({kind: 0 for kind, _ in kinds})
         calling = [asyncio.create_task(self._repeat(kind, call)) for kind, call in kinds]
         try:
             yield
@@ -182,9 +183,17 @@ class Load:
         goal = {kind: number + calls for kind, number in self.calls.items()}
 
         async def is_reached() -> bool:
-            return bool(goal) and all(self.calls[kind] >= number for kind, number in goal.items())
+            return all(self.calls[kind] >= number for kind, number in goal.items())
 
         await wait_until(is_reached)
+
+    async def reach_failure(self) -> None:
+        """Wait until a call has failed."""
+
+        async def has_failed() -> bool:
+            return bool(self.failures)
+
+        await wait_until(has_failed)
 
     async def _all_have_seen_each_event(self) -> bool:
         return all(number == self.calls["UpdateIntegration"] for number in self._seen.values())
