@@ -97,7 +97,7 @@ async def measure(plan: WatchPlan, progress: Progress) -> Result:
     rounds: list[tuple[float, float]] = []
     delays: list[float] = []
     per_response: list[float] = []
-    async with running_system(DatabaseKind.POSTGRES, **limits) as system:
+    async with running_system(DatabaseKind.POSTGRES, servers=1, **limits) as system:
         seeded = await seed(system, HEALTHY_TYPE, [utc_now() + _WEEK] * plan.integrations)
         worker = system.servers[0].processes[0]
         one = await system.servers[0].service.GetCredentials(

@@ -87,7 +87,7 @@ class ServerAddresses:
 
 @dataclass(frozen=True, slots=True)
 class GrpcServer:
-    """A running gRPC server. After `drain` the health service reports NOT_SERVING, and event streams end."""
+    """A running gRPC server. After `drain` the health service reports NOT_SERVING, and calls are served as before."""
 
     address: str
     drain: Callable[[], None]
@@ -161,7 +161,7 @@ async def running_grpc_server(
     metrics: Metrics | None = None,
     worker: Worker | None = None,
 ) -> AsyncIterator[GrpcServer]:
-    """Run the gRPC server, which a sidecar reaches over the link. On exit it drains, and calls get time to finish.
+    """Run the gRPC server, which a sidecar reaches over the link. On exit streams end, and calls get time to finish.
 
     `worker` is what this process is among several; None for the only one.
 
@@ -229,7 +229,15 @@ async def running_grpc_server(
             lambda: keyring.usable_keys,
         )
         grpc_address, grace = settings.grpc_address, settings.shutdown_grace
-        listening = serving(server, str(grpc_address), grace, auth.credentials, local_target=link.target)
+
+        def end_streams() -> None:
+            health.stop()
+            use_cases.event_stream.stop()
+            use_cases.watched_changes.stop()
+
+        listening = serving(
+            server, str(grpc_address), grace, auth.credentials, local_target=link.target, end_streams=end_streams
+        )
         port = await enter(listening)
 
         async def poll() -> None:
@@ -256,14 +264,8 @@ async def running_grpc_server(
         await enter(service.worker)
         for job, interval in [*jobs, *(background_jobs if worker.does_background_work else [])]:
             await enter(periodic_job(job, interval))
-
-        def drain() -> None:
-            health.drain()
-            use_cases.event_stream.drain()
-            use_cases.watched_changes.drain()
-
-        stack.callback(drain)
-        yield GrpcServer(str(grpc_address._replace(port=port)), drain)
+        stack.callback(health.drain)
+        yield GrpcServer(str(grpc_address._replace(port=port)), health.drain)
 
 
 def build_service(

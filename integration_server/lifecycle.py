@@ -76,10 +76,12 @@ async def serving(
     credentials: grpc.ServerCredentials | None = None,
     *,
     local_target: str | None = None,
+    end_streams: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[int]:
-    """Serve on the address, and yield the port. On exit, calls in flight have `grace` to finish.
+    """Serve on the address, and yield the port. On exit, calls in progress have `grace` to finish.
 
-    `local_target` is a Unix socket (`unix:PATH`) on which the server listens too, without TLS.
+    `local_target` is a Unix socket (`unix:PATH`) on which the server listens too, without TLS. `end_streams` ends the
+    calls that last until the server stops. It is called when clients have been told to connect elsewhere.
     """
     try:
         if local_target is not None:
@@ -94,7 +96,10 @@ async def serving(
     try:
         yield port
     finally:
-        await server.stop(grace.total_seconds())
+        stopping = asyncio.create_task(server.stop(grace.total_seconds()), name="stop server")
+        await asyncio.sleep(0)  # its first step closes the listener and sends GOAWAY
+        end_streams()
+        await stopping
         await watch  # a cancellation would cancel the stop, too
 
 
@@ -140,12 +145,23 @@ async def periodic_job(job: Callable[[], Awaitable[object]], interval: timedelta
 
 
 @asynccontextmanager
-async def stop_signals() -> AsyncIterator[asyncio.Event]:
-    """Yield an event that SIGINT or SIGTERM sets."""
+async def stop_signals(
+    drain: Callable[[], None] = lambda: None, drain_time: timedelta = timedelta(0)
+) -> AsyncIterator[asyncio.Event]:
+    """Yield an event that SIGINT sets at once, and SIGTERM after it has called `drain` and `drain_time` has passed.
+
+    A second signal sets it at once.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+
+    def terminate() -> None:
+        loop.add_signal_handler(signal.SIGTERM, stop.set)
+        drain()
+        loop.call_later(drain_time.total_seconds(), stop.set)
+
+    loop.add_signal_handler(signal.SIGINT, stop.set)
+    loop.add_signal_handler(signal.SIGTERM, terminate)
     try:
         yield stop
     finally:

@@ -192,6 +192,14 @@ class Settings(SidecarSettings):
     rate_limit_redis_url: RedisUrl | None = Field(default=None, repr=False)  # may contain a password
     audit_heads: str | None = Field(default=None, repr=False)  # a URL may contain what authorizes the sender
     audit_heads_interval: Seconds = duration("AUDIT_HEADS_INTERVAL_SECONDS", 60 * SECOND, ge=SECOND, le=HOUR)
+    # Longer than a load balancer takes to notice: in deploy/envoy two health checks, a second apart. A server in
+    # development has none.
+    drain: Seconds = Field(
+        default_factory=lambda data: (0 if data["dev_mode"] else 5) * SECOND,
+        alias="DRAIN_SECONDS",
+        ge=0 * SECOND,
+        le=300 * SECOND,
+    )
     shutdown_grace: Seconds = duration("SHUTDOWN_GRACE_SECONDS", 20 * SECOND, ge=0 * SECOND, le=HOUR)
 
     # Limits: docs/limits.md. The concurrency of one caller leaves room for a thousand calls that wait for one refresh.

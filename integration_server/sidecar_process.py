@@ -4,6 +4,7 @@ Its settings and its link to the server come over the supervisor's channel. The 
 its libraries, and gets none of its environment: it has no key, no database and no provider's secret.
 """
 
+import asyncio
 import sys
 from pathlib import Path
 
@@ -23,10 +24,11 @@ async def serve_sidecar(
 ) -> None:
     """Serve until the supervisor stops this process. Raises `AddressTaken`."""
     metrics = Metrics(is_on=metrics_socket is not None)
+    draining = asyncio.Event()
     async with (
         measured_process(metrics, "sidecar", metrics_socket),
-        running_sidecar(settings, link.client(), metrics) as url,
-        channel.commands() as stop,
+        running_sidecar(settings, link.client(), metrics, draining) as url,
+        channel.commands(draining.set) as stop,
     ):
         freeze_gc()
         channel.report_ready(sidecar=url)

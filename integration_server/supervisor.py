@@ -180,9 +180,9 @@ class SupervisorChannel:
 
     @asynccontextmanager
     async def commands(self, drain: Callable[[], None] = lambda: None) -> AsyncIterator[asyncio.Event]:
-        """Call `drain` when the supervisor stops all processes; yields an event that is set when this one has to stop.
+        """Call `drain` when the supervisor begins to stop; yields an event that is set when this process has to stop.
 
-        `drain` comes first for all processes: what is then reported of this process is that it stops.
+        `drain` comes first, for all processes: they report that they stop, and serve until the event is set.
         """
         stop = asyncio.Event()
         actions: Mapping[Command, Callable[[], None]] = {"drain": drain, "stop": stop.set}
@@ -264,6 +264,8 @@ class _Process:
 class Supervisor:
     """Runs processes until a signal stops them, or until one of them cannot start.
 
+    SIGTERM lets the processes drain for `drain_time` before they stop. SIGINT, and a second signal, stop them at once.
+
     While all run, `check` is called a few times in each `hang_timeout`, by default `HANG_TIMEOUT`. None, for negative
     controls: processes that hang are not replaced.
     """
@@ -275,6 +277,7 @@ class Supervisor:
         backoff: RestartBackoff | None = None,
         check: Callable[[], None] = lambda: None,
         hang_timeout: timedelta | None = HANG_TIMEOUT,
+        drain_time: timedelta = timedelta(0),
     ) -> None:
         self._specs = children
         self._check = check
@@ -287,7 +290,9 @@ class Supervisor:
         self._reported: dict[str, Mapping[str, str]] = {}  # by the last process of each name that was ready
         self._due: dict[str, float] = {}  # when the dead processes are started again
         self._selector = selectors.PollSelector()  # without a descriptor of its own, which a fork would share
-        self._is_stopping = self._has_served = False
+        self._drain_time = drain_time
+        self._stop_signals: list[int] = []  # that have arrived
+        self._has_served = False
         self._log = structlog.get_logger(__name__)
 
     def run(self) -> int:
@@ -297,17 +302,19 @@ class Supervisor:
         """
         with self._signals():
             self._due = {spec.name: 0.0 for spec in self._specs}
-            while not self._is_stopping:
+            while not self._stop_signals:
                 self._start_due()
                 self._wait(min([self._next_check, *self._due.values()]) - time.monotonic())
                 self._check_when_due()
                 for process, code in self._reap():
                     if not self._has_served:
+                        self._drain()
                         self._stop()
                         return code if code > 0 else 1
                     self._schedule_restart(process, code)
+            has_failed = self._drain()
             self._log.info("stopping")
-            has_failed = self._stop()
+            has_failed |= self._stop()
             self._log.info("stopped")
             return int(has_failed)
 
@@ -315,8 +322,8 @@ class Supervisor:
     def _signals(self) -> Iterator[None]:
         """Let signals wake `_wait`, and those of `_STOP_SIGNALS` end the loop."""
 
-        def stop(_number: int, _frame: object) -> None:
-            self._is_stopping = True
+        def stop(number: int, _frame: object) -> None:
+            self._stop_signals.append(number)
 
         wake, woken = socket.socketpair()
         for end in (wake, woken):
@@ -507,11 +514,26 @@ class Supervisor:
         self._due[name] = time.monotonic() + pause
         return pause
 
-    def _stop(self) -> bool:
-        """Stop the processes, the last group first; returns whether one of them failed or had to be killed."""
+    def _drain(self) -> bool:
+        """Let the processes report that they stop, and serve until load balancers have noticed.
+
+        Returns whether one of them failed.
+        """
         for process in self._processes.values():
             if process.is_configured:  # others wait for their config, and take nothing else
                 process.send(command="drain")
+        if not self._has_served or not self._drain_time or self._stop_signals[0] != signal.SIGTERM:
+            return False
+        self._log.info("draining", seconds=self._drain_time.total_seconds())
+        has_failed = False
+        deadline = time.monotonic() + self._drain_time.total_seconds()
+        while self._processes and len(self._stop_signals) == 1 and time.monotonic() < deadline:
+            self._wait(deadline - time.monotonic())
+            has_failed |= any(code for _, code in self._reap())
+        return has_failed
+
+    def _stop(self) -> bool:
+        """Stop the processes, the last group first; returns whether one of them failed or had to be killed."""
         return sum(self._stop_group(group) for group in reversed(self._groups())) > 0
 
     def _stop_group(self, group: Sequence[ChildSpec]) -> bool:

@@ -29,10 +29,10 @@ class Envoy:
     url: str
     admin_url: str
 
-    async def wait_until(self, condition: Callable[[Mapping[str, Sequence[str]]], bool]) -> Mapping[str, Sequence[str]]:
-        """Wait until the health of the servers, by cluster, is as asked for."""
+    async def wait_until(self, condition: Callable[[Mapping[str, str]], bool]) -> Mapping[str, str]:
+        """Wait until the health of the servers, by address, is as asked for."""
         deadline = time.monotonic() + _DEADLINE
-        healths: Mapping[str, Sequence[str]] = {}
+        healths: Mapping[str, str] = {}
         async with httpx.AsyncClient(trust_env=False) as client:
             while time.monotonic() < deadline:
                 healths = await self.healths(client)
@@ -41,13 +41,27 @@ class Envoy:
                 await asyncio.sleep(0.05)
         raise TimeoutError(f"Envoy sees {healths}")
 
-    async def healths(self, client: httpx.AsyncClient) -> Mapping[str, Sequence[str]]:
-        """The health of each server of each cluster, as Envoy sees it: "healthy", or what is wrong."""
+    async def request_counts(self) -> Mapping[str, int]:
+        """The requests that Envoy has sent to each server and sidecar so far, by its address."""
+        async with httpx.AsyncClient(trust_env=False) as client:
+            return {
+                _address(host): sum(int(one.get("value", 0)) for one in host["stats"] if one["name"] == "rq_total")
+                for host in await self._hosts(client)
+            }
+
+    async def healths(self, client: httpx.AsyncClient) -> Mapping[str, str]:
+        """The health of each server and sidecar by its address, as Envoy sees it: "healthy", or what is wrong."""
+        return {_address(host): _health(host) for host in await self._hosts(client)}
+
+    async def _hosts(self, client: httpx.AsyncClient) -> Sequence[Mapping[str, Any]]:
         response = await client.get(f"{self.admin_url}/clusters?format=json")
-        return {
-            cluster["name"]: [_health(host) for host in cluster.get("host_statuses", ())]
-            for cluster in response.json()["cluster_statuses"]
-        }
+        clusters = response.json()["cluster_statuses"]
+        return [host for cluster in clusters for host in cluster.get("host_statuses", ())]
+
+
+def _address(host: Mapping[str, Any]) -> str:
+    address = host["address"]["socket_address"]
+    return f"{address['address']}:{address['port_value']}"
 
 
 def _health(host: Mapping[str, Any]) -> str:
@@ -55,9 +69,14 @@ def _health(host: Mapping[str, Any]) -> str:
     return ", ".join(problems) or "healthy"
 
 
-def are_healthy(healths: Mapping[str, Sequence[str]]) -> bool:
-    """Whether every server of every cluster is healthy."""
-    return all(health == "healthy" for hosts in healths.values() for health in hosts)
+def are_healthy(healths: Mapping[str, str]) -> bool:
+    """Whether all servers and sidecars are healthy."""
+    return all(health == "healthy" for health in healths.values())
+
+
+def is_ejected(health: str) -> bool:
+    """Whether Envoy sends no calls to a server with this health."""
+    return "failed_active_health_check" in health
 
 
 def find_envoy() -> str | None:
@@ -68,14 +87,22 @@ def find_envoy() -> str | None:
     return shutil.which("envoy")
 
 
-def adapted(servers: Sequence[str], sidecars: Sequence[str], port: int, admin_port: int) -> Mapping[str, Any]:
-    """The configuration as an operator adapts it: addresses, and the path of the descriptor set."""
+def adapted(
+    servers: Sequence[str], sidecars: Sequence[str], port: int, admin_port: int, *, retries: bool = True
+) -> Mapping[str, Any]:
+    """The configuration as an operator adapts it: addresses, and the path of the descriptor set.
+
+    Without `retries`, Envoy sends each call once.
+    """
     config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
     listener = config["static_resources"]["listeners"][0]
     listener["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": port}
     config["admin"]["address"]["socket_address"]["port_value"] = admin_port
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     manager["http_filters"][0]["typed_config"]["proto_descriptor"] = str(DESCRIPTOR_SET)
+    if not retries:
+        for route in manager["route_config"]["virtual_hosts"][0]["routes"]:
+            route["route"].pop("retry_policy", None)
     for cluster, addresses in zip(config["static_resources"]["clusters"], (servers, sidecars), strict=True):
         cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": [_endpoint(address) for address in addresses]}]
     return config
@@ -88,7 +115,7 @@ def _endpoint(address: str) -> Mapping[str, Any]:
 
 @asynccontextmanager
 async def run_envoy(
-    directory: Path, servers: Sequence[str], sidecars: Sequence[str], *, concurrency: int = 1
+    directory: Path, servers: Sequence[str], sidecars: Sequence[str], *, concurrency: int = 1, retries: bool = True
 ) -> AsyncIterator[Envoy]:
     """Run Envoy in front of servers and sidecars, given as host:port. Skips the test if there is no Envoy."""
     program = find_envoy()
@@ -96,7 +123,7 @@ async def run_envoy(
         pytest.skip(SKIP_REASON)
     port, admin_port = _free_ports(2)
     path = directory / "envoy.yaml"
-    path.write_text(yaml.safe_dump(adapted(servers, sidecars, port, admin_port)))
+    path.write_text(yaml.safe_dump(adapted(servers, sidecars, port, admin_port, retries=retries)))
     with (directory / "envoy.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             program,

@@ -1,5 +1,6 @@
 """The commands that serve: `serve`, `sidecar` and `dev`."""
 
+import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
@@ -62,7 +63,7 @@ def serve() -> None:
         freeze_gc()  # the servers' processes share what is imported, until something writes to it
         # The listener of the metrics stops last: it also shows how the others stop.
         listener = _metrics_listener(settings, link, [*worker_names(count), "sidecar"])
-        code = Supervisor([*listener, *servers, sidecar], check=check).run()
+        code = Supervisor([*listener, *servers, sidecar], check=check, drain_time=settings.drain).run()
     raise typer.Exit(code)
 
 
@@ -147,11 +148,12 @@ async def sidecar() -> None:
     """Serve only the HTTP sidecar: it listens on SIDECAR_ADDRESS and calls the server at GRPC_ADDRESS."""
     settings, _ = await load_settings(needs_key=False)
     metrics = Metrics(is_on=settings.metrics_address is not None)
+    draining = asyncio.Event()
     async with (
-        stop_signals() as stop,
+        stop_signals(draining.set, settings.drain) as stop,
         measured_process(metrics, "sidecar"),
         AsyncExitStack() as stack,
-        running_sidecar(settings, remote_client(settings), metrics) as url,
+        running_sidecar(settings, remote_client(settings), metrics, draining) as url,
     ):
         urls = {"sidecar": url, "grpc": str(settings.grpc_address)}
         if settings.metrics_address is not None:

@@ -474,6 +474,7 @@ async def _timeout(seconds: float) -> AsyncIterator[None]:
     """
 
     loop, slices = asyncio.get_running_loop(), iter(range(_DEADLINE_SLICES))
+    counting: asyncio.Handle
 
     def count() -> None:
         nonlocal counting
@@ -483,7 +484,7 @@ async def _timeout(seconds: float) -> AsyncIterator[None]:
             counting = loop.call_later(seconds / _DEADLINE_SLICES, count)
 
     async with asyncio.timeout(None) as timeout:
-        counting: asyncio.Handle = loop.call_soon(count)
+        counting = loop.call_soon(count)
         try:
             yield
         finally:

@@ -22,7 +22,7 @@ class ServerHealthServicer(pb_grpc.HealthServicer):
     def __init__(self, services: Iterable[str]) -> None:
         self._readiness = ("", *services)
         self._ready = False
-        self._draining = False
+        self._draining = self._stopped = False
         self._changed = asyncio.Event()
 
     def set_ready(self, ready: bool) -> None:
@@ -32,10 +32,15 @@ class ServerHealthServicer(pb_grpc.HealthServicer):
             self._notify()
 
     def drain(self) -> None:
-        """Report NOT_SERVING from now on, and end all watches, before the server stops."""
+        """Report NOT_SERVING from now on. Watches stay: a client would start one that ends again at once."""
         self._ready = False
         self._draining = True
         self._notify()
+
+    def stop(self) -> None:
+        """Report NOT_SERVING, and end all watches."""
+        self._stopped = True
+        self.drain()
 
     def _notify(self) -> None:
         self._changed.set()
@@ -63,11 +68,11 @@ class ServerHealthServicer(pb_grpc.HealthServicer):
         last_sent = None
         while True:
             # Read together: a change during a slow write is sent next.
-            changed, draining = self._changed, self._draining
+            changed, stopped = self._changed, self._stopped
             status = self._statuses().get(request.service, unknown)
             if status != last_sent:
                 yield status
                 last_sent = status
-            if draining:
+            if stopped:
                 return
             await changed.wait()

@@ -1,5 +1,6 @@
 """The sidecar's ASGI app: its routes and middleware."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 
@@ -38,16 +39,17 @@ def create_app(
     public_url: str,
     anonymous: AnonymousLimits,
     default_return_url: str | None = None,
+    draining: asyncio.Event | None = None,
 ) -> ASGIApp:
     """The app, which calls `server`: the probes, and the endpoints for the rest.
 
-    `public_url` is its base URL as browsers and providers see it. `default_return_url` is where a browser continues
-    that arrives without a valid state.
+    It is not ready once `draining` is set. `public_url` is its base URL as browsers and providers see it.
+    `default_return_url` is where a browser continues that arrives without a valid state.
     """
     pages = ResultPages()
     headers = security_headers(pages.policy)
     endpoints = create_endpoints(server, limits, public_url, Responses(pages), anonymous, headers, default_return_url)
-    return Probes(endpoints, Readiness(server, limits.readiness_max_age), headers)
+    return Probes(endpoints, Readiness(server, limits.readiness_max_age, draining=draining), headers)
 
 
 def create_endpoints(

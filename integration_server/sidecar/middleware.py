@@ -64,16 +64,25 @@ _TOO_MANY_FAILURES = HttpError(
 
 
 class Readiness:
-    """Whether the gRPC server serves. The result may be `max_age` old, and all who wait for one share it."""
+    """Whether the gRPC server serves, and this process is not `draining`.
+
+    What the server reported may be `max_age` old, and all who wait for a report share it.
+    """
 
     def __init__(
-        self, server: ServerClient, max_age: timedelta, monotonic: Callable[[], float] = time.monotonic
+        self,
+        server: ServerClient,
+        max_age: timedelta,
+        monotonic: Callable[[], float] = time.monotonic,
+        *,
+        draining: asyncio.Event | None = None,
     ) -> None:
         self._server = server
         self._max_age = max_age.total_seconds()
         self._monotonic = monotonic
         self._check: asyncio.Task[bool] | None = None
         self._check_time = 0.0
+        self._draining = draining or asyncio.Event()
 
     async def is_ready(self) -> bool:
         """Whether it serves."""
@@ -81,7 +90,7 @@ class Readiness:
         if self._check is None or (self._check.done() and is_old):
             self._check = asyncio.create_task(self._ask())
             self._check_time = self._monotonic()
-        return await asyncio.shield(self._check)
+        return await asyncio.shield(self._check) and not self._draining.is_set()
 
     async def _ask(self) -> bool:
         try:

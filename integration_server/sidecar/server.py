@@ -1,5 +1,6 @@
 """Serves the sidecar's app with its limits."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
@@ -25,17 +26,19 @@ async def run_sidecar(
     trusted_proxies: tuple[Network, ...] = (),
     record: RecordRequest = lambda *_: None,
     default_return_url: str | None = None,
+    draining: asyncio.Event | None = None,
 ) -> AsyncIterator[str]:
     """Run the sidecar; yields its local base URL. Port 0 selects a free port. Closes `server` at the end.
 
     Raises `OSError`, with the address in it, if the port is taken. The gRPC server may start later: until then
-    `/readyz` responds 503. At exit the listener closes, and requests in progress have 5 seconds to finish.
+    `/readyz` responds 503, and again from when `draining` is set. At exit the listener closes, and requests in progress
+    have 5 seconds to finish.
     """
     anonymous = AnonymousLimits(
         limits, TrustedProxies(trusted_proxies), record_refusal=lambda status: record(0.0, MALFORMED, str(int(status)))
     )
     config = uvicorn.Config(
-        RecordedApp(create_app(server, limits, public_url, anonymous, default_return_url), record),
+        RecordedApp(create_app(server, limits, public_url, anonymous, default_return_url, draining), record),
         http=limited_protocol(limits, anonymous),
         ws="none",
         lifespan="off",

@@ -63,8 +63,8 @@ def row_bytes(columns: Iterable[ColumnElement[Any]]) -> ColumnElement[int]:
 def page_of(query: Select[Any], key: Column[int], size: ColumnElement[int], *, descending: bool = False) -> Select[Any]:
     """The first rows of a query in the order of `key`, which is unique; `is_last_page` says whether they are the last.
 
-    The columns of the query are those of the key's table. At most `page_limit` rows, of which the `size` is at most `page_bytes` together; but at least one row, if there is
-    any. Both are parameters.
+    The columns of the query are those of the key's table. At most `page_limit` rows, of which the `size` is at most
+    `page_bytes` together; but at least one row, if there is any. Both are parameters.
     """
     order = key.desc() if descending else key
     limit = bindparam("page_limit", type_=Integer)

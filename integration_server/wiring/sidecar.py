@@ -4,6 +4,7 @@ A sidecar that starts together with the server has a `SidecarLink`; one that run
 files with which the two authenticate. Nothing of the server is imported here, and nothing that holds a key.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -73,9 +74,15 @@ def new_sidecar_link(workers: int = 1) -> Iterator[SidecarLink]:
 
 @asynccontextmanager
 async def running_sidecar(
-    settings: SidecarSettings, client: ServerClient, metrics: Metrics | None = None
+    settings: SidecarSettings,
+    client: ServerClient,
+    metrics: Metrics | None = None,
+    draining: asyncio.Event | None = None,
 ) -> AsyncIterator[str]:
-    """The sidecar on its address; yields its local URL. Closes the client at the end. Raises `AddressTaken`."""
+    """The sidecar on its address; yields its local URL. Closes the client at the end. Raises `AddressTaken`.
+
+    From when `draining` is set, it reports that it is not ready.
+    """
     # The libraries of HTTP servers take 6 MB, which a worker does not need.
     from integration_server.sidecar.server import run_sidecar  # noqa: PLC0415
 
@@ -92,6 +99,7 @@ async def running_sidecar(
                 trusted_proxies=settings.trusted_proxies,
                 record=record_requests(metrics or Metrics(is_on=False)),
                 default_return_url=settings.default_return_url,
+                draining=draining,
             )
             url = await stack.enter_async_context(sidecar)
         except OSError as error:

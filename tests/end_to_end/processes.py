@@ -64,6 +64,7 @@ def server_environment(database_url: str, **settings: str) -> dict[str, str]:
     return {
         "DATABASE_URL": database_url,
         "DEV_MODE": "true",
+        "DRAIN_SECONDS": "0",  # also for servers outside dev mode
         "ENCRYPTION_KEY": new_key(),
         "GRPC_ADDRESS": "127.0.0.1:0",
         "SIDECAR_ADDRESS": "127.0.0.1:0",

@@ -67,7 +67,8 @@ def main() -> int:
     ]
     backoff = RestartBackoff(first=timedelta(milliseconds=1), longest=timedelta(milliseconds=4))
     timeout = None if sys.argv[2:] == ["unwatched"] else timedelta(seconds=1.2)
-    return Supervisor(specs, backoff=backoff, check=_report_check, hang_timeout=timeout).run()
+    drain_time = timedelta(seconds=float(os.environ.get("DRAIN_SECONDS", "0")))
+    return Supervisor(specs, backoff=backoff, check=_report_check, hang_timeout=timeout, drain_time=drain_time).run()
 
 
 def _report_check() -> None:
@@ -90,7 +91,7 @@ def _spawn(fork: Spawn) -> Spawn:
 
 def _stop_timeout(behaviour: Behaviour) -> timedelta:
     # The others stop by themselves, which takes its time on a busy machine.
-    return timedelta(seconds=0.1 if behaviour is ignore_stop else 60)
+    return timedelta(seconds=0.1 if behaviour in {ignore_stop, never_start} else 60)
 
 
 def _main_of(name: str, behaviour: Behaviour) -> Callable[[], int]:
@@ -203,6 +204,12 @@ def stop_beating(channel: SupervisorChannel | None) -> int:
     return 0
 
 
+def never_start(_channel: SupervisorChannel | None) -> int:
+    """Get stuck before being ready."""
+    time.sleep(3600)
+    return 0
+
+
 def start_slowly(channel: SupervisorChannel | None) -> int:
     """Serve, some time after the others could have begun."""
     time.sleep(0.3)
@@ -221,6 +228,7 @@ FIRST_AND_SECOND: Mapping[str, Mapping[str, Behaviour]] = {
     **{f"second lies {number}": {"first": serve, "second": report(*lie)} for number, lie in enumerate(LIES)},
     "second cannot be forked": {"first": serve, "second": die},
     "second hangs": {"first": serve, "second": ignore_stop},
+    "second never starts": {"first": serve, "second": never_start},
     "second stops beating": {"first": serve, "second": stop_beating},
     "workers": {
         "first": serve,

@@ -55,11 +55,11 @@ class Program:
 
 
 @contextmanager
-def running(*arguments: str) -> Iterator[Program]:
+def running(*arguments: str, **environment: str) -> Iterator[Program]:
     with subprocess.Popen(
         [sys.executable, "-m", "tests.integration.supervised_program", *arguments],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'generated'}"},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'generated'}", **environment},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -94,6 +94,47 @@ def test_processes_start_in_order_and_stop_in_reverse_also_if_the_whole_group_is
         assert program.names_of("ending") == ["second", "first"]
         assert program.events[-1]["event"] == "stopped"
         wait_until_gone(list(serving["pids"].values()))
+
+
+def test_sigterm_lets_all_drain_until_a_second_signal() -> None:
+    with running("serve", DRAIN_SECONDS="3600") as program:
+        serving = json.loads(program.read_until('"serving", "process"'))
+        os.kill(program.process.pid, signal.SIGTERM)
+        program.read_until('"draining", "process"')  # of one process, and of the supervisor
+        program.read_until('"draining", "process"')
+        program.read_until('"draining", "process"')
+        assert sorted(program.names_of("draining")) == ["first", "second", "supervisor"]
+        # It still runs, and restarts nothing.
+        os.kill(serving["pids"]["second"], signal.SIGKILL)
+        program.read_until("second has ended")
+        assert program.names_of("stopping") == []
+        os.kill(program.process.pid, signal.SIGTERM)
+        assert program.end() == 1  # one of its processes was killed
+        assert program.names_of("ending") == ["first"]
+        assert program.names_of("process_died") == []
+        wait_until_gone(list(serving["pids"].values()))
+
+
+def test_the_drain_ends_by_itself() -> None:
+    with running("serve", DRAIN_SECONDS="0.2") as program:
+        program.read_until('"serving", "process"')
+        os.kill(program.process.pid, signal.SIGTERM)
+        assert program.end() == 0
+        own = [event["event"] for event in program.events if event["process"] == "supervisor"]
+        assert own == ["serving", "draining", "stopping", "stopped"]
+
+
+def test_ctrl_c_and_a_stop_during_the_start_do_not_wait() -> None:
+    with running("serve", DRAIN_SECONDS="3600") as program:
+        program.read_until('"serving", "process"')
+        os.kill(program.process.pid, signal.SIGINT)
+        assert program.end() == 0
+        assert sorted(program.names_of("draining")) == ["first", "second"]
+    with running("second never starts", DRAIN_SECONDS="3600") as program:
+        program.read_until("second may start")
+        os.kill(program.process.pid, signal.SIGTERM)
+        program.end()
+        assert program.names_of("ending") == ["first"]
 
 
 @pytest.mark.parametrize("behaviour", ["first fails", "first of three fails", "second fails"])

@@ -1,15 +1,17 @@
-"""The limit of open files caps connections, and is raised at the start; periodic jobs share their wake-ups."""
+"""The limit of open files caps connections; periodic jobs share their wake-ups; signals stop a process."""
 
 import asyncio
+import os
 import resource
 import selectors
+import signal
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import pytest
 import structlog
 
-from integration_server.lifecycle import cap_to_fd_limit, periodic_job, raise_fd_limit
+from integration_server.lifecycle import cap_to_fd_limit, periodic_job, raise_fd_limit, stop_signals
 
 INFINITY = resource.RLIM_INFINITY
 
@@ -124,3 +126,31 @@ def test_a_job_that_takes_longer_than_its_interval_skips_a_run() -> None:
 
 def test_a_job_without_an_interval_waits_itself() -> None:
     assert run_times(takes(0.375), 0, seconds=1) == [100.125, 100.5, 100.875]
+
+
+DEADLINE = 60  # seconds
+
+
+async def test_sigterm_drains_until_a_second_signal() -> None:
+    draining = asyncio.Event()
+    async with stop_signals(draining.set, timedelta(hours=1)) as stop, asyncio.timeout(DEADLINE):
+        os.kill(os.getpid(), signal.SIGTERM)
+        await draining.wait()
+        assert not stop.is_set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await stop.wait()
+
+
+async def test_sigterm_drains_for_a_time() -> None:
+    draining = asyncio.Event()
+    async with stop_signals(draining.set, timedelta(milliseconds=10)) as stop, asyncio.timeout(DEADLINE):
+        os.kill(os.getpid(), signal.SIGTERM)
+        await draining.wait()
+        await stop.wait()
+
+
+async def test_ctrl_c_does_not_wait() -> None:
+    draining = asyncio.Event()
+    async with stop_signals(draining.set, timedelta(hours=1)) as stop, asyncio.timeout(DEADLINE):
+        os.kill(os.getpid(), signal.SIGINT)
+        await stop.wait()

@@ -78,6 +78,7 @@ def test_production_requires_only_a_key() -> None:
     assert settings.provider_timeout == timedelta(seconds=10)
     assert settings.health_check_timeout == timedelta(seconds=10)
     assert settings.shutdown_grace == timedelta(seconds=20)
+    assert settings.drain == timedelta(seconds=5)
     assert settings.database_pool_size == 5
     assert settings.credentials_cache_size == 10_000
 
@@ -94,6 +95,7 @@ def test_dev_mode_requires_no_setting() -> None:
     settings = Settings.from_environment(DEV)
     assert settings.encryption_key is None
     assert settings.skip_confirmation is True
+    assert settings.drain == timedelta(0)  # it stops at once
 
 
 @pytest.mark.parametrize("dev_mode", ["true", "false"])
@@ -120,6 +122,7 @@ def test_all_problems_are_reported_at_once() -> None:
             "REVOCATION_GIVE_UP_HOURS": "0",
             "PROVIDER_TIMEOUT_SECONDS": "0",
             "HEALTH_CHECK_TIMEOUT_SECONDS": "0",
+            "DRAIN_SECONDS": "301",
             "SHUTDOWN_GRACE_SECONDS": "soon",
             "CALLER_MAX_CONCURRENCY": "0",
             "GRPC_MAX_CONNECTIONS": "many",
@@ -142,6 +145,7 @@ def test_all_problems_are_reported_at_once() -> None:
         "PROVIDER_TIMEOUT_SECONDS",
         "REVOCATION_GIVE_UP_HOURS",
         "HEALTH_CHECK_TIMEOUT_SECONDS",
+        "DRAIN_SECONDS",
         "SHUTDOWN_GRACE_SECONDS",
         "CALLER_MAX_CONCURRENCY",
         "GRPC_MAX_CONNECTIONS",

@@ -93,8 +93,8 @@ class EventStream:
         while await self.feed.prune(self.retention + _PRUNE_MARGIN):
             pass
 
-    def drain(self) -> None:
-        """End all streams with `ServerStopping`."""
+    def stop(self) -> None:
+        """End all streams with `ServerStopping`, after an item with the cursor that resumes."""
         self._stopping = True
         self._buffer.wake()
 
@@ -105,7 +105,7 @@ class EventStream:
         cursor: str,
         allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES,
     ) -> AsyncGenerator[StreamItem]:
-        """Events after the cursor, or from now on if it is empty, until the caller stops or the server drains.
+        """Events after the cursor, or from now on if it is empty, until the caller or the server stops.
 
         An empty type means all allowed types. Raises `CursorExpired`, `QuotaExceeded`, `ServerStopping`
         or `StoreUnavailable`.
@@ -124,7 +124,7 @@ class EventStream:
                         yield item
 
     async def _items_after(self, current: _Cursor, subscription: Subscription) -> AsyncGenerator[StreamItem]:
-        """The items after a cursor, without end. Raises `QuotaExceeded` if the client reads them too slowly."""
+        """The items after a cursor, until the server stops. Raises `QuotaExceeded` if they are read too slowly."""
         page = _LogPage(current.positions, deque(), current)
         heartbeat_at = _loop_time() + self.heartbeat.total_seconds()
         while not self._stopping:
@@ -153,6 +153,7 @@ class EventStream:
             heartbeat_at = _loop_time() + self.heartbeat.total_seconds()
             if _loop_time() - send_time > self.max_send.total_seconds():
                 raise QuotaExceeded("whose events are read too slowly; resume after the last cursor")
+        yield StreamItem(await self._cursors.make(current))
         raise ServerStopping
 
     async def _encode(self, positions: ChangeRange, logged: LoggedEvent) -> StreamItem:

@@ -94,7 +94,7 @@ class ChangeDispatcher:
         """How many integrations are watched; one that two streams watch counts twice."""
         return sum(map(len, self._streams.values()))
 
-    def drain(self) -> None:
+    def stop(self) -> None:
         """End all streams with `ServerStopping`, once they have sent what they know."""
         self._is_stopping = True
         for changes in self._all:

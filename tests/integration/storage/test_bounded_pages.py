@@ -27,7 +27,10 @@ _ROWS = 240
 @pytest.fixture
 async def connection_with_rows(database: Database) -> Any:
     now, config = utc_now(), {"text": "x" * 200}
-    new = [NewIntegration(f"uid-{n}", UserId(ADA), "fake", AuthMethod.OAUTH2, "", config, IntegrationId(0)) for n in range(_ROWS)]
+    new = [
+        NewIntegration(f"uid-{n}", UserId(ADA), "fake", AuthMethod.OAUTH2, "", config, IntegrationId(0))
+        for n in range(_ROWS)
+    ]
     async with database.write_transaction() as connection:
         await connection.execute(insert(integrations), [new_integration_values(one, now) for one in new])
         yield connection

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import DBAPIError
 
@@ -22,6 +20,7 @@ from integration_server.storage.schema import OLDEST_SUPPORTED_REVISION, SchemaE
 from integration_server.storage.tables import metadata
 from tests.contracts.store_contract import create_connected, reload
 from tests.postgres import PostgresServer
+from tests.releases import CONTRACT, EXPAND, newer_versions
 
 PROJECT = Path(integration_server.__file__).parents[1]
 
@@ -160,33 +159,6 @@ async def test_an_unreachable_database_raises_store_unavailable(tmp_path: Path) 
 
 
 # --- upgrades beside running replicas --------------------------------------------------------------------------------
-
-SYNTHETIC_REVISION = """
-from alembic import op
-
-revision = {revision!r}
-down_revision = {down_revision!r}
-phase = {phase!r}
-
-def upgrade():
-    op.execute({sql!r})
-"""
-EXPAND = "ALTER TABLE integrations ADD COLUMN extra VARCHAR(16) DEFAULT 'none' NOT NULL"
-CONTRACT = "ALTER TABLE integrations RENAME COLUMN name TO display_name"
-
-
-def newer_versions(folder: Path, *revisions: tuple[str, str]) -> Path:
-    """Create the revisions of newer code: the current ones, and one for each phase and SQL statement."""
-    versions = Path(integration_server.__file__).parent / "storage" / "migrations" / "versions"
-    shutil.copytree(versions, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (down_revision,) = ScriptDirectory(str(versions.parent)).get_heads()
-    for number, (phase, sql) in enumerate(revisions, start=1):
-        revision = f"next{number}"
-        (folder / f"{revision}.py").write_text(
-            SYNTHETIC_REVISION.format(revision=revision, down_revision=down_revision, phase=phase, sql=sql)
-        )
-        down_revision = revision
-    return folder
 
 
 async def write_and_read_an_integration(url: str) -> str:

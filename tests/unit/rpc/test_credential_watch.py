@@ -332,8 +332,8 @@ async def test_rows_that_do_not_fit_into_one_statement_are_read_by_the_next(syst
 async def test_a_stream_that_ends_does_not_end_the_read_of_another(system: FakeSystem) -> None:
     (number,) = await connect(system, 1)
     outcomes, request = SharedOutcomes(system.credentials), CredentialRequest(IntegrationId(number), ADA)
-    first = asyncio.create_task(outcomes.read([request], ALL_INTEGRATION_TYPES))  # type: ignore[arg-type]
-    second = asyncio.create_task(outcomes.read([request], ALL_INTEGRATION_TYPES))  # type: ignore[arg-type]
+    first = asyncio.create_task(outcomes.read([request], ALL_INTEGRATION_TYPES))
+    second = asyncio.create_task(outcomes.read([request], ALL_INTEGRATION_TYPES))
     await asyncio.sleep(0)
     first.cancel()
     (found,) = await second
@@ -348,7 +348,7 @@ async def test_a_stopping_server_sends_a_last_cursor_and_another_server_resumes_
     async with server.watching(*ids) as stream:
         await server.rotate(ids[0])
         await eventually(lambda: len(stream.results) == 4)
-        server.changes.drain()
+        server.changes.stop()
         await eventually(lambda: stream.error)
         assert isinstance(stream.error, ServerStopping)
         last = stream.responses[-1]
@@ -372,7 +372,7 @@ async def test_a_stream_that_stops_early_has_no_cursor_and_is_sent_everything_ag
     due, fresh = await connect_with_due(system, 1)
     async with server.watching(*due, fresh, is_complete=False) as stream:
         await eventually(lambda: stream.results)
-        server.changes.drain()
+        server.changes.stop()
         await eventually(lambda: stream.error)
         assert stream.cursor == ""
     open_gate(system)

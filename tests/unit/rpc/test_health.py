@@ -78,7 +78,7 @@ async def test_lists_all(health: ServerHealthServicer, client: InMemoryGrpc) -> 
 
 
 @pytest.mark.parametrize("service", READINESS)
-async def test_a_watcher_gets_each_change_once_and_ends_at_the_drain(
+async def test_a_watcher_gets_each_change_once_and_ends_with_the_server(
     health: ServerHealthServicer, client: InMemoryGrpc, service: str
 ) -> None:
     watcher = Watcher(client, service)
@@ -86,7 +86,7 @@ async def test_a_watcher_gets_each_change_once_and_ends_at_the_drain(
     for ready, statuses in ((True, 2), (True, 2), (False, 3), (True, 4)):
         health.set_ready(ready)
         await wait_until(partial(lambda statuses: len(watcher.statuses) == statuses, statuses))
-    health.drain()
+    health.stop()
     await watcher.task
     assert watcher.statuses == [NOT_SERVING, SERVING, NOT_SERVING, SERVING, NOT_SERVING]
 
@@ -98,7 +98,7 @@ async def test_a_slow_watcher_does_not_delay_others(health: ServerHealthServicer
     await wait_until(lambda: all(watcher.statuses for watcher in watchers))
     health.set_ready(True)
     await wait_until(lambda: all(watcher.statuses[-1] == SERVING for watcher in watchers))
-    health.drain()
+    health.stop()
     await asyncio.gather(*(watcher.task for watcher in watchers))
 
 
@@ -109,7 +109,7 @@ async def test_a_slow_watcher_gets_the_current_status(health: ServerHealthServic
     health.set_ready(False)
     health.set_ready(True)
     assert (await anext(slow)).status == SERVING
-    health.drain()
+    health.stop()
     assert [response.status async for response in slow] == [NOT_SERVING]
 
 
@@ -117,19 +117,33 @@ async def test_watching_an_unknown_service_waits_for_it(health: ServerHealthServ
     watcher = Watcher(client, "unheard.of")
     await wait_until(lambda: watcher.statuses == [SERVICE_UNKNOWN])
     health.set_ready(True)
-    health.drain()
+    health.stop()
     await watcher.task
     assert watcher.statuses == [SERVICE_UNKNOWN]
 
 
-async def test_liveness_can_be_watched_and_ends_at_the_drain(
+async def test_liveness_can_be_watched_and_ends_with_the_server(
     health: ServerHealthServicer, client: InMemoryGrpc
 ) -> None:
     watcher = Watcher(client, LIVENESS)
     await wait_until(lambda: watcher.statuses == [SERVING])
-    health.drain()
+    health.stop()
     await watcher.task
     assert watcher.statuses == [SERVING]
+
+
+async def test_watches_stay_during_the_drain(health: ServerHealthServicer, client: InMemoryGrpc) -> None:
+    """A gRPC client starts a watch that ended again at once, which would keep it busy until the server stops."""
+    health.set_ready(True)
+    early = Watcher(client, "")
+    await wait_until(lambda: early.statuses == [SERVING])
+    health.drain()
+    late = Watcher(client, "")
+    await wait_until(lambda: early.statuses == [SERVING, NOT_SERVING] and late.statuses == [NOT_SERVING])
+    assert not early.task.done()
+    assert not late.task.done()
+    health.stop()
+    await asyncio.gather(early.task, late.task)
 
 
 async def test_the_drain_is_final(health: ServerHealthServicer, client: InMemoryGrpc) -> None:
@@ -138,5 +152,6 @@ async def test_the_drain_is_final(health: ServerHealthServicer, client: InMemory
     health.set_ready(True)
     assert await check(client, "") == NOT_SERVING
     watcher = Watcher(client, "")
+    health.stop()
     await watcher.task
     assert watcher.statuses == [NOT_SERVING]

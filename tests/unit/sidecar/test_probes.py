@@ -63,6 +63,14 @@ async def test_a_readiness_result_is_shared_and_kept_for_its_age() -> None:
     assert len(server.deadlines) == 2
 
 
+async def test_is_not_ready_at_once_when_it_drains() -> None:
+    draining = asyncio.Event()
+    readiness = Readiness(FakeServer(), timedelta(hours=1), lambda: 0.0, draining=draining)
+    assert await readiness.is_ready()
+    draining.set()
+    assert not await readiness.is_ready()
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
 async def test_other_methods_are_refused(client: httpx.AsyncClient, path: str, method: str) -> None:

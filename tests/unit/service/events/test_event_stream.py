@@ -280,16 +280,30 @@ async def test_an_unknown_type_is_rejected(system: FakeSystem) -> None:
         await anext(watch(system, integration_type="unknown"))
 
 
-async def test_drain_ends_every_stream(system: FakeSystem) -> None:
-    waiting = [asyncio.ensure_future(anext(await open_stream(system))) for _ in range(3)]
+async def test_a_stop_ends_every_stream_with_a_cursor(system: FakeSystem) -> None:
+    streams = [await open_stream(system) for _ in range(3)]
+    waiting = [asyncio.ensure_future(anext(stream)) for stream in streams]
     buffer = system.change_reader.events
     await wait_until(lambda: all(subscription.changed._waiters for subscription in buffer._all()))
-    system.event_stream.drain()
-    for pending in waiting:
+    system.event_stream.stop()
+    cursors = []
+    for stream, pending in zip(streams, waiting, strict=True):
+        last = await pending
+        assert last.event is None
+        cursors.append(last.cursor)
         with pytest.raises(ServerStopping):
-            await pending
+            await anext(stream)
+    late = await open_stream(system)
+    assert (await anext(late)).event is None
     with pytest.raises(ServerStopping):
-        await anext(await open_stream(system))
+        await anext(late)
+
+    integration = await system.connect()  # on another server
+    system.event_stream = replace(system.event_stream)
+    resumed = await open_stream(system, cursors[0])
+    event = (await anext(resumed)).event
+    assert event is not None
+    assert event.integration_id == integration.integration_id
 
 
 async def test_a_stream_that_is_behind_fails_during_a_database_outage(system: FakeSystem) -> None:

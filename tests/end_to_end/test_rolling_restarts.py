@@ -1,0 +1,85 @@
+"""Servers behind a real Envoy are restarted under load, and lose their database: no call fails that need not."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from integration_server.storage.schema import migrate
+from tests.end_to_end.fleet import ACCOUNTS, Fleet, Load, run_fleet
+from tests.end_to_end.replicas import wait_until
+from tests.envoy import SKIP_REASON, are_healthy, find_envoy, is_ejected
+from tests.postgres import PostgresServer, run_postgres
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.postgres,
+    pytest.mark.skipif(find_envoy() is None, reason=SKIP_REASON),
+]
+
+ROUNDS = 5
+
+
+async def restart_all(fleet: Fleet, load: Load) -> None:
+    """Restart the replicas one after the other."""
+    for replica in fleet.replicas:
+        await fleet.restart(replica, load)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_ten_restarts_under_load_fail_no_call(workers: str, postgres_url: str, tmp_path: Path) -> None:
+    """Twenty with both parameters. Envoy repeats no call."""
+    async with run_fleet(tmp_path, postgres_url, WORKERS=workers) as fleet:
+        load = Load(fleet.clients)
+        async with load.running():
+            for _ in range(ROUNDS):
+                await restart_all(fleet, load)
+                assert load.failures == []
+        assert load.failures == []
+        assert load.stops >= ROUNDS  # each stream was at one of the replicas
+
+
+async def test_negative_control_without_the_drain_calls_fail(postgres_url: str, tmp_path: Path) -> None:
+    async with run_fleet(tmp_path, postgres_url, DRAIN_SECONDS="0") as fleet:
+        load = Load(fleet.clients)
+        async with load.running():
+            for _ in range(ROUNDS):
+                await restart_all(fleet, load)
+                if load.failures:
+                    break
+        assert load.failures
+
+
+@pytest.fixture
+def own_database() -> Iterator[tuple[PostgresServer, str]]:
+    """A PostgreSQL server for one test, and a migrated database."""
+    with run_postgres() as server, server.new_database() as url:
+        asyncio.run(migrate(url))
+        yield server, url
+
+
+async def test_envoy_ejects_a_server_without_its_database_and_readmits_it(
+    own_database: tuple[PostgresServer, str], tmp_path: Path
+) -> None:
+    database, url = own_database
+    async with run_fleet(tmp_path, url, replicas=1, retries=True) as fleet:
+        number = await fleet.clients.connect(account=ACCOUNTS[0])
+        path = f"{fleet.envoy.url}/api/v1/integrations/{number}"
+
+        async def is_served() -> bool:
+            response = await fleet.clients.browser.get(path, params={"user_id": "ada"})
+            return response.status_code == httpx.codes.OK
+
+        assert await is_served()
+        await asyncio.to_thread(database.stop)
+        await fleet.envoy.wait_until(lambda healths: all(map(is_ejected, healths.values())))
+        refused = await fleet.clients.browser.get(path, params={"user_id": "ada"})
+        assert (refused.status_code, refused.json()["code"]) == (503, 14)
+        assert "upstream" in refused.json()["message"]  # Envoy's own: no server was asked
+
+        await asyncio.to_thread(database.start)
+        await fleet.envoy.wait_until(are_healthy)
+        await wait_until(is_served)
+        assert await fleet.clients.bearer_token(number)
