@@ -87,7 +87,7 @@ class BaseProvider(ProviderRequests):
 
     async def refresh(self, tokens: OAuthTokens) -> OAuthTokens:
         """New tokens for these. Overridden by providers that need more than the refresh token."""
-        return await self.for_credentials(tokens).refresh_access_token(tokens.refresh_token or "")
+        raise NotImplementedError(f"{self.integration_type} has no refresh tokens")
 
     async def refresh_access_token(self, refresh_token: str) -> OAuthTokens:
         """New tokens for a refresh token."""

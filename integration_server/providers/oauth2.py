@@ -55,6 +55,8 @@ from integration_server.providers.device_authorization import (
 from integration_server.providers.grants import client_credentials, jwt_bearer, login
 from integration_server.providers.http import HttpResponse
 from integration_server.providers.lenient_values import field_at, text_at
+from integration_server.providers.provider_model import derived
+from integration_server.providers.response_values import cookie_lifetime, is_outside_json, values_outside_json
 from integration_server.providers.token_response import error_code, parse_fields, parse_tokens, raise_for_error
 from integration_server.providers.url_templates import InvalidParam, fill, fill_texts, template_params
 
@@ -156,7 +158,7 @@ class OAuth2Provider(BaseProvider):
         ]
         return [*missing, *super().missing_settings]
 
-    @cached_property
+    @derived
     def _own_settings(self) -> Collection[str]:
         """Which of the settings of our client the requests for tokens use."""
         templates = {*texts_in(self.token_headers), *texts_in(self.token_params)}
@@ -191,7 +193,7 @@ class OAuth2Provider(BaseProvider):
         """The id of our private key, the setting `<TYPE>_PRIVATE_KEY_ID`; empty if not set."""
         return self._setting("PRIVATE_KEY_ID")
 
-    @property
+    @derived
     def url_templates(self) -> Mapping[str, str]:
         """Also those of logins."""
         urls = {f"login.{index}.url": request.url for index, request in enumerate(self.login)}
@@ -274,7 +276,7 @@ class OAuth2Provider(BaseProvider):
     ) -> Mapping[str, str]:
         """The parameters of a token request: an empty template leaves a standard one out."""
         resource = {} if self.resource is None else {"resource": fill(self.resource, self.client_values)}
-        filled = fill_texts(declared, {**self.client_values, **values})
+        filled = fill_texts(declared, {**self.client_values, **values}) if declared else {}
         return {name: value for name, value in {**standard, **resource, **filled}.items() if declared.get(name) != ""}
 
     def scope_params(self) -> Mapping[str, str]:
@@ -305,8 +307,7 @@ class OAuth2Provider(BaseProvider):
         )
         # A code in the response is no error code, whatever the name of its member is.
         code = None if response.is_success and found else self.oauth_error(fields)
-        with self.adding_reason(fields):
-            raise_for_error(response, fields, "device authorization", code)
+        self._require_success(response, fields, "device authorization", code)
         if found is None:
             raise ProviderUnavailable
         return found
@@ -407,9 +408,10 @@ class OAuth2Provider(BaseProvider):
 
     async def refresh(self, tokens: OAuthTokens) -> OAuthTokens:
         """New tokens: with the refresh token, or with the secrets that the tokens were obtained with."""
+        provider = self.for_credentials(tokens)
         if self.grant in SECRET_GRANTS:
-            return await self.for_credentials(tokens).request_secret_grant()
-        return await super().refresh(tokens)
+            return await provider.request_secret_grant()
+        return await provider.refresh_access_token(tokens.refresh_token or "")
 
     def for_credentials(self, credentials: Credentials) -> Self:
         """The provider for the account of these credentials; `{scope}` of a refresh has the granted scopes."""
@@ -477,8 +479,7 @@ class OAuth2Provider(BaseProvider):
             return True  # not valid before the request either, which RFC 7009 §2.2 does not count as an error
         if http_response.is_refusal and code == "unsupported_token_type":
             return False  # RFC 7009 §2.2.1
-        with self.adding_reason(fields):
-            raise_for_error(http_response, fields, "revocation", self.oauth_error(fields))
+        self._require_success(http_response, fields, "revocation", self.oauth_error(fields))
         return True
 
     # --- use of tokens
@@ -511,18 +512,27 @@ class OAuth2Provider(BaseProvider):
     def read_tokens(self, http_response: HttpResponse, subject: str) -> OAuthTokens:
         """The tokens in a token response. Raises `ProviderError`."""
         fields = parse_fields(http_response)
-        with self.adding_reason(fields):
-            raise_for_error(http_response, fields, subject, self.oauth_error(fields))
+        self._require_success(http_response, fields, subject, self.oauth_error(fields))
         return self.tokens_in(http_response, fields, is_refresh=subject == "grant")
+
+    def _require_success(
+        self, http_response: HttpResponse, fields: Mapping[str, Any], subject: str, code: str | None
+    ) -> None:
+        """Raise the error that a response means, with its reason: see `raise_for_error`."""
+        if http_response.is_success and code is None and not fields.get("error"):
+            return
+        with self.adding_reason(fields):
+            raise_for_error(http_response, fields, subject, code)
 
     def tokens_in(
         self, http_response: HttpResponse, fields: Mapping[str, Any], *, is_refresh: bool = False
     ) -> OAuthTokens:
         """The tokens in a successful response with these fields. Raises `ProviderUnavailable`."""
         now = self.now
-        outside = login.values_outside_json(http_response, self.token_response.paths)
-        lifetime = login.cookie_lifetime(http_response, self.token_response.access_token, now)
-        fields = {**({} if lifetime is None else {"expires_in": lifetime}), **fields, **outside}
+        if self._paths_outside_json:
+            outside = values_outside_json(http_response, self._paths_outside_json)
+            lifetime = cookie_lifetime(http_response, self.token_response.access_token, now)
+            fields = {**({} if lifetime is None else {"expires_in": lifetime}), **fields, **outside}
         tokens = parse_tokens(
             self.token_fields(fields),
             now,
@@ -536,6 +546,10 @@ class OAuth2Provider(BaseProvider):
         if tokens.lifetime is None and self.lifetime is not None:
             return replace(tokens, expire_time=now + self.lifetime, lifetime=self.lifetime)
         return tokens
+
+    @derived
+    def _paths_outside_json(self) -> Sequence[str]:
+        return [path for path in self.token_response.paths if is_outside_json(path)]
 
     @property
     def now(self) -> datetime:
@@ -582,7 +596,7 @@ class OAuth2Provider(BaseProvider):
         self, method: str, url: str, params: Mapping[str, str], body_type: BodyType = "form"
     ) -> HttpResponse:
         """Send parameters with our client authentication (RFC 6749 §2.3.1, RFC 7523 §2.2)."""
-        headers = fill_texts(self.token_headers, self.client_values)
+        headers = fill_texts(self.token_headers, self.client_values) if self.token_headers else {}
         if self.token_auth == "client_secret_basic":
             # RFC 6749 §2.3.1: both are form-encoded first.
             pair = f"{quote_plus(self.client_id)}:{quote_plus(self.client_secret)}"

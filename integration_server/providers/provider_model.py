@@ -3,13 +3,12 @@
 import copy
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from functools import cached_property, lru_cache
 from importlib.resources.abc import Traversable
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -38,6 +37,8 @@ from integration_server.providers.url_templates import InvalidParam, fill, host_
 from integration_server.providers.webhooks.scheme import WebhookScheme
 from integration_server.service.common_types import Clock, Record, record_nothing
 
+T = TypeVar("T")
+
 _URL_ATTRIBUTES = (
     *("issuer", "oauth_authorize_url", "oauth_token_url", "refresh_url", "verify_url", "revoke_url", "api_base_url"),
     "device_authorization_url",
@@ -49,11 +50,23 @@ COMMON_SETTINGS = (
 )
 """The settings that types have without declaring them, after the type and an underscore."""
 
-_OF_ACCOUNT = frozenset({"url_params", "oauth_client", "granted_scopes"})
-"""The attributes of a copy for a client or an account, which declare nothing."""
+_ATTRIBUTES_OF_ACCOUNTS = frozenset({"url_params", "oauth_client", "granted_scopes"})
+"""What copies for an account or a client change: no declaration depends on it."""
 
-_FOUND_IN_DECLARATIONS = ("names_in_requests", "_own_settings")
-"""The cached properties that other declarations change."""
+
+class derived(Generic[T]):  # noqa: N801  # used as `property` is
+    """A property that follows from declarations and settings only: computed once for all accounts and clients."""
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        self._compute = compute
+        self.__doc__ = compute.__doc__
+
+    def __get__(self, provider: Any, _owner: object = None) -> T:  # noqa: ANN401  # a `ProviderModel`
+        known: dict[object, T] = provider._derived
+        try:
+            return known[self]
+        except KeyError:
+            return known.setdefault(self, self._compute(provider))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +159,7 @@ class ProviderModel(ABC):
 
     def __init__(self, context: ProviderContext) -> None:
         self._context = context
+        self._derived: dict[object, Any] = {}
         self.oauth_client = self._own_oauth_client()
         given = {name: self._setting(name.upper()) or field.default for name, field in self.settings.items()}
         self.setting_values = {name: value for name, value in given.items() if value}
@@ -199,7 +213,7 @@ class ProviderModel(ABC):
         """A value of the account's own client, where the type declares it as one of the secrets of an account."""
         return self.url_params.get(name, "") if name in self.secret_names else ""
 
-    @property
+    @derived
     def secret_names(self) -> Mapping[str, str]:
         """The names of templates that the secrets of an account bring, each with its secret field."""
         kept = {name: field for field, one in self.secret_fields.items() for name in one.keep}
@@ -250,8 +264,9 @@ class ProviderModel(ABC):
 
     def require_configured(self) -> None:
         """Raise `ProviderNotConfigured` if settings are missing."""
-        if self.missing_settings:
-            raise ProviderNotConfigured(self.integration_type, self.missing_settings)
+        missing = self.missing_settings
+        if missing:
+            raise ProviderNotConfigured(self.integration_type, missing)
 
     def _setting_name(self, name: str) -> str:
         return f"{self.integration_type.upper()}_{name}"
@@ -270,7 +285,7 @@ class ProviderModel(ABC):
 
     # --- addresses, and the values in them
 
-    @property
+    @derived
     def url_templates(self) -> Mapping[str, str]:
         """The declared URLs with the values of settings, by the names of their attributes.
 
@@ -280,8 +295,7 @@ class ProviderModel(ABC):
         urls |= {f"api_base_urls.{name}": url for name, url in self.api_base_urls.items()}
         tables = {"verify.url": self.verify, "lookup.url": self.lookup}
         urls |= {name: table.url for name, table in tables.items() if table is not None}
-        declared = ((name, url) for name, url in urls.items() if url is not None)
-        return _filled_templates(tuple(declared), tuple(self._setting_texts.items()))
+        return {name: fill(url, self._setting_texts, partial=True) for name, url in urls.items() if url is not None}
 
     @property
     def values(self) -> Mapping[str, str]:
@@ -291,11 +305,11 @@ class ProviderModel(ABC):
         client = {"client_id": self.client_id} if self.client_id else {}
         return {**client, **defaults, **self._setting_texts, **self.url_params}
 
-    @property
+    @derived
     def _setting_texts(self) -> Mapping[str, str]:
         return {name: self.settings[name].text_of(value) for name, value in self.setting_values.items()}
 
-    @cached_property
+    @derived
     def names_in_requests(self) -> Collection[str]:
         """The names in the templates of API requests."""
         urls = [self.api_base_url or "", *self.api_base_urls.values()]
@@ -312,14 +326,23 @@ class ProviderModel(ABC):
         """The names of the values that the provider's responses bring."""
         return () if self.lookup is None else self.lookup.keep
 
+    @derived
     def _origins(self) -> DeclaredOrigins:
-        return _declared_origins(tuple(self.url_templates.values()), tuple(self.host_patterns))
+        return DeclaredOrigins(self.url_templates.values(), self.host_patterns)
+
+    @derived
+    def _params_of_urls(self) -> Mapping[str, frozenset[str]]:
+        """The names in each URL template that has any."""
+        names = {url: frozenset(template_params(url)) for url in self.url_templates.values()}
+        return {url: names for url, names in names.items() if names}
 
     def unusable_param(self) -> str | None:
         """The name of a value that cannot be in its URL, or that leads to an undeclared host; None if there is none."""
-        origins, values = self._origins(), self.values
-        for url in self.url_templates.values():
-            if "{" in url and set(template_params(url)) <= values.keys():
+        if not self._params_of_urls:
+            return None
+        origins, values = self._origins, self.values
+        for url, names in self._params_of_urls.items():
+            if names <= values.keys():
                 try:
                     filled = fill(url, values)
                 except InvalidParam as error:
@@ -336,8 +359,10 @@ class ProviderModel(ABC):
         patterns = self.kept_patterns.items()
         if any(name in extras and not re.fullmatch(pattern, extras[name]) for name, pattern in patterns):
             raise ProviderUnavailable("the provider's response has a value that is not as declared")
+        if not self._params_of_urls:
+            return
         provider = self.with_attributes(url_params={**self.url_params, **extras})
-        used = {name for url in self.url_templates.values() for name in template_params(url)}
+        used = frozenset[str]().union(*self._params_of_urls.values())
         if not used.intersection(needed) <= provider.values.keys() or provider.unusable_param() is not None:
             raise ProviderUnavailable("the provider's response does not lead to a declared host")
 
@@ -365,7 +390,7 @@ class ProviderModel(ABC):
 
     def configure(self, config: Any) -> Self:  # noqa: ANN401  # an instance of its own config_model
         """The provider for a validated config. Config fields set the URL parameters of the same name."""
-        names = {name for url in self.url_templates.values() for name in template_params(url)} & set(vars(config))
+        names = set[str]().union(*self._params_of_urls.values()) & set(vars(config))
         return self.with_url_params(**{name: str(vars(config)[name]) for name in names})
 
     def with_url_params(self, **url_params: str) -> Self:
@@ -409,24 +434,8 @@ class ProviderModel(ABC):
     def with_attributes(self, **attributes: object) -> Self:
         """A copy with other values for some declarations."""
         other = copy.copy(self)
-        if not _OF_ACCOUNT.issuperset(attributes):
-            for name in _FOUND_IN_DECLARATIONS:
-                vars(other).pop(name, None)  # what was found in those of the original
+        if not attributes.keys() <= _ATTRIBUTES_OF_ACCOUNTS:
+            other._derived = {}  # what follows from the declarations of the original is not theirs
         for name, value in attributes.items():
             setattr(other, name, value)
         return other
-
-
-# Cached, because every request asks for them: a type has the same ones for all of its accounts.
-
-
-@lru_cache(maxsize=2048)
-def _filled_templates(urls: tuple[tuple[str, str], ...], settings: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
-    """URL templates, by their names, with the values of settings. Raises `InvalidParam`."""
-    values = dict(settings)
-    return MappingProxyType({name: fill(url, values, partial=True) for name, url in urls})
-
-
-@lru_cache(maxsize=2048)
-def _declared_origins(urls: tuple[str, ...], host_patterns: tuple[str, ...]) -> DeclaredOrigins:
-    return DeclaredOrigins(urls, host_patterns)

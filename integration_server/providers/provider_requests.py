@@ -102,7 +102,7 @@ class ProviderRequests(ResponseMeaning):
             headers.append((self.idempotency_key_header, request.idempotency_key))
         return {
             "url": f"{base.rstrip('/')}{request.path}{'?' if query else ''}{query}",
-            "allowed_origins": self._origins(),
+            "allowed_origins": self._origins,
             "headers": headers,
             "credentials_key": _key_of(auth, base),
         }
@@ -150,7 +150,7 @@ class ProviderRequests(ResponseMeaning):
         return await self._request(
             method,
             url,
-            allowed_origins=self._origins(),
+            allowed_origins=self._origins,
             headers=headers,
             query=query,
             content=content,

@@ -5,8 +5,7 @@ other failure may be the provider's, and is repeated later.
 """
 
 from base64 import b64encode
-from collections.abc import Iterable, Mapping
-from email.utils import parsedate_to_datetime
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from integration_server.domain.credentials import OAuthTokens
@@ -16,12 +15,11 @@ from integration_server.providers.declaration_tables import MAX_VALUE_LENGTH, Lo
 from integration_server.providers.declared_values import as_text
 from integration_server.providers.http import HttpResponse
 from integration_server.providers.lenient_values import UNREADABLE, field_at
+from integration_server.providers.response_values import values_outside_json
 from integration_server.providers.token_response import parse_fields
 from integration_server.providers.url_templates import fill_json, fill_text, fill_texts
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from integration_server.providers.oauth2 import OAuth2Provider
 
 
@@ -87,55 +85,3 @@ def _kept_values(response: HttpResponse, request: LoginRequest) -> Mapping[str, 
 
 def _is_usable(text: str) -> bool:
     return 0 < len(text) <= MAX_VALUE_LENGTH and UNREADABLE not in text and not has_control_characters(text)
-
-
-# --- values outside of the JSON body ---------------------------------------------------------------------------------
-
-
-def values_outside_json(response: HttpResponse, paths: Iterable[str]) -> Mapping[str, object]:
-    """The values of a response at those paths that lead to a header, to a cookie, or to the whole body, by path."""
-    found: dict[str, object] = {}
-    for path in paths:
-        place, _, name = path.partition(":")
-        if place == "header" and name:
-            found[path] = response.headers.get(name.lower())
-        elif place == "cookie" and name:
-            found[path] = _cookie_header(response) if name == "*" else _cookies(response).get(name, ("", ""))[0]
-        elif path == "body:*":
-            found[path] = response.json if isinstance(response.json, str) else _text_of(response)
-    return found
-
-
-def cookie_lifetime(response: HttpResponse, path: str, now: "datetime") -> float | None:
-    """The seconds until the cookie at a path expires (RFC 6265 §4.1.2), as far as the response says."""
-    _, attributes = _cookies(response).get(path.removeprefix("cookie:"), ("", ""))
-    declared = dict(part.strip().lower().partition("=")[::2] for part in attributes.split(";"))
-    try:
-        if "max-age" in declared:
-            return float(int(declared["max-age"]))
-        if "expires" in declared:
-            return (parsedate_to_datetime(declared["expires"]) - now).total_seconds()
-    except (ValueError, TypeError, OverflowError):
-        pass  # RFC 6265 §5.2.1 and §5.2.2: an attribute that cannot be read is ignored
-    return None
-
-
-def _cookies(response: HttpResponse) -> Mapping[str, tuple[str, str]]:
-    """The cookies of a response by name, each with its value and its attributes; the last of a name counts."""
-    texts = [value for name, value in response.header_list if name.lower() == "set-cookie"]
-    pairs = [text.partition(";")[::2] for text in texts]
-    return {
-        pair.partition("=")[0].strip(): (pair.partition("=")[2].strip(), attributes)
-        for pair, attributes in pairs
-        if "=" in pair
-    }
-
-
-def _cookie_header(response: HttpResponse) -> str:
-    """All cookies as the value of a Cookie header (RFC 6265 §4.2.1), but without spaces, which no token has."""
-    return ";".join(f"{name}={value}" for name, (value, _) in _cookies(response).items() if value)
-
-
-def _text_of(response: HttpResponse) -> str:
-    is_text = response.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/plain"
-    return response.body.decode("utf-8", "replace").strip() if is_text else ""

@@ -70,6 +70,26 @@ def test_a_config_field_sets_the_url_param_of_its_name() -> None:
     assert raised.value.field == "config.shop"
 
 
+def test_what_follows_from_declarations_is_computed_once_for_all_accounts_and_anew_for_other_declarations() -> None:
+    computed = []
+
+    class Counting(Shop):
+        @property
+        def oauth_token_url(self) -> str:  # type: ignore[override]
+            computed.append("url")
+            return "https://{shop}.shops.example/token"
+
+    shop = build_provider(Counting, FakeTransport())
+    first, second = shop.with_url_params(shop="acme"), shop.with_url_params(shop="other")
+    computed.clear()
+    assert first.url_templates is second.url_templates
+    assert (first.values["shop"], second.values["shop"]) == ("acme", "other")
+    assert computed == []
+    moved = first.with_attributes(verify_url="https://{shop}.shops.example/account")
+    assert moved.url_templates["verify_url"] == "https://{shop}.shops.example/account"
+    assert shop.url_templates["verify_url"] == "https://{shop}.shops.example/me"
+
+
 async def test_url_params_are_stored_with_the_tokens() -> None:
     network = FakeTransport(json_response({"access_token": "at", "refresh_token": "rt"}), *[json_response({})] * 2)
     shop = build_provider(Shop, network)
