@@ -11,7 +11,7 @@ from itertools import accumulate, groupby
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import bindparam, case, exists, func, insert, or_, select, true, update
+from sqlalchemy import ColumnElement, bindparam, case, exists, func, insert, or_, select, true, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from integration_server.domain.integration import Integration, IntegrationId
@@ -91,7 +91,8 @@ def _store_one() -> DriverQuery:
     names = [*_EVENT_VALUES, "integration_id", "user_id", "integration_type", "number"]
     values = select(*given, *owner).select_from(reserved.join(usage, true()))
     stored = insert(webhook_events).from_select(names, values).returning(_E.webhook_event_id).cte("stored")
-    return DriverQuery(select(exists(select(stored.c.webhook_event_id)), _is_known))
+    outcome: Sequence[ColumnElement[bool]] = (exists(select(stored.c.webhook_event_id)), _is_known)
+    return DriverQuery(select(*outcome))
 
 
 _STORE_ONE = _store_one()
