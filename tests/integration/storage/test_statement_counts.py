@@ -7,6 +7,7 @@ import pytest
 from google.protobuf.message import Message
 
 from integration_server.domain.integration import IntegrationId
+from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import SqlIntegrations
@@ -16,6 +17,7 @@ from tests.contracts.webhook_contract import new_event
 from tests.existence_attack import AttackedServer
 from tests.fakes.system import ADA, EVE
 from tests.statements import captured_statements
+from tests.unit.rpc.test_hot_path import HotServer
 
 
 @pytest.fixture
@@ -52,6 +54,20 @@ async def test_a_miss_is_one_statement_and_a_hit_none(server: AttackedServer) ->
     assert not await statements_of(server, *[get_credentials(integration_id)] * 5)
     server.cache.invalidate(IntegrationId(integration_id))
     assert len(await statements_of(server, get_credentials(integration_id))) == 1
+
+
+async def test_a_hit_on_the_hot_path_is_no_statement(database: Database) -> None:
+    server = HotServer(database)
+    request = ApiKeyConnectionRequest(ADA, "fake_key", "key")
+    integration_id = (await server.system.api_key_connection.connect_with_api_key(request)).integration_id
+    await server.warm(integration_id)
+    with captured_statements() as statements:
+        await asyncio.gather(*(server.call(integration_id) for _ in range(5)))
+    assert (statements, server.slow_calls) == ([], 1)
+    server.cache.invalidate(integration_id)
+    with captured_statements() as statements:
+        await server.call(integration_id)
+    assert (bool(statements), server.slow_calls) == (True, 2)
 
 
 async def test_concurrent_misses_are_one_statement(server: AttackedServer) -> None:
