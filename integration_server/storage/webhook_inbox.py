@@ -11,7 +11,7 @@ from itertools import accumulate, groupby
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam, case, exists, func, insert, or_, select, true, update
+from sqlalchemy import ColumnElement, bindparam, case, exists, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from integration_server.domain.integration import Integration, IntegrationId
@@ -60,8 +60,7 @@ _reserve_numbers = (
 )
 _RESERVE_NUMBERS = DriverQuery(_reserve_numbers)
 _is_known = exists().where(_E.integration_id == bindparam("id"), _E.event_id == bindparam("event_id"))
-_reserve_number_if_new = _reserve_numbers.where(~_is_known)
-_RESERVE_NUMBER_IF_NEW = DriverQuery(_reserve_number_if_new)
+_RESERVE_NUMBER_IF_NEW = DriverQuery(_reserve_numbers.where(~_is_known))
 _EVENT_VALUES = ("uid", "event_id", "event_type", "receive_time", "encrypted_payload")
 _INSERT_EVENT = DriverQuery(
     insert(webhook_events).values(
@@ -73,23 +72,24 @@ _INSERT_EVENT = DriverQuery(
 def _store_one() -> DriverQuery:
     """Stores one event in PostgreSQL, in one round trip; returns whether it is stored now, and whether it was before.
 
-    Nothing is stored if its user has no room. The parts depend on each other, so that the row of the integration is
-    locked before that of the user; the usage is compared again under the lock.
+    Nothing is stored, and no number is used, if its user has no room. Each part depends on the one before it, so that
+    the row of the integration is locked before that of the user.
     """
+    locked = select(_I.user_id).where(_I.integration_id == bindparam("id"), _I.connect_time.is_not(None), ~_is_known)
+    owner = locked.with_for_update(key_share=True, of=integrations).cte("owner")
     size = func.octet_length(bindparam("encrypted_payload", type_=_E.encrypted_payload.type))
     max_bytes = bindparam("max_bytes", type_=user_usage.c.webhook_bytes.type)
-    used = select(user_usage.c.webhook_bytes).where(user_usage.c.user_id == _I.user_id).scalar_subquery()
-    reserved = _reserve_number_if_new.where(func.coalesce(used, 0) + size <= max_bytes).cte("reserved")
-    use = postgresql.insert(user_usage).from_select(["user_id", "webhook_bytes"], select(reserved.c.user_id, size))
+    used = select(owner.c.user_id, size).where(size <= max_bytes)
+    use = postgresql.insert(user_usage).from_select(["user_id", "webhook_bytes"], used)
     total = user_usage.c.webhook_bytes + use.excluded.webhook_bytes
     use_if_free = use.on_conflict_do_update(
         index_elements=[user_usage.c.user_id], set_={"webhook_bytes": total}, where=total <= max_bytes
     )
     usage = use_if_free.returning(user_usage.c.user_id).cte("usage")
+    reserved = _reserve_numbers.where(_I.user_id == usage.c.user_id).cte("reserved")
     given = [bindparam(name, type_=_E[name].type) for name in (*_EVENT_VALUES, "integration_id")]
-    owner = (usage.c.user_id, reserved.c.integration_type, reserved.c.last_webhook_number)
+    values = select(*given, reserved.c.user_id, reserved.c.integration_type, reserved.c.last_webhook_number)
     names = [*_EVENT_VALUES, "integration_id", "user_id", "integration_type", "number"]
-    values = select(*given, *owner).select_from(reserved.join(usage, true()))
     stored = insert(webhook_events).from_select(names, values).returning(_E.webhook_event_id).cte("stored")
     outcome: Sequence[ColumnElement[bool]] = (exists(select(stored.c.webhook_event_id)), _is_known)
     return DriverQuery(select(*outcome))
