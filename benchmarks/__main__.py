@@ -150,7 +150,7 @@ def run_slow_provider(
 ) -> bool:
     """A provider that does not respond to refreshes delays no other RPC."""
     plan = slow_provider.SlowProviderPlan(database, refreshes, rounds, seconds, rate, bound)
-    return _run("slow-provider", slow_provider.__doc__, plan, partial(slow_provider.measure, plan))
+    return run_benchmark("slow-provider", slow_provider.__doc__, plan, partial(slow_provider.measure, plan))
 
 
 @app.command("metrics-cost")
@@ -163,7 +163,7 @@ def run_metrics_cost(
 ) -> bool:
     """Metrics, scraped every second, cost little CPU."""
     plan = metrics_cost.MetricsCostPlan(database, rounds, seconds, rate, bound)
-    return _run("metrics-cost", metrics_cost.__doc__, plan, partial(metrics_cost.measure, plan))
+    return run_benchmark("metrics-cost", metrics_cost.__doc__, plan, partial(metrics_cost.measure, plan))
 
 
 @app.command("reads")
@@ -174,7 +174,7 @@ def run_reads(
 ) -> bool:
     """Reads, calls to providers and webhooks cost hardly more CPU time than bare handlers."""
     plan = reads.ReadsPlan(database, rounds, calls)
-    return _run("reads", reads.__doc__, plan, partial(reads.measure, plan))
+    return run_benchmark("reads", reads.__doc__, plan, partial(reads.measure, plan))
 
 
 @app.command("hit")
@@ -185,7 +185,7 @@ def run_hit(
 ) -> bool:
     """Credentials from the cache cost little more than an RPC that does nothing."""
     plan = hit.HitPlan(database, rounds, seconds)
-    return _run("hit", hit.__doc__, plan, partial(hit.measure, plan))
+    return run_benchmark("hit", hit.__doc__, plan, partial(hit.measure, plan))
 
 
 @app.command("batch")
@@ -198,7 +198,7 @@ def run_batch(
 ) -> bool:
     """A batch returns many times as many credentials per CPU second as single calls."""
     plan = batch.BatchPlan(database, rounds, calls, size, bound)
-    return _run("batch", batch.__doc__, plan, partial(batch.measure, plan))
+    return run_benchmark("batch", batch.__doc__, plan, partial(batch.measure, plan))
 
 
 @app.command("watch")
@@ -211,7 +211,7 @@ def run_watch(
 ) -> bool:
     """A delivery of `WatchCredentials` costs half as much CPU as an RPC that does nothing."""
     plan = watch.WatchPlan(rounds, integrations, share, seconds, bound)
-    return _run("watch", watch.__doc__, plan, partial(watch.measure, plan))
+    return run_benchmark("watch", watch.__doc__, plan, partial(watch.measure, plan))
 
 
 @app.command("workers")
@@ -225,7 +225,7 @@ def run_workers(
 ) -> bool:
     """Two workers cost a call no more CPU than one, and both apply a disconnect within a second."""
     plan = workers.WorkersPlan(database, rounds, seconds, rate, disconnects, bound)
-    return _run("workers", workers.__doc__, plan, partial(workers.measure, plan))
+    return run_benchmark("workers", workers.__doc__, plan, partial(workers.measure, plan))
 
 
 @app.command("idle")
@@ -238,7 +238,7 @@ def run_idle(
 ) -> bool:
     """The time until a worker serves, its memory, and the CPU that it uses without calls."""
     plan = idle.IdlePlan(database, rounds, seconds, count, bound)
-    return _run("idle", idle.__doc__, plan, partial(idle.measure, plan))
+    return run_benchmark("idle", idle.__doc__, plan, partial(idle.measure, plan))
 
 
 @app.command("proactive-refresh")
@@ -256,7 +256,7 @@ def run_proactive_refresh(
     plan = proactive_refresh.ProactiveRefreshPlan(
         database, integrations, minutes, servers, provider_delay, seconds, rate, bound
     )
-    return _run("proactive-refresh", proactive_refresh.__doc__, plan, partial(proactive_refresh.measure, plan))
+    return run_benchmark("proactive-refresh", proactive_refresh.__doc__, plan, partial(proactive_refresh.measure, plan))
 
 
 @app.command("growth")
@@ -269,7 +269,7 @@ def run_growth(
 ) -> bool:
     """Neither the number of integrations nor a backlog of due rows makes calls and claims slower."""
     plan = growth.GrowthPlan(smallest, integrations, rounds, calls, bound)
-    return _run("growth", growth.__doc__, plan, partial(growth.measure, plan))
+    return run_benchmark("growth", growth.__doc__, plan, partial(growth.measure, plan))
 
 
 @app.command("unit-costs")
@@ -280,7 +280,7 @@ def run_unit_costs(
 ) -> bool:
     """What a hit, a miss, a refresh and a health check cost the server and the database."""
     plan = unit_costs.UnitCostsPlan(integrations, tokens, bound)
-    return _run("unit-costs", unit_costs.__doc__, plan, partial(unit_costs.measure, plan))
+    return run_benchmark("unit-costs", unit_costs.__doc__, plan, partial(unit_costs.measure, plan))
 
 
 @app.command("existence-oracle")
@@ -291,7 +291,7 @@ def run_existence_oracle(
 ) -> bool:
     """The response time does not tell another user's integration from one that does not exist."""
     plan = existence_oracle.ExistenceOraclePlan(database, calls, bound)
-    return _run("existence-oracle", existence_oracle.__doc__, plan, partial(existence_oracle.measure, plan))
+    return run_benchmark("existence-oracle", existence_oracle.__doc__, plan, partial(existence_oracle.measure, plan))
 
 
 @app.command("event-fan-out")
@@ -303,7 +303,7 @@ def run_event_fan_out(
 ) -> bool:
     """An event costs little for each stream that gets it, and nothing for the streams of other users."""
     plan = event_fan_out.EventFanOutPlan(streams, other_streams, events, bound)
-    return _run("event-fan-out", event_fan_out.__doc__, plan, partial(event_fan_out.measure, plan))
+    return run_benchmark("event-fan-out", event_fan_out.__doc__, plan, partial(event_fan_out.measure, plan))
 
 
 @app.command("hostile-clients")
@@ -320,7 +320,7 @@ def run_hostile_clients(
     if unknown := set(attacks) - set(ATTACKS):
         raise typer.BadParameter(f"unknown: {', '.join(unknown)}; known: {', '.join(ATTACKS)}")
     plan = hostile_clients.HostileClientsPlan(database, attacks, rounds, seconds, rate, bound)
-    return _run("hostile-clients", hostile_clients.__doc__, plan, partial(hostile_clients.measure, plan))
+    return run_benchmark("hostile-clients", hostile_clients.__doc__, plan, partial(hostile_clients.measure, plan))
 
 
 Plan = (
@@ -341,7 +341,7 @@ Plan = (
 )
 
 
-def _run(
+def run_benchmark(
     name: str,
     description: str | None,
     plan: Plan,
@@ -365,6 +365,10 @@ def _run(
             result = uvloop.run(measure(progress))
         except NotMeasured as error:
             console.print(f"[red]NOT MEASURED[/]  {error}")
+            return False
+        except Exception:  # the other benchmarks still run, and the page has their figures
+            console.print_exception()
+            console.print(f"[red]FAILED[/]  {name}")
             return False
     return report(console, f"{name}-{database}", text, asdict(plan), result)
 

@@ -537,25 +537,33 @@ def enforce_deadline() -> Interceptor:
     """
     tasks: set[asyncio.Task[Any]] = set()  # the event loop itself keeps only weak references
 
-    def on_done(task: asyncio.Task[Any]) -> None:
-        tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # marks it as retrieved: the caller got it, or is gone
-
     async def run(call: Coroutine[Any, Any, Any], remaining: float) -> Any:  # noqa: ANN401  # a message
         # The margin is for the status to reach the caller while both machines are busy.
         timeout = remaining - min(remaining * _DEADLINE_MARGIN_RATIO, _MAX_DEADLINE_MARGIN)
         loop = asyncio.get_running_loop()
         call_budget = CallBudget(loop.time() + timeout)
+        outcome = loop.create_future()
+
+        def on_done(task: asyncio.Task[Any]) -> None:
+            tasks.discard(task)
+            if not task.cancelled():
+                task.exception()  # marks it as retrieved: the caller got it, or is gone
+            if not outcome.done():
+                outcome.set_result(None)
+
+        def on_timeout() -> None:
+            if call_budget.pending_store_calls and not outcome.done():
+                outcome.set_exception(StoreUnavailable())
+
         task = loop.create_task(call, context=call_budget.context())
         tasks.add(task)
         task.add_done_callback(on_done)
+        timer = loop.call_later(timeout, on_timeout)
         try:
-            await asyncio.wait({task}, timeout=timeout)
-            if not task.done() and call_budget.pending_store_calls:
-                raise StoreUnavailable
-            return await task
+            await outcome
+            return task.result()
         finally:
+            timer.cancel()
             task.cancel()
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:

@@ -108,18 +108,12 @@ async def require_room_for_integration(connection: AsyncConnection, user_id: Use
 
 
 async def use_webhook_bytes(connection: DriverConnection, user_id: UserId, count: int, quotas: UserQuotas) -> None:
-    """Count payloads that this transaction stores; then as `require_room_for_webhooks`."""
-    await require_room_for_webhooks(connection, user_id, await _add_bytes(connection, user_id, count), quotas)
-
-
-async def require_room_for_webhooks(
-    connection: DriverConnection, user_id: UserId, total: int, quotas: UserQuotas
-) -> None:
-    """Make room if the payloads, of `total` bytes with those of this transaction, exceed the quota.
+    """Count payloads of `count` bytes, which this transaction stores; make room if they exceed the quota.
 
     The oldest events that every consumer has acknowledged are deleted until an eighth of the quota is free, so that the
     next event does not search again. Raises `QuotaExceeded` if that does not suffice.
     """
+    total = await _add_bytes(connection, user_id, count)
     max_bytes = quotas.webhook_bytes
     if total <= max_bytes:
         return

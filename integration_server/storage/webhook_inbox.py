@@ -11,7 +11,7 @@ from itertools import accumulate, groupby
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import bindparam, case, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, bindparam, case, exists, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from integration_server.domain.integration import Integration, IntegrationId
@@ -27,7 +27,6 @@ from integration_server.storage.user_usage import (
     DEFAULT_USER_QUOTAS,
     UserQuotas,
     remove_unused,
-    require_room_for_webhooks,
     use_webhook_bytes,
 )
 
@@ -60,10 +59,8 @@ _reserve_numbers = (
     .returning(_I.user_id, _I.integration_type, _I.last_webhook_number)
 )
 _RESERVE_NUMBERS = DriverQuery(_reserve_numbers)
-_reserve_number_if_new = _reserve_numbers.where(
-    ~exists().where(_E.integration_id == bindparam("id"), _E.event_id == bindparam("event_id"))
-)
-_RESERVE_NUMBER_IF_NEW = DriverQuery(_reserve_number_if_new)
+_is_known = exists().where(_E.integration_id == bindparam("id"), _E.event_id == bindparam("event_id"))
+_RESERVE_NUMBER_IF_NEW = DriverQuery(_reserve_numbers.where(~_is_known))
 _EVENT_VALUES = ("uid", "event_id", "event_type", "receive_time", "encrypted_payload")
 _INSERT_EVENT = DriverQuery(
     insert(webhook_events).values(
@@ -73,21 +70,29 @@ _INSERT_EVENT = DriverQuery(
 
 
 def _store_one() -> DriverQuery:
-    """Stores one event in PostgreSQL, and returns its user's bytes; nothing if it is stored already.
+    """Stores one event in PostgreSQL, in one round trip; returns whether it is stored now, and whether it was before.
 
-    The parts depend on each other, so that the row of the integration is locked before that of the user.
+    Nothing is stored, and no number is used, if its user has no room. Each part depends on the one before it, so that
+    the row of the integration is locked before that of the user.
     """
-    reserved = _reserve_number_if_new.cte("reserved")
-    given = [bindparam(name, type_=_E[name].type) for name in (*_EVENT_VALUES, "integration_id")]
-    owner = (reserved.c.user_id, reserved.c.integration_type, reserved.c.last_webhook_number)
-    names = [*_EVENT_VALUES, "integration_id", "user_id", "integration_type", "number"]
-    stored = insert(webhook_events).from_select(names, select(*given, *owner)).returning(_E.webhook_event_id)
+    locked = select(_I.user_id).where(_I.integration_id == bindparam("id"), _I.connect_time.is_not(None), ~_is_known)
+    owner = locked.with_for_update(key_share=True, of=integrations).cte("owner")
     size = func.octet_length(bindparam("encrypted_payload", type_=_E.encrypted_payload.type))
-    use = postgresql.insert(user_usage).from_select(["user_id", "webhook_bytes"], select(reserved.c.user_id, size))
+    max_bytes = bindparam("max_bytes", type_=user_usage.c.webhook_bytes.type)
+    used = select(owner.c.user_id, size).where(size <= max_bytes)
+    use = postgresql.insert(user_usage).from_select(["user_id", "webhook_bytes"], used)
     total = user_usage.c.webhook_bytes + use.excluded.webhook_bytes
-    used = use.on_conflict_do_update(index_elements=[user_usage.c.user_id], set_={"webhook_bytes": total})
-    usage = used.returning(user_usage.c.webhook_bytes).cte("usage")
-    return DriverQuery(select(usage.c.webhook_bytes).add_cte(stored.cte("stored")))
+    use_if_free = use.on_conflict_do_update(
+        index_elements=[user_usage.c.user_id], set_={"webhook_bytes": total}, where=total <= max_bytes
+    )
+    usage = use_if_free.returning(user_usage.c.user_id).cte("usage")
+    reserved = _reserve_numbers.where(_I.user_id == usage.c.user_id).cte("reserved")
+    given = [bindparam(name, type_=_E[name].type) for name in (*_EVENT_VALUES, "integration_id")]
+    values = select(*given, reserved.c.user_id, reserved.c.integration_type, reserved.c.last_webhook_number)
+    names = [*_EVENT_VALUES, "integration_id", "user_id", "integration_type", "number"]
+    stored = insert(webhook_events).from_select(names, values).returning(_E.webhook_event_id).cte("stored")
+    outcome: Sequence[ColumnElement[bool]] = (exists(select(stored.c.webhook_event_id)), _is_known)
+    return DriverQuery(select(*outcome))
 
 
 _STORE_ONE = _store_one()
@@ -155,9 +160,11 @@ class SqlWebhookInbox:
     async def _add(self, events: Sequence[NewWebhookEvent]) -> Sequence[NewWebhookEvent]:
         """Store all events. Raises `ConstraintViolated` if one of them is stored already."""
         added: list[NewWebhookEvent] = []
+        if len(events) == 1 and self._database.dialect_name == "postgresql" and not events[0].reports_grant_end:
+            is_stored, is_known = await self._store_one(events[0])
+            if is_stored or is_known:
+                return events if is_stored else added
         async with self._database.driver_transaction() as connection:
-            if len(events) == 1 and connection.dialect_name == "postgresql":
-                return await _add_one(connection, events[0], self._quotas)
             # In the order of the ids, which prevents deadlocks.
             for integration_id, group in groupby(sorted(events, key=_INTEGRATION_ID), _INTEGRATION_ID):
                 appended = list(group)
@@ -168,6 +175,16 @@ class SqlWebhookInbox:
                 count = sum(len(event.encrypted_payload) for event in group)
                 await use_webhook_bytes(connection, user_id, count, self._quotas)
         return added
+
+    async def _store_one(self, event: NewWebhookEvent) -> Sequence[bool]:
+        """Whether the event is stored now, and whether it was before: most deliveries have one."""
+        integration_id = event.integration.integration_id
+        values = {name: getattr(event, name) for name in _EVENT_VALUES}
+        max_bytes = self._quotas.webhook_bytes
+        (row,) = await self._database.run(
+            _STORE_ONE, id=integration_id, integration_id=integration_id, more=1, max_bytes=max_bytes, **values
+        )
+        return row
 
     async def list(self, integration: Integration, after: int, limit: int, max_bytes: int) -> WebhookPage:
         """An integration's events with a number above `after`: at most `limit`, of at most `max_bytes` together."""
@@ -220,21 +237,6 @@ class SqlWebhookInbox:
         if not removed:
             await remove_unused(self._database)
         return removed
-
-
-async def _add_one(
-    connection: DriverConnection, event: NewWebhookEvent, quotas: UserQuotas
-) -> Sequence[NewWebhookEvent]:
-    """As `SqlWebhookInbox._add`, of one event: most deliveries have no more."""
-    integration_id = event.integration.integration_id
-    values = {name: getattr(event, name) for name in _EVENT_VALUES}
-    rows = await connection.run(_STORE_ONE, id=integration_id, integration_id=integration_id, more=1, **values)
-    if not rows:
-        return []
-    if event.reports_grant_end:
-        await connection.run(_RECHECK, id=integration_id)
-    await require_room_for_webhooks(connection, event.integration.user_id, rows[0][0], quotas)
-    return [event]
 
 
 async def _append(

@@ -7,12 +7,17 @@ import pytest
 from google.protobuf.message import Message
 
 from integration_server.domain.integration import IntegrationId
+from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.storage.engine import Database
+from integration_server.storage.integrations import SqlIntegrations
+from integration_server.storage.webhook_inbox import SqlWebhookInbox
 from integrations.v1 import integration_service_pb2 as pb
+from tests.contracts.webhook_contract import new_event
 from tests.existence_attack import AttackedServer
 from tests.fakes.system import ADA, EVE
 from tests.statements import captured_statements
+from tests.unit.rpc.test_hot_path import HotServer
 
 
 @pytest.fixture
@@ -49,6 +54,20 @@ async def test_a_miss_is_one_statement_and_a_hit_none(server: AttackedServer) ->
     assert not await statements_of(server, *[get_credentials(integration_id)] * 5)
     server.cache.invalidate(IntegrationId(integration_id))
     assert len(await statements_of(server, get_credentials(integration_id))) == 1
+
+
+async def test_a_hit_on_the_hot_path_is_no_statement(database: Database) -> None:
+    server = HotServer(database)
+    request = ApiKeyConnectionRequest(ADA, "fake_key", "key")
+    integration_id = (await server.system.api_key_connection.connect_with_api_key(request)).integration_id
+    await server.warm(integration_id)
+    with captured_statements() as statements:
+        await asyncio.gather(*(server.call(integration_id) for _ in range(5)))
+    assert (statements, server.slow_calls) == ([], 1)
+    server.cache.invalidate(integration_id)
+    with captured_statements() as statements:
+        await server.call(integration_id)
+    assert (bool(statements), server.slow_calls) == (True, 2)
 
 
 async def test_concurrent_misses_are_one_statement(server: AttackedServer) -> None:
@@ -88,3 +107,14 @@ async def test_reads_of_one_integration_are_one_statement(server: AttackedServer
     ):
         statements = await statements_of(server, request)
         assert len([one for one in statements if one.startswith("SELECT")]) == 1
+
+
+async def test_an_event_is_stored_by_one_statement_in_postgresql(server: AttackedServer, database: Database) -> None:
+    """Known ones too, which SQLite looks up in its transaction."""
+    (integration_id,) = await connect(server, 1)
+    stored = await SqlIntegrations(database).get(IntegrationId(integration_id), ADA)
+    inbox, is_postgres = SqlWebhookInbox(database), database.dialect_name == "postgresql"
+    for event_id, count in (("first", 1 if is_postgres else 3), ("second", 1 if is_postgres else 3), ("first", 1)):
+        with captured_statements() as statements:
+            await inbox.add([new_event(stored.integration, event_id)])
+        assert len(statements) == count

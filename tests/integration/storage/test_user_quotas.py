@@ -327,6 +327,10 @@ async def test_racing_replicas_do_not_exceed_the_quota_of_payloads(replicas: Seq
     )
     assert [outcome for outcome in outcomes if not isinstance(outcome, QuotaExceeded)] == [None] * 16
     assert await used_bytes(replicas[0]) == 16 * KIB
+    inbox = SqlWebhookInbox(replicas[0])
+    for row in rows:  # what does not fit uses no number
+        numbers = [number for number, _ in await list_all(inbox, row)]
+        assert numbers == list(range(1, len(numbers) + 1))
 
 
 async def test_negative_control_without_a_quota_every_payload_is_stored(database: Database) -> None:

@@ -8,11 +8,14 @@ import grpc
 import pytest
 from grpc.aio import AioRpcError, Metadata
 
+from benchmarks.__main__ import run_benchmark
+from benchmarks.event_fan_out import EventFanOutPlan
 from benchmarks.harness import (
     ALL,
     Call,
     Comparison,
     LoadPhase,
+    Result,
     compare,
     load,
     load_both,
@@ -140,3 +143,12 @@ def test_a_failed_rpc_breaks_the_bound(failures: dict[str, int], holds: bool) ->
     _, failing = speed_bounds([comparison(1)], 2, [phase(1), phase(1, failures=failures)])
 
     assert failing.holds is holds
+
+
+def test_a_benchmark_that_fails_does_not_end_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    async def fail(_progress: object) -> Result:
+        raise ExceptionGroup("calls", [OSError("connection refused")])
+
+    plan = EventFanOutPlan(streams=1, other_streams=0, events=20, bound=1)
+    assert run_benchmark("event-fan-out", "Costs of events.", plan, fail) is False
+    assert "connection refused" in capsys.readouterr().out

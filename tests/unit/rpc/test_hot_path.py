@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -46,7 +46,9 @@ from integration_server.rpc.methods import Behavior, Context, Method, Permission
 from integration_server.rpc.reused_responses import ReusedResponses
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.credentials.integration_cache import RaceSafeCache
+from integration_server.storage.engine import Database
 from integrations.v1 import integration_service_pb2 as pb
+from tests.existence_attack import stores_over
 from tests.fakes.inmemory_grpc import FakeContext, RpcError
 from tests.fakes.system import ADA, EVE, FakeSystem
 
@@ -93,15 +95,27 @@ class RequestContext(FakeContext):
 
 
 class HotServer:
-    """`GetCredentials` over fakes, on both paths. `slow_calls` are those that were decoded.
+    """`GetCredentials` over fakes, or over the stores of a database, on both paths. `slow_calls` are those decoded.
 
     Without `notices_changes`, a negative control, an admission stays valid whatever happens.
     """
 
-    def __init__(self, *, notices_changes: bool = True, per_second: int = 1000, concurrency: int = 10) -> None:
-        self.cache = RaceSafeCache(100, lambda: 0.0)
-        self.cache.apply_changes(None, 0.0)
-        self.system = FakeSystem(options={"cache": self.cache})
+    def __init__(
+        self,
+        database: Database | None = None,
+        *,
+        notices_changes: bool = True,
+        per_second: int = 1000,
+        concurrency: int = 10,
+    ) -> None:
+        self.cache = cache = RaceSafeCache(100, lambda: 0.0)
+        cache.apply_changes(None, 0.0)
+        self.system = FakeSystem(
+            options={"cache": cache},
+            wrap_stores=lambda stores, _: (
+                stores if database is None else replace(stores_over(database, cache), journal=stores.journal)
+            ),
+        )
         self.trail = AuditTrail(Log())
         service = self.system.another_process()
         assert service.is_current is not None

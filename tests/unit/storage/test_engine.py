@@ -1,10 +1,14 @@
-"""Parsing of `DATABASE_URL`."""
+"""Parsing of `DATABASE_URL`, and of JSON in the database."""
 
+import json
+import math
+import random
+import struct
 from pathlib import Path
 
 import pytest
 
-from integration_server.storage.engine import PostgresLocation, SqliteLocation, parse_database_url
+from integration_server.storage.engine import PostgresLocation, SqliteLocation, parse_database_url, parse_json
 
 SECRET = "pa55-and-w0rd"
 
@@ -75,3 +79,45 @@ def test_an_error_names_the_problem_without_the_url(url: str, problem: str) -> N
         parse_database_url(url)
     assert SECRET not in str(caught.value)
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+_TEXTS = [
+    "[]",
+    "{}",
+    " [1 , 2 ]\n",
+    "null",
+    '"\\u0000\\ud83d\\ude00"',
+    '["\\ud800", "\\udfff\\ud800"]',  # halves of surrogate pairs, which pydantic's parser rejects
+    '{"a": 1, "a": 2, "b": {"a": true}}',
+    str(2**63),
+    str(-(2**200)),
+    "-0",
+    "-0.0",
+    "1e5",
+    "1E400",
+    "-1e-400",
+    "0.1",
+    "5e-324",
+    "1.7976931348623157e308",
+    "9007199254740993.0",
+    "[" * 300 + "]" * 300,
+]
+
+
+@pytest.mark.parametrize("text", _TEXTS, ids=lambda text: text[:20])
+def test_stored_json_is_parsed_as_pythons_own_parser_does(text: str) -> None:
+    """Otherwise an unaltered row would not be authentic: its associated data has the config as text."""
+    assert repr(parse_json(text)) == repr(json.loads(text))
+
+
+def test_numbers_that_python_has_written_are_read_as_the_same() -> None:
+    rng = random.Random(1)
+    numbers = [struct.unpack("d", rng.randbytes(8))[0] for _ in range(20_000)]
+    numbers = [one for one in numbers if math.isfinite(one)] + [rng.randrange(-(2**70), 2**70) for _ in range(5_000)]
+    assert list(map(repr, parse_json(json.dumps(numbers)))) == list(map(repr, numbers))
+
+
+@pytest.mark.parametrize("text", ["", "[", "{'a': 1}", "[1] x"])
+def test_text_that_is_not_json_is_an_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_json(text)
