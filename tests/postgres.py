@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import shutil
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -26,6 +27,10 @@ class PostgresServer:
     def url(self, database: str) -> str:
         """The `DATABASE_URL` of one of its databases."""
         return str(self.process.get_uri(database=database))
+
+    def execute_program(self, name: str, *arguments: str) -> None:
+        """Run one of its client programs, such as pg_dump, which is of the same version."""
+        subprocess.run([str(self.process.bin_path / name), *arguments], check=True, timeout=120)
 
     def stop(self) -> None:
         """Stop the server as an operator does."""
