@@ -5,19 +5,17 @@ docs/adding-a-provider.md explains how to write a provider. The class continues 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Protocol
 
 from integration_server.domain.credentials import (
     ApiKey,
     Credentials,
-    DecisionPending,
-    DeviceAuthorization,
     OAuthTokens,
     RequestAuth,
 )
-from integration_server.domain.errors import InvalidField, ProviderUnavailable
+from integration_server.domain.errors import ProviderUnavailable
 from integration_server.domain.text import control_character_problem
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest
 from integration_server.providers.declared_values import chosen_account
@@ -28,9 +26,7 @@ from integration_server.providers.provider_requests import ProviderRequests
 from integration_server.providers.webhooks.parsing import unread_event
 from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys
 from integration_server.service.integrations.ports import NewAccount
-
-if TYPE_CHECKING:
-    from integration_server.providers.factory import ProviderFactory
+from integration_server.service.provider_port import OAuthProvider
 
 __all__ = ["BaseProvider", "ProviderConfig", "ProviderContext"]
 
@@ -41,57 +37,23 @@ class BaseProvider(ProviderRequests):
     """One integration type. Implements the port `Provider`; subclasses declare facts and override what differs."""
 
     @classmethod
-    def register_in(cls, factory: "ProviderFactory") -> None:
+    def register_in(cls, factory: "ProviderRegistrar") -> None:
         """Add the provider to a factory, by its `integration_type`."""
         factory.register(str(cls.integration_type), cls)
 
-    # --- OAuth 2; providers with API keys do not implement it
+    # --- grants
 
     has_authorization_page = False
     has_device_authorization = False
 
-    def authorization_url(self, *, redirect_uri: str, state: str, scopes: Sequence[str], code_challenge: str) -> str:
-        """The authorization URL for the browser."""
-        raise NotImplementedError(f"{self.integration_type} has no authorization page")
-
-    def scopes_to_request(self, requested: Sequence[str], granted: Sequence[str]) -> Sequence[str]:
-        """The scopes of an authorization: the required, the requested, and those that an integration has already."""
-        return tuple(dict.fromkeys((*self.required_scopes, *requested, *granted)))
+    @property
+    def oauth(self) -> OAuthProvider | None:
+        """The same provider, if it has OAuth 2."""
+        return None
 
     def missing_scopes(self, requested_scopes: Sequence[str], tokens: OAuthTokens) -> Sequence[str]:
         """The requested scopes that were not granted."""
         return ()
-
-    def for_callback(self, query: Mapping[str, str]) -> Self:
-        """The provider with the values of the callback that are stored with the tokens. Raises `InvalidField`."""
-        provider = self.with_attributes(url_params={**self.url_params, **self.read_callback(query)})
-        if provider.unusable_param() is not None:
-            raise InvalidField("query", "leads to an address that is not of this integration type")
-        return provider
-
-    def read_callback(self, query: Mapping[str, str]) -> Mapping[str, str]:
-        """Values of the callback's query to store with the tokens. Raises `InvalidField`."""
-        return {}
-
-    async def exchange_code_for_tokens(self, code: str, redirect_uri: str, code_verifier: str) -> OAuthTokens:
-        """Exchange an authorization code."""
-        raise NotImplementedError(f"{self.integration_type} has no codes")
-
-    async def begin_device_authorization(self, scopes: Sequence[str]) -> DeviceAuthorization:
-        """Begin a device authorization."""
-        raise NotImplementedError(f"{self.integration_type} has no device authorization")
-
-    async def poll_device_authorization(self, device_code: str) -> OAuthTokens | DecisionPending:
-        """Ask for the tokens of a device authorization."""
-        raise NotImplementedError(f"{self.integration_type} has no device authorization")
-
-    async def refresh(self, tokens: OAuthTokens) -> OAuthTokens:
-        """New tokens for these. Overridden by providers that need more than the refresh token."""
-        raise NotImplementedError(f"{self.integration_type} has no refresh tokens")
-
-    async def refresh_access_token(self, refresh_token: str) -> OAuthTokens:
-        """New tokens for a refresh token."""
-        raise NotImplementedError(f"{self.integration_type} has no refresh tokens")
 
     async def revoke_credentials(self, credentials: Credentials) -> bool:
         """Revoke the credentials at the provider; False if the provider has no way to."""
@@ -212,3 +174,14 @@ class BaseProvider(ProviderRequests):
             return self.webhook_scheme.receive(request, keys, self._context.clock())
         except MalformedWebhook:
             return ReceivedWebhook([unread_event(request)])
+
+
+BuildProvider = Callable[[ProviderContext], BaseProvider]
+"""Builds a provider; usually the provider's class."""
+
+
+class ProviderRegistrar(Protocol):
+    """Where a provider is added: the factory."""
+
+    def register(self, integration_type: str, build: BuildProvider, /) -> None:
+        """Add a type. Raises `ProvidersError` if a name of it is taken."""

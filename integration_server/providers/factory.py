@@ -4,12 +4,12 @@ Imports have no side effects: each provider's module exports `register(factory)`
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from urllib.parse import urlsplit
 
 from integration_server.domain.errors import UnknownIntegrationType
-from integration_server.providers.base import BaseProvider, ProviderContext
+from integration_server.providers.base import BaseProvider, BuildProvider, ProviderContext
 from integration_server.providers.declaration_tables import INTEGRATION_TYPE, MIN_RENEW_AFTER
 from integration_server.providers.http import url_problem
 from integration_server.providers.url_templates import (
@@ -20,9 +20,6 @@ from integration_server.providers.url_templates import (
     is_bounded,
 )
 from integration_server.service.proxy.proxy_policy import declaration_problem
-
-BuildProvider = Callable[[ProviderContext], BaseProvider]
-"""Builds a provider; usually the provider's class."""
 
 
 class ProvidersError(Exception):

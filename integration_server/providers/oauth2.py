@@ -6,7 +6,7 @@ docs/decisions/0002-oauth-library.md says what of a library is used, and why.
 import re
 from abc import abstractmethod
 from base64 import b64encode
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -79,7 +79,7 @@ _UNVERIFIED_SCOPES = frozenset({"openid"})
 """Requests an ID token, which is not used here, so that nothing is missing without it."""
 
 
-_SECRET_GRANTS = {
+_SECRET_GRANTS: Mapping[str, Callable[["OAuth2Provider"], Awaitable[OAuthTokens]]] = {
     "client_credentials": client_credentials.request_tokens,
     "jwt_bearer": jwt_bearer.request_tokens,
     "login": login.request_tokens,
@@ -203,6 +203,11 @@ class OAuth2Provider(BaseProvider):
     # --- connecting
 
     @property
+    def oauth(self) -> Self:
+        """The provider itself."""
+        return self
+
+    @property
     def has_authorization_page(self) -> bool:  # type: ignore[override]  # it depends on the grant
         """Whether a user connects an account in the browser."""
         return self.grant in {"authorization_code", "device_code"}
@@ -241,6 +246,13 @@ class OAuth2Provider(BaseProvider):
         if self.token_auth != "private_key_jwt":
             return self.client_secret
         return "" if self.oauth_client.name else self._setting("CLIENT_SECRET")
+
+    def for_callback(self, query: Mapping[str, str]) -> Self:
+        """The provider with the values of the callback that are stored with the tokens. Raises `InvalidField`."""
+        provider = self.with_attributes(url_params={**self.url_params, **self.read_callback(query)})
+        if provider.unusable_param() is not None:
+            raise InvalidField("query", "leads to an address that is not of this integration type")
+        return provider
 
     def read_callback(self, query: Mapping[str, str]) -> Mapping[str, str]:
         """The values that `keep_callback` names, with "_" for "-" in their names. Raises `InvalidField`."""
@@ -331,7 +343,7 @@ class OAuth2Provider(BaseProvider):
 
         Of several names of a scope, the one that was requested: it follows those of the token response.
         """
-        scopes = list(super().scopes_to_request(requested, ()))
+        scopes = list(dict.fromkeys((*self.required_scopes, *requested)))
         for scope in reversed(granted):
             if self.can_request(scope) and not self._includes(scopes, scope):
                 scopes.append(scope)

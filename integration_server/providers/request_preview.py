@@ -29,6 +29,7 @@ from integration_server.providers.http import DeclaredOrigins, ProviderHttp, ori
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.url_templates import fill, host_params, template_params
 from integration_server.service.common_types import Clock
+from integration_server.service.provider_port import OAuthProvider
 
 _MAX_BODY = 1 << 20  # of an API's response; there is none
 _DEADLINE = timedelta(seconds=10)  # nothing waits: no request is sent
@@ -236,13 +237,12 @@ class _Preview:
     async def requests(self) -> AsyncIterator[PreviewedRequest]:
         """The requests, in order."""
         provider, credentials = self._provider, self._credentials()
-        if provider.has_authorization_page and not provider.has_device_authorization:
-            with suppress(NotImplementedError):
-                yield self._authorization()
+        if (oauth := provider.oauth) and provider.has_authorization_page and not provider.has_device_authorization:
+            yield self._authorization(oauth)
         for purpose, send in self._steps(provider, credentials):
             self._recorder.requests.clear()
             # What a step makes of the recorded response is of no interest.
-            with suppress(IntegrationServerError, NotImplementedError):
+            with suppress(IntegrationServerError):
                 await send()
             for number, request in enumerate(self._recorder.requests):
                 yield self._preview(purpose if number == 0 else f"{purpose}, continued", request)
@@ -280,8 +280,7 @@ class _Preview:
             )
         yield "revocation", lambda: provider.revoke_credentials(credentials)
 
-    def _authorization(self) -> PreviewedRequest:
-        provider = self._provider
+    def _authorization(self, provider: OAuthProvider) -> PreviewedRequest:
         url = provider.authorization_url(
             redirect_uri=self._placeholders["redirect_uri"],
             state=self._placeholders["state"],

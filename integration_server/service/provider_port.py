@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from integration_server.domain.credentials import (
     ApiKey,
@@ -14,6 +14,7 @@ from integration_server.domain.credentials import (
     OAuthTokens,
     RequestAuth,
 )
+from integration_server.domain.errors import InvalidField
 from integration_server.domain.oauth_client import OAuthClient
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, ApiStream, RateLimit
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookRequest
@@ -74,6 +75,10 @@ class Provider(Protocol):
         """The authentication method."""
 
     @property
+    def oauth(self) -> "OAuthProvider | None":
+        """The same provider, with the requests of OAuth 2; None if it has none, but API keys."""
+
+    @property
     def required_scopes(self) -> Sequence[str]:
         """Scopes that are always requested and must be granted."""
 
@@ -100,7 +105,7 @@ class Provider(Protocol):
     def oauth_client(self) -> OAuthClient:
         """The client that authenticates, by default the operator's own."""
 
-    def for_client(self, client: OAuthClient) -> "Provider":
+    def for_client(self, client: OAuthClient) -> Self:
         """The provider with another client, or with another of its client's secrets."""
 
     @property
@@ -141,7 +146,7 @@ class Provider(Protocol):
     def renew_after(self) -> timedelta:
         """The age at which an access token is refreshed before its expiry is near; `timedelta.max`: never."""
 
-    def for_config(self, config: Mapping[str, Any]) -> "Provider":
+    def for_config(self, config: Mapping[str, Any]) -> Self:
         """The provider for an integration with this config. Raises `InvalidField`."""
 
     @property
@@ -152,35 +157,8 @@ class Provider(Protocol):
     def has_device_authorization(self) -> bool:
         """Whether the user does so on any device, by entering a code (RFC 8628)."""
 
-    async def begin_device_authorization(self, scopes: Sequence[str]) -> DeviceAuthorization:
-        """Begin a device authorization (RFC 8628 §3.1)."""
-
-    async def poll_device_authorization(self, device_code: str) -> OAuthTokens | DecisionPending:
-        """Ask for the tokens of a device authorization (RFC 8628 §3.4).
-
-        Every error but `ProviderUnavailable` ends it.
-        """
-
-    def authorization_url(self, *, redirect_uri: str, state: str, scopes: Sequence[str], code_challenge: str) -> str:
-        """The authorization URL for the browser (RFC 6749 §4.1.1, RFC 7636 §4.3 with S256)."""
-
-    def scopes_to_request(self, requested: Sequence[str], granted: Sequence[str]) -> Sequence[str]:
-        """The scopes of an authorization: the required and requested ones, and those that an integration has already.
-
-        Granted scopes are left out if others include them, or if they cannot be requested.
-        """
-
     def missing_scopes(self, requested_scopes: Sequence[str], tokens: OAuthTokens) -> Sequence[str]:
         """The requested scopes that were not granted."""
-
-    def for_callback(self, query: Mapping[str, str]) -> "Provider":
-        """The provider with the values of the callback that are stored with the tokens. Raises `InvalidField`."""
-
-    async def exchange_code_for_tokens(self, code: str, redirect_uri: str, code_verifier: str) -> OAuthTokens:
-        """Exchange an authorization code (RFC 6749 §4.1.3)."""
-
-    async def refresh(self, tokens: OAuthTokens) -> OAuthTokens:
-        """New tokens for these (RFC 6749 §6), without the values that the response leaves out."""
 
     @property
     def supports_webhooks(self) -> bool:
@@ -251,6 +229,47 @@ class Provider(Protocol):
         """
 
 
+class OAuthProvider(Provider, Protocol):
+    """A provider whose accounts have OAuth 2 tokens."""
+
+    def authorization_url(self, *, redirect_uri: str, state: str, scopes: Sequence[str], code_challenge: str) -> str:
+        """The authorization URL for the browser (RFC 6749 §4.1.1, RFC 7636 §4.3 with S256)."""
+
+    def scopes_to_request(self, requested: Sequence[str], granted: Sequence[str]) -> Sequence[str]:
+        """The scopes of an authorization: the required and requested ones, and those that an integration has already.
+
+        Granted scopes are left out if others include them, or if they cannot be requested.
+        """
+
+    def for_callback(self, query: Mapping[str, str]) -> Self:
+        """The provider with the values of the callback that are stored with the tokens. Raises `InvalidField`."""
+
+    async def exchange_code_for_tokens(self, code: str, redirect_uri: str, code_verifier: str) -> OAuthTokens:
+        """Exchange an authorization code (RFC 6749 §4.1.3)."""
+
+    async def refresh(self, tokens: OAuthTokens) -> OAuthTokens:
+        """New tokens for these (RFC 6749 §6), without the values that the response leaves out."""
+
+    async def begin_device_authorization(self, scopes: Sequence[str]) -> DeviceAuthorization:
+        """Begin a device authorization (RFC 8628 §3.1)."""
+
+    async def poll_device_authorization(self, device_code: str) -> OAuthTokens | DecisionPending:
+        """Ask for the tokens of a device authorization (RFC 8628 §3.4).
+
+        Every error but `ProviderUnavailable` ends it.
+        """
+
+
+def require_oauth(provider: Provider) -> OAuthProvider:
+    """The provider with the requests of OAuth 2. Raises `InvalidField` if it has none."""
+    if provider.oauth is None:
+        raise InvalidField("integration_type", "is connected with ConnectWithApiKey")
+    return provider.oauth
+
+
+P = TypeVar("P", bound=Provider)
+
+
 class ProviderSet(Protocol):
     """The providers of this server, with the operator's own clients."""
 
@@ -267,7 +286,7 @@ class Providers(ProviderSet, Protocol):
     async def for_client(self, integration_type: str, oauth_client: str) -> Provider:
         """The provider of a type with a client. Raises `ProviderNotConfigured` or `CredentialsUnreadable`."""
 
-    async def authenticated(self, provider: Provider, call: Callable[[Provider], Awaitable[T]]) -> T:
+    async def authenticated(self, provider: P, call: Callable[[P], Awaitable[T]]) -> T:
         """The result of a call that authenticates as the provider's client.
 
         The call may run twice: if the provider refuses a client secret, it gets the provider with the other one.

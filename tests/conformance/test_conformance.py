@@ -21,6 +21,7 @@ from integration_server.domain.errors import (
 from integration_server.domain.integration import Status
 from integration_server.domain.revocation import RevocationState
 from integration_server.service.integrations.ports import IntegrationUpdate
+from integration_server.service.provider_port import require_oauth
 from tests.conformance.fake_server import CLIENT_SECRET, OTHER_SECRET, key_auth
 from tests.conformance.profile import Profile
 from tests.conformance.scenario import Scenario
@@ -230,19 +231,20 @@ async def test_a_token_that_does_not_expire_is_returned_unchanged(scenario: Scen
 
 @pytest.mark.conformance("refreshable")
 async def test_a_spent_refresh_token_works_for_the_declared_grace(scenario: Scenario, profile: Profile) -> None:
-    grace = scenario.provider.refresh_token_grace
+    provider = require_oauth(scenario.provider)
+    grace = provider.refresh_token_grace
     if not profile.renewal.rotates:
         assert grace == timedelta(0) or grace == timedelta.max
         return
     integration = await scenario.connect()
     spent = await scenario.tokens(integration)
-    await scenario.provider.refresh(spent)
+    await provider.refresh(spent)
     if grace > timedelta(0):
         scenario.system.clock.advance(min(grace, timedelta(days=1)) - timedelta(seconds=1))
-        assert (await scenario.provider.refresh(spent)).access_token
+        assert (await provider.refresh(spent)).access_token
     else:
         with pytest.raises(ProviderError):
-            await scenario.provider.refresh(spent)
+            await provider.refresh(spent)
 
 
 @pytest.mark.conformance("grants")
@@ -494,7 +496,7 @@ async def test_negative_control_another_scope_separator_is_rejected(scenario: Sc
 @pytest.mark.conformance("required parameters")
 async def test_negative_control_a_missing_parameter_is_rejected(scenario: Scenario, profile: Profile) -> None:
     configured_provider = scenario.provider.for_config(profile.config)
-    url = configured_provider.with_attributes(authorize_params={}).authorization_url(
+    url = require_oauth(configured_provider.with_attributes(authorize_params={})).authorization_url(
         redirect_uri="https://hooks.example/x",
         state="s",
         scopes=configured_provider.required_scopes,

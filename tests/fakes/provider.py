@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import count
-from typing import Any
+from typing import Any, Self
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from integration_server.domain.credentials import (
@@ -121,6 +121,11 @@ class FakeProvider:
         return self.shares_grants_with
 
     @property
+    def oauth(self) -> Self | None:
+        """This provider, if it has OAuth 2."""
+        return self if self.auth_method is AuthMethod.OAUTH2 else None
+
+    @property
     def has_authorization_page(self) -> bool:
         """Whether accounts are connected in the browser."""
         return self.auth_method is AuthMethod.OAUTH2
@@ -155,7 +160,7 @@ class FakeProvider:
         if self.missing_settings:
             raise ProviderNotConfigured(self.integration_type, self.missing_settings)
 
-    def for_client(self, client: OAuthClient) -> "FakeProvider":
+    def for_client(self, client: OAuthClient) -> Self:
         """This provider, or a copy with another client. Both record their calls in the same lists."""
         if client == self.oauth_client:
             return self
@@ -169,7 +174,7 @@ class FakeProvider:
         if self.oauth_client.secret in self.refused_secrets:
             raise ProviderMisconfigured(oauth_error="invalid_client")
 
-    def for_config(self, config: Mapping[str, Any]) -> Provider:
+    def for_config(self, config: Mapping[str, Any]) -> Self:
         """This provider. Raises `config_problem`, if it is set."""
         if self.config_problem is not None:
             raise self.config_problem
@@ -194,7 +199,7 @@ class FakeProvider:
         """The requested scopes that were not granted, as OAuth 2 providers determine them."""
         return [scope for scope in requested_scopes if not _is_granted(scope, tokens)]
 
-    def for_callback(self, query: Mapping[str, str]) -> "FakeProvider":
+    def for_callback(self, query: Mapping[str, str]) -> Self:
         """Keeps the parameter `realmId`, which QuickBooks sends."""
         self.kept = {"realmId": query["realmId"]} if "realmId" in query else {}
         return self

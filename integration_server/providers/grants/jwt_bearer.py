@@ -4,23 +4,20 @@ The key is one of the account's secrets, or ours. It is used in a thread, and se
 """
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import InvalidField, ProviderMisconfigured, ProviderRejected
 from integration_server.providers.declaration_tables import Assertion
 from integration_server.providers.declaration_templates import texts_in
+from integration_server.providers.grants.grant_client import AssertionClient
 from integration_server.providers.signing_keys import SigningKey, UnusableKey
 from integration_server.providers.url_templates import fill_json, fill_text, template_params
-
-if TYPE_CHECKING:
-    from integration_server.providers.oauth2 import OAuth2Provider
 
 _GRANT_TYPE = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 
 
-async def request_tokens(provider: "OAuth2Provider") -> OAuthTokens:
+async def request_tokens(provider: AssertionClient) -> OAuthTokens:
     """Tokens for a new assertion. Raises `ProviderError`."""
     assertion = _declared(provider)
     try:
@@ -40,7 +37,7 @@ async def request_tokens(provider: "OAuth2Provider") -> OAuthTokens:
     return await provider.request_tokens(provider.token_request(standard), "grant")
 
 
-async def require_usable_key(provider: "OAuth2Provider") -> None:
+async def require_usable_key(provider: AssertionClient) -> None:
     """Raise `InvalidField` if the key of an account's secrets cannot sign, or `ProviderMisconfigured` for ours."""
     try:
         await _signing_key(provider).require_usable()
@@ -51,19 +48,19 @@ async def require_usable_key(provider: "OAuth2Provider") -> None:
         raise InvalidField(f"secret_fields.{field}", f"has a private key that {error}") from None
 
 
-def key_field(provider: "OAuth2Provider") -> str | None:
+def key_field(provider: AssertionClient) -> str | None:
     """The secret field that has the key; None if the key is ours."""
     names = template_params(_declared(provider).key or "")
     return next((provider.secret_names[name] for name in names if name in provider.secret_names), None)
 
 
-def _declared(provider: "OAuth2Provider") -> Assertion:
+def _declared(provider: AssertionClient) -> Assertion:
     if provider.assertion is None:  # which a declaration cannot lack
         raise ProviderMisconfigured
     return provider.assertion
 
 
-def _signing_key(provider: "OAuth2Provider") -> SigningKey:
+def _signing_key(provider: AssertionClient) -> SigningKey:
     assertion, values = _declared(provider), provider.client_values
     key = provider.private_key if assertion.key is None else fill_text(assertion.key, values)
     key_id = provider.private_key_id if assertion.kid is None and assertion.key is None else assertion.kid
@@ -75,7 +72,7 @@ def _signing_key(provider: "OAuth2Provider") -> SigningKey:
     )
 
 
-def _claims(provider: "OAuth2Provider") -> dict[str, object]:
+def _claims(provider: AssertionClient) -> dict[str, object]:
     """The claims (RFC 7523 §3): those without a value, and the standard ones that are empty, are left out."""
     values = {**provider.client_values, "scope": provider.scope_separator.join(provider.required_scopes)}
     claims = {"jti": str(uuid4()), **fill_json(_declared(provider).claims, values)}

@@ -6,24 +6,22 @@ other failure may be the provider's, and is repeated later.
 
 from base64 import b64encode
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import ProviderMisconfigured, ProviderRejected, ProviderUnavailable
 from integration_server.domain.text import has_control_characters
 from integration_server.providers.declaration_tables import MAX_VALUE_LENGTH, LoginRequest
 from integration_server.providers.declared_values import as_text
+from integration_server.providers.grants.grant_client import LoginClient
 from integration_server.providers.http import HttpResponse
 from integration_server.providers.lenient_values import UNREADABLE, field_at
 from integration_server.providers.response_values import values_outside_json
 from integration_server.providers.token_response import parse_fields
 from integration_server.providers.url_templates import fill_json, fill_text, fill_texts
 
-if TYPE_CHECKING:
-    from integration_server.providers.oauth2 import OAuth2Provider
 
-
-async def request_tokens(provider: "OAuth2Provider") -> OAuthTokens:
+async def request_tokens(provider: LoginClient) -> OAuthTokens:
     """The session token of a new login. Raises `ProviderError`."""
     *earlier, last = provider.login
     kept: dict[str, str] = {}
@@ -40,7 +38,7 @@ async def request_tokens(provider: "OAuth2Provider") -> OAuthTokens:
     )
 
 
-async def _send(provider: "OAuth2Provider", request: LoginRequest, kept: Mapping[str, str]) -> HttpResponse:
+async def _send(provider: LoginClient, request: LoginRequest, kept: Mapping[str, str]) -> HttpResponse:
     """The response to a request. Raises `ProviderError` if it is none of a successful login."""
     provider = provider.with_attributes(url_params={**provider.url_params, **kept})
     values = provider.client_values
@@ -55,7 +53,7 @@ async def _send(provider: "OAuth2Provider", request: LoginRequest, kept: Mapping
     return response
 
 
-def _require_success(provider: "OAuth2Provider", request: LoginRequest, response: HttpResponse) -> None:
+def _require_success(provider: LoginClient, request: LoginRequest, response: HttpResponse) -> None:
     """Raise the error that a response to a login means; the codes of RFC 6749 §5.2 count as the declared ones do."""
     fields = parse_fields(response)
     code = provider.oauth_error(fields) if response.is_success or response.is_refusal else None

@@ -44,7 +44,7 @@ from integration_server.service.connections.ports import (
 from integration_server.service.connections.token_storage import TokenStorage
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.ports import IntegrationStore
-from integration_server.service.provider_port import Provider, Providers
+from integration_server.service.provider_port import OAuthProvider, Providers, require_oauth
 
 _SLOW_DOWN = timedelta(seconds=5)  # RFC 8628 §3.5: added to this and all later intervals
 # Seconds between attempts to store tokens while the database is unavailable, within the time of the claim.
@@ -100,7 +100,7 @@ class DeviceAuthorizationPoller:
 
     async def _target(
         self, claims: StateClaims, details: AttemptDetails, device: DeviceGrant
-    ) -> tuple[Integration, Provider]:
+    ) -> tuple[Integration, OAuthProvider]:
         """Raises `IntegrationNotFound` if the integration was disconnected meanwhile, or `StateExpired`."""
         if self.clock() >= device.expire_time:  # not from the row, whose time may be altered
             raise StateExpired
@@ -108,7 +108,7 @@ class DeviceAuthorizationPoller:
         # The grant belongs to the client that the attempt was begun with, whatever an altered row says.
         target = replace(await self.cipher.redacted(stored), oauth_client=details.oauth_client)
         provider = await self.providers.for_client(claims.integration_type, details.oauth_client)
-        return target, provider.for_config(target.config)
+        return target, require_oauth(provider).for_config(target.config)
 
     async def _ask(
         self,
@@ -116,7 +116,7 @@ class DeviceAuthorizationPoller:
         claims: StateClaims,
         device_code: str,
         target: Integration,
-        provider: Provider,
+        provider: OAuthProvider,
     ) -> bool:
         interval, failures = timedelta(seconds=claim.item.poll_interval_seconds or 0), claim.item.poll_failures
         held_for = max(self.claim_duration, _pause(interval, failures + 1))
@@ -145,7 +145,12 @@ class DeviceAuthorizationPoller:
         return True
 
     async def _complete(
-        self, claims: StateClaims, target: Integration, provider: Provider, tokens: OAuthTokens, proof_time: datetime
+        self,
+        claims: StateClaims,
+        target: Integration,
+        provider: OAuthProvider,
+        tokens: OAuthTokens,
+        proof_time: datetime,
     ) -> None:
         is_taken = False
 

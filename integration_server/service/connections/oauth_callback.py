@@ -48,6 +48,7 @@ from integration_server.service.connections.token_storage import TokenStorage
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.ports import IntegrationStore
 from integration_server.service.oauth_clients.oauth_client_directory import OAuthClientDirectory
+from integration_server.service.provider_port import require_oauth
 
 # A browser repeats a request within seconds; a person reloads a page within a minute. Not longer than the grace.
 REPETITION_WINDOW = timedelta(seconds=60)
@@ -302,7 +303,7 @@ class OAuthCallbackService:
         target = await self.cipher.redacted(await self.integrations.get(details.integration_id, claims.user_id))
         target = replace(target, oauth_client=details.oauth_client)
         provider = await self.providers.for_client(claims.integration_type, details.oauth_client)
-        provider = provider.for_config(target.config).for_callback(callback.query)
+        provider = require_oauth(provider).for_config(target.config).for_callback(callback.query)
         proof_time = await self.token_storage.now()
         try:
             tokens = await self.providers.authenticated(

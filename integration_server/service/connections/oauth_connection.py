@@ -26,7 +26,7 @@ from integration_server.service.connections.redirect_allowlist import RedirectAl
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.ports import IntegrationStore, NewIntegration
 from integration_server.service.oauth_clients.oauth_client_directory import OAuthClientDirectory
-from integration_server.service.provider_port import Provider
+from integration_server.service.provider_port import OAuthProvider, Provider, require_oauth
 
 # The row of an attempt stays longer: one that was consumed just before its end may still be calling the provider.
 _COMPLETION_GRACE = timedelta(minutes=1)
@@ -84,7 +84,7 @@ class OAuthConnectionService:
     async def begin_connection(self, request: ConnectionRequest) -> AuthorizationRequest:
         """Store an attempt and return the authorization URL."""
         provider = self.providers[request.integration_type]
-        if not provider.has_authorization_page:
+        if not require_oauth(provider).has_authorization_page:
             raise InvalidField("integration_type", "is connected with ConnectWithApiKey")
         request = replace(request, integration_type=provider.integration_type)  # it may be an alias
         current, is_authentic = await self._find_reconnected(request, provider)
@@ -128,7 +128,7 @@ class OAuthConnectionService:
         )
         return AuthorizationRequest(url, state, attempt.expire_time, details.integration_id)
 
-    async def _with_client(self, request: ConnectionRequest, current: Integration | None) -> Provider:
+    async def _with_client(self, request: ConnectionRequest, current: Integration | None) -> OAuthProvider:
         """The provider with the client of the request. A grant belongs to its client, so that a reconnection keeps it.
 
         `current` is None for a new integration, and for an altered row, which does not say what client it had. Raises
@@ -141,7 +141,7 @@ class OAuthConnectionService:
             name = current.oauth_client
         provider = await self.providers.for_caller(request.integration_type, name, request.caller)
         provider.require_configured()
-        return provider
+        return require_oauth(provider)
 
     def _require_confirmable(self, redirect_uri: str, return_url: str | None) -> None:
         """Raise `InvalidField` if the confirmation token would reach nobody who could confirm."""

@@ -19,7 +19,7 @@ from integration_server.service.connections.revocation import RevocationService
 from integration_server.service.connections.revocation_ports import RevocationInProgress
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.service.oauth_clients.oauth_client_directory import OAuthClientDirectory
-from integration_server.service.provider_port import Provider
+from integration_server.service.provider_port import OAuthProvider, Provider
 
 # Seconds between attempts to commit while a revocation may end the new grant, the first for one that has ended. In all
 # they last longer than a provider may take to respond to one (10 s), and leave time for the other calls within the
@@ -48,7 +48,7 @@ class TokenStorage:
         self,
         claims: StateClaims,
         details: AttemptDetails,
-        provider: Provider,
+        provider: OAuthProvider,
         target: Integration,
         tokens: OAuthTokens,
         proof_time: datetime,
@@ -85,7 +85,7 @@ class TokenStorage:
         await self.revocation_service.discard(claims, oauth_client, _UNKNOWN_ACCOUNT, tokens)
 
 
-async def _refresh(tokens: OAuthTokens, provider: Provider) -> OAuthTokens:
+async def _refresh(tokens: OAuthTokens, provider: OAuthProvider) -> OAuthTokens:
     return await provider.refresh(tokens)
 
 

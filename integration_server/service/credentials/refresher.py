@@ -217,8 +217,11 @@ class TokenRefresher:
     async def _refresh_under_lease(self, current: RefreshResult, cause: RefreshCause) -> RefreshResult | None:
         """Refresh under a lease. None without a lease: then the caller reads the current tokens again."""
         integration = current.integration
-        provider = await self.providers.for_client(integration.integration_type, integration.oauth_client)
-        provider.require_configured()
+        found = await self.providers.for_client(integration.integration_type, integration.oauth_client)
+        found.require_configured()
+        provider = found.oauth
+        if provider is None:
+            raise ReauthorizationRequired  # the type has API keys now
         start_time = self.clock()
         lease = await self._claim(integration, cause)
         if lease is None:

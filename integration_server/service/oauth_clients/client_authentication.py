@@ -16,7 +16,7 @@ from integration_server.domain.oauth_client import OAuthClient
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import Record, record_nothing
 from integration_server.service.oauth_clients.ports import OAuthClientStore, SecretState
-from integration_server.service.provider_port import Provider
+from integration_server.service.provider_port import P, Provider
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ class ClientAuthentication:
         self._memories: dict[tuple[str, str], _Memory] = {}
         self._log = structlog.get_logger(__name__)
 
-    async def call(self, provider: Provider, call: Callable[[Provider], Awaitable[T]]) -> T:
+    async def call(self, provider: P, call: Callable[[P], Awaitable[T]]) -> T:
         """The result of a call, which gets the provider with the secret to use. Raises what the call raises."""
         client, key = provider.oauth_client, (provider.integration_type, provider.oauth_client.name)
         memory = self._memories.setdefault(key, _Memory())

@@ -21,7 +21,7 @@ from integration_server.service.credentials.credential_cipher import oauth_clien
 from integration_server.service.lookup_cache import LookupCache
 from integration_server.service.oauth_clients.client_authentication import ClientAuthentication
 from integration_server.service.oauth_clients.ports import OAuthClientStore, StoredOAuthClient
-from integration_server.service.provider_port import Provider, ProviderSet
+from integration_server.service.provider_port import P, Provider, ProviderSet
 
 T = TypeVar("T")
 
@@ -140,7 +140,7 @@ class OAuthClientDirectory:
         stored = await self._addressed.find((provider.integration_type, oauth_client))
         return None if stored is None else await self._with_client(provider, stored)
 
-    async def authenticated(self, provider: Provider, call: Callable[[Provider], Awaitable[T]]) -> T:
+    async def authenticated(self, provider: P, call: Callable[[P], Awaitable[T]]) -> T:
         """The result of a call that authenticates as the provider's client, with one of its secrets."""
         return await self.authentication.call(provider, call)
 

@@ -35,6 +35,7 @@ from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.toml_providers import keys_of, load_toml_providers, read_declaration, table_of
 from integration_server.providers.webhooks.named_schemes import SCHEMES
 from integration_server.service.integrations.ports import NewAccount
+from integration_server.service.provider_port import require_oauth
 from tests.declarations import DECLARATIONS, declared_types
 from tests.unit.providers.support import NOW, FakeTransport, context, json_response
 
@@ -73,7 +74,7 @@ async def exchange(provider: OAuth2Provider) -> OAuthTokens:
 
 
 def authorization_url(provider: BaseProvider) -> str:
-    return provider.authorization_url(
+    return require_oauth(provider).authorization_url(
         redirect_uri=REDIRECT, state="st", scopes=provider.required_scopes, code_challenge="ch"
     )
 
@@ -754,5 +755,5 @@ async def test_a_member_has_the_behaviour_of_its_family(tmp_path: Path) -> None:
     network = FakeTransport(json_response({"access_token": "at", "expires_in": 3600}))
     settings = {"THREADS_CLIENT_ID": "id", "THREADS_CLIENT_SECRET": "secret"}
     threads = factory.build(context(network, settings))["threads"]
-    tokens = await threads.exchange_code_for_tokens("c0de", REDIRECT, "v" * 43)
+    tokens = await require_oauth(threads).exchange_code_for_tokens("c0de", REDIRECT, "v" * 43)
     assert tokens.refresh_token == "at"  # Meta's access tokens are their own refresh tokens

@@ -8,6 +8,7 @@ from integration_server.domain.errors import ProviderRejected, ProviderUnavailab
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.built_in import built_in_class
 from integration_server.service.integrations.ports import NewAccount
+from integration_server.service.provider_port import require_oauth
 from tests.fakes.oauth_clients import shared_grants
 from tests.unit.providers.support import FakeTransport, build_provider, context, json_response, registry
 
@@ -22,7 +23,7 @@ SERVICES = [GoogleCalendarProvider, GoogleMyBusinessProvider]
 def test_requests_offline_access_and_consent(service: type[BaseProvider]) -> None:
     provider = build_provider(service, FakeTransport())
     url = httpx.URL(
-        provider.authorization_url(
+        require_oauth(provider).authorization_url(
             redirect_uri="https://app.example/cb", state="st", scopes=provider.required_scopes, code_challenge="ch"
         )
     )

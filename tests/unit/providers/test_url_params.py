@@ -75,7 +75,7 @@ def test_what_follows_from_declarations_is_computed_once_for_all_accounts_and_an
 
     class Counting(Shop):
         @property
-        def oauth_token_url(self) -> str:  # type: ignore[override]
+        def oauth_token_url(self) -> str:  # type: ignore[override]  # a declaration may be a property
             computed.append("url")
             return "https://{shop}.shops.example/token"
 

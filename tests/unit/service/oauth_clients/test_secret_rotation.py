@@ -13,6 +13,7 @@ from integration_server.domain.errors import ProviderMisconfigured, ProviderReje
 from integration_server.domain.integration import Integration, Status, UserId
 from integration_server.domain.oauth_client import OAuthClient
 from integration_server.service.oauth_clients.ports import SecretState
+from integration_server.service.provider_port import require_oauth
 from tests.fakes.system import ADA, FakeSystem
 from tests.unit.service.oauth_clients.support import client, put_client
 
@@ -125,7 +126,7 @@ async def test_a_thousand_refreshes_do_not_each_try_the_refused_secret(system: F
     await put_client(system, secret="secret-2")
     system.provider.refused_secrets = {"secret-2"}
     providers = system.oauth_connection.providers
-    provider = await providers.for_client("fake", "tenant")
+    provider = require_oauth(await providers.for_client("fake", "tenant"))
     tokens = OAuthTokens("access", "refresh")
     for _ in range(20):
         await asyncio.gather(*(providers.authenticated(provider, lambda one: one.refresh(tokens)) for _ in range(50)))
