@@ -672,7 +672,7 @@ async def copy_rows(
         await driver.copy_records_to_table(table.name, columns=columns, records=rows())
 
 
-def from_row(value_type: type[T], row: Row[Any], **converted: object) -> T:
+def from_row(value_type: type[T], row: Any, **converted: object) -> T:  # noqa: ANN401  # columns as attributes
     """A value of a dataclass: fields that are not in `converted` come from the columns of the same name."""
     names = [field.name for field in fields(value_type) if field.name not in converted]  # type: ignore[arg-type]
     return value_type(**converted, **{name: getattr(row, name) for name in names})
