@@ -8,13 +8,13 @@ of the columns.
 import sqlite3
 import uuid
 from collections import namedtuple
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import asyncpg
-from sqlalchemy import JSON, BigInteger, ColumnElement, CompoundSelect, Select, String, UpdateBase, bindparam
+from sqlalchemy import JSON, BigInteger, ColumnElement, CompoundSelect, Select, String, Table, UpdateBase, bindparam
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
@@ -136,6 +136,21 @@ class DriverConnection:
         """Run a statement once for each of these rows of parameters."""
         compiled = self._compiled(query)
         await self._execute(compiled, "executemany", list(map(compiled.arguments, rows)))
+
+    async def copy_rows(
+        self, table: Table, columns: Sequence[str], parts: AsyncIterator[Sequence[tuple[Any, ...]]]
+    ) -> None:
+        """Insert rows by PostgreSQL's COPY, in a transaction. `parts` may await between them.
+
+        The values are the driver's: the types of the columns do not convert them.
+        """
+
+        async def rows() -> AsyncIterator[tuple[Any, ...]]:
+            async for part in parts:
+                for row in part:
+                    yield row
+
+        await self._driver.copy_records_to_table(table.name, columns=columns, records=rows())
 
     async def begin(self) -> None:
         """Begin a transaction, in SQLite with the lock of writers (`engine.py`)."""
