@@ -439,10 +439,12 @@ def _build_request(
     connecting: Connecting,
     credentials_key: bytes | None,
 ) -> httpx.Request:
-    all_headers = httpx.Headers(_DEFAULT_HEADERS)
-    all_headers.update(headers)
-    if "range" in all_headers:
-        all_headers["Accept-Encoding"] = "identity"  # the range is of the encoded bytes (RFC 9110 §14)
+    own = list(headers.items() if isinstance(headers, Mapping) else headers)
+    names = {name.lower() for name, _ in own}
+    if "range" in names:  # the range is of the encoded bytes (RFC 9110 §14)
+        own = [pair for pair in own if pair[0].lower() != "accept-encoding"] + [("Accept-Encoding", "identity")]
+        names.add("accept-encoding")
+    all_headers = [pair for pair in _DEFAULT_HEADERS.items() if pair[0].lower() not in names] + own
     extensions: dict[str, Any] = {CONNECTING: connecting}
     if credentials_key is not None:
         extensions[CREDENTIALS_KEY] = credentials_key

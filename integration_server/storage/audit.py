@@ -22,16 +22,16 @@ from datetime import UTC
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import Row, Select, func, insert, select, update
+from sqlalchemy import Row, Select, bindparam, func, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.audit import AuditEntry, recorded_user_id
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.service.audit.audit_heads import AUDIT_CHAIN, Head
 from integration_server.service.common_types import Aead
 from integration_server.service.credentials.credential_cipher import chain_key_aad
-from integration_server.storage.engine import Database, DatabaseTime, copy_rows, from_row
+from integration_server.storage.driver_queries import DriverConnection, DriverQuery
+from integration_server.storage.engine import Database, DatabaseTime, from_row
 from integration_server.storage.tables import audit_chains, audit_entries
 from integration_server.text_escaping import EscapedText
 
@@ -47,6 +47,16 @@ _AUTHENTICATED = attrgetter(
 )
 _PERSONAL = attrgetter("user_id", "purpose", "details")
 _SALT_BYTES = 32
+_PARAMETERS = tuple(f"new_{name}" for name in _COLUMNS)
+_LOCK = DriverQuery(select(_C.entries).where(_C.chain_id == bindparam("of_chain")).with_for_update())
+_INSERT = DriverQuery(
+    insert(audit_entries).values({name: bindparam(f"new_{name}", type_=_E[name].type) for name in _COLUMNS})
+)
+_ADVANCE = DriverQuery(
+    update(audit_chains)
+    .where(_C.chain_id == bindparam("of_chain"))
+    .values({name: bindparam(f"new_{name}", type_=_C[name].type) for name in ("entries", "head", "checkpoint_mac")})
+)
 _PART_SIZE = 50  # entries: they hold the event loop for at most about 5 ms
 
 ERASED = {"user_id": "", "purpose": "", "details": "", "salt": None}
@@ -139,16 +149,16 @@ class SqlAuditLog:
         """Append entries to this process's chain, all or none. Raises `StoreUnavailable`."""
         before = self._chain or await self._start_chain()
         self._chain = None  # until the commit is certain
-        async with self._database.write_transaction() as connection:
-            stored = await connection.scalar(select(_C.entries).where(_C.chain_id == before.chain_id).with_for_update())
-            if stored != before.entries:
+        async with self._database.driver_transaction() as connection:
+            if list(map(tuple, await connection.run(_LOCK, of_chain=before.chain_id))) != [(before.entries,)]:
                 raise StoreUnavailable  # the chain was changed: the retry starts another one
             chain = await self._insert(connection, before, entries)
-            await connection.execute(update(audit_chains).where(_C.chain_id == chain.chain_id).values(chain.record))
+            record = {f"new_{name}": value for name, value in chain.record.items()}
+            await connection.run(_ADVANCE, of_chain=chain.chain_id, **record)
         self._chain = chain
         self._heads[chain.chain_id] = chain.recorded_head
 
-    async def _insert(self, connection: AsyncConnection, chain: Chain, entries: Sequence[AuditEntry]) -> Chain:
+    async def _insert(self, connection: DriverConnection, chain: Chain, entries: Sequence[AuditEntry]) -> Chain:
         """Insert entries into the chain in parts, between which other tasks run. Return the chain after them."""
 
         async def parts() -> AsyncIterator[Sequence[tuple[Any, ...]]]:
@@ -158,11 +168,11 @@ class SqlAuditLog:
                 yield rows
                 await asyncio.sleep(0)
 
-        if connection.dialect.name == "postgresql":
-            await copy_rows(connection, audit_entries, _COLUMNS, parts())
-        else:
+        if connection.dialect_name == "postgresql" and len(entries) > self._part_size:
+            await connection.copy_rows(audit_entries, _COLUMNS, parts())
+        else:  # COPY takes three round trips
             async for rows in parts():
-                await connection.execute(insert(audit_entries), [dict(zip(_COLUMNS, row, strict=True)) for row in rows])
+                await connection.run_many(_INSERT, [dict(zip(_PARAMETERS, row, strict=True)) for row in rows])
         return chain
 
     async def _start_chain(self) -> Chain:

@@ -1,6 +1,6 @@
 """The change feed in SQL: reads the log that triggers write in the transaction that changes an integration."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -9,8 +9,7 @@ from sqlalchemy import (
     ARRAY,
     BigInteger,
     ColumnElement,
-    Row,
-    Select,
+    Integer,
     any_,
     bindparam,
     cast,
@@ -48,7 +47,7 @@ class SqlChangeFeed:
     def __init__(self, database: Database, ordering: ChangeOrdering | None = None) -> None:
         self._database = database
         self._ordering = ordering
-        self._quiet_queries: dict[bool, DriverQuery] = {}
+        self._queries: dict[tuple[Any, ...], DriverQuery] = {}
 
     async def wait_for_change(self) -> None:
         """Return when the database notifies of a change."""
@@ -61,13 +60,20 @@ class SqlChangeFeed:
         quiet = await self._poll_quiet(cursor)
         if quiet is not None:
             return quiet
-        async with self._database.monitor_connection() as connection:
-            data_version = await self._database.data_version(connection)
-            if cursor is not None and data_version is not None and data_version == cursor.data_version:
-                time = (await connection.execute(select(DatabaseTime()))).scalar_one()
-                return ChangeBatch(cursor, time, frozenset())
-            ordering = await self._get_ordering(connection)
-            rows = (await connection.execute(_poll_query(ordering, cursor, limit + 1))).all()
+        ordering, data_version = self._ordering, None
+        rows: Sequence[Any]
+        if ordering is not None and self._database.dialect_name == "postgresql":
+            query, parameters = self._query(_poll_query, ordering, cursor)
+            rows = query.named(await self._database.monitor(query, **parameters, limit=limit + 1))
+        else:
+            async with self._database.monitor_connection() as connection:
+                data_version = await self._database.data_version(connection)
+                if cursor is not None and data_version is not None and data_version == cursor.data_version:
+                    time = (await connection.execute(select(DatabaseTime()))).scalar_one()
+                    return ChangeBatch(cursor, time, frozenset())
+                ordering = await self._get_ordering(connection)
+                query, parameters = self._query(_poll_query, ordering, cursor)
+                rows = (await connection.execute(query.statement, {**parameters, "limit": limit + 1})).all()
         snapshot, time = rows[0].snapshot, rows[0].time
         if cursor is not None and len(rows) <= limit:
             rows = [row for row in rows if row.change_id is not None]
@@ -89,11 +95,8 @@ class SqlChangeFeed:
         ordering = self._ordering
         if cursor is None or ordering is None or self._database.dialect_name != "postgresql":
             return None
-        query = self._quiet_queries.get(bool(cursor.missing))
-        if query is None:
-            query = self._quiet_queries[bool(cursor.missing)] = _quiet_query(ordering, has_missing=bool(cursor.missing))
-        missing = {"missing": list(cursor.missing)} if cursor.missing else {}
-        ((snapshot, time, has_changes),) = await self._database.monitor(query, end=cursor.end, **missing)
+        query, parameters = self._query(_quiet_query, ordering, cursor)
+        ((snapshot, time, has_changes),) = await self._database.monitor(query, **parameters)
         if has_changes:
             return None
         after = ordering.advance(cursor, snapshot, (), time)
@@ -132,51 +135,65 @@ class SqlChangeFeed:
         """Delete some of the rows that are older; returns how many."""
         return await prune(self._database, _C.change_time, select(DatabaseTime(-retention)).scalar_subquery())
 
+    def _query(
+        self, make: Callable[..., DriverQuery], ordering: ChangeOrdering, cursor: ChangeCursor | None
+    ) -> tuple[DriverQuery, Mapping[str, Any]]:
+        """A query for what is after a cursor, built once, and its parameters but the limit."""
+        if cursor is None:
+            names: Sequence[str] = ()
+        else:
+            names = ("end", "missing") if cursor.missing else ("end",)
+        query = self._queries.get((make, names))
+        if query is None:
+            query = self._queries[make, names] = make(ordering, names)
+        return query, {name: list(cursor.missing) if name == "missing" else cursor.end for name in names if cursor}
+
     async def _get_ordering(self, connection: AsyncConnection) -> ChangeOrdering:
         if self._ordering is None:
             self._ordering = await detect_ordering(connection)
         return self._ordering
 
 
-def _poll_query(ordering: ChangeOrdering, cursor: ChangeCursor | None, limit: int) -> Select[Any]:
+def _poll_query(ordering: ChangeOrdering, names: Sequence[str]) -> DriverQuery:
     """One statement, so that the rows and the snapshot are of the same moment; without rows, one row with NULLs."""
     marks = select(ordering.snapshot.label("snapshot"), DatabaseTime().label("time")).subquery()
-    if cursor is None:
-        return select(marks)
-    conditions = [ordering.position >= cursor.end]
-    if cursor.missing:
-        conditions.append(ordering.position == any_(cast(list(cursor.missing), ARRAY(BigInteger))))
+    if not names:
+        return DriverQuery(select(marks))
+    limit = bindparam("limit", type_=Integer)
     # Each condition alone and in order, so that PostgreSQL reads the index of the positions whatever its statistics.
     unread = union_all(
         *(
             select(select(integration_changes).where(condition).order_by(ordering.position).limit(limit).subquery())
-            for condition in conditions
+            for condition in _unread(ordering, names)
         )
     ).subquery()
-    return select(marks, unread).select_from(marks.outerjoin(unread, true()))
+    return DriverQuery(select(marks, unread).select_from(marks.outerjoin(unread, true())))
 
 
-def _quiet_query(ordering: ChangeOrdering, *, has_missing: bool) -> DriverQuery:
-    """Whether there is a change after a cursor, with the snapshot of the same moment. Parameters: `end`, `missing`."""
-    conditions = [ordering.position >= bindparam("end", type_=BigInteger)]
-    if has_missing:
-        conditions.append(
-            ordering.position == any_(cast(bindparam("missing", type_=ARRAY(BigInteger)), ARRAY(BigInteger)))
-        )
+def _unread(ordering: ChangeOrdering, names: Sequence[str]) -> Sequence[ColumnElement[bool]]:
+    """The conditions of rows after a cursor, with the parameters that `names` has: `end`, `missing`."""
+    is_new = ordering.position >= bindparam("end", type_=BigInteger)
+    missing = cast(bindparam("missing", type_=ARRAY(BigInteger)), ARRAY(BigInteger))
+    return [is_new, ordering.position == any_(missing)] if "missing" in names else [is_new]
+
+
+def _quiet_query(ordering: ChangeOrdering, names: Sequence[str]) -> DriverQuery:
+    """Whether there is a change after a cursor, with the snapshot of the same moment."""
     # As in `_poll_query`: each condition alone and in order.
     newest = (
-        select(ordering.position).where(one).order_by(ordering.position).limit(1).subquery() for one in conditions
+        select(ordering.position).where(one).order_by(ordering.position).limit(1).subquery()
+        for one in _unread(ordering, names)
     )
     has_changes = or_(*(exists(select(one)) for one in newest))
     columns: Sequence[ColumnElement[Any]] = (ordering.snapshot, DatabaseTime(), has_changes)
     return DriverQuery(select(*columns))
 
 
-def _position(row: Row[Any], ordering: ChangeOrdering) -> int:
-    return int(row._mapping[ordering.position.key])
+def _position(row: Any, ordering: ChangeOrdering) -> int:  # noqa: ANN401  # a row with the columns as attributes
+    return int(getattr(row, ordering.position.key))
 
 
-def _logged_event(row: Row[Any], ordering: ChangeOrdering) -> LoggedEvent:
+def _logged_event(row: Any, ordering: ChangeOrdering) -> LoggedEvent:  # noqa: ANN401  # as above
     event = from_row(
         IntegrationEvent,
         row,

@@ -7,12 +7,14 @@ of the columns.
 
 import sqlite3
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections import namedtuple
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import asyncpg
-from sqlalchemy import JSON, BigInteger, ColumnElement, CompoundSelect, Select, String, UpdateBase, bindparam
+from sqlalchemy import JSON, BigInteger, ColumnElement, CompoundSelect, Select, String, Table, UpdateBase, bindparam
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
@@ -48,6 +50,14 @@ class DriverQuery:
 
     statement: Select[Any] | CompoundSelect[Any] | UpdateBase
 
+    def named(self, rows: Sequence[Values]) -> Sequence[Any]:
+        """Rows of this query whose values are attributes, named as the columns."""
+        return list(map(self._row_type._make, rows))
+
+    @cached_property
+    def _row_type(self) -> Any:  # noqa: ANN401  # a named tuple
+        return namedtuple("Row", [str(column.key) for column in _columns_of(self.statement)])
+
 
 class CompiledQuery:
     """A query in the SQL of a dialect, with the conversions of its parameters and of its columns."""
@@ -60,8 +70,7 @@ class CompiledQuery:
         self._parameters: Sequence[tuple[str, _Convert | None]] = [
             (name, compiled._bind_processors.get(name)) for name in compiled.positiontup or ()
         ]
-        columns = statement.exported_columns if isinstance(statement, UpdateBase) else statement.selected_columns
-        converters = [_result_converter(column.type, dialect) for column in columns]
+        converters = [_result_converter(column.type, dialect) for column in _columns_of(statement)]
         self._converters = [(index, convert) for index, convert in enumerate(converters) if convert is not None]
 
     def arguments(self, parameters: Mapping[str, Any]) -> Sequence[Any]:
@@ -85,6 +94,10 @@ class CompiledQuery:
                     row[index] = convert(value)
             rows.append(row)
         return rows
+
+
+def _columns_of(statement: Select[Any] | CompoundSelect[Any] | UpdateBase) -> Iterable[ColumnElement[Any]]:
+    return statement.exported_columns if isinstance(statement, UpdateBase) else statement.selected_columns
 
 
 def _result_converter(column_type: TypeEngine[Any], dialect: Dialect) -> _Convert | None:
@@ -123,6 +136,21 @@ class DriverConnection:
         """Run a statement once for each of these rows of parameters."""
         compiled = self._compiled(query)
         await self._execute(compiled, "executemany", list(map(compiled.arguments, rows)))
+
+    async def copy_rows(
+        self, table: Table, columns: Sequence[str], parts: AsyncIterator[Sequence[tuple[Any, ...]]]
+    ) -> None:
+        """Insert rows by PostgreSQL's COPY, in a transaction. `parts` may await between them.
+
+        The values are the driver's: the types of the columns do not convert them.
+        """
+
+        async def rows() -> AsyncIterator[tuple[Any, ...]]:
+            async for part in parts:
+                for row in part:
+                    yield row
+
+        await self._driver.copy_records_to_table(table.name, columns=columns, records=rows())
 
     async def begin(self) -> None:
         """Begin a transaction, in SQLite with the lock of writers (`engine.py`)."""

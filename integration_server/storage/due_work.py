@@ -11,15 +11,20 @@ may run on demand, not a due row, and must record whether a refresh token may be
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from sqlalchemy import (
     CTE,
     Column,
     ColumnElement,
+    Integer,
     Row,
     ScalarSelect,
     Select,
+    String,
+    bindparam,
     func,
     literal,
     select,
@@ -112,14 +117,10 @@ class SqlDueWork:
         self, job_kind: JobKind, job_type: str, limit: int, *, claim_duration: timedelta
     ) -> Sequence[Claim[Any]]:
         """Claim at most `limit` due rows, the longest due first. Skips rows that another claim has locked."""
-        table = _TABLES[job_kind]
-        statement = claim_statement(job_kind, job_type, limit, claim_duration)
-        async with self._database.write_statement() as connection:
-            rows = (await connection.execute(statement)).all()
-        return [
-            Claim(job_kind, row._mapping[table.row_id], row._mapping[table.due_time], table.item_of(row))
-            for row in rows
-        ]
+        table, query = _TABLES[job_kind], _claim_query(job_kind, claim_duration)
+        row_id, due_time = attrgetter(table.row_id.key), attrgetter(table.due_time.key)
+        rows = query.named(await self._database.run(query, job_type=job_type, limit=limit))
+        return [Claim(job_kind, row_id(row), due_time(row), table.item_of(row)) for row in rows]
 
     async def postpone(self, claim: Claim[T], delay: timedelta) -> Claim[T] | None:
         """Make the claimed row due after `delay`, unless another process has claimed it."""
@@ -134,12 +135,21 @@ class SqlDueWork:
         return None if row is None else replace(claim, due_time=row[0])
 
 
-def claim_statement(job_kind: JobKind, job_type: str, limit: int, claim_duration: timedelta) -> ReturningUpdate[Any]:
+@lru_cache(maxsize=32)
+def _claim_query(job_kind: JobKind, claim_duration: timedelta) -> DriverQuery:
+    """Cached, because building the statement costs more than running it."""
+    job_type, limit = bindparam("job_type", type_=String), bindparam("limit", type_=Integer)
+    return DriverQuery(claim_statement(job_kind, job_type, limit, claim_duration))
+
+
+def claim_statement(
+    job_kind: JobKind, job_type: ColumnElement[str], limit: ColumnElement[int], claim_duration: timedelta
+) -> ReturningUpdate[Any]:
     """The statement that claims due rows of any job."""
     table = _TABLES[job_kind]
     due = (
         select(table.row_id)
-        .where(*table.due_rows(literal(job_type)))
+        .where(*table.due_rows(job_type))
         .order_by(table.due_time)
         .limit(limit)
         .with_for_update(skip_locked=True)  # SQLite serializes write transactions instead

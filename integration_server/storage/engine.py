@@ -28,7 +28,6 @@ from sqlalchemy import (
     DateTime,
     Executable,
     Row,
-    Table,
     UpdateBase,
     bindparam,
     event,
@@ -652,27 +651,7 @@ def _sqlite(element: DatabaseTime, compiler: SQLCompiler, **options: object) -> 
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-async def copy_rows(
-    connection: AsyncConnection, table: Table, columns: Sequence[str], parts: AsyncIterator[Sequence[tuple[Any, ...]]]
-) -> None:
-    """Insert rows by PostgreSQL's COPY, in the transaction that a statement has begun. `parts` may await between them.
-
-    The values are the driver's: the types of the columns do not convert them.
-    """
-
-    async def rows() -> AsyncIterator[tuple[Any, ...]]:
-        async for part in parts:
-            for row in part:
-                yield row
-
-    driver = (await connection.get_raw_connection()).driver_connection
-    if driver is None:
-        raise StoreUnavailable
-    with _convert_connection_errors():
-        await driver.copy_records_to_table(table.name, columns=columns, records=rows())
-
-
-def from_row(value_type: type[T], row: Row[Any], **converted: object) -> T:
+def from_row(value_type: type[T], row: Any, **converted: object) -> T:  # noqa: ANN401  # columns as attributes
     """A value of a dataclass: fields that are not in `converted` come from the columns of the same name."""
     names = [field.name for field in fields(value_type) if field.name not in converted]  # type: ignore[arg-type]
     return value_type(**converted, **{name: getattr(row, name) for name in names})

@@ -89,6 +89,8 @@ class ClientAuthentication:
             return client.secrets[:1]
         if not self.remembers:
             return client.secrets
+        if len(client.secrets) == 1 and not memory.retry_times:
+            return client.secrets
         digests = {secret: _digest(secret) for secret in client.secrets}
         memory.retry_times = {key: time for key, time in memory.retry_times.items() if key in digests.values()}
         now, good, refused = self.monotonic(), [], []
@@ -111,7 +113,8 @@ class ClientAuthentication:
         self.record_refusal(provider.integration_type, client.name, which)
 
     def _accepted(self, provider: Provider, memory: _Memory, secret: str) -> None:
-        memory.retry_times.pop(_digest(secret), None)
+        if memory.retry_times:
+            memory.retry_times.pop(_digest(secret), None)
         self._report(provider, memory, None if secret == provider.oauth_client.secret else SecretState.PREVIOUS_USED)
 
     def _report(self, provider: Provider, memory: _Memory, state: SecretState | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import Dialect, insert, select
+from sqlalchemy import Dialect, insert, literal, select
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 
@@ -126,7 +126,7 @@ class TestPostgresPlans:
     @pytest.mark.parametrize("job_kind", INTEGRATION_JOBS)
     async def test_a_claim_reads_only_the_rows_that_it_claims(self, explain: Explain, job_kind: JobKind) -> None:
         # Each claimed row is read when it is found, locked, and updated.
-        assert await explain(claim_statement(job_kind, "beta", LIMIT, MINUTE)) <= 3 * LIMIT
+        assert await explain(claim_statement(job_kind, literal("beta"), literal(LIMIT), MINUTE)) <= 3 * LIMIT
 
     async def test_negative_control_a_query_for_all_due_rows_reads_the_backlog(self, explain: Explain) -> None:
         """Negative control: the measure detects a scan."""
@@ -135,7 +135,7 @@ class TestPostgresPlans:
 
 class TestSqliteSteps:
     async def test_the_cost_does_not_depend_on_the_backlog(self, sqlite_url: str) -> None:
-        claims = [claim_statement(job_kind, "beta", LIMIT, MINUTE) for job_kind in INTEGRATION_JOBS]
+        claims = [claim_statement(job_kind, literal("beta"), literal(LIMIT), MINUTE) for job_kind in INTEGRATION_JOBS]
         scan = select(revocations.c.uid).where(revocations.c.due_time <= DatabaseTime())  # negative control
         async with open_database(sqlite_url) as database:
             await add_due_rows(database, 2 * LIMIT * len(TYPES))
