@@ -77,10 +77,11 @@ class SqlChangeFeed:
 
     async def poll(self, cursor: ChangeCursor | None, limit: int) -> ChangeBatch:
         """The changes that became visible since the poll that returned `cursor`."""
+        is_notified = self._database.change_notified.is_set()
         self._database.change_notified.clear()  # before reading: a later notification is about a later change
         ordering = self._ordering
         if cursor is not None and ordering is not None and self._database.dialect_name == "postgresql":
-            quiet = await self._poll_quiet(ordering, cursor)
+            quiet = None if is_notified else await self._poll_quiet(ordering, cursor)
             return await self._poll_driver(ordering, cursor, limit) if quiet is None else quiet
         async with self._database.monitor_connection() as connection:
             data_version = await self._database.data_version(connection)
