@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, overload
 
 from sqlalchemy import (
     ARRAY,
@@ -220,9 +220,31 @@ def _batch_of(
                 replace(after, data_version=data_version),
                 time,
                 frozenset(IntegrationId(row[_ID]) for row in changes if row[_KIND] not in _UNCACHED_KINDS),
-                [_logged_event(row, position) for row in changes if row[_KIND] != _INTERNAL_KIND],
+                _Events([row for row in changes if row[_KIND] != _INTERNAL_KIND], position),
             )
     return ChangeBatch(replace(ordering.advance(None, snapshot, (), time), data_version=data_version), time)
+
+
+class _Events(Sequence[LoggedEvent]):
+    """The events in rows, which are made when they are used: without event streams they are not."""
+
+    def __init__(self, rows: Sequence[Values], position: int) -> None:
+        self._rows = rows
+        self._position = position
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> LoggedEvent: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "_Events": ...
+
+    def __getitem__(self, index: int | slice) -> "LoggedEvent | _Events":
+        if isinstance(index, slice):
+            return _Events(self._rows[index], self._position)
+        return _logged_event(self._rows[index], self._position)
 
 
 def _logged_event(row: Values, position: int) -> LoggedEvent:
