@@ -47,6 +47,7 @@ TROUBLED_TYPE = "troubled"  # the type that is refreshed meanwhile
 
 _ACCOUNTS_OF_A_USER = 5
 _HEALTHY = 100
+_INSERTED_ROWS = 2_000  # of one statement, which has to end within the server's time limit
 _WEEK = timedelta(days=7)
 _DEADLINE = 30.0  # seconds for an RPC; far more than any should need
 
@@ -234,7 +235,8 @@ async def seed(
             for number, (integration_id, grant, expire_time) in enumerate(zip(ids, grants, expire_times, strict=True))
         ]
         async with database.write_transaction() as connection:
-            await connection.execute(insert(integrations), rows)
+            for begin in range(0, len(rows), _INSERTED_ROWS):
+                await connection.execute(insert(integrations), rows[begin : begin + _INSERTED_ROWS])
         query = select(integrations.c.integration_id, integrations.c.user_id, integrations.c.access_token_expire_time)
         async with database.read_connection() as connection:
             found = await connection.execute(query.where(integrations.c.integration_type == integration_type))

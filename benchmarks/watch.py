@@ -2,8 +2,8 @@
 
 Streams watch all integrations of a system. Another process replaces the credentials of a part of them each second, as
 refreshes by another server do. The reference is the bare grpc.aio handler of `hit`, with responses of the size of one
-credential. Phases of both alternate. All CPU time of the server in a phase counts: reading the change feed and the
-rows, decryption, the audit, and what it does when nothing happens.
+credential. Phases of both alternate. All CPU time of the server counts, such as reading the change feed and the rows,
+decryption and the audit, except for what it uses in a phase without changes and with the same streams.
 """
 
 import asyncio
@@ -97,6 +97,7 @@ async def measure(plan: WatchPlan, progress: Progress) -> Result:
     rounds: list[tuple[float, float]] = []
     delays: list[float] = []
     per_response: list[float] = []
+    idle: list[float] = []
     async with running_system(DatabaseKind.POSTGRES, servers=1, **limits) as system:
         seeded = await seed(system, HEALTHY_TYPE, [utc_now() + _WEEK] * plan.integrations)
         worker = system.servers[0].processes[0]
@@ -121,8 +122,11 @@ async def measure(plan: WatchPlan, progress: Progress) -> Result:
                         if full.failures:
                             raise RuntimeError(f"RPCs have failed: {full.failures}")
                         no_op = (cpu_of(process)() - begin) / len(full.latencies)
+                        begin = cpu_of(worker)()
+                        await asyncio.sleep(plan.seconds / 2)
+                        idle.append((cpu_of(worker)() - begin) / (plan.seconds / 2))
                         responses = received.responses
-                        cost, changed = await _deliver(plan, worker, received, changes)
+                        cost, changed = await _deliver(plan, worker, received, changes, idle[-1])
                         rounds.append((cost, no_op))
                         delays += [received.times[one] - sent for one, sent in changed.items()]
                         per_response.append(len(changed) / (received.responses - responses))
@@ -135,6 +139,7 @@ async def measure(plan: WatchPlan, progress: Progress) -> Result:
         figures={
             "CPU of a delivered credential": f"{1e6 * statistics.median(cost for cost, _ in rounds):.0f} µs",
             "CPU of an RPC that does nothing": f"{1e6 * statistics.median(no_op for _, no_op in rounds):.0f} µs",
+            "CPU without changes": f"{1000 * statistics.median(idle):.0f} ms in a second",
             "credentials in a response": f"{statistics.median(per_response):.1f}",
             "delay from the commit to the client": (
                 f"p50 {1000 * percentile(delays, 50):.0f} ms, p99 {1000 * percentile(delays, 99):.0f} ms"
@@ -152,7 +157,11 @@ async def measure(plan: WatchPlan, progress: Progress) -> Result:
             ),
             Bound("no credential is an error", str(errors), not errors),
         ],
-        raw={"cpu_seconds": rounds, "delays": [percentile(delays, percent) for percent in (50, 90, 99)]},
+        raw={
+            "cpu_seconds": rounds,
+            "idle_cpu": idle,
+            "delays": [percentile(delays, percent) for percent in (50, 90, 99)],
+        },
     )
 
 
@@ -201,14 +210,18 @@ class _Changes:
 
 
 async def _deliver(
-    plan: WatchPlan, worker: psutil.Process, received: _Received, changes: _Changes
+    plan: WatchPlan, worker: psutil.Process, received: _Received, changes: _Changes, idle: float
 ) -> tuple[float, Mapping[int, float]]:
-    """The CPU seconds of a delivery in a phase, and when each integration was changed."""
+    """The CPU seconds of a delivery in a phase, and when each integration was changed.
+
+    `idle` is the CPU time in a second that the server uses without changes.
+    """
     cpu_seconds, expected = cpu_of(worker), received.count
-    begin = cpu_seconds()
+    begin, begin_time = cpu_seconds(), time.monotonic()
     changed = await changes.write(plan)
     await received.until(expected + len(changed))
-    return (cpu_seconds() - begin) / len(changed), changed
+    used = cpu_seconds() - begin - idle * (time.monotonic() - begin_time)
+    return used / len(changed), changed
 
 
 @asynccontextmanager

@@ -310,7 +310,10 @@ class _Stream:
         now, due = self._clock(), None
         early_ttl = None
         if isinstance(outcome, UsableCredentials):
-            due = self._credentials.valid_until(outcome.credentials, watched.request.min_ttl)
+            # That of an early read is for the longer lifetime that it has asked for.
+            due = outcome.valid_until
+            if watched.early_ttl is not None:
+                due = self._credentials.valid_until(outcome.credentials, watched.request.min_ttl)
             if due is not None and due <= now:
                 due = now + _UNCHANGED * self._spread()
             elif due is not None and watched.early_version != mark:

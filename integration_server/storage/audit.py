@@ -196,8 +196,9 @@ class SqlAuditLog:
 def _extend(chain: Chain, entries: Sequence[AuditEntry]) -> tuple[Chain, Sequence[tuple[Any, ...]]]:
     """Return the chain after the entries, and their rows: the values of `_COLUMNS`."""
     rows = []
-    for entry in (entry.escaped() for entry in entries):
-        salt = secrets.token_bytes(_SALT_BYTES)
+    salts = secrets.token_bytes(_SALT_BYTES * len(entries))
+    for number, entry in enumerate(entry.escaped() for entry in entries):
+        salt = salts[number * _SALT_BYTES : (number + 1) * _SALT_BYTES]
         commitment = commitment_of(entry, salt)
         chain = chain.extended_with(entry, commitment)
         rows.append((*_FIELDS(entry), chain.chain_id, chain.entries, chain.head, salt, commitment))

@@ -1,15 +1,15 @@
 """The change feed in SQL: reads the log that triggers write in the transaction that changes an integration."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, overload
 
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    Column,
     ColumnElement,
-    Integer,
     any_,
     bindparam,
     cast,
@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.events import EventKind, IntegrationEvent
-from integration_server.domain.integration import IntegrationId, Status
+from integration_server.domain.integration import IntegrationId, Status, UserId
 from integration_server.service.events.ports import (
     ChangeBatch,
     ChangeCursor,
@@ -31,12 +31,28 @@ from integration_server.service.events.ports import (
     LoggedEvent,
 )
 from integration_server.storage.change_ordering import ChangeOrdering, detect_ordering
-from integration_server.storage.driver_queries import DriverQuery
-from integration_server.storage.engine import Database, DatabaseTime, from_row
+from integration_server.storage.driver_queries import DriverQuery, Values
+from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.pruning import prune
 from integration_server.storage.tables import integration_changes
 
 _C = integration_changes.c
+_COLUMNS: Sequence[Column[Any]] = (
+    _C.change_id,
+    _C.transaction_id,
+    _C.integration_id,
+    _C.user_id,
+    _C.integration_type,
+    _C.kind,
+    _C.status_before,
+    _C.status_after,
+    _C.webhook_number,
+    _C.change_time,
+)
+_INDEXES = {column.key: index for index, column in enumerate(_COLUMNS)}
+_ID, _KIND = _INDEXES["integration_id"], _INDEXES["kind"]
+_KINDS = {kind.value: kind for kind in EventKind}
+_STATUSES: dict[str | None, Status | None] = {None: None, **{status.value: status for status in Status}}
 _INTERNAL_KIND = "internal"
 _UNCACHED_KINDS = {EventKind.CREATED.value, EventKind.WEBHOOK_RECEIVED.value}  # change nothing that a cache may have
 
@@ -47,7 +63,8 @@ class SqlChangeFeed:
     def __init__(self, database: Database, ordering: ChangeOrdering | None = None) -> None:
         self._database = database
         self._ordering = ordering
-        self._queries: dict[tuple[Any, ...], DriverQuery] = {}
+        self._quiet_queries: dict[bool, DriverQuery] = {}
+        self._poll_queries: dict[bool, DriverQuery] = {}
 
     async def wait_for_change(self) -> None:
         """Return when the database notifies of a change."""
@@ -56,47 +73,45 @@ class SqlChangeFeed:
 
     async def poll(self, cursor: ChangeCursor | None, limit: int) -> ChangeBatch:
         """The changes that became visible since the poll that returned `cursor`."""
+        is_notified = self._database.change_notified.is_set()
         self._database.change_notified.clear()  # before reading: a later notification is about a later change
-        quiet = await self._poll_quiet(cursor)
-        if quiet is not None:
-            return quiet
-        ordering, data_version = self._ordering, None
-        rows: Sequence[Any]
-        if ordering is not None and self._database.dialect_name == "postgresql":
-            query, parameters = self._query(_poll_query, ordering, cursor)
-            rows = query.named(await self._database.monitor(query, **parameters, limit=limit + 1))
-        else:
-            async with self._database.monitor_connection() as connection:
-                data_version = await self._database.data_version(connection)
-                if cursor is not None and data_version is not None and data_version == cursor.data_version:
-                    time = (await connection.execute(select(DatabaseTime()))).scalar_one()
-                    return ChangeBatch(cursor, time, frozenset())
-                ordering = await self._get_ordering(connection)
-                query, parameters = self._query(_poll_query, ordering, cursor)
-                rows = (await connection.execute(query.statement, {**parameters, "limit": limit + 1})).all()
-        snapshot, time = rows[0].snapshot, rows[0].time
-        if cursor is not None and len(rows) <= limit:
-            rows = [row for row in rows if row.change_id is not None]
-            after = ordering.advance(cursor, snapshot, {_position(row, ordering) for row in rows}, time)
-            if after.end >= cursor.end:  # else an older database was restored
-                return ChangeBatch(
-                    replace(after, data_version=data_version),
-                    time,
-                    frozenset(IntegrationId(row.integration_id) for row in rows if row.kind not in _UNCACHED_KINDS),
-                    [_logged_event(row, ordering) for row in rows if row.kind != _INTERNAL_KIND],
-                )
-        return ChangeBatch(replace(ordering.advance(None, snapshot, (), time), data_version=data_version), time)
+        ordering = self._ordering
+        if cursor is not None and ordering is not None and self._database.dialect_name == "postgresql":
+            quiet = None if is_notified else await self._poll_quiet(ordering, cursor)
+            return await self._poll_driver(ordering, cursor, limit) if quiet is None else quiet
+        async with self._database.monitor_connection() as connection:
+            data_version = await self._database.data_version(connection)
+            if cursor is not None and data_version is not None and data_version == cursor.data_version:
+                time = (await connection.execute(select(DatabaseTime()))).scalar_one()
+                return ChangeBatch(cursor, time, frozenset())
+            ordering = await self._get_ordering(connection)
+            query = _marks_query(ordering) if cursor is None else self._poll_query(ordering, cursor)
+            parameters = {} if cursor is None else {**_parameters_of(cursor), "limit": limit + 1}
+            rows = (await connection.execute(query.statement, parameters)).all()
+        return _batch_of(rows, ordering, cursor, limit, data_version)
 
-    async def _poll_quiet(self, cursor: ChangeCursor | None) -> ChangeBatch | None:
-        """The result of a poll if nothing has changed; None if something has, or if this is not known.
+    async def _poll_driver(self, ordering: ChangeOrdering, cursor: ChangeCursor, limit: int) -> ChangeBatch:
+        """The result of a poll that finds changes, on PostgreSQL: the driver does it for half of the CPU."""
+        query = self._poll_query(ordering, cursor)
+        rows = await self._database.monitor(query, **_parameters_of(cursor), limit=limit + 1)
+        return _batch_of(rows, ordering, cursor, limit, None)
+
+    def _poll_query(self, ordering: ChangeOrdering, cursor: ChangeCursor) -> DriverQuery:
+        has_missing = bool(cursor.missing)
+        query = self._poll_queries.get(has_missing)
+        if query is None:
+            query = self._poll_queries[has_missing] = _poll_query(ordering, has_missing=has_missing)
+        return query
+
+    async def _poll_quiet(self, ordering: ChangeOrdering, cursor: ChangeCursor) -> ChangeBatch | None:
+        """The result of a poll if nothing has changed; None if something has.
 
         Most polls find nothing. The driver does that for a fifth of the CPU.
         """
-        ordering = self._ordering
-        if cursor is None or ordering is None or self._database.dialect_name != "postgresql":
-            return None
-        query, parameters = self._query(_quiet_query, ordering, cursor)
-        ((snapshot, time, has_changes),) = await self._database.monitor(query, **parameters)
+        query = self._quiet_queries.get(bool(cursor.missing))
+        if query is None:
+            query = self._quiet_queries[bool(cursor.missing)] = _quiet_query(ordering, has_missing=bool(cursor.missing))
+        ((snapshot, time, has_changes),) = await self._database.monitor(query, **_parameters_of(cursor))
         if has_changes:
             return None
         after = ordering.advance(cursor, snapshot, (), time)
@@ -108,7 +123,7 @@ class SqlChangeFeed:
         """The events of a range with a number above `after`."""
         async with self._database.read_connection() as connection:
             ordering = await self._get_ordering(connection)
-            query = select(integration_changes).where(
+            query = select(*_COLUMNS).where(
                 _C.kind != _INTERNAL_KIND,
                 _C.change_id > after,
                 ordering.position >= positions.low,
@@ -119,7 +134,8 @@ class SqlChangeFeed:
             if event_filter.integration_types is not None:
                 query = query.where(_C.integration_type.in_(sorted(event_filter.integration_types)))
             rows = await connection.execute(query.order_by(_C.change_id).limit(limit))
-            return [_logged_event(row, ordering) for row in rows]
+            position = _INDEXES[ordering.position.key]
+            return [_logged_event(row, position) for row in rows]
 
     async def read_changed_ids(self, position: int, limit: int) -> frozenset[IntegrationId] | None:
         """The integrations with changes for caches at a position and above; None if there are too many changes."""
@@ -135,71 +151,109 @@ class SqlChangeFeed:
         """Delete some of the rows that are older; returns how many."""
         return await prune(self._database, _C.change_time, select(DatabaseTime(-retention)).scalar_subquery())
 
-    def _query(
-        self, make: Callable[..., DriverQuery], ordering: ChangeOrdering, cursor: ChangeCursor | None
-    ) -> tuple[DriverQuery, Mapping[str, Any]]:
-        """A query for what is after a cursor, built once, and its parameters but the limit."""
-        if cursor is None:
-            names: Sequence[str] = ()
-        else:
-            names = ("end", "missing") if cursor.missing else ("end",)
-        query = self._queries.get((make, names))
-        if query is None:
-            query = self._queries[make, names] = make(ordering, names)
-        return query, {name: list(cursor.missing) if name == "missing" else cursor.end for name in names if cursor}
-
     async def _get_ordering(self, connection: AsyncConnection) -> ChangeOrdering:
         if self._ordering is None:
             self._ordering = await detect_ordering(connection)
         return self._ordering
 
 
-def _poll_query(ordering: ChangeOrdering, names: Sequence[str]) -> DriverQuery:
-    """One statement, so that the rows and the snapshot are of the same moment; without rows, one row with NULLs."""
+def _marks_query(ordering: ChangeOrdering) -> DriverQuery:
+    """The snapshot and the time, for a first poll."""
+    marks: Sequence[ColumnElement[Any]] = (ordering.snapshot, DatabaseTime())
+    return DriverQuery(select(*marks))
+
+
+def _poll_query(ordering: ChangeOrdering, *, has_missing: bool) -> DriverQuery:
+    """The changes after a cursor, each after the snapshot and the time: one statement, so that all are of one moment.
+
+    Without changes, one row with NULLs. Parameters: `end`, `missing`, `limit`.
+    """
     marks = select(ordering.snapshot.label("snapshot"), DatabaseTime().label("time")).subquery()
-    if not names:
-        return DriverQuery(select(marks))
-    limit = bindparam("limit", type_=Integer)
     # Each condition alone and in order, so that PostgreSQL reads the index of the positions whatever its statistics.
+    limit = bindparam("limit", type_=BigInteger)
     unread = union_all(
         *(
-            select(select(integration_changes).where(condition).order_by(ordering.position).limit(limit).subquery())
-            for condition in _unread(ordering, names)
+            select(select(*_COLUMNS).where(condition).order_by(ordering.position).limit(limit).subquery())
+            for condition in _unread(ordering, has_missing=has_missing)
         )
     ).subquery()
     return DriverQuery(select(marks, unread).select_from(marks.outerjoin(unread, true())))
 
 
-def _unread(ordering: ChangeOrdering, names: Sequence[str]) -> Sequence[ColumnElement[bool]]:
-    """The conditions of rows after a cursor, with the parameters that `names` has: `end`, `missing`."""
-    is_new = ordering.position >= bindparam("end", type_=BigInteger)
-    missing = cast(bindparam("missing", type_=ARRAY(BigInteger)), ARRAY(BigInteger))
-    return [is_new, ordering.position == any_(missing)] if "missing" in names else [is_new]
+def _unread(ordering: ChangeOrdering, *, has_missing: bool) -> Sequence[ColumnElement[bool]]:
+    conditions = [ordering.position >= bindparam("end", type_=BigInteger)]
+    if has_missing:
+        missing = bindparam("missing", type_=ARRAY(BigInteger))
+        conditions.append(ordering.position == any_(cast(missing, ARRAY(BigInteger))))
+    return conditions
 
 
-def _quiet_query(ordering: ChangeOrdering, names: Sequence[str]) -> DriverQuery:
-    """Whether there is a change after a cursor, with the snapshot of the same moment."""
+def _parameters_of(cursor: ChangeCursor) -> dict[str, Any]:
+    return {"end": cursor.end, **({"missing": list(cursor.missing)} if cursor.missing else {})}
+
+
+def _quiet_query(ordering: ChangeOrdering, *, has_missing: bool) -> DriverQuery:
+    """Whether there is a change after a cursor, with the snapshot of the same moment. Parameters: `end`, `missing`."""
     # As in `_poll_query`: each condition alone and in order.
     newest = (
         select(ordering.position).where(one).order_by(ordering.position).limit(1).subquery()
-        for one in _unread(ordering, names)
+        for one in _unread(ordering, has_missing=has_missing)
     )
     has_changes = or_(*(exists(select(one)) for one in newest))
     columns: Sequence[ColumnElement[Any]] = (ordering.snapshot, DatabaseTime(), has_changes)
     return DriverQuery(select(*columns))
 
 
-def _position(row: Any, ordering: ChangeOrdering) -> int:  # noqa: ANN401  # a row with the columns as attributes
-    return int(getattr(row, ordering.position.key))
+def _batch_of(
+    rows: Sequence[Values], ordering: ChangeOrdering, cursor: ChangeCursor | None, limit: int, data_version: object
+) -> ChangeBatch:
+    snapshot, time, *_ = rows[0]
+    if cursor is not None and len(rows) <= limit:
+        changes = [row[2:] for row in rows if row[2] is not None]
+        position = _INDEXES[ordering.position.key]
+        after = ordering.advance(cursor, snapshot, {row[position] for row in changes}, time)
+        if after.end >= cursor.end:  # else an older database was restored
+            return ChangeBatch(
+                replace(after, data_version=data_version),
+                time,
+                frozenset(IntegrationId(row[_ID]) for row in changes if row[_KIND] not in _UNCACHED_KINDS),
+                _Events([row for row in changes if row[_KIND] != _INTERNAL_KIND], position),
+            )
+    return ChangeBatch(replace(ordering.advance(None, snapshot, (), time), data_version=data_version), time)
 
 
-def _logged_event(row: Any, ordering: ChangeOrdering) -> LoggedEvent:  # noqa: ANN401  # as above
-    event = from_row(
-        IntegrationEvent,
-        row,
-        kind=EventKind(row.kind),
-        event_time=row.change_time,
-        status_before=None if row.status_before is None else Status(row.status_before),
-        status_after=None if row.status_after is None else Status(row.status_after),
+class _Events(Sequence[LoggedEvent]):
+    """The events in rows, which are made when they are used: without event streams they are not."""
+
+    def __init__(self, rows: Sequence[Values], position: int) -> None:
+        self._rows = rows
+        self._position = position
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> LoggedEvent: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "_Events": ...
+
+    def __getitem__(self, index: int | slice) -> "LoggedEvent | _Events":
+        if isinstance(index, slice):
+            return _Events(self._rows[index], self._position)
+        return _logged_event(self._rows[index], self._position)
+
+
+def _logged_event(row: Values, position: int) -> LoggedEvent:
+    number, _, integration_id, user_id, integration_type, kind, before, after, webhook_number, time = row
+    event = IntegrationEvent(
+        _KINDS[kind],
+        time,
+        IntegrationId(integration_id),
+        UserId(user_id),
+        integration_type,
+        _STATUSES[before],
+        _STATUSES[after],
+        webhook_number,
     )
-    return LoggedEvent(row.change_id, _position(row, ordering), event)
+    return LoggedEvent(number, row[position], event)

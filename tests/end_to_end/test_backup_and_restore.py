@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import asyncpg
 import grpc
@@ -213,7 +213,7 @@ async def state_of(clients: Clients, integration_id: int) -> str:
 
 async def change_after_the_dump(clients: Clients, ids: dict[str, int]) -> str:
     """A refresh, a disconnection and a connection. Returns the cursor of the last event."""
-    stream = clients.service.WatchIntegrations(pb.WatchIntegrationsRequest(user_id="ada"))
+    stream: Any = clients.service.WatchIntegrations(pb.WatchIntegrationsRequest(user_id="ada"))
     cursor = (await stream.read()).cursor
     await force_refresh(clients, ids["rotated"])
     gone = pb.DisconnectIntegrationRequest(integration_id=ids["disconnected"], user_id="ada")
@@ -276,7 +276,7 @@ async def test_the_drill(restorable: RestorableDatabase, keeps_journal: bool, tm
             ):  # on PostgreSQL it depends on the other server's transaction numbers
                 expired = await expect_rpc_error(read_from(clients, cursor))
                 assert expired.reason == "CURSOR_EXPIRED"
-            stream = clients.service.WatchIntegrations(pb.WatchIntegrationsRequest(user_id="ada"))
+            stream: Any = clients.service.WatchIntegrations(pb.WatchIntegrationsRequest(user_id="ada"))
             await stream.read()
             states = {name: await state_of(clients, number) for name, number in ids.items()}
             assert states == {
@@ -303,6 +303,6 @@ async def test_the_drill(restorable: RestorableDatabase, keeps_journal: bool, tm
 
 async def read_from(clients: Clients, cursor: str) -> None:
     """Resume the stream of events."""
-    stream = clients.service.WatchIntegrations(pb.WatchIntegrationsRequest(user_id="ada", cursor=cursor))
+    stream: Any = clients.service.WatchIntegrations(pb.WatchIntegrationsRequest(user_id="ada", cursor=cursor))
     await stream.read()
     stream.cancel()

@@ -150,12 +150,17 @@ class CredentialService:
         return outcomes
 
     async def find_many(
-        self, requests: Sequence[CredentialRequest | IntegrationServerError], allowed_types: AllowedTypes
+        self,
+        requests: Sequence[CredentialRequest | IntegrationServerError],
+        allowed_types: AllowedTypes,
+        *,
+        past_cache: bool = False,
     ) -> Sequence[StoredIntegration | IntegrationServerError]:
         """The integrations of requests, or an error in place of each that cannot be read."""
         targets = {request.target for request in requests if isinstance(request, CredentialRequest)}
+        lookup: IntegrationLookup = self.integrations if past_cache else self.lookup
         try:
-            found = await self.lookup.find_many(targets, self.max_batch_bytes, allowed_types)
+            found = await lookup.find_many(targets, self.max_batch_bytes, allowed_types)
         except StoreUnavailable as error:
             return [request if isinstance(request, IntegrationServerError) else error for request in requests]
         results: list[StoredIntegration | IntegrationServerError] = []

@@ -128,8 +128,9 @@ class EventBuffer:
     def add(self, batch: ChangeBatch) -> None:
         """Take the events of a poll, and publish those below its horizon."""
         self.time = batch.time
-        self._pending += batch.events
-        if batch.changed_ids is None or len(self._pending) > _MAX_EVENTS:
+        if self._subscriptions:
+            self._pending += batch.events
+        if batch.changed_ids is None or len(self._pending) > _MAX_EVENTS or not self._subscriptions:
             self._pending.clear()
             self._incomplete_below = batch.cursor.end
         low, high = self.horizon, batch.cursor.horizon

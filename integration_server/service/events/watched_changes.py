@@ -18,6 +18,7 @@ from integration_server.service.credentials.credential_cipher import EncryptedTo
 from integration_server.service.events.change_feed_reader import ChangeFeedReader
 from integration_server.service.events.ports import ChangeFeed
 
+_INTERVAL = 0.1  # seconds between two dispatches: many changes in a row wake each stream ten times in a second
 _MAX_RESUMED = 20_000  # changes since a cursor, read with one statement; after more, everything counts as changed
 
 
@@ -36,23 +37,21 @@ class WatchedChanges:
     are in `changed`.
     """
 
-    def __init__(self, reader: ChangeFeedReader, ids: Collection[IntegrationId]) -> None:
+    def __init__(self, dispatcher: "ChangeDispatcher") -> None:
         self.changed: dict[IntegrationId, None] = {}
         self.resumed_position: WatchPosition | None = None
         self.is_stopping = False
-        self._ids = ids
-        self._reader = reader
+        self._dispatcher = dispatcher
         self._woken = asyncio.Event()
 
     @property
     def position(self) -> WatchPosition:
         """The position up to which changes are in `changed`, or have been taken from it."""
-        horizon, time = self._reader.position
-        return WatchPosition(horizon, time)
+        return self._dispatcher.position
 
-    def mark(self, integration_ids: Collection[IntegrationId] | None) -> None:
-        """Note changes of integrations of this stream; None: of all."""
-        self.changed.update(dict.fromkeys(self._ids if integration_ids is None else integration_ids))
+    def mark(self, integration_ids: Collection[IntegrationId]) -> None:
+        """Note changes of integrations of this stream."""
+        self.changed.update(dict.fromkeys(integration_ids))
         self._woken.set()
 
     def wake(self) -> None:
@@ -74,13 +73,17 @@ class WatchedChanges:
 
 @dataclass(eq=False, repr=False)
 class ChangeDispatcher:
-    """Gives each change to the streams that watch its integration. A cursor expires after `retention`."""
+    """Gives each change to the streams that watch its integration. A cursor expires after `retention`.
+
+    A change after a quiet `interval` is dispatched at once, and those within an interval together at its end.
+    """
 
     feed: ChangeFeed
     reader: ChangeFeedReader
     aead: Aead
     _: KW_ONLY
     retention: timedelta
+    interval: float = _INTERVAL
 
     def __post_init__(self) -> None:
         self._streams: dict[IntegrationId, list[WatchedChanges]] = {}
@@ -88,6 +91,17 @@ class ChangeDispatcher:
         self._cursors = EncryptedTokens(self.aead, "credential-cursor", WatchPosition)
         self._last_text: tuple[WatchPosition | None, str] = None, ""
         self._is_stopping = False
+        self._waiting: dict[IntegrationId, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._next_time = 0.0  # of a dispatch, on the clock of the event loop
+        self._position: WatchPosition | None = None
+
+    @property
+    def position(self) -> WatchPosition:
+        """The position up to which all changes were dispatched."""
+        if self._position is None:
+            raise LookupError("no stream has begun yet")
+        return self._position
 
     @property
     def watched_count(self) -> int:
@@ -102,12 +116,25 @@ class ChangeDispatcher:
 
     def apply_changes(self, integration_ids: Collection[IntegrationId] | None, _poll_time: float) -> None:
         """Pass changes to the streams that they concern; None: any integration may have changed."""
-        if integration_ids is None:
-            for changes in self._all:
-                changes.mark(None)
+        watched = self._streams if integration_ids is None else self._streams.keys() & integration_ids
+        self._waiting.update(dict.fromkeys(watched))
+        if self._timer is not None:
             return
+        loop = asyncio.get_running_loop()
+        if not self._waiting or loop.time() >= self._next_time:
+            self._dispatch()
+        else:
+            self._timer = loop.call_at(self._next_time, self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._timer = None
+        self._position = WatchPosition(*self.reader.position)
+        waiting, self._waiting = self._waiting, {}
+        if not waiting:
+            return
+        self._next_time = asyncio.get_running_loop().time() + self.interval
         concerned: dict[WatchedChanges, list[IntegrationId]] = {}
-        for integration_id in integration_ids:
+        for integration_id in waiting:
             for changes in self._streams.get(integration_id, ()):
                 concerned.setdefault(changes, []).append(integration_id)
         for changes, changed in concerned.items():
@@ -119,7 +146,7 @@ class ChangeDispatcher:
 
         After a valid cursor they include those since the cursor. Raises `ServerStopping` or `StoreUnavailable`.
         """
-        changes = WatchedChanges(self.reader, ids)
+        changes = WatchedChanges(self)
         with self.reader.following(self):
             batch = await self.reader.poll()
             if self._is_stopping:
