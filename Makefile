@@ -142,7 +142,7 @@ migrate: $(RUN_STAMP) ## Bring the database at DATABASE_URL to the newest schema
 	@$(BIN)/python -m integration_server migrate
 
 # Pins are kept where they still fit; `make lock UPGRADE=1` takes the newest versions. The lock files name no index and
-# no folder, so they install from any index that pip is configured for. The smaller one takes its versions from the other.
+# no folder, so they install from any index that pip is configured for. The others take their versions from requirements.lock.
 COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --no-config \
     --universal --python-version 3.11 --fork-strategy fewest \
     --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
@@ -152,8 +152,10 @@ lock: ## Pin all packages, with hashes, in the lock files (UPGRADE=1: newest ver
 	@test -x $(BIN)/uv || { echo "make: run 'make setup' first: it installs uv" >&2; exit 1; }
 	@$(COMPILE) --extra dev $(if $(UPGRADE),--upgrade) --output-file requirements.lock >/dev/null
 	@$(COMPILE) --extra build --extra server --constraint requirements.lock --upgrade --output-file requirements-run.lock >/dev/null
+	@$(COMPILE) --extra server --extra aws --extra redis --constraint requirements.lock --upgrade --output-file requirements-image.lock >/dev/null
+	@$(COMPILE) --extra checks --constraint requirements.lock --upgrade --output-file requirements-checks.lock >/dev/null
 	@$(COMPILE) --extra deploy --constraint requirements.lock --upgrade --output-file requirements-deploy.lock >/dev/null
-	@grep -c '==' requirements.lock requirements-run.lock requirements-deploy.lock
+	@grep -c '==' requirements*.lock
 
 .PHONY: clean
 clean: ## Remove .venv, caches and what was built; ./data stays
