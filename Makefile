@@ -30,7 +30,7 @@ MAKEFLAGS += --no-builtin-rules
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: setup
 setup: $(STAMP) ## Install everything into .venv (each target installs what it needs)
@@ -143,6 +143,14 @@ providers-doc: $(STAMP) ## Write docs/providers.md, and the keys in docs/adding-
 .PHONY: certs
 certs: $(RUN_STAMP) ## Make certificates for development in data/certs: see docs/authentication-and-authorization.md
 	@$(BIN)/python tools/certificates.py
+
+.PHONY: compose-secrets
+compose-secrets: $(RUN_STAMP) ## Make the keys, certificates and passwords that compose.yaml needs, in data/compose
+	@$(BIN)/python -m tools.compose_secrets
+
+.PHONY: sbom
+sbom: $(CHECKS_STAMP) ## Write the software bill of materials of the image, build/sbom.cdx.json (CycloneDX)
+	@$(BIN)/python -m tools.sbom
 
 .PHONY: migrate
 migrate: $(RUN_STAMP) ## Bring the database at DATABASE_URL to the newest schema
