@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -67,10 +68,13 @@ class Replacements:
     aliases: Mapping[str, Sequence[str]]  # services by a further name in the network
     subnet: str
     folder: Path
+    temporary: Path  # with a short path, because sockets are in it
 
     def mounts(self, name: str, service: Mapping[str, Any], project: Mapping[str, Any]) -> Mapping[str, Path]:
         """What is mounted into a service, by the path in the container."""
-        mounted = {path: self.new_folder(name, path) for path in service.get("tmpfs", ())}
+        mounted = dict.fromkeys(service.get("tmpfs", ()), self.temporary / name)
+        for path in mounted.values():
+            path.mkdir(exist_ok=True)
         for volume in service.get("volumes", ()):
             source, path = volume.split(":")[:2]
             if source.startswith("./data/compose/"):
@@ -247,7 +251,7 @@ class _Starter:
                 process = self.running.processes.get(name)
                 if process is not None and process.returncode is not None:
                     raise RuntimeError(f"{name} has ended with {process.returncode}:\n{self.running.log(name)}")
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(1)  # a check takes CPU time from what it waits for
 
     async def is_healthy(self, name: str) -> bool:
         """Whether the service's own health check succeeds."""
@@ -324,7 +328,8 @@ async def run_project(
     (pool,) = project["networks"]["default"]["ipam"]["config"]
     running = RunningProject(folder, addresses)
     async with AsyncExitStack() as stack:
-        replacements = Replacements(addresses, aliases, pool["subnet"], folder)
+        temporary = Path(stack.enter_context(TemporaryDirectory(prefix="compose-")))
+        replacements = Replacements(addresses, aliases, pool["subnet"], folder, temporary)
         starter = _Starter(project, replacements, running, postgres, overrides, stack)
         stack.push_async_callback(_stop, running)
         for name in start_order(services):

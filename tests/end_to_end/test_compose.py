@@ -55,6 +55,7 @@ async def installation(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
             declaration.write_text(re.sub(r"^issuer = .*\n", "", declaration.read_text(), flags=re.MULTILINE))
             overrides = {
                 "DEV_MODE": "true",
+                "WORKERS": "1",  # the start of ten processes takes long on a busy machine
                 "PROVIDERS_DIR": str(providers),
                 "SANDBOX_CLIENT_ID": CLIENT_ID,
                 "SANDBOX_CLIENT_SECRET": client_secret,
