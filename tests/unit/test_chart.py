@@ -11,9 +11,13 @@ import pytest
 
 from tools.check_deploy import CHART, NOT_VALIDATED, check_chart, render, values_files
 
-pytestmark = pytest.mark.skipif(
-    find_spec("helm_python") is None, reason="no Helm: `make lint` installs it as a library, and these tests run too"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        find_spec("helm_python") is None,
+        reason="no Helm: `make lint` installs it as a library, and these tests run too",
+    ),
+]
 
 VALUES = values_files()
 MINIMAL = VALUES["values-minimal"]

@@ -9,9 +9,12 @@ import pytest
 from tests.unit.test_dependencies import IMAGE_LOCK, locked, pinned_version
 from tools.sbom import LOCK, build_sbom
 
-pytestmark = pytest.mark.skipif(
-    find_spec("cyclonedx_py") is None, reason="no cyclonedx-py: `make lint` installs it, and these tests run too"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        find_spec("cyclonedx_py") is None, reason="no cyclonedx-py: `make lint` installs it, and these tests run too"
+    ),
+]
 
 
 def test_it_lists_every_locked_package_with_its_hashes() -> None:
