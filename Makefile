@@ -16,6 +16,7 @@ CANDIDATES := $(or $(strip $(PYTHON)),python3.13 python3.12 python3.11 python3)
 RUN_DEPENDENCIES := $(VENV)/.run-dependencies-installed
 RUN_STAMP := $(VENV)/.run-installed
 STAMP := $(VENV)/.project-installed
+CHECKS_STAMP := $(VENV)/.checks-installed
 # Installs the packages of a lock file, and prints one line for each. --no-compile: faster, if few modules are imported.
 INSTALL := tools/install_packages.sh $(BIN)/python
 IMAGE := build/protos.binpb
@@ -29,7 +30,7 @@ MAKEFLAGS += --no-builtin-rules
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: setup
 setup: $(STAMP) ## Install everything into .venv (each target installs what it needs)
@@ -63,6 +64,11 @@ $(RUN_STAMP): $(RUN_DEPENDENCIES) pyproject.toml
 $(STAMP): requirements.lock | $(RUN_STAMP)
 	@echo "Installing the packages for tests and checks"
 	@$(INSTALL) requirements.lock
+	@touch $@
+
+$(CHECKS_STAMP): requirements-checks.lock | $(STAMP)
+	@echo "Installing the programs that check deploy/ (90 MB)"
+	@$(INSTALL) requirements-checks.lock || { echo "make: lint and sbom need these packages; docs/deployment.md names them" >&2; exit 1; }
 	@touch $@
 
 .PHONY: setup-deploy
@@ -108,7 +114,7 @@ test-fuzz: $(STAMP) ## Send 100,000 hostile calls to a real server (other number
 	@CASES=$(CASES) SEED=$(SEED) PYTHONPATH=.:generated $(BIN)/python -m tests.fuzz
 
 .PHONY: lint
-lint: $(STAMP) ## Check style, types, architecture and the contract
+lint: $(STAMP) $(CHECKS_STAMP) ## Check style, types, architecture, the contract, the Dockerfile and the Helm chart
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/bandit --quiet --recursive integration_server --configfile pyproject.toml
@@ -118,6 +124,7 @@ lint: $(STAMP) ## Check style, types, architecture and the contract
 	$(BIN)/python protos/generate.py --image $(IMAGE)
 	$(BIN)/buf lint $(IMAGE) --config protos/buf.yaml --path integrations
 	$(BIN)/buf breaking protos/integrations.v1.binpb --against protos/baseline.binpb --config protos/buf.yaml --path integrations
+	$(BIN)/python -m tools.check_deploy
 
 .PHONY: proto
 proto: $(STAMP) ## Compile protos/ into generated/ and protos/integrations.v1.binpb
@@ -137,12 +144,20 @@ providers-doc: $(STAMP) ## Write docs/providers.md, and the keys in docs/adding-
 certs: $(RUN_STAMP) ## Make certificates for development in data/certs: see docs/authentication-and-authorization.md
 	@$(BIN)/python tools/certificates.py
 
+.PHONY: compose-secrets
+compose-secrets: $(RUN_STAMP) ## Make the keys, certificates and passwords that compose.yaml needs, in data/compose
+	@$(BIN)/python -m tools.compose_secrets
+
+.PHONY: sbom
+sbom: $(CHECKS_STAMP) ## Write the software bill of materials of the image, build/sbom.cdx.json (CycloneDX)
+	@$(BIN)/python -m tools.sbom
+
 .PHONY: migrate
 migrate: $(RUN_STAMP) ## Bring the database at DATABASE_URL to the newest schema
 	@$(BIN)/python -m integration_server migrate
 
 # Pins are kept where they still fit; `make lock UPGRADE=1` takes the newest versions. The lock files name no index and
-# no folder, so they install from any index that pip is configured for. The smaller one takes its versions from the other.
+# no folder, so they install from any index that pip is configured for. The others take their versions from requirements.lock.
 COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --no-config \
     --universal --python-version 3.11 --fork-strategy fewest \
     --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
@@ -152,8 +167,10 @@ lock: ## Pin all packages, with hashes, in the lock files (UPGRADE=1: newest ver
 	@test -x $(BIN)/uv || { echo "make: run 'make setup' first: it installs uv" >&2; exit 1; }
 	@$(COMPILE) --extra dev $(if $(UPGRADE),--upgrade) --output-file requirements.lock >/dev/null
 	@$(COMPILE) --extra build --extra server --constraint requirements.lock --upgrade --output-file requirements-run.lock >/dev/null
+	@$(COMPILE) --extra server --extra aws --extra redis --constraint requirements.lock --upgrade --output-file requirements-image.lock >/dev/null
+	@$(COMPILE) --extra checks --constraint requirements.lock --upgrade --output-file requirements-checks.lock >/dev/null
 	@$(COMPILE) --extra deploy --constraint requirements.lock --upgrade --output-file requirements-deploy.lock >/dev/null
-	@grep -c '==' requirements.lock requirements-run.lock requirements-deploy.lock
+	@grep -c '==' requirements*.lock
 
 .PHONY: clean
 clean: ## Remove .venv, caches and what was built; ./data stays

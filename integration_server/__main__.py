@@ -9,6 +9,10 @@ from collections.abc import Callable
 
 
 def _load_commands() -> Callable[[], None]:
+    if sys.argv[1:2] == ["healthcheck"]:  # runs every few seconds, and needs none of the other commands
+        from integration_server import healthcheck  # noqa: PLC0415
+
+        return healthcheck.main
     from integration_server import cli  # noqa: PLC0415 - the server's dependencies may be missing
 
     return cli.main

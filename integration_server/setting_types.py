@@ -5,6 +5,7 @@ Imports nothing of ours, so that the sidecar's process can read its settings wit
 
 import ipaddress
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,15 @@ class Address(NamedTuple):
     def is_loopback(self) -> bool:
         """Whether only this machine can connect."""
         return is_loopback(self.host)
+
+    @property
+    def reachable(self) -> "Address":
+        """The address at which this machine reaches a server that listens on this one."""
+        with suppress(ValueError):  # a name
+            address = ipaddress.ip_address(self.host)
+            if address.is_unspecified:
+                return self._replace(host="127.0.0.1" if address.version == 4 else "::1")
+        return self
 
 
 def parse_address(text: str) -> Address:

@@ -88,16 +88,29 @@ def find_envoy() -> str | None:
 
 
 def adapted(
-    servers: Sequence[str], sidecars: Sequence[str], port: int, admin_port: int, *, retries: bool = True
+    servers: Sequence[str],
+    sidecars: Sequence[str],
+    address: tuple[str, int],
+    admin_address: tuple[str, int],
+    *,
+    authority: Path | None = None,
+    retries: bool = True,
 ) -> Mapping[str, Any]:
     """The configuration as an operator adapts it: addresses, and the path of the descriptor set.
 
-    Without `retries`, Envoy sends each call once.
+    `authority` is that of the servers' certificates; without it they have no TLS. Without `retries`, Envoy sends each
+    call once.
     """
     config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
     listener = config["static_resources"]["listeners"][0]
-    listener["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": port}
-    config["admin"]["address"]["socket_address"]["port_value"] = admin_port
+    listener["address"]["socket_address"] = _socket_address(address)
+    config["admin"]["address"]["socket_address"] = _socket_address(admin_address)
+    cluster_of_servers = config["static_resources"]["clusters"][0]
+    if authority is None:
+        del cluster_of_servers["transport_socket"]
+    else:
+        tls = cluster_of_servers["transport_socket"]["typed_config"]["common_tls_context"]
+        tls["validation_context"]["trusted_ca"]["filename"] = str(authority)
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     manager["http_filters"][0]["typed_config"]["proto_descriptor"] = str(DESCRIPTOR_SET)
     if not retries:
@@ -110,20 +123,40 @@ def adapted(
 
 def _endpoint(address: str) -> Mapping[str, Any]:
     host, _, port = address.rpartition(":")
-    return {"endpoint": {"address": {"socket_address": {"address": host, "port_value": int(port)}}}}
+    return {"endpoint": {"address": {"socket_address": _socket_address((host, int(port)))}}}
+
+
+def _socket_address(address: tuple[str, int]) -> Mapping[str, Any]:
+    return {"address": address[0], "port_value": address[1]}
 
 
 @asynccontextmanager
 async def run_envoy(
-    directory: Path, servers: Sequence[str], sidecars: Sequence[str], *, concurrency: int = 1, retries: bool = True
+    directory: Path,
+    servers: Sequence[str],
+    sidecars: Sequence[str],
+    *,
+    concurrency: int = 1,
+    retries: bool = True,
+    authority: Path | None = None,
+    change_tls: Callable[[dict[str, Any]], object] = lambda _: None,
+    until: Callable[[Mapping[str, str]], bool] = are_healthy,
 ) -> AsyncIterator[Envoy]:
-    """Run Envoy in front of servers and sidecars, given as host:port. Skips the test if there is no Envoy."""
+    """Run Envoy in front of servers and sidecars, given as host:port. Skips the test if there is no Envoy.
+
+    `change_tls` changes how the servers' certificates are verified. It runs once the healths are as asked for.
+    """
     program = find_envoy()
     if program is None:
         pytest.skip(SKIP_REASON)
     port, admin_port = _free_ports(2)
     path = directory / "envoy.yaml"
-    path.write_text(yaml.safe_dump(adapted(servers, sidecars, port, admin_port, retries=retries)))
+    config = adapted(
+        servers, sidecars, ("127.0.0.1", port), ("127.0.0.1", admin_port), authority=authority, retries=retries
+    )
+    if authority is not None:
+        change_tls(config["static_resources"]["clusters"][0]["transport_socket"]["typed_config"]["common_tls_context"])
+    path.write_text(yaml.safe_dump(config))
     with (directory / "envoy.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             program,
@@ -135,7 +168,7 @@ async def run_envoy(
         envoy = Envoy(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin_port}")
         try:
             await _wait_until_ready(envoy, process, directory / "envoy.log")
-            await envoy.wait_until(are_healthy)
+            await envoy.wait_until(until)
             yield envoy
         finally:
             if process.returncode is None:

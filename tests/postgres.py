@@ -32,6 +32,18 @@ class PostgresServer:
         """Run one of its client programs, such as pg_dump, which is of the same version."""
         subprocess.run([str(self.process.bin_path / name), *arguments], check=True, timeout=120)
 
+    @property
+    def socket(self) -> str:
+        """The path of its socket."""
+        info = self.process.get_postmaster_info()
+        return str(Path(info.socket_dir) / f".s.PGSQL.{info.port}")
+
+    def require_passwords(self) -> None:
+        """From now on all users but the superuser `postgres` need their password."""
+        rules = "local all postgres trust\nlocal all all scram-sha-256\n"
+        (Path(self.process.pgdata) / "pg_hba.conf").write_text(rules)
+        self.run("SELECT pg_reload_conf()")
+
     def stop(self) -> None:
         """Stop the server as an operator does."""
         self.process.stop()

@@ -100,17 +100,19 @@ def _certificate(
     )
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Write the file atomically, readable only by this user."""
+def replace(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Write the file atomically, by default readable only by this user."""
     new = path.with_suffix(".new")
-    with os.fdopen(os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as file:
+    with os.fdopen(os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, mode), "wb") as file:
         file.write(content)
+    new.chmod(mode)
     new.replace(path)
 
 
 def write(
     folder: Path,
     *,
+    server_names: Sequence[x509.GeneralName] = SERVER,
     renew_before: timedelta = RENEW_BEFORE,
     replace_file: Callable[[Path, bytes], None] = replace,
 ) -> bool:
@@ -121,7 +123,7 @@ def write(
     authority = Authority()
     pairs = {
         name: authority.issue([x509.UniformResourceIdentifier(uri)], common_name=name) for name, uri in CALLERS.items()
-    } | {"server": authority.issue(SERVER, common_name="Integration Server")}
+    } | {"server": authority.issue(server_names, common_name="Integration Server")}
     # `_is_current` needs the sentinel file. It is removed first and written last, so that an interrupted run is
     # repeated.
     (folder / SENTINEL_FILE).unlink(missing_ok=True)

@@ -41,9 +41,11 @@ def main() -> None:
 
 
 def _add_further_commands(app: typer.Typer) -> None:
+    from integration_server import healthcheck  # noqa: PLC0415
     from integration_server.cli import audit, doctor, keys, operations, types  # noqa: PLC0415  # not for `serve`
 
-    for function in (serving.sidecar, serving.dev, operations.migrate, doctor.doctor, operations.expiring):
+    serving_commands = (serving.sidecar, serving.dev, healthcheck.healthcheck)
+    for function in (*serving_commands, operations.migrate, doctor.doctor, operations.expiring):
         app.command()(function)
 
     types_app = typer.Typer(invoke_without_command=True, callback=types.list_types)

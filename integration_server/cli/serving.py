@@ -22,7 +22,7 @@ from integration_server.sidecar.grpc_client import ServerClient, TlsFiles
 from integration_server.sidecar_settings import SidecarSettings
 from integration_server.supervisor import ChildSpec, Supervisor, SupervisorChannel, execute, fork_into
 from integration_server.wiring.metrics_listener import measured_process, running_metrics_listener
-from integration_server.wiring.sidecar import SidecarLink, new_sidecar_link, reachable_address, running_sidecar
+from integration_server.wiring.sidecar import SidecarLink, new_sidecar_link, running_sidecar
 from integration_server.wiring.workers import Worker, claimed_port, explain_worker_count, worker_count, worker_names
 
 # Above what a stop takes: the sidecar gives requests in progress 5 seconds, the server calls SHUTDOWN_GRACE_SECONDS.
@@ -173,7 +173,7 @@ def remote_client(settings: Settings) -> ServerClient:
         token=settings.sidecar_token_file,
         server_name=settings.sidecar_tls_server_name,
     )
-    return ServerClient(str(reachable_address(settings.grpc_address)), tls_files=tls_files)
+    return ServerClient(str(settings.grpc_address.reachable), tls_files=tls_files)
 
 
 @command

@@ -6,16 +6,14 @@ files with which the two authenticate. Nothing of the server is imported here, a
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 
 from integration_server.lifecycle import AddressTaken, cap_to_fd_limit, periodic_job
 from integration_server.observability.metrics import Metrics, record_requests
-from integration_server.setting_types import Address
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.http_limits import HttpLimits
 from integration_server.sidecar_settings import SidecarSettings
@@ -106,15 +104,6 @@ async def running_sidecar(
             raise AddressTaken(f"cannot listen on {listen} (SIDECAR_ADDRESS): {error.strerror}") from error
         await stack.enter_async_context(periodic_job(client.poll, _POLL_INTERVAL))
         yield url
-
-
-def reachable_address(server: Address) -> Address:
-    """The address at which this machine reaches a server that listens on `server`."""
-    with suppress(ValueError):  # a name
-        address = ip_address(server.host)
-        if address.is_unspecified:
-            return server._replace(host="127.0.0.1" if address.version == 4 else "::1")
-    return server
 
 
 def http_limits_of(settings: SidecarSettings) -> HttpLimits:

@@ -4,7 +4,7 @@ Each request is as the requirements have it: paths, bodies and queries are their
 """
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from integration_server.sandbox.browser_user import decide
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
 from tests.end_to_end.authenticated_system import CredentialIssuer
+from tests.end_to_end.rest_user import API, RestUser, connect_body, make_nine_requests, of_page
 from tests.end_to_end.system import APP_CALLBACK, RETURN_URL, System, query_of, run_system
 from tests.end_to_end.test_pages_in_a_browser import CHROMIUM
 from tests.envoy import SKIP_REASON, Envoy, find_envoy, run_envoy
@@ -30,51 +31,15 @@ pytestmark = [
 ]
 
 EVIL = "https://evil.example/"
-API = "/api/v1/integrations"
-CONNECT = {"integration_type": "google_calendar", "redirect_uri": APP_CALLBACK}
+CONNECT = connect_body()
 
 
 @dataclass(frozen=True, slots=True)
-class Gateway:
-    """A user of the REST API behind Envoy."""
+class Gateway(RestUser):
+    """A user, the servers and Envoy."""
 
-    system: System
-    envoy: Envoy
-    issuer: CredentialIssuer
-    client: httpx.AsyncClient = field(repr=False)
-
-    def token(self, user_id: str = "ada") -> str:
-        """A token of a user."""
-        return self.issuer.users.token(user_id, self.system.clock())
-
-    def bearer(self, user_id: str = "ada") -> Mapping[str, str]:
-        """The header with a user's token."""
-        return {"Authorization": f"Bearer {self.token(user_id)}"}
-
-    async def request(self, method: str, path: str, user_id: str = "ada", **options: Any) -> httpx.Response:
-        """A request with the user's token."""
-        return await self.client.request(method, f"{API}{path}", headers=self.bearer(user_id), **options)
-
-    async def authorize(self, user_id: str = "ada") -> dict[str, str]:
-        """Connect as the requirements' page does, up to the provider's redirect; its query."""
-        connected = await self.request("POST", "/connect", user_id, json=CONNECT)
-        assert connected.status_code == 200, connected.text
-        assert set(connected.json()) >= {"authorization_url", "state"}
-        location = await decide(self.system.browser, connected.json()["authorization_url"], account="ada", allow=True)
-        query = query_of(location)
-        assert query["state"] == connected.json()["state"]
-        return query
-
-    async def connect(self) -> str:
-        """Connect an account; the integration's id."""
-        query = await self.authorize()
-        response = await self.client.get(f"{API}/callback", params=of_page(query))
-        return str(response.json()["integration_id"])
-
-
-def of_page(query: Mapping[str, str], integration_type: str = "google_calendar") -> Mapping[str, str]:
-    """The query of the requirements' `fetch`: these three parameters."""
-    return {"code": query["code"], "state": query["state"], "integration_type": integration_type}
+    system: System = field(kw_only=True)
+    envoy: Envoy = field(kw_only=True)
 
 
 @asynccontextmanager
@@ -93,7 +58,13 @@ async def run_gateway(database_url: str, directory: Path, **settings: str) -> As
         run_envoy(directory, [system.grpc_address], [system.sidecar_url.removeprefix("http://")]) as envoy,
         httpx.AsyncClient(base_url=envoy.url, trust_env=False, timeout=60) as client,
     ):
-        yield Gateway(system, envoy, issuer, client)
+        yield Gateway(
+            client,
+            system.browser,
+            lambda user_id: issuer.users.token(user_id, system.clock()),
+            system=system,
+            envoy=envoy,
+        )
 
 
 @pytest.fixture
@@ -104,49 +75,7 @@ async def gateway(database_url: str, tmp_path: Path) -> AsyncIterator[Gateway]:
 
 
 async def test_the_nine_requests_of_the_requirements(gateway: Gateway) -> None:
-    # 1 and 2: connect, and the callback of the page
-    query = await gateway.authorize()
-    called_back = await gateway.client.get(f"{API}/callback", params=of_page(query))
-    assert called_back.status_code == 200
-    result = called_back.json()
-    assert result["success"] is True
-    assert "redirect_url" in result
-    number = result["integration_id"]
-    assert isinstance(number, int)
-
-    # 3: list
-    listed = await gateway.request("GET", "/status", params={"integration_type": "google_calendar"})
-    (integration,) = listed.json()["integrations"]
-    assert integration["integration_id"] == str(number)
-    assert (integration["status"], integration["is_active"]) == ("STATUS_ACTIVE", True)
-
-    # 4: details
-    details = await gateway.request("GET", f"/{number}")
-    assert details.json()["integration"]["account_label"] == integration["account_label"]
-
-    # 5: update, with the documented body
-    update = {"name": "My Google Calendar", "config": {"sync_enabled": True}, "is_active": True}
-    updated = await gateway.request("PUT", f"/{number}", json=update)
-    assert updated.status_code == 200, updated.text
-    changed = updated.json()["integration"]
-    assert (changed["name"], changed["config"], changed["is_active"]) == (update["name"], {"sync_enabled": True}, True)
-
-    # 7 and 8: health
-    every = (await gateway.request("GET", "/health/all")).json()
-    assert (every["total_integrations"], every["healthy_count"], every["error_count"]) == (1, 1, 0)
-    one = (await gateway.request("GET", f"/health/{number}")).json()
-    assert one["health_check"]["healthy"] is True
-
-    # 9: refresh, with the id as a number, as documented
-    refreshed = await gateway.request(
-        "POST", f"/{number}/refresh-token", json={"integration_id": number, "force": False}
-    )
-    assert (refreshed.json()["success"], refreshed.json()["refreshed"]) == (True, False)
-
-    # 6: disconnect
-    gone = await gateway.request("DELETE", f"/{number}")
-    assert gone.json()["success"] is True
-    assert (await gateway.request("GET", f"/{number}")).status_code == 404
+    await make_nine_requests(gateway)
 
 
 @pytest.mark.parametrize("named", ["google_calendar", "null", "undefined", ""])
@@ -244,7 +173,7 @@ async def test_a_request_without_a_token_is_unauthenticated(shared: Gateway) -> 
 
 
 async def test_grpc_passes_through_with_details_and_streams(shared: Gateway) -> None:
-    metadata = (("authorization", f"Bearer {shared.token()}"),)
+    metadata = (("authorization", f"Bearer {shared.token('ada')}"),)
     async with grpc.aio.insecure_channel(shared.envoy.url.removeprefix("http://")) as channel:
         service = IntegrationServiceStub(channel)
         request = pb.WatchIntegrationsRequest(user_id="ada")
@@ -299,7 +228,7 @@ async def test_the_page_of_the_requirements_in_a_browser(sqlite_url: str, tmp_pa
                     });
                     return (await response.json()).authorization_url;
                 }""",
-                [gateway.token(), CONNECT],
+                [gateway.token("ada"), CONNECT],
             )
             location = await decide(gateway.system.browser, authorization_url, account="ada", allow=True)
             await page.goto(location.replace(APP_CALLBACK, f"{gateway.envoy.url}/integrations/callback"))

@@ -14,7 +14,8 @@ PROJECT = Path(__file__).parents[2]
 SERVER = ("server", "aws", "redis")
 CLIENT = ("azure", "botocore", "github", "google", "httpx", "otel", "requests", "slack", "stripe", "twilio")
 PUBLISHED = (*SERVER, *CLIENT)
-LOCK, RUN_LOCK = "requirements.lock", "requirements-run.lock"
+LOCK, RUN_LOCK, IMAGE_LOCK = "requirements.lock", "requirements-run.lock", "requirements-image.lock"
+TOOL_LOCKS = ("requirements-checks.lock", "requirements-deploy.lock")
 
 
 def declared(text: str, *extras: str) -> list[Requirement]:
@@ -50,7 +51,13 @@ PYPROJECT = (PROJECT / "pyproject.toml").read_text()
 
 
 @pytest.mark.parametrize(
-    ("lock", "extras"), [(LOCK, (*PUBLISHED, "build", "dev")), (RUN_LOCK, ("build", "server"))], ids=["all", "run"]
+    ("lock", "extras"),
+    [
+        (LOCK, (*PUBLISHED, "build", "dev")),
+        (RUN_LOCK, ("build", "server")),
+        (IMAGE_LOCK, SERVER),
+        *((name, (name.removeprefix("requirements-").removesuffix(".lock"),)) for name in TOOL_LOCKS),
+    ],
 )
 def test_the_lock_files_keep_the_bounds(lock: str, extras: Sequence[str]) -> None:
     assert list(violations(declared(PYPROJECT, *extras), locked(lock))) == []
@@ -69,11 +76,21 @@ def test_negative_control_a_bound_that_the_lock_file_breaks_is_found(before: str
     assert len(list(violations(declared(PYPROJECT.replace(before, after), "server"), locked(LOCK)))) == 1
 
 
-def test_both_lock_files_have_the_same_versions() -> None:
-    everything = locked(LOCK)
-    assert {name: str(everything[name]) for name in locked(RUN_LOCK)} == {
-        name: str(pin) for name, pin in locked(RUN_LOCK).items()
-    }
+@pytest.mark.parametrize("name", [RUN_LOCK, IMAGE_LOCK, *TOOL_LOCKS])
+def test_all_lock_files_have_the_same_versions(name: str) -> None:
+    everything = {package: pinned_version(pin) for package, pin in locked(LOCK).items()}
+    pins = {package: pinned_version(pin) for package, pin in locked(name).items()}
+    shared = pins.keys() & everything.keys()
+    assert shared
+    assert name in TOOL_LOCKS or shared == pins.keys()
+    assert {package: everything[package] for package in shared} == {package: pins[package] for package in shared}
+
+
+@pytest.mark.parametrize("name", [LOCK, RUN_LOCK, IMAGE_LOCK, *TOOL_LOCKS])
+def test_lock_files_have_hashes_and_name_no_index(name: str) -> None:
+    entries = re.split(r"\n(?=[A-Za-z0-9])", (PROJECT / name).read_text())[1:]
+    assert [entry.split()[0] for entry in entries if "--hash=sha256:" not in entry] == []
+    assert [entry for entry in entries if "://" in entry] == []
 
 
 def test_the_tests_run_with_the_versions_in_the_lock_file() -> None:
