@@ -14,7 +14,18 @@ from functools import cached_property
 from typing import Any
 
 import asyncpg
-from sqlalchemy import JSON, BigInteger, ColumnElement, CompoundSelect, Select, String, Table, UpdateBase, bindparam
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ColumnElement,
+    CompoundSelect,
+    Float,
+    Select,
+    String,
+    Table,
+    UpdateBase,
+    bindparam,
+)
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
@@ -101,6 +112,8 @@ def _columns_of(statement: Select[Any] | CompoundSelect[Any] | UpdateBase) -> It
 
 
 def _result_converter(column_type: TypeEngine[Any], dialect: Dialect) -> _Convert | None:
+    if isinstance(column_type, Float):  # both drivers return floats; SQLAlchemy would decide by the type of each result
+        return None
     convert: _Convert | None = column_type.dialect_impl(dialect).result_processor(dialect, None)
     return convert
 

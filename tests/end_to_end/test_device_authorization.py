@@ -35,6 +35,18 @@ async def result_of(clients: Clients, begun: pb.ConnectResponse) -> pb.HandleCal
     return await clients.service.HandleCallback(pb.HandleCallbackRequest(state=begun.state, user_id="ada"))
 
 
+async def final_result_of(clients: Clients, begun: pb.ConnectResponse) -> pb.HandleCallbackResponse:
+    """The same as soon as it is known, a moment after the integration has changed."""
+    results: list[pb.HandleCallbackResponse] = []
+
+    async def is_final() -> bool:
+        results.append(await result_of(clients, begun))
+        return results[-1].reason != "authorization_pending"
+
+    await wait_until(is_final)
+    return results[-1]
+
+
 def is_connected(clients: Clients, integration_id: int) -> Callable[[], Awaitable[bool]]:
     async def check() -> bool:
         return bool((await clients.get(integration_id)).is_connected)
@@ -75,7 +87,7 @@ async def test_a_code_is_entered_at_django_oauth_toolkit(tmp_path: Path, shared_
         integration = await clients.get(begun.integration_id)
         assert (integration.status, integration.account_label) == (integration_pb2.STATUS_ACTIVE, "ada@dot.example")
         assert list(integration.scopes) == ["read", "offline_access"]
-        connected = await result_of(clients, begun)
+        connected = await final_result_of(clients, begun)
         assert (connected.success, connected.integration_id) == (True, begun.integration_id)
         async with asyncio.timeout(60):
             event = (await watching.read()).event
@@ -101,7 +113,7 @@ async def test_a_denial_at_django_oauth_toolkit(tmp_path: Path, sqlite_url: str)
             return not listed.integrations
 
         await wait_until(is_over)
-        assert (await expect_rpc_error(result_of(clients, begun))).reason == "PROVIDER_REJECTED"
+        assert (await expect_rpc_error(final_result_of(clients, begun))).reason == "PROVIDER_REJECTED"
 
 
 INTERVAL = 1
@@ -168,7 +180,7 @@ async def test_another_process_goes_on_after_one_was_killed_during_a_request(
             clients_of(command.serving["grpc"], command.serving["sidecar"]) as clients,
         ):
             await wait_until(is_connected(clients, begun.integration_id))
-            assert (await result_of(clients, begun)).success
+            assert (await final_result_of(clients, begun)).success
     (times,) = server.times.values()
     assert len(times) == POLLS
     assert times[1] - times[0] >= 6 * timeout - 0.01  # the claim of the killed process

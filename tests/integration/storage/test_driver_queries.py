@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from sqlalchemy import String, bindparam, func, literal, select, text
+from sqlalchemy import Float, String, bindparam, func, literal, select, text
 from sqlalchemy.exc import DBAPIError
 
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.storage.driver_queries import DriverQuery, is_one_of
 from integration_server.storage.engine import Database, open_database
-from integration_server.storage.tables import integrations, oauth_clients
+from integration_server.storage.tables import integrations, metadata, oauth_clients
 from tests.postgres import PostgresServer, run_postgres
 
 _T = integrations.c
@@ -39,6 +39,15 @@ async def test_lists_are_one_parameter(database: Database) -> None:
         found = await database.read(query, one=one, texts=texts)
         assert len(found) == (one in texts)
         assert not await database.read(query, one=one, texts=[])
+
+
+async def test_every_column_of_the_schema_can_be_read(database: Database) -> None:
+    for table in metadata.sorted_tables:
+        rows = await database.read(DriverQuery(select(table)))
+        assert all(len(row) == len(table.columns) for row in rows)
+    numbers = select(literal(2.5, Float).label("number"), literal(None, Float).label("none"))
+    ((number, none),) = await database.read(DriverQuery(numbers))
+    assert (number, none) == (2.5, None)
 
 
 async def test_errors_of_statements_are_not_converted(database: Database) -> None:
