@@ -146,16 +146,26 @@ class Load:
         self._is_over = False
         self._renamed = 0
         self._seen = Counter[int]()  # the events of renames, by stream
+        self._tokens: dict[tuple[int, int], str] = {}  # the last ones, by stream and integration
 
     @asynccontextmanager
-    async def running(self, streams: int = 4) -> AsyncIterator[None]:
-        """Call while the block runs. At its end each stream has had each event, once."""
+    async def running(self, streams: int = 3) -> AsyncIterator[None]:
+        """Call while the block runs, with as many streams of events and of credentials.
+
+        At its end each stream of events has had each event, once, and those of credentials the current ones.
+        """
         clients = self._clients
         read, renamed, *refreshed = [await clients.connect(account=name) for name in ACCOUNTS[:4]]
         self._renamed = renamed
         names = count()
-        begun = [asyncio.Event() for _ in range(streams)]
-        watching = [asyncio.create_task(self._watch(number, event)) for number, event in enumerate(begun)]
+        begun = [asyncio.Event() for _ in range(2 * streams)]
+        watching = [
+            *(asyncio.create_task(self._watch_events(number, event)) for number, event in enumerate(begun[:streams])),
+            *(
+                asyncio.create_task(self._watch_credentials(number, refreshed, event))
+                for number, event in enumerate(begun[streams:])
+            ),
+        ]
         async with asyncio.timeout(TIMEOUT):
             await asyncio.gather(*(event.wait() for event in begun))
         kinds: Sequence[tuple[str, Callable[[], Awaitable[object]]]] = (
@@ -174,6 +184,7 @@ class Load:
             await asyncio.gather(*calling)
             if not self.failures:
                 await wait_until(self._all_have_seen_each_event)
+                await wait_until(self._all_have_current_tokens)
             for task in watching:
                 task.cancel()
             await asyncio.gather(*watching, return_exceptions=True)
@@ -197,6 +208,10 @@ class Load:
 
     async def _all_have_seen_each_event(self) -> bool:
         return all(number == self.calls["UpdateIntegration"] for number in self._seen.values())
+
+    async def _all_have_current_tokens(self) -> bool:
+        current = {number: await self._clients.bearer_token(number) for number in {one for _, one in self._tokens}}
+        return all(token == current[number] for (_, number), token in self._tokens.items())
 
     async def _repeat(self, kind: str, call: Callable[[], Awaitable[object]]) -> None:
         while not self._is_over:
@@ -222,20 +237,41 @@ class Load:
         request = pb.RefreshTokenRequest(integration_id=integration_id, user_id="ada", force=True)
         await self._clients.service.RefreshToken(request, timeout=TIMEOUT)
 
-    async def _watch(self, number: int, begun: asyncio.Event) -> None:
+    async def _watch_events(self, number: int, begun: asyncio.Event) -> None:
+        def receive(response: pb.WatchIntegrationsResponse) -> None:
+            event = response.event
+            self._seen[number] += event.kind == _UPDATED and event.integration_id == self._renamed
+
+        service = self._clients.service
+        await self._resume(lambda cursor: service.WatchIntegrations(_events_of("ada", cursor)), receive, begun)
+
+    async def _watch_credentials(self, number: int, integration_ids: Sequence[int], begun: asyncio.Event) -> None:
+        def receive(response: pb.WatchCredentialsResponse) -> None:
+            for one in response.results:
+                self._tokens[number, one.integration_id] = one.result.credentials.bearer_token
+
+        def watch(cursor: str) -> Any:
+            request = pb.WatchCredentialsRequest(integration_ids=integration_ids, user_id="ada", cursor=cursor)
+            return self._clients.service.WatchCredentials(request)
+
+        await self._resume(watch, receive, begun)
+
+    async def _resume(self, watch: Callable[[str], Any], receive: Callable[[Any], None], begun: asyncio.Event) -> None:
+        """Read a stream, and begin again at the last cursor when its server stops."""
         cursor = ""
         while True:
-            request = pb.WatchIntegrationsRequest(user_id="ada", cursor=cursor)
-            stream: Any = self._clients.service.WatchIntegrations(request)
-            ends_with_cursor = False
+            is_resumable = False
             try:
-                async for response in stream:
-                    cursor, ends_with_cursor = response.cursor, not response.HasField("event")
+                async for response in watch(cursor):
+                    receive(response)
+                    cursor, is_resumable = response.cursor or cursor, bool(response.cursor)
                     begun.set()
-                    event = response.event
-                    self._seen[number] += event.kind == _UPDATED and event.integration_id == self._renamed
             except grpc.aio.AioRpcError as error:
-                if ends_with_cursor and parse_rpc_error(error).reason == "SERVER_STOPPING":
+                if is_resumable and parse_rpc_error(error).reason == "SERVER_STOPPING":
                     self.stops += 1
                 else:
-                    self.failures.append(f"WatchIntegrations: {error.code().name} {error.details()}")
+                    self.failures.append(f"stream: {error.code().name} {error.details()}")
+
+
+def _events_of(user_id: str, cursor: str) -> pb.WatchIntegrationsRequest:
+    return pb.WatchIntegrationsRequest(user_id=user_id, cursor=cursor)
