@@ -239,6 +239,7 @@ class PooledTransport(httpx.AsyncBaseTransport):
     """Sends requests by HTTP/1.1, on connections that our network backend opens.
 
     `reuses_leftovers` switches the checks of this module off, for negative controls. `monotonic` is in seconds.
+    `chunks_in_turn`: after so many chunks of a response, which arrive in one segment, other tasks have a turn.
     """
 
     def __init__(
@@ -247,8 +248,10 @@ class PooledTransport(httpx.AsyncBaseTransport):
         *,
         reuses_leftovers: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
+        chunks_in_turn: int = _CHUNKS_IN_TURN,
     ) -> None:
         self._network = network
+        self._chunks_in_turn = chunks_in_turn
         self._is_checked = not reuses_leftovers
         self._monotonic = monotonic
         self._tls = httpx.create_ssl_context()
@@ -281,7 +284,7 @@ class PooledTransport(httpx.AsyncBaseTransport):
         if scheme == "https":
             stream = await stream.start_tls(self._tls, server_hostname=host)
         connecting.in_progress = False
-        connection = _Connection(target, stream, self._is_checked, self._keep, self._forget)
+        connection = _Connection(target, stream, self._is_checked, self._chunks_in_turn, self._keep, self._forget)
         self._open.add(connection)
         return connection
 
@@ -332,12 +335,14 @@ class _Connection:
         target: _Target,
         stream: httpcore.AsyncNetworkStream,
         is_checked: bool,
+        chunks_in_turn: int,
         keep: "Callable[[_Connection], Awaitable[None]]",
         forget: "Callable[[_Connection], None]",
     ) -> None:
         self.target = target
         self._stream = stream
         self._is_checked = is_checked
+        self._chunks_in_turn = chunks_in_turn
         self._keep, self._forget = keep, forget
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_BYTES)
         self._upload: asyncio.Task[None] | None = None
@@ -379,7 +384,7 @@ class _Connection:
         while isinstance(event := await self._next_event(), h11.Data):
             yield bytes(event.data)
             count += 1
-            if count % _CHUNKS_IN_TURN == 0:
+            if count % self._chunks_in_turn == 0:
                 await asyncio.sleep(0)
 
     async def end(self) -> None:

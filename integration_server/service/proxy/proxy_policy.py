@@ -179,6 +179,7 @@ def require_no_credentials(request: ApiRequest, auth: RequestAuth) -> None:
 def forwardable_headers(headers: Iterable[tuple[str, str]], secrets: Collection[str]) -> Sequence[tuple[str, str]]:
     """The response headers that a backend gets: no connection headers, no cookies, none that contains a secret."""
     listed = list(headers)
+    encoded_secrets = {form for secret in secrets for form in _encodings(secret)}
     named = {
         option.strip().lower()  # RFC 9110 §7.6.1: Connection names hop-by-hop headers
         for name, value in listed
@@ -191,13 +192,15 @@ def forwardable_headers(headers: Iterable[tuple[str, str]], secrets: Collection[
         if name.lower() not in _DROPPED_RESPONSE_HEADERS
         and name.lower() not in named
         and not name.lower().startswith(_PROXY_HEADER_PREFIXES)
-        and not _contains_secret(name + value, secrets)
+        and not _contains_any(name + value, encoded_secrets)
     )
 
 
-def _contains_secret(text: str, secrets: Collection[str]) -> bool:
-    forms = {text, unquote(text), unquote_plus(text), unquote(unquote(text))}
-    return any(form in read for secret in secrets for form in _encodings(secret) for read in forms)
+def _contains_any(text: str, encoded_secrets: Collection[str]) -> bool:
+    forms = {text}
+    if "%" in text or "+" in text:
+        forms |= {unquote(text), unquote_plus(text), unquote(unquote(text))}
+    return any(secret in form for secret in encoded_secrets for form in forms)
 
 
 def _encodings(secret: str) -> set[str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import httpcore
 import httpx
@@ -9,6 +10,11 @@ import pytest
 
 from integration_server.domain.errors import ProviderUnavailable
 from integration_server.providers.http import HttpResponse, ProviderHttp
+from integration_server.providers.outbound_connections import (
+    PooledTransport,
+    SsrfGuardedBackend,
+    is_public_or_loopback,
+)
 from tests.integration.providers.socket_servers import serving
 from tests.loopback import ConnectionHandler
 
@@ -84,6 +90,47 @@ async def test_an_invalid_http_response_is_provider_unavailable(handler: Connect
         await send_request(handler)
     assert "TimeoutError" not in str(raised.value)
     assert "s3cret" not in f"{raised.value!r}{raised.value.__cause__!r}{raised.value.__context__!r}"
+
+
+CHUNKS = 8000
+
+
+async def send_tiny_chunks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKS * b"1\r\n \r\n" + b"0\r\n\r\n")
+    await writer.drain()
+
+
+async def turns_of_other_tasks(transport: PooledTransport) -> int:
+    """How often another task runs while a body of tiny chunks, which arrive together, is read."""
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    http = ProviderHttp(lambda: datetime.now(UTC), dev_mode=True, transport=transport, deadline=timedelta(seconds=60))
+    async with serving(send_tiny_chunks) as url, http, http.stream("GET", url, None, **stream_options(url)) as response:
+        await asyncio.sleep(0.2)  # until all of it is there, as far as the sockets take it
+        counting = asyncio.create_task(count())
+        size = sum([len(chunk) async for chunk in response.chunks()])
+        counting.cancel()
+    assert size == CHUNKS
+    return turns
+
+
+def stream_options(url: str) -> dict[str, Any]:
+    return {"allowed_origins": {url}, "idle_timeout": timedelta(seconds=60)}
+
+
+async def test_tiny_chunks_do_not_hold_the_event_loop() -> None:
+    assert await turns_of_other_tasks(PooledTransport(SsrfGuardedBackend(is_public_or_loopback))) >= CHUNKS // 100
+
+
+async def test_negative_control_tiny_chunks_of_a_segment_are_read_in_one_turn() -> None:
+    transport = PooledTransport(SsrfGuardedBackend(is_public_or_loopback), chunks_in_turn=CHUNKS)
+    assert await turns_of_other_tasks(transport) < CHUNKS // 200
 
 
 async def test_a_refused_connection_is_provider_unavailable() -> None:
