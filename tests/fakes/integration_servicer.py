@@ -32,6 +32,8 @@ class FakeServicer(IntegrationServiceServicer):
 
     def __init__(self, *, has_watch: bool = True) -> None:
         self.has_watch = has_watch
+        self.has_batch = True
+        self.max_batch = 1000
         self.calls: Counter[str] = Counter()
         self.tokens = {number: f"secret-token-{number}-1" for number in range(1, 51)}
         self.lifetime = timedelta(hours=1)
@@ -94,6 +96,23 @@ class FakeServicer(IntegrationServiceServicer):
             )
             context.abort(grpc.StatusCode.NOT_FOUND, "not found")
         return pb.GetCredentialsResponse(credentials=self.credentials(request.integration_id))
+
+    def BatchGetCredentials(
+        self, request: pb.BatchGetCredentialsRequest, context: Any
+    ) -> pb.BatchGetCredentialsResponse:
+        """As `GetCredentials`, for each. A response has at most `max_batch` results."""
+        self._count("BatchGetCredentials", context)
+        if not self.has_batch:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "no such RPC")
+        results = []
+        for index, item in enumerate(request.requests):
+            if index >= self.max_batch:
+                results.append(pb.CredentialsResult(error=status(code_pb2.RESOURCE_EXHAUSTED, "ANSWER_TOO_LARGE")))
+            elif item.user_id == "stranger" or item.integration_id not in self.tokens:
+                results.append(pb.CredentialsResult(error=status(code_pb2.NOT_FOUND, "INTEGRATION_NOT_FOUND")))
+            else:
+                results.append(pb.CredentialsResult(credentials=self.credentials(item.integration_id)))
+        return pb.BatchGetCredentialsResponse(results=results)
 
     def RefreshToken(self, request: pb.RefreshTokenRequest, context: Any) -> pb.RefreshTokenResponse:
         """Call `refreshed`."""
