@@ -661,7 +661,7 @@ class AsyncConnection:
         return self.attempt.integration_id
 
     async def wait(self, timeout: float | timedelta | None = None) -> AsyncAccount:
-        """Wait until the user has connected the account, and return it.
+        """Wait until the user has connected the account, and return it. The server may be away meanwhile.
 
         Raises `TimeoutError` after `timeout` seconds, `StateExpired` when nobody can complete the connection any
         longer, and the reason if the provider rejects a device authorization.
@@ -669,7 +669,10 @@ class AsyncConnection:
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         deadline = None if seconds is None else time.monotonic() + seconds
         for pause in pauses():
-            integration_id = await self._poll()
+            try:
+                integration_id = await self._poll()
+            except (Unavailable, DeadlineExceeded, ResourceExhausted):
+                integration_id = None  # the user may connect meanwhile: look again until the attempt expires
             if integration_id is not None:
                 attempt = self.attempt
                 return self._client.account(

@@ -10,12 +10,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from integration_server.client import AsyncIntegrations, Credentials, Integrations
 from integration_server.client.errors import (
     AccountNotConnected,
     IntegrationNotFound,
+    ProviderRejected,
     SeveralAccounts,
     Unauthenticated,
     Unavailable,
@@ -322,3 +324,45 @@ def test_the_error_of_a_batch_is_that_of_each_account(loop: Loop, servicer: Fake
     servicer.accepted_token = "another"  # UNAUTHENTICATED: nothing in memory is served for it
     found = loop(lambda: client.credentials_of(accounts, timedelta(hours=2)))
     assert all(isinstance(one, Unauthenticated) for one in found)
+
+
+BUSY, DENIED = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize("decisions", [["authorization_pending", ""], [BUSY, ""]], ids=["pending", "busy"])
+def test_a_device_authorization_is_awaited(
+    loop: Loop, servicer: FakeServicer, address: str, decisions: list[str | grpc.StatusCode]
+) -> None:
+    servicer.decisions = list(decisions)
+    connection = loop(lambda: loop.client(address).connect(user="ada", type="tv"))
+    assert connection.user_code == "CODE"
+    account = loop(connection.wait)
+    assert loop(account.integration_id) == 7
+    assert servicer.calls["HandleCallback"] == len(decisions)
+
+
+def test_a_rejected_device_authorization_ends_the_wait(loop: Loop, servicer: FakeServicer, address: str) -> None:
+    servicer.decisions = ["access_denied"]
+    connection = loop(lambda: loop.client(address).connect(user="ada", type="tv"))
+    with pytest.raises(ProviderRejected, match="access_denied"):
+        loop(connection.wait)
+
+
+def test_without_the_permission_for_callbacks_the_integration_is_looked_at(
+    loop: Loop, servicer: FakeServicer, address: str
+) -> None:
+    servicer.decisions = [DENIED]
+    connection = loop(lambda: loop.client(address).connect(user="ada", type="tv"))
+    servicer.connect_time = 5
+    assert loop(loop(connection.wait).integration_id) == 7
+
+
+def test_a_reconnection_ends_when_the_account_was_connected_again(
+    loop: Loop, servicer: FakeServicer, address: str
+) -> None:
+    servicer.connect_time, servicer.decisions = 5, [DENIED, DENIED]
+    connection = loop(lambda: loop.client(address).connect(user="ada", type="tv", integration_id=7))
+    with pytest.raises(TimeoutError):
+        loop(lambda: connection.wait(timeout=0))
+    servicer.connect_time = 6
+    assert loop(loop(connection.wait).integration_id) == 7
