@@ -93,7 +93,11 @@ class _Received:
 async def measure(plan: WatchPlan, progress: Progress) -> Result:
     """Measure in alternating phases; the median of the ratios is judged."""
     task = progress.add_task("inserting integrations", total=plan.rounds + 1)
-    limits = {"CALLER_MAX_CALLS_PER_SECOND": "1000000", "CALLER_MAX_WATCHED_INTEGRATIONS": "1000000", "WORKERS": "1"}
+    limits: dict[str, Any] = {
+        "CALLER_MAX_CALLS_PER_SECOND": "1000000",
+        "CALLER_MAX_WATCHED_INTEGRATIONS": "1000000",
+        "WORKERS": "1",
+    }
     rounds: list[tuple[float, float]] = []
     delays: list[float] = []
     per_response: list[float] = []

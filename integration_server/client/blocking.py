@@ -15,14 +15,17 @@ from integration_server.client.configuration import ChannelOptions, Configuratio
 from integration_server.client.connecting import check_expiry, device_outcome, is_connected, merged, pauses
 from integration_server.client.credentials import Credentials
 from integration_server.client.errors import (
+    AnswerTooLarge,
     CursorExpired,
     DeadlineExceeded,
     IntegrationNotFound,
     IntegrationsError,
+    InvalidArgument,
     PermissionDenied,
     ReauthorizationRequired,
     ResourceExhausted,
     Unavailable,
+    Unimplemented,
 )
 from integration_server.client.hooks import CallHook
 from integration_server.client.operations import ApiCall, Config, ItemT, Listing, Operation, Pairs
@@ -344,6 +347,68 @@ class Integrations:
             found = self._store.shared_outcome(entry, since, min_ttl)
             return found if found is not None else self._fetch(entry, min_ttl)
 
+    def credentials_of(
+        self, accounts: Sequence["Account"], min_ttl: timedelta | None = None
+    ) -> Sequence[Credentials | IntegrationsError]:
+        """Return the credentials of each account, or why there are none.
+
+        Those that are not in memory are read with one RPC for each thousand accounts, and kept fresh from then on.
+        """
+        targets: list[tuple[Key, str] | IntegrationsError] = []
+        for account in accounts:
+            try:
+                targets.append(account.target())
+            except IntegrationsError as error:
+                targets.append(error)
+        entries = [self._store.entry(*one) for one in targets if not isinstance(one, IntegrationsError)]
+        found: dict[Key, Credentials | IntegrationsError] = {}
+        stale = self._store.stale(entries, min_ttl)
+        for begin in range(0, len(stale), operations.MAX_BATCH):
+            found |= self._fetch_many(stale[begin : begin + operations.MAX_BATCH], min_ttl)
+        results: list[Credentials | IntegrationsError] = []
+        for target in targets:
+            if isinstance(target, IntegrationsError):
+                results.append(target)
+                continue
+            result = found.get(target[0])
+            try:
+                results.append(result or self.credentials(*target, min_ttl))
+            except IntegrationsError as error:
+                results.append(error)
+        return results
+
+    def _fetch_many(
+        self, entries: Sequence[Entry[threading.Lock]], min_ttl: timedelta | None
+    ) -> dict[Key, Credentials | IntegrationsError]:
+        """Read credentials with one RPC. What it has no result for is left out, and read by itself."""
+        if len(entries) < 2:  # one has its own RPC
+            return {}
+        fetches = [self._store.begin_fetch(entry) for entry in entries]
+        operation = operations.batch_get_credentials([entry.key for entry in entries], min_ttl)
+        try:
+            results = self.run(operation)
+        except (Unimplemented, PermissionDenied, InvalidArgument):
+            return {}  # an older server, or one account of many is at fault
+        except IntegrationsError as error:
+            results = [error] * len(entries)
+        found: dict[Key, Credentials | IntegrationsError] = {}
+        streams = []
+        for entry, fetch, result in zip(entries, fetches, results, strict=True):
+            if isinstance(result, AnswerTooLarge):
+                continue
+            if isinstance(result, IntegrationsError):
+                found[entry.key] = self._store.record_failure(entry, result, min_ttl) or result
+                continue
+            read = Credentials.decode(result, entry.key.integration_id, entry.integration_type)
+            recorded = self._store.record(entry, fetch, read)
+            streams.append(self._store.watch(entry, fetch))
+            if recorded is not None:
+                found[entry.key] = recorded
+        for stream in dict.fromkeys(streams):
+            if stream is not None and self._watcher is not None:
+                self._watcher.start(stream)
+        return found
+
     def renew(self, key: Key, integration_type: str, rejected: Credentials) -> Credentials:
         """Return newer credentials than those that the provider has rejected."""
         entry = self._store.entry(key, integration_type)
@@ -417,6 +482,10 @@ class Account(AccountAdapters):
         if self._integration_id is not None:
             return self._integration_id
         return self._client.resolve(self._user, self._type)
+
+    def target(self) -> tuple[Key, str]:
+        """Return the user and the number, which is looked up the first time, and the type, if it is known."""
+        return self._key(), self._type
 
     def _key(self) -> Key:
         return Key(self._user, self.integration_id())
@@ -592,7 +661,7 @@ class Connection:
         return self.attempt.integration_id
 
     def wait(self, timeout: float | timedelta | None = None) -> Account:
-        """Wait until the user has connected the account, and return it.
+        """Wait until the user has connected the account, and return it. The server may be away meanwhile.
 
         Raises `TimeoutError` after `timeout` seconds, `StateExpired` when nobody can complete the connection any
         longer, and the reason if the provider rejects a device authorization.
@@ -600,7 +669,10 @@ class Connection:
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         deadline = None if seconds is None else time.monotonic() + seconds
         for pause in pauses():
-            integration_id = self._poll()
+            try:
+                integration_id = self._poll()
+            except (Unavailable, DeadlineExceeded, ResourceExhausted):
+                integration_id = None  # the user may connect meanwhile: look again until the attempt expires
             if integration_id is not None:
                 attempt = self.attempt
                 return self._client.account(

@@ -13,7 +13,7 @@ from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from integration_server.client import rpcs
-from integration_server.client.errors import AccountNotConnected, SeveralAccounts
+from integration_server.client.errors import AccountNotConnected, IntegrationsError, SeveralAccounts, error_of_status
 from integration_server.client.rpcs import Rpc
 from integration_server.client.store import Key
 from integration_server.client.values import ApiResponse, Attempt, CallbackResult, WebhookEvent, WebhookSecret
@@ -46,6 +46,10 @@ class Page(NamedTuple, Generic[ItemT]):
 
 Listing = Callable[[str], Operation[Page[ItemT]]]
 """Returns the operation that reads the page of a token."""
+
+
+MAX_BATCH = 1_000
+"""Accounts of one `BatchGetCredentials`, as the contract says."""
 
 
 def _struct(config: Config | None) -> Struct | None:
@@ -259,10 +263,25 @@ def _callback_result(response: pb.HandleCallbackResponse | pb.ConfirmConnectionR
 
 def get_credentials(key: Key, min_ttl: timedelta | None) -> Operation[credentials_pb2.Credentials]:
     """Valid credentials."""
-    request = pb.GetCredentialsRequest(
-        user_id=key.user_id, integration_id=key.integration_id, min_ttl=_duration(min_ttl)
+    return Operation(rpcs.GET_CREDENTIALS, _credentials_request(key, min_ttl), lambda response: response.credentials)
+
+
+def _credentials_request(key: Key, min_ttl: timedelta | None) -> pb.GetCredentialsRequest:
+    return pb.GetCredentialsRequest(user_id=key.user_id, integration_id=key.integration_id, min_ttl=_duration(min_ttl))
+
+
+def batch_get_credentials(
+    keys: Sequence[Key], min_ttl: timedelta | None
+) -> Operation[Sequence[credentials_pb2.Credentials | IntegrationsError]]:
+    """For each account valid credentials, or an error. At most `MAX_BATCH` accounts."""
+    requests = [_credentials_request(key, min_ttl) for key in keys]
+    return Operation(
+        rpcs.BATCH_GET_CREDENTIALS,
+        pb.BatchGetCredentialsRequest(requests=requests),
+        lambda response: [
+            one.credentials if one.HasField("credentials") else error_of_status(one.error) for one in response.results
+        ],
     )
-    return Operation(rpcs.GET_CREDENTIALS, request, lambda response: response.credentials)
 
 
 def refresh(key: Key, *, force: bool) -> Operation[pb.RefreshTokenResponse]:

@@ -46,6 +46,10 @@ UPDATE_INTEGRATION = Rpc("UpdateIntegration", pb.UpdateIntegrationRequest, pb.Up
 SET_WEBHOOK_SECRET = Rpc("SetWebhookSecret", pb.SetWebhookSecretRequest, pb.SetWebhookSecretResponse, 10)
 # The server may ask a provider first, and waits for it for ten seconds (PROVIDER_TIMEOUT_SECONDS), sometimes twice.
 GET_CREDENTIALS = Rpc("GetCredentials", pb.GetCredentialsRequest, pb.GetCredentialsResponse, 30, True)
+# Three quarters of it are for refreshes.
+BATCH_GET_CREDENTIALS = Rpc(
+    "BatchGetCredentials", pb.BatchGetCredentialsRequest, pb.BatchGetCredentialsResponse, 40, True
+)
 CONNECT = Rpc("Connect", pb.ConnectRequest, pb.ConnectResponse, 30)
 CONNECT_WITH_API_KEY = Rpc("ConnectWithApiKey", pb.ConnectWithApiKeyRequest, pb.ConnectWithApiKeyResponse, 30)
 HANDLE_CALLBACK = Rpc("HandleCallback", pb.HandleCallbackRequest, pb.HandleCallbackResponse, 30, True)

@@ -213,6 +213,11 @@ class CredentialStore(Generic[LockT]):
                 self._set(entry, credentials)
             return entry.credentials
 
+    def stale(self, entries: Sequence[Entry[LockT]], min_ttl: timedelta | None) -> Sequence[Entry[LockT]]:
+        """Return the entries, each once, whose credentials in memory cannot be used without asking the server."""
+        with self._lock:
+            return [entry for entry in dict.fromkeys(entries) if self.fresh(entry, min_ttl) is None]
+
     def record_failure(
         self, entry: Entry[LockT], error: IntegrationsError, min_ttl: timedelta | None
     ) -> Credentials | None:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from integration_server.domain.allowed_types import AllowedTypes
 from integration_server.domain.errors import (
@@ -45,11 +45,11 @@ _BATCH = 200  # integrations of one read: the first credentials are sent after s
 _MAX_RESPONSE = 64 * 1024  # bytes of results: gRPC's own buffer
 _REFRESHES = 16  # of one stream at a time: the lease and the commit of each need a database connection for a moment
 _MAX_REFRESH = 30.0  # seconds: three slow calls of a provider
-_RETRY = timedelta(seconds=30)  # after an error that does not say when to try again
-_MIN_RETRY = timedelta(seconds=1)
-_UNCHANGED = timedelta(seconds=60)  # until credentials that were not renewed in time are read again
+_RETRY = 30.0  # seconds, after an error that does not say when to try again
+_MIN_RETRY = 1.0  # seconds
+_UNCHANGED = 60.0  # seconds until credentials that were not renewed in time are read again
 _LEAD_SHARE = 0.1  # of the time until credentials are due: so much earlier they are renewed, at most
-_MAX_LEAD = timedelta(seconds=60)  # a provider that is slow or down for a moment then delays nothing
+_MAX_LEAD = 60.0  # seconds: a provider that is slow or down for a moment then delays nothing
 _MAX_SEND = 60.0  # seconds that a client may take to read a response, as for the stream of events
 
 
@@ -159,14 +159,15 @@ _News = tuple[IntegrationId, SharedOutcome]
 class _Watched:
     """The state of an integration of a stream.
 
-    `sent` is what the client has: the version, or the reason of an error. At `due_time` the credentials are read again,
-    so that they last for `early_ttl`, which is longer than the client has asked for, or for what it has asked for.
+    `sent` is what the client has: the version, or the reason of an error. At `due_time`, in seconds since the epoch,
+    the credentials are read again, so that they last for `early_ttl` seconds, which is longer than the client has asked
+    for; None: so that they last as long as it has asked for.
     """
 
     request: CredentialRequest
     sent: int | str | None = None
-    due_time: datetime | None = None
-    early_ttl: timedelta | None = None
+    due_time: float | None = None
+    early_ttl: float | None = None
     early_version: int | str | None = None  # of the credentials that were to be renewed early
 
 
@@ -193,7 +194,7 @@ class _Stream:
         self._jitter = jitter
         self._allowed_types = allowed_types
         self._max_refreshes = max_refreshes
-        self._due: list[tuple[datetime, IntegrationId]] = []  # a heap; entries may be outdated
+        self._due: list[tuple[float, IntegrationId]] = []  # a heap; entries may be outdated
         # What the client has from an earlier stream; an error it may not have.
         self._known = set(requests) if changes.resumed_position is not None else set[IntegrationId]()
         self._position = changes.resumed_position
@@ -213,12 +214,12 @@ class _Stream:
     def has_work(self) -> bool:
         """Whether there is something to read now."""
         has_room = len(self._running) < self._max_refreshes
-        is_due = self._due and self._due[0][0] <= self._clock()
+        is_due = self._due and self._due[0][0] <= self._now()
         return bool(self._unread or self._changes.changed or is_due or (self._deferred and has_room))
 
     def seconds_until_due(self) -> float | None:
         """How long until something is due; None: nothing is."""
-        return max(0.0, (self._due[0][0] - self._clock()).total_seconds()) if self._due else None
+        return max(0.0, self._due[0][0] - self._now()) if self._due else None
 
     async def read(self) -> None:
         """Read some of what has to be read, and add what the client does not have to the news."""
@@ -261,13 +262,13 @@ class _Stream:
         while self._unread and len(taken) < _BATCH:
             number = self._unread.popleft()
             taken[number] = self._watched[number].request
-        now = self._clock()
+        now = self._now()
         while self._due and self._due[0][0] <= now and len(taken) < _BATCH:
             time, number = heapq.heappop(self._due)
             watched = self._watched[number]
             if watched.due_time == time:
                 self._known.discard(number)
-                early = watched.early_ttl
+                early = None if watched.early_ttl is None else timedelta(seconds=watched.early_ttl)
                 taken[number] = watched.request if early is None else replace(watched.request, min_ttl=early)
         return taken
 
@@ -307,26 +308,29 @@ class _Stream:
             self._news.append((number, shared))
 
     def _schedule(self, number: IntegrationId, watched: _Watched, outcome: object, mark: int | str) -> None:
-        now, due = self._clock(), None
-        early_ttl = None
+        now, due, early_ttl = self._now(), None, None
         if isinstance(outcome, UsableCredentials):
-            # That of an early read is for the longer lifetime that it has asked for.
-            due = outcome.valid_until
-            if watched.early_ttl is not None:
-                due = self._credentials.valid_until(outcome.credentials, watched.request.min_ttl)
+            until = outcome.valid_until
+            if watched.early_ttl is not None:  # then that may be for the longer lifetime
+                until = self._credentials.valid_until(outcome.credentials, watched.request.min_ttl)
+            due = None if until is None else until.timestamp()
             if due is not None and due <= now:
                 due = now + _UNCHANGED * self._spread()
             elif due is not None and watched.early_version != mark:
                 watched.early_version = mark
-                lead = min((due - now) * _LEAD_SHARE, _MAX_LEAD) * self._spread()
-                due -= lead
+                due -= min((due - now) * _LEAD_SHARE, _MAX_LEAD) * self._spread()
                 early_ttl = ttl_at(outcome.credentials, due)
         elif isinstance(outcome, ProviderError | StoreUnavailable) or not isinstance(outcome, IntegrationServerError):
-            due = now + max(_MIN_RETRY, getattr(outcome, "retry_after", None) or _RETRY * self._spread())
+            retry_after: timedelta | None = getattr(outcome, "retry_after", None)
+            due = now + (max(_MIN_RETRY, retry_after.total_seconds()) if retry_after else _RETRY * self._spread())
         # After any other error only a change can help.
         watched.due_time, watched.early_ttl = due, early_ttl
         if due is not None:
             heapq.heappush(self._due, (due, number))
+
+    def _now(self) -> float:
+        """The time in seconds since the epoch."""
+        return self._clock().timestamp()
 
     def _spread(self) -> float:
         """Spread what is due for many streams and integrations at the same time."""

@@ -32,6 +32,10 @@ class FakeServicer(IntegrationServiceServicer):
 
     def __init__(self, *, has_watch: bool = True) -> None:
         self.has_watch = has_watch
+        self.has_batch = True
+        self.decisions: list[str | grpc.StatusCode] = []
+        self.connect_time = 0
+        self.max_batch = 1000
         self.calls: Counter[str] = Counter()
         self.tokens = {number: f"secret-token-{number}-1" for number in range(1, 51)}
         self.lifetime = timedelta(hours=1)
@@ -94,6 +98,46 @@ class FakeServicer(IntegrationServiceServicer):
             )
             context.abort(grpc.StatusCode.NOT_FOUND, "not found")
         return pb.GetCredentialsResponse(credentials=self.credentials(request.integration_id))
+
+    def BatchGetCredentials(
+        self, request: pb.BatchGetCredentialsRequest, context: Any
+    ) -> pb.BatchGetCredentialsResponse:
+        """As `GetCredentials`, for each. A response has at most `max_batch` results."""
+        self._count("BatchGetCredentials", context)
+        if not self.has_batch:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "no such RPC")
+        results = []
+        for index, item in enumerate(request.requests):
+            if index >= self.max_batch:
+                results.append(pb.CredentialsResult(error=status(code_pb2.RESOURCE_EXHAUSTED, "ANSWER_TOO_LARGE")))
+            elif item.user_id == "stranger" or item.integration_id not in self.tokens:
+                results.append(pb.CredentialsResult(error=status(code_pb2.NOT_FOUND, "INTEGRATION_NOT_FOUND")))
+            else:
+                results.append(pb.CredentialsResult(credentials=self.credentials(item.integration_id)))
+        return pb.BatchGetCredentialsResponse(results=results)
+
+    def Connect(self, request: pb.ConnectRequest, context: Any) -> pb.ConnectResponse:
+        """A device authorization of integration 7."""
+        self._count("Connect", context)
+        response = pb.ConnectResponse(integration_id=7, state="state", user_code="CODE", verification_uri="https://x/d")
+        response.expire_time.FromDatetime(datetime.now(UTC) + timedelta(minutes=10))
+        return response
+
+    def HandleCallback(self, request: pb.HandleCallbackRequest, context: Any) -> pb.HandleCallbackResponse:
+        """The next of `decisions`: a status, or the reason of a result; empty for success."""
+        self._count("HandleCallback", context)
+        decision = self.decisions.pop(0)
+        if isinstance(decision, grpc.StatusCode):
+            context.abort(decision, "no decision")
+        return pb.HandleCallbackResponse(success=not decision, integration_id=7, reason=decision)
+
+    def GetIntegration(self, request: pb.GetIntegrationRequest, context: Any) -> pb.GetIntegrationResponse:
+        """An integration that was connected `connect_time` seconds after the epoch; 0 for one that is not."""
+        self._count("GetIntegration", context)
+        integration = integration_pb2.Integration(integration_id=7, is_connected=bool(self.connect_time))
+        if self.connect_time:
+            integration.connect_time.FromSeconds(self.connect_time)
+        return pb.GetIntegrationResponse(integration=integration)
 
     def RefreshToken(self, request: pb.RefreshTokenRequest, context: Any) -> pb.RefreshTokenResponse:
         """Call `refreshed`."""

@@ -10,12 +10,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from integration_server.client import AsyncIntegrations, Credentials, Integrations
 from integration_server.client.errors import (
     AccountNotConnected,
     IntegrationNotFound,
+    ProviderRejected,
     SeveralAccounts,
     Unauthenticated,
     Unavailable,
@@ -283,3 +285,84 @@ def test_a_forked_process_is_told_to_create_its_own_client(servicer: FakeService
     process += 1
     with pytest.raises(RuntimeError, match="forked"):
         guard.check()
+
+
+def test_first_reads_of_many_accounts_are_one_rpc(loop: Loop, servicer: FakeServicer, address: str) -> None:
+    client = loop.client(address)
+    accounts = [client.account(user="ada", integration_id=number) for number in (1, 2, 3, 2, 99)]
+    found = loop(lambda: client.credentials_of([*accounts, client.account(user="none", type="calendar")]))
+    tokens = [one.access_token if isinstance(one, Credentials) else one.reason for one in found]
+    assert tokens[:4] == [f"secret-token-{number}-1" for number in (1, 2, 3, 2)]
+    assert isinstance(found[4], IntegrationNotFound)
+    assert isinstance(found[5], AccountNotConnected)
+    assert servicer.calls["BatchGetCredentials"] == 1
+    assert servicer.calls["GetCredentials"] == 0
+    loop.until(watched(servicer, 1, 2, 3))
+    before = dict(servicer.calls)
+    assert loop(lambda: client.credentials_of(accounts[:4])) == found[:4]
+    assert dict(servicer.calls) == before
+    servicer.tokens[3] = "second"
+    servicer.report(3, "c")
+    loop.until(lambda: loop(accounts[2].credentials).access_token == "second")
+
+
+@pytest.mark.parametrize(("has_batch", "max_batch", "singles"), [(False, 1000, 3), (True, 1, 2)])
+def test_accounts_without_a_result_in_a_batch_are_read_by_themselves(
+    loop: Loop, servicer: FakeServicer, address: str, has_batch: bool, max_batch: int, singles: int
+) -> None:
+    servicer.has_batch, servicer.max_batch = has_batch, max_batch
+    client = loop.client(address)
+    found = loop(lambda: client.credentials_of([client.account(user="ada", integration_id=one) for one in (1, 2, 3)]))
+    assert all(isinstance(one, Credentials) for one in found)
+    assert (servicer.calls["BatchGetCredentials"], servicer.calls["GetCredentials"]) == (1, singles)
+
+
+def test_the_error_of_a_batch_is_that_of_each_account(loop: Loop, servicer: FakeServicer, address: str) -> None:
+    client = loop.client(address, watch=False)
+    accounts = [client.account(user="ada", integration_id=number) for number in (1, 2)]
+    loop(lambda: client.credentials_of(accounts))
+    servicer.accepted_token = "another"  # UNAUTHENTICATED: nothing in memory is served for it
+    found = loop(lambda: client.credentials_of(accounts, timedelta(hours=2)))
+    assert all(isinstance(one, Unauthenticated) for one in found)
+
+
+BUSY, DENIED = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize("decisions", [["authorization_pending", ""], [BUSY, ""]], ids=["pending", "busy"])
+def test_a_device_authorization_is_awaited(
+    loop: Loop, servicer: FakeServicer, address: str, decisions: list[str | grpc.StatusCode]
+) -> None:
+    servicer.decisions = list(decisions)
+    connection = loop(lambda: loop.client(address).connect(user="ada", type="tv"))
+    assert connection.user_code == "CODE"
+    account = loop(connection.wait)
+    assert loop(account.integration_id) == 7
+    assert servicer.calls["HandleCallback"] == len(decisions)
+
+
+def test_a_rejected_device_authorization_ends_the_wait(loop: Loop, servicer: FakeServicer, address: str) -> None:
+    servicer.decisions = ["access_denied"]
+    connection = loop(lambda: loop.client(address).connect(user="ada", type="tv"))
+    with pytest.raises(ProviderRejected, match="access_denied"):
+        loop(connection.wait)
+
+
+def test_without_the_permission_for_callbacks_the_integration_is_looked_at(
+    loop: Loop, servicer: FakeServicer, address: str
+) -> None:
+    servicer.decisions = [DENIED]
+    connection = loop(lambda: loop.client(address).connect(user="ada", type="tv"))
+    servicer.connect_time = 5
+    assert loop(loop(connection.wait).integration_id) == 7
+
+
+def test_a_reconnection_ends_when_the_account_was_connected_again(
+    loop: Loop, servicer: FakeServicer, address: str
+) -> None:
+    servicer.connect_time, servicer.decisions = 5, [DENIED, DENIED]
+    connection = loop(lambda: loop.client(address).connect(user="ada", type="tv", integration_id=7))
+    with pytest.raises(TimeoutError):
+        loop(lambda: connection.wait(timeout=0))
+    servicer.connect_time = 6
+    assert loop(loop(connection.wait).integration_id) == 7

@@ -340,11 +340,11 @@ class CredentialService:
         return credentials.expire_time - min(self._required_ttl(credentials, min_ttl), credentials.expire_time - now)
 
 
-def ttl_at(credentials: Credentials, time: datetime) -> timedelta | None:
-    """How long credentials last from this time on; None: always."""
+def ttl_at(credentials: Credentials, time: float) -> float | None:
+    """How many seconds credentials last from this time on, in seconds since the epoch; None: always."""
     if not isinstance(credentials, OAuthTokens) or credentials.expire_time is None:
         return None
-    return credentials.expire_time - time
+    return credentials.expire_time.timestamp() - time
 
 
 def _is_untried(integration: Integration) -> bool:

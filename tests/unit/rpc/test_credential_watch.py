@@ -1,25 +1,33 @@
 """The streams of `WatchCredentials`: what they share, what a slow refresh delays, and how they end and resume."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from google.rpc import error_details_pb2
 
 from integration_server.bootstrap import Service
-from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, NO_INTEGRATION_TYPES
-from integration_server.domain.errors import IntegrationNotFound, ProviderUnavailable, ServerStopping
+from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, NO_INTEGRATION_TYPES, AllowedTypes
+from integration_server.domain.errors import CallerNotAllowed, IntegrationNotFound, ProviderUnavailable, ServerStopping
 from integration_server.domain.integration import IntegrationId
+from integration_server.rpc.authentication import IdentityKind, authenticate
+from integration_server.rpc.authorization import Caller, Permissions, Policy, authorize_method
 from integration_server.rpc.credential_results import CredentialResults
 from integration_server.rpc.credential_watch import CredentialWatch
+from integration_server.rpc.errors import Unauthenticated
+from integration_server.rpc.interceptors import compose
+from integration_server.rpc.methods import Permission, describe_method
 from integration_server.service.credentials.credential_service import CredentialRequest, UsableCredentials
 from integration_server.service.credentials.shared_outcomes import SharedOutcomes
 from integrations.v1 import integration_service_pb2 as pb
+from tests.fakes.inmemory_grpc import FakeContext
 from tests.fakes.provider import wait_until
 from tests.fakes.system import ADA, BUFFER, EVE, FakeSystem
 from tests.statements import captured_statements
+from tests.unit.rpc.fake_tokens import fake_tokens
 
 HOUR = timedelta(hours=1)
 
@@ -27,12 +35,12 @@ HOUR = timedelta(hours=1)
 class Stream:
     """A stream whose responses a task reads at once."""
 
-    def __init__(self, watch: CredentialWatch, request: pb.WatchCredentialsRequest) -> None:
+    def __init__(self, watch: "CredentialWatch | CheckedWatch", request: pb.WatchCredentialsRequest) -> None:
         self.responses: list[pb.WatchCredentialsResponse] = []
         self.error: Exception | None = None
         self._task = asyncio.create_task(self._read(watch, request))
 
-    async def _read(self, watch: CredentialWatch, request: pb.WatchCredentialsRequest) -> None:
+    async def _read(self, watch: "CredentialWatch | CheckedWatch", request: pb.WatchCredentialsRequest) -> None:
         try:
             async for response in watch.watch(request):
                 self.responses.append(pb.WatchCredentialsResponse.FromString(response))
@@ -418,3 +426,57 @@ async def test_streams_that_have_ended_leave_nothing_behind(system: FakeSystem) 
     async with server.watching(*ids), server.watching(ids[0]):
         assert server.changes.watched_count == 3
     assert server.changes.watched_count == 0
+
+
+# --- the caller ------------------------------------------------------------------------------------------------------
+
+CALLER = Caller("all", Permissions(frozenset({Permission.CREDENTIALS}), ALL_INTEGRATION_TYPES))
+
+
+class CheckedWatch:
+    """A server whose streams have a caller with a token and a policy, which a test replaces."""
+
+    def __init__(self, system: FakeSystem, lifetime: timedelta = HOUR) -> None:
+        self.caller: Caller = CALLER
+        method = describe_method("/integrations.v1.IntegrationService/WatchCredentials")
+        interceptors = [
+            authenticate(fake_tokens(system.clock() + lifetime), system.clock),
+            authorize_method(lambda: Policy({(IdentityKind.TOKEN, "all"): self.caller}, Permissions())),
+        ]
+        server = Server(system)
+        self._behavior = compose(method, lambda request, _: server.watch.watch(request), interceptors)
+
+    def watch(self, request: pb.WatchCredentialsRequest) -> AsyncGenerator[bytes]:
+        """Begin a stream."""
+        stream: AsyncGenerator[bytes] = self._behavior(request, FakeContext(token="token all"))
+        return stream
+
+
+@pytest.mark.parametrize(
+    ("later", "error"),
+    [
+        (CALLER, None),  # negative control
+        (Caller("all", Permissions()), CallerNotAllowed),
+        (Caller("all", replace(CALLER.permissions, allowed_types=AllowedTypes(frozenset({"x"})))), CallerNotAllowed),
+        (None, Unauthenticated),
+    ],
+    ids=["same", "no permission", "fewer types", "token expired"],
+)
+async def test_a_quiet_stream_ends_when_its_caller_may_no_longer_read(
+    system: FakeSystem, later: Caller | None, error: type[Exception] | None
+) -> None:
+    (number,) = await connect(system, 1)
+    checked = CheckedWatch(system, timedelta(minutes=1))
+    stream = Stream(checked, pb.WatchCredentialsRequest(integration_ids=[number], user_id=ADA))
+    await eventually(lambda: stream.cursor)
+    if later is None:
+        system.clock.advance(timedelta(minutes=2))
+    else:
+        checked.caller = later
+    if error is None:
+        await settle()
+        assert stream.error is None
+    else:
+        await eventually(lambda: stream.error)
+        assert isinstance(stream.error, error)
+    await stream.close()
