@@ -28,9 +28,8 @@ from integration_server.service.calendar.google_calendar import GoogleCalendar
 from integration_server.service.common_types import Aead, Clock
 from integration_server.service.connections.device_polling import DeviceAuthorizationPoller
 from integration_server.service.credentials.credential_cipher import CredentialCipher
-from integration_server.service.credentials.integration_cache import CachedLookup, RaceSafeCache
+from integration_server.service.credentials.integration_cache import CachedLookup, RaceSafeCache, SharedReads
 from integration_server.service.credentials.refresher import TokenRefresher
-from integration_server.service.credentials.shared_reads import SharedReads
 from integration_server.service.events.change_feed_reader import POLL_INTERVAL, ChangeFeedReader
 from integration_server.service.events.event_stream import EventStream
 from integration_server.service.events.watched_changes import ChangeDispatcher
@@ -226,7 +225,7 @@ async def running_grpc_server(
             record_call,
             service.is_current,
             worker,
-            lambda: keyring.usable_keys,
+            keyring.usable_keys,
         )
         grpc_address, grace = settings.grpc_address, settings.shutdown_grace
 
