@@ -36,8 +36,7 @@ from integration_server.service.events.watched_changes import ChangeDispatcher
 from integration_server.service.health.health_checks import HealthChecker
 from integration_server.service.integrations.integration_manager import IntegrationManager
 from integration_server.service.integrations.ports import IntegrationLookup
-from integration_server.service.oauth_clients.client_authentication import ClientAuthentication
-from integration_server.service.oauth_clients.oauth_client_directory import OAuthClientDirectory
+from integration_server.service.oauth_clients.oauth_client_directory import ClientAuthentication, OAuthClientDirectory
 from integration_server.service.oauth_clients.oauth_client_manager import OAuthClientManager
 from integration_server.service.provider_port import ProviderSet
 from integration_server.service.proxy.calls import ApiProxy
