@@ -28,17 +28,15 @@ from integration_server.service.calendar.google_calendar import GoogleCalendar
 from integration_server.service.common_types import Aead, Clock
 from integration_server.service.connections.device_polling import DeviceAuthorizationPoller
 from integration_server.service.credentials.credential_cipher import CredentialCipher
-from integration_server.service.credentials.integration_cache import CachedLookup, RaceSafeCache
+from integration_server.service.credentials.integration_cache import CachedLookup, RaceSafeCache, SharedReads
 from integration_server.service.credentials.refresher import TokenRefresher
-from integration_server.service.credentials.shared_reads import SharedReads
 from integration_server.service.events.change_feed_reader import POLL_INTERVAL, ChangeFeedReader
 from integration_server.service.events.event_stream import EventStream
 from integration_server.service.events.watched_changes import ChangeDispatcher
 from integration_server.service.health.health_checks import HealthChecker
 from integration_server.service.integrations.integration_manager import IntegrationManager
 from integration_server.service.integrations.ports import IntegrationLookup
-from integration_server.service.oauth_clients.client_authentication import ClientAuthentication
-from integration_server.service.oauth_clients.oauth_client_directory import OAuthClientDirectory
+from integration_server.service.oauth_clients.oauth_client_directory import ClientAuthentication, OAuthClientDirectory
 from integration_server.service.oauth_clients.oauth_client_manager import OAuthClientManager
 from integration_server.service.provider_port import ProviderSet
 from integration_server.service.proxy.calls import ApiProxy
@@ -226,7 +224,7 @@ async def running_grpc_server(
             record_call,
             service.is_current,
             worker,
-            lambda: keyring.usable_keys,
+            keyring.usable_keys,
         )
         grpc_address, grace = settings.grpc_address, settings.shutdown_grace
 

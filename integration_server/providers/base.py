@@ -1,7 +1,7 @@
 """The base class of all providers. Its names are those of the base class in the requirements.
 
-docs/adding-a-provider.md explains how to write a provider. The class continues those of `provider_model.py`,
-`response_meaning.py` and `provider_requests.py`.
+docs/adding-a-provider.md explains how to write a provider. The class continues those of `provider_model.py` and
+`provider_requests.py`.
 """
 
 import re

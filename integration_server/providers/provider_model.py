@@ -59,14 +59,16 @@ class derived(Generic[T]):  # noqa: N801  # used as `property` is
 
     def __init__(self, compute: Callable[[Any], T]) -> None:
         self._compute = compute
+        self.name = compute.__name__
         self.__doc__ = compute.__doc__
 
     def __get__(self, provider: Any, _owner: object = None) -> T:  # noqa: ANN401  # a `ProviderModel`
-        known: dict[object, T] = provider._derived
-        try:
-            return known[self]
-        except KeyError:
-            return known.setdefault(self, self._compute(provider))
+        known: dict[derived[T], T] = provider._derived
+        if self not in known:
+            known[self] = self._compute(provider)
+        # From now on, an attribute of this provider and of its copies.
+        vars(provider)[self.name] = value = known[self]
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,7 @@ class ProviderModel(ABC):
 
     def __init__(self, context: ProviderContext) -> None:
         self._context = context
-        self._derived: dict[object, Any] = {}
+        self._derived: dict[derived[Any], Any] = {}
         self.oauth_client = self._own_oauth_client()
         given = {name: self._setting(name.upper()) or field.default for name, field in self.settings.items()}
         self.setting_values = {name: value for name, value in given.items() if value}
@@ -435,7 +437,9 @@ class ProviderModel(ABC):
         """A copy with other values for some declarations."""
         other = copy.copy(self)
         if not attributes.keys() <= _ATTRIBUTES_OF_ACCOUNTS:
-            other._derived = {}  # what follows from the declarations of the original is not theirs
+            for one in self._derived:  # they follow from the declarations of the original
+                vars(other).pop(one.name, None)
+            other._derived = {}
         for name, value in attributes.items():
             setattr(other, name, value)
         return other

@@ -4,10 +4,11 @@ The contract declares for which methods.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -16,11 +17,11 @@ from google.protobuf.message import Message
 
 from integration_server.domain.audit import SUCCESS, Action, AuditEntry
 from integration_server.domain.errors import IntegrationServerError, InvalidField, StoreUnavailable
+from integration_server.domain.integration import Integration
 from integration_server.domain.text import control_character_problem
 from integration_server.rpc.interceptors import CallerLookup, Interceptor, first_request
 from integration_server.rpc.methods import Behavior, Context, Method
 from integration_server.rpc.request_streams import RequestStream
-from integration_server.rpc.reused_responses import PURPOSE, purpose_in, response_source
 from integration_server.service.audit.audit_trail import AuditTrail, audit_user
 from integration_server.service.common_types import Clock
 
@@ -31,6 +32,33 @@ _CLIENT_FIELDS: Mapping[str, str] = {
 }
 """The fields of requests that name an OAuth client, which is then a detail of the audit entry."""
 _MAX_AUDIT_WAIT = 2.0  # seconds: the change is already made, and a caller that waits longer would repeat it
+
+
+PURPOSE = "x-purpose"
+"""The metadata entry with the purpose of a call, for the audit log."""
+
+
+def purpose_of(context: Context) -> str:
+    """Return the purpose of a call; empty without one. Repeated entries are joined (RFC 9110 §5.3)."""
+    return purpose_in(context.invocation_metadata() or ())
+
+
+def purpose_in(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """Return the purpose in the metadata of a call, as `purpose_of`."""
+    return ", ".join([str(value) for key, value in metadata if key == PURPOSE])
+
+
+@dataclass(slots=True)
+class ResponseSource:
+    """What the response of the current call depends on, as far as the layers below have said so."""
+
+    integration: Integration | None = None
+    valid_until: datetime | None = None  # None: as long as the integration is unchanged
+    entry: AuditEntry | None = None
+
+
+response_source: ContextVar[ResponseSource | None] = ContextVar("response_source", default=None)
+"""The source of the current call's response, of a method whose responses are reused."""
 
 
 RecordItem = Callable[[str, int, str], AuditEntry | None]
@@ -69,24 +97,24 @@ def record_audit(trail: AuditTrail, caller_of: CallerLookup, clock: Clock) -> In
             return behavior
         # A typed method of a provider's API has no path to record.
         is_typed_call = action is Action.CALL and "path" not in method.request_class.DESCRIPTOR.fields_by_name
-        details = method.name if is_typed_call else ""
+        details, records_items = method.name if is_typed_call else "", method.records_items
 
         @asynccontextmanager
         async def recording(request: Any, context: Context) -> AsyncIterator["_Audited"]:  # noqa: ANN401  # as above
             # Read first: gRPC may have ended the call later, and then frees the context.
-            purpose = purpose_in(context.invocation_metadata() or ())
+            purpose = purpose_of(context)
             entry = AuditEntry(clock(), caller_of(context), action, purpose=purpose, details=details)
             audited = _Audited(first_request(request))
-            if method.records_items:
+            if records_items:
                 record_item.set(partial(_record_item, trail, clock, entry))
             try:
                 _require_valid_purpose(purpose)
                 yield audited
             except BaseException as error:
-                if not method.records_items or isinstance(error, Exception):
+                if not records_items or isinstance(error, Exception):
                     trail.enqueue(audited.complete(entry, error_outcome(error), request))
                 raise
-            if method.records_items:
+            if records_items:
                 return
             entry = audited.complete(entry, _response_outcome(audited.response), request)
             if (source := response_source.get()) is not None:

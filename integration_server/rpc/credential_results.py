@@ -1,7 +1,7 @@
 """Results with credentials, of batches: which are sent again, encoded, recorded, and fit into the response.
 
 A result with credentials is encoded as a `GetCredentialsResponse` is. Batches and single calls therefore share their
-responses (reused_responses.py), and most items of a batch cost no more than their decryption.
+responses (hot_path.py), and most items of a batch cost no more than their decryption.
 """
 
 import asyncio
@@ -14,8 +14,8 @@ from integration_server.rpc.authorization import current_allowed_types
 from integration_server.rpc.call_audit import error_outcome, record_item
 from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.errors import status_of
+from integration_server.rpc.hot_path import ResponseKey, ReusedResponses
 from integration_server.rpc.methods import Context
-from integration_server.rpc.reused_responses import ResponseKey, ReusedResponses
 from integration_server.service.credentials.credential_service import (
     CredentialRequest,
     CredentialService,

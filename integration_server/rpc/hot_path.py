@@ -1,25 +1,36 @@
-"""The hot path of `GetCredentials`: one function that sends a response again.
+"""The hot path of `GetCredentials`: responses that are sent again, and the one function that does so.
 
 Backends ask for credentials before each request to a provider. A call is *admitted* if a call with the same credential
 (token, or certificate) has passed authentication and authorization before, and nothing that these depend on has
 changed since. An admitted call counts for the caller's quota, its request is read, and if an equal call has had a
-response that is still valid (reused_responses.py), it is recorded and gets that response: without being decoded, and
+response that is still valid, it is recorded and gets that response: without being decoded, and
 without a task, timer or query of its own. Every other call takes the general path, through all interceptors.
 
 The defences of both paths are the same objects: the quota, the reader of requests, the audit trail.
+
+Responses are kept encrypted. A call with the bytes of an earlier one, by the same caller under the same policy, gets
+the earlier response as long as the integration is unchanged in the cache, the credentials last as long as the call asks
+for, and the data keys are those that decrypted them. Only responses of successful calls are kept.
 """
 
+import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
+from operator import attrgetter
 
 from cachetools import LRUCache
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from google.protobuf.message import Message
 
-from integration_server.domain.errors import QuotaExceeded
+from integration_server.domain.audit import AuditEntry
+from integration_server.domain.errors import QuotaExceeded, ResponseTooLarge
+from integration_server.domain.integration import Integration
 from integration_server.rpc.authentication import current_identity
 from integration_server.rpc.authorization import Caller, current_caller, set_current_caller
+from integration_server.rpc.call_audit import ResponseSource, purpose_in, purpose_of, response_source
 from integration_server.rpc.interceptors import (
     CallerLookup,
     CallQuota,
@@ -30,10 +41,125 @@ from integration_server.rpc.interceptors import (
     decode_request,
 )
 from integration_server.rpc.methods import Behavior, Context, Metadata, Method
-from integration_server.rpc.reused_responses import ResponseKey, ReusedResponses, purpose_in
+from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.common_types import Clock
 
 _ADMISSIONS = 10_000  # as many as verified tokens
+_MAX_BYTES = 16 * 2**20  # of keys and responses: some 10,000 callers and integrations
+_OVERHEAD_BYTES = 1024  # of the objects around them
+_NONCE_BYTES = 12  # of AES-GCM
+
+ResponseKey = tuple[str, str, bytes]
+"""The caller, the purpose and the bytes of a request."""
+
+# --- responses that are sent again ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    caller: object
+    integration: Integration
+    valid_until: datetime | None
+    keys: object
+    entry: AuditEntry
+    response: bytes = field(repr=False)  # encrypted, as in the cache of integrations
+    size: int  # in bytes, with the key, which the cache does not measure: a request may have 32 KiB
+
+
+class ReusedResponses:
+    """The responses that were sent last, up to `max_bytes`.
+
+    `is_current` says whether an integration is still as it was read. `caller_name` is the one in audit entries, and
+    `current_caller` the caller with its permissions: another object once the policy has changed. `usable_keys` are the
+    data keys: another object once one of them is withdrawn.
+    """
+
+    def __init__(
+        self,
+        is_current: Callable[[Integration], bool],
+        caller_name: Callable[[Context], str],
+        current_caller: Callable[[], object],
+        usable_keys: Callable[[], object],
+        trail: AuditTrail,
+        clock: Clock,
+        *,
+        max_bytes: int = _MAX_BYTES,
+    ) -> None:
+        self._is_current = is_current
+        self._caller_name = caller_name
+        self._current_caller = current_caller
+        self._usable_keys = usable_keys
+        self._trail = trail
+        self._clock = clock
+        self._aead = AESGCM(AESGCM.generate_key(256))
+        self._kept: LRUCache[ResponseKey, _Kept] = LRUCache(max_bytes, getsizeof=attrgetter("size"))
+
+    def key_of(self, raw: bytes, context: Context) -> ResponseKey:
+        """The key of a call's response: caller, purpose and request."""
+        return self._caller_name(context), purpose_of(context), raw
+
+    def find(self, key: ResponseKey, max_size: int | None = None) -> bytes | None:
+        """The response to send again, whose call is recorded; None if there is none, or if the audit queue is full.
+
+        Raises `ResponseTooLarge` for one of more than `max_size` bytes.
+        """
+        kept = self._kept.get(key)
+        if kept is None:
+            return None
+        now = self._clock()
+        is_valid = kept.valid_until is None or now < kept.valid_until
+        if (
+            not is_valid
+            or kept.caller is not self._current_caller()
+            or kept.keys is not self._usable_keys()
+            or not self._is_current(kept.integration)
+        ):
+            del self._kept[key]
+            return None
+        if max_size is not None and len(kept.response) > max_size:
+            raise ResponseTooLarge.of_batch()
+        if not self._trail.enqueue_again(kept.entry, now):
+            return None
+        nonce, encrypted = kept.response[:_NONCE_BYTES], kept.response[_NONCE_BYTES:]
+        return self._aead.decrypt(nonce, encrypted, key[-1])
+
+    async def keep(self, key: ResponseKey, call: Awaitable[Message]) -> bytes:
+        """Await the response of a call, and keep it if it can be sent again. Returns it encoded."""
+        source = ResponseSource()
+        token = response_source.set(source)
+        try:
+            response = await call
+        finally:
+            response_source.reset(token)
+        encoded = response.SerializeToString()
+        if source.integration is not None and source.entry is not None:
+            self.put(key, encoded, source.integration, source.valid_until, source.entry)
+        return encoded
+
+    def put(
+        self,
+        key: ResponseKey,
+        response: bytes,
+        integration: Integration,
+        valid_until: datetime | None,
+        entry: AuditEntry,
+    ) -> None:
+        """Keep a response that depends on nothing but these.
+
+        Not that of an integration with an OAuth client of its own: the client changes without the integration.
+        """
+        if integration.oauth_client:
+            return
+        nonce = os.urandom(_NONCE_BYTES)
+        encrypted = nonce + self._aead.encrypt(nonce, response, key[-1])
+        size = sum(map(len, key)) + len(encrypted) + _OVERHEAD_BYTES
+        if size <= self._kept.maxsize:
+            self._kept[key] = _Kept(
+                self._current_caller(), integration, valid_until, self._usable_keys(), entry, encrypted, size
+            )
+
+
+# --- the path ---------------------------------------------------------------------------------------------------------
 
 AuthenticationBasis = Callable[[], object]
 """What authentication and authorization depend on besides the call: unequal once the policy or a key has changed."""

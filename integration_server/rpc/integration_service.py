@@ -11,10 +11,10 @@ from weakref import WeakKeyDictionary
 from integration_server.domain.integration import Integration
 from integration_server.rpc import mapping
 from integration_server.rpc.authorization import current_allowed_types, current_caller_name
+from integration_server.rpc.call_audit import response_source
 from integration_server.rpc.credential_results import CredentialResults
 from integration_server.rpc.credential_watch import CredentialWatch
 from integration_server.rpc.methods import Context
-from integration_server.rpc.reused_responses import response_source
 from integration_server.service.common_types import Clock
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest, ApiKeyConnectionService
 from integration_server.service.connections.oauth_callback import Callback, OAuthCallbackService

@@ -83,7 +83,7 @@ class Method:
 
     @property
     def repeats_responses(self) -> bool:
-        """Whether equal calls have equal responses while nothing has changed (reused_responses.py)."""
+        """Whether equal calls have equal responses while nothing has changed (hot_path.py)."""
         is_unary = not (self.streams_requests or self.streams_responses)
         return self.audit_action is Action.READ_CREDENTIALS and is_unary and not self.items_field
 

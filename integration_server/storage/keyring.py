@@ -98,7 +98,6 @@ class Keyring:
         """The id of the data key that encrypts, as of the last read."""
         return self._active_id.hex()
 
-    @property
     def usable_keys(self) -> object:
         """What decrypts, as of the last read: another object once a data key is added, withdrawn or replaced."""
         return self._ciphers

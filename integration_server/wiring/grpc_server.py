@@ -18,7 +18,7 @@ from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.credential_results import CredentialResults
 from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.health import ServerHealthServicer
-from integration_server.rpc.hot_path import Callers, HotPath, PathInterceptors
+from integration_server.rpc.hot_path import Callers, HotPath, PathInterceptors, ReusedResponses
 from integration_server.rpc.integration_service import IntegrationService, UseCases
 from integration_server.rpc.interceptors import (
     CallQuota,
@@ -36,7 +36,6 @@ from integration_server.rpc.interceptors import (
 )
 from integration_server.rpc.operator_service import OperatorService
 from integration_server.rpc.request_limits import MAX_BYTES
-from integration_server.rpc.reused_responses import ReusedResponses
 from integration_server.rpc.stream_limits import limit_streams, write_in_time
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.calendar.google_calendar import GoogleCalendar

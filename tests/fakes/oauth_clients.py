@@ -4,8 +4,7 @@ from collections.abc import Collection
 from typing import Any, cast
 
 from integration_server.service.background.detached_tasks import DetachedTasks
-from integration_server.service.oauth_clients.client_authentication import ClientAuthentication
-from integration_server.service.oauth_clients.oauth_client_directory import OAuthClientDirectory
+from integration_server.service.oauth_clients.oauth_client_directory import ClientAuthentication, OAuthClientDirectory
 from integration_server.service.oauth_clients.ports import OAuthClientStore, SecretState
 from integration_server.service.provider_port import ProviderSet
 from tests.fakes.aead import FakeAead

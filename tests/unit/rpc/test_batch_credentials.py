@@ -14,8 +14,8 @@ from integration_server.domain.errors import IntegrationNotFound, ProviderUnavai
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.rpc.call_audit import record_audit
 from integration_server.rpc.credential_results import MAX_BATCH, CredentialResults
+from integration_server.rpc.hot_path import ReusedResponses
 from integration_server.rpc.integration_service import IntegrationService
-from integration_server.rpc.reused_responses import ReusedResponses
 from integration_server.service.credentials.credential_service import CredentialRequest, UsableCredentials
 from integration_server.service.credentials.integration_cache import RaceSafeCache
 from integrations.v1 import integration_service_pb2 as pb

@@ -32,7 +32,7 @@ from integration_server.rpc.authorization import (
 from integration_server.rpc.call_audit import record_audit
 from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.errors import Unauthenticated
-from integration_server.rpc.hot_path import Callers, HotPath, PathInterceptors
+from integration_server.rpc.hot_path import Callers, HotPath, PathInterceptors, ReusedResponses
 from integration_server.rpc.integration_service import IntegrationService
 from integration_server.rpc.interceptors import (
     CallQuota,
@@ -43,7 +43,6 @@ from integration_server.rpc.interceptors import (
     peer_address,
 )
 from integration_server.rpc.methods import Behavior, Context, Method, Permission, describe_method
-from integration_server.rpc.reused_responses import ReusedResponses
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.credentials.integration_cache import RaceSafeCache
 from integration_server.storage.engine import Database

@@ -11,7 +11,8 @@ from integration_server.domain.audit import Action, AuditEntry
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
 from integration_server.domain.integration import Integration, IntegrationId, UserId
-from integration_server.rpc.reused_responses import ReusedResponses, response_source
+from integration_server.rpc.call_audit import response_source
+from integration_server.rpc.hot_path import ReusedResponses
 from integration_server.service.audit.audit_trail import AuditTrail
 from integrations.v1 import credentials_pb2
 from integrations.v1 import integration_service_pb2 as pb

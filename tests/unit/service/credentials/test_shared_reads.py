@@ -10,8 +10,7 @@ import pytest
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.service.background.detached_tasks import DetachedTasks
-from integration_server.service.credentials.integration_cache import RaceSafeCache
-from integration_server.service.credentials.shared_reads import SharedReads
+from integration_server.service.credentials.integration_cache import RaceSafeCache, SharedReads
 from integration_server.service.integrations.ports import (
     FoundIntegrations,
     IntegrationStore,
