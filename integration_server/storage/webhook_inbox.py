@@ -91,7 +91,7 @@ def _store_one() -> DriverQuery:
     values = select(*given, reserved.c.user_id, reserved.c.integration_type, reserved.c.last_webhook_number)
     names = [*_EVENT_VALUES, "integration_id", "user_id", "integration_type", "number"]
     stored = insert(webhook_events).from_select(names, values).returning(_E.webhook_event_id).cte("stored")
-    outcome: Sequence[ColumnElement[bool]] = (exists(select(stored.c.webhook_event_id)), _is_known)
+    outcome: Sequence[ColumnElement[Any]] = (exists(select(stored.c.webhook_event_id)), _is_known)
     return DriverQuery(select(*outcome))
 
 
