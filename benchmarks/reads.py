@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import httpx
@@ -21,7 +22,7 @@ import psutil
 from rich.progress import Progress
 
 from benchmarks.bare_server import running_bare_server
-from benchmarks.harness import Bound, Result
+from benchmarks.harness import Bound, Result, cpu_seconds_of
 from benchmarks.system import HEALTHY_TYPE, DatabaseKind, Seeded, System, running_system, seed
 from integration_server.wiring.system import utc_now
 from integrations.v1 import integration_service_pb2 as pb
@@ -115,11 +116,7 @@ def _cases(plan: ReadsPlan, seeded: Sequence[Seeded]) -> Sequence[_Case]:
 
 
 def cpu_of(process: psutil.Process) -> Callable[[], float]:
-    def seconds() -> float:
-        times = process.cpu_times()
-        return float(times.user + times.system)
-
-    return seconds
+    return partial(cpu_seconds_of, process)
 
 
 async def cost_of(send: Send, calls: int, concurrency: int, cpu_seconds: Callable[[], float]) -> float:

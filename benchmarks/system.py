@@ -19,7 +19,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from sqlalchemy import func, insert, select
 
-from benchmarks.harness import Call
+from benchmarks.harness import Call, cpu_seconds_of
 from benchmarks.provider import SCOPES, IssuedGrant, SandboxProcess, running_provider
 from integration_server.domain.credentials import AuthMethod, OAuthTokens
 from integration_server.domain.due_times import Schedule
@@ -96,15 +96,13 @@ class System:
 
     def cpu_seconds(self) -> float:
         """The CPU time of the servers since their start."""
-        times = [process.cpu_times() for process in self._processes()]
-        return float(sum(time.user + time.system for time in times))
+        return sum(map(cpu_seconds_of, self._processes()))
 
     def total_cpu_seconds(self) -> float:
         """The CPU time of the servers, their sidecars and their supervisors since their start."""
         parents = {process.parent() for process in self._processes()}
         processes = [one for parent in parents if parent is not None for one in (parent, *parent.children())]
-        times = [process.cpu_times() for process in processes]
-        return float(sum(time.user + time.system for time in times))
+        return sum(map(cpu_seconds_of, processes))
 
     def memory_bytes(self) -> int:
         """The resident memory of the servers."""

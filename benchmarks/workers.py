@@ -20,7 +20,17 @@ import grpc.aio
 from rich.progress import Progress
 from sqlalchemy import text
 
-from benchmarks.harness import Bound, Call, LoadPhase, Result, compare, load, merge_phases, percentile
+from benchmarks.harness import (
+    Bound,
+    Call,
+    LoadPhase,
+    Result,
+    compare,
+    cpu_seconds_of,
+    load,
+    merge_phases,
+    percentile,
+)
 from benchmarks.system import HEALTHY_TYPE, DatabaseKind, Seeded, System, running_system, seed
 from integration_server.storage.engine import open_database
 from integration_server.wiring.system import utc_now
@@ -104,8 +114,7 @@ def _cost(rate: float, phases: Sequence[LoadPhase]) -> float:
 
 
 def _cpu_of_workers(system: System) -> Sequence[float]:
-    times = [process.cpu_times() for process in system.servers[0].processes]
-    return [float(one.user + one.system) for one in times]
+    return list(map(cpu_seconds_of, system.servers[0].processes))
 
 
 @asynccontextmanager
