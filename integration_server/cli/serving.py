@@ -16,6 +16,8 @@ from integration_server.lifecycle import freeze_gc, stop_signals
 from integration_server.logs import configure_logging, is_terminal
 from integration_server.observability.listener import LocalSource
 from integration_server.observability.metrics import Metrics
+from integration_server.providers.built_in import register_built_in
+from integration_server.providers.factory import ProviderFactory
 from integration_server.settings import Settings
 from integration_server.shared_memory import SharedMemory
 from integration_server.sidecar.grpc_client import ServerClient, TlsFiles
@@ -60,7 +62,8 @@ def serve() -> None:
                 "metrics": settings.metrics_address is not None,
             },
         )
-        freeze_gc()  # the servers' processes share what is imported, until something writes to it
+        register_built_in(ProviderFactory())  # reads the catalogue for all workers
+        freeze_gc()  # the workers share what is imported, until something writes to it
         # The listener of the metrics stops last: it also shows how the others stop.
         listener = _metrics_listener(settings, link, [*worker_names(count), "sidecar"])
         code = Supervisor([*listener, *servers, sidecar], check=check, drain_time=settings.drain).run()

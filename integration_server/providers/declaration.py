@@ -85,7 +85,13 @@ from integration_server.providers.declaration_templates import (
 class Declaration(BaseModel):
     """The keys of all providers. Validates a file whose `auth_method` is missing or unknown."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        strict=True,
+        hide_input_in_errors=True,
+        defer_build=True,  # until a declaration is validated: this model itself validates only invalid ones
+    )
 
     integration_type: Annotated[str, StringConstraints(pattern=f"^{INTEGRATION_TYPE.pattern}$")]
     """The name of the type. In upper case it is the prefix of the settings."""

@@ -14,7 +14,9 @@ refuses an upload says so before its end, and one that responds while it reads w
 """
 
 import asyncio
+import os
 import socket
+import ssl
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -235,6 +237,12 @@ _Target: TypeAlias = tuple[str, str, int, bytes | None]
 """What the requests on one connection have in common: scheme, host, port, and the key of their credentials."""
 
 
+def _tls_of_http1() -> ssl.SSLContext:
+    tls = httpx.create_ssl_context()
+    tls.set_alpn_protocols(["http/1.1"])
+    return tls
+
+
 class PooledTransport(httpx.AsyncBaseTransport):
     """Sends requests by HTTP/1.1, on connections that our network backend opens.
 
@@ -254,8 +262,9 @@ class PooledTransport(httpx.AsyncBaseTransport):
         self._chunks_in_turn = chunks_in_turn
         self._is_checked = not reuses_leftovers
         self._monotonic = monotonic
-        self._tls = httpx.create_ssl_context()
-        self._tls.set_alpn_protocols(["http/1.1"])
+        # Authorities that the operator names are read at once, so that a mistake prevents the start.
+        self._tls = _tls_of_http1() if os.environ.keys() & {"SSL_CERT_FILE", "SSL_CERT_DIR"} else None
+        self._reading_tls = asyncio.Lock()
         self._open: set[_Connection] = set()
         self._idle: dict[_Target, list[_Connection]] = {}
         self._idle_times: OrderedDict[_Connection, float] = OrderedDict()  # since when, the longest first
@@ -280,13 +289,21 @@ class PooledTransport(httpx.AsyncBaseTransport):
     async def _connect(self, target: _Target, connecting: Connecting) -> "_Connection":
         scheme, host, port, _ = target
         connecting.in_progress = True
+        tls = await self._get_tls() if scheme == "https" else None
         stream = await self._network.connect_tcp(host, port)
-        if scheme == "https":
-            stream = await stream.start_tls(self._tls, server_hostname=host)
+        if tls is not None:
+            stream = await stream.start_tls(tls, server_hostname=host)
         connecting.in_progress = False
         connection = _Connection(target, stream, self._is_checked, self._chunks_in_turn, self._keep, self._forget)
         self._open.add(connection)
         return connection
+
+    async def _get_tls(self) -> ssl.SSLContext:
+        """The TLS settings of all connections. Made for the first one: the usual authorities take 25 ms to read."""
+        async with self._reading_tls:
+            if self._tls is None:
+                self._tls = await asyncio.to_thread(_tls_of_http1)
+            return self._tls
 
     async def _take_idle(self, target: _Target) -> "_Connection | None":
         await self._close_expired()

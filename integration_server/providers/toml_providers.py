@@ -130,9 +130,8 @@ def read_declaration(path: Traversable, *, dev_mode: bool, finds_mistakes: bool 
         values = None
     if values is None or _is_nested_deeper(values, _MAX_DEPTH):
         raise ProvidersError([f"{path}: has values that are nested deeper than {_MAX_DEPTH} levels"])
-    bases = {file.name.removesuffix(".toml"): file for file in declaration_files(BASES)}
-    if (base := bases.get(str(values.get("base")))) is not None:
-        values = tomllib.loads(base.read_text(encoding="utf-8")) | values
+    bases = _bases()
+    values = bases.get(str(values.get("base")), {}) | values
     model = MODELS.get(str(values.get("auth_method")), Declaration)
     context = {"dev_mode": dev_mode, "names": DeclaredNames.of(values), "bases": sorted(bases)}
     problems: list[tuple[Sequence[str], str]]
@@ -150,6 +149,13 @@ def read_declaration(path: Traversable, *, dev_mode: bool, finds_mistakes: bool 
         f"{path}: {'.'.join(loc)}: {problem} ({_hint(loc, model, lines)})".removesuffix(" ()")
         for loc, problem in problems
     )
+
+
+@cache
+def _bases() -> Mapping[str, dict[str, Any]]:
+    """What each family has in common, by its name."""
+    files = declaration_files(BASES)
+    return {file.name.removesuffix(".toml"): tomllib.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
 def _is_nested_deeper(value: object, depth: int) -> bool:

@@ -1,7 +1,7 @@
 """Builds the authentication and authorization of callers from certificates, token issuers and the policy file."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -120,19 +120,14 @@ async def open_issuers(settings: Settings, clock: Clock) -> AsyncIterator[Sequen
     """The configured token issuers: of services, and of users. Raises `InvalidFile`."""
     # The operator configures the JWKS address, which is often internal.
     network = SsrfGuardedBackend(lambda _address: True)
-    async with AsyncExitStack() as stack:
-        http = None
-        if any(location and is_url(location) for location in (settings.jwt_jwks, settings.user_jwt_jwks)):
-            # Not otherwise: each client reads the certificates of all authorities.
-            http = await stack.enter_async_context(ProviderHttp(clock, dev_mode=settings.dev_mode, network=network))
+    async with ProviderHttp(clock, dev_mode=settings.dev_mode, network=network) as http:
         yield _build_issuers(settings, http, clock)
 
 
-def _build_issuers(settings: Settings, http: ProviderHttp | None, clock: Clock) -> Sequence[Issuer]:
-    """The issuers; without a client if all key sets are files."""
+def _build_issuers(settings: Settings, http: ProviderHttp, clock: Clock) -> Sequence[Issuer]:
 
     def keys(location: str) -> Jwks:
-        if http is None or not is_url(location):
+        if not is_url(location):
             return FileJwks(Path(location))
 
         async def fetch() -> bytes:

@@ -81,10 +81,9 @@ def _similar(name: str, known: Collection[str], cutoff: float) -> str | None:
     """The name that resembles it most. Only those are compared whose length and letters can reach the cutoff."""
     name = name.upper()
     letters = set(name)
-
-    def max_ratio(other: str) -> float:
-        unmatched = max(abs(len(name) - len(other)), len(letters.symmetric_difference(other)))
-        return 1 - unmatched / (len(name) + len(other))
-
-    candidates = [other for other in known if max_ratio(other) > cutoff - 0.01]
+    candidates = []
+    for other in known:
+        max_unmatched = (1.01 - cutoff) * (len(name) + len(other))  # characters
+        if abs(len(name) - len(other)) <= max_unmatched and len(letters.symmetric_difference(other)) <= max_unmatched:
+            candidates.append(other)
     return next(iter(difflib.get_close_matches(name, candidates, 1, cutoff)), None)

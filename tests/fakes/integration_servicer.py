@@ -128,7 +128,7 @@ class FakeServicer(IntegrationServiceServicer):
         self._count("HandleCallback", context)
         decision = self.decisions.pop(0)
         if isinstance(decision, grpc.StatusCode):
-            context.abort(decision, "no decision")
+            raise AssertionError(context.abort(decision, "no decision"))
         return pb.HandleCallbackResponse(success=not decision, integration_id=7, reason=decision)
 
     def GetIntegration(self, request: pb.GetIntegrationRequest, context: Any) -> pb.GetIntegrationResponse:

@@ -13,6 +13,8 @@ from sqlalchemy.sql import visitors
 from integration_server.domain.errors import IntegrationNotFound
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.integrations.ports import IntegrationStore, IntegrationUpdate, NewAccount
+from integration_server.storage import integrations as integrations_module
+from integration_server.storage.driver_queries import CompiledQuery, DriverQuery
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.tables import integrations
@@ -105,28 +107,36 @@ async def test_negative_control_without_the_user_condition_another_user_changes_
     store = SqlIntegrations(database)
     anns = await connect_for_ann(store)
     before = await store.find(anns.integration_id, ANN)
-    with without_user_conditions():
+    with without_user_conditions(database):
         await ATTACKS[name](store, anns)
     assert await store.find(anns.integration_id, ANN) != before
 
 
 @contextmanager
-def without_user_conditions() -> Iterator[None]:
+def without_user_conditions(database: Database) -> Iterator[None]:
     """Remove `user_id = …` on the table of integrations from every statement."""
 
     def replace_condition(element: Any, **_options: Any) -> ClauseElement | None:
         is_condition = isinstance(element, BinaryExpression) and element.left is integrations.c.user_id
         return true() if is_condition else None
 
+    def without_condition(statement: Any) -> Any:
+        return visitors.replacement_traverse(statement, {}, replace_condition)
+
     def rewrite(
         _connection: Connection, statement: Any, multiparams: Any, params: Any, _options: Any
     ) -> tuple[Any, Any, Any]:
         if isinstance(statement, Select | Update | Delete):
-            statement = visitors.replacement_traverse(statement, {}, replace_condition)
+            statement = without_condition(statement)
         return statement, multiparams, params
 
+    queries = [one for one in vars(integrations_module).values() if isinstance(one, DriverQuery)]
+    rewritten = [DriverQuery(without_condition(query.statement)) for query in queries]
+    compiled = [CompiledQuery(query, database._readers.dialect) for query in rewritten]
+    database._driver_queries.update(zip(queries, compiled, strict=True))
     event.listen(Engine, "before_execute", rewrite, retval=True)
     try:
         yield
     finally:
         event.remove(Engine, "before_execute", rewrite)
+        database._driver_queries.clear()
