@@ -88,7 +88,7 @@ class Fleet:
         replica.command.send(signal.SIGTERM)
         if replica.environment["DRAIN_SECONDS"] == UNTIL_NOTICED:
             await self.envoy.wait_until(lambda healths: all(is_ejected(healths[one]) for one in replica.addresses))
-            await load.reach(1)  # Envoy's threads get to know it a little later than its administration
+            await load.reach(1)  # Envoy's threads know it a moment after its administration
             replica.command.send(signal.SIGTERM)
         await replica.stop()
         await replica.start_again(**changes)
