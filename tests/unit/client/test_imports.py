@@ -55,6 +55,28 @@ def test_negative_control_imports_of_the_server_are_seen() -> None:
     assert {"integration_server.domain", "structlog"} <= modules
 
 
+LOAD = """
+import sys
+sys.argv = ["integration_server", *{arguments}]
+from integration_server.__main__ import _load_commands
+_load_commands()
+print("rich" in sys.modules)
+import rich.text
+"""
+
+
+@pytest.mark.parametrize(("arguments", "is_imported"), [(["serve"], False), (["serve", "--help"], True)])
+def test_serve_imports_no_library_for_the_output_of_commands(arguments: list[str], is_imported: bool) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", LOAD.format(arguments=arguments)],
+        env={"PYTHONPATH": f"{PROJECT}:{PROJECT / 'generated'}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.strip() == str(is_imported)
+
+
 def test_commands_without_the_server_say_how_to_install_it() -> None:
     def load() -> Callable[[], None]:
         raise ModuleNotFoundError("No module named 'typer'", name="typer")

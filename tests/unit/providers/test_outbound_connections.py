@@ -1,9 +1,13 @@
 """Connections go only to addresses that were checked, and only public addresses are allowed, in whatever notation."""
 
+import asyncio
+import ssl
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
 
 import httpcore
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +15,7 @@ from hypothesis import strategies as st
 from integration_server.providers.outbound_connections import (
     Address,
     AddressNotAllowed,
+    PooledTransport,
     SsrfGuardedBackend,
     is_public,
     is_public_or_loopback,
@@ -179,3 +184,40 @@ def test_ipv6_forms_of_ipv4_addresses_are_not_public(address: IPv4Address) -> No
     prefixes = (0, 0xFFFF << 32, 0xFFFF << 48, 0x64FF9B << 96, 0x64FF9B0001 << 80)
     for form in (teredo, six_to_four, *(prefix | number for prefix in prefixes)):
         assert not is_public(IPv6Address(form))
+
+
+class RefusingBackend(httpcore.AsyncNetworkBackend):
+    """Connects to nothing."""
+
+    async def connect_tcp(self, *_: object, **__: object) -> httpcore.AsyncNetworkStream:
+        raise httpcore.ConnectError
+
+
+def test_a_file_of_authorities_that_is_missing_prevents_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing.pem"))
+    with pytest.raises(FileNotFoundError):
+        PooledTransport(RefusingBackend())
+
+
+@pytest.mark.parametrize(("scheme", "reads_authorities"), [("https", True), ("http", False)])
+async def test_the_authorities_are_read_once_and_only_for_tls(
+    scheme: str, reads_authorities: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created: list[ssl.SSLContext] = []
+
+    def create() -> ssl.SSLContext:
+        created.append(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        return created[-1]
+
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+    monkeypatch.setattr(httpx, "create_ssl_context", create)
+    transport = PooledTransport(RefusingBackend())
+    assert created == []
+    requests = [httpx.Request("GET", f"{scheme}://api.example/") for _ in range(3)]
+    results = await asyncio.gather(*map(transport.handle_async_request, requests), return_exceptions=True)
+    assert [type(result) for result in results] == [type(results[0])] * 3
+    assert isinstance(results[0], httpcore.ConnectError | httpx.ConnectError)
+    assert len(created) == reads_authorities
