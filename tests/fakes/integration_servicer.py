@@ -128,7 +128,8 @@ class FakeServicer(IntegrationServiceServicer):
         self._count("HandleCallback", context)
         decision = self.decisions.pop(0)
         if isinstance(decision, grpc.StatusCode):
-            raise AssertionError(context.abort(decision, "no decision"))
+            context.abort(decision, "no decision")
+        assert isinstance(decision, str)
         return pb.HandleCallbackResponse(success=not decision, integration_id=7, reason=decision)
 
     def GetIntegration(self, request: pb.GetIntegrationRequest, context: Any) -> pb.GetIntegrationResponse:
