@@ -327,10 +327,14 @@ _DISCONNECT_MESSAGES = {
 def encode(message_class: type[M], source: object, **given: Any) -> M:  # noqa: ANN401  # values of any field
     """Return a message with the given field values. Other fields have the value of the attribute with the same name.
 
-    A member of an enum becomes the value with its name, and a dataclass becomes a message. None stays unset.
+    A member of an enum becomes the value with its name, and a dataclass becomes a message. None stays unset. Raises
+    `ValueError` for a value of a field that the message lacks.
     """
+    encoders = _encoders(message_class)  # type: ignore[arg-type]  # a class is hashable
+    if not given.keys() <= encoders.keys():
+        raise ValueError(f"{message_class.__name__} has no field {min(given.keys() - encoders.keys())}")
     values = {}
-    for name, encode_value, is_default_unset in _encoders(message_class):  # type: ignore[arg-type]  # a class is hashable
+    for name, (encode_value, is_default_unset) in encoders.items():
         value = given[name] if name in given else getattr(source, name)
         if value or not (value is None or is_default_unset):  # protobuf takes time for each value
             values[name] = value if encode_value is None else encode_value(value)
@@ -341,14 +345,14 @@ _Encode = Callable[[Any], Any]
 
 
 @lru_cache(maxsize=256)
-def _encoders(message_class: type[Message]) -> Sequence[tuple[str, _Encode | None, bool]]:
+def _encoders(message_class: type[Message]) -> Mapping[str, tuple[_Encode | None, bool]]:
     """Return the fields of a message with the conversions of their values; None where the value itself is right.
 
     The last says whether a field that has the default value is the same as one that is not set.
     Cached, because this depends on the contract only, and reading descriptors takes longer than converting values.
     """
     fields: Mapping[str, Any] = message_class.DESCRIPTOR.fields_by_name
-    return [(name, _encoder(field), not field.has_presence) for name, field in fields.items()]
+    return {name: (_encoder(field), not field.has_presence) for name, field in fields.items()}
 
 
 def _encoder(field: Any) -> _Encode | None:  # noqa: ANN401  # as `_enum_prefix`
