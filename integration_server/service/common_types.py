@@ -1,5 +1,6 @@
 """Types that all packages of the service share: clock, randomness and encryption."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +17,11 @@ Jitter = Callable[[], float]
 
 Record = Callable[..., object]
 """Records an event for the metrics: an optional number, and labels, of which none is chosen by users or callers."""
+
+
+def loop_time() -> float:
+    """The clock of the running event loop, in seconds."""
+    return asyncio.get_running_loop().time()
 
 
 def record_nothing(*_: object) -> None:

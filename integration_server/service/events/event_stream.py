@@ -16,7 +16,7 @@ from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, Allow
 from integration_server.domain.errors import CursorExpired, InvalidField, QuotaExceeded, ServerStopping
 from integration_server.domain.events import IntegrationEvent
 from integration_server.domain.integration import UserId
-from integration_server.service.common_types import Aead
+from integration_server.service.common_types import Aead, loop_time
 from integration_server.service.credentials.credential_cipher import EncryptedTokens
 from integration_server.service.events.change_feed_reader import ChangeFeedReader, Subscription
 from integration_server.service.events.pacer import Pacer
@@ -126,7 +126,7 @@ class EventStream:
     async def _items_after(self, current: _Cursor, subscription: Subscription) -> AsyncGenerator[StreamItem]:
         """The items after a cursor, until the server stops. Raises `QuotaExceeded` if they are read too slowly."""
         page = _LogPage(current.positions, deque(), current)
-        heartbeat_at = _loop_time() + self.heartbeat.total_seconds()
+        heartbeat_at = loop_time() + self.heartbeat.total_seconds()
         while not self._stopping:
             if page.events:
                 logged = page.events.popleft()
@@ -148,10 +148,10 @@ class EventStream:
                 current = self._renewed(current, subscription)
                 item = StreamItem(await self._cursors.make(current))
             await self._pacer.turn()
-            send_time = _loop_time()
+            send_time = loop_time()
             yield item
-            heartbeat_at = _loop_time() + self.heartbeat.total_seconds()
-            if _loop_time() - send_time > self.max_send.total_seconds():
+            heartbeat_at = loop_time() + self.heartbeat.total_seconds()
+            if loop_time() - send_time > self.max_send.total_seconds():
                 raise QuotaExceeded("whose events are read too slowly; resume after the last cursor")
         yield StreamItem(await self._cursors.make(current))
         raise ServerStopping
@@ -200,13 +200,9 @@ class _LogPage:
     end: _Cursor
 
 
-def _loop_time() -> float:
-    return asyncio.get_running_loop().time()
-
-
 async def _is_set(changed: asyncio.Event, until: float) -> bool:
     """Wait for `changed`; False at the time `until`, in seconds of the loop."""
-    if _loop_time() >= until:
+    if loop_time() >= until:
         return False
     try:
         async with asyncio.timeout_at(until):

@@ -21,7 +21,7 @@ from integration_server.domain.health import ErrorRate, HealthCheck, HealthCount
 from integration_server.domain.integration import Failure, Integration, IntegrationId, Status, UserId
 from integration_server.service.background.detached_tasks import DetachedTasks, SingleFlight
 from integration_server.service.background.ports import Claim
-from integration_server.service.common_types import Aead, Clock
+from integration_server.service.common_types import Aead, Clock, loop_time
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.credentials.credential_service import CredentialService
 from integration_server.service.credentials.refresh_commit import RefreshResult
@@ -186,7 +186,7 @@ class HealthChecker:
         integration = stored.integration
         key = (integration.user_id, integration.integration_type)
         slots = self._slots.setdefault(key, asyncio.Semaphore(_MAX_CONCURRENT))
-        deadline_at = _loop_time() + self.deadline.total_seconds()
+        deadline_at = loop_time() + self.deadline.total_seconds()
         try:
             # Half of the time remains for the check, so that a wait is not taken for a fault of the provider.
             async with asyncio.timeout_at(deadline_at - self.deadline.total_seconds() / 2):
@@ -202,7 +202,7 @@ class HealthChecker:
         self, stored: StoredIntegration, deadline_at: float, batch: "_CheckBatch"
     ) -> HealthCheck:
         integration = stored.integration
-        start_time, started = self.clock(), _loop_time()
+        start_time, started = self.clock(), loop_time()
         error: IntegrationServerError | None = None
         try:
             async with asyncio.timeout_at(deadline_at):
@@ -220,7 +220,7 @@ class HealthChecker:
         except IntegrationServerError as failure:
             error = failure
         message = str(error) if error else self._good_message(integration)
-        check = _check_result(integration, error, message, start_time, timedelta(seconds=_loop_time() - started))
+        check = _check_result(integration, error, message, start_time, timedelta(seconds=loop_time() - started))
         failures = 0 if check.healthy else integration.error_count + 1
         batch.completed.append(CompletedCheck(check, self.schedule.next_check_time(self.clock(), failures)))
         return check
@@ -332,7 +332,3 @@ def _without_check(integration: Integration, check_time: datetime, message: str)
 def _flight_key(stored: StoredIntegration) -> tuple[IntegrationId, int]:
     """New credentials are not checked by a check of the previous ones."""
     return stored.integration.integration_id, stored.integration.version
-
-
-def _loop_time() -> float:
-    return asyncio.get_running_loop().time()

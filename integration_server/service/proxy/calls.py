@@ -5,7 +5,6 @@ retried where that is safe. Every response of the provider is returned, also an 
 there is no response.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass, replace
@@ -22,7 +21,7 @@ from integration_server.domain.errors import (
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, ApiStream
 from integration_server.service.background.detached_tasks import DetachedTasks, time_left
-from integration_server.service.common_types import Clock
+from integration_server.service.common_types import Clock, loop_time
 from integration_server.service.credentials.credential_service import CredentialService
 from integration_server.service.credentials.refresh_commit import RefreshResult
 from integration_server.service.integrations.ports import IntegrationStore
@@ -162,7 +161,7 @@ class _Call:
         self._request = request
         self._body = body
         self._used_credentials: list[RefreshResult] = []
-        self._deadline = _loop_time() + (proxy.deadline.total_seconds() if within is None else within)
+        self._deadline = loop_time() + (proxy.deadline.total_seconds() if within is None else within)
 
     def secrets(self, response: ApiResponse) -> frozenset[str]:
         """The secrets of all credentials that were used; the response must not reveal them."""
@@ -255,8 +254,4 @@ class _Call:
         return is_retry_safe(self._request) and not self._is_body_taken
 
     def _seconds_left(self) -> float:
-        return max(0.0, self._deadline - _loop_time())
-
-
-def _loop_time() -> float:
-    return asyncio.get_running_loop().time()
+        return max(0.0, self._deadline - loop_time())
