@@ -7,6 +7,7 @@ decryption and the audit, except for what it uses in a phase without changes and
 """
 
 import asyncio
+import random
 import statistics
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -237,12 +238,13 @@ async def _open_changes(system: System, seeded: Sequence[Seeded], plan: WatchPla
     if size * plan.rounds > plan.integrations:
         raise ValueError("the rounds change more integrations than there are")
     rounds = []
+    spread = random.Random(1).sample(seeded, len(seeded))  # over all streams
     async with open_storage(settings) as storage:
         store, cipher = SqlIntegrations(storage.database), CredentialCipher(storage.keyring)
         provider, schedule = providers[HEALTHY_TYPE], Schedule(settings.refresh_buffer, None, SystemRandom().random)
         for number in range(plan.rounds):
             changes: list[_Change] = []
-            part = seeded[number * size : (number + 1) * size]
+            part = spread[number * size : (number + 1) * size]
             for begin in range(0, len(part), _READ_BATCH):
                 ids = {(IntegrationId(one.integration_id), None) for one in part[begin : begin + _READ_BATCH]}
                 found = await store.find_many(ids, 64 * 1024 * 1024)

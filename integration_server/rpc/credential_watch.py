@@ -7,6 +7,7 @@ credentials have to be read again. What has changed or is due is read in batches
 
 import asyncio
 import heapq
+import random
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -66,7 +67,7 @@ class CredentialWatch:
         changes: ChangeDispatcher,
         results: CredentialResults,
         clock: Clock,
-        jitter: Jitter,
+        jitter: Jitter = random.random,
         *,
         heartbeat: timedelta = timedelta(seconds=15),
         refreshes: int = _REFRESHES,
@@ -227,13 +228,15 @@ class _Stream:
         position = self._position if self._unread or self._changes.changed else self._changes.position
         if requests:
             found = await self._outcomes.read(list(requests.values()), self._allowed_types)
+            now = self._now()
             for number, shared in zip(requests, found, strict=True):
                 if not isinstance(shared.outcome, RefreshNeed):
-                    self._settle(number, shared)
+                    self._settle(number, shared, now)
                 elif self._max_refreshes:
                     self._begin_refresh(number, shared.outcome)
                 else:
-                    self._settle(number, SharedOutcome(await self._credentials.satisfy(shared.outcome, _MAX_REFRESH)))
+                    outcome = await self._credentials.satisfy(shared.outcome, _MAX_REFRESH)
+                    self._settle(number, SharedOutcome(outcome), self._now())
         self._position = position
 
     def take_news(self) -> Sequence[_News]:
@@ -290,25 +293,25 @@ class _Stream:
         finally:
             self._running.discard(task)
         if self._refreshing.get(number) is task:  # else a later read has found what is newer
-            self._settle(number, SharedOutcome(outcome))
+            self._settle(number, SharedOutcome(outcome), self._now())
         self._changes.wake()
 
-    def _settle(self, number: IntegrationId, shared: SharedOutcome) -> None:
+    def _settle(self, number: IntegrationId, shared: SharedOutcome, now: float) -> None:
         """Take an outcome that can be sent, and note when to read it again."""
         self._refreshing.pop(number, None)
         self._deferred.pop(number, None)
         self._unsettled.pop(number, None)
         watched, outcome = self._watched[number], shared.outcome
         mark = _mark(outcome)
-        self._schedule(number, watched, outcome, mark)
+        self._schedule(number, watched, outcome, mark, now)
         if number in self._known and isinstance(outcome, UsableCredentials):
             return  # should this be news all the same, the change feed is about to report it
         if watched.sent != mark:
             watched.sent = mark
             self._news.append((number, shared))
 
-    def _schedule(self, number: IntegrationId, watched: _Watched, outcome: object, mark: int | str) -> None:
-        now, due, early_ttl = self._now(), None, None
+    def _schedule(self, number: IntegrationId, watched: _Watched, outcome: object, mark: int | str, now: float) -> None:
+        due = early_ttl = None
         if isinstance(outcome, UsableCredentials):
             until = outcome.valid_until
             if watched.early_ttl is not None:  # then that may be for the longer lifetime

@@ -68,7 +68,6 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
             use_cases.watched_changes,
             self._results,
             clock,
-            use_cases.credentials.refresher.jitter,
             heartbeat=use_cases.event_stream.heartbeat,
         )
         self._clock = clock

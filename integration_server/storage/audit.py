@@ -17,7 +17,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC
 from operator import attrgetter
 from typing import Any
@@ -87,7 +87,7 @@ class Chain:
     def extended_with(self, entry: "AuditEntry | Row[Any]", commitment: bytes) -> "Chain":
         """Return the chain after one more entry."""
         head = self._mac(self.head + self._authenticated(entry, commitment))
-        return replace(self, entries=self.entries + 1, head=head)
+        return type(self)(self.chain_id, self.number, self.key, self.entries + 1, head)
 
     def erasure_mac(self, sequence: int, commitment: bytes) -> bytes:
         """The MAC that shows that an entry was erased by this program: a writer to the database cannot compute it."""
@@ -109,8 +109,8 @@ class Chain:
         return Head(AUDIT_CHAIN, self.chain_id, self.number, self.entries, self.head)
 
     def _authenticated(self, entry: AuditEntry | Row[Any], commitment: bytes) -> bytes:
-        time = entry.time.astimezone(UTC).isoformat(timespec="microseconds")
-        return json.dumps([time, *_AUTHENTICATED(entry), commitment.hex()]).encode()
+        time = entry.time if entry.time.tzinfo is UTC else entry.time.astimezone(UTC)
+        return json.dumps([time.isoformat(timespec="microseconds"), *_AUTHENTICATED(entry), commitment.hex()]).encode()
 
     def _mac(self, content: bytes) -> bytes:
         return hmac.digest(self.key, content, "sha256")

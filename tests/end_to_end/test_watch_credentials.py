@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -13,6 +13,7 @@ from google.rpc import error_details_pb2
 
 from integration_server.sandbox.behaviour import Behaviour
 from integrations.v1 import integration_service_pb2 as pb
+from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
 from tests.end_to_end.rpc_errors import expect_rpc_error
 from tests.end_to_end.system import System, next_event, run_system
 
@@ -173,6 +174,35 @@ async def test_bad_input_has_the_field(ids: Sequence[int], field: str, system: S
             await watch.result()
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert field in (caught.value.details() or "")
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_a_stream_of_a_server_that_stops_resumes_at_another_server(sqlite_url: str) -> None:
+    async with AsyncExitStack() as stopping:
+        first = await stopping.enter_async_context(run_system(sqlite_url))
+        ids = [await first.connect(account=account) for account in ("ada", "grace")]
+        # The channel of the system is closed before its server stops.
+        async with grpc.aio.insecure_channel(first.grpc_address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+            request = pb.WatchCredentialsRequest(integration_ids=ids, user_id="ada")
+            watch = Watch(IntegrationServiceStub(channel).WatchCredentials(request))
+            await watch.until_cursor()
+            end = asyncio.create_task(expect_rpc_error(read_to_the_end(watch)))
+            await stopping.aclose()
+            async with asyncio.timeout(_DEADLINE):
+                error = await end
+        assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING")
+    async with run_system(sqlite_url) as second:
+        which = pb.DisconnectIntegrationRequest(integration_id=ids[1], user_id="ada")
+        await second.service.DisconnectIntegration(which)
+        async with watching(second, ids, cursor=watch.cursor) as resumed:
+            assert reason(await resumed.result()) == "INTEGRATION_NOT_FOUND"
+            assert await resumed.is_silent()
+
+
+async def read_to_the_end(watch: Watch) -> None:
+    """Read until the stream ends with an error."""
+    while True:
+        await watch.read()
 
 
 class TestTransactionOfAnotherClient:
