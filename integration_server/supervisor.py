@@ -484,8 +484,12 @@ class Supervisor:
         with suppress(KeyError):
             self._selector.unregister(end)
 
-    def _reap(self) -> Iterator[tuple[_Process, int]]:
-        """The processes that have ended, with their exit codes as `subprocess` defines them."""
+    def _reap(self) -> Sequence[tuple[_Process, int]]:
+        """The processes that have ended, with their exit codes as `subprocess` defines them.
+
+        A list, so that none is left: nothing would wake `_wait` for it again.
+        """
+        ended = []
         for name, process in list(self._processes.items()):
             pid, status = os.waitpid(process.pid, os.WNOHANG)
             if pid:
@@ -498,7 +502,8 @@ class Supervisor:
                 process.control.close()
                 os.close(process.errors)
                 process.spec.on_end()
-                yield process, os.waitstatus_to_exitcode(status)
+                ended.append((process, os.waitstatus_to_exitcode(status)))
+        return ended
 
     def _schedule_restart(self, process: _Process, code: int) -> None:
         name = process.spec.name

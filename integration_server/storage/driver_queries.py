@@ -175,8 +175,9 @@ class DriverConnection:
         await self._control("COMMIT")
 
     async def rollback(self) -> None:
-        """Roll the transaction back."""
-        await self._control("ROLLBACK")
+        """Roll the transaction back, if there is one. SQLite ends it itself after some errors (lang_transaction.html)."""
+        if self._is_postgres or self._driver.in_transaction:
+            await self._control("ROLLBACK")
 
     async def _control(self, sql: str) -> None:
         await (self._driver.execute(sql) if self._is_postgres else self._driver.execute_fetchall(sql))

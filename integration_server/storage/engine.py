@@ -201,8 +201,8 @@ class Database:
     async def driver_transaction(self) -> AsyncIterator[DriverConnection]:
         """A connection in a transaction whose statements the driver runs; otherwise as `write_transaction`."""
         async with self._driver_connection(self._writers) as connection:
-            await connection.begin()
             try:
+                await connection.begin()  # after an error the server may have begun it
                 yield connection
                 await connection.commit()
             except Exception:

@@ -228,6 +228,7 @@ FIRST_AND_SECOND: Mapping[str, Mapping[str, Behaviour]] = {
     **{f"second lies {number}": {"first": serve, "second": report(*lie)} for number, lie in enumerate(LIES)},
     "second cannot be forked": {"first": serve, "second": die},
     "second hangs": {"first": serve, "second": ignore_stop},
+    "workers hang": {f"worker-{number}": ignore_stop for number in range(1, 9)},
     "second never starts": {"first": serve, "second": never_start},
     "second stops beating": {"first": serve, "second": stop_beating},
     "workers": {

@@ -190,6 +190,16 @@ def test_the_first_of_a_group_starts_alone_the_others_together_and_all_stop_toge
         wait_until_gone(list(serving["pids"].values()))
 
 
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGTERM, signal.SIGINT]])
+def test_processes_that_are_killed_at_the_same_time_are_all_reaped(signals: list[signal.Signals]) -> None:
+    with running("workers hang") as program:
+        pids = json.loads(program.read_until('"serving", "process"'))["pids"]
+        for number in signals:
+            os.kill(program.process.pid, number)
+        assert program.end() == 1
+        assert sorted(line for line in program.lines if "has ended" in line) == [f"{name} has ended\n" for name in pids]
+
+
 def test_what_keeps_a_group_from_starting_is_reported_once() -> None:
     with running("workers fail") as program:
         assert program.end() == 7

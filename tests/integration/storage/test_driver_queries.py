@@ -1,6 +1,8 @@
 """Queries that the driver runs itself: what SQLAlchemy's execution guarantees holds for them too."""
 
 import asyncio
+import os
+import signal
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -16,6 +18,7 @@ from tests.postgres import PostgresServer, run_postgres
 _T = integrations.c
 
 COUNT = DriverQuery(select(func.count()).select_from(integrations))
+BACKEND = DriverQuery(select(func.pg_backend_pid()))
 SLEEP = DriverQuery(select(func.pg_sleep(60)))
 LABELS = DriverQuery(select(_T.account_label).where(_T.integration_id == bindparam("integration_id")))
 
@@ -118,6 +121,23 @@ class TestPostgres:
             with pytest.raises(StoreUnavailable):
                 await database.read(SLEEP)
             assert await count(database) == 0
+
+    async def test_a_begin_that_times_out_leaves_no_transaction(self, postgres_url: str) -> None:
+        async with (
+            open_database(postgres_url, pool_size=1, command_timeout=1) as database,
+            open_database(postgres_url) as observer,
+        ):
+            ((backend,),) = await database.read(BACKEND)
+            os.kill(backend, signal.SIGSTOP)
+            try:
+                with pytest.raises(StoreUnavailable):
+                    async with database.driver_transaction():
+                        pytest.fail("the server is frozen")
+            finally:
+                os.kill(backend, signal.SIGCONT)
+            assert await count(database) == 0
+            # In a transaction, which nobody would commit, statements after it would be lost.
+            assert await count_other_sessions(observer, "state LIKE 'idle in transaction%'") == 0
 
     async def test_the_statement_of_a_cancelled_caller_is_cancelled(self, postgres_url: str) -> None:
         async with open_database(postgres_url, pool_size=1) as database, open_database(postgres_url) as observer:
