@@ -57,7 +57,7 @@ class Configuration:
     @classmethod
     def from_env(cls, environment: Mapping[str, str] | None = None, channel_options: ChannelOptions = ()) -> Self:
         """Return the configuration in environment variables. An empty variable counts as not set."""
-        values = {name: value for name, value in (environment or os.environ).items() if value}
+        values = {name: value for name, value in (os.environ if environment is None else environment).items() if value}
 
         def path(name: str) -> Path | None:
             return Path(values[name]) if name in values else None

@@ -90,18 +90,24 @@ class TokenSource:
         token = self.current(renewed=renewed)
         if isawaitable(token):
             raise ConfigurationError("token: an async function needs AsyncIntegrations")
-        return token
+        return None if token is None else _checked(token, "token")
 
     async def get_async(self, *, renewed: bool = False) -> str | None:
         """Return the token."""
         token = self.current(renewed=renewed)
-        return await token if isawaitable(token) else token
+        found = await token if isawaitable(token) else token
+        return None if found is None else _checked(found, "token")
 
 
 def _read_token(path: Path) -> str:
-    token = path.read_bytes().decode("ascii", errors="replace").strip()
+    return _checked(path.read_bytes().decode("ascii", errors="replace"), str(path))
+
+
+def _checked(token: str, name: str) -> str:
+    """Return a token without the line break that files and variables end with. gRPC's own errors name no cause."""
+    token = token.strip()
     if not token or not token.isascii() or not token.isprintable():
-        raise ConfigurationError(f"{path}: is not a token")
+        raise ConfigurationError(f"{name}: is not a token")
     return token
 
 

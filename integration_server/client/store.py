@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Generic, NamedTuple, TypeVar
 
+from integration_server.client.connection import ForkGuard
 from integration_server.client.credentials import Credentials
 from integration_server.client.errors import (
     DataLoss,
@@ -114,6 +115,7 @@ class CredentialStore(Generic[LockT]):
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
+        fork_guard: ForkGuard | None = None,
     ) -> None:
         self._new_lock = new_lock
         self._max_accounts = max_accounts
@@ -122,6 +124,7 @@ class CredentialStore(Generic[LockT]):
         self._now = now
         self.monotonic = monotonic
         self._jitter = jitter
+        self._fork_guard = ForkGuard() if fork_guard is None else fork_guard
         self._lock = threading.RLock()
         self._entries: OrderedDict[Key, Entry[LockT]] = OrderedDict()
         self._resolved: OrderedDict[tuple[str, str], int] = OrderedDict()
@@ -133,7 +136,12 @@ class CredentialStore(Generic[LockT]):
     # --- Accounts ---------------------------------------------------------------------------------------------------
 
     def resolved(self, user_id: str, integration_type: str) -> int | None:
-        """Return the number of the user's only account of a type; None if it is not known."""
+        """Return the number of the user's only account of a type; None if it is not known.
+
+        As `entry`, raises `RuntimeError` in a forked process: no stream keeps its copy of the credentials fresh, and
+        another thread may have held the lock.
+        """
+        self._fork_guard.check()
         with self._lock:
             return self._resolved.get((user_id, integration_type))
 
@@ -146,6 +154,7 @@ class CredentialStore(Generic[LockT]):
 
     def entry(self, key: Key, integration_type: str) -> Entry[LockT]:
         """Return the entry of an account, and count it as used."""
+        self._fork_guard.check()
         with self._lock:
             now = self.monotonic()
             entry = self._entries.get(key)
@@ -286,10 +295,12 @@ class CredentialStore(Generic[LockT]):
                 stream = StreamState()
                 self.streams.append(stream)
             stream.ids[number] = entry.key
-            if number in stream.included:  # it was dropped and comes back: the running stream still reports on it
-                entry.stream = stream
-                return None
             before = next((position for each, position in fetch.positions if each is stream), Position())
+            if number in stream.included:  # it was dropped and comes back: the running stream still reports on it
+                if before == stream.position:
+                    entry.stream = stream
+                    return None
+                stream.included -= {number}  # but what it has reported during the reading was not for this account
             stream.restart_position = min(stream.restart_position or before, before)
             return stream
 

@@ -4,14 +4,16 @@ A call with a token has the identity of the token's subject. A client certificat
 to it and does not replace a bad token.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from hashlib import sha256
 from hmac import compare_digest
-from typing import Protocol
+from typing import Any, Protocol
 
 from cachetools import LRUCache
 
@@ -19,7 +21,7 @@ from integration_server.domain.errors import QuotaExceeded
 from integration_server.peers import PeerLimiter, peer_key
 from integration_server.rpc.certificate_names import CertificateNames
 from integration_server.rpc.errors import KeysNotAvailable, TokenExpired, Unauthenticated
-from integration_server.rpc.interceptors import CallerLookup, Interceptor, peer_address, wrap_in_check
+from integration_server.rpc.interceptors import CallerLookup, Interceptor, peer_address
 from integration_server.rpc.methods import Behavior, Context, Method
 from integration_server.service.common_types import Clock
 
@@ -106,14 +108,24 @@ class TokenAuthenticator:
         if digest not in self._verified:
             self._require_few_failures(peer)
         identity, keys = self._verified.get(digest, (None, None))
-        if keys != self._verifier.keys:
-            identity = await self._verify(token, digest, peer)
+        # Once more if they change meanwhile: the key that has verified the token may be the one that was withdrawn.
+        while keys != self._verifier.keys:
+            keys = self._verifier.keys
+            identity = await self._verify(token, digest, peer, keys)
         if identity is None or (identity.expire_time is not None and self._clock() >= identity.expire_time):
             raise TokenExpired("the token has expired")
         return identity
 
-    async def _verify(self, token: str, digest: bytes, peer: Peer) -> Identity | None:
-        """Verify a token and remember the result; None if it has expired. Raises `Unauthenticated`."""
+    @property
+    def keys(self) -> object:
+        """The keys with which tokens are verified now."""
+        return self._verifier.keys
+
+    async def _verify(self, token: str, digest: bytes, peer: Peer, keys: object) -> Identity | None:
+        """Verify a token and remember the result; None if it has expired. Raises `Unauthenticated`.
+
+        `keys` are those before the verification.
+        """
         identity = None
         try:
             identity = await self._verifier.resolve_identity(token)
@@ -127,7 +139,7 @@ class TokenAuthenticator:
             if self._limiter is not None:
                 self._limiter.record_failure(peer.address)
             raise
-        self._verified[digest] = identity, self._verifier.keys
+        self._verified[digest] = identity, keys
         return identity
 
     def _require_few_failures(self, peer: Peer) -> None:
@@ -142,6 +154,10 @@ class TokenResolver(Protocol):
 
     async def resolve_identity(self, token: str, peer: Peer) -> Identity:
         """Return the identity of a token's subject. Raises `Unauthenticated` or `QuotaExceeded`."""
+
+    @property
+    def keys(self) -> object:
+        """The keys with which tokens are verified now: another object once they have changed."""
 
 
 class SidecarAuthenticator:
@@ -158,6 +174,11 @@ class SidecarAuthenticator:
         if self._others is None:
             raise Unauthenticated("a token, and no keys to verify it with")
         return await self._others.resolve_identity(token, peer)
+
+    @property
+    def keys(self) -> object:
+        """The keys with which tokens of others are verified now. The secret does not change."""
+        return None if self._others is None else self._others.keys
 
 
 _identity: ContextVar[Identity] = ContextVar("identity")
@@ -176,27 +197,45 @@ def authenticate(
 ) -> Interceptor:
     """Determine the caller's identity before anything of its request is read.
 
-    Raises `Unauthenticated` or `QuotaExceeded`. A stream also ends once the caller's token has expired.
+    Raises `Unauthenticated` or `QuotaExceeded`. A stream also ends once the caller's token has expired, or is not valid
+    with the keys in force.
     """
     certificate_names = CertificateNames()
 
-    async def identify(_request: object, context: Context) -> None:
-        entries = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
-        if entries:
-            token, peer = _bearer_token(entries), Peer(peer_key(address_of(context)), context.peer())
-            if tokens is None:
-                raise Unauthenticated("a token, and no keys to verify it with")
-            _identity.set(await tokens.resolve_identity(token, peer))
-        else:
-            _identity.set(certificate_identity(context.auth_context() or {}, certificate_names))
+    async def verify(tokens: TokenResolver, token: str, peer: Peer) -> None:
+        _identity.set(await tokens.resolve_identity(token, peer))
 
-    def require_valid_token() -> None:
-        expire_time = current_identity().expire_time
-        if expire_time is not None and clock() >= expire_time:
-            raise Unauthenticated("the token has expired since")
+    async def identify(context: Context) -> Callable[[], Awaitable[None]] | None:
+        """Set the identity of a call. Returns what verifies its token again; None for a certificate."""
+        entries = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+        if not entries:
+            _identity.set(certificate_identity(context.auth_context() or {}, certificate_names))
+            return None
+        token, peer = _bearer_token(entries), Peer(peer_key(address_of(context)), context.peer())
+        if tokens is None:
+            raise Unauthenticated("a token, and no keys to verify it with")
+        verify_token = partial(verify, tokens, token, peer)
+        await verify_token()
+        return verify_token
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
-        return wrap_in_check(method, behavior, identify, require_valid_token)
+        async def respond(request: Any, context: Context) -> Any:  # noqa: ANN401  # a message
+            await identify(context)
+            return await behavior(request, context)
+
+        async def stream(request: Any, context: Context) -> AsyncGenerator[Any, None]:  # noqa: ANN401
+            verify_again, keys = await identify(context), tokens and tokens.keys
+            async with aclosing(behavior(request, context)) as responses:
+                async for response in responses:
+                    if verify_again is not None and tokens is not None and keys != tokens.keys:
+                        keys = tokens.keys
+                        await verify_again()
+                    expire_time = current_identity().expire_time
+                    if expire_time is not None and clock() >= expire_time:
+                        raise Unauthenticated("the token has expired since")
+                    yield response
+
+        return stream if method.streams_responses else respond
 
     return wrap
 

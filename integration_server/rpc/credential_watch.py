@@ -9,7 +9,7 @@ import asyncio
 import heapq
 import random
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -51,6 +51,9 @@ _MIN_RETRY = 1.0  # seconds
 _UNCHANGED = 60.0  # seconds until credentials that were not renewed in time are read again
 _LEAD_SHARE = 0.1  # of the time until credentials are due: so much earlier they are renewed, at most
 _MAX_LEAD = 60.0  # seconds: a provider that is slow or down for a moment then delays nothing
+_MAX_FAILED = 200  # integrations named in a cursor, of at most 8 KiB; of more, everything is sent again
+_FAILED_MARK = "~"  # before them, in hexadecimal; base64url has no such character
+_ALL_FAILED = "*"
 _MAX_SEND = 60.0  # seconds that a client may take to read a response, as for the stream of events
 
 
@@ -88,12 +91,12 @@ class CredentialWatch:
         read too slowly.
         """
         requests = _decode(request)
-        cursor = mapping.decode_text("cursor", request.cursor, mapping.MAX_PARAMETER_LENGTH)
+        cursor, failed = _split_cursor(mapping.decode_text("cursor", request.cursor, mapping.MAX_PARAMETER_LENGTH))
         loop, sent_position = asyncio.get_running_loop(), None
         heartbeat_time = loop.time()
         async with (
             self._changes.watching(requests.keys(), cursor) as changes,
-            self._stream(requests, changes) as stream,
+            self._stream(requests, changes, failed) as stream,
         ):
             while True:
                 if not changes.is_stopping:
@@ -105,7 +108,7 @@ class CredentialWatch:
                     or (changes.is_stopping and position != sent_position)
                 )
                 if news or is_cursor_due:
-                    text = "" if position is None else await self._changes.text_of(position)
+                    text = "" if position is None else stream.cursor(await self._changes.text_of(position))
                     for response in self._encode(request.user_id, news, text):
                         send_time = loop.time()
                         yield response
@@ -135,11 +138,15 @@ class CredentialWatch:
 
     @asynccontextmanager
     async def _stream(
-        self, requests: Mapping[IntegrationId, CredentialRequest], changes: WatchedChanges
+        self,
+        requests: Mapping[IntegrationId, CredentialRequest],
+        changes: WatchedChanges,
+        failed: Collection[IntegrationId],
     ) -> AsyncIterator["_Stream"]:
         stream = _Stream(
             requests,
             changes,
+            failed,
             self._credentials,
             self._outcomes,
             self._clock,
@@ -179,6 +186,7 @@ class _Stream:
         self,
         requests: Mapping[IntegrationId, CredentialRequest],
         changes: WatchedChanges,
+        failed: Collection[IntegrationId],
         credentials: CredentialService,
         outcomes: SharedOutcomes,
         clock: Clock,
@@ -196,8 +204,10 @@ class _Stream:
         self._allowed_types = allowed_types
         self._max_refreshes = max_refreshes
         self._due: list[tuple[float, IntegrationId]] = []  # a heap; entries may be outdated
+        # For which the client has an error. No change tells of the end of some, such as an outage or a narrow policy.
+        self._failed = set(failed) & requests.keys() if changes.resumed_position is not None else set[IntegrationId]()
         # What the client has from an earlier stream; an error it may not have.
-        self._known = set(requests) if changes.resumed_position is not None else set[IntegrationId]()
+        self._known = set(requests) - self._failed if changes.resumed_position is not None else set[IntegrationId]()
         self._position = changes.resumed_position
         # Those that wait for a refresh, with the position before they were read: a stream that resumes there, reads
         # them again.
@@ -211,6 +221,14 @@ class _Stream:
     def position(self) -> WatchPosition | None:
         """The position after all news that were taken. None until everything was sent once."""
         return next(iter(self._unsettled.values()), self._position)
+
+    def cursor(self, position: str) -> str:
+        """The cursor with the text of a position: it names the integrations for which the client has an error."""
+        if not self._failed:
+            return position
+        is_short = len(self._failed) <= _MAX_FAILED
+        names = ",".join(f"{number:x}" for number in self._failed) if is_short else _ALL_FAILED
+        return f"{position}{_FAILED_MARK}{names}"
 
     def has_work(self) -> bool:
         """Whether there is something to read now."""
@@ -304,8 +322,13 @@ class _Stream:
         watched, outcome = self._watched[number], shared.outcome
         mark = _mark(outcome)
         self._schedule(number, watched, outcome, mark, now)
-        if number in self._known and isinstance(outcome, UsableCredentials):
+        if not isinstance(outcome, UsableCredentials):
+            self._failed.add(number)
+            self._known.discard(number)
+        elif number in self._known:
             return  # should this be news all the same, the change feed is about to report it
+        else:
+            self._failed.discard(number)
         if watched.sent != mark:
             watched.sent = mark
             self._news.append((number, shared))
@@ -344,6 +367,18 @@ def _mark(outcome: object) -> int | str:
     if isinstance(outcome, UsableCredentials):
         return 0 if outcome.integration is None else outcome.integration.version
     return outcome.reason if isinstance(outcome, IntegrationServerError) else type(outcome).__name__
+
+
+def _split_cursor(text: str) -> tuple[str, Collection[IntegrationId]]:
+    """Return the position in a cursor, and the integrations for which its client has an error; empty: send all.
+
+    These are not encrypted: whoever alters them changes only what is sent again.
+    """
+    position, _, names = text.partition(_FAILED_MARK)
+    try:
+        return position, [IntegrationId(int(name, 16)) for name in names.split(",") if name]
+    except ValueError:  # `_ALL_FAILED`, or not one of ours
+        return "", ()
 
 
 def _decode(request: pb.WatchCredentialsRequest) -> Mapping[IntegrationId, CredentialRequest]:

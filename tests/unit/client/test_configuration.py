@@ -46,6 +46,13 @@ def test_reads_the_environment() -> None:
     assert (configuration.tls, configuration.token) == (True, None)
 
 
+def test_an_empty_environment_is_not_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTEGRATIONS_ADDRESS", "integrations:50051")
+    assert Configuration.from_env().address == "integrations:50051"
+    with pytest.raises(ConfigurationError, match="INTEGRATIONS_ADDRESS"):
+        Configuration.from_env({})
+
+
 @pytest.mark.parametrize(
     ("environment", "named"),
     [

@@ -76,3 +76,29 @@ async def test_a_token_is_text_a_file_or_what_a_function_returns() -> None:
     assert TokenSource(Configuration(address="a:1", token=lambda: "called")).get() == "called"
     source = TokenSource(Configuration(address="a:1", token=fetch))
     assert await source.get_async() == "fetched"
+
+
+@pytest.mark.parametrize("text", ["", " \n", "two\nlines", "secret-tök", "secret-\0", "a\tb"])
+async def test_what_is_no_token_is_an_error_that_does_not_print_it(text: str) -> None:
+    async def fetch() -> str:
+        return text
+
+    sources = [TokenSource(Configuration(address="a:1", token=token)) for token in (text, lambda: text, fetch)]
+    for source in sources:
+        with pytest.raises(ConfigurationError, match=r"^token: is not a token$"):
+            await source.get_async()
+    for source in sources[:2]:
+        with pytest.raises(ConfigurationError, match=r"^token: is not a token$"):
+            source.get()
+
+
+@pytest.mark.parametrize("text", ["token\n", "token\r\n", " token "])
+async def test_a_token_has_no_line_break_of_its_file_or_variable(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_bytes(text.encode())
+    for configuration in (
+        Configuration(address="a:1", token=text),
+        Configuration(address="a:1", token=lambda: text),
+        Configuration(address="a:1", token_file=path),
+    ):
+        assert TokenSource(configuration).get() == await TokenSource(configuration).get_async() == "token"

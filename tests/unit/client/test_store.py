@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from integration_server.client.connection import ForkGuard
 from integration_server.client.credentials import Credentials
 from integration_server.client.errors import QuotaExceeded, ServerStopping, Unimplemented
 from integration_server.client.hooks import Metadata, OpenTelemetryHook
@@ -150,6 +151,49 @@ def test_a_stream_that_takes_accounts_restarts_from_before_the_oldest_was_read(s
     again = store.request(stream)  # no response has come
     assert again is not None
     assert again.cursor == "c"
+
+
+@pytest.mark.parametrize("is_reported", [True, False], ids=["", "negative control"])
+def test_an_account_that_comes_back_misses_no_report_of_the_running_stream(
+    store: Store, clock: Clock, is_reported: bool
+) -> None:
+    """What a stream reports while the account is read is for an account that it does not have."""
+    read(store, credentials(clock))
+    stream = live(store)
+    clock.seconds += 3601
+    store.entry(Key("ada", 8), "")
+    assert stream.ids == {}
+    entry = store.entry(KEY, "")
+    fetch = store.begin_fetch(entry)
+    if is_reported:
+        store.receive(stream, revoked())
+    store.record(entry, fetch, credentials(clock))
+    assert store.watch(entry, fetch) is (stream if is_reported else None)
+    assert store.needs_restart(stream) is is_reported
+    if is_reported:
+        request = store.request(stream)
+        assert request is not None
+        assert request.cursor == "c"
+    clock.seconds += 301  # no stream that runs has it
+    assert (store.fresh(entry, None) is None) is is_reported
+
+
+def test_a_forked_process_does_not_use_what_no_stream_keeps_fresh(clock: Clock) -> None:
+    process = 1
+    guard = ForkGuard(lambda: process)
+    store: Store = CredentialStore(threading.Lock, now=clock.now, monotonic=clock.monotonic, fork_guard=guard)
+    unused: Store = CredentialStore(threading.Lock, now=clock.now, monotonic=clock.monotonic)
+    assert store.fresh(read(store, credentials(clock, None)), None)
+    store.set_resolved("ada", "fake", 7)
+    assert live(store).is_live
+    process = 2
+    for use in (lambda: store.entry(KEY, ""), lambda: store.resolved("ada", "fake")):
+        with pytest.raises(RuntimeError, match="forked"):
+            use()
+    assert unused.resolved("ada", "fake") is None
+    process = 1  # negative control: the process that has opened the stream
+    assert store.resolved("ada", "fake") == 7
+    assert store.fresh(store.entry(KEY, ""), None)
 
 
 def test_while_the_server_is_away_it_is_asked_once_in_ten_seconds(store: Store, clock: Clock) -> None:

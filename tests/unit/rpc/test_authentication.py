@@ -181,6 +181,36 @@ async def test_a_token_whose_key_is_withdrawn_is_refused_although_it_was_verifie
     assert await system.outcomes("user ada", peer=STRANGER) == ["Unauthenticated"]
 
 
+@pytest.mark.parametrize(
+    ("notices_change", "later"),
+    [(True, ["Unauthenticated"] * 2), (False, ["ada"] * 2)],
+    ids=["", "negative control"],
+)
+async def test_a_key_that_is_withdrawn_during_a_verification_verifies_nothing(
+    notices_change: bool, later: list[str]
+) -> None:
+    """Such as while another issuer's keys are fetched for the same token."""
+    system = TokenSystem()
+    verifier = system.verifier
+    resolve = verifier.resolve_identity
+
+    class SlowVerifier(CountingVerifier):
+        async def resolve_identity(self, token: str) -> Identity:
+            identity = await resolve(token)
+            verifier.error = Unauthenticated("signed with another key")
+            if notices_change:
+                verifier.current_keys = withdrawn
+            return identity
+
+        @property
+        def keys(self) -> object:
+            return verifier.current_keys
+
+    withdrawn = object()
+    system.tokens = TokenAuthenticator(SlowVerifier(), None, system.clock)
+    assert await system.outcomes("user ada", "user ada", peer=STRANGER) == later
+
+
 async def test_a_verified_token_expires() -> None:
     system = TokenSystem(expire_time=SettableClock().now + timedelta(minutes=1))
     assert await system.outcomes("user ada", peer=STRANGER) == ["ada"]
@@ -302,3 +332,31 @@ async def test_a_stream_ends_when_its_token_expires(clock_advances: bool) -> Non
             await anext(stream)
     else:
         assert await anext(stream) == "response"
+
+
+@pytest.mark.parametrize(
+    ("is_withdrawn", "notices_change"),
+    [(True, True), (True, False), (False, True)],
+    ids=["", "negative control", "another key is added"],
+)
+async def test_a_stream_ends_when_the_key_of_its_token_is_withdrawn(is_withdrawn: bool, notices_change: bool) -> None:
+    """Whoever had stolen the key may have signed a token that expires in years."""
+    system = TokenSystem()
+
+    async def respond(_request: object, _context: Any) -> AsyncIterator[str]:
+        while True:
+            yield "response"
+
+    method = Method("/service/Stream", streams_responses=True)
+    stream = authenticate(system.tokens, system.clock)(method, respond)(None, FakeContext(token="user ada"))
+    assert await anext(stream) == "response"
+    if is_withdrawn:
+        system.verifier.error = Unauthenticated("signed with another key")
+    if notices_change:
+        system.verifier.current_keys = object()
+    if is_withdrawn and notices_change:
+        with pytest.raises(Unauthenticated):
+            await anext(stream)
+    else:
+        assert [await anext(stream) for _ in range(3)] == ["response"] * 3
+        assert len(system.verifier.verified) == 1 + notices_change

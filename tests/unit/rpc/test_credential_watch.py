@@ -395,7 +395,52 @@ async def test_a_resumed_stream_reports_errors_again(system: FakeSystem) -> None
         assert resumed.results == [(999, "INTEGRATION_NOT_FOUND")]
 
 
-@pytest.mark.parametrize("cursor", ["not one of ours", "A" * 40])
+@pytest.mark.parametrize("names_failed", [True, False], ids=["", "negative control"])
+@pytest.mark.parametrize("others", [0, 200], ids=["one", "more than a cursor names"])
+async def test_a_resumed_stream_sends_what_has_recovered_without_a_change(
+    system: FakeSystem, names_failed: bool, others: int
+) -> None:
+    """The client's policy did not allow the type, and allows it now; it has an error, and nothing has changed since."""
+    server, (number,) = Server(system), await connect(system, 1)
+    ids = [number, *range(number + 1, number + 1 + others)]
+    narrow = CheckedWatch(system, server=server)
+    narrow.caller = Caller("all", replace(CALLER.permissions, allowed_types=NO_INTEGRATION_TYPES))
+    stream = Stream(narrow, pb.WatchCredentialsRequest(integration_ids=ids, user_id=ADA))
+    await eventually(lambda: stream.cursor)
+    assert {outcome for _, outcome in stream.results} == {"INTEGRATION_NOT_FOUND"}
+    cursor = stream.cursor if names_failed else stream.cursor.partition("~")[0]
+    await stream.close()
+    assert len(cursor) < 8192
+    async with server.watching(*ids, cursor=cursor) as resumed:
+        await eventually(lambda: len(resumed.results) >= others + names_failed)
+        await settle()
+        sent = dict(resumed.results)
+        assert (sent.get(number, "INTEGRATION_NOT_FOUND") != "INTEGRATION_NOT_FOUND") is names_failed
+        assert len(sent) == others + names_failed
+        assert ("~" in resumed.cursor) is bool(others)
+
+
+async def test_what_has_not_recovered_yet_stays_named_in_the_cursor_of_the_next_stream(system: FakeSystem) -> None:
+    server, ids = Server(system), await connect(system, 2)
+    gone = ids[1] + 1000
+    async with server.watching(*ids, gone) as stream:
+        assert stream.cursor.endswith(f"~{gone:x}")
+        cursor = stream.cursor
+    async with server.watching(*ids, gone, cursor=cursor) as resumed:
+        assert resumed.cursor.endswith(f"~{gone:x}")
+        assert [number for number, _ in resumed.results] == [gone]
+
+
+@pytest.mark.parametrize("names", ["~", "~,", "~-1", "~7fffffffffffffff", "~" + ",".join(["0"] * 3000)])
+async def test_altered_names_in_a_cursor_change_only_what_is_sent_again(system: FakeSystem, names: str) -> None:
+    server, ids = Server(system), await connect(system, 2)
+    async with server.watching(*ids) as stream:
+        cursor = stream.cursor
+    async with server.watching(*ids, cursor=cursor + names) as resumed:
+        assert resumed.results == []
+
+
+@pytest.mark.parametrize("cursor", ["not one of ours", "A" * 40, "~", "~1", "~*", "A~zz~"])
 async def test_a_cursor_that_is_not_valid_has_the_effect_of_none(system: FakeSystem, cursor: str) -> None:
     server, ids = Server(system), await connect(system, 2)
     async with server.watching(*ids, cursor=cursor) as stream:
@@ -436,15 +481,15 @@ CALLER = Caller("all", Permissions(frozenset({Permission.CREDENTIALS}), ALL_INTE
 class CheckedWatch:
     """A server whose streams have a caller with a token and a policy, which a test replaces."""
 
-    def __init__(self, system: FakeSystem, lifetime: timedelta = HOUR) -> None:
+    def __init__(self, system: FakeSystem, lifetime: timedelta = HOUR, server: Server | None = None) -> None:
         self.caller: Caller = CALLER
         method = describe_method("/integrations.v1.IntegrationService/WatchCredentials")
         interceptors = [
             authenticate(fake_tokens(system.clock() + lifetime), system.clock),
             authorize_method(lambda: Policy({(IdentityKind.TOKEN, "all"): self.caller}, Permissions())),
         ]
-        server = Server(system)
-        self._behavior = compose(method, lambda request, _: server.watch.watch(request), interceptors)
+        watch = (server or Server(system)).watch
+        self._behavior = compose(method, lambda request, _: watch.watch(request), interceptors)
 
     def watch(self, request: pb.WatchCredentialsRequest) -> AsyncGenerator[bytes]:
         """Begin a stream."""
