@@ -1,5 +1,6 @@
-"""The alerts, their runbooks and their unit tests belong together one to one, and name metrics that exist."""
+"""Alerts, runbooks and unit tests of alerts belong together one to one; rules and dashboards name real metrics."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from integration_server.observability.metrics import METRICS, PREFIX
 
 PROJECT = Path(__file__).parents[2]
 PROMETHEUS = PROJECT / "deploy" / "prometheus"
+DASHBOARDS = sorted((PROJECT / "deploy" / "grafana").glob("*.json"))
 RUNBOOKS = PROJECT / "docs" / "runbooks.md"
 PARTS = ["Means", "Users see", "Do", "Over"]
 
@@ -102,3 +104,37 @@ def test_most_metrics_are_watched() -> None:
         "credentials_cache_lookups_total",
         "audit_pending_entries",
     }
+
+
+def queries(dashboard: Mapping[str, Any]) -> Iterator[str]:
+    """All queries of a dashboard."""
+    for panel in dashboard["panels"]:
+        for target in panel["targets"]:
+            yield target["expr"]
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_a_dashboard_can_be_imported_and_names_metrics_that_exist(path: Path) -> None:
+    dashboard = json.loads(path.read_text())
+    assert dashboard["uid"] == f"integration-server-{path.stem}"
+    assert {variable["name"] for variable in dashboard["templating"]["list"]} == {"datasource", "instance"}
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len({panel["title"] for panel in panels}) == len(panels)
+    cells = [
+        (x, y)
+        for position in (panel["gridPos"] for panel in panels)
+        for x in range(position["x"], position["x"] + position["w"])
+        for y in range(position["y"], position["y"] + position["h"])
+    ]
+    assert len(set(cells)) == len(cells)
+    assert max(x for x, _ in cells) < 24
+    recorded = {rule["record"] for rule in rules() if "record" in rule}
+    for query in queries(dashboard):
+        assert unknown_metrics(query) == set()
+        assert set(re.findall(r"integration_server:[\w:]+", query)) <= recorded
+        assert set(re.findall(r"\$\w+", query)) <= {"$instance", "$__rate_interval"}
+
+
+def test_the_dashboards_show_every_metric() -> None:
+    shown = "\n".join(query for path in DASHBOARDS for query in queries(json.loads(path.read_text())))
+    assert [metric.name for metric in METRICS if metric.name not in shown] == []
