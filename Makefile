@@ -85,6 +85,10 @@ run: $(RUN_STAMP) ## Start server, sidecar and sandbox, with one account connect
 # loadfile: the tests of a file share a server. Durations show what to make faster.
 PYTEST := $(BIN)/python -m pytest --no-header --durations=25 -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
+.PHONY: load
+load: $(STAMP) ## Keep a mixed load with faults on a running `make run` (ARGS="--seconds 60"; ARGS="--help": options)
+	@exec $(BIN)/python -m benchmarks.load $(ARGS)
+
 .PHONY: test
 test: $(STAMP) ## Run the quick tests, in less than five minutes (ARGS="-k callback")
 	@$(PYTEST) -m "not slow" $(ARGS)

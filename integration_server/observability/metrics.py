@@ -156,13 +156,13 @@ class Declarations:
     due_age: Metric = _gauge(
         "due_work_oldest_age_seconds",
         "Time for which the oldest due row of a job has been due; 0 if none is.",
-        "job",
+        "background_job",
         TYPE_LABEL,
     )
     breakers_open: Metric = _gauge(
         "circuit_breakers_open",
         "Processes whose circuit breaker for a job and type is open.",
-        "job",
+        "background_job",
         TYPE_LABEL,
         merge="sum",
     )

@@ -1,18 +1,24 @@
 """The sandbox's ASGI app: its routes. Counts the calls of each endpoint and applies its fault."""
 
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Final
+
+from pydantic import TypeAdapter, ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from integration_server.sandbox.authorization import AuthorizationEndpoint
-from integration_server.sandbox.behaviour import Endpoint, Handler
+from integration_server.sandbox.behaviour import Endpoint, Fault, Handler
 from integration_server.sandbox.calendar import SimulatedCalendarApi
 from integration_server.sandbox.pages import ConsentPages
 from integration_server.sandbox.resources import Resources
 from integration_server.sandbox.state import Sandbox
 from integration_server.sandbox.tokens import TokenEndpoints
 
+_FAULTS: Final = TypeAdapter(dict[Endpoint, Fault])
 _CALENDAR_LIST = "/calendar/v3/users/me/calendarList"
 _EVENTS = "/calendar/v3/calendars/{calendar_id}/events"
 
@@ -32,8 +38,18 @@ def create_app(sandbox: Sandbox) -> Starlette:
 
         return Route(path, respond, methods=[method])
 
+    async def set_faults(request: Request) -> Response:
+        """Replace all faults by those of a JSON object: endpoint to `status`, `headers`, `body`, `delay`."""
+        try:
+            faults = _FAULTS.validate_json(await request.body())
+        except ValidationError as error:
+            return Response(str(error), HTTPStatus.BAD_REQUEST)
+        sandbox.behaviour = replace(sandbox.behaviour, faults=faults)
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+
     return Starlette(
         routes=[
+            Route("/faults", set_faults, methods=["PUT"]),
             route("GET", "/oauth/authorize", "authorize", authorization.respond),
             route("POST", "/oauth/authorize", "decide", authorization.respond),
             route("POST", "/oauth/token", "token", tokens.issue),

@@ -54,6 +54,11 @@ def test_no_label_names_what_users_or_callers_choose() -> None:
     assert {label for metric in METRICS for label in metric.labels}.isdisjoint(UNBOUNDED)
 
 
+def test_no_label_has_a_name_that_prometheus_gives_to_its_targets() -> None:
+    """It would be renamed to `exported_…` in every query."""
+    assert {label for metric in METRICS for label in metric.labels}.isdisjoint({"job", "instance", "le", "quantile"})
+
+
 def test_the_page_describes_every_metric_as_it_is_declared() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) \| (.*?) \|$", PAGE.read_text(), re.MULTILINE)
     declared = [

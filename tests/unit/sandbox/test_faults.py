@@ -5,6 +5,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import httpx
 import pytest
 from starlette.requests import Request
 from starlette.responses import Response
@@ -201,3 +202,22 @@ async def test_a_call_of_a_disconnected_client_is_not_in_progress(application: O
     await give_up(application.userinfo("any"))
 
     assert (sandbox.in_flight["userinfo"], sandbox.max_in_flight["userinfo"]) == (0, 1)
+
+
+async def test_faults_are_switched_over_http(
+    application: OAuthClient, http: httpx.AsyncClient, sandbox: Sandbox
+) -> None:
+    fault = {"status": 503, "headers": {"Retry-After": "7"}, "body": "away"}
+    assert (await http.put("/faults", json={"userinfo": fault})).status_code == 204
+    response = await http.get("/userinfo")
+    assert (response.status_code, response.text, response.headers["retry-after"]) == (503, "away", "7")
+    assert (await application.connect())["access_token"]
+    assert (await http.put("/faults", json={})).status_code == 204
+    assert (await http.get("/userinfo")).status_code == 401
+
+
+@pytest.mark.parametrize("body", ["", "[]", '{"no-such": {}}', '{"token": {"status": "x"}}', '{"token": 503}'])
+async def test_what_is_no_fault_changes_nothing(http: httpx.AsyncClient, sandbox: Sandbox, body: str) -> None:
+    sandbox.behaviour = replace(sandbox.behaviour, faults={"userinfo": Fault(status=500)})
+    assert (await http.put("/faults", content=body)).status_code == 400
+    assert (await http.get("/userinfo")).status_code == 500
