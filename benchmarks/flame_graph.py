@@ -26,10 +26,10 @@ from integration_server.wiring.system import utc_now
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
 
-KINDS: Mapping[str, Mapping[str, str]] = {"hit": {}, "miss": {"CREDENTIALS_CACHE_SIZE": "0"}}
+KINDS: Mapping[str, Mapping[str, str]] = {"hit": {}, "miss": {"CREDENTIALS_CACHE_SIZE": "1048576"}}
 """What is sampled, with the settings of its server."""
 
-_INTEGRATIONS = 200
+_INTEGRATIONS = 1000  # more than the smallest cache has room for
 _SAMPLE_INTERVAL = 0.001  # seconds of CPU time
 _LOOP = "event loop:uvloop and gRPC"  # C code that no Python function of the server has called
 _CLIENTS = 8  # concurrent calls

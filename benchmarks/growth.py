@@ -2,7 +2,8 @@
 
 Two servers, each with a PostgreSQL of its own, differ in the number of integrations. Each call is measured at one and
 then at the other, so that a disturbance affects both. Then nine tenths of the rows of the larger database become due,
-and all is measured again.
+and all is measured again. In the end all integrations of the smaller database are read once, and of the larger one many
+times as many as the cache has room for; the memory of both workers is compared.
 """
 
 import asyncio
@@ -45,14 +46,17 @@ class GrowthPlan:
     rounds: int
     calls: int
     bound: float
+    read_once: int = 20_000
+    memory_bound: float = 1.3
     database: DatabaseKind = DatabaseKind.POSTGRES
 
 
 @dataclass(slots=True)
 class _Subject:
-    """A system, its integrations that can be read, and what is read once only."""
+    """A system, all its integrations that can be read, those whose reads are measured, and of them the unread ones."""
 
     system: System
+    all_seeded: Sequence[Seeded]
     seeded: Sequence[Seeded]
     due_work: SqlDueWork
     unread: list[Seeded] = field(default_factory=list)
@@ -60,11 +64,11 @@ class _Subject:
     async def hit(self) -> None:
         """Read an integration that is in the cache."""
         self._turn = (self._turn + 1) % _HOT
-        await self._read(self.seeded[self._turn])
+        await self.read(self.seeded[self._turn])
 
     async def miss(self) -> None:
         """Read an integration that has not been read."""
-        await self._read(self.unread.pop())
+        await self.read(self.unread.pop())
 
     async def page(self) -> None:
         """List the integrations of a user."""
@@ -82,7 +86,8 @@ class _Subject:
         await self.due_work.due_types()
         await self.due_work.claim(JobKind.REFRESH, _FILLER_TYPE, _CLAIM, claim_duration=timedelta(0))
 
-    async def _read(self, integration: Seeded) -> None:
+    async def read(self, integration: Seeded) -> None:
+        """Get the credentials of an integration."""
         request = pb.GetCredentialsRequest(integration_id=integration.integration_id, user_id=integration.user_id)
         await self.system.servers[0].service.GetCredentials(request, timeout=_DEADLINE)
 
@@ -101,12 +106,13 @@ async def measure(plan: GrowthPlan, progress: Progress) -> Result:
     """Measure both systems without and with due rows."""
     task = progress.add_task("Starting", total=None)
     async with AsyncExitStack() as stack:
-        pair = [await _subject(stack, plan.smallest // 2) for _ in range(2)]
+        readable = plan.smallest // 2
+        pair = [await _subject(stack, readable, count) for count in (readable, max(readable, plan.read_once))]
         small, large = pair
         progress.update(task, description=f"Inserting {plan.integrations:,}")
         start = time.monotonic()
         for subject, count in zip(pair, (plan.smallest, plan.integrations), strict=True):
-            await _fill(subject.system.database_url, count - len(subject.seeded))
+            await _fill(subject.system.database_url, count - len(subject.all_seeded))
         filled = time.monotonic() - start
         total = 2 * plan.rounds * len(_CALLS)
         progress.update(task, description="Measuring", total=total)
@@ -118,20 +124,29 @@ async def measure(plan: GrowthPlan, progress: Progress) -> Result:
         due = f", with {_DUE * plan.integrations:,.0f} due"
         progress.update(task, description="Measuring")
         phases[due] = await _measure(plan, small, large, partial(progress.advance, task))
-        memory = [subject.system.memory_bytes() for subject in pair]
+        progress.update(task, description="Reading each once")
+        memory = [await _memory_after_reading(subject) for subject in pair]
     return _result(plan, phases, filled, memory)
 
 
-async def _subject(stack: AsyncExitStack, readable: int) -> _Subject:
+async def _subject(stack: AsyncExitStack, measured: int, readable: int) -> _Subject:
     system = await stack.enter_async_context(running_system(DatabaseKind.POSTGRES))
     expire_times = [utc_now() + timedelta(days=7)] * readable
-    seeded = sorted(
+    everything = sorted(
         await seed(system, HEALTHY_TYPE, expire_times, accounts_of_a_user=_PAGE),
         key=lambda integration: integration.integration_id,
     )
     database = await stack.enter_async_context(open_database(system.database_url))
-    unread = seeded[_HOT:]
-    return _Subject(system, seeded, SqlDueWork(database), unread)
+    seeded = everything[:measured]
+    return _Subject(system, everything, seeded, SqlDueWork(database), seeded[_HOT:])
+
+
+async def _memory_after_reading(subject: _Subject) -> int:
+    """The bytes of the worker after all integrations that can be read were read."""
+    for one in subject.all_seeded:
+        await subject.read(one)
+    (worker,) = subject.system.servers[0].processes
+    return int(worker.memory_info().rss)
 
 
 # --- rows --------------------------------------------------------------------------------------------------------
@@ -239,13 +254,16 @@ def _result(plan: GrowthPlan, phases: Mapping[str, Times], filled: float, memory
             bounds.append(
                 Bound(text, f"{ratio:.2f} times", ratio <= plan.bound, ratio, plan.bound, (min(ratios), max(ratios)))
             )
+    growth, limit = memory[1] / memory[0], plan.memory_bound
+    counts = f"{plan.read_once:,} integrations were read: at most {limit:g} times that after {plan.smallest // 2:,}"
+    bounds.append(Bound(f"memory after {counts}", f"{growth:.2f} times", growth <= limit, growth, limit))
     return Result(
         comparisons=[],
         lateness=0.0,
         figures={
             **figures,
             "rows inserted in": f"{filled:.0f} s",
-            "memory of the servers": " → ".join(f"{size / 2**20:.0f} MiB" for size in memory),
+            "memory of the worker": " → ".join(f"{size / 2**20:.0f} MiB" for size in memory),
         },
         bounds=bounds,
         raw={"seconds": {due or "none due": dict(times) for due, times in phases.items()}},

@@ -12,7 +12,6 @@ from datetime import timedelta
 from functools import partial
 
 from integration_server.domain.due_times import Schedule
-from integration_server.domain.integration import Integration
 from integration_server.lifecycle import periodic_job, serving
 from integration_server.observability.listener import LocalSource
 from integration_server.observability.metrics import METRICS, Metrics, record_calls, record_provider_requests
@@ -70,6 +69,7 @@ _SWEEP_INTERVAL = timedelta(seconds=30)  # of the deletion of abandoned authoriz
 _POLL_INTERVAL = timedelta(seconds=0.5)  # of files that may change
 _READINESS_INTERVAL = timedelta(seconds=1)
 _DUE_WORK_INTERVAL = timedelta(seconds=1)
+_RENEWAL_INTERVAL = timedelta(seconds=1)  # of entries of the cache
 _RETENTION_INTERVAL = timedelta(minutes=10)
 _REPORT_INTERVAL = timedelta(minutes=1)  # of the numbers of calls that were not served
 
@@ -101,8 +101,8 @@ class Service:
     device_poller: DeviceAuthorizationPoller
     reader: ChangeFeedReader
     worker: BackgroundWorker
-    is_current: Callable[[Integration], bool] | None
-    """Whether an integration is in the cache as it is here; None without a cache."""
+    cached: CachedLookup | None
+    """The lookup through the cache of `GetCredentials`; None without a cache."""
 
 
 @asynccontextmanager
@@ -181,7 +181,7 @@ async def running_grpc_server(
         head_recorder = await enter(open_head_recorder(settings, storage.heads, clock))
         trail = await enter(AuditTrail(storage.audit_log))
         tasks = await enter(server_tasks())
-        cache = RaceSafeCache(settings.credentials_cache_size, monotonic)
+        cache = RaceSafeCache(settings.credentials_cache_size // 2, monotonic)  # the other half is for responses
         stores = build_stores(settings, database, cache.invalidate)
         used_cache = cache if settings.credentials_cache_size else None
         limiter = await enter(open_distributed_limiter(settings.rate_limit_redis_url))
@@ -222,7 +222,7 @@ async def running_grpc_server(
             clock,
             call_log,
             record_call,
-            service.is_current,
+            service.cached.is_current if service.cached else None,
             worker,
             keyring.usable_keys,
         )
@@ -247,6 +247,7 @@ async def running_grpc_server(
             (service.refresher.recover, _DUE_WORK_INTERVAL),
             (service.reader.poll_when_due, POLL_INTERVAL),
             (service.reader.poll_when_notified, timedelta(0)),
+            *([(service.cached.renew, _RENEWAL_INTERVAL)] if service.cached else []),
             *([(head_recorder.record, settings.audit_heads_interval)] if head_recorder else []),
             (call_log.report, _REPORT_INTERVAL),
             (worker.beat, BEAT_INTERVAL),
@@ -301,12 +302,10 @@ def build_service(
     cipher = CredentialCipher(aead)
     schedule = Schedule(settings.refresh_buffer, settings.health_check_interval or None, constants.jitter)
     parts = ServiceParts(settings, stores, providers, aead, cipher, schedule, tasks, trail, clock, metrics, constants)
-    lookup: IntegrationLookup = integrations
-    is_current = None
-    if cache is not None:
-        cached = CachedLookup(cache, SharedReads(cache, integrations, tasks))
+    cached = CachedLookup(cache, SharedReads(cache, integrations, tasks)) if cache is not None else None
+    lookup: IntegrationLookup = cached or integrations
+    if cached is not None:
         metrics.read(partial(read_cache, cached))
-        lookup, is_current = cached, cached.is_current
 
     reader = ChangeFeedReader(stores.change_feed, cache, monotonic, process.feed)
     webhook_router = WebhookRouter(stores.webhook_routes, aead, clock, monotonic=monotonic)
@@ -391,6 +390,4 @@ def build_service(
         key_rotation,
     )
     google_calendar = GoogleCalendar(credentials.service, api_proxy, GoogleCalendarApi())
-    return Service(
-        use_cases, google_calendar, credentials.refresher, connections.device_poller, reader, worker, is_current
-    )
+    return Service(use_cases, google_calendar, credentials.refresher, connections.device_poller, reader, worker, cached)

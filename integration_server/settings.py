@@ -113,6 +113,12 @@ KmsKeyIdList = Annotated[tuple[KmsKeyId, ...], from_text(split_list)]
 Algorithm = Literal[
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519", "Ed448"
 ]
+# Less than a mebibyte holds a few hundred integrations; it is more likely meant as a number of integrations.
+CacheSize = Annotated[
+    int,
+    Field(ge=0, le=64 * 2**30),
+    require(lambda size: size == 0 or size >= 2**20, "is in bytes: at least 1048576 (1 MiB), or 0 for no cache"),
+]
 AlgorithmList = Annotated[tuple[Algorithm, ...], from_text(split_list), Field(min_length=1)]
 
 
@@ -127,7 +133,8 @@ class Settings(SidecarSettings):
     dev_mode: bool = False
     database_url: DatabaseUrl = Field(default=DEFAULT_DATABASE_URL, repr=False)  # may contain a password
     database_pool_size: Annotated[int, Field(ge=1, le=100)] = 5
-    credentials_cache_size: Annotated[int, Field(ge=0, le=1_000_000)] = 10_000
+    # Bytes: what a worker's memory grows by after its first million integrations, less than a third of it.
+    credentials_cache_size: CacheSize = 24 * 2**20
     tls_cert_file: ExistingFile | None = None
     tls_key_file: ExistingFile | None = None
     tls_client_ca_file: ExistingFile | None = None

@@ -106,17 +106,17 @@ class RevealingCache(RaceSafeCache):
 
     def get(self, integration_id: IntegrationId, user_id: UserId | None) -> StoredIntegration | None:
         """The user's integration. Raises `IntegrationNotFound` for another user's, without a read of the store."""
-        cached = self._entries.get(integration_id)
-        if cached is not None and cached.integration.user_id != user_id:
+        entry = self._entries.get(integration_id)
+        if entry is not None and entry.found.integration.user_id != user_id:
             raise IntegrationNotFound
-        return cached
+        return None if entry is None else entry.found
 
 
 class AttackedServer:
     """The servicers over a database, with a cache that is always up to date."""
 
     def __init__(self, database: Database, cache_type: type[RaceSafeCache] = RaceSafeCache) -> None:
-        self.cache = cache = cache_type(100, lambda: 0.0)
+        self.cache = cache = cache_type(2**20, lambda: 0.0)
         cache.apply_changes(None, 0.0)
         self.system = FakeSystem(
             options={"cache": cache},

@@ -4,12 +4,13 @@ The contract declares for which methods.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
+from operator import attrgetter
 from typing import Any
 
 import structlog
@@ -161,12 +162,12 @@ class _Audited:
     def add(self, response: Message) -> None:
         """Count a response."""
         self.response = self.response or response
-        self._received += len(getattr(response, "body", b""))
+        self._received += len(_field("body", response) or b"")
 
     def complete(self, entry: AuditEntry, outcome: str, request: object) -> AuditEntry:
         """Return the entry with its outcome, and with the integration that the call's messages name."""
         messages = [self._request, *filter(None, [self.response])]
-        client = getattr(self._request, _CLIENT_FIELDS.get(entry.action, ""), "")
+        client = _field(_CLIENT_FIELDS.get(entry.action, ""), self._request)
         details = entry.details or client or _details(*messages)
         if isinstance(request, RequestStream):
             details = f"{details}; {request.body_size} bytes sent, {self._received} received"
@@ -198,13 +199,30 @@ def _details(*messages: Message) -> str:
     return " ".join(str(part) for part in parts if part)
 
 
-def _field(name: str, *messages: Message) -> Any:  # noqa: ANN401  # the field's type
+def _field(name: str, *messages: object) -> Any:  # noqa: ANN401  # the field's type
     """Return the first value of a field in the messages or in their `integration`."""
     for message in messages:
-        for source in (message, getattr(message, "integration", None)):
-            if value := getattr(source, name, None):
+        message_class: Any = type(message)
+        for read in _readers(message_class, name):
+            if value := read(message):
                 return value
     return None
+
+
+@lru_cache(maxsize=4096)
+def _readers(message_class: type[object], name: str) -> Sequence[Callable[[object], Any]]:
+    """Return what reads a field of a message of this class, and of its `integration`, as far as they have it.
+
+    An attempt to read a field that a message lacks costs more than many that succeed.
+    """
+    if not issubclass(message_class, Message):  # such as a response that is encoded
+        return [lambda value: getattr(value, name, None)]
+    own = message_class.DESCRIPTOR.fields_by_name
+    nested = own["integration"].message_type if "integration" in own else None
+    paths = [name] if name in own else []
+    if nested is not None and name in nested.fields_by_name:
+        paths.append(f"integration.{name}")
+    return [attrgetter(path) for path in paths]
 
 
 def _require_valid_purpose(purpose: str) -> None:

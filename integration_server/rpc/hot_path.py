@@ -45,8 +45,7 @@ from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.common_types import Clock
 
 _ADMISSIONS = 10_000  # as many as verified tokens
-_MAX_BYTES = 16 * 2**20  # of keys and responses: some 10,000 callers and integrations
-_OVERHEAD_BYTES = 1024  # of the objects around them
+_OVERHEAD_BYTES = 3 * 1024  # of the objects around a key and a response: among them an integration
 _NONCE_BYTES = 12  # of AES-GCM
 
 ResponseKey = tuple[str, str, bytes]
@@ -83,7 +82,7 @@ class ReusedResponses:
         trail: AuditTrail,
         clock: Clock,
         *,
-        max_bytes: int = _MAX_BYTES,
+        max_bytes: int,
     ) -> None:
         self._is_current = is_current
         self._caller_name = caller_name

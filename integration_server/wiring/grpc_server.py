@@ -91,7 +91,15 @@ def build_grpc_server(
     address_of = client_address(TrustedProxies(settings.trusted_proxies))
     audited_caller = caller_or_address(address_of)
     caller_of = quota_key_or_peer(address_of)
-    responses = is_current and ReusedResponses(is_current, audited_caller, current_caller, usable_keys, trail, clock)
+    responses = is_current and ReusedResponses(
+        is_current,
+        audited_caller,
+        current_caller,
+        usable_keys,
+        trail,
+        clock,
+        max_bytes=settings.credentials_cache_size // 2,
+    )
     rate = CallRate(settings.caller_max_calls_per_second, worker.counts)
     concurrency = settings.caller_max_concurrency
     reader = RequestReader(settings.grpc_read_timeout)

@@ -80,7 +80,7 @@ def test_production_requires_only_a_key() -> None:
     assert settings.shutdown_grace == timedelta(seconds=20)
     assert settings.drain == timedelta(seconds=5)
     assert settings.database_pool_size == 5
-    assert settings.credentials_cache_size == 10_000
+    assert settings.credentials_cache_size == 24 * 2**20
 
 
 def test_sizes_are_bounded() -> None:
@@ -88,7 +88,16 @@ def test_sizes_are_bounded() -> None:
         "DATABASE_POOL_SIZE",
         "CREDENTIALS_CACHE_SIZE",
     ]
-    assert Settings.from_environment({**PRODUCTION, "CREDENTIALS_CACHE_SIZE": "0"}).credentials_cache_size == 0
+    for size in (0, 2**20, 2**30):
+        settings = Settings.from_environment({**PRODUCTION, "CREDENTIALS_CACHE_SIZE": str(size)})
+        assert settings.credentials_cache_size == size
+
+
+@pytest.mark.parametrize("count", [1, 10_000, 1_000_000])
+def test_a_cache_size_that_counts_integrations_is_refused(count: int) -> None:
+    (problem,) = problems_of({**PRODUCTION, "CREDENTIALS_CACHE_SIZE": str(count)})
+    assert "CREDENTIALS_CACHE_SIZE" in problem
+    assert "bytes" in problem
 
 
 def test_dev_mode_requires_no_setting() -> None:

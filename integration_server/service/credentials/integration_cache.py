@@ -1,7 +1,8 @@
 """The lookup of integrations with their encrypted credentials: a cache, above reads of the store that callers share.
 
 The cache serves only while the change feed is up to date. This bounds how long a replica serves what another one has
-changed or disconnected (`MAX_STALENESS`), and stops serving while the database does not respond.
+changed or disconnected (`MAX_STALENESS`), and stops serving while the database does not respond. Entries in use are
+read again before they expire, so that callers do not wait for that.
 
 Callers that it cannot serve share the reads. Callers of the same integration share one read. Reads of different
 integrations that begin within a millisecond become one statement. The first read after a quiet millisecond does not
@@ -10,11 +11,16 @@ wait for others.
 
 import asyncio
 import json
-from collections.abc import Callable, Collection, Sequence
+import math
+import random
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from operator import attrgetter
+from sys import getsizeof
+from typing import Any
 
-from cachetools import TTLCache
+from cachetools import LRUCache
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
@@ -31,7 +37,19 @@ from integration_server.service.integrations.ports import (
 MAX_STALENESS = timedelta(seconds=0.8)
 """How long after a change the old state may be served: within a second, with the time that a response takes."""
 
-_TTL = timedelta(seconds=5)  # what a change that the feed misses can cost
+# How long a change can stay unknown that the feed does not report, as when somebody deletes its rows. Long enough that
+# the renewal of what is in use costs little: 10,000 integrations are a statement of 50 rows a second.
+_TTL = timedelta(minutes=5)
+_RENEW_FROM, _RENEW_SPREAD = 0.5, 0.3  # of the TTL: what is used at least once a minute never expires
+_RENEWAL_INTERVAL = 10.0  # seconds until an entry is due again whose renewal has failed
+_FAILING_TTL = 5.0  # seconds: the feed does not report each failed refresh, and another replica may have recorded one
+
+_texts_of = attrgetter(
+    *("uid", "user_id", "integration_type", "name", "account_id", "account_label", "webhook_secret_id", "oauth_client")
+)
+_ENTRY_BYTES = 2048  # of all objects of an entry that have one size: at most nine times and four collections among them
+_CONFIG_FACTOR = 6  # bytes of memory for a character of JSON, at most
+
 # Characters of JSON: several times what providers have settings for. A config of 64 KiB takes up to 400 kB of memory,
 # and garbage collection visits all its objects.
 _MAX_CONFIG_LENGTH = 1024
@@ -42,19 +60,40 @@ _MAX_BYTES = 1024 * 1024  # of the rows of one statement; those that do not fit 
 _MAX_READS = 100  # of one statement, whose rows hold the event loop for a millisecond
 
 
+@dataclass(slots=True, eq=False)
+class _Entry:
+    found: StoredIntegration
+    size: int  # in bytes
+    renew_time: float  # on the cache's clock
+    expire_time: float
+
+
 class RaceSafeCache:
-    """The integrations that were used last, at most `size` of them; a `ChangeListener`.
+    """The integrations that were used last, of at most `max_bytes` of memory; a `ChangeListener`.
 
     A change may become known while a read is under way that does not contain it. A read is therefore announced, and
     cached only if no change of the integration became known meanwhile.
+
+    An entry that is used after a part of its `ttl` is to be renewed (`take_due`). The part differs from entry to entry,
+    so that what was read at one time does not have to be read again at one time.
     """
 
-    def __init__(self, size: int, monotonic: Callable[[], float]) -> None:
-        self._entries: TTLCache[IntegrationId, StoredIntegration] = TTLCache(
-            size, _TTL.total_seconds(), timer=monotonic
-        )
+    def __init__(
+        self,
+        max_bytes: int,
+        monotonic: Callable[[], float],
+        *,
+        ttl: timedelta = _TTL,
+        max_staleness: timedelta = MAX_STALENESS,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._entries: LRUCache[IntegrationId, _Entry] = LRUCache(max_bytes, getsizeof=attrgetter("size"))
         self._pending_reads: dict[IntegrationId, set[object]] = {}
+        self._due: dict[IntegrationId, UserId] = {}
         self._monotonic = monotonic
+        self._ttl = ttl.total_seconds()
+        self._max_staleness = max_staleness.total_seconds()
+        self._jitter = jitter
         self._fresh_until = monotonic()
 
     def get(self, integration_id: IntegrationId, user_id: UserId | None) -> StoredIntegration | None:
@@ -63,8 +102,27 @@ class RaceSafeCache:
         Another user's is not found here, like one that does not exist: the caller then asks the store in both cases, so
         that the time of a response does not tell them apart.
         """
-        cached = self._entries.get(integration_id) if self._monotonic() < self._fresh_until else None
-        return cached if cached is not None and user_id in {None, cached.integration.user_id} else None
+        entry = self._entries.get(integration_id)
+        now = self._monotonic()
+        if entry is None or now >= self._fresh_until or now >= entry.expire_time:
+            return None
+        found = entry.found
+        if user_id is not None and user_id != found.integration.user_id:
+            return None
+        if now >= entry.renew_time:
+            self._due[integration_id] = found.integration.user_id
+            entry.renew_time = now + _RENEWAL_INTERVAL
+        return found
+
+    def take_due(self) -> Sequence[tuple[IntegrationId, UserId]]:
+        """The integrations whose entries are in use and would expire soon, since the last call."""
+        due, self._due = self._due, {}
+        return [one for one in due.items() if one[0] in self._entries]
+
+    @property
+    def size(self) -> int:
+        """The memory that the entries take, in bytes."""
+        return int(self._entries.currsize)
 
     def begin_read(self, integration_id: IntegrationId) -> object:
         """Announce a read of the store; returns its token."""
@@ -85,7 +143,20 @@ class RaceSafeCache:
         if not pending:
             del self._pending_reads[integration_id]
         if found is not None:
-            self._entries[integration_id] = found
+            self._put(integration_id, found)
+
+    def _put(self, integration_id: IntegrationId, found: StoredIntegration) -> None:
+        size, now = _size_of(found), self._monotonic()
+        if size > self._entries.maxsize:
+            return
+        previous = self._entries.get(integration_id)
+        if previous is not None and previous.found == found:
+            found = previous.found  # the very object, so that what was made from it stays valid
+        if found.integration.refresh_failures or found.integration.refresh_retry_time is not None:
+            ttl, renew_time = min(self._ttl, _FAILING_TTL), math.inf
+        else:
+            ttl, renew_time = self._ttl, now + self._ttl * (_RENEW_FROM + _RENEW_SPREAD * self._jitter())
+        self._entries[integration_id] = _Entry(found, size, renew_time, now + ttl)
 
     def invalidate(self, integration_id: IntegrationId) -> None:
         """Drop an integration that changed, and any read of it."""
@@ -99,7 +170,22 @@ class RaceSafeCache:
             self._pending_reads.clear()
         for integration_id in integration_ids or ():
             self.invalidate(integration_id)
-        self._fresh_until = poll_time + MAX_STALENESS.total_seconds()
+        self._fresh_until = poll_time + self._max_staleness
+
+
+def _size_of(found: StoredIntegration) -> int:
+    """The memory that an entry takes, in bytes: its objects, and for the config what its JSON can become."""
+    integration = found.integration
+    texts = [found.encrypted_credentials or b"", *_texts_of(integration), *integration.scopes]
+    texts += integration.missing_scopes
+    if integration.last_error is not None:
+        texts += integration.last_error.error_class, integration.last_error.message
+    config = _CONFIG_FACTOR * _json_length(integration.config)
+    return _ENTRY_BYTES + sum(map(getsizeof, texts)) + config
+
+
+def _json_length(config: Mapping[str, Any]) -> int:
+    return len(json.dumps(config)) if config else 0
 
 
 class CachedLookup:
@@ -149,14 +235,35 @@ class CachedLookup:
         if not missing:
             return FoundIntegrations(cached)
         self.misses += len(missing)
-        reads = {one: self._cache.begin_read(one) for one in {target[0] for target in missing}}
+        found = await self._read(missing, max_bytes, allowed_types)
+        return FoundIntegrations({**cached, **found.by_id}, found.omitted)
+
+    async def renew(self) -> None:
+        """Read again the entries that are in use and would expire soon. To be called every second.
+
+        What the store does not have any more is dropped: the change feed has missed a change.
+        """
+        due = self._cache.take_due()
+        for begin in range(0, len(due), _MAX_READS):
+            targets = due[begin : begin + _MAX_READS]
+            found = await self._read(targets, _MAX_BYTES, ALL_INTEGRATION_TYPES)
+            for integration_id, _ in targets:
+                is_omitted = integration_id in found.omitted  # it is due again soon
+                if not is_omitted and self._cacheable(found.by_id.get(integration_id)) is None:
+                    self._cache.invalidate(integration_id)
+
+    async def _read(
+        self, targets: Sequence[IntegrationTarget], max_bytes: int, allowed_types: AllowedTypes
+    ) -> FoundIntegrations:
+        """Read with one statement, and cache what was found."""
+        reads = {one: self._cache.begin_read(one) for one in {target[0] for target in targets}}
         found = FoundIntegrations({})
         try:
-            found = await self._integrations.find_many(missing, max_bytes, allowed_types)
+            found = await self._integrations.find_many(targets, max_bytes, allowed_types)
         finally:
             for integration_id, read_token in reads.items():
                 self._cache.end_read(integration_id, read_token, self._cacheable(found.by_id.get(integration_id)))
-        return FoundIntegrations({**cached, **found.by_id}, found.omitted)
+        return found
 
     def is_current(self, integration: Integration) -> bool:
         """Whether `get` would return this very object, out of the cache."""
@@ -171,8 +278,7 @@ class CachedLookup:
         return found if found is not None and found.integration.is_usable and self._is_small(found) else None
 
     def _is_small(self, found: StoredIntegration) -> bool:
-        config = found.integration.config
-        return not config or len(json.dumps(config)) <= self._max_config_length
+        return _json_length(found.integration.config) <= self._max_config_length
 
 
 # --- reads of the store -----------------------------------------------------------------------------------------------

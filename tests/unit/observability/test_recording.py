@@ -257,7 +257,7 @@ async def test_waits_for_permits_and_refused_ones_are_recorded(system: FakeSyste
 async def test_lookups_of_the_cache_are_counted(metrics: Metrics) -> None:
     plain = FakeSystem()
     integration = await plain.connect()
-    cache = RaceSafeCache(10, lambda: plain.clock().timestamp())
+    cache = RaceSafeCache(2**20, lambda: plain.clock().timestamp())
     service = plain.another_process_with(metrics=metrics, cache=cache)
     await service.reader.poll()
     for _ in range(3):

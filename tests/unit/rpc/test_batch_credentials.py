@@ -31,16 +31,22 @@ class BatchServer:
     """A server with an audit trail and a cache of integrations that is up to date."""
 
     def __init__(self, *, max_bytes: int = 4 * 1024 * 1024, cached: bool = True) -> None:
-        self.cache = RaceSafeCache(2000, lambda: 0.0)
+        self.cache = RaceSafeCache(2**24, lambda: 0.0)
         self.cache.apply_changes(None, 0.0)
         self.system = FakeSystem(
             settings={"grpc_max_message_bytes": max_bytes}, options={"cache": self.cache} if cached else {}
         )
         service = self.system.another_process()
         self.responses = None
-        if service.is_current is not None:
+        if service.cached is not None:
             self.responses = ReusedResponses(
-                service.is_current, lambda _: "caller", lambda: None, lambda: None, self.system.trail, self.system.clock
+                service.cached.is_current,
+                lambda _: "caller",
+                lambda: None,
+                lambda: None,
+                self.system.trail,
+                self.system.clock,
+                max_bytes=2**24,
             )
         self.credentials = service.use_cases.credentials
         results = CredentialResults(service.use_cases.credentials, max_bytes=max_bytes, responses=self.responses)

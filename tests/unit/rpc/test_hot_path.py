@@ -107,7 +107,7 @@ class HotServer:
         per_second: int = 1000,
         concurrency: int = 10,
     ) -> None:
-        self.cache = cache = RaceSafeCache(100, lambda: 0.0)
+        self.cache = cache = RaceSafeCache(2**20, lambda: 0.0)
         cache.apply_changes(None, 0.0)
         self.system = FakeSystem(
             options={"cache": cache},
@@ -117,7 +117,7 @@ class HotServer:
         )
         self.trail = AuditTrail(Log())
         service = self.system.another_process()
-        assert service.is_current is not None
+        assert service.cached is not None
         self.verifier = Verifier({"backend", "other"})
         self.policy = self.policy_with(ALL)
         self.data_keys: object = object()
@@ -128,7 +128,13 @@ class HotServer:
         tokens = TokenAuthenticator(self.verifier, None, clock)
         convert = convert_errors(caller_name, CallLog(), record=self._record)
         self.responses = ReusedResponses(
-            service.is_current, caller_name, current_caller, lambda: self.data_keys, self.trail, clock
+            service.cached.is_current,
+            caller_name,
+            current_caller,
+            lambda: self.data_keys,
+            self.trail,
+            clock,
+            max_bytes=2**20,
         )
         self.hot_path = HotPath(
             PathInterceptors(

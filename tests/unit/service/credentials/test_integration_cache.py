@@ -1,23 +1,35 @@
 """Tests of the integration cache: its entries expire, changes invalidate them, and a stale change feed disables it."""
 
 import asyncio
-from collections.abc import Callable
+import gc
+import tracemalloc
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from random import Random
 from typing import Any, cast
 
 import pytest
 
+from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.credentials.integration_cache import MAX_STALENESS, CachedLookup, RaceSafeCache
 from integration_server.service.events.change_feed_reader import ChangeFeedReader
 from integration_server.service.events.ports import ChangeBatch, ChangeCursor
-from integration_server.service.integrations.ports import IntegrationLookup, StoredIntegration
+from integration_server.service.integrations.ports import (
+    FoundIntegrations,
+    IntegrationLookup,
+    IntegrationTarget,
+    StoredIntegration,
+)
 from tests.fakes.change_feed import FakeChangeFeed
 from tests.fakes.system import ADA, EVE, FakeSystem
 
 MILLISECOND = timedelta(milliseconds=1)
+TTL = timedelta(minutes=5)
 
 
 @dataclass
@@ -41,6 +53,9 @@ class CountingLookup:
 
     rows: dict[int, StoredIntegration] = field(default_factory=dict)
     reads: int = 0
+    batches: list[int] = field(default_factory=list)
+    max_rows: int = 1000
+    is_unavailable: bool = False
     gate: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -55,6 +70,21 @@ class CountingLookup:
             raise IntegrationNotFound
         return found
 
+    async def find_many(
+        self,
+        targets: Collection[IntegrationTarget],
+        max_bytes: int,
+        _allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES,
+    ) -> FoundIntegrations:
+        """The rows of the targets as they were before the wait, up to `max_bytes` or `max_rows`."""
+        if self.is_unavailable:
+            raise StoreUnavailable
+        self.batches.append(len(targets))
+        found = {one: self.rows[one] for one, _ in targets if one in self.rows}
+        await self.gate.wait()
+        omitted = list(found)[self.max_rows :]
+        return FoundIntegrations({one: row for one, row in found.items() if one not in omitted}, omitted)
+
 
 class RacyCache(RaceSafeCache):
     """Negative control: a cache that stores the result of every read."""
@@ -62,7 +92,7 @@ class RacyCache(RaceSafeCache):
     def end_read(self, integration_id: IntegrationId, read_token: object, found: StoredIntegration | None) -> None:
         """Cache the result."""
         if found is not None:
-            self._entries[integration_id] = found
+            self._put(integration_id, found)
 
 
 class CacheFixture:
@@ -72,12 +102,12 @@ class CacheFixture:
         self,
         row: StoredIntegration,
         cache: Callable[[int, Callable[[], float]], RaceSafeCache] = RaceSafeCache,
-        size: int = 10,
+        max_bytes: int = 2**20,
     ) -> None:
         self.clock = ManualMonotonicClock()
         self.store = CountingLookup({row.integration.integration_id: row})
         self.change_feed = FakeChangeFeed()
-        self.cache = cache(size, self.clock)
+        self.cache = cache(max_bytes, self.clock)
         self.reader = ChangeFeedReader(self.change_feed, self.cache, self.clock)
         self.lookup = CachedLookup(self.cache, cast("IntegrationLookup", self.store))
 
@@ -87,6 +117,21 @@ class CacheFixture:
             return await self.lookup.get(row.integration.integration_id, user_id)
         except IntegrationNotFound:
             return None
+
+    async def pass_time(self, duration: timedelta, *used: StoredIntegration, renews: bool = True) -> list[int]:
+        """Use the rows every 10 s, and renew them every second. Returns the number of rows read in each second."""
+        rows_read = []
+        for second in range(round(duration.total_seconds())):
+            self.clock.advance(timedelta(seconds=1))
+            await self.reader.poll()
+            if second % 10 == 0:
+                for row in used:
+                    await self.find(row)
+            before = sum(self.store.batches)
+            if renews:
+                await self.lookup.renew()
+            rows_read.append(sum(self.store.batches) - before)
+        return rows_read
 
     def remove(self, row: StoredIntegration) -> None:
         """Remove the row, as another replica does."""
@@ -255,14 +300,175 @@ async def test_missed_changes_are_read_when_polling_works_again(row: StoredInteg
     assert await fixture.find(row) is None
 
 
-async def test_entries_expire(row: StoredIntegration) -> None:
+async def test_negative_control_with_a_high_staleness_an_old_row_is_served(row: StoredIntegration) -> None:
+    fixture = CacheFixture(row, partial(RaceSafeCache, max_staleness=timedelta(hours=1)))
+    await fixture.reader.poll()
+    await fixture.find(row)
+    fixture.change_feed.is_unavailable = True
+    fixture.store.rows.clear()
+    fixture.clock.advance(2 * MAX_STALENESS)
+    assert await fixture.find(row) == row
+
+
+# --- age --------------------------------------------------------------------------------------------------------------
+
+
+async def test_entries_that_are_not_used_expire_and_are_not_renewed(row: StoredIntegration) -> None:
     fixture = CacheFixture(row)
     await fixture.reader.poll()
     await fixture.find(row)
-    fixture.clock.advance(timedelta(seconds=5))
-    await fixture.reader.poll()
+    rows_read = await fixture.pass_time(TTL)
+    assert sum(rows_read) == 0
     await fixture.find(row)
     assert fixture.store.reads == 2
+
+
+@pytest.mark.parametrize(("renews", "misses"), [(True, 1), (False, 12)], ids=["renewed", "negative control"])
+async def test_callers_never_wait_for_an_entry_in_use(row: StoredIntegration, renews: bool, misses: int) -> None:
+    fixture = CacheFixture(row)
+    await fixture.reader.poll()
+    await fixture.find(row)
+    rows_read = await fixture.pass_time(12 * TTL - timedelta(minutes=1), row, renews=renews)
+    assert fixture.lookup.misses == misses
+    assert sum(rows_read) <= 24, "an entry is read at most twice in its lifetime"
+
+
+def rows_like(row: StoredIntegration, count: int) -> list[StoredIntegration]:
+    """Rows of other integrations, which share none of their values' objects."""
+    rows = []
+    for number in range(1, count + 1):
+        own: dict[str, Any] = {
+            "integration_id": IntegrationId(row.integration.integration_id + number),
+            "uid": f"uid-{number}",
+        }
+        config = {"calendar_id": f"calendar-{number}", "days": [number, number + 1]}
+        own |= {"name": f"Work calendar {number}", "config": config, "scopes": (f"calendar.{number}", f"mail.{number}")}
+        rows.append(StoredIntegration(replace(row.integration, **own), b"%1000d" % number))
+    return rows
+
+
+@pytest.mark.parametrize("is_spread", [True, False], ids=["spread", "negative control"])
+async def test_entries_that_were_read_at_one_time_are_renewed_at_different_times(
+    row: StoredIntegration, is_spread: bool
+) -> None:
+    jitter = Random(1).random if is_spread else lambda: 0.5
+    fixture = CacheFixture(row, partial(RaceSafeCache, jitter=jitter))
+    rows = rows_like(row, 200)
+    fixture.store.rows = {one.integration.integration_id: one for one in rows}
+    await fixture.reader.poll()
+    for one in rows:
+        await fixture.find(one)
+    rows_read = await fixture.pass_time(TTL, *rows)
+    assert fixture.lookup.misses == len(rows)
+    assert sum(rows_read) >= len(rows)
+    assert (max(rows_read) < len(rows) / 4) is is_spread
+    assert max(fixture.store.batches) <= 100
+
+
+@pytest.mark.parametrize(("ttl", "is_served"), [(TTL, False), (timedelta(days=1), True)], ids=["TTL", "control"])
+@pytest.mark.parametrize("change", ["removed", "deactivated"])
+async def test_a_change_that_the_feed_misses_is_known_when_the_entry_is_as_old_as_its_ttl(
+    row: StoredIntegration, ttl: timedelta, is_served: bool, change: str
+) -> None:
+    fixture = CacheFixture(row, partial(RaceSafeCache, ttl=ttl))
+    await fixture.reader.poll()
+    await fixture.find(row)
+    if change == "removed":
+        fixture.store.rows.clear()
+    else:
+        inactive = replace(row, integration=replace(row.integration, is_active=False))
+        fixture.store.rows[row.integration.integration_id] = inactive
+    await fixture.pass_time(TTL, row)
+    assert (await fixture.find(row) == row) is is_served
+
+
+async def test_an_unchanged_row_stays_the_same_object(row: StoredIntegration) -> None:
+    fixture = CacheFixture(row)
+    await fixture.reader.poll()
+    cached = await fixture.find(row)
+    assert cached is not None
+    fixture.store.rows[row.integration.integration_id] = replace(row, integration=replace(row.integration))
+    assert sum(await fixture.pass_time(TTL, row)) >= 1
+    assert fixture.lookup.is_current(cached.integration)
+    fixture.store.rows[row.integration.integration_id] = replace(row, encrypted_credentials=b"newer")
+    await fixture.pass_time(TTL, row)
+    renewed = await fixture.find(row)
+    assert renewed is not None
+    assert renewed.encrypted_credentials == b"newer"
+
+
+async def test_a_renewal_that_fails_is_repeated(row: StoredIntegration) -> None:
+    fixture = CacheFixture(row)
+    await fixture.reader.poll()
+    await fixture.find(row)
+    fixture.clock.advance(0.85 * TTL)
+    await fixture.reader.poll()
+    for is_unavailable, max_rows in ((True, 1000), (False, 0), (False, 1000)):
+        fixture.store.is_unavailable, fixture.store.max_rows = is_unavailable, max_rows
+        assert await fixture.find(row) == row
+        with suppress(StoreUnavailable):
+            await fixture.lookup.renew()
+        fixture.clock.advance(timedelta(seconds=10))
+        await fixture.reader.poll()
+    fixture.clock.advance(0.4 * TTL)
+    await fixture.reader.poll()
+    assert await fixture.find(row) == row
+    assert fixture.lookup.misses == 1
+
+
+async def test_a_renewal_does_not_put_back_what_has_changed_meanwhile(row: StoredIntegration) -> None:
+    fixture = CacheFixture(row)
+    await fixture.reader.poll()
+    await fixture.find(row)
+    fixture.clock.advance(0.85 * TTL)
+    await fixture.reader.poll()
+    await fixture.find(row)
+    fixture.store.gate.clear()
+    renewal = asyncio.create_task(fixture.lookup.renew())
+    await asyncio.sleep(0)
+    fixture.remove(row)
+    await fixture.reader.poll()
+    fixture.store.gate.set()
+    await renewal
+    assert await fixture.find(row) is None
+
+
+@pytest.mark.parametrize(
+    "failing", [{"refresh_failures": 1}, {"refresh_retry_time": datetime(2026, 1, 1, tzinfo=UTC)}], ids=str
+)
+async def test_what_fails_to_refresh_is_read_again_soon(row: StoredIntegration, failing: dict[str, Any]) -> None:
+    failing_row = replace(row, integration=replace(row.integration, **failing))
+    fixture = CacheFixture(failing_row)
+    await fixture.reader.poll()
+    await fixture.find(failing_row)
+    await fixture.pass_time(timedelta(seconds=4))
+    await fixture.find(failing_row)
+    assert fixture.store.reads == 1
+    await fixture.pass_time(timedelta(seconds=1))
+    await fixture.find(failing_row)
+    assert fixture.store.reads == 2
+
+
+# --- size -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_bytes", [2**20, 2**24], ids=["limited", "negative control"])
+async def test_the_cache_takes_no_more_memory_than_its_size(row: StoredIntegration, max_bytes: int) -> None:
+    fixture = CacheFixture(row, max_bytes=max_bytes)
+    await fixture.reader.poll()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for one in rows_like(row, 2000):
+            read_token = fixture.cache.begin_read(one.integration.integration_id)
+            fixture.cache.end_read(one.integration.integration_id, read_token, one)
+        del one
+        gc.collect()
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (used <= 2**20) is (max_bytes == 2**20)
+    assert used / 2 < fixture.cache.size <= max_bytes
 
 
 async def read_during_removal(fixture: CacheFixture, row: StoredIntegration) -> None:
@@ -315,7 +521,10 @@ async def test_a_cancelled_read_is_not_cached(row: StoredIntegration) -> None:
 
 
 async def test_the_least_recently_used_row_is_evicted_first(row: StoredIntegration) -> None:
-    fixture = CacheFixture(row, size=2)
+    fixture = CacheFixture(row)
+    await fixture.reader.poll()
+    await fixture.find(row)
+    fixture = CacheFixture(row, max_bytes=round(2.5 * fixture.cache.size))
     rows = [
         replace(row, integration=replace(row.integration, integration_id=IntegrationId(number))) for number in (1, 2, 3)
     ]

@@ -58,7 +58,7 @@ class Fixture:
         for number in map(IntegrationId, range(1, 300)):
             rows[number, ADA] = replace(row, integration=replace(row.integration, integration_id=number))
         self.store = GatedStore(rows)
-        self.cache = RaceSafeCache(1000, lambda: 0.0)
+        self.cache = RaceSafeCache(2**24, lambda: 0.0)
         self.reads = reads(self.cache, cast("IntegrationStore", self.store), tasks)
 
     def start(self, number: int, user_id: UserId = ADA) -> "asyncio.Task[StoredIntegration]":
