@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from integration_server.storage.openbao import OPENBAO_PREFIX, OpenBao, TokenFile
 
@@ -89,6 +90,16 @@ class RunningOpenBao:
         finally:
             self.call("PUT", "sys/unseal", {"key": self.unseal_key}, token=None)
             _wait_until_ready(self.address, self.ca_path)
+
+
+@pytest.fixture(scope="session")
+def bao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningOpenBao]:
+    """A real OpenBao, which the tests of a process share: each has its own mount."""
+    program = find_openbao()
+    if program is None:
+        pytest.skip(SKIP_REASON)
+    with running_openbao(program, tmp_path_factory.mktemp("openbao")) as running:
+        yield running
 
 
 def find_openbao() -> str | None:

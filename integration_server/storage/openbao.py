@@ -37,7 +37,7 @@ _MAX_FILE_BYTES = 64 * 1024
 """Of a token: OpenBao's have some 100 bytes (batch tokens, hundreds), a JWT of Kubernetes a thousand."""
 
 _DECISIONS = frozenset({200, 400, 403, 404, 405})
-"""The statuses of a server that decides. Others are outages: limits, standby servers (429, 472, 473), seals, proxies."""
+"""The statuses of a server that decides. Others are outages: limits, standby servers (472, 473), seals, proxies."""
 
 _CIPHERTEXT = re.compile(rb"vault:v([0-9]{1,9}):[A-Za-z0-9+/]{1,4096}={0,2}")
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -27,19 +27,9 @@ from integration_server.storage.openbao import JwtLogin, OpenBao, OpenBaoKey, To
 from integration_server.storage.tables import data_keys, key_sets
 from tests.contracts.key_encryption_contract import DATA_KEY, DATA_KEY_ID, KeyEncryptionContract
 from tests.keyrings import KEY, KEY_ID, open_test_keyring
-from tests.openbao import SKIP_REASON, RunningOpenBao, find_openbao, running_openbao
+from tests.openbao import RunningOpenBao
 
 ASSOCIATED_DATA = AssociatedData("integrations", "encrypted_credentials", "uid", "ann", "acme")
-
-
-@pytest.fixture(scope="module")
-def bao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningOpenBao]:
-    """A real OpenBao."""
-    program = find_openbao()
-    if program is None:
-        pytest.skip(SKIP_REASON)
-    with running_openbao(program, tmp_path_factory.mktemp("openbao")) as running:
-        yield running
 
 
 @pytest.fixture
