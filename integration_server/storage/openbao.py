@@ -199,6 +199,8 @@ class OpenBaoKey:
         wrapped = response.text_at("data", "ciphertext").encode()
         if not _CIPHERTEXT.fullmatch(wrapped):
             raise _unavailable("an unexpected response; check the address")
+        if self._binds_data_key_id:
+            await self._require_binding(wrapped, data_key_id)
         return wrapped
 
     async def unwrap(self, wrapped: bytes, data_key_id: str) -> bytes:
@@ -225,6 +227,16 @@ class OpenBaoKey:
         self._require_success(response)
         found = response.content.get("data")
         return found if isinstance(found, dict) else {}
+
+    async def _require_binding(self, wrapped: bytes, data_key_id: str) -> None:
+        """Check that the server does not ignore associated data, as versions before it had them do."""
+        try:
+            await self.unwrap(wrapped, f"not {data_key_id}")
+        except UnwrapError:
+            return
+        raise KeyringError(
+            f"key {self.key_id} cannot be used: the server at {_ADDRESS_SETTING} ignores associated data; update it"
+        )
 
     async def _call(self, operation: str, body: Mapping[str, str], data_key_id: str) -> Response:
         binding = _encode(data_key_id.encode())

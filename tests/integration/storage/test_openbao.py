@@ -364,6 +364,15 @@ class TestHostileServer:
                 with pytest.raises(StoreUnavailable, match="no connection"):
                     await open_key(OpenBao(address, token), "openbao:transit/main")
 
+    async def test_a_server_that_ignores_associated_data_is_refused(self, token: TokenFile) -> None:
+        content = json.dumps({"data": {"ciphertext": "vault:v1:AAAA", "plaintext": "AAAA"}}).encode()
+        async with answering(http("200 OK", content)) as (address, _):
+            key = OpenBaoKey(OpenBao(address, token), "openbao:transit/main")
+            with pytest.raises(KeyringError, match="ignores associated data; update it"):
+                await key.wrap(DATA_KEY, DATA_KEY_ID)
+            unbound = OpenBaoKey(OpenBao(address, token), "openbao:transit/main", binds_data_key_id=False)
+            assert await unbound.wrap(DATA_KEY, DATA_KEY_ID) == b"vault:v1:AAAA"  # control
+
     def test_nothing_secret_is_in_the_representation(self, token: TokenFile) -> None:
         assert "s.secret-token" not in repr(OpenBao("http://127.0.0.1:1", token))
 
