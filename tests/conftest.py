@@ -24,7 +24,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("without time limits")
 
-pytest_plugins = ["tests.databases", "tests.end_to_end.prefork", "tests.pgbouncer"]
+pytest_plugins = ["tests.databases", "tests.end_to_end.prefork", "tests.openbao", "tests.pgbouncer"]
 
 UNIT = Path(__file__).resolve().parent / "unit"
 

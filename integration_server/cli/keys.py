@@ -92,7 +92,10 @@ async def rotate_keys(
 
 @command
 async def rewrap_keys() -> None:
-    """Wrap the data keys with the current ENCRYPTION_KEY or KMS_KEY_ID, so that retired keys can be removed."""
+    """Wrap the data keys with the current ENCRYPTION_KEY or KMS_KEY_ID, so that retired keys can be removed.
+
+    With a key in OpenBao or Vault, also those that an older version of the key has wrapped.
+    """
     async with open_prepared_storage() as (_, storage):
         count = await rewrap(storage.database, storage.keys, storage.keyring)
         await _record_audit(storage, f"rewrap with {storage.keys.current_id}")

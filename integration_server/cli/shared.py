@@ -67,9 +67,7 @@ def report_errors(function: Callable[P, None], *, exit_code: int = 1) -> Callabl
 
 
 def _explain(error: StoreUnavailable) -> str:
-    """Name the cause. An error with a text of its own is not the database's, but of the key-management service."""
-    if str(error) != StoreUnavailable.message:
-        return str(error)
+    """Name the cause."""
     return explain_outage(error, read_environment(Path.cwd()).get("DATABASE_URL") or DEFAULT_DATABASE_URL)
 
 

@@ -61,6 +61,10 @@ class AwsKmsKey:
         )
         return bytes(response["Plaintext"])
 
+    def is_outdated(self, wrapped: bytes) -> bool:
+        """False: KMS keeps every version of the material, and does not show which one a key was wrapped with."""
+        return False
+
 
 async def open_aws_kms(key_ids: Sequence[str]) -> Sequence[AwsKmsKey]:
     """Open keys of KMS by ARN, id or alias. Raises `KeyringError` or `StoreUnavailable`.

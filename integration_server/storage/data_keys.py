@@ -79,7 +79,8 @@ async def count_encrypted_values(database: Database, key_id: str) -> int:
 async def rewrap(database: Database, keys: KeyEncryptionKeys, keyring: Keyring) -> int:
     """Wrap all data keys and the key of the set's MAC with the current key-encryption key, in one transaction.
 
-    Returns the number of data keys. Raises `KeyringError` or `StoreUnavailable`.
+    Those that its newest version has wrapped stay. Returns the number of data keys that were wrapped again. Raises
+    `KeyringError` or `StoreUnavailable`.
     """
     rewrapped = await _rewrapped(database, keys, data_keys.c.wrapped_key)
     of_set = await _rewrapped(database, keys, key_sets.c.wrapped_mac_key)
@@ -139,9 +140,10 @@ async def _rewrapped(database: Database, keys: KeyEncryptionKeys, wrapped: Colum
     wrapping_key_id = wrapped.table.c.wrapping_key_id
     (key_id,) = wrapped.table.primary_key
     query = select(key_id.label("key_id"), wrapped.label("wrapped"), wrapping_key_id)
-    rows = await database.fetch(query.where(wrapping_key_id != keys.current_id, wrapped != b""))
     statements = []
-    for row in rows:
+    for row in await database.fetch(query.where(wrapped != b"")):
+        if not keys.needs_rewrap(row.wrapped, row.wrapping_key_id):
+            continue
         key = await keys.unwrap(row.wrapped, row.key_id, row.wrapping_key_id)
         values = {wrapped: await keys.wrap(key, row.key_id), wrapping_key_id: keys.current_id}
         is_unchanged = (key_id == row.key_id, wrapped == row.wrapped)

@@ -1,4 +1,4 @@
-"""Key-encryption keys, which wrap the data keys: the port and the local key. `aws_kms.py` has the KMS key."""
+"""Key-encryption keys, which wrap the data keys: the port and the local key. Others: `aws_kms.py`, `openbao.py`."""
 
 import base64
 import hashlib
@@ -36,6 +36,9 @@ class KeyEncryptionKey(Protocol):
 
     async def unwrap(self, wrapped: bytes, data_key_id: str) -> bytes:
         """Decrypt the data key of this id. Raises `UnwrapError`, or `KeyringError` if the key must not be used."""
+
+    def is_outdated(self, wrapped: bytes) -> bool:
+        """Whether this key would wrap with newer key material than what `wrapped` was wrapped with."""
 
 
 def parse_key(text: str) -> bytes:
@@ -76,6 +79,10 @@ class LocalKey:
         except (InvalidTag, ValueError):
             raise UnwrapError from None
 
+    def is_outdated(self, wrapped: bytes) -> bool:
+        """False: its material never changes."""
+        return False
+
 
 class KeyEncryptionKeys:
     """The current key, which wraps, and previous keys, which only unwrap."""
@@ -88,6 +95,10 @@ class KeyEncryptionKeys:
     def current_id(self) -> str:
         """The id of the key that wraps."""
         return self._current.key_id
+
+    def needs_rewrap(self, wrapped: bytes, wrapping_key_id: str) -> bool:
+        """Whether wrapping again would change the key that wraps this, or its version."""
+        return wrapping_key_id != self.current_id or self._current.is_outdated(wrapped)
 
     async def wrap(self, data_key: bytes, data_key_id: str) -> bytes:
         """Encrypt a data key with the current key. Raises `KeyringError` or `StoreUnavailable`."""

@@ -14,6 +14,7 @@ from urllib.parse import parse_qs
 import asyncpg
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from integration_server.domain.errors import StoreUnavailable
 from integration_server.storage.engine import PostgresLocation, SqliteLocation, parse_database_url
 
 # SQLSTATEs, or their classes, of errors of a connection (PostgreSQL, appendix A).
@@ -64,7 +65,12 @@ _ERRNO_IN_TEXT = re.compile(r"\[Errno (\d+)\]")  # of the errors that asyncio jo
 
 
 def explain_outage(error: BaseException, database_url: str) -> str:
-    """One line, `DATABASE_URL: cause; remedy`, for an error that has made the database unavailable."""
+    """One line, `SETTING: cause; remedy`, for an error that has made the database or the keys unavailable.
+
+    An error with a text of its own is not the database's, but of the store of the key-encryption keys.
+    """
+    if isinstance(error, StoreUnavailable) and str(error) != StoreUnavailable.message:
+        return str(error)
     location = parse_database_url(database_url)
     explain = _explain_sqlite if isinstance(location, SqliteLocation) else _explain_postgres
     for cause in _causes(error):

@@ -11,6 +11,7 @@ from integration_server.settings import Settings
 from integration_server.storage.engine import Database
 from integration_server.storage.key_encryption import KeyEncryptionKey, KeyEncryptionKeys, KeyringError, LocalKey
 from integration_server.storage.keyring import Keyring
+from integration_server.storage.openbao import OPENBAO_PREFIX, JwtLogin, OpenBao, TokenFile, open_openbao_keys
 from integration_server.storage.rotation import CLAIM_DURATION, AgeBasedRotation, Rotation
 
 
@@ -20,14 +21,40 @@ async def open_key_encryptions(settings: Settings) -> KeyEncryptionKeys:
     Raises `KeyringError` or `StoreUnavailable`.
     """
     local_keys = [LocalKey(key) for key in filter(None, (settings.encryption_key, *settings.encryption_keys_retired))]
-    kms = await _open_kms(list(filter(None, (settings.kms_key_id, *settings.kms_key_ids_retired))))
+    kms = await _open_kms(settings)
     current, *previous = [*kms, *local_keys] if settings.kms_key_id is not None else [*local_keys, *kms]
     return KeyEncryptionKeys(current, previous)
 
 
-async def _open_kms(key_ids: Sequence[str]) -> Sequence[KeyEncryptionKey]:
-    if not key_ids:
-        return ()
+async def _open_kms(settings: Settings) -> Sequence[KeyEncryptionKey]:
+    """The keys of `KMS_KEY_ID` and `KMS_KEY_IDS_RETIRED`, in this order, each where its id says."""
+    key_ids = list(filter(None, (settings.kms_key_id, *settings.kms_key_ids_retired)))
+    in_openbao = [key_id for key_id in key_ids if key_id.startswith(OPENBAO_PREFIX)]
+    in_aws = [key_id for key_id in key_ids if key_id not in in_openbao]
+    opened: dict[str, KeyEncryptionKey] = {}
+    if in_openbao:
+        opened.update(zip(in_openbao, await open_openbao_keys(_openbao(settings), in_openbao), strict=True))
+    if in_aws:
+        opened.update(zip(in_aws, await _open_aws_kms(in_aws), strict=True))
+    return [opened[key_id] for key_id in key_ids]
+
+
+def _openbao(settings: Settings) -> OpenBao:
+    if settings.openbao_token_file is not None:
+        authentication: TokenFile | JwtLogin = TokenFile(settings.openbao_token_file)
+    else:
+        authentication = JwtLogin(
+            settings.openbao_login_role or "", settings.openbao_login_mount, settings.openbao_login_jwt_file
+        )
+    return OpenBao(
+        settings.openbao_address or "",  # the rules of the settings require it
+        authentication,
+        settings.openbao_namespace,
+        settings.openbao_ca_file,
+    )
+
+
+async def _open_aws_kms(key_ids: Sequence[str]) -> Sequence[KeyEncryptionKey]:
     try:
         # An optional extra, whose import takes 0.1 s.
         from integration_server.storage.aws_kms import open_aws_kms  # noqa: PLC0415

@@ -24,6 +24,7 @@ from tests.end_to_end.key_rotation import fill, find_read_failures, kill_rotatio
 from tests.end_to_end.processes import new_key, server_environment, serving, started
 from tests.end_to_end.sandbox_declaration import declare_sandbox
 from tests.end_to_end.system import Clients, clients_of
+from tests.openbao import RunningOpenBao
 
 ROWS = 300
 KILLS = 1  # `make test-rotation` has 20
@@ -204,6 +205,50 @@ async def test_the_wrapping_key_moves_from_the_local_key_to_aws_kms(
         assert ready.status == health_pb2.HealthCheckResponse.SERVING
     (wrapped, *_) = await fetch(sqlite_url, select(data_keys.c.wrapped_key))
     assert base64.b64decode(local["ENCRYPTION_KEY"]) not in bytes(wrapped[0])
+
+
+@pytest.mark.slow
+async def test_the_wrapping_key_moves_to_openbao_and_servers_outlive_its_outage(
+    tmp_path: Path, sqlite_url: str, bao: RunningOpenBao
+) -> None:
+    key_id, token_path = bao.new_key("end-to-end", "main"), tmp_path / "openbao-token"
+    await asyncio.to_thread(token_path.write_text, bao.new_token("end-to-end-main"))
+    in_openbao = {
+        "KMS_KEY_ID": key_id,
+        "OPENBAO_ADDRESS": bao.address,
+        "OPENBAO_CA_FILE": str(bao.ca_path),
+        "OPENBAO_TOKEN_FILE": str(token_path),
+    }
+    local = environment_for(tmp_path, sqlite_url, LOG_LEVEL="DEBUG")
+    await fill(sqlite_url, local["ENCRYPTION_KEY"], 20)
+    both = {**local, **in_openbao}
+    alone = {**both, "ENCRYPTION_KEY": ""}
+    for command in ("rewrap", "rotate"):
+        finished = await run_command(tmp_path, both, "keys", command)
+        assert finished.code == 0, finished.err
+    shown = await run_command(tmp_path, both, "keys", "show")
+    assert shown.out.count(key_id) == 3  # two data keys, and the setting
+    bao.call("POST", "end-to-end/keys/main/rotate")
+    rewrapped = await run_command(tmp_path, alone, "keys", "rewrap")
+    assert "2 data keys were rewrapped" in rewrapped.out
+    async with run_servers(tmp_path, alone, 1) as clients:
+        with bao.sealed():
+            assert await find_read_failures(clients, 20) == []
+            ready = await clients[0].health.Check(health_pb2.HealthCheckRequest(service=""))
+            assert ready.status == health_pb2.HealthCheckResponse.SERVING
+            refused = await run_command(tmp_path, alone, "serve")
+            examined = await run_command(tmp_path, alone, "doctor", "--json")
+        sealed = "OPENBAO_ADDRESS: OpenBao is unavailable: it is sealed; unseal it"
+        assert (refused.code, refused.err.splitlines()[-1]) == (1, sealed)
+        assert (examined.code, sealed in examined.out) == (1, True)
+        rotated = await run_command(tmp_path, alone, "keys", "rotate")  # the running server learns the new key
+        assert rotated.code == 0, rotated.err
+        assert await find_read_failures(clients, 20) == []
+    examined = await run_command(tmp_path, alone, "doctor", "--json")
+    assert "unwraps all data keys: 3" in examined.out
+    token = await asyncio.to_thread(token_path.read_text)
+    assert all(token not in output.out + output.err for output in (shown, rewrapped, refused, rotated, examined))
+    assert {("operator", f"rewrap with {key_id}")} <= await reported_changes(sqlite_url)
 
 
 @pytest.fixture

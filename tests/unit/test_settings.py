@@ -271,10 +271,68 @@ def test_a_kms_key_replaces_the_local_key(key_id: str) -> None:
     assert settings.encryption_key is None
 
 
-@pytest.mark.parametrize("key_id", ["arn:aws:s3:::bucket", "alias/", "two words", "a,b", "alias/with space"])
+@pytest.mark.parametrize(
+    "key_id",
+    [
+        "arn:aws:s3:::bucket",
+        "alias/",
+        "two words",
+        "a,b",
+        "alias/with space",
+        "openbao:integrations",
+        "openbao:/integrations",
+        "openbao:transit/",
+        "openbao:transit//integrations",
+        "openbao:transit/../sys/integrations",
+        "openbao:./integrations",
+        "openbao:transit/a?b",
+        "openbao:transit/a#b",
+        "openbao:transit/a%2e",
+        "openbao:transit/schlüssel",
+        "openbao:transit/" + "a" * 240,
+        "openbao:transit/a\n",
+        "OPENBAO:transit/a",
+    ],
+)
 def test_an_invalid_kms_key_id_is_rejected(key_id: str) -> None:
     (problem,) = problems_of({**PRODUCTION, "KMS_KEY_ID": key_id})
     assert problem.startswith("KMS_KEY_ID: ")
+
+
+OPENBAO = {"KMS_KEY_ID": "openbao:teams/transit/integrations", "OPENBAO_ADDRESS": "https://openbao.internal:8200"}
+
+
+def test_a_key_in_openbao_needs_an_address_and_one_way_to_authenticate(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.touch()
+    by_file, by_role = {"OPENBAO_TOKEN_FILE": str(token)}, {"OPENBAO_LOGIN_ROLE": "integration-server"}
+    for authentication in (by_file, by_role):
+        settings = Settings.from_environment({**OPENBAO, **authentication})
+        assert settings.kms_key_id == OPENBAO["KMS_KEY_ID"]
+        assert settings.encryption_key is None
+    for environment, setting in (
+        (OPENBAO, "OPENBAO_TOKEN_FILE"),
+        ({**OPENBAO, **by_file, **by_role}, "OPENBAO_TOKEN_FILE"),
+        ({**OPENBAO, **by_file, "OPENBAO_ADDRESS": ""}, "OPENBAO_ADDRESS"),
+        ({**PRODUCTION, "KMS_KEY_IDS_RETIRED": OPENBAO["KMS_KEY_ID"], **by_file}, "OPENBAO_ADDRESS"),
+        ({**OPENBAO, "OPENBAO_TOKEN_FILE": str(tmp_path / "none")}, "OPENBAO_TOKEN_FILE"),
+        ({**OPENBAO, **by_file, "OPENBAO_CA_FILE": str(tmp_path / "none")}, "OPENBAO_CA_FILE"),
+        ({**OPENBAO, **by_file, "OPENBAO_NAMESPACE": "a/../b"}, "OPENBAO_NAMESPACE"),
+        ({**OPENBAO, **by_file, "OPENBAO_NAMESPACE": "a\nb"}, "OPENBAO_NAMESPACE"),
+        ({**OPENBAO, **by_role, "OPENBAO_LOGIN_MOUNT": "../sys"}, "OPENBAO_LOGIN_MOUNT"),
+    ):
+        assert names_of(problems_of(environment)) == [setting]
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://openbao.internal:8200", "openbao.internal:8200", "https://user@openbao", "https://a?b", "ftp://a"],
+)
+def test_the_address_of_openbao_is_encrypted_except_on_loopback(address: str) -> None:
+    role = {"OPENBAO_LOGIN_ROLE": "integration-server"}
+    assert names_of(problems_of({**OPENBAO, **role, "OPENBAO_ADDRESS": address})) == ["OPENBAO_ADDRESS"]
+    for allowed in ("http://127.0.0.1:8200", "http://localhost:8200", "https://openbao.internal/behind/a/path"):
+        Settings.from_environment({**OPENBAO, **role, "OPENBAO_ADDRESS": allowed})
 
 
 def test_a_maximum_age_of_zero_disables_data_key_rotation() -> None:

@@ -14,13 +14,13 @@ from integration_server.service.common_types import AssociatedData
 from integration_server.storage.aws_kms import AwsKmsKey, open_aws_kms
 from integration_server.storage.data_keys import describe_data_keys, rewrap
 from integration_server.storage.engine import Database
-from integration_server.storage.key_encryption import KeyEncryptionKeys, KeyringError, LocalKey, UnwrapError
+from integration_server.storage.key_encryption import KeyEncryptionKeys, KeyringError, LocalKey
 from integration_server.storage.keyring import open_keyring
 from integration_server.storage.tables import data_keys
+from tests.contracts.key_encryption_contract import DATA_KEY, DATA_KEY_ID, KeyEncryptionContract
 from tests.keyrings import KEY, KEY_ID, open_test_keyring
 
 REGION = "eu-central-1"
-DATA_KEY, DATA_KEY_ID = bytes(range(32)), "0123456789abcdef"
 ASSOCIATED_DATA = AssociatedData("integrations", "encrypted_credentials", "uid", "ann", "acme")
 
 
@@ -64,21 +64,16 @@ def client_error(code: str) -> Exception:
     return error
 
 
-async def test_a_data_key_unwraps_for_its_own_id_only(arn: str) -> None:
-    key = await open_key(arn)
-    wrapped = await key.wrap(DATA_KEY, DATA_KEY_ID)
-    assert DATA_KEY not in wrapped
-    assert await key.unwrap(wrapped, DATA_KEY_ID) == DATA_KEY
-    with pytest.raises(UnwrapError):
-        await key.unwrap(wrapped, "fedcba9876543210")
+class TestContract(KeyEncryptionContract):
+    """The contract of all key-encryption keys."""
 
+    @pytest.fixture
+    async def key(self, arn: str) -> AwsKmsKey:
+        return await open_key(arn)
 
-async def test_an_altered_key_does_not_unwrap(arn: str) -> None:
-    key = await open_key(arn)
-    wrapped = await key.wrap(DATA_KEY, DATA_KEY_ID)
-    for altered in (b"short", wrapped[:-1] + bytes([wrapped[-1] ^ 1])):
-        with pytest.raises(UnwrapError):
-            await key.unwrap(altered, DATA_KEY_ID)
+    @pytest.fixture
+    async def other_key(self, kms: Any) -> AwsKmsKey:
+        return await open_key(new_key(kms))
 
 
 async def test_an_alias_is_resolved_to_the_arn(kms: Any, arn: str, monkeypatch: pytest.MonkeyPatch) -> None:

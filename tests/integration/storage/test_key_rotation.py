@@ -689,6 +689,10 @@ class FailingKey:
         """Decrypt a data key."""
         return await self._local.unwrap(wrapped, data_key_id)
 
+    def is_outdated(self, wrapped: bytes) -> bool:
+        """As the local key."""
+        return self._local.is_outdated(wrapped)
+
 
 class TestAgeBasedRotation:
     @pytest.fixture

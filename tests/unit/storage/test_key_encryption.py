@@ -5,10 +5,23 @@ import base64
 import pytest
 
 from integration_server.storage.key_encryption import LocalKey, parse_key
+from tests.contracts.key_encryption_contract import KeyEncryptionContract
 
 KEY = bytes(range(0xE0, 0x100))  # its base64 contains the characters that differ between the alphabets
 STANDARD = base64.b64encode(KEY).decode()
 URL_SAFE = base64.urlsafe_b64encode(KEY).decode()
+
+
+class TestContract(KeyEncryptionContract):
+    """The contract of all key-encryption keys."""
+
+    @pytest.fixture
+    def key(self) -> LocalKey:
+        return LocalKey(KEY)
+
+    @pytest.fixture
+    def other_key(self) -> LocalKey:
+        return LocalKey(bytes(32))
 
 
 def test_the_example_differs_between_the_alphabets() -> None:
