@@ -18,6 +18,8 @@ from tests.end_to_end.processes import free_port, run, started
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.quick_on("sqlite")]
 
+NOTHING: Mapping[str, str] = {}
+
 
 @dataclass(frozen=True, slots=True)
 class Shell:
@@ -27,16 +29,18 @@ class Shell:
     directory: Path
     environment: Mapping[str, str]
 
-    async def __call__(self, *arguments: str, code: int = 0, **environment: str) -> CompletedCommand:
+    async def __call__(
+        self, *arguments: str, code: int = 0, environment: Mapping[str, str] = NOTHING
+    ) -> CompletedCommand:
         """Run a command, which ends with the exit code."""
         completed = await run(self.directory, {**self.environment, **environment}, *arguments)
         assert completed.code == code, (arguments, completed)
         assert "Traceback" not in completed.err
         return completed
 
-    async def rows(self, *arguments: str, **environment: str) -> list[dict[str, Any]]:
+    async def rows(self, *arguments: str, environment: Mapping[str, str] = NOTHING) -> list[dict[str, Any]]:
         """The objects that a command prints, one on each line."""
-        completed = await self(*arguments, "--json", **environment)
+        completed = await self(*arguments, "--json", environment=environment)
         return [json.loads(line) for line in completed.out.splitlines()]
 
     async def connect(self, user: str) -> int:
@@ -122,18 +126,22 @@ async def test_a_command_has_the_permissions_of_its_caller_only(shell: Shell) ->
     proxy = {name: str(shell.authenticated.credential_issuer.folder / file) for name, file in PROXY.items()}
     token = ["--token-file", shell.user_token("grace")]
     # With the user's own token, --user is not needed.
-    assert [each["integration_id"] for each in await shell.rows("integrations", "list", *token, **proxy)] == [number]
-    other = await shell("integrations", "show", number, "--token-file", shell.user_token("mallory"), code=1, **proxy)
+    assert [each["integration_id"] for each in await shell.rows("integrations", "list", *token, environment=proxy)] == [
+        number
+    ]
+    other = await shell(
+        "integrations", "show", number, "--token-file", shell.user_token("mallory"), code=1, environment=proxy
+    )
     assert other.err == "INTEGRATION_NOT_FOUND: no such integration\n"
     for operators in (["webhooks", "unrouted"], ["clients", "list"], ["clients", "show", "sandbox"]):
-        assert (await shell(*operators, *token, code=1, **proxy)).err.startswith("CALLER_NOT_ALLOWED: ")
+        assert (await shell(*operators, *token, code=1, environment=proxy)).err.startswith("CALLER_NOT_ALLOWED: ")
         await shell(*operators)  # the negative control: the backend may
-    status = json.loads((await shell("status", *token, "--json", **proxy)).out)
+    status = json.loads((await shell("status", *token, "--json", environment=proxy)).out)
     states = {part["part"]: part["state"] for part in status["parts"]}
     assert states["OAuth clients"] == states["unrouted webhooks"] == "not permitted"
 
     assert (await shell("integrations", "list", code=1)).err == "INVALID_FIELD: user_id is required (--user)\n"
-    assert "UNAUTHENTICATED" in (await shell("integrations", "list", "--user", "grace", code=1, **proxy)).err
+    assert "UNAUTHENTICATED" in (await shell("integrations", "list", "--user", "grace", code=1, environment=proxy)).err
 
 
 PROXY = {"INTEGRATIONS_CERT_FILE": "proxy.pem", "INTEGRATIONS_KEY_FILE": "proxy-key.pem"}
@@ -155,7 +163,7 @@ async def test_events_are_printed_as_they_happen_and_continue_from_a_cursor(shel
     assert all(number in line.split() and "heidi" in line.split() for line in completed.out.splitlines())
 
     await shell("integrations", "disconnect", number, "--user", "heidi", "--yes")  # while nothing watches
-    events = []
+    events: list[dict[str, Any]] = []
     while not events or events[-1]["kind"] != "INTEGRATION_EVENT_KIND_DISCONNECTED":
         (event,) = await shell.rows(*arguments, "--limit", "1")
         events.append(event)

@@ -17,6 +17,7 @@ from protos.openapi import UnsupportedContract, openapi_document
 PROJECT = Path(__file__).resolve().parents[2]
 DOCUMENT: dict[str, Any] = json.loads((PROJECT / "protos" / "integrations.v1.openapi.json").read_text())
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
+HTTP: Any = annotations_pb2.http  # its stubs do not say that it is an extension
 API = "/api/v1/integrations"
 SERVICE = integration_service_pb2.DESCRIPTOR.services_by_name["IntegrationService"]
 
@@ -72,7 +73,7 @@ def resolve(schema: dict[str, Any]) -> dict[str, Any]:
 
 def test_every_method_with_an_http_rule_is_described_and_no_other() -> None:
     operations = {operation["operationId"] for path in DOCUMENT["paths"].values() for operation in path.values()}
-    with_rule = {method.name for method in SERVICE.methods if method.GetOptions().HasExtension(annotations_pb2.http)}
+    with_rule = {method.name for method in SERVICE.methods if method.GetOptions().HasExtension(HTTP)}
     assert {re.sub(r"_\d+$", "", name) for name in operations} == with_rule
     assert "GetCredentials" not in with_rule
     assert len(operations) == sum(len(path) for path in DOCUMENT["paths"].values())
@@ -126,7 +127,7 @@ def test_a_users_call_needs_no_user_id() -> None:
 def test_what_the_converter_does_not_know_is_an_error() -> None:
     file = FileDescriptorProto()
     operator_service_pb2.DESCRIPTOR.CopyToProto(file)
-    rule = file.service[0].method[0].options.Extensions[annotations_pb2.http]
+    rule = file.service[0].method[0].options.Extensions[HTTP]
     rule.get, rule.response_body = "/api/v1/x", "unrouted_webhooks"
     with pytest.raises(UnsupportedContract, match="ListUnroutedWebhooks"):
         openapi_document(FileDescriptorSet(file=[file]).SerializeToString())
