@@ -8,7 +8,7 @@ everything. JSON is that of the REST API: the contract's names, 64-bit integers 
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC
 from typing import Any, TypeVar
@@ -28,13 +28,19 @@ _ABSENT = "-"  # so that each row of a table in a pipe has the same number of fi
 _MIN_WIDTH = 6  # of a cell that is cut
 
 
-def format_table(columns: Sequence[str], rows: Iterable[Sequence[str]], width: int | None) -> Sequence[str]:
+def format_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    width: int | None,
+    *,
+    clean: Callable[[str], str] = escape,
+) -> Sequence[str]:
     """Return the lines of a table. `width` is that of the terminal, in cells; None: cut nothing.
 
     A column whose name begins with "!" is never cut, such as an id: the others give way.
     """
     names = [name.removeprefix("!") for name in columns]
-    body = [[escape(cell) or _ABSENT for cell in row] for row in rows]
+    body = [[clean(cell) or _ABSENT for cell in row] for row in rows]
     lines = [[name.upper() for name in names], *body]
     widths = [max(map(cell_len, cells)) for cells in zip(*lines, strict=True)]
     if width is not None:

@@ -30,6 +30,11 @@ def test_a_row_is_one_line_that_fits_a_terminal_of_80_columns(name: str) -> None
     assert all(str(2**63 - 1) in line and "ACTIVE" in line for line in lines[1:])  # an id is never cut
 
 
+def test_without_the_escaping_a_text_controls_the_terminal() -> None:
+    assert "\x1b[2J" in "".join(format_table(["name"], [[HOSTILE]], None, clean=str))
+    assert "\x1b" not in "".join(format_table(["name"], [[HOSTILE]], None))
+
+
 def test_a_pipe_gets_whole_cells_in_columns() -> None:
     long = "x" * 300
     lines = format_table(["!id", "name", "error"], [["1", long, ""], ["12", "y", "z"]], None)
