@@ -17,7 +17,7 @@ WORKDIR /build
 COPY requirements-run.lock ./
 RUN python -m pip install --require-hashes --requirement requirements-run.lock
 COPY pyproject.toml README.md ./
-COPY protos/integrations.v1.binpb protos/
+COPY protos/integrations.v1.binpb protos/integrations.v1.openapi.json protos/
 COPY generated generated
 COPY integration_server integration_server
 RUN python -m pip wheel --no-build-isolation --wheel-dir dist .

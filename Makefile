@@ -128,10 +128,11 @@ lint: $(STAMP) $(CHECKS_STAMP) ## Check style, types, architecture, the contract
 	$(BIN)/python protos/generate.py --image $(IMAGE)
 	$(BIN)/buf lint $(IMAGE) --config protos/buf.yaml --path integrations
 	$(BIN)/buf breaking protos/integrations.v1.binpb --against protos/baseline.binpb --config protos/buf.yaml --path integrations
+	$(BIN)/openapi-spec-validator protos/integrations.v1.openapi.json
 	$(BIN)/python -m tools.check_deploy
 
 .PHONY: proto
-proto: $(STAMP) ## Compile protos/ into generated/ and protos/integrations.v1.binpb
+proto: $(STAMP) ## Compile protos/ into generated/, a descriptor set and the OpenAPI document
 	@$(BIN)/python protos/generate.py
 
 # The baseline is replaced only on purpose, with a line in CHANGELOG.md: clients built on it may break.

@@ -20,6 +20,8 @@ from integration_server.providers.http import ProviderHttp
 from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.health import ServerHealthServicer
 from integration_server.rpc.integration_service import UseCases
+from integration_server.rpc.interceptors import RecordCall
+from integration_server.rpc.methods import Method
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.background.background_worker import BackgroundWorker, DueJob
 from integration_server.service.background.detached_tasks import DetachedTasks
@@ -114,8 +116,11 @@ async def running_server(
     clock: Clock = utc_now,
     build_stores: BuildStores = sql_stores,
     server_tasks: Callable[[], DetachedTasks] = DetachedTasks,
+    on_call: RecordCall | None = None,
 ) -> AsyncIterator[ServerAddresses]:
     """Run the gRPC server and its sidecar in this process, for development and tests. `serve` runs a process for each.
+
+    `on_call` is called at the end of each RPC.
 
     Raises what `running_grpc_server` and `running_sidecar` raise.
     """
@@ -130,6 +135,7 @@ async def running_server(
             build_stores=build_stores,
             server_tasks=server_tasks,
             metrics=metrics,
+            on_call=on_call,
         )
         async with AsyncExitStack() as stack:
             metrics_url = ""
@@ -158,6 +164,7 @@ async def running_grpc_server(
     server_tasks: Callable[[], DetachedTasks] = DetachedTasks,
     metrics: Metrics | None = None,
     worker: Worker | None = None,
+    on_call: RecordCall | None = None,
 ) -> AsyncIterator[GrpcServer]:
     """Run the gRPC server, which a sidecar reaches over the link. On exit streams end, and calls get time to finish.
 
@@ -211,7 +218,7 @@ async def running_grpc_server(
         call_log = CallLog(monotonic)
         stack.enter_context(call_log.watching_grpc_log())
         metrics.read(partial(read_calls, call_log))
-        record_call = record_calls(metrics)
+        record_call = record_calls(metrics) if on_call is None else _record_both(record_calls(metrics), on_call)
         server = build_grpc_server(
             settings,
             use_cases,
@@ -265,6 +272,14 @@ async def running_grpc_server(
             await enter(periodic_job(job, interval))
         stack.callback(health.drain)
         yield GrpcServer(str(grpc_address._replace(port=port)), health.drain)
+
+
+def _record_both(first: RecordCall, second: RecordCall) -> RecordCall:
+    def record(method: Method, status: str, reason: str, seconds: float) -> None:
+        first(method, status, reason, seconds)
+        second(method, status, reason, seconds)
+
+    return record
 
 
 def build_service(

@@ -1,7 +1,8 @@
 """The command `dev`: the server in dev mode, a sandbox provider and connected sample accounts.
 
 The sample accounts are connected over the OAuth flow, with the provider's page and the sidecar's callback. If callers
-must authenticate no account is connected, because this command has no identity that a policy could name.
+must authenticate no account is connected, because this command has no identity that a policy could name. After that,
+one line for each call says how it ended.
 """
 
 import asyncio
@@ -21,6 +22,8 @@ from integration_server.providers.api_key import ApiKeyProvider
 from integration_server.providers.built_in import built_in_class
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.oauth2 import OAuth2Provider
+from integration_server.rpc.interceptors import RecordCall
+from integration_server.rpc.methods import Method
 from integration_server.sandbox.browser_user import decide
 from integration_server.sandbox.model import SAMPLE_SCOPES
 from integration_server.sandbox.server import run_sandbox
@@ -35,9 +38,12 @@ from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
 
 SAMPLE_USER = "ada"
 DEFAULT_SANDBOX_ADDRESS = "127.0.0.1:9090"
+DEFAULT_GRPC_ADDRESS = "127.0.0.1:50051"
 
 _DEADLINE = 10.0  # seconds; everything runs on this machine
 _CLIENT_ID = "integration-server"
+_HEALTH_CHECKS = "/grpc.health.v1.Health/"
+_NAME_WIDTH = 22  # of most names of RPCs
 
 
 async def run_dev(
@@ -50,7 +56,9 @@ async def run_dev(
 
     The settings are of dev mode, and have a `sandbox_address`.
     """
-    async with running_with_sandbox(settings, environment, new_sandbox()) as (addresses, sandbox_url, simulated):
+    activity = Activity(console, utc_now)
+    running = running_with_sandbox(settings, environment, new_sandbox(), on_call=activity.record)
+    async with running as (addresses, sandbox_url, simulated):
         _print_addresses(console, addresses, sandbox_url)
         if settings.authenticates_callers:
             console.print("Callers must authenticate: see docs/authentication-and-authorization.md.")
@@ -60,12 +68,49 @@ async def run_dev(
                 for name in simulated
             ]
             _print_integrations(console, connected)
-            call = f".venv/bin/python examples/connect_and_call.py --server {addresses.grpc_address} --allow"
-            console.print("Next, in another terminal (README.md and examples/README.md have more examples):\n")
-            console.print(f"{call}\n", highlight=False, soft_wrap=True)
-        console.print("Press Ctrl-C to stop.")
+            _print_next(console, addresses.grpc_address)
+        console.print(
+            "Press Ctrl-C to stop. Each call to the server is a line here: time, RPC, status, reason, duration."
+        )
+        activity.is_shown = True
         await stop.wait()
+        activity.is_shown = False
         console.print("Stopping.")
+
+
+class Activity:
+    """Prints a line for each RPC that has ended, once it is shown. Health checks that succeed have none."""
+
+    def __init__(self, console: Console, clock: Clock) -> None:
+        self.is_shown = False
+        self._console = console
+        self._clock = clock
+
+    def record(self, method: Method, status: str, reason: str, seconds: float) -> None:
+        """Print the line of an RPC."""
+        if self.is_shown and not (method.path.startswith(_HEALTH_CHECKS) and status == "OK"):
+            outcome = f"{status} {reason}".rstrip()
+            line = f"{self._clock():%T}  {method.name:{_NAME_WIDTH}}  {outcome}  {seconds * 1000:.1f} ms"
+            # Neither styled nor wrapped, so that a line stays a line in a pipe too.
+            self._console.print(line, style="" if status == "OK" else "yellow", highlight=False, soft_wrap=True)
+
+
+def _print_next(console: Console, grpc_address: str) -> None:
+    """Print commands to try, each on a line that can be copied."""
+    address = "" if grpc_address == DEFAULT_GRPC_ADDRESS else f" --address {grpc_address}"
+    command = ".venv/bin/python -m integration_server"
+    commands = {
+        "List the integrations": f"{command} integrations list --user {SAMPLE_USER}{address}",
+        "Watch the state of the server": f"{command} status --user {SAMPLE_USER}{address}",
+        "Print events as they happen": f"{command} events tail{address}",
+        "Connect an account and call its provider": (
+            f".venv/bin/python examples/connect_and_call.py --server {grpc_address} --allow"
+        ),
+    }
+    console.print("Next, in another terminal (README.md and examples/README.md have more examples):\n")
+    for purpose, each in commands.items():
+        console.print(f"# {purpose}\n{each}", highlight=False, soft_wrap=True)
+    console.print()
 
 
 def new_sandbox(clock: Clock = utc_now) -> Sandbox:
@@ -75,7 +120,12 @@ def new_sandbox(clock: Clock = utc_now) -> Sandbox:
 
 @asynccontextmanager
 async def running_with_sandbox(
-    settings: Settings, environment: Mapping[str, str], sandbox: Sandbox, *, clock: Clock = utc_now
+    settings: Settings,
+    environment: Mapping[str, str],
+    sandbox: Sandbox,
+    *,
+    clock: Clock = utc_now,
+    on_call: RecordCall | None = None,
 ) -> AsyncIterator[tuple[ServerAddresses, str, Sequence[str]]]:
     """Run the sandbox, and a server with its types.
 
@@ -99,7 +149,7 @@ async def running_with_sandbox(
         except OSError as error:
             raise AddressTaken(f"cannot listen on {sandbox_address} (SANDBOX_ADDRESS): {error.strerror}") from error
         extra_providers = [partial(register, base_url=sandbox_url) for register in simulated.values()]
-        server = running_server(settings, environment, extra_providers=extra_providers, clock=clock)
+        server = running_server(settings, environment, extra_providers=extra_providers, clock=clock, on_call=on_call)
         addresses = await stack.enter_async_context(server)
         yield addresses, sandbox_url, list(simulated)
 
@@ -178,7 +228,7 @@ def _print_addresses(console: Console, addresses: ServerAddresses, sandbox_url: 
 
 
 def _print_integrations(console: Console, integrations: Sequence[Integration]) -> None:
-    columns = ("id", "user", "type", "account", "status", "token expires")
+    columns = ("id", "user", "type", "account", "status", "token expires (UTC)")
     table = Table(*columns, title="Integrations", title_justify="left")
     for integration in integrations:
         table.add_row(
@@ -187,6 +237,6 @@ def _print_integrations(console: Console, integrations: Sequence[Integration]) -
             integration.integration_type,
             integration.account_label,
             Status.Name(integration.status).removeprefix("STATUS_"),
-            f"{integration.access_token_expire_time.ToDatetime():%F %T} UTC",
+            f"{integration.access_token_expire_time.ToDatetime():%F %T}",
         )
     console.print(table)

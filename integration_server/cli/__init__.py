@@ -42,10 +42,18 @@ def main() -> None:
 
 def _add_further_commands(app: typer.Typer) -> None:
     from integration_server import healthcheck  # noqa: PLC0415
-    from integration_server.cli import audit, doctor, keys, operations, types  # noqa: PLC0415  # not for `serve`
+    from integration_server.cli import (  # noqa: PLC0415  # not for `serve`
+        audit,
+        doctor,
+        integrations,
+        keys,
+        operations,
+        status,
+        types,
+    )
 
     serving_commands = (serving.sidecar, serving.dev, healthcheck.healthcheck)
-    for function in (*serving_commands, operations.migrate, doctor.doctor, operations.expiring):
+    for function in (*serving_commands, operations.migrate, doctor.doctor, operations.expiring, status.status):
         app.command()(function)
 
     types_app = typer.Typer(invoke_without_command=True, callback=types.list_types)
@@ -69,3 +77,24 @@ def _add_further_commands(app: typer.Typer) -> None:
     audit_app.command("list")(audit.list_audit)
     audit_app.command("erase-user")(audit.erase_user)
     app.add_typer(audit_app, name="audit")
+
+    integrations_app = typer.Typer(help="Integrations, on a running server.", no_args_is_help=True)
+    integrations_app.command("list")(integrations.list_integrations)
+    integrations_app.command("show")(integrations.show_integration)
+    integrations_app.command("check")(integrations.check_integrations)
+    integrations_app.command("refresh")(integrations.refresh_integration)
+    integrations_app.command("disconnect")(integrations.disconnect_integration)
+    app.add_typer(integrations_app, name="integrations")
+
+    webhooks_app = typer.Typer(help="Webhook events, on a running server.", no_args_is_help=True)
+    webhooks_app.command("unrouted")(integrations.list_unrouted_webhooks)
+    app.add_typer(webhooks_app, name="webhooks")
+
+    events_app = typer.Typer(help="Events of integrations, on a running server.", no_args_is_help=True)
+    events_app.command("tail")(integrations.tail_events)
+    app.add_typer(events_app, name="events")
+
+    clients_app = typer.Typer(help="OAuth clients, on a running server.", no_args_is_help=True)
+    clients_app.command("list")(integrations.list_clients)
+    clients_app.command("show")(integrations.show_client)
+    app.add_typer(clients_app, name="clients")

@@ -19,6 +19,7 @@ from integration_server.client.store import Key
 from integration_server.client.values import ApiResponse, Attempt, CallbackResult, WebhookEvent, WebhookSecret
 from integrations.v1 import credentials_pb2
 from integrations.v1 import integration_service_pb2 as pb
+from integrations.v1 import operator_service_pb2 as operator_pb
 from integrations.v1.integration_pb2 import HealthCheck, Integration, IntegrationTypeInfo
 
 ResultT = TypeVar("ResultT")
@@ -439,3 +440,36 @@ def set_webhook_secret(key: Key, webhook_secret: str, previous_ttl: timedelta | 
         )
 
     return Operation(rpcs.SET_WEBHOOK_SECRET, request, decode)
+
+
+# --- For operators --------------------------------------------------------------------------------------------------
+
+
+def list_unrouted_webhooks(integration_type: str) -> Listing[operator_pb.UnroutedWebhook]:
+    """The webhook events that belong to no integration, the newest first; of all types for an empty type."""
+
+    def page(token: str) -> Operation[Page[operator_pb.UnroutedWebhook]]:
+        request = operator_pb.ListUnroutedWebhooksRequest(
+            integration_type=integration_type, page_size=200, page_token=token
+        )
+        return Operation(
+            rpcs.LIST_UNROUTED_WEBHOOKS,
+            request,
+            lambda response: Page(response.unrouted_webhooks, response.next_page_token),
+        )
+
+    return page
+
+
+def list_oauth_clients(integration_type: str) -> Listing[operator_pb.OAuthClient]:
+    """The OAuth clients, by type and name; of all types for an empty type."""
+
+    def page(token: str) -> Operation[Page[operator_pb.OAuthClient]]:
+        request = operator_pb.ListOAuthClientsRequest(
+            integration_type=integration_type, page_size=200, page_token=token
+        )
+        return Operation(
+            rpcs.LIST_OAUTH_CLIENTS, request, lambda response: Page(response.oauth_clients, response.next_page_token)
+        )
+
+    return page

@@ -8,8 +8,10 @@ from typing import Generic, TypeVar
 from google.protobuf.message import Message
 
 from integrations.v1 import integration_service_pb2 as pb
+from integrations.v1 import operator_service_pb2 as operator_pb
 
 SERVICE = "integrations.v1.IntegrationService"
+OPERATOR_SERVICE = "integrations.v1.OperatorService"
 
 RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT", bound=Message)
@@ -27,11 +29,12 @@ class Rpc(Generic[RequestT, ResponseT]):
     response: type[ResponseT]
     timeout: float | None
     is_idempotent: bool = False
+    service: str = SERVICE
 
     @property
     def path(self) -> str:
         """The method's path in gRPC."""
-        return f"/{SERVICE}/{self.name}"
+        return f"/{self.service}/{self.name}"
 
 
 # Reads of the server's own database. Ten seconds cover a failover of the database.
@@ -64,6 +67,22 @@ CALL_PROVIDER = Rpc("CallProvider", pb.CallProviderRequest, pb.CallProviderRespo
 STREAM_PROVIDER = Rpc("StreamProvider", pb.StreamProviderRequest, pb.StreamProviderResponse, None)
 WATCH_INTEGRATIONS = Rpc("WatchIntegrations", pb.WatchIntegrationsRequest, pb.WatchIntegrationsResponse, None)
 WATCH_CREDENTIALS = Rpc("WatchCredentials", pb.WatchCredentialsRequest, pb.WatchCredentialsResponse, None)
+LIST_UNROUTED_WEBHOOKS = Rpc(
+    "ListUnroutedWebhooks",
+    operator_pb.ListUnroutedWebhooksRequest,
+    operator_pb.ListUnroutedWebhooksResponse,
+    10,
+    True,
+    OPERATOR_SERVICE,
+)
+LIST_OAUTH_CLIENTS = Rpc(
+    "ListOAuthClients",
+    operator_pb.ListOAuthClientsRequest,
+    operator_pb.ListOAuthClientsResponse,
+    10,
+    True,
+    OPERATOR_SERVICE,
+)
 
 RPCS: Sequence[Rpc[Message, Message]] = tuple(value for value in vars().values() if isinstance(value, Rpc))
 
@@ -80,7 +99,7 @@ def service_config() -> str:
         "backoffMultiplier": 2,
         "retryableStatusCodes": ["UNAVAILABLE"],
     }
-    names = [{"service": SERVICE, "method": rpc.name} for rpc in RPCS if rpc.is_idempotent]
+    names = [{"service": rpc.service, "method": rpc.name} for rpc in RPCS if rpc.is_idempotent]
     config = {
         "loadBalancingConfig": [{"round_robin": {}}],  # over all addresses of a DNS name
         "methodConfig": [{"name": names, "retryPolicy": retry_policy}],

@@ -6,7 +6,11 @@ import socket
 import stat
 from pathlib import Path
 
+import grpc.aio
+import pytest
+
 from integrations.v1 import integration_pb2
+from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.processes import free_port, run, started
 from tests.end_to_end.system import clients_of
 
@@ -26,12 +30,24 @@ async def test_it_connects_an_account_prints_the_addresses_and_stops_at_ctrl_c(t
                 if ":" in address:
                     assert address in output
             assert "ACTIVE" in output
-            assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", output)
+            assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", output)
+            assert f"status --user ada --address {environment['GRPC_ADDRESS']}" in output
             async with clients_of(environment["GRPC_ADDRESS"], f"http://{environment['SIDECAR_ADDRESS']}") as clients:
                 integration = await clients.get(1)
                 assert integration.status == integration_pb2.STATUS_ACTIVE
                 token = await clients.bearer_token(1)
                 assert token not in output
+                with pytest.raises(grpc.aio.AioRpcError, match="INVALID_ARGUMENT"):
+                    await clients.service.ListIntegrations(pb.ListIntegrationsRequest())
+                await command.wait_for_output("INVALID_ARGUMENT INVALID_FIELD")
+            shown = command.output.partition("Press Ctrl-C")[2].splitlines()[1:]
+            calls = [line.split()[1:-2] for line in shown]  # without the time and the duration
+            assert calls == [
+                ["GetIntegration", "OK"],
+                ["GetCredentials", "OK"],
+                ["ListIntegrations", "INVALID_ARGUMENT", "INVALID_FIELD"],
+            ]
+            assert token not in command.output
             command.send(signal.SIGINT)
             finished = await command.finished()
         assert (finished.code, finished.err) == (0, ""), run_number

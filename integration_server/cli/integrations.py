@@ -1,0 +1,361 @@
+"""The commands `integrations …`, `webhooks unrouted`, `events tail` and `clients …`, which call a running server."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from integration_server.cli.remote import (
+    FAILED,
+    NOT_AVAILABLE,
+    IntegrationId,
+    Json,
+    JsonLines,
+    Type,
+    User,
+    describe,
+    exit_code_of,
+    remote_command,
+)
+from integration_server.cli.tables import (
+    counted,
+    format_time,
+    print_fields,
+    print_json,
+    print_json_lines,
+    print_table,
+    to_json,
+    waiting,
+)
+from integration_server.client import Integrations, operations
+from integration_server.client.errors import IntegrationsError
+from integration_server.client.hooks import End, Metadata
+from integration_server.client.store import Key
+from integration_server.client.values import FileCursorStore
+from integration_server.text_escaping import escape
+from integrations.v1.event_pb2 import IntegrationEvent, IntegrationEventKind
+from integrations.v1.integration_pb2 import AuthMethod, HealthCheck, Integration, RevocationState, Status
+from integrations.v1.operator_service_pb2 import OAuthClient, SecretState, UnroutedReason
+
+# --- integrations ----------------------------------------------------------------------------------------------------
+
+
+@remote_command
+def list_integrations(
+    client: Integrations, user: User = "", integration_type: Type = "", as_json: JsonLines = False
+) -> None:
+    """List a user's integrations, the oldest first."""
+    integrations = counted("Listing", client.list(user=user, type=integration_type))
+    if as_json:
+        print_json_lines(integrations)
+        return
+    print_table(INTEGRATION_COLUMNS, [integration_row(each) for each in integrations], "The user has no integration.")
+
+
+INTEGRATION_COLUMNS = ("!id", "type", "name", "account", "!status", "!token expires (UTC)", "error")
+
+
+def integration_row(integration: Integration) -> list[str]:
+    """Return the cells of `INTEGRATION_COLUMNS`."""
+    return [
+        str(integration.integration_id),
+        integration.integration_type,
+        integration.name,
+        integration.account_label or integration.account_id,
+        status_name(integration.status),
+        format_time(integration, "access_token_expire_time")[:16],
+        integration.last_error.error_class,
+    ]
+
+
+def status_name(status: Status) -> str:
+    """Return a status without its prefix; empty for none."""
+    return Status.Name(status).removeprefix("STATUS_").replace("UNSPECIFIED", "")
+
+
+@remote_command
+def show_integration(
+    client: Integrations, integration_id: IntegrationId, user: User = "", as_json: Json = False
+) -> None:
+    """Show one integration."""
+    integration = client.run(operations.get_integration(Key(user, integration_id)))
+    if as_json:
+        print_json(to_json(integration))
+        return
+    error = integration.last_error
+    print_fields(
+        {
+            "id": str(integration.integration_id),
+            "user": integration.user_id,
+            "type": integration.integration_type,
+            "name": integration.name,
+            "account": " ".join(filter(None, (integration.account_id, integration.account_label))),
+            "status": status_name(integration.status),
+            "active": "yes" if integration.is_active else "no",
+            "connected": "yes" if integration.is_connected else "no",
+            "auth method": AuthMethod.Name(integration.auth_method).removeprefix("AUTH_METHOD_"),
+            "OAuth client": integration.oauth_client,
+            "scopes": " ".join(integration.scopes),
+            "missing scopes": " ".join(integration.missing_scopes),
+            "last error": f"{error.error_class}: {error.message}" if error.error_class else "",
+            "failed at (UTC)": format_time(error, "error_time"),
+            "failures in a row": str(integration.error_count or ""),
+            "last check (UTC)": format_time(integration, "last_health_check"),
+            "token expires (UTC)": format_time(integration, "access_token_expire_time"),
+            "grant expires (UTC)": format_time(integration, "refresh_token_expire_time"),
+            "created (UTC)": format_time(integration, "create_time"),
+            "connected (UTC)": format_time(integration, "connect_time"),
+            "changed (UTC)": format_time(integration, "update_time"),
+        }
+    )
+
+
+@remote_command
+def check_integrations(
+    client: Integrations,
+    integration_id: Annotated[
+        int | None, typer.Argument(min=1, max=2**63 - 1, help="The integration's id. Without it, all of the user.")
+    ] = None,
+    user: User = "",
+    as_json: JsonLines = False,
+) -> None:
+    """Check at the provider whether credentials work. The exit code is 1 if those of an integration do not."""
+    checks, unhealthy = counted("Checking", _checks(client, user, integration_id)), 0
+
+    def tallied() -> Iterator[HealthCheck]:
+        nonlocal unhealthy
+        for check in checks:
+            unhealthy += not check.healthy
+            yield check
+
+    if as_json:
+        print_json_lines(tallied())
+    else:
+        columns = ("!id", "type", "name", "!healthy", "!status", "!latency", "error", "message")
+        print_table(columns, [_check_row(each) for each in tallied()], "The user has no connected integration.")
+    if unhealthy:
+        raise typer.Exit(FAILED)
+
+
+def _checks(client: Integrations, user: str, integration_id: int | None) -> Iterator[HealthCheck]:
+    if integration_id is None:
+        return client.check_health(user=user)
+    return iter([client.run(operations.check_health(Key(user, integration_id)))])
+
+
+def _check_row(check: HealthCheck) -> list[str]:
+    latency = f"{check.latency.ToTimedelta() / timedelta(milliseconds=1):.0f} ms" if check.HasField("latency") else ""
+    return [
+        str(check.integration_id),
+        check.integration_type,
+        check.name,
+        "yes" if check.healthy else "no",
+        status_name(check.status),
+        latency,
+        check.error_class,
+        check.message,
+    ]
+
+
+@remote_command
+def refresh_integration(
+    client: Integrations,
+    integration_id: IntegrationId,
+    user: User = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Also if the access token is still valid for a while.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Refresh the access token of an integration."""
+    with waiting("Refreshing the access token"):
+        response = client.run(operations.refresh(Key(user, integration_id), force=force))
+    if as_json:
+        print_json(to_json(response))
+        return
+    expiry = format_time(response, "access_token_expire_time")
+    typer.echo(escape(response.message) + (f"; the access token expires at {expiry} UTC" if expiry else ""))
+
+
+@remote_command
+def disconnect_integration(
+    client: Integrations,
+    integration_id: IntegrationId,
+    user: User = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete an integration and its credentials, and revoke them at the provider."""
+    key = Key(user, integration_id)
+    if not yes:
+        _confirm_disconnect(client.run(operations.get_integration(key)))
+    with waiting("Revoking the grant at the provider"):
+        response = client.run(operations.disconnect(key))
+    if as_json:
+        print_json(to_json(response))
+        return
+    state = RevocationState.Name(response.revocation_state).removeprefix("REVOCATION_STATE_")
+    typer.echo(f"{escape(response.message)}; state at the provider: {state}")
+
+
+def _confirm_disconnect(integration: Integration) -> None:
+    account = integration.account_label or integration.account_id or integration.name
+    typer.echo(
+        f"Integration {integration.integration_id}: {integration.integration_type}, account {escape(account) or '-'}, "
+        f"user {escape(integration.user_id)}",
+        err=True,
+    )
+    try:
+        is_confirmed = typer.confirm("Delete it and revoke its grant? This cannot be undone.", err=True)
+    except typer.Abort:  # the input has ended, as that of a script has
+        typer.echo(err=True)
+        is_confirmed = False
+    if not is_confirmed:
+        typer.echo("Nothing was changed. Confirm with y, or pass --yes.", err=True)
+        raise typer.Exit(FAILED)
+
+
+# --- webhooks --------------------------------------------------------------------------------------------------------
+
+
+@remote_command
+def list_unrouted_webhooks(
+    client: Integrations,
+    integration_type: Type = "",
+    limit: Annotated[int, typer.Option(min=1, help="The maximum number of events.")] = 100,
+    as_json: JsonLines = False,
+) -> None:
+    """List verified webhook events that belong to no integration, the newest first. For callers who may `operate`."""
+    webhooks = islice(client.iterate(operations.list_unrouted_webhooks(integration_type)), limit)
+    if as_json:
+        print_json_lines(webhooks)
+        return
+    rows = [
+        [
+            format_time(webhook, "receive_time"),
+            webhook.integration_type,
+            webhook.event_type,
+            UnroutedReason.Name(webhook.reason).removeprefix("UNROUTED_REASON_"),
+            webhook.account_id or webhook.route,
+            webhook.oauth_client,
+            str(webhook.payload_bytes),
+        ]
+        for webhook in counted("Listing", webhooks)
+    ]
+    columns = ("!received (UTC)", "type", "event", "reason", "account", "client", "!bytes")
+    print_table(columns, rows, "Every webhook event was delivered to an integration.")
+
+
+# --- events ----------------------------------------------------------------------------------------------------------
+
+
+class _ReconnectNotice:
+    """Tells on standard error why a stream has ended; the client opens it again."""
+
+    def begin(self, method: str, metadata: Metadata) -> End:
+        """Observe a stream."""
+
+        def end(error: IntegrationsError | None) -> None:
+            if error is not None and exit_code_of(error) == NOT_AVAILABLE:
+                typer.echo(f"{escape(describe(error))}; connecting again", err=True)
+
+        return end
+
+
+@partial(remote_command, hooks=[_ReconnectNotice()])
+def tail_events(
+    client: Integrations,
+    user: User = "",
+    integration_type: Type = "",
+    cursor_file: Annotated[
+        Path | None, typer.Option(help="Continue after the last event of the previous run, whose cursor is kept here.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="End after this number of events.")] = None,
+    as_json: JsonLines = False,
+) -> None:
+    """Print the events of integrations as they happen, of one user or of all, until Ctrl-C."""
+    if sys.stdout.isatty():
+        typer.echo("Waiting for events. Ctrl-C ends.", err=True)
+    store = None if cursor_file is None else FileCursorStore(cursor_file)
+    with closing(client.events(user=user, type=integration_type, cursor_store=store)) as events:
+        for event in islice(events, limit):
+            typer.echo(json.dumps(to_json(event)) if as_json else _event_line(event))
+
+
+def _event_line(event: IntegrationEvent) -> str:
+    before, after = status_name(event.status_before), status_name(event.status_after)
+    changes = f"{before or 'none'} -> {after or 'none'}" if before != after else after
+    number = f"webhook {event.webhook_event_number}" if event.webhook_event_number else ""
+    kind = IntegrationEventKind.Name(event.kind).removeprefix("INTEGRATION_EVENT_KIND_")
+    fields = (event.integration_type, str(event.integration_id), escape(event.user_id), changes, number)
+    return "  ".join([format_time(event, "event_time"), f"{kind:{_KIND_WIDTH}}", *filter(None, fields)])
+
+
+_KIND_WIDTH = len("CREDENTIALS_REFRESHED")
+
+
+# --- OAuth clients ---------------------------------------------------------------------------------------------------
+
+
+@remote_command
+def list_clients(client: Integrations, integration_type: Type = "", as_json: JsonLines = False) -> None:
+    """List the OAuth clients, also the operator's own, which has no name. For callers who may `operate`."""
+    clients = counted("Listing", client.iterate(operations.list_oauth_clients(integration_type)))
+    if as_json:
+        print_json_lines(clients)
+        return
+    columns = ("type", "name", "client id", "callers", "!secrets")
+    rows = [
+        [each.integration_type, each.name, each.client_id, " ".join(each.callers), describe_secrets(each)]
+        for each in clients
+    ]
+    print_table(columns, rows, "There is no OAuth client.")
+
+
+def describe_secrets(client: OAuthClient) -> str:
+    """Return the state of a client's secrets in a word or two."""
+    if client.altered:
+        return "ALTERED"
+    if client.secret_state:
+        return SecretState.Name(client.secret_state).removeprefix("SECRET_STATE_")
+    return "rotating" if client.has_previous_secret else "ok"
+
+
+@remote_command
+def show_client(
+    client: Integrations,
+    integration_type: Annotated[str, typer.Argument(help="The integration type.")],
+    name: Annotated[str, typer.Argument(help="The client's name. Without it, the operator's own.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Show one OAuth client. No secret is shown."""
+    listed = client.iterate(operations.list_oauth_clients(integration_type))
+    found = next((each for each in listed if each.name == name), None)
+    if found is None:
+        typer.echo(f"{escape(integration_type)} has no OAuth client {escape(name) or 'of the operator'}.", err=True)
+        raise typer.Exit(FAILED)
+    if as_json:
+        print_json(to_json(found))
+        return
+    print_fields(
+        {
+            "type": found.integration_type,
+            "name": found.name,
+            "client id": found.client_id,
+            "callers": " ".join(found.callers),
+            "secrets": describe_secrets(found),
+            "refused since (UTC)": format_time(found, "refuse_time"),
+            "previous secret": "yes" if found.has_previous_secret else "no",
+            "webhook secret": "yes" if found.has_webhook_secret else "no",
+            "webhook URL": found.webhook_url,
+            "added (UTC)": format_time(found, "create_time"),
+            "changed (UTC)": format_time(found, "update_time"),
+        }
+    )
