@@ -14,6 +14,7 @@ from functools import partial
 from integration_server.domain.due_times import Schedule
 from integration_server.domain.integration import Integration
 from integration_server.lifecycle import periodic_job, serving
+from integration_server.logs import new_access_log
 from integration_server.observability.listener import LocalSource
 from integration_server.observability.metrics import METRICS, Metrics, record_calls, record_provider_requests
 from integration_server.providers.google_calendar_api import GoogleCalendarApi
@@ -212,6 +213,9 @@ async def running_grpc_server(
         stack.enter_context(call_log.watching_grpc_log())
         metrics.read(partial(read_calls, call_log))
         record_call = record_calls(metrics)
+        access_log = new_access_log() if settings.access_log else None
+        if access_log is not None:
+            stack.callback(access_log.flush)
         server = build_grpc_server(
             settings,
             use_cases,
@@ -225,6 +229,7 @@ async def running_grpc_server(
             service.is_current,
             worker,
             keyring.usable_keys,
+            access_log,
         )
         grpc_address, grace = settings.grpc_address, settings.shutdown_grace
 
