@@ -6,6 +6,8 @@ tokens and codes. `redaction.py` is the last processor.
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeAlias
@@ -65,6 +67,17 @@ def configure_logging(level: Level, *, process: str = "", terminal: bool | None 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=processors))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+@contextmanager
+def written_access_log(*, is_on: bool) -> Iterator[AnyAccessLog | None]:
+    """The access log of this process, all of which is written at the end; None if it is off."""
+    log = new_access_log() if is_on else None
+    try:
+        yield log
+    finally:
+        if log is not None:
+            log.flush()
 
 
 def new_access_log() -> AnyAccessLog | None:

@@ -20,7 +20,7 @@ MAX_REQUEST_ID_LENGTH = 128
 
 _REQUEST_ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._:/+=#@-]{{0,{MAX_REQUEST_ID_LENGTH - 1}}}", re.ASCII)
 _TRACEPARENT = re.compile(
-    r"(?!ff)[0-9a-f]{2}-(?P<trace_id>(?!0{32})[0-9a-f]{32})-(?P<parent_id>(?!0{16})[0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?",
+    r"(?!ff)[0-9a-f]{2}-(?P<ids>(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(?:-.*)?",
     re.ASCII,
 )
 
@@ -30,10 +30,16 @@ Entries = Iterable[tuple[str, str | bytes]]
 
 @dataclass(frozen=True, slots=True)
 class CallIds:
-    """The ids of a call. `trace_id` is empty if its caller sent none, and it is not traced."""
+    """The ids of a call. `traceparent` continues its trace in further calls; empty if its caller sent none, and the
+    call is not traced."""
 
     request_id: str
-    trace_id: str = ""
+    traceparent: str = ""
+
+    @property
+    def trace_id(self) -> str:
+        """The id of the trace; empty without one."""
+        return self.traceparent[3:35]
 
 
 current_ids: ContextVar[CallIds | None] = ContextVar("call_ids", default=None)
@@ -72,7 +78,7 @@ class CallIdReader:
 
     def read(self, entries: Entries) -> CallIds:
         """The ids of a call; its request id is a new one if the caller's is not taken."""
-        return CallIds(self.given_id(entries) or self._new_id(), trace_id_of(entries))
+        return CallIds(self.given_id(entries) or self._new_id(), traceparent_in(entries))
 
     def _is_taken(self, text: str) -> bool:
         if self._accepts_any:
@@ -80,11 +86,11 @@ class CallIdReader:
         return _REQUEST_ID.fullmatch(text) is not None and self._redact(text) == text
 
 
-def trace_id_of(entries: Entries) -> str:
-    """The id of the caller's trace; empty without one."""
+def traceparent_in(entries: Entries) -> str:
+    """The caller's valid `traceparent`, without what later versions add; empty without one."""
     given = [value for name, value in entries if name == TRACEPARENT]
     match = _TRACEPARENT.fullmatch(given[0]) if len(given) == 1 and isinstance(given[0], str) else None
-    return match["trace_id"] if match else ""
+    return f"00-{match['ids']}" if match else ""
 
 
 def add_ids(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

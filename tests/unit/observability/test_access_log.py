@@ -13,7 +13,8 @@ from integration_server.observability.access_log import MAX_BATCH, AccessLog, Te
 from integration_server.observability.correlation import CallIds
 from integration_server.redaction import redact_text
 
-IDS = CallIds("request", "trace")
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+IDS = CallIds("request", f"00-{TRACE_ID}-00f067aa0ba902b7-01")
 
 
 class Output:
@@ -51,7 +52,7 @@ def test_a_line_has_what_the_call_was_and_how_it_ended() -> None:
             "ms": 12.3,
             "caller": "sync",
             "request_id": "request",
-            "trace_id": "trace",
+            "trace_id": TRACE_ID,
         }
     ]
 

@@ -108,8 +108,8 @@ def test_the_trace_id_is_that_of_a_valid_traceparent(text: str, expected: str) -
 
 def test_log_lines_of_a_call_have_its_ids() -> None:
     assert add_ids(None, "info", {"event": "x"}) == {"event": "x"}
-    token = current_ids.set(CallIds("r", "t"))
+    token = current_ids.set(CallIds("r", f"00-{TRACE_ID}-{SPAN_ID}-01"))
     try:
-        assert add_ids(None, "info", {"event": "x"}) == {"event": "x", "request_id": "r", "trace_id": "t"}
+        assert add_ids(None, "info", {"event": "x"}) == {"event": "x", "request_id": "r", "trace_id": TRACE_ID}
     finally:
         current_ids.reset(token)

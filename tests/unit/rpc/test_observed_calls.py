@@ -20,7 +20,8 @@ from tests.fakes.inmemory_grpc import FakeContext
 METHOD = Method("/s/M")
 PROBE = Method("/h/Check", Permission.HEALTH)
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
-GIVEN: Metadata = [(REQUEST_ID, "given"), (TRACEPARENT, f"00-{TRACE_ID}-00f067aa0ba902b7-01")]
+PARENT = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
+GIVEN: Metadata = [(REQUEST_ID, "given"), (TRACEPARENT, PARENT)]
 
 
 class Observed:
@@ -54,7 +55,7 @@ class Observed:
 async def test_a_response_has_the_callers_id_and_so_has_the_line() -> None:
     observed = Observed()
     context = await observed.call()
-    ids = CallIds("given", TRACE_ID)
+    ids = CallIds("given", PARENT)
     assert context.trailing_metadata == ((REQUEST_ID, "given"),)
     assert observed.seen == [ids]
     assert observed.without_time() == [["/s/M", "OK", "", "sync", ids]]
@@ -82,7 +83,7 @@ async def test_calls_of_unknown_callers_write_no_line_but_their_success() -> Non
     for observed in (unknown, known):
         await observed.call(IntegrationNotFound())
     assert unknown.lines == []
-    assert known.without_time() == [["/s/M", "NOT_FOUND", "INTEGRATION_NOT_FOUND", "sync", CallIds("given", TRACE_ID)]]
+    assert known.without_time() == [["/s/M", "NOT_FOUND", "INTEGRATION_NOT_FOUND", "sync", CallIds("given", PARENT)]]
     await unknown.call()
     assert len(unknown.lines) == 1
 
