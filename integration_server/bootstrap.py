@@ -13,6 +13,7 @@ from functools import partial
 
 from integration_server.domain.due_times import Schedule
 from integration_server.lifecycle import periodic_job, serving
+from integration_server.logs import written_access_log
 from integration_server.observability.listener import LocalSource
 from integration_server.observability.metrics import METRICS, Metrics, record_calls, record_provider_requests
 from integration_server.providers.google_calendar_api import GoogleCalendarApi
@@ -59,7 +60,14 @@ from integration_server.wiring.providers import RegisterProviders, build_provide
 from integration_server.wiring.service_parts import Constants, ServiceParts
 from integration_server.wiring.setting_names import warn_of_unknown_names
 from integration_server.wiring.sidecar import SidecarLink, new_sidecar_link, running_sidecar
-from integration_server.wiring.storage import BuildStores, Stores, is_ready, open_storage, sql_stores
+from integration_server.wiring.storage import (
+    BuildStores,
+    ReadinessLog,
+    Stores,
+    open_storage,
+    sql_stores,
+    why_not_ready,
+)
 from integration_server.wiring.system import monotonic, utc_now
 from integration_server.wiring.webhooks import build_webhooks
 from integration_server.wiring.workers import BEAT_INTERVAL, Worker
@@ -219,6 +227,7 @@ async def running_grpc_server(
         stack.enter_context(call_log.watching_grpc_log())
         metrics.read(partial(read_calls, call_log))
         record_call = record_calls(metrics) if on_call is None else _record_both(record_calls(metrics), on_call)
+        access_log = stack.enter_context(written_access_log(is_on=settings.access_log))
         server = build_grpc_server(
             settings,
             use_cases,
@@ -232,6 +241,7 @@ async def running_grpc_server(
             service.cached.is_current if service.cached else None,
             worker,
             keyring.usable_keys,
+            access_log,
         )
         grpc_address, grace = settings.grpc_address, settings.shutdown_grace
 
@@ -245,8 +255,10 @@ async def running_grpc_server(
         )
         port = await enter(listening)
 
+        readiness_log = ReadinessLog()
+
         async def poll() -> None:
-            health.set_ready(await is_ready(stores.integrations, keyring))
+            health.set_ready(readiness_log.note(await why_not_ready(stores.integrations, keyring)))
 
         jobs: list[PeriodicJob] = [
             (poll, _READINESS_INTERVAL),

@@ -6,13 +6,30 @@ tokens and codes. `redaction.py` is the last processor.
 
 import logging
 import sys
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, TypeAlias
 
 import structlog
 
-from integration_server.redaction import redact, strip_exception_text
+from integration_server.observability.access_log import AccessLog, TerminalLog
+from integration_server.observability.correlation import add_ids
+from integration_server.redaction import redact, redact_text, strip_exception_text
 
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+AnyAccessLog: TypeAlias = AccessLog | TerminalLog
+
+
+@dataclass(frozen=True, slots=True)
+class _AddProcess:
+    """The structlog processor that adds the name of the process, if it has one."""
+
+    process: str
+
+    def __call__(self, _logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        return {**event, "process": self.process} if self.process else event
 
 
 def is_terminal() -> bool:
@@ -27,12 +44,10 @@ def configure_logging(level: Level, *, process: str = "", terminal: bool | None 
     a process that writes to a pipe does not see.
     """
 
-    def add_process(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        return {**event, "process": process} if process else event
-
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
-        add_process,
+        add_ids,
+        _AddProcess(process),
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         strip_exception_text,
@@ -52,3 +67,27 @@ def configure_logging(level: Level, *, process: str = "", terminal: bool | None 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=processors))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+@contextmanager
+def written_access_log(*, is_on: bool) -> Iterator[AnyAccessLog | None]:
+    """The access log of this process, all of which is written at the end; None if it is off."""
+    log = new_access_log() if is_on else None
+    try:
+        yield log
+    finally:
+        if log is not None:
+            log.flush()
+
+
+def new_access_log() -> AnyAccessLog | None:
+    """The access log of this process, in the form of its log; None if the log's level leaves it out."""
+    config = structlog.get_config()
+    *processors, renderer = config["processors"]
+    logger = structlog.get_logger(__name__)
+    if not logger.is_enabled_for(logging.INFO):
+        return None
+    if not isinstance(renderer, structlog.processors.JSONRenderer):
+        return TerminalLog(logger)
+    process = next((one.process for one in processors if isinstance(one, _AddProcess)), "")
+    return AccessLog(partial(print, end="", file=sys.stderr, flush=True), redact_text, process=process)

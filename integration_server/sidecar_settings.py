@@ -28,6 +28,7 @@ class SidecarSettings(BaseModel):
     model_config = ConfigDict(frozen=True, alias_generator=str.upper, populate_by_name=True, ser_json_timedelta="float")
 
     log_level: Level = "INFO"
+    access_log: bool = True
     sidecar_address: ListenAddress = Address("127.0.0.1", 8080)
     public_url: BaseUrl = Field(default_factory=lambda data: f"http://{data['sidecar_address']}")
 

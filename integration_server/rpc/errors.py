@@ -2,7 +2,8 @@
 
 A domain error becomes its status code with `google.rpc.ErrorInfo`, `BadRequest` for fields, and `RetryInfo` where a
 retry can succeed. Any other error is a bug in this program: it is logged, and the caller gets INTERNAL without details.
-The metadata of `ErrorInfo` has the provider's own code as `provider_reason`, if the integration type declares the code.
+The metadata of `ErrorInfo` has the call's `request_id`, and the provider's own code as `provider_reason`, if the
+integration type declares the code.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from grpc_status import rpc_status
 
 from integration_server.domain import errors
 from integration_server.domain.errors import IntegrationServerError, InvalidField, ProviderError
+from integration_server.observability.correlation import REQUEST_ID
 from integration_server.rpc.call_log import CallLog, is_call_over
 
 DOMAIN = "integrations.v1"
@@ -81,12 +83,16 @@ class KeysNotAvailable(Unauthenticated):
     """The keys of the token's issuer could not be fetched yet."""
 
 
-def status_of(error: Exception) -> status_pb2.Status:
-    """Return the `google.rpc.Status` of an error; any error that is not ours is INTERNAL."""
+def status_of(error: Exception, request_id: str = "") -> status_pb2.Status:
+    """Return the `google.rpc.Status` of an error; any error that is not ours is INTERNAL.
+
+    `request_id` is that of the call; empty for one item of a call.
+    """
     if not isinstance(error, IntegrationServerError):
         return status_pb2.Status(code=code_pb2.INTERNAL, message="internal error")
     provider_reason = provider_reason_of(error)
-    metadata = {**(error.metadata or {}), **({"provider_reason": provider_reason} if provider_reason else {})}
+    ids = {"provider_reason": provider_reason, "request_id": request_id}
+    metadata = {**(error.metadata or {}), **{name: value for name, value in ids.items() if value}}
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)]
     if isinstance(error, InvalidField):
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.problem)
@@ -134,24 +140,35 @@ def provider_reason_of(error: BaseException) -> str | None:
 
 
 async def abort_call(
-    error: Exception, method: str, context: grpc.aio.ServicerContext[Any, Any], log: CallLog, *, caller: str, peer: str
+    error: Exception,
+    method: str,
+    context: grpc.aio.ServicerContext[Any, Any],
+    log: CallLog,
+    *,
+    caller: str,
+    peer: str,
+    request_id: str = "",
 ) -> None:
     """End the call with the status of an error, and log it. A status that a handler has set itself is kept.
+
+    The status of an error has the call's request id, in the metadata of its `ErrorInfo` and of the response.
 
     Returns if the client is gone, so that nobody gets the status: gRPC then ends the call by itself.
     """
     if isinstance(error, grpc.aio.AbortError):
         raise error
-    status: Any = (grpc.StatusCode.CANCELLED, "", ())
+    ids = ((REQUEST_ID, request_id),) if request_id else ()
+    status: Any = (grpc.StatusCode.CANCELLED, "", ids)
     if isinstance(error, Unauthenticated):
         log.unauthenticated(method, str(error), peer)
-        status = (grpc.StatusCode.UNAUTHENTICATED, error.public_message, ())
+        status = (grpc.StatusCode.UNAUTHENTICATED, error.public_message, ids)
     elif not is_call_over(error):
         if isinstance(error, IntegrationServerError):
             log.rejected(method, error.reason, caller, provider_reason_of(error))
         else:
             log.unhandled(method, error)
-        status = rpc_status.to_status(status_of(error))
+        with_details: Any = rpc_status.to_status(status_of(error, request_id))
+        status = with_details.code, with_details.details, (*with_details.trailing_metadata, *ids)
     try:
         await context.abort(*status)
     except grpc.aio.AbortError:

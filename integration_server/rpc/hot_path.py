@@ -28,6 +28,7 @@ from google.protobuf.message import Message
 from integration_server.domain.audit import AuditEntry
 from integration_server.domain.errors import QuotaExceeded, ResponseTooLarge
 from integration_server.domain.integration import Integration
+from integration_server.observability.correlation import CallIdReader
 from integration_server.rpc.authentication import current_identity
 from integration_server.rpc.authorization import Caller, current_caller, set_current_caller
 from integration_server.rpc.call_audit import ResponseSource, purpose_in, purpose_of, response_source
@@ -41,6 +42,7 @@ from integration_server.rpc.interceptors import (
     decode_request,
 )
 from integration_server.rpc.methods import Behavior, Context, Metadata, Method
+from integration_server.rpc.observed_calls import ObservedCalls
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.common_types import Clock
 
@@ -206,6 +208,7 @@ class HotPath:
         responses: ReusedResponses,
         clock: Clock,
         record: RecordCall = lambda *_: None,
+        calls: ObservedCalls | None = None,
     ) -> None:
         self._interceptors = interceptors
         self._callers = callers
@@ -215,6 +218,7 @@ class HotPath:
         self._responses = responses
         self._clock = clock
         self._record = record
+        self._calls = calls or ObservedCalls(CallIdReader(str, str))
         # By digest: a memory dump has no tokens.
         self._admissions: LRUCache[bytes, _Admission] = LRUCache(_ADMISSIONS)
 
@@ -222,6 +226,7 @@ class HotPath:
         """Compose both paths of a method."""
         reader, responses, quota, record = self._reader, self._responses, self._quota, self._record
         convert, find_admission = self._interceptors.convert, self._find_admission
+        note_repeated = self._calls.note_repeated
         process = compose(method, behavior, (decode_request, *self._interceptors.process))
 
         async def respond_first(metadata: Metadata, context: Context) -> bytes:
@@ -263,7 +268,9 @@ class HotPath:
                     response = responses.find(key)
                     if response is None:
                         return await respond_admitted(key, context)  # type: ignore[no-any-return]
-                    record(method, "OK", "", time.perf_counter() - begin)
+                    seconds = time.perf_counter() - begin
+                    record(method, "OK", "", seconds)
+                    note_repeated(method, metadata, context, seconds, admission.name)
                     return response
                 finally:
                     quota.end(quota_key)

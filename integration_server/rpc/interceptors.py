@@ -40,6 +40,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from integration_server.domain.errors import InvalidField, QuotaExceeded, StoreUnavailable
+from integration_server.observability.correlation import CallIdReader
 from integration_server.peers import TrustedProxies, peer_key
 from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.errors import abort_call, outcome_of
@@ -52,6 +53,7 @@ from integration_server.rpc.methods import (
     Permission,
     describe_method,
 )
+from integration_server.rpc.observed_calls import ObservedCalls, call_metadata
 from integration_server.rpc.request_limits import REQUEST, RequestMeter
 from integration_server.rpc.request_streams import (
     EndConfirmation,
@@ -199,6 +201,7 @@ class ProtectedHandlers(grpc.GenericRpcHandler):
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> RpcHandler:
         """Return the handler of a call."""
         metadata = handler_call_details.invocation_metadata or ()
+        call_metadata.set(metadata)
         if len(metadata) > self._max_metadata_entries:
             return self._too_much_metadata
         hot = self._hot.get(handler_call_details.method)
@@ -256,17 +259,19 @@ def convert_errors(
     log: CallLog | None = None,
     address_of: CallerLookup = peer_address,
     record: RecordCall = lambda *_: None,
+    calls: ObservedCalls | None = None,
 ) -> Interceptor:
     """End calls that raise an error with its status. `caller_of` adds the caller to the log.
 
-    A call whose client is gone raises no error: it is only counted. Each call is recorded.
+    A call whose client is gone raises no error: it is only counted. Each call is recorded, and gets its ids.
     """
-    call_log = log or CallLog()
+    call_log, observed = log or CallLog(), calls or ObservedCalls(CallIdReader(str, str))
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
         @asynccontextmanager
         async def abort_on_error(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message
             begin, outcome = time.perf_counter(), ("OK", "")
+            ids = observed.begin(context)
             try:
                 yield request
             except (asyncio.CancelledError, GeneratorExit):
@@ -276,9 +281,12 @@ def convert_errors(
             except Exception as error:
                 outcome = outcome_of(error, context)
                 caller, peer = caller_of(context) if caller_of else "", peer_key(address_of(context))
-                await abort_call(error, method.path, context, call_log, caller=caller, peer=peer)
+                request_id = ids.request_id
+                await abort_call(error, method.path, context, call_log, caller=caller, peer=peer, request_id=request_id)
             finally:
-                record(method, *outcome, time.perf_counter() - begin)
+                seconds = time.perf_counter() - begin
+                record(method, *outcome, seconds)
+                observed.end(method, *outcome, seconds, context, ids)
 
         return wrap_in_context_manager(method, behavior, abort_on_error)
 

@@ -40,16 +40,29 @@ def create_app(
     anonymous: AnonymousLimits,
     default_return_url: str | None = None,
     draining: asyncio.Event | None = None,
+    *,
+    has_access_log: bool = True,
 ) -> ASGIApp:
     """The app, which calls `server`: the probes, and the endpoints for the rest.
 
     It is not ready once `draining` is set. `public_url` is its base URL as browsers and providers see it.
-    `default_return_url` is where a browser continues that arrives without a valid state.
+    `default_return_url` is where a browser continues that arrives without a valid state. `has_access_log`: each
+    verified request has a line in the log.
     """
     pages = ResultPages()
     headers = security_headers(pages.policy)
-    endpoints = create_endpoints(server, limits, public_url, Responses(pages), anonymous, headers, default_return_url)
-    return Probes(endpoints, Readiness(server, limits.readiness_max_age, draining=draining), headers)
+    endpoints = create_endpoints(
+        server,
+        limits,
+        public_url,
+        Responses(pages),
+        anonymous,
+        headers,
+        default_return_url,
+        has_access_log=has_access_log,
+    )
+    readiness = Readiness(server, limits.readiness_max_age, draining=draining)
+    return Probes(endpoints, readiness, headers, anonymous.log_failure)
 
 
 def create_endpoints(
@@ -60,6 +73,8 @@ def create_endpoints(
     anonymous: AnonymousLimits,
     headers: Mapping[str, str],
     default_return_url: str | None = None,
+    *,
+    has_access_log: bool = True,
 ) -> Starlette:
     """The routes. Only an endpoint reads a body: a request without a route is refused unread."""
     bodies = BodyReader(limits)
@@ -75,7 +90,7 @@ def create_endpoints(
             _exact_route(["GET", "POST"], WEBHOOK_PATH, webhook.receive),
             *(_exact_route(None, path, _refuse_method) for path in (LIVE_PATH, READY_PATH)),
         ],
-        middleware=[Middleware(OuterMiddleware, responses, headers, anonymous)],
+        middleware=[Middleware(OuterMiddleware, responses, headers, anonymous, has_access_log=has_access_log)],
         exception_handlers={HTTPException: responses.http_exception},
     )
     # Starlette would redirect a path with a trailing slash, with code and state, to the host in the Host header.

@@ -17,7 +17,9 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from integration_server.hot_reload import Contents, InvalidFile, ReloadedFile
+from integration_server.observability.correlation import current_ids
 from integration_server.pem_validation import certificate_problems, pair_problems
+from integration_server.sidecar.request_ids import metadata_of_ids
 from integrations.v1.integration_service_pb2 import (
     HandleCallbackRequest,
     HandleCallbackResponse,
@@ -66,6 +68,10 @@ class _ChannelState:
     metadata: Sequence[tuple[str, str]] = field(repr=False)
     service: "IntegrationServiceAsyncStub"
     health: Any  # its stub has no types
+
+    def metadata_of_call(self) -> Sequence[tuple[str, str]]:
+        """The metadata of a call now, with the ids of the request that it is made for."""
+        return [*self.metadata, *metadata_of_ids(current_ids.get())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,17 +131,19 @@ class ServerClient:
     def handle_callback(self, request: HandleCallbackRequest, *, timeout: float) -> Awaitable[HandleCallbackResponse]:
         """Call `HandleCallback`."""
         state = self._channels.next()
-        return state.service.HandleCallback(request, timeout=timeout, metadata=state.metadata)
+        return state.service.HandleCallback(request, timeout=timeout, metadata=state.metadata_of_call())
 
     def receive_webhook(self, request: ReceiveWebhookRequest, *, timeout: float) -> Awaitable[ReceiveWebhookResponse]:
         """Call `ReceiveWebhook`."""
         state = self._channels.next()
-        return state.service.ReceiveWebhook(request, timeout=timeout, metadata=state.metadata)
+        return state.service.ReceiveWebhook(request, timeout=timeout, metadata=state.metadata_of_call())
 
     def check_health(self, request: HealthCheckRequest, *, timeout: float) -> Awaitable[HealthCheckResponse]:
         """Call `Health.Check`."""
         state = self._channels.next()
-        response: Awaitable[HealthCheckResponse] = state.health.Check(request, timeout=timeout, metadata=state.metadata)
+        response: Awaitable[HealthCheckResponse] = state.health.Check(
+            request, timeout=timeout, metadata=state.metadata_of_call()
+        )
         return response
 
     def _open(self, contents: Contents) -> _Channels:

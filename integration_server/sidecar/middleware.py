@@ -34,7 +34,7 @@ from integration_server.peers import LogLimiter, PeerLimiter, TrustedProxies, pe
 from integration_server.sidecar.error_mapping import INTERNAL_ERROR, HttpError
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.http_limits import HttpLimits
-from integration_server.sidecar.responses import Responses
+from integration_server.sidecar.responses import Responses, reason_of
 
 RecordRequest = Callable[[float, str, str], object]
 """Records a request: its seconds, its route, and its status or 0 if the client has gone before the response."""
@@ -103,9 +103,16 @@ class Readiness:
 class Probes:
     """Responds to the probes of an orchestrator or a load balancer; other requests go to the app."""
 
-    def __init__(self, app: ASGIApp, readiness: Readiness, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        readiness: Readiness,
+        headers: Mapping[str, str],
+        log_failure: Callable[[Scope, int], object] = lambda _scope, _status: None,
+    ) -> None:
         self._app = app
         self._readiness = readiness
+        self._log_failure = log_failure
         text = {"Content-Type": "text/plain; charset=utf-8"}
         self._headers = [(name.lower().encode(), value.encode()) for name, value in {**headers, **text}.items()]
 
@@ -118,6 +125,7 @@ class Probes:
             await self._respond(scope, send, HTTPStatus.OK, b"ok")
         else:
             await self._respond(scope, send, HTTPStatus.SERVICE_UNAVAILABLE, b"not ready")
+            self._log_failure(scope, HTTPStatus.SERVICE_UNAVAILABLE)
 
     async def _respond(self, scope: Scope, send: Send, status: HTTPStatus, body: bytes) -> None:
         headers = [*self._headers, (b"content-length", str(len(body)).encode())]
@@ -212,7 +220,7 @@ class AnonymousLimits:
                 self._failures.forgive(sender.key)
                 self._verified[sender.peer, sender.path] = None
             return
-        self._log_failure(sender, scope["method"], status)
+        self._log_failure(sender, scope["method"], status, reason_of(scope))
         if status not in _NOT_THE_PEERS_FAULT:
             self._failures.record_failure(sender.key)
 
@@ -228,13 +236,17 @@ class AnonymousLimits:
         self._record_refusal(status)
         self._log_failure(Sender(peer), "", status)
 
-    def _log_failure(self, sender: Sender, method: str, status: int) -> None:
+    def log_failure(self, scope: Scope, status: int) -> None:
+        """Log a request that failed, and that nobody limits."""
+        self._log_failure(self.sender_of(scope), scope["method"], status)
+
+    def _log_failure(self, sender: Sender, method: str, status: int, reason: str = "") -> None:
         """One line for each peer and minute, with the number of failures that had none."""
         suppressed = self._log_limiter.admit(sender.peer)
         if suppressed is not None:
             # Quoted, so that a path cannot add lines to the log.
             path = quote(sender.path)[:200]
-            fields = {"peer": sender.peer, "method": method, "path": path, "status": status}
+            fields = {"peer": sender.peer, "method": method, "path": path, "status": status, "reason": reason}
             self._log.info("http_request_unverified", **fields, suppressed=suppressed)
 
 
@@ -276,8 +288,15 @@ class OuterMiddleware:
     """Refuses senders with too many failures, sets headers on every response, and converts exceptions to 500."""
 
     def __init__(
-        self, app: ASGIApp, responses: Responses, headers: Mapping[str, str], anonymous: AnonymousLimits
+        self,
+        app: ASGIApp,
+        responses: Responses,
+        headers: Mapping[str, str],
+        anonymous: AnonymousLimits,
+        *,
+        has_access_log: bool = True,
     ) -> None:
+        self._has_access_log = has_access_log
         self._app = app
         self._responses = responses
         self._headers = {name.lower().encode(): value.encode() for name, value in headers.items()}
@@ -305,8 +324,8 @@ class OuterMiddleware:
                 await response(scope, exchange.receive, exchange.send)
         finally:
             self._anonymous.record(sender, scope, exchange.status)
-            if is_verified(scope):
-                self._log.info("http_request", **exchange.log_fields())
+            if self._has_access_log and is_verified(scope):
+                self._log.info("http_request", **exchange.log_fields(), caller=sender.peer)
 
     async def _refuse(self, scope: Scope, exchange: "_Exchange", retry_after: timedelta) -> None:
         response = self._responses.http_error(Request(scope), _TOO_MANY_FAILURES)
@@ -351,4 +370,10 @@ class _Exchange:
         """The access log's fields. They have no query, because queries contain code and state."""
         milliseconds = round((time.perf_counter() - self._start) * 1000, 1)
         path = quote(self._scope["path"])[:200]
-        return {"method": self._scope["method"], "path": path, "status": self.status, "ms": milliseconds}
+        return {
+            "method": self._scope["method"],
+            "path": path,
+            "status": self.status,
+            "reason": reason_of(self._scope),
+            "ms": milliseconds,
+        }

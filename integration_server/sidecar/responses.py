@@ -8,6 +8,7 @@ from typing import Any, cast
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.types import Scope
 
 from integration_server.sidecar.error_mapping import HttpError
 from integration_server.sidecar.pages import ResultPages
@@ -24,7 +25,18 @@ _REASONS = {
     HTTPStatus.TOO_MANY_REQUESTS: "QUOTA_EXCEEDED",
     HTTPStatus.SERVICE_UNAVAILABLE: "UNAVAILABLE",
 }
+_REASON = "reason"  # the name in the state of a request
 _QUALITY = re.compile(r"q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)", re.IGNORECASE)
+
+
+def note_reason(scope: Scope, reason: str) -> None:
+    """Note why a request fails, for the log."""
+    scope.setdefault("state", {})[_REASON] = reason
+
+
+def reason_of(scope: Scope) -> str:
+    """The reason that `note_reason` was called with; empty for none."""
+    return str(scope.get("state", {}).get(_REASON, ""))
 
 
 class Responses:
@@ -43,6 +55,7 @@ class Responses:
 
     def http_error(self, request: Request, http_error: HttpError) -> Response:
         """The response for a failed request. Its `redirect_url` comes from the server or from a setting."""
+        note_reason(request.scope, http_error.reason)
         fields = {"success": False, "reason": http_error.reason, "message": http_error.message}
         response: Response
         if not _is_browser(request):

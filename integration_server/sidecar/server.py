@@ -3,16 +3,20 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 
 import uvicorn
 
 from integration_server.http_serving import SignalFreeServer, serving_http
+from integration_server.observability.correlation import CallIdReader
 from integration_server.peers import Network, TrustedProxies
+from integration_server.redaction import redact_text
 from integration_server.sidecar.app import create_app
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.http_limits import HttpLimits
 from integration_server.sidecar.http_protocol import limited_protocol
 from integration_server.sidecar.middleware import MALFORMED, AnonymousLimits, RecordedApp, RecordRequest
+from integration_server.sidecar.request_ids import IdentifiedApp
 
 
 @asynccontextmanager
@@ -27,18 +31,20 @@ async def run_sidecar(
     record: RecordRequest = lambda *_: None,
     default_return_url: str | None = None,
     draining: asyncio.Event | None = None,
+    has_access_log: bool = True,
 ) -> AsyncIterator[str]:
     """Run the sidecar; yields its local base URL. Port 0 selects a free port. Closes `server` at the end.
 
     Raises `OSError`, with the address in it, if the port is taken. The gRPC server may start later: until then
     `/readyz` responds 503, and again from when `draining` is set. At exit the listener closes, and requests in progress
-    have 5 seconds to finish.
+    have 5 seconds to finish. `has_access_log`: each verified request has a line in the log.
     """
     anonymous = AnonymousLimits(
         limits, TrustedProxies(trusted_proxies), record_refusal=lambda status: record(0.0, MALFORMED, str(int(status)))
     )
+    app = create_app(server, limits, public_url, anonymous, default_return_url, draining, has_access_log=has_access_log)
     config = uvicorn.Config(
-        RecordedApp(create_app(server, limits, public_url, anonymous, default_return_url, draining), record),
+        IdentifiedApp(RecordedApp(app, record), CallIdReader(partial(redact_text, escape=str))),
         http=limited_protocol(limits, anonymous),
         ws="none",
         lifespan="off",

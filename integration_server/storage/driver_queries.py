@@ -175,7 +175,7 @@ class DriverConnection:
         await self._control("COMMIT")
 
     async def rollback(self) -> None:
-        """Roll the transaction back, if there is one. SQLite ends it itself after some errors (lang_transaction.html)."""
+        """Roll the transaction back, if there is one. SQLite ends it itself after some errors."""
         if self._is_postgres or self._driver.in_transaction:
             await self._control("ROLLBACK")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import grpc
@@ -10,7 +11,10 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from integration_server.domain.integration import Integration
 from integration_server.lifecycle import cap_to_fd_limit
+from integration_server.logs import AnyAccessLog
+from integration_server.observability.correlation import CallIdReader
 from integration_server.peers import TrustedProxies
+from integration_server.redaction import redact_text
 from integration_server.rpc.accept_loop import surviving_server
 from integration_server.rpc.authorization import caller_name, caller_or_address, current_caller, quota_key_or_peer
 from integration_server.rpc.call_audit import record_audit
@@ -34,6 +38,7 @@ from integration_server.rpc.interceptors import (
     enforce_quota,
     read_request,
 )
+from integration_server.rpc.observed_calls import ObservedCalls
 from integration_server.rpc.operator_service import OperatorService
 from integration_server.rpc.request_limits import MAX_BYTES
 from integration_server.rpc.stream_limits import limit_streams, write_in_time
@@ -79,13 +84,15 @@ def build_grpc_server(
     is_current: Callable[[Integration], bool] | None = None,
     worker: Worker | None = None,
     usable_keys: Callable[[], object] = lambda: None,
+    access_log: AnyAccessLog | None = None,
 ) -> grpc.aio.Server:
     """Build the server. `worker` is None for one process.
 
     `is_current` is that of the integration cache, if there is one, and `usable_keys` that of the keyring: see
     `ReusedResponses`.
 
-    In dev mode, or where callers are authenticated, it has reflection (grpcurl uses it).
+    Without `access_log` no call has a line in it. In dev mode, or where callers are authenticated, it has reflection
+    (grpcurl uses it).
     """
     worker = worker or Worker()
     address_of = client_address(TrustedProxies(settings.trusted_proxies))
@@ -103,7 +110,13 @@ def build_grpc_server(
     rate = CallRate(settings.caller_max_calls_per_second, worker.counts)
     concurrency = settings.caller_max_concurrency
     reader = RequestReader(settings.grpc_read_timeout)
-    convert = convert_errors(caller_name, call_log, address_of, record)
+    calls = ObservedCalls(
+        CallIdReader(partial(redact_text, escape=str)),
+        None if access_log is None else access_log.rpc,
+        audited_caller,
+        is_known=lambda context: auth.basis is None or bool(caller_name(context)),
+    )
+    convert = convert_errors(caller_name, call_log, address_of, record, calls)
     # The outermost first.
     admit: Sequence[Interceptor] = (
         write_in_time(settings.proxy_stream_idle_timeout),
@@ -135,6 +148,7 @@ def build_grpc_server(
             responses,
             clock,
             record,
+            calls,
         )
     )
     handlers = ProtectedHandlers(

@@ -98,6 +98,7 @@ async def running_sidecar(
                 record=record_requests(metrics or Metrics(is_on=False)),
                 default_return_url=settings.default_return_url,
                 draining=draining,
+                has_access_log=settings.access_log,
             )
             url = await stack.enter_async_context(sidecar)
         except OSError as error:

@@ -107,13 +107,42 @@ def sql_stores(settings: Settings, database: Database, on_change: Callable[[Inte
     )
 
 
-async def is_ready(integrations: IntegrationStore, keyring: Keyring) -> bool:
-    """Whether the database responds and this process can unwrap every data key in it."""
+@dataclass(frozen=True, slots=True)
+class NotReady:
+    """Why a server is not ready: the class and the first line of an error."""
+
+    kind: str
+    message: str
+
+
+async def why_not_ready(integrations: IntegrationStore, keyring: Keyring) -> NotReady | None:
+    """Why the database does not respond or this process cannot unwrap every data key in it; None if all is well."""
     try:
         await integrations.ping()
         await keyring.reload()
     except Exception as error:  # any failure means not ready
         first_line = str(error).partition("\n")[0]
-        structlog.get_logger(__name__).warning("not_ready", kind=type(error).__name__, message=first_line)
-        return False
-    return True
+        return NotReady(type(error).__name__, first_line)
+    return None
+
+
+class ReadinessLog:
+    """Logs each change of the server's readiness: `ready`, or `not_ready` with its cause.
+
+    Another kind of cause is a change too; another text of the same kind is none, because texts may have times in them.
+    """
+
+    def __init__(self) -> None:
+        self._last: str | None = ""  # no kind of cause
+        self._log = structlog.get_logger(__name__)
+
+    def note(self, cause: NotReady | None) -> bool:
+        """Whether the server is ready: `cause` is None."""
+        kind = None if cause is None else cause.kind
+        if kind != self._last:
+            self._last = kind
+            if cause is None:
+                self._log.info("ready")
+            else:
+                self._log.warning("not_ready", kind=cause.kind, message=cause.message)
+        return cause is None

@@ -81,7 +81,8 @@ async def test_clients_that_go_at_any_time_during_any_call_are_no_fault(server: 
 
     assert not victim.failures
     events = {json.loads(line)["event"] for line in logged(server)}
-    assert events <= {"serving", "unauthenticated", "rpc_rejected", "http_request", "calls_not_served"}
+    allowed = {"serving", "ready", "rpc", "unauthenticated", "rpc_rejected", "http_request", "calls_not_served"}
+    assert events <= allowed
 
 
 async def leave_calls(target: Target, randomness: random.Random, *, with_token: bool) -> None:

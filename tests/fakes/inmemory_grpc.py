@@ -76,6 +76,7 @@ class FakeContext:
         is_client_gone: bool = False,
     ) -> None:
         self.error: RpcError | None = None
+        self.trailing_metadata: Sequence[tuple[str, Any]] = ()
         self._remaining = remaining
         self._metadata = [*metadata, *([] if token is None else [("authorization", f"Bearer {token}")])]
         self._certificate = certificate
@@ -101,6 +102,10 @@ class FakeContext:
     def code(self) -> grpc.StatusCode:
         """The status of the call so far."""
         return grpc.StatusCode.OK if self.error is None else self.error.code
+
+    def set_trailing_metadata(self, trailing_metadata: Sequence[tuple[str, Any]]) -> None:
+        """Set the metadata after the response."""
+        self.trailing_metadata = trailing_metadata
 
     async def abort(
         self, code: grpc.StatusCode, details: str = "", trailing_metadata: Sequence[tuple[str, Any]] = ()

@@ -22,7 +22,7 @@ class Responses:
         await self.cancelled.wait()
         await asyncio.sleep(0)
         raise asyncio.CancelledError
-        yield
+        yield  # type: ignore[unreachable]  # makes it a generator
 
     def cancel(self) -> None:
         """End the stream."""

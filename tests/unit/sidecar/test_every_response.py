@@ -88,6 +88,8 @@ async def test_a_request_is_logged_without_its_query(client: httpx.AsyncClient, 
         "event": "http_request",
         "log_level": "info",
         "method": "GET",
+        "reason": "",
+        "caller": "127.0.0.1",
         "path": f"{CALLBACK_PATH}/stripe",
         "status": 200,
     }
