@@ -6,56 +6,14 @@ Imports nothing of ours.
 import mmap
 import os
 from array import array
-from collections import Counter
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Protocol
 
 _ROWS = 2
 _SLOTS = 16_384  # of a row; a key has one in each
 _KNOWN_KEYS = 4_096  # whose slots are kept: callers make many calls
 _COUNT_BITS = 32
 _COUNT = (1 << _COUNT_BITS) - 1
-
-
-class CallCounts(Protocol):
-    """Counts calls by key. A call is under way between `change(key, 1)` and `change(key, -1)`."""
-
-    def in_flight(self, key: str) -> int:
-        """The calls of the key that are under way."""
-
-    def change(self, key: str, by: int) -> None:
-        """Change the number of calls of the key that are under way in this process."""
-
-    def add_to_rate(self, key: str, second: int, calls: int = 1) -> int:
-        """Count calls of the key in a second of the system's monotonic clock; returns how many it has had."""
-
-
-class LocalCounts:
-    """The `CallCounts` of one process."""
-
-    def __init__(self) -> None:
-        self._in_flight: Counter[str] = Counter()
-        self._calls: Counter[str] = Counter()
-        self._second = 0
-
-    def in_flight(self, key: str) -> int:
-        """The calls of the key that are under way."""
-        return self._in_flight[key]
-
-    def change(self, key: str, by: int) -> None:
-        """Change the number of calls that are under way."""
-        self._in_flight[key] += by
-        if not self._in_flight[key]:
-            del self._in_flight[key]
-
-    def add_to_rate(self, key: str, second: int, calls: int = 1) -> int:
-        """Count calls in a second."""
-        if second != self._second:
-            self._second = second
-            self._calls.clear()
-        self._calls[key] += calls
-        return self._calls[key]
 
 
 class SharedMemory:

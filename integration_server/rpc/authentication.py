@@ -19,9 +19,10 @@ from cachetools import LRUCache
 
 from integration_server.domain.errors import QuotaExceeded
 from integration_server.peers import PeerLimiter, peer_key
+from integration_server.rpc.callers import CallerLookup, peer_address
 from integration_server.rpc.certificate_names import CertificateNames
 from integration_server.rpc.errors import KeysNotAvailable, TokenExpired, Unauthenticated
-from integration_server.rpc.interceptors import CallerLookup, Interceptor, peer_address
+from integration_server.rpc.interceptors import Interceptor
 from integration_server.rpc.methods import Behavior, Context, Method
 from integration_server.service.common_types import Clock
 

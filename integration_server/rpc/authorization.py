@@ -7,55 +7,33 @@ rules.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from cachetools import LRUCache
 from google.protobuf.message import Message
 
-from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, NO_INTEGRATION_TYPES, AllowedTypes
+from integration_server.domain.allowed_types import AllowedTypes
 from integration_server.domain.errors import CallerNotAllowed, IntegrationNotFound
 from integration_server.domain.integration import IntegrationId, UserId
-from integration_server.peers import peer_key
 from integration_server.rpc import mapping
 from integration_server.rpc.authentication import Identity, IdentityKind, current_identity
-from integration_server.rpc.interceptors import KNOWN_PEERS, CallerLookup, Interceptor, first_request, wrap_in_check
-from integration_server.rpc.methods import SIDECAR_PERMISSIONS, Behavior, Context, Method, Permission
+from integration_server.rpc.callers import (
+    SIDECAR_CALLER,
+    USER,
+    Caller,
+    Permissions,
+    current_allowed_types,
+    current_caller,
+    set_current_caller,
+)
+from integration_server.rpc.interceptors import Interceptor, first_request, wrap_in_check
+from integration_server.rpc.methods import Behavior, Context, Method, Permission
 
 IntegrationTypeLookup = Callable[[IntegrationId, UserId], Awaitable[str]]
 """Returns the type of a user's integration. Raises `IntegrationNotFound`."""
 
 CanonicalTypeLookup = Callable[[str], str]
 """Returns the canonical name of an integration type, for its name or an alias."""
-
-USER = "user"
-"""The name of callers that are users."""
-
-SIDECAR = "sidecar"
-"""The name of the sidecar."""
-
-
-@dataclass(frozen=True, slots=True)
-class Permissions:
-    """The permissions that a policy grants a caller, and the integration types that they apply to."""
-
-    granted: frozenset[Permission] = frozenset()
-    allowed_types: AllowedTypes = NO_INTEGRATION_TYPES
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """A caller and its permissions. A caller with a `user_id` acts for that user only."""
-
-    name: str
-    permissions: Permissions
-    user_id: UserId | None = None
-
-
-SIDECAR_CALLER = Caller(SIDECAR, Permissions(SIDECAR_PERMISSIONS, ALL_INTEGRATION_TYPES))
-"""The sidecar, whichever way it authenticates."""
 
 
 class Policy:
@@ -72,59 +50,6 @@ class Policy:
         if identity.kind is IdentityKind.USER:
             return Caller(USER, self._users, UserId(identity.name))
         return self._services.get((identity.kind, identity.name)) or Caller(identity.name, Permissions())
-
-
-# --- the current call ------------------------------------------------------------------------------------------------
-
-_caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
-"""The caller of the current call. None where callers are not authenticated."""
-
-
-def current_allowed_types() -> AllowedTypes:
-    """Return the integration types that the current call may access: all, where callers are not authenticated."""
-    caller = _caller.get()
-    return ALL_INTEGRATION_TYPES if caller is None else caller.permissions.allowed_types
-
-
-def current_caller() -> Caller | None:
-    """Return the current call's caller. None where callers are not authenticated."""
-    return _caller.get()
-
-
-def set_current_caller(caller: Caller | None) -> None:
-    """Set the current call's caller, whose permission has been checked."""
-    _caller.set(caller)
-
-
-def current_caller_name() -> str | None:
-    """Return the name that the policy has for the current call's caller; None where callers are not authenticated."""
-    caller = _caller.get()
-    return None if caller is None else caller.name
-
-
-def caller_name(_context: Context) -> str:
-    """Return the name that the policy has for the current call's caller; empty where callers are not authenticated."""
-    caller = _caller.get()
-    return "" if caller is None else caller.name
-
-
-def quota_key(context: Context) -> str:
-    """Return the key of the current call's quota: each service and each user has its own."""
-    caller = _caller.get()
-    user_id = None if caller is None else caller.user_id
-    # No name has a control character: a service with a slash in its name does not share a user's quota.
-    return caller_name(context) if user_id is None else f"{caller_name(context)}\0{user_id}"
-
-
-def caller_or_address(address_of: CallerLookup) -> CallerLookup:
-    """Return a lookup of the caller's name; where callers are not authenticated, of the client's address."""
-    return lambda context: caller_name(context) or address_of(context)
-
-
-def quota_key_or_peer(address_of: CallerLookup) -> CallerLookup:
-    """Return a lookup of the caller's quota key; where callers are not authenticated, of the client's peer key."""
-    key_of = lru_cache(KNOWN_PEERS)(peer_key)
-    return lambda context: quota_key(context) or key_of(address_of(context))
 
 
 # --- interceptors ----------------------------------------------------------------------------------------------------
@@ -144,7 +69,7 @@ def authorize_method(policy: Callable[[], Policy]) -> Interceptor:
             return caller
 
         async def permit(_request: object, _context: Context) -> None:
-            _caller.set(require_permission())
+            set_current_caller(require_permission())
 
         def require_same_permission() -> None:
             # The next response may be about any type that was allowed at the start.
@@ -161,7 +86,7 @@ def authorize_request(authorizer: "RequestAuthorizer") -> Interceptor:
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
         async def authorize(request: Any, _context: Context) -> None:  # noqa: ANN401  # a message or a stream
-            caller = _caller.get()
+            caller = current_caller()
             if caller is None:
                 raise RuntimeError("authorize_method has not run")
             await authorizer.authorize(method, first_request(request), caller)

@@ -25,7 +25,7 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.integration import IntegrationId
 from integration_server.rpc import mapping
-from integration_server.rpc.authorization import current_allowed_types
+from integration_server.rpc.callers import current_allowed_types
 from integration_server.rpc.credential_results import CredentialResults, encode_watch_response
 from integration_server.service.common_types import Clock, Jitter
 from integration_server.service.credentials.credential_service import (

@@ -30,17 +30,9 @@ from integration_server.domain.errors import QuotaExceeded, ResponseTooLarge
 from integration_server.domain.integration import Integration
 from integration_server.observability.correlation import CallIdReader
 from integration_server.rpc.authentication import current_identity
-from integration_server.rpc.authorization import Caller, current_caller, set_current_caller
 from integration_server.rpc.call_audit import ResponseSource, purpose_in, purpose_of, response_source
-from integration_server.rpc.interceptors import (
-    CallerLookup,
-    CallQuota,
-    Interceptor,
-    RecordCall,
-    RequestReader,
-    compose,
-    decode_request,
-)
+from integration_server.rpc.callers import Caller, CallerLookup, CallQuota, current_caller, set_current_caller
+from integration_server.rpc.interceptors import Interceptor, RecordCall, RequestReader, compose, decode_request
 from integration_server.rpc.methods import Behavior, Context, Metadata, Method
 from integration_server.rpc.observed_calls import ObservedCalls
 from integration_server.service.audit.audit_trail import AuditTrail

@@ -1,6 +1,6 @@
 """Interceptors: plain functions that wrap the behavior of a method. They are composed once, when the server is built.
 
-This module has their composition, and those that every call passes.
+This module has their composition, the server that accepts calls, and the interceptors that every call passes.
 
 The server applies them in this order:
 
@@ -27,22 +27,25 @@ from collections.abc import (
     Callable,
     Collection,
     Coroutine,
+    Iterable,
     Mapping,
     Sequence,
 )
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from datetime import timedelta
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, TypeAlias, cast
-from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import DecodeError, Message
+from grpc._cython import cygrpc
+from grpc.aio import _server
 
 from integration_server.domain.errors import InvalidField, QuotaExceeded, StoreUnavailable
 from integration_server.observability.correlation import CallIdReader
-from integration_server.peers import TrustedProxies, peer_key
+from integration_server.peers import peer_key
 from integration_server.rpc.call_log import CallLog
+from integration_server.rpc.callers import CallerLookup, CallQuota, CallRate, peer_address
 from integration_server.rpc.errors import abort_call, outcome_of
 from integration_server.rpc.methods import (
     UNKNOWN_METHOD,
@@ -62,14 +65,10 @@ from integration_server.rpc.request_streams import (
     with_further_requests,
 )
 from integration_server.service.background.detached_tasks import CallBudget
-from integration_server.shared_memory import CallCounts, LocalCounts
 
 Interceptor: TypeAlias = Callable[[Method, Behavior], Behavior]
 
 RpcHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-
-CallerLookup: TypeAlias = Callable[[Context], str]
-"""Returns the name of a call's caller."""
 
 HotPath: TypeAlias = Callable[[Method, Behavior], Callable[[Metadata], Behavior]]
 """Wraps the behavior of a method as all interceptors together do. The result gets the metadata of each call, which
@@ -78,15 +77,11 @@ gRPC has read to find the handler, and returns the behavior for the call."""
 RecordCall: TypeAlias = Callable[[Method, str, str, float], object]
 """Records a call: its method, the name of its status, the reason of its error or "", and the seconds that it took."""
 
-KNOWN_PEERS = 1024
-"""The peers whose addresses are kept as they were parsed: each makes many calls."""
-
 MAX_METADATA_ENTRIES = 128
 """The metadata entries of a call. Proxies and tracing add some thirty; the limit of their bytes allows hundreds."""
 
 _MAX_DEADLINE_MARGIN = 0.5  # seconds
 _DEADLINE_MARGIN_RATIO = 0.2
-_FORWARDED_FOR = "x-forwarded-for"
 _SLOW_AFTER = 5.0  # seconds: longer than a busy server takes to notice bytes that have arrived
 _LARGE_REQUEST = 16 * 1024  # bytes; decoding it takes about a millisecond
 _MAX_SLOW_REQUESTS = 64  # of all callers together; times the maximum message size, this bounds their memory
@@ -230,28 +225,66 @@ async def _reject_unknown_method(_requests: object, context: Context) -> None:
     await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")  # gRPC's own message
 
 
+# --- server ----------------------------------------------------------------------------------------------------------
+
+# `grpc.aio` decodes the path of an accepted call as UTF-8 in the loop that accepts calls. C-core passes on any bytes,
+# so that one HEADERS frame with another path ends that loop: the process stays, and serves nobody any more. Here all
+# known paths are registered, and C-core compares their bytes; the paths of other calls are never decoded.
+#
+# This relies on names that `grpc.aio` keeps private, which is why pyproject.toml bounds the version of grpcio.
+
+_UNKNOWN_PATH = ""  # the path of a call that is not registered, to its handler and in names of tasks
+
+
+def surviving_server(
+    handler: grpc.GenericRpcHandler, paths: Iterable[str], options: Sequence[tuple[str, Any]] = ()
+) -> grpc.aio.Server:
+    """As `grpc.aio.server`, for one generic handler. `paths` are those of all methods that it knows.
+
+    For a call of any other method it gets an empty path.
+    """
+    return cast("grpc.aio.Server", _Server(handler, paths, options))
+
+
+class _Server(_server.Server):
+    def __init__(
+        self, handler: grpc.GenericRpcHandler, paths: Iterable[str], options: Sequence[tuple[str, Any]]
+    ) -> None:
+        self._loop = cygrpc.get_working_loop()
+        self._server = _AioServer(self._loop, None, (handler,), (), tuple(options), None)
+        self._server.resolver = cygrpc._MethodResolver([handler], {})
+        self._server.calls = set()
+        # None: C-core knows the path, and the generic handler has the method.
+        self._server.add_registered_method_handlers(dict.fromkeys(paths))
+
+
+class _AioServer(cygrpc.AioServer):  # type: ignore[misc]  # without types
+    """Accepts the calls of each method, and all others, in a loop of its own until the server stops.
+
+    gRPC's own loop waits for all methods at once, which costs it as much for each call as there are methods.
+    """
+
+    resolver: Any
+    calls: set[asyncio.Task[None]]  # the event loop itself keeps only weak references
+
+    async def _request_call(self) -> None:
+        while True:
+            self._start(await super()._request_call(), _UNKNOWN_PATH)
+
+    async def _request_registered_call(self, path: bytes) -> None:
+        name = path.decode()
+        while True:
+            self._start(await super()._request_registered_call(path), name)
+
+    def _start(self, call: object, path: str) -> None:
+        loop = asyncio.get_running_loop()
+        behavior = cygrpc._handle_rpc(path, self.resolver, (), call, loop, False)
+        task = loop.create_task(cygrpc._schedule_rpc_coro(behavior, call, loop, path))
+        self.calls.add(task)
+        task.add_done_callback(self.calls.discard)
+
+
 # --- interceptors ----------------------------------------------------------------------------------------------------
-
-
-def peer_address(context: Context) -> str:
-    """Return the address of a call's peer without its port; for a Unix socket, `unix`."""
-    scheme, _, rest = unquote(context.peer()).partition(":")  # ipv4:10.0.0.1:50000, ipv6:%5B::1%5D:50000 or unix:path
-    return rest.rpartition(":")[0].strip("[]") if scheme in {"ipv4", "ipv6"} else scheme
-
-
-def client_address(proxies: TrustedProxies) -> CallerLookup:
-    """Return a lookup of the address of a call's client: the caller, where callers are not authenticated."""
-
-    of_peer = lru_cache(KNOWN_PEERS)(lambda peer: proxies.client_address(peer, ()))
-
-    def address_of(context: Context) -> str:
-        if not proxies.networks:
-            return of_peer(peer_address(context))
-        entries = context.invocation_metadata() or ()
-        forwarded_for = (str(value) for key, value in entries if key == _FORWARDED_FOR)
-        return proxies.client_address(peer_address(context), forwarded_for)
-
-    return address_of
 
 
 def convert_errors(
@@ -291,77 +324,6 @@ def convert_errors(
         return wrap_in_context_manager(method, behavior, abort_on_error)
 
     return wrap
-
-
-class CallRate:
-    """The calls of each caller in this second. Raises `QuotaExceeded` beyond `per_second`.
-
-    `counts` counts them, also those of other workers; None for this process only.
-
-    A call with many items is let through while the caller is within its rate, and counts as one call for each item:
-    what exceeds the rate is taken from the next seconds. Otherwise a low rate would admit no batch at all.
-    """
-
-    def __init__(
-        self, per_second: int, counts: CallCounts | None = None, monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.counts = LocalCounts() if counts is None else counts
-        self._per_second = per_second
-        self._monotonic = monotonic
-        # What the items of this process exceed the rate by, and the second in which they did.
-        self._debts: dict[str, tuple[int, int]] = {}
-
-    def count(self, caller: str) -> None:
-        """Count a call."""
-        second = int(self._monotonic())
-        if caller in self._debts:
-            self._carry_debt(caller, second)
-        if self.counts.add_to_rate(caller, second) > self._per_second:
-            raise self._exceeded(caller)
-
-    def count_items(self, caller: str, items: int) -> None:
-        """Count the items of a call that is counted once already."""
-        second = int(self._monotonic())
-        if self.counts.add_to_rate(caller, second, 0) > self._per_second:  # other calls have counted theirs meanwhile
-            raise self._exceeded(caller)
-        excess = self.counts.add_to_rate(caller, second, max(0, items - 1)) - self._per_second
-        if excess > 0:
-            self._debts[caller] = excess, second
-
-    def _carry_debt(self, caller: str, second: int) -> None:
-        debt, since = self._debts[caller]
-        if second == since:
-            return
-        debt -= self._per_second * (second - since - 1)
-        excess = self.counts.add_to_rate(caller, second, max(0, debt)) - self._per_second
-        if min(debt, excess) > 0:  # the excess may also be that of other workers, which carry it themselves
-            self._debts[caller] = min(debt, excess), second
-        else:
-            del self._debts[caller]
-
-    def _exceeded(self, caller: str) -> QuotaExceeded:
-        debt, _ = self._debts.get(caller, (0, 0))
-        return QuotaExceeded("in this second", timedelta(seconds=1 + debt // self._per_second))
-
-
-class CallQuota:
-    """Limits each caller's concurrent calls and its calls per second."""
-
-    def __init__(self, rate: CallRate, *, concurrency: int) -> None:
-        self._rate = rate
-        self._counts = rate.counts
-        self._concurrency = concurrency
-
-    def begin(self, caller: str) -> None:
-        """Count a call, which `end` ends. Raises `QuotaExceeded`."""
-        if self._counts.in_flight(caller) >= self._concurrency:
-            raise QuotaExceeded("under way")
-        self._rate.count(caller)
-        self._counts.change(caller, 1)
-
-    def end(self, caller: str) -> None:
-        """End a call."""
-        self._counts.change(caller, -1)
 
 
 def enforce_quota(caller_of: CallerLookup, rate: CallRate, *, concurrency: int) -> Interceptor:

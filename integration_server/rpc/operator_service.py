@@ -3,7 +3,7 @@
 from typing import Any
 
 from integration_server.rpc import mapping
-from integration_server.rpc.authorization import current_allowed_types
+from integration_server.rpc.callers import current_allowed_types
 from integration_server.rpc.integration_service import UseCases
 from integration_server.rpc.methods import Context
 from integration_server.service.oauth_clients.oauth_client_manager import OAuthClientChange, OAuthClientInfo

@@ -23,15 +23,8 @@ from integration_server.domain.audit import OPERATOR, SERVER
 from integration_server.domain.text import control_character_problem
 from integration_server.hot_reload import Contents, InvalidFile
 from integration_server.rpc.authentication import IdentityKind
-from integration_server.rpc.authorization import (
-    SIDECAR,
-    SIDECAR_CALLER,
-    USER,
-    Caller,
-    CanonicalTypeLookup,
-    Permissions,
-    Policy,
-)
+from integration_server.rpc.authorization import CanonicalTypeLookup, Policy
+from integration_server.rpc.callers import SIDECAR, SIDECAR_CALLER, USER, Caller, Permissions
 from integration_server.rpc.certificate_names import parse_name
 from integration_server.rpc.methods import (
     SIDECAR_ONLY_PERMISSIONS,

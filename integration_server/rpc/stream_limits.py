@@ -11,10 +11,10 @@ import grpc
 from google.protobuf.message import Message
 
 from integration_server.domain.errors import QuotaExceeded
-from integration_server.rpc.interceptors import CallerLookup, Interceptor, first_request, wrap_in_context_manager
+from integration_server.rpc.callers import CallCounts, CallerLookup, LocalCounts
+from integration_server.rpc.interceptors import Interceptor, first_request, wrap_in_context_manager
 from integration_server.rpc.methods import Behavior, Context, Method
 from integration_server.rpc.request_streams import CANCELLATION_DELAY
-from integration_server.shared_memory import CallCounts, LocalCounts
 
 
 def limit_streams(

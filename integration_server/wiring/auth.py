@@ -21,7 +21,6 @@ from integration_server.rpc.authentication import (
     authenticate,
 )
 from integration_server.rpc.authorization import (
-    Permissions,
     Policy,
     RequestAuthorizer,
     authorize_method,
@@ -29,8 +28,9 @@ from integration_server.rpc.authorization import (
     except_health,
     only_sidecar,
 )
+from integration_server.rpc.callers import Permissions, client_address
 from integration_server.rpc.hot_path import AuthenticationBasis
-from integration_server.rpc.interceptors import Interceptor, client_address
+from integration_server.rpc.interceptors import Interceptor
 from integration_server.rpc.jwt_verifier import FileJwks, Issuer, Jwks, JwtVerifier, RemoteJwks
 from integration_server.rpc.policy import read_policy
 from integration_server.rpc.tls import ReloadingServerCredentials

@@ -15,28 +15,33 @@ from integration_server.logs import AnyAccessLog
 from integration_server.observability.correlation import CallIdReader
 from integration_server.peers import TrustedProxies
 from integration_server.redaction import redact_text
-from integration_server.rpc.accept_loop import surviving_server
-from integration_server.rpc.authorization import caller_name, caller_or_address, current_caller, quota_key_or_peer
 from integration_server.rpc.call_audit import record_audit
 from integration_server.rpc.call_log import CallLog
+from integration_server.rpc.callers import (
+    CallQuota,
+    CallRate,
+    caller_name,
+    caller_or_address,
+    client_address,
+    current_caller,
+    quota_key_or_peer,
+)
 from integration_server.rpc.credential_results import CredentialResults
 from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.health import ServerHealthServicer
 from integration_server.rpc.hot_path import Callers, HotPath, PathInterceptors, ReusedResponses
 from integration_server.rpc.integration_service import IntegrationService, UseCases
 from integration_server.rpc.interceptors import (
-    CallQuota,
-    CallRate,
     Interceptor,
     ProtectedHandlers,
     RecordCall,
     RequestReader,
-    client_address,
     convert_errors,
     count_items,
     enforce_deadline,
     enforce_quota,
     read_request,
+    surviving_server,
 )
 from integration_server.rpc.observed_calls import ObservedCalls
 from integration_server.rpc.operator_service import OperatorService

@@ -14,9 +14,10 @@ from pathlib import Path
 import structlog
 
 from integration_server.lifecycle import AddressTaken
+from integration_server.rpc.callers import CallCounts, LocalCounts
 from integration_server.setting_types import Address
 from integration_server.settings import Settings
-from integration_server.shared_memory import CallCounts, LocalCounts, SharedCounts, SharedFeedState, SharedMemory
+from integration_server.shared_memory import SharedCounts, SharedFeedState, SharedMemory
 
 _CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # docs.kernel.org/admin-guide/cgroup-v2: "QUOTA PERIOD" or "max …"
 _LISTENERS = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))

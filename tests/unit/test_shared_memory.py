@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from integration_server.shared_memory import CallCounts, LocalCounts, SharedCounts, SharedMemory
+from integration_server.rpc.callers import CallCounts, LocalCounts
+from integration_server.shared_memory import SharedCounts, SharedMemory
 
 
 def shared(workers: int) -> Sequence[SharedCounts]:

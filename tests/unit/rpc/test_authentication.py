@@ -19,8 +19,9 @@ from integration_server.rpc.authentication import (
     authenticate,
     current_identity,
 )
+from integration_server.rpc.callers import client_address
 from integration_server.rpc.errors import KeysNotAvailable, TokenExpired, Unauthenticated
-from integration_server.rpc.interceptors import ProtectedHandlers, client_address, compose, convert_errors
+from integration_server.rpc.interceptors import ProtectedHandlers, compose, convert_errors
 from integration_server.rpc.methods import Method
 from tests.fakes.clock import SettableClock
 from tests.fakes.inmemory_grpc import FakeContext

@@ -13,17 +13,14 @@ from integration_server.domain.errors import CallerNotAllowed, IntegrationNotFou
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.rpc.authentication import IdentityKind, authenticate
 from integration_server.rpc.authorization import (
-    Caller,
     IntegrationTypeLookup,
-    Permissions,
     Policy,
     RequestAuthorizer,
     authorize_method,
     authorize_request,
-    caller_name,
-    quota_key,
 )
-from integration_server.rpc.interceptors import CallRate, Interceptor, compose, enforce_quota
+from integration_server.rpc.callers import Caller, CallRate, Permissions, caller_name, quota_key
+from integration_server.rpc.interceptors import Interceptor, compose, enforce_quota
 from integration_server.rpc.methods import USER_PERMISSIONS, Method, Permission, describe_method
 from integrations.v1 import integration_service_pb2 as pb
 from tests.fakes.clock import SettableClock

@@ -14,7 +14,8 @@ from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, NO_IN
 from integration_server.domain.errors import CallerNotAllowed, IntegrationNotFound, ProviderUnavailable, ServerStopping
 from integration_server.domain.integration import IntegrationId
 from integration_server.rpc.authentication import IdentityKind, authenticate
-from integration_server.rpc.authorization import Caller, Permissions, Policy, authorize_method
+from integration_server.rpc.authorization import Policy, authorize_method
+from integration_server.rpc.callers import Caller, Permissions
 from integration_server.rpc.credential_results import CredentialResults
 from integration_server.rpc.credential_watch import CredentialWatch
 from integration_server.rpc.errors import Unauthenticated

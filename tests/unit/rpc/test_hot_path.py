@@ -18,30 +18,23 @@ from integration_server.rpc.authentication import (
     TokenAuthenticator,
     authenticate,
 )
-from integration_server.rpc.authorization import (
-    Caller,
-    Permissions,
-    Policy,
-    RequestAuthorizer,
-    authorize_method,
-    authorize_request,
-    caller_name,
-    current_caller,
-    quota_key,
-)
+from integration_server.rpc.authorization import Policy, RequestAuthorizer, authorize_method, authorize_request
 from integration_server.rpc.call_audit import record_audit
 from integration_server.rpc.call_log import CallLog
+from integration_server.rpc.callers import (
+    Caller,
+    CallQuota,
+    CallRate,
+    Permissions,
+    caller_name,
+    current_caller,
+    peer_address,
+    quota_key,
+)
 from integration_server.rpc.errors import Unauthenticated
 from integration_server.rpc.hot_path import Callers, HotPath, PathInterceptors, ReusedResponses
 from integration_server.rpc.integration_service import IntegrationService
-from integration_server.rpc.interceptors import (
-    CallQuota,
-    CallRate,
-    RequestReader,
-    convert_errors,
-    enforce_quota,
-    peer_address,
-)
+from integration_server.rpc.interceptors import RequestReader, convert_errors, enforce_quota
 from integration_server.rpc.methods import Behavior, Context, Method, Permission, describe_method
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.credentials.integration_cache import RaceSafeCache

@@ -14,18 +14,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from integration_server.domain.errors import QuotaExceeded
-from integration_server.rpc.interceptors import (
-    CallerLookup,
-    CallRate,
-    compose,
-    convert_errors,
-    count_items,
-    enforce_quota,
-    peer_address,
-)
+from integration_server.rpc.callers import CallCounts, CallerLookup, CallRate, peer_address
+from integration_server.rpc.interceptors import compose, convert_errors, count_items, enforce_quota
 from integration_server.rpc.methods import Method, Permission, describe_method
 from integration_server.rpc.stream_limits import limit_streams
-from integration_server.shared_memory import CallCounts, SharedCounts, SharedMemory
+from integration_server.shared_memory import SharedCounts, SharedMemory
 from integrations.v1 import integration_service_pb2 as pb
 from tests.fakes.inmemory_grpc import FakeContext
 
