@@ -65,7 +65,11 @@ _READ_BYTES = 1 << 16
 _MAX_HEAD_BYTES = 100 * 1024  # of a response, or of one of its chunks' heads
 _EVENTS_IN_TURN = 100  # of a response, such as chunks, in one turn of the loop: about a millisecond
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_END_OF_MESSAGE: tuple[Callable[..., h11.Event], Mapping[str, Any]] = (h11.EndOfMessage, {})
+
+_Event: TypeAlias = tuple[Callable[..., h11.Event], Mapping[str, Any]]
+"""The class of an event, and its values: some are not valid."""
+
+_END_OF_MESSAGE: _Event = (h11.EndOfMessage, {})
 
 # Servers close idle connections after 2 s (gunicorn), 5 s (Node, uvicorn, Apache) or more. The outcome of a request
 # that is sent at that moment is unknown.
@@ -426,11 +430,13 @@ class _Connection:
     ) -> None:
         self._upload = None
         is_stream = request.extensions.get(STREAMS_BODY)
-        events = [(h11.Request, {"method": request.method, "target": request.url.raw_path, "headers": headers})]
-        if not is_stream:
-            events += [(h11.Data, {"data": request.content})] if request.content else []
-            events.append(_END_OF_MESSAGE)
-        sent = self._bytes_of(*events)
+        head: _Event = (h11.Request, {"method": request.method, "target": request.url.raw_path, "headers": headers})
+        if is_stream:
+            sent = self._bytes_of(head)
+        elif request.content:
+            sent = self._bytes_of(head, (h11.Data, {"data": request.content}), _END_OF_MESSAGE)
+        else:
+            sent = self._bytes_of(head, _END_OF_MESSAGE)
         connecting.in_progress = False
         await self._stream.write(sent)
         if is_stream:
@@ -447,7 +453,7 @@ class _Connection:
             if end := self._bytes_of(_END_OF_MESSAGE):
                 await self._stream.write(end)
 
-    def _bytes_of(self, *events: tuple[Callable[..., h11.Event], Mapping[str, Any]]) -> bytes:
+    def _bytes_of(self, *events: _Event) -> bytes:
         try:
             return b"".join(self._http.send(make(**values)) or b"" for make, values in events)
         except h11.LocalProtocolError:
