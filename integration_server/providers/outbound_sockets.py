@@ -82,7 +82,7 @@ class SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended in both directions."""
         self._is_ended = self._is_lost = True
-        self._error = exc
+        self._error = self._error or exc
         self._wake_reader()
         self._can_write.set()
 
@@ -144,7 +144,8 @@ class SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
             raise httpcore.WriteError
 
     async def aclose(self) -> None:
-        """Close the connection, whatever has not been sent."""
+        """Close the connection, whatever has not been sent. A reader gets an error: what it has is not all."""
+        self._error = self._error or ConnectionAbortedError()
         self._transport.abort()
 
     async def start_tls(

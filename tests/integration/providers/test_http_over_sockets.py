@@ -257,6 +257,26 @@ async def test_a_peer_without_tls_has_an_error_of_its_own() -> None:
     assert not raised.value.outcome_unknown
 
 
+async def test_a_body_is_not_complete_because_the_client_closes_the_connection() -> None:
+    async def send_without_length(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD + b"\r\nbegin")
+        await reader.read()
+
+    transport = PooledTransport(SsrfGuardedBackend(is_public_or_loopback))
+    async with (
+        serving(send_without_length) as url,
+        client_of(transport) as http,
+        http.stream("GET", url, None, **stream_options(url)) as response,
+    ):
+        chunks = response.chunks()
+        assert await anext(chunks) == b"begin"
+        rest = asyncio.ensure_future(anext(chunks, None))
+        await asyncio.sleep(0.01)
+        await transport.aclose()
+        with pytest.raises(ProviderUnavailable, match="ReadError"):
+            await rest
+
+
 class HangingNetwork(httpcore.AsyncNetworkBackend):
     """Never connects, as where a firewall discards packets."""
 
