@@ -187,14 +187,18 @@ class SupervisorChannel:
         stop = asyncio.Event()
         actions: Mapping[Command, Callable[[], None]] = {"drain": drain, "stop": stop.set}
 
-        def read() -> None:
-            self._receive()
+        def obey() -> None:
             *lines, self._received = self._received.split(b"\n")
             for line in lines:
                 actions[json.loads(line)["command"]]()
 
+        def read() -> None:
+            self._receive()
+            obey()
+
         loop = asyncio.get_running_loop()
         loop.add_reader(self, read)
+        loop.call_soon(obey)  # commands that arrived together with the config
         try:
             yield stop
         finally:

@@ -80,6 +80,7 @@ _FAILURES = (
 _NOT_SENT = (
     *(httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL),
     *(httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.PoolTimeout, httpcore.UnsupportedProtocol),
+    UnicodeError,  # a header that has no encoding
 )
 """The failures before a request is sent."""
 

@@ -63,9 +63,13 @@ _FIRST_ERROR_STATUS = 300  # a redirect is none, but its provider does not want 
 _READ_ITERATIONS = 2  # of the event loop, after which it has read the bytes that had arrived, also below TLS
 _READ_BYTES = 1 << 16
 _MAX_HEAD_BYTES = 100 * 1024  # of a response, or of one of its chunks' heads
-_CHUNKS_IN_TURN = 100  # of a response body in one turn of the loop: about a millisecond
+_EVENTS_IN_TURN = 100  # of a response, such as chunks, in one turn of the loop: about a millisecond
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_END_OF_MESSAGE: tuple[Callable[..., h11.Event], Mapping[str, Any]] = (h11.EndOfMessage, {})
+
+_Event: TypeAlias = tuple[Callable[..., h11.Event], Mapping[str, Any]]
+"""The class of an event, and its values: some are not valid."""
+
+_END_OF_MESSAGE: _Event = (h11.EndOfMessage, {})
 
 # Servers close idle connections after 2 s (gunicorn), 5 s (Node, uvicorn, Apache) or more. The outcome of a request
 # that is sent at that moment is unknown.
@@ -75,7 +79,7 @@ _MAX_IDLE = 100  # connections. Busy ones have no limit: one provider that hangs
 
 @dataclass(slots=True)
 class Connecting:
-    """Whether a request waits for its connection. It stays so if there is none: then nothing was sent."""
+    """Whether a request is not sent yet. It stays so if it has no connection, or cannot be sent: nothing was sent."""
 
     in_progress: bool = False
 
@@ -247,7 +251,7 @@ class PooledTransport(httpx.AsyncBaseTransport):
     """Sends requests by HTTP/1.1, on connections that our network backend opens.
 
     `reuses_leftovers` switches the checks of this module off, for negative controls. `monotonic` is in seconds.
-    `chunks_in_turn`: after so many chunks of a response, which arrive in one segment, other tasks have a turn.
+    `events_in_turn`: after so many chunks and interim responses, which arrive in one segment, other tasks have a turn.
     """
 
     def __init__(
@@ -256,10 +260,10 @@ class PooledTransport(httpx.AsyncBaseTransport):
         *,
         reuses_leftovers: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
-        chunks_in_turn: int = _CHUNKS_IN_TURN,
+        events_in_turn: int = _EVENTS_IN_TURN,
     ) -> None:
         self._network = network
-        self._chunks_in_turn = chunks_in_turn
+        self._events_in_turn = events_in_turn
         self._is_checked = not reuses_leftovers
         self._monotonic = monotonic
         # Authorities that the operator names are read at once, so that a mistake prevents the start.
@@ -276,25 +280,23 @@ class PooledTransport(httpx.AsyncBaseTransport):
             headers = [*headers, (b"Connection", b"close")]
         port = url.port or _DEFAULT_PORTS[url.scheme]
         target = (url.scheme, url.raw_host.decode("ascii"), port, key if self._is_checked else None)
-        connection = await self._take_idle(target)
-        if connection is None:
-            connection = await self._connect(target, request.extensions.get(CONNECTING) or Connecting())
-        return await connection.exchange(request, headers)
+        connecting = request.extensions.get(CONNECTING) or Connecting()
+        connecting.in_progress = True
+        connection = await self._take_idle(target) or await self._connect(target)
+        return await connection.exchange(request, headers, connecting)
 
     async def aclose(self) -> None:
         """Close all connections."""
         for connection in list(self._open):
             await connection.close()
 
-    async def _connect(self, target: _Target, connecting: Connecting) -> "_Connection":
+    async def _connect(self, target: _Target) -> "_Connection":
         scheme, host, port, _ = target
-        connecting.in_progress = True
         tls = await self._get_tls() if scheme == "https" else None
         stream = await self._network.connect_tcp(host, port)
         if tls is not None:
             stream = await stream.start_tls(tls, server_hostname=host)
-        connecting.in_progress = False
-        connection = _Connection(target, stream, self._is_checked, self._chunks_in_turn, self._keep, self._forget)
+        connection = _Connection(target, stream, self._is_checked, self._events_in_turn, self._keep, self._forget)
         self._open.add(connection)
         return connection
 
@@ -310,9 +312,14 @@ class PooledTransport(httpx.AsyncBaseTransport):
         while connections := self._idle.get(target):
             connection = connections[-1]
             self._remove_idle(connection)
-            if not (self._is_checked and await connection.has_unread_bytes()):
+            is_usable = False
+            try:
+                is_usable = not (self._is_checked and await connection.has_unread_bytes())
+            finally:
+                if not is_usable:  # also if the caller is cancelled: nobody else has it
+                    await connection.close()
+            if is_usable:
                 return connection
-            await connection.close()
         return None
 
     async def _keep(self, connection: "_Connection") -> None:
@@ -352,14 +359,15 @@ class _Connection:
         target: _Target,
         stream: httpcore.AsyncNetworkStream,
         is_checked: bool,
-        chunks_in_turn: int,
+        events_in_turn: int,
         keep: "Callable[[_Connection], Awaitable[None]]",
         forget: "Callable[[_Connection], None]",
     ) -> None:
         self.target = target
         self._stream = stream
         self._is_checked = is_checked
-        self._chunks_in_turn = chunks_in_turn
+        self._events_in_turn = events_in_turn
+        self._event_count = 0
         self._keep, self._forget = keep, forget
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_BYTES)
         self._upload: asyncio.Task[None] | None = None
@@ -378,11 +386,13 @@ class _Connection:
         finally:
             await self._stream.aclose()
 
-    async def exchange(self, request: httpx.Request, headers: Sequence[tuple[bytes, bytes]]) -> httpx.Response:
+    async def exchange(
+        self, request: httpx.Request, headers: Sequence[tuple[bytes, bytes]], connecting: Connecting
+    ) -> httpx.Response:
         """Send a request, and return once the response headers have arrived."""
         try:
             with suppress(httpcore.WriteError):  # the provider has closed the connection; its response may be there
-                await self._send(request, headers)
+                await self._send(request, headers, connecting)
             response = await self._next_event()
             while isinstance(response, h11.InformationalResponse):
                 response = await self._next_event()
@@ -397,12 +407,8 @@ class _Connection:
 
     async def body(self) -> AsyncIterator[bytes]:
         """The response body as it arrives."""
-        count = 0
         while isinstance(event := await self._next_event(), h11.Data):
             yield bytes(event.data)
-            count += 1
-            if count % self._chunks_in_turn == 0:
-                await asyncio.sleep(0)
 
     async def end(self) -> None:
         """End the exchange. The connection is kept for the next one, if both messages are complete."""
@@ -412,32 +418,42 @@ class _Connection:
             await self.close()
             raise
         is_complete = self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
-        if is_complete and not (self._is_checked and self._http.trailing_data[0]):
+        is_followed = self._http.trailing_data[0] or self._stream.get_extra_info("is_readable")
+        if is_complete and not (self._is_checked and is_followed):
             self._http.start_next_cycle()
             await self._keep(self)
         else:
             await self.close()
 
-    async def _send(self, request: httpx.Request, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    async def _send(
+        self, request: httpx.Request, headers: Sequence[tuple[bytes, bytes]], connecting: Connecting
+    ) -> None:
         self._upload = None
-        head = h11.Request, {"method": request.method, "target": request.url.raw_path, "headers": headers}
-        if request.extensions.get(STREAMS_BODY):
-            await self._stream.write(self._bytes_of(head))
+        is_stream = request.extensions.get(STREAMS_BODY)
+        head: _Event = (h11.Request, {"method": request.method, "target": request.url.raw_path, "headers": headers})
+        if is_stream:
+            sent = self._bytes_of(head)
+        elif request.content:
+            sent = self._bytes_of(head, (h11.Data, {"data": request.content}), _END_OF_MESSAGE)
+        else:
+            sent = self._bytes_of(head, _END_OF_MESSAGE)
+        connecting.in_progress = False
+        await self._stream.write(sent)
+        if is_stream:
             body = cast("httpx.AsyncByteStream", request.stream)
             self._upload = asyncio.create_task(self._send_body(body), name="upload")
             self._upload.add_done_callback(_mark_retrieved)
-        else:
-            content = (h11.Data, {"data": request.content})
-            await self._stream.write(self._bytes_of(head, *([content] if request.content else ()), _END_OF_MESSAGE))
 
     async def _send_body(self, body: httpx.AsyncByteStream) -> None:
         with suppress(httpcore.WriteError):  # as above
             async for chunk in body:
+                # What has arrived is read first: it is lost if a write finds the connection closed.
+                await asyncio.sleep(0)
                 await self._stream.write(self._bytes_of((h11.Data, {"data": chunk})))
             if end := self._bytes_of(_END_OF_MESSAGE):
                 await self._stream.write(end)
 
-    def _bytes_of(self, *events: tuple[Callable[..., h11.Event], Mapping[str, Any]]) -> bytes:
+    def _bytes_of(self, *events: _Event) -> bytes:
         try:
             return b"".join(self._http.send(make(**values)) or b"" for make, values in events)
         except h11.LocalProtocolError:
@@ -451,6 +467,9 @@ class _Connection:
             except h11.RemoteProtocolError:  # it quotes what it could not parse
                 raise httpcore.RemoteProtocolError from None
             if event is not h11.NEED_DATA:
+                self._event_count += 1
+                if self._event_count % self._events_in_turn == 0:
+                    await asyncio.sleep(0)
                 return cast("h11.Event | type[h11.PAUSED]", event)
             data = await self._read()
             if not data and self._http.their_state is h11.SEND_RESPONSE:

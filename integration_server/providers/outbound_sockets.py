@@ -36,15 +36,24 @@ class LoopBackend(httpcore.AsyncNetworkBackend):
         return stream
 
 
+class CertificateNotTrusted(httpcore.ConnectError):
+    """The certificate of the peer is not valid for the host name, or not from a trusted authority."""
+
+
+class TlsFailed(httpcore.ConnectError):
+    """The peer does not speak TLS, or none of ours."""
+
+
 class SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
     """One connection. At a time, one task may read and one may write."""
 
     def __init__(self, *, is_tls: bool = False) -> None:
         self._is_tls = is_tls
-        self._transport: asyncio.Transport = cast("asyncio.Transport", None)  # set before anything else is called
+        self._transport: asyncio.Transport = cast("asyncio.Transport", None)  # set before anyone else has the stream
         self._unread = bytearray()
         self._is_paused = False
         self._is_ended = False  # nothing more arrives
+        self._is_lost = False  # nothing can be sent either; TLS says then that it is open
         self._error: Exception | None = None
         self._reader: asyncio.Future[None] | None = None
         self._can_write = asyncio.Event()
@@ -55,13 +64,13 @@ class SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is there."""
         self._transport = cast("asyncio.Transport", transport)
+        self._pause_if_full()
 
     def data_received(self, data: bytes) -> None:
         """Keep what has arrived."""
         self._unread += data
-        if len(self._unread) >= _MAX_UNREAD and not self._is_paused:
-            self._is_paused = True
-            self._transport.pause_reading()
+        if self._transport is not None:  # within TLS, data may arrive at the end of the handshake
+            self._pause_if_full()
         self._wake_reader()
 
     def eof_received(self) -> bool:
@@ -72,7 +81,8 @@ class SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended in both directions."""
-        self._is_ended, self._error = True, exc
+        self._is_ended = self._is_lost = True
+        self._error = self._error or exc
         self._wake_reader()
         self._can_write.set()
 
@@ -83,6 +93,11 @@ class SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
     def resume_writing(self) -> None:
         """The peer has taken what was waiting."""
         self._can_write.set()
+
+    def _pause_if_full(self) -> None:
+        if len(self._unread) >= _MAX_UNREAD and not self._is_paused:
+            self._is_paused = True
+            self._transport.pause_reading()
 
     def _wake_reader(self) -> None:
         if self._reader is not None and not self._reader.done():
@@ -125,11 +140,12 @@ class SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
             self._require_open()
 
     def _require_open(self) -> None:
-        if self._transport.is_closing():
+        if self._is_lost or self._transport.is_closing():
             raise httpcore.WriteError
 
     async def aclose(self) -> None:
-        """Close the connection, whatever has not been sent."""
+        """Close the connection, whatever has not been sent. A reader gets an error: what it has is not all."""
+        self._error = self._error or ConnectionAbortedError()
         self._transport.abort()
 
     async def start_tls(
@@ -164,5 +180,9 @@ async def _connecting(timeout: float | None) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise httpcore.ConnectTimeout from None
-    except OSError as error:  # ssl.SSLError is one; the message may quote the peer's bytes
+    except ssl.SSLCertVerificationError:
+        raise CertificateNotTrusted from None
+    except ssl.SSLError:  # its message may quote the peer's bytes
+        raise TlsFailed from None
+    except OSError as error:
         raise httpcore.ConnectError(type(error).__name__) from None

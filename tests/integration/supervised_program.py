@@ -99,6 +99,9 @@ def _main_of(name: str, behaviour: Behaviour) -> Callable[[], int]:
         channel = SupervisorChannel()
         configure_logging("INFO", process=name)
         os.environ["NAME"] = name
+        if behaviour is start_late:
+            print(f"{name} is loading", file=sys.stderr)
+            time.sleep(1)
         channel.receive_config()
         print(f"{name} may start", file=sys.stderr)
         return behaviour(channel)
@@ -217,8 +220,14 @@ def start_slowly(channel: SupervisorChannel | None) -> int:
     return serve(channel)
 
 
+def start_late(channel: SupervisorChannel | None) -> int:
+    """Serve, after the config has waited for a second."""
+    return serve(channel)
+
+
 FIRST_AND_SECOND: Mapping[str, Mapping[str, Behaviour]] = {
     "serve": {"first": serve, "second": serve},
+    "first starts late": {"first": start_late, "second": serve},
     "write": {"first": write_lines, "second": write_lines},
     "second prints": {"first": serve, "second": print_lines},
     "first fails": {"first": fail_to_start, "second": serve},

@@ -190,6 +190,16 @@ def test_the_first_of_a_group_starts_alone_the_others_together_and_all_stop_toge
         wait_until_gone(list(serving["pids"].values()))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_before_a_process_has_read_its_config_stops_it(number: signal.Signals) -> None:
+    with running("first starts late") as program:
+        program.read_until("first is loading")
+        os.kill(program.process.pid, number)
+        assert program.end() == 0
+    assert program.names_of("ending") == ["first"]
+    assert program.names_of("process_killed") == []
+
+
 @pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGTERM, signal.SIGINT]])
 def test_processes_that_are_killed_at_the_same_time_are_all_reaped(signals: list[signal.Signals]) -> None:
     with running("workers hang") as program:

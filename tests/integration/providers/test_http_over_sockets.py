@@ -1,8 +1,9 @@
 """Outbound HTTP over real sockets, against misbehaving servers."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Self
 
 import httpcore
 import httpx
@@ -15,8 +16,10 @@ from integration_server.providers.outbound_connections import (
     SsrfGuardedBackend,
     is_public_or_loopback,
 )
+from integration_server.providers.outbound_sockets import SocketStream
+from integration_server.service.request_body import RequestBody
 from tests.integration.providers.socket_servers import serving
-from tests.loopback import ConnectionHandler
+from tests.loopback import ConnectionHandler, accepting
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
@@ -100,24 +103,101 @@ async def send_tiny_chunks(reader: asyncio.StreamReader, writer: asyncio.StreamW
     await writer.drain()
 
 
-async def turns_of_other_tasks(transport: PooledTransport) -> int:
-    """How often another task runs while a body of tiny chunks, which arrive together, is read."""
-    turns = 0
+class Turns:
+    """How often another task runs within the block."""
 
-    async def count() -> None:
-        nonlocal turns
+    def __init__(self) -> None:
+        self.count = 0
+
+    async def __aenter__(self) -> Self:
+        self._counting = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._counting.cancel()
+
+    async def _run(self) -> None:
         while True:
-            turns += 1
+            self.count += 1
             await asyncio.sleep(0)
 
-    http = ProviderHttp(lambda: datetime.now(UTC), dev_mode=True, transport=transport, deadline=timedelta(seconds=60))
+
+def client_of(transport: PooledTransport) -> ProviderHttp:
+    return ProviderHttp(lambda: datetime.now(UTC), dev_mode=True, transport=transport, deadline=timedelta(seconds=60))
+
+
+async def turns_of_other_tasks(transport: PooledTransport) -> int:
+    """The turns while a body of tiny chunks, which arrive together, is read."""
+    http = client_of(transport)
     async with serving(send_tiny_chunks) as url, http, http.stream("GET", url, None, **stream_options(url)) as response:
         await asyncio.sleep(0.2)  # until all of it is there, as far as the sockets take it
-        counting = asyncio.create_task(count())
-        size = sum([len(chunk) async for chunk in response.chunks()])
-        counting.cancel()
+        async with Turns() as turns:
+            size = sum([len(chunk) async for chunk in response.chunks()])
     assert size == CHUNKS
-    return turns
+    return turns.count
+
+
+INTERIM = 3000
+FINAL = b"HTTP/1.1 204 No Content\r\n\r\n"
+
+
+class OneSegmentStream(SocketStream):
+    """What the peer sends is there at once."""
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """All of it."""
+        return INTERIM * b"HTTP/1.1 103 Early Hints\r\n\r\n" + FINAL
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Send nothing."""
+
+    async def aclose(self) -> None:
+        """Close nothing."""
+
+
+class OneSegmentNetwork(httpcore.AsyncNetworkBackend):
+    """Connects to nobody."""
+
+    async def connect_tcp(self, *_: object, **__: object) -> httpcore.AsyncNetworkStream:
+        """The stream."""
+        return OneSegmentStream()
+
+
+async def turns_during_interim_responses(transport: PooledTransport) -> int:
+    url = "http://127.0.0.1:1"
+    async with client_of(transport) as http, Turns() as turns:
+        assert (await http.request("GET", url, allowed_origins={url})).status == 204
+    return turns.count
+
+
+async def test_interim_responses_do_not_hold_the_event_loop() -> None:
+    assert await turns_during_interim_responses(PooledTransport(OneSegmentNetwork())) >= INTERIM // 100
+
+
+async def test_negative_control_interim_responses_of_a_segment_are_read_in_one_turn() -> None:
+    transport = PooledTransport(OneSegmentNetwork(), events_in_turn=2 * INTERIM)
+    assert await turns_during_interim_responses(transport) < INTERIM // 200
+
+
+async def test_what_has_arrived_is_read_before_each_part_of_an_upload_is_sent() -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        for _ in range(200):
+            yield b"x"
+
+    async def read_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n0\r\n\r\n")
+        writer.write(FINAL)
+
+    http = client_of(PooledTransport(SsrfGuardedBackend(is_public_or_loopback)))
+    body = RequestBody(parts())
+    async with (
+        serving(read_all) as url,
+        http,
+        Turns() as turns,
+        http.stream("POST", url, body, **stream_options(url)) as response,
+    ):
+        assert response.status == 204
+    assert turns.count >= 200
 
 
 def stream_options(url: str) -> dict[str, Any]:
@@ -129,7 +209,7 @@ async def test_tiny_chunks_do_not_hold_the_event_loop() -> None:
 
 
 async def test_negative_control_tiny_chunks_of_a_segment_are_read_in_one_turn() -> None:
-    transport = PooledTransport(SsrfGuardedBackend(is_public_or_loopback), chunks_in_turn=CHUNKS)
+    transport = PooledTransport(SsrfGuardedBackend(is_public_or_loopback), events_in_turn=CHUNKS)
     assert await turns_of_other_tasks(transport) < CHUNKS // 200
 
 
@@ -149,6 +229,52 @@ async def test_the_outcome_of_a_request_that_was_sent_is_unknown(handler: Connec
     with pytest.raises(ProviderUnavailable) as raised:
         await send_request(handler, deadline=1)
     assert raised.value.outcome_unknown
+
+
+@pytest.mark.parametrize(
+    "headers", [{"X-A": "a\nb"}, {"X-A": "\u20ac"}, {"X A": "b"}, {"Content-Length": "7"}, {"X-A": "\0"}]
+)
+async def test_a_request_that_cannot_be_sent_has_no_effect(headers: dict[str, str]) -> None:
+    async with serving(respond) as url, client_of(PooledTransport(SsrfGuardedBackend(is_public_or_loopback))) as http:
+        for key in (b"key", b"key", None):
+            assert (await http.request("GET", url, allowed_origins={url}, credentials_key=key)).is_success
+            with pytest.raises(ProviderUnavailable) as raised:
+                await http.request(
+                    "POST", url, allowed_origins={url}, headers=headers, content=b"a", credentials_key=key
+                )
+            assert not raised.value.outcome_unknown
+
+
+async def test_a_peer_without_tls_has_an_error_of_its_own() -> None:
+    async def send_plain_text(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(FINAL)
+        await writer.drain()
+
+    async with accepting(send_plain_text) as port, ProviderHttp(lambda: datetime.now(UTC), dev_mode=True) as http:
+        url = f"https://127.0.0.1:{port}"
+        with pytest.raises(ProviderUnavailable, match="TlsFailed") as raised:
+            await http.request("GET", url, allowed_origins={url})
+    assert not raised.value.outcome_unknown
+
+
+async def test_a_body_is_not_complete_because_the_client_closes_the_connection() -> None:
+    async def send_without_length(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD + b"\r\nbegin")
+        await reader.read()
+
+    transport = PooledTransport(SsrfGuardedBackend(is_public_or_loopback))
+    async with (
+        serving(send_without_length) as url,
+        client_of(transport) as http,
+        http.stream("GET", url, None, **stream_options(url)) as response,
+    ):
+        chunks = response.chunks()
+        assert await anext(chunks) == b"begin"
+        rest = asyncio.ensure_future(anext(chunks, None))
+        await asyncio.sleep(0.01)
+        await transport.aclose()
+        with pytest.raises(ProviderUnavailable, match="ReadError"):
+            await rest
 
 
 class HangingNetwork(httpcore.AsyncNetworkBackend):

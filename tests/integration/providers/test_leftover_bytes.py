@@ -141,3 +141,46 @@ async def test_concurrent_requests_do_not_share_a_connection() -> None:
         for _ in range(3):
             assert await asyncio.gather(*(body_of(http, url, ADA) for _ in range(20))) == [b"genuine"] * 20
     assert sum(counts) == 60
+
+
+async def test_a_request_that_is_cancelled_at_any_moment_leaves_no_connection_open() -> None:
+    are_open: set[asyncio.StreamWriter] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        are_open.add(writer)
+        try:
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(GENUINE)
+        finally:
+            are_open.remove(writer)
+
+    async with accepting(serve) as port, http_client() as http:
+        url = f"http://127.0.0.1:{port}"
+        for turns in range(1, 12):
+            assert await body_of(http, url, ADA) == b"genuine"  # its connection is idle now
+            cancelled = asyncio.ensure_future(body_of(http, url, ADA))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            cancelled.cancel()
+            await asyncio.gather(cancelled, return_exceptions=True)
+            async with asyncio.timeout(60):
+                while len(are_open) > 1:  # noqa: ASYNC110  # at most the one that is kept
+                    await asyncio.sleep(0.001)
+
+
+async def test_a_connection_that_ended_with_its_response_is_not_kept() -> None:
+    until_the_end = b"HTTP/1.1 200 OK\r\n\r\ngenuine"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(until_the_end)
+        writer.write_eof()
+        ends.append(await reader.read())  # returns when the client has closed the connection
+
+    ends: list[bytes] = []
+    async with accepting(serve) as port, http_client() as http:
+        assert await body_of(http, f"http://127.0.0.1:{port}", ADA) == b"genuine"
+        async with asyncio.timeout(60):
+            while not ends:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+    assert ends == [b""]

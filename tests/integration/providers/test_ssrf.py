@@ -218,7 +218,7 @@ async def test_the_certificate_must_match_the_host_name(internal_server: Interna
         return SsrfGuardedBackend(allow_any_address, resolve=fake_resolver("127.0.0.1"))
 
     assert await get(internal_server.url(NAME), network()) == SECRET
-    with pytest.raises(ProviderUnavailable, match="ConnectError"):
+    with pytest.raises(ProviderUnavailable, match="CertificateNotTrusted"):
         await get(internal_server.url("other.example"), network())
 
 
