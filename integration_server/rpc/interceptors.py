@@ -430,6 +430,31 @@ def _decoder(method: Method, *, enforce_limits: bool = True) -> Callable[[bytes]
     return decode
 
 
+class _PendingRead:
+    """A read under way, of the current task. Its `end` works as `asyncio.timeout`, which costs more than most reads."""
+
+    __slots__ = ("_cancelling", "_task", "begin", "is_ended", "timer")
+
+    def __init__(self, begin: float) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a request is read outside a task")
+        self._task = task
+        self._cancelling = task.cancelling()
+        self.begin = begin  # on the clock of the event loop
+        self.is_ended = False
+        self.timer: asyncio.TimerHandle | None = None
+
+    def end(self) -> None:
+        """Cancel the read."""
+        self.is_ended = True
+        self._task.cancel()
+
+    def has_timed_out(self) -> bool:
+        """Whether the cancellation that the read has raised is that of `end` alone."""
+        return self.is_ended and self._task.uncancel() <= self._cancelling
+
+
 class RequestReader:
     """Reads the single or first request of each call, within `timeout`.
 
@@ -449,54 +474,61 @@ class RequestReader:
         self._slow_slots = max_slow_requests
         # The reads under way that are not slow yet, in the order of their beginning. One timer serves all of them: a
         # timer for each would cost more than most reads.
-        self._reads: dict[asyncio.Timeout, float] = {}
-        self._slow: set[asyncio.Timeout] = set()
+        self._reads: dict[_PendingRead, None] = {}
+        self._slow: set[_PendingRead] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     async def read(self, context: Context) -> bytes:
         """Return the bytes of the request. Raises `QuotaExceeded` or `InvalidField`."""
+        pending = self._begin()
         try:
-            async with asyncio.timeout(None) as timeout:
-                self._begin(timeout)
-                try:
-                    request = await context.read()
-                finally:
-                    self._end(timeout)
-                if request is grpc.aio.EOF:
-                    # The end of a call that its client has cancelled looks like this too. The cancellation is
-                    # then due in the loop.
-                    await asyncio.sleep(0)
-        except TimeoutError:
-            raise QuotaExceeded("whose requests come slowly") from None
+            request = await context.read()
+        except asyncio.CancelledError:
+            if pending.has_timed_out():
+                raise QuotaExceeded("whose requests come slowly") from None
+            raise
+        finally:
+            self._end(pending)
         if request is grpc.aio.EOF:
+            # The end of a call that its client has cancelled looks like this too. The cancellation is then due in the
+            # loop.
+            await asyncio.sleep(0)
             raise InvalidField(REQUEST, "is missing")
         return cast("bytes", request)
 
-    def _begin(self, timeout: asyncio.Timeout) -> None:
+    def _begin(self) -> _PendingRead:
         loop = asyncio.get_running_loop()
-        self._reads[timeout] = loop.time()
+        pending = _PendingRead(loop.time())
+        self._reads[pending] = None
         if self._timer is None:
             self._timer = loop.call_later(self._slow_after, self._limit_slow_reads)
+        return pending
 
-    def _end(self, timeout: asyncio.Timeout) -> None:
-        if self._reads.pop(timeout, None) is None and timeout in self._slow:
-            self._slow.remove(timeout)
+    def _end(self, pending: _PendingRead) -> None:
+        if pending in self._reads:
+            del self._reads[pending]
+            return
+        if pending.timer is not None:
+            pending.timer.cancel()
+        if pending in self._slow:
+            self._slow.remove(pending)
             self._slow_slots += 1
 
     def _limit_slow_reads(self) -> None:
         """Give the reads that have become slow a slot, or end them. The timer runs on while there are others."""
         loop, self._timer = asyncio.get_running_loop(), None
         now = loop.time()
-        for timeout, begin in list(self._reads.items()):
-            if begin + self._slow_after > now:
-                self._timer = loop.call_at(begin + self._slow_after, self._limit_slow_reads)
+        for pending in list(self._reads):
+            if pending.begin + self._slow_after > now:
+                self._timer = loop.call_at(pending.begin + self._slow_after, self._limit_slow_reads)
                 break
-            del self._reads[timeout]
-            may_continue = self._slow_slots > 0 and begin + self._timeout > now
-            if may_continue:
+            del self._reads[pending]
+            if self._slow_slots > 0 and pending.begin + self._timeout > now:
                 self._slow_slots -= 1
-                self._slow.add(timeout)
-            timeout.reschedule(begin + self._timeout if may_continue else now)
+                self._slow.add(pending)
+                pending.timer = loop.call_at(pending.begin + self._timeout, pending.end)
+            else:
+                pending.end()
 
 
 def enforce_deadline() -> Interceptor:

@@ -291,9 +291,7 @@ class _Read:
     target: _Target
     token: object  # of the cache
     begin_time: float  # on the clock of the event loop
-    result: asyncio.Future[StoredIntegration] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
+    waiters: list[asyncio.Future[StoredIntegration]] = field(default_factory=list)
 
 
 class SharedReads:
@@ -331,8 +329,11 @@ class SharedReads:
         read = self._reads.get(target)
         if read is None or not self._may_join(read):
             read = self._reads[target] = self._begin(target)
+        # Its own future, as of `asyncio.shield`, which costs more: a caller that leaves does not cancel the read.
+        own: asyncio.Future[StoredIntegration] = asyncio.get_running_loop().create_future()
+        read.waiters.append(own)
         with waiting_for_store():
-            return await asyncio.shield(read.result)
+            return await own
 
     def _may_join(self, read: _Read) -> bool:
         is_unchanged = self._cache.is_pending(read.target[0], read.token)
@@ -382,8 +383,10 @@ class SharedReads:
         self._cache.end_read(read.target[0], read.token, None)  # each caller caches what it gets
         if self._reads.get(read.target) is read:
             del self._reads[read.target]
-        if isinstance(outcome, BaseException):
-            read.result.set_exception(outcome)
-            read.result.exception()  # marks it as retrieved: all callers may be gone
-        else:
-            read.result.set_result(outcome)
+        for waiter in read.waiters:
+            if waiter.done():  # its caller is gone
+                continue
+            if isinstance(outcome, BaseException):
+                waiter.set_exception(outcome)
+            else:
+                waiter.set_result(outcome)
