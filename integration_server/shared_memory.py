@@ -31,6 +31,7 @@ class SharedMemory:
         numbers = _ROWS * _SLOTS * workers
         self.in_flight = memoryview(mmap.mmap(-1, 4 * numbers)).cast("i")
         self.rates = memoryview(mmap.mmap(-1, 8 * numbers)).cast("Q")  # second, and calls in it
+        self.debt_ends = memoryview(mmap.mmap(-1, 8 * numbers)).cast("Q")
         self.beats = memoryview(mmap.mmap(-1, 8 * workers)).cast("Q")
         self.feed_changes = memoryview(mmap.mmap(-1, 8)).cast("Q")
         self.feed_time = memoryview(mmap.mmap(-1, 8)).cast("d")
@@ -52,6 +53,7 @@ class SharedCounts:
         self._worker = worker
         self._in_flight = memory.in_flight
         self._rates = memory.rates
+        self._debt_ends = memory.debt_ends
         self._secret = memory.secret
         self._slots = lru_cache(_KNOWN_KEYS)(self._find_slots)
 
@@ -76,6 +78,18 @@ class SharedCounts:
             of_workers = numbers[slot : slot + self._workers]
             counts.append(sum(one & _COUNT for one in of_workers if one >> _COUNT_BITS == second))
         return min(counts)
+
+    def debt_end(self, key: str) -> int:
+        """The end of the key's debt, which is the latest that a worker has set."""
+        ends, workers = self._debt_ends, self._workers
+        first, second = self._slots(key)
+        return min(max(ends[first : first + workers]), max(ends[second : second + workers]))
+
+    def set_debt_end(self, key: str, end: int, now: int) -> None:  # nothing has to be forgotten
+        """Set the end of the key's debt."""
+        for slot in self._slots(key):
+            own = slot + self._worker
+            self._debt_ends[own] = max(self._debt_ends[own], end)
 
     def _find_slots(self, key: str) -> tuple[int, int]:
         """The indexes of the first worker's numbers in each row."""

@@ -147,6 +147,12 @@ class CallCounts(Protocol):
     def add_to_rate(self, key: str, second: int, calls: int = 1) -> int:
         """Count calls of the key in a second of the system's monotonic clock; returns how many it has had."""
 
+    def debt_end(self, key: str) -> int:
+        """The end of the key's debt, in calls at its rate since the start of the clock."""
+
+    def set_debt_end(self, key: str, end: int, now: int) -> None:
+        """Set the end of the key's debt, unless a later one is known. Debts that have ended by `now` are forgotten."""
+
 
 class LocalCounts:
     """The `CallCounts` of one process."""
@@ -155,6 +161,7 @@ class LocalCounts:
         self._in_flight: Counter[str] = Counter()
         self._calls: Counter[str] = Counter()
         self._second = 0
+        self._debt_ends: dict[str, int] = {}
 
     def in_flight(self, key: str) -> int:
         """The calls of the key that are under way."""
@@ -174,6 +181,16 @@ class LocalCounts:
         self._calls[key] += calls
         return self._calls[key]
 
+    def debt_end(self, key: str) -> int:
+        """The end of the key's debt."""
+        return self._debt_ends.get(key, 0)
+
+    def set_debt_end(self, key: str, end: int, now: int) -> None:
+        """Set the end of the key's debt."""
+        for ended in [one for one, its_end in self._debt_ends.items() if its_end <= now]:
+            del self._debt_ends[ended]
+        self._debt_ends[key] = max(end, self.debt_end(key))
+
 
 class CallRate:
     """The calls of each caller in this second. Raises `QuotaExceeded` beyond `per_second`.
@@ -190,39 +207,29 @@ class CallRate:
         self.counts = LocalCounts() if counts is None else counts
         self._per_second = per_second
         self._monotonic = monotonic
-        # What the items of this process exceed the rate by, and the second in which they did.
-        self._debts: dict[str, tuple[int, int]] = {}
 
     def count(self, caller: str) -> None:
         """Count a call."""
         second = int(self._monotonic())
-        if caller in self._debts:
-            self._carry_debt(caller, second)
-        if self.counts.add_to_rate(caller, second) > self._per_second:
-            raise self._exceeded(caller)
+        if self.counts.add_to_rate(caller, second) + self._debt(caller, second) > self._per_second:
+            raise self._exceeded(caller, second)
 
     def count_items(self, caller: str, items: int) -> None:
         """Count the items of a call that is counted once already."""
-        second = int(self._monotonic())
-        if self.counts.add_to_rate(caller, second, 0) > self._per_second:  # other calls have counted theirs meanwhile
-            raise self._exceeded(caller)
-        excess = self.counts.add_to_rate(caller, second, max(0, items - 1)) - self._per_second
+        second, limit = int(self._monotonic()), self._per_second
+        debt = self._debt(caller, second)
+        if self.counts.add_to_rate(caller, second, 0) + debt > limit:  # other calls have counted theirs meanwhile
+            raise self._exceeded(caller, second)
+        excess = self.counts.add_to_rate(caller, second, max(0, items - 1)) + debt - limit
         if excess > 0:
-            self._debts[caller] = excess, second
+            self.counts.set_debt_end(caller, (second + 1) * limit + excess, second * limit)
 
-    def _carry_debt(self, caller: str, second: int) -> None:
-        debt, since = self._debts[caller]
-        if second == since:
-            return
-        debt -= self._per_second * (second - since - 1)
-        excess = self.counts.add_to_rate(caller, second, max(0, debt)) - self._per_second
-        if min(debt, excess) > 0:  # the excess may also be that of other workers, which carry it themselves
-            self._debts[caller] = min(debt, excess), second
-        else:
-            del self._debts[caller]
+    def _debt(self, caller: str, second: int) -> int:
+        """What the items of earlier seconds take from this one and the next."""
+        return max(0, self.counts.debt_end(caller) - second * self._per_second)
 
-    def _exceeded(self, caller: str) -> QuotaExceeded:
-        debt, _ = self._debts.get(caller, (0, 0))
+    def _exceeded(self, caller: str, second: int) -> QuotaExceeded:
+        debt = self._debt(caller, second + 1)
         return QuotaExceeded("in this second", timedelta(seconds=1 + debt // self._per_second))
 
 

@@ -43,12 +43,13 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
-    """Switch back what the test has switched, after its own fixtures have ended."""
-    result = yield
-    sandbox = item.config.stash.get(_SANDBOX, None)
-    if sandbox is not None:
-        sandbox.reset()
-    return result
+    """Switch back what the test has switched, after its own fixtures have ended, also if one of them fails."""
+    try:
+        return (yield)
+    finally:
+        sandbox = item.config.stash.get(_SANDBOX, None)
+        if sandbox is not None:
+            sandbox.reset()
 
 
 @pytest.hookimpl(wrapper=True)

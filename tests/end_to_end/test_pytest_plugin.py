@@ -95,6 +95,21 @@ def test_an_account_that_cannot_be_connected(sandbox):
         sandbox.connect(user="ken")
 
 
+@pytest.fixture
+def broken(sandbox):
+    yield
+    sandbox.outage()
+    raise AssertionError("a fixture that fails at its end")
+
+
+def test_whose_fixture_fails(broken):
+    pass
+
+
+def test_the_switch_of_that_fixture_is_off(sandbox):
+    assert profile(sandbox, sandbox.connect(user="frances")).status_code == 200
+
+
 def test_that_fails(sandbox):
     account = sandbox.connect(user="dennis")
     sandbox.revoke(user="dennis")
@@ -150,16 +165,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_the_documented_suite_and_all_switches_pass(run: Run) -> None:
     failed = {name for name, outcome in run.outcomes.items() if outcome != "passed"}
-    assert failed == {"test_that_fails", "test_that_fails_without_the_fixture"}, run.output
+    assert failed == {"test_that_fails", "test_that_fails_without_the_fixture", "test_whose_fixture_fails"}, run.output
     assert len(run.outcomes) == SUITE.count("\ndef test_") + SWITCHES.count("\ndef test_")
     assert run.returncode == 1
 
 
 def test_a_failure_shows_the_servers_log_of_that_test_only(run: Run) -> None:
     log = re.findall(r"-+ Integration Server's log -+\n(.*?)^(?:_|=|-)", run.output, re.DOTALL | re.MULTILINE)
-    assert len(log) == 1, run.output
-    assert "provider_request_completed" in log[0]
-    assert "google_calendar" not in log[0]  # of an earlier test
+    assert len(log) == 2, run.output
+    assert ["provider_request_completed" in one for one in log] == [False, True]  # pytest shows errors first
+    assert "google_calendar" not in log[1]  # of an earlier test
 
 
 def test_the_server_ends_with_the_session(run: Run) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from integration_server.rpc.callers import CallCounts, LocalCounts
+from integration_server.domain.errors import QuotaExceeded
+from integration_server.rpc.callers import CallCounts, CallRate, LocalCounts
 from integration_server.shared_memory import SharedCounts, SharedMemory
 
 
@@ -55,6 +56,40 @@ def test_the_rate_of_a_second_is_that_of_all_workers_and_ends_with_it(second: in
     assert other.add_to_rate("ada", second + 1) == 1
     assert one.add_to_rate("ada", second) == 3
     assert one.add_to_rate("ada", second + 1) == 2
+
+
+@pytest.mark.parametrize("shares", [True, False], ids=["", "negative control"])
+def test_what_batches_exceed_the_rate_by_counts_in_all_workers(shares: bool) -> None:
+    """A caller that sends each batch to another worker gets no more than one that sends all of them to one."""
+    now = 1000.0
+    every = shared(4) if shares else [LocalCounts() for _ in range(4)]
+    rates = [CallRate(10, counts, lambda: now) for counts in every]
+    items = 0
+    for step in range(400):
+        now = 1000.0 + step / 4
+        rate = rates[step % 4]
+        try:
+            rate.count("ada")
+            rate.count_items("ada", 100)
+        except QuotaExceeded:
+            continue
+        items += 100
+        rate.count("bob")  # is not concerned
+    assert (items <= 100 * 10 + 100) is shares
+
+
+def test_debts_that_have_ended_are_forgotten() -> None:
+    now = 0.0
+    counts = LocalCounts()
+    rate = CallRate(10, counts, lambda: now)
+    for number in range(100):
+        now = number * 5.0
+        rate.count_items(f"caller-{number}", 30)
+    assert len(counts._debt_ends) == 1
+    with pytest.raises(QuotaExceeded):
+        rate.count("caller-99")
+    now += 3
+    rate.count("caller-99")
 
 
 def test_what_a_killed_worker_had_under_way_is_forgotten_and_nothing_else() -> None:

@@ -1,6 +1,8 @@
 """The hot path has all defences of the general path, and is taken as soon as a call is repeated."""
 
 import asyncio
+import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -34,7 +36,7 @@ from integration_server.rpc.callers import (
 from integration_server.rpc.errors import Unauthenticated
 from integration_server.rpc.hot_path import Callers, HotPath, PathInterceptors, ReusedResponses
 from integration_server.rpc.integration_service import IntegrationService
-from integration_server.rpc.interceptors import RequestReader, convert_errors, enforce_quota
+from integration_server.rpc.interceptors import RequestReader, compose, convert_errors, enforce_quota, read_request
 from integration_server.rpc.methods import Behavior, Context, Method, Permission, describe_method
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.credentials.integration_cache import RaceSafeCache
@@ -129,20 +131,19 @@ class HotServer:
             clock,
             max_bytes=2**20,
         )
+        admit = (
+            authenticate(tokens, clock),
+            authorize_method(lambda: self.policy),
+            enforce_quota(quota_key, self.rate, concurrency=concurrency),
+        )
+        process = (
+            self._count,
+            authorize_request(RequestAuthorizer(self._find_type)),
+            record_audit(self.trail, caller_name, clock),
+        )
+        reader = RequestReader(timedelta(seconds=60))
         self.hot_path = HotPath(
-            PathInterceptors(
-                convert,
-                (
-                    authenticate(tokens, clock),
-                    authorize_method(lambda: self.policy),
-                    enforce_quota(quota_key, self.rate, concurrency=concurrency),
-                ),
-                (
-                    self._count,
-                    authorize_request(RequestAuthorizer(self._find_type)),
-                    record_audit(self.trail, caller_name, clock),
-                ),
-            ),
+            PathInterceptors(convert, admit, process),
             Callers(
                 caller_name,
                 quota_key,
@@ -150,12 +151,14 @@ class HotServer:
                 (lambda: (self.policy, self.verifier.keys)) if notices_changes else (lambda: 0),
             ),
             CallQuota(self.rate, concurrency=concurrency),
-            RequestReader(timedelta(seconds=60)),
+            reader,
             self.responses,
             clock,
             self._record,
         )
-        self._bind = self.hot_path(METHOD, IntegrationService(service.use_cases, clock).GetCredentials)
+        behavior = IntegrationService(service.use_cases, clock).GetCredentials
+        self._bind = self.hot_path(METHOD, behavior)
+        self._general = compose(METHOD, behavior, (convert, *admit, read_request(reader), *process))
 
     @staticmethod
     def policy_with(permissions: Permissions) -> Policy:
@@ -171,17 +174,18 @@ class HotServer:
         token: str | None = "backend",
         raw: object = None,
         metadata: Sequence[tuple[str, str]] = (),
+        only_general: bool = False,
     ) -> bytes:
-        """The response. Raises `RpcError`."""
+        """The response; of the general path, without the hot path beside it, with `only_general`. Raises `RpcError`."""
         request = pb.GetCredentialsRequest(integration_id=integration_id, user_id=user_id).SerializeToString()
         context = RequestContext(request if raw is None else raw, token=token, metadata=metadata)
         try:
-            response = await self._bind(context.invocation_metadata())(None, context)
+            behavior = self._general if only_general else self._bind(context.invocation_metadata())
+            response = await behavior(None, context)
         except grpc.aio.AbortError:
             assert context.error is not None
             raise context.error from None
-        assert isinstance(response, bytes)
-        return response
+        return response if isinstance(response, bytes) else bytes(response.SerializeToString())
 
     async def warm(self, integration_id: int) -> bytes:
         """Call until the hot path is taken, and return its response."""
@@ -392,3 +396,121 @@ async def test_calls_that_wait_for_their_request_count_as_concurrent_and_end_whe
     assert server.records[-2:] == [("CANCELLED", "")] * 2
     await server.call(integration_id)
     assert server.slow_calls == 1
+
+
+# --- both paths agree ------------------------------------------------------------------------------------------------
+
+FIELDS = {one.name: one.number for one in pb.GetCredentialsRequest.DESCRIPTOR.fields}
+
+
+def varint(number: int, length: int = 0) -> bytes:
+    """A varint; of `length` bytes, which is more than it needs, by default as short as possible."""
+    encoded = bytearray()
+    while number > 0x7F or len(encoded) + 1 < length:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*encoded, number])
+
+
+def delimited(name: str, content: bytes, declared: int | None = None) -> bytes:
+    """A field with a length, which may be another than that of its content."""
+    return varint(FIELDS[name] << 3 | 2) + varint(len(content) if declared is None else declared) + content
+
+
+def random_request(rng: random.Random, integration_id: int) -> bytes:
+    """A request that is valid, unusual or broken: fields in any order, repeated, of wrong types, and damaged bytes."""
+    number = varint(FIELDS["integration_id"] << 3)
+    numbers = [
+        number + varint(integration_id),
+        number + varint(integration_id, rng.randint(2, 12)),  # not canonical; one of 11 bytes is malformed
+        number + varint(rng.choice([0, 1 << 31, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, integration_id + (1 << 64)])),
+        varint(FIELDS["integration_id"] << 3 | 1) + integration_id.to_bytes(8, "little"),
+        varint(FIELDS["integration_id"] << 3 | 2) + varint(1) + varint(integration_id),
+    ]
+    users = [delimited("user_id", text) for text in (ADA.encode(), EVE.encode(), b"", b"\xff\xfe", b"a\0", b"u" * 200)]
+    durations = [
+        b"",
+        b"\x08\x3c",
+        b"\x08\x3c\x10\x05",
+        b"\x08" + varint((1 << 64) - 5),
+        b"\x10\x01",
+        b"\x08",
+        b"\x0a\x01x",
+    ]
+    others = [
+        *(delimited("min_ttl", content) for content in durations),
+        delimited("required_scopes", b"read"),
+        delimited("required_scopes", b"\xc3\x28"),
+        delimited("required_scopes", b"x" * rng.choice([1, 300, 20_000])),
+        b"\x9a\x06\x01x",  # a field that the contract does not have
+        b"\x9b\x06\x9c\x06",  # a group
+        delimited("user_id", ADA.encode(), rng.randint(0, 300)),
+        b"\x00\x00",
+        rng.randbytes(rng.randint(1, 12)),
+    ]
+    parts = [rng.choice(numbers[: rng.choice([1, 1, 2, 5])]), users[rng.choice([0, 0, 0, rng.randrange(len(users))])]]
+    parts += rng.choices(others, k=rng.choice([0, 0, 1, 1, 3]))
+    parts += rng.choices([*numbers, *users], k=rng.choice([0, 0, 0, 2]))
+    rng.shuffle(parts)
+    raw = bytearray(b"".join(parts))
+    damage = rng.random()
+    if damage < 0.1:
+        del raw[rng.randint(0, len(raw)) :]
+    elif damage < 0.2 and raw:
+        raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+    return bytes(raw)
+
+
+async def disagreements(server: HotServer, seed: int) -> tuple[Sequence[str], Counter[str]]:
+    """The requests, of 500, whose outcomes are not the same on both paths, and the statuses of all of them.
+
+    Between them the policy changes, and the credentials. Each is sent twice, so that the second call takes the hot path
+    if that takes it at all.
+    """
+    rng = random.Random(seed)
+    integration_id = await connected(server)
+    await server.warm(integration_id)
+    found, statuses = [], Counter[str]()
+    requests = [random_request(rng, integration_id) for _ in range(100)]
+
+    async def outcome(raw: bytes, only_general: bool) -> tuple[str, object]:
+        purpose, token = rng.choice([(), (), [("x-purpose", "sync")]]), rng.choice(["backend", "backend", "other", "x"])
+        decoded = server.slow_calls
+        try:
+            response = await server.call(0, raw=raw, token=token, metadata=purpose, only_general=only_general)
+        except RpcError as error:
+            return error.code.name, error.wire
+        status = "OK again" if server.slow_calls == decoded else "OK"
+        return status, pb.GetCredentialsResponse.FromString(response)
+
+    for _ in range(500):
+        change = rng.random()
+        if change < 0.05:
+            server.policy = server.policy_with(rng.choice([ALL, ALL, ALL, OTHER_TYPE, NOTHING]))
+        elif change < 0.08:
+            await server.system.credentials.refresh_token(IntegrationId(integration_id), ADA, force=True)
+            server.cache.invalidate(IntegrationId(integration_id))  # as the change feed does
+        elif change < 0.1:
+            server.system.clock.advance(timedelta(seconds=rng.choice([1, 40, 4000])))
+        raw, state = rng.choice(requests), rng.getstate()
+        outcomes = []
+        for only_general in (False, False, True):
+            rng.setstate(state)  # the same caller and purpose
+            outcomes.append(await outcome(raw, only_general))
+        statuses.update(status for status, _ in outcomes)
+        if any(result != outcomes[0][1] for _, result in outcomes):
+            found.append(f"{raw.hex()}: {outcomes}")
+    return found, statuses
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_any_bytes_have_the_same_outcome_on_both_paths(seed: int) -> None:
+    found, statuses = await disagreements(HotServer(per_second=100_000), seed)
+    assert found == []
+    for status in ("OK", "OK again", "NOT_FOUND", "INVALID_ARGUMENT", "UNAUTHENTICATED", "PERMISSION_DENIED"):
+        assert statuses[status] > 10, statuses
+
+
+async def test_negative_control_paths_disagree_when_one_notices_no_change() -> None:
+    found, _ = await disagreements(HotServer(per_second=100_000, notices_changes=False), 0)
+    assert found
