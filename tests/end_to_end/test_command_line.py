@@ -221,8 +221,9 @@ async def test_a_terminal_of_80_columns_gets_a_table_that_updates(shell: Shell) 
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     environment = {**shell.environment, "PYTHONPATH": f"{ROOT}:{ROOT / 'generated'}", "TERM": "xterm"}
     command = [sys.executable, "-m", "integration_server", "status", "--user", "kim", "--interval", "0.5"]
-    streams = {"stdin": child, "stdout": child, "stderr": child}
-    process = await asyncio.create_subprocess_exec(*command, env=environment, cwd=shell.directory, **streams)
+    process = await asyncio.create_subprocess_exec(
+        *command, env=environment, cwd=shell.directory, stdin=child, stdout=child, stderr=child
+    )
     os.close(child)
     try:
         shown = await asyncio.to_thread(_read_until, parent, lambda text: text.count("PART") >= 3)
