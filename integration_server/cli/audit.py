@@ -9,10 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
-from rich.text import Text
 
-from integration_server.cli.shared import command, fail, load_settings, open_prepared_storage
+from integration_server.cli.shared import JsonLines, command, fail, load_settings, open_prepared_storage
+from integration_server.cli.tables import print_records
 from integration_server.domain.audit import OPERATOR, Action, AuditEntry
 from integration_server.setting_types import is_url
 from integration_server.settings import Settings
@@ -31,9 +30,6 @@ ALTERED, WRONG_OPTION, NOT_VERIFIED = 1, 2, 3
 _MAX_ID = 2**63 - 1  # of both databases
 _MAX_LIMIT = 1_000_000  # entries, which are all in memory
 _MAX_SHOWN_LINES = 10
-_WIDTH_OF_FILES = (
-    50_000  # columns, where the output is no terminal: an entry is one line, so that programs can search it
-)
 
 
 @partial(command, exit_code=NOT_VERIFIED)
@@ -101,31 +97,29 @@ async def list_audit(
     user: Annotated[str, typer.Option(help="List only this user's entries.")] = "",
     integration: Annotated[int, typer.Option(min=0, max=_MAX_ID, help="List only this integration's entries.")] = 0,
     limit: Annotated[int, typer.Option(min=1, max=_MAX_LIMIT, help="The maximum number of entries.")] = 100,
+    as_json: JsonLines = False,
 ) -> None:
     """List the entries of the audit log, the newest first. Names are escaped: docs/audit.md describes how."""
     settings, _ = await load_settings(needs_key=False)
-    names = ("time", "caller", "action", "user", "integration", "outcome", "purpose", "details")
-    table = Table(*(Column(name, overflow="fold") for name in names))
+    columns = ("!time (UTC)", "caller", "action", "user", "integration", "outcome", "purpose", "details")
     async with open_database(settings.database_url) as database:
-        for entry in await list_audit_entries(database, user, integration, limit):
-            if entry is None:
-                table.add_row("?", *[""] * 6, "cannot be read: see `audit verify`")
-                continue
-            integration_text = " ".join(filter(None, (str(entry.integration_id or ""), entry.integration_type)))
-            cells = (
-                entry.caller,
-                entry.action,
-                entry.user_id,
-                integration_text,
-                entry.outcome if entry.call_count == 1 else f"{entry.outcome} ({entry.call_count:,} calls)",
-                entry.purpose,
-                entry.details,
-            )
-            table.add_row(f"{entry.time:%F %T} UTC", *(Text(escape_again(text)) for text in cells))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH_OF_FILES)
-    console.print(table)
+        entries = await list_audit_entries(database, user, integration, limit)
+    records = [
+        ("?", *[""] * 6, "cannot be read: see `audit verify`")
+        if entry is None
+        else (
+            entry.time,
+            entry.caller,
+            entry.action,
+            entry.user_id,
+            " ".join(filter(None, (str(entry.integration_id or ""), entry.integration_type))),
+            entry.outcome if entry.call_count == 1 else f"{entry.outcome} ({entry.call_count:,} calls)",
+            entry.purpose,
+            entry.details,
+        )
+        for entry in entries
+    ]
+    print_records(columns, records, "No entry.", as_json=as_json, clean=escape_again)
 
 
 @command

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from integration_server.cli.operations import expiry_warnings
+from integration_server.cli.tables import print_table
 from integration_server.domain.errors import StoreUnavailable, UnknownIntegrationType
 from integration_server.hot_reload import InvalidFile
 from integration_server.providers.factory import ProvidersError
@@ -75,6 +77,8 @@ def doctor(
     findings = uvloop.run(_run_checks(read_environment(Path.cwd())))
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    elif not sys.stdout.isatty():
+        print_table(("check", "status", "detail"), [[each.check, each.status, each.detail] for each in findings], "")
     else:
         styles = {Status.OK: "green", Status.WARNING: "yellow", Status.FAILED: "bold red", Status.SKIPPED: "dim"}
         table = Table("check", "status", "detail")

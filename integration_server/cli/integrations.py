@@ -16,14 +16,13 @@ from integration_server.cli.remote import (
     FAILED,
     NOT_AVAILABLE,
     IntegrationId,
-    Json,
-    JsonLines,
     Type,
     User,
     describe,
     exit_code_of,
     remote_command,
 )
+from integration_server.cli.shared import Json, JsonLines
 from integration_server.cli.tables import (
     counted,
     format_time,

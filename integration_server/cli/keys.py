@@ -5,12 +5,17 @@ from functools import partial
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
-from integration_server.cli.shared import command, fail, load_settings, open_prepared_storage, prepare_database
+from integration_server.cli.shared import (
+    JsonLines,
+    command,
+    fail,
+    load_settings,
+    open_prepared_storage,
+    prepare_database,
+)
+from integration_server.cli.tables import print_records
 from integration_server.domain.audit import OPERATOR, Action, AuditEntry
 from integration_server.settings import Settings
 from integration_server.storage.data_keys import (
@@ -29,28 +34,29 @@ from integration_server.wiring.system import utc_now
 
 
 @command
-async def show_keys() -> None:
+async def show_keys(as_json: JsonLines = False) -> None:
     """List the data keys: use, number of encrypted values, and the key that wraps each."""
     settings = await prepare_database((await load_settings())[0])
-    table = Table("data key", "use", "values", "wrapped by", "created")
     async with open_database(settings.database_url) as database:
-        for data_key in await describe_data_keys(database):
-            values = await count_encrypted_values(database, data_key.key_id)
-            table.add_row(
+        records: list[Sequence[object]] = [
+            (
                 data_key.key_id,
                 _describe_use(data_key),
-                f"{values:,}",
-                Text(data_key.wrapping_key_id, overflow="fold"),
-                f"{data_key.create_time:%F %T} UTC",
+                await count_encrypted_values(database, data_key.key_id),
+                data_key.wrapping_key_id,
+                data_key.create_time,
             )
-        for removed in await describe_removed_keys(database):
-            use = f"removed at {removed.remove_time:%F %T} UTC"
-            table.add_row(removed.key_id, use, "", "", f"{removed.create_time:%F %T} UTC")
-    if table.row_count:
-        Console().print(table)
-    else:
-        typer.echo("There is no data key yet: the first start of the server creates one.")
-    _print_wrapping_keys(settings)
+            for data_key in await describe_data_keys(database)
+        ]
+        records += [
+            (removed.key_id, f"removed at {removed.remove_time:%F %T} UTC", None, "", removed.create_time)
+            for removed in await describe_removed_keys(database)
+        ]
+    columns = ("!data key", "use", "!values", "wrapped by", "!created (UTC)")
+    nothing = "There is no data key yet: the first start of the server creates one."
+    print_records(columns, records, nothing, as_json=as_json)
+    if not as_json:
+        _print_wrapping_keys(settings)
 
 
 @command

@@ -1,21 +1,21 @@
 """Commands of operators: `migrate`, `types` and `expiring`."""
 
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, timedelta
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
 from rich.table import Column, Table
-from rich.text import Text
 
-from integration_server.cli.shared import command, load_settings
+from integration_server.cli.shared import JsonLines, command, load_settings
+from integration_server.cli.tables import print_records
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.http import ProviderHttp
 from integration_server.storage.engine import open_database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.schema import migrate as migrate_schema
-from integration_server.text_escaping import escape
 from integration_server.wiring.providers import build_providers
 from integration_server.wiring.system import utc_now
 
@@ -32,20 +32,32 @@ async def migrate() -> None:
 
 
 @command
-async def types() -> None:
+async def types(*, as_json: bool = False) -> None:
     """List the integration types of this server, and the settings that each still needs.
 
     Warns of API versions and the like that have ended, or end within ninety days.
     """
     settings, environment = await load_settings(needs_key=False)
     providers = build_providers(settings, environment, ProviderHttp(utc_now)).all()
-    table = Table("type", "name", "auth method", Column("missing settings", overflow="fold"))
-    for provider in providers:
-        missing = "\n".join(provider.missing_settings)
-        table.add_row(provider.integration_type, provider.display_name, provider.auth_method, missing)
-    Console().print(table)
+    columns = ("type", "name", "auth method", "missing settings")
+    records = [
+        (provider.integration_type, provider.display_name, provider.auth_method, list(provider.missing_settings))
+        for provider in providers
+    ]
+    if sys.stdout.isatty() and not as_json:
+        _print_folded(columns, records)
+    else:
+        print_records(columns, records, "This server has no integration type.", as_json=as_json)
     for warning in expiry_warnings(providers, utc_now().date()):
         typer.echo(warning, err=True)
+
+
+def _print_folded(columns: Sequence[str], records: Sequence[Sequence[object]]) -> None:
+    """Print a table for a terminal whose last column has lists, one item below the other, because none may be cut."""
+    table = Table(*columns[:-1], Column(columns[-1], overflow="fold"))
+    for *cells, items in records:
+        table.add_row(*map(str, cells), "\n".join(cast(list[str], items)))
+    Console().print(table)
 
 
 def expiry_warnings(providers: Iterable[BaseProvider], today: date) -> Iterator[str]:
@@ -60,6 +72,7 @@ def expiry_warnings(providers: Iterable[BaseProvider], today: date) -> Iterator[
 async def expiring(
     days: Annotated[float, typer.Option(min=0, help="The number of days from now.")] = 30,
     limit: Annotated[int, typer.Option(min=1, help="The maximum number of integrations, the soonest first.")] = 1000,
+    as_json: JsonLines = False,
 ) -> None:
     """List the integrations whose grant expires within some days, so that their users must connect again.
 
@@ -68,24 +81,22 @@ async def expiring(
     """
     settings, _ = await load_settings(needs_key=False)
     now = utc_now()
-    table = Table("expires", "in days", "id", "user", "type", "account", "what expires")
     async with open_database(settings.database_url) as database:
         integrations = SqlIntegrations(database, lambda _: None)
-        for grant in await integrations.list_expiring(now + timedelta(days=days), limit):
-            expire_time = grant.grant_expire_time or now
-            table.add_row(
-                f"{expire_time:%F %R} UTC",
-                f"{(expire_time - now) / timedelta(days=1):.1f}",
-                str(grant.integration_id),
-                # As texts: a name must neither control the terminal nor be read as Rich's markup.
-                Text(escape(grant.user_id), overflow="fold"),
-                grant.integration_type,
-                Text(escape(grant.account_label or grant.account_id or ""), overflow="fold"),
-                "refresh token" if grant.is_renewable else "access token",
-            )
-    if table.row_count:
-        Console().print(table)
-    else:
-        typer.echo("No grant with a known expiry expires within that time.")
-    if table.row_count == limit:
-        typer.echo(f"Only the first {limit} are listed; there may be more: --limit.")
+        grants = await integrations.list_expiring(now + timedelta(days=days), limit)
+    records = [
+        (
+            grant.grant_expire_time or now,
+            round(((grant.grant_expire_time or now) - now) / timedelta(days=1), 1),
+            grant.integration_id,
+            grant.user_id,
+            grant.integration_type,
+            grant.account_label or grant.account_id or "",
+            "refresh token" if grant.is_renewable else "access token",
+        )
+        for grant in grants
+    ]
+    columns = ("!expires (UTC)", "!in days", "!id", "user", "type", "account", "what expires")
+    print_records(columns, records, "No grant with a known expiry expires within that time.", as_json=as_json)
+    if len(grants) == limit:
+        typer.echo(f"Only the first {limit} are listed; there may be more: --limit.", err=True)

@@ -44,8 +44,6 @@ _PANEL = "Connection"
 User = Annotated[str, typer.Option("--user", help="The user. Required, unless the caller's token is the user's own.")]
 Type = Annotated[str, typer.Option("--type", help="Only this integration type.")]
 IntegrationId = Annotated[int, typer.Argument(min=1, max=2**63 - 1, help="The integration's id.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON object on each line.")]
 
 
 def remote_command(

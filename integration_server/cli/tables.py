@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import typer
@@ -66,13 +66,40 @@ def output_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], nothing: str) -> None:
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], nothing: str, *, clean: Callable[[str], str] = escape
+) -> None:
     """Print a table. Without rows, `nothing` is printed on standard error."""
     if not rows:
         typer.echo(nothing, err=True)
         return
-    for line in format_table(columns, rows, output_width()):
+    for line in format_table(columns, rows, output_width(), clean=clean):
         typer.echo(line)
+
+
+def print_records(
+    columns: Sequence[str],
+    records: Sequence[Sequence[object]],
+    nothing: str,
+    *,
+    as_json: bool,
+    clean: Callable[[str], str] = escape,
+) -> None:
+    """Print records of this machine: as a table, or as a JSON object on each line, whose names are the columns'."""
+    if not as_json:
+        print_table(columns, [list(map(_text, record)) for record in records], nothing, clean=clean)
+        return
+    names = [name.removeprefix("!").removesuffix(" (UTC)").replace(" ", "_") for name in columns]
+    for record in records:
+        typer.echo(json.dumps(dict(zip(names, record, strict=True)), default=datetime.isoformat))
+
+
+def _text(value: object) -> str:
+    if isinstance(value, datetime):
+        return f"{value.astimezone(UTC):%F %T}"
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    return "" if value is None else str(value)
 
 
 def print_fields(fields: Mapping[str, str]) -> None:

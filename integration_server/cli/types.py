@@ -15,7 +15,7 @@ import uvloop
 
 import integration_server
 from integration_server.cli.operations import types as list_types_of_server
-from integration_server.cli.shared import fail, report_errors
+from integration_server.cli.shared import JsonLines, fail, report_errors
 from integration_server.domain.credentials import AuthMethod
 from integration_server.logs import configure_logging
 from integration_server.providers.built_in import register_built_in
@@ -38,10 +38,10 @@ _MAX_METADATA = 1 << 18  # bytes; the longest that are known have some ten kilob
 _SUITE = Path(*integration_server.__path__).parent / "tests" / "conformance" / "test_conformance.py"
 
 
-def list_types(context: typer.Context) -> None:
+def list_types(context: typer.Context, as_json: JsonLines = False) -> None:
     """List the integration types of this server, and the settings that each still needs."""
     if context.invoked_subcommand is None:
-        list_types_of_server()
+        list_types_of_server(as_json=as_json)
 
 
 def show_schema() -> None:

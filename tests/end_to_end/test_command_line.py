@@ -1,9 +1,18 @@
 """The commands that call a running server, each as a process with an identity of its own."""
 
 import asyncio
+import fcntl
 import json
+import os
+import pty
+import re
+import select
 import signal
-from collections.abc import AsyncIterator, Mapping
+import struct
+import sys
+import termios
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +22,7 @@ import pytest_asyncio
 
 from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.authenticated_system import AuthenticatedSystem, connect, run_authenticated_system
-from tests.end_to_end.commands import CompletedCommand
+from tests.end_to_end.commands import ROOT, CompletedCommand
 from tests.end_to_end.processes import free_port, run, started
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.quick_on("sqlite")]
@@ -204,3 +213,36 @@ async def test_mistakes_are_one_line_with_the_cause(shell: Shell) -> None:
     status = await shell("status", "--address", away, code=3)
     assert "not available" in status.out
     assert "INTEGRATION_ID" in (await shell("integrations", "show", "0", code=2)).err.upper()
+
+
+async def test_a_terminal_of_80_columns_gets_a_table_that_updates(shell: Shell) -> None:
+    await shell.connect("kim")
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environment = {**shell.environment, "PYTHONPATH": f"{ROOT}:{ROOT / 'generated'}", "TERM": "xterm"}
+    command = [sys.executable, "-m", "integration_server", "status", "--user", "kim", "--interval", "0.5"]
+    process = await asyncio.create_subprocess_exec(
+        *command, env=environment, cwd=shell.directory, stdin=child, stdout=child, stderr=child
+    )
+    os.close(child)
+    try:
+        shown = await asyncio.to_thread(_read_until, parent, lambda text: text.count("PART") >= 3)
+    finally:
+        process.send_signal(signal.SIGINT)
+        await asyncio.wait_for(process.wait(), 60)
+        os.close(parent)
+    assert process.returncode == 130
+    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in shown.splitlines()]
+    assert all(len(line) <= 80 for line in lines)
+    assert any(line.startswith("kim") and "ACTIVE" in line for line in lines)
+    assert "…" in shown  # a cell that does not fit
+
+
+def _read_until(descriptor: int, is_complete: Callable[[str], bool]) -> str:
+    """What a terminal shows until it is complete, for at most a minute."""
+    content, deadline = b"", time.monotonic() + 60
+    while not is_complete(content.decode(errors="replace")):
+        ready, _, _ = select.select([descriptor], [], [], max(0, deadline - time.monotonic()))
+        assert ready, content
+        content += os.read(descriptor, 65536)
+    return content.decode(errors="replace")

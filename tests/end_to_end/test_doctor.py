@@ -88,4 +88,6 @@ async def test_invalid_settings_and_an_unavailable_database(tmp_path: Path) -> N
     assert "connection refused by 127.0.0.1:1" in str(findings(finished)["database"])
     assert "secret" not in finished.out
     table = await run(tmp_path, environment, "doctor")
-    assert all(len(line) <= 80 for line in table.out.splitlines())
+    lines = [line.split() for line in table.out.splitlines()]
+    assert lines[0] == ["CHECK", "STATUS", "DETAIL"]
+    assert len(lines) == 1 + len(json.loads(finished.out))  # each finding is one line in a pipe

@@ -1,9 +1,10 @@
 """The programs in examples/ and README.md, unchanged but for the port, against the server of `make run`."""
 
 import re
+import shlex
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from integration_server.sandbox.server import run_sandbox
 from integration_server.sandbox.state import Sandbox
 from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.commands import ROOT, Command, output_paths
-from tests.end_to_end.processes import free_port, started
+from tests.end_to_end.processes import free_port, run, started
 from tests.end_to_end.system import clients_of
 
 EXAMPLES = ROOT / "examples"
@@ -74,6 +75,27 @@ async def test_connect_and_call_calendar_sync_and_readme_work(tmp_path: Path) ->
         printed = run_example(tmp_path, str(readme_program(tmp_path, environment["GRPC_ADDRESS"])))
         assert "valid until" in printed
         assert f"open in a browser: http://{environment['SANDBOX_ADDRESS']}/oauth/authorize?" in printed
+
+
+def documented_commands(page: str) -> Iterator[list[str]]:
+    """The arguments of the commands for a running server in the code blocks of a page, in their order."""
+    for block in re.findall(r"^```sh\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE):
+        for line in re.findall(r"^\.venv/bin/python -m integration_server (.+)$", block, re.MULTILINE):
+            arguments = shlex.split(line, comments=True)
+            if arguments[0] in {"integrations", "webhooks", "events", "clients", "status"}:
+                yield arguments
+
+
+async def test_the_documented_commands_work_as_written(tmp_path: Path) -> None:
+    pages = [list(documented_commands(page)) for page in ("README.md", "docs/command-line.md")]
+    assert list(map(len, pages)) == [3, 10]
+    async with dev_server(tmp_path) as (_, environment):
+        address = {"INTEGRATIONS_ADDRESS": environment["GRPC_ADDRESS"]}
+        for arguments in (arguments for commands in pages for arguments in commands):
+            if arguments[0] == "events":  # has no end, and nothing to print before something happens
+                arguments = [*arguments, "--help"]  # noqa: PLW2901
+            completed = await run(tmp_path, address, *arguments)
+            assert completed.code == 0, (arguments, completed)
 
 
 async def test_webhook_consumer_example_handles_each_event_once(tmp_path: Path) -> None:

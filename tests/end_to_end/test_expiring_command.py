@@ -1,5 +1,6 @@
 """The command `expiring`, which lists integrations that expire within some days."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,26 +25,30 @@ async def test_the_expiring_command_lists_the_integrations_that_expire(sqlite_ur
     now = datetime.now(UTC)
     environment = server_environment(sqlite_url, ENCRYPTION_KEY="", DEV_MODE="", COLUMNS="200")
     nothing = await run(tmp_path, environment, "expiring")
-    assert (nothing.code, nothing.err) == (0, "")
-    assert "No grant with a known expiry" in nothing.out
+    assert (nothing.code, nothing.out) == (0, "")
+    assert "No grant with a known expiry" in nothing.err
 
     renewable = NewCredentials(b"encrypted", is_renewable=True, refresh_token_expire_time=now + 3.5 * DAY)
     await connect(sqlite_url, "[b]renew\u200bable\x1b", renewable)
     await connect(sqlite_url, "once", NewCredentials(b"encrypted", access_token_expire_time=now + 1.5 * DAY))
     listed = await run(tmp_path, environment, "expiring", "--days", "4")
-    lines = [line for line in listed.out.splitlines() if "token" in line]
-    assert [(line.split("│")[2].strip(), line.split("│")[7].strip()) for line in lines] == [
+    _, first_line, second_line = listed.out.splitlines()
+    assert [(line.split()[2], " ".join(line.split()[-2:])) for line in (first_line, second_line)] == [
         ("1.5", "access token"),
         ("3.5", "refresh token"),
     ]
-    assert (
-        lines[1].split("│")[6].strip() == "[b]renew\\u{200b}able\\u{1b}@example.com"
-    )  # escaped, and not read as markup
+    assert "[b]renew\\u{200b}able\\u{1b}@example.com" in second_line  # escaped, and not read as markup
+    as_json = await run(tmp_path, environment, "expiring", "--days", "4", "--json")
+    records = [json.loads(line) for line in as_json.out.splitlines()]
+    assert [(record["in_days"], record["account"]) for record in records] == [
+        (1.5, "once@example.com"),
+        (3.5, "[b]renew\u200bable\x1b@example.com"),
+    ]
 
     fewer = await run(tmp_path, environment, "expiring", "--days", "2")
     assert "refresh token" not in fewer.out
     first = await run(tmp_path, environment, "expiring", "--limit", "1")
-    assert "there may be more" in first.out
+    assert "there may be more" in first.err
     wrong = await run(tmp_path, environment, "expiring", "--days", "-1")
     assert wrong.code == 2
     assert "--days" in wrong.err
