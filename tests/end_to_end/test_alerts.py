@@ -358,7 +358,7 @@ async def test_a_database_that_does_not_respond(trial: Trial, own_postgres: tupl
     users = await trial.connect_users(1)
     ((user, integration_id),) = users.items()
     credentials = pb.GetCredentialsRequest(integration_id=integration_id, user_id=user)
-    callback = f"{trial.system.sidecar_url}/api/v1/integrations/callback/sandbox?state={token_hex(16)}&code=x"
+    callback = await trial.system.decide(await trial.system.begin(user), account=user)
 
     @asynccontextmanager
     async def frozen() -> AsyncIterator[Callable[[], Awaitable[object]]]:
@@ -367,7 +367,7 @@ async def test_a_database_that_does_not_respond(trial: Trial, own_postgres: tupl
         with freeze_server(own_postgres[0]):
             yield lambda: asyncio.gather(
                 trial.call("GetCredentials", credentials, 3),
-                trial.system.browser.get(callback),
+                trial.system.follow(callback),
                 trial.send_webhook(account="nobody"),
             )
 
