@@ -221,3 +221,12 @@ async def test_what_is_no_fault_changes_nothing(http: httpx.AsyncClient, sandbox
     sandbox.behaviour = replace(sandbox.behaviour, faults={"userinfo": Fault(status=500)})
     assert (await http.put("/faults", content=body)).status_code == 400
     assert (await http.get("/userinfo")).status_code == 500
+
+
+@pytest.mark.parametrize("method", ["POST", "GET", "OPTIONS"])
+async def test_a_web_page_cannot_switch_faults(http: httpx.AsyncClient, sandbox: Sandbox, method: str) -> None:
+    """A browser sends a PUT to another origin only after OPTIONS has permitted it; it sends a POST at once."""
+    response = await http.request(method, "/faults", content='{"userinfo": {"status": 500}}')
+    assert response.status_code == 405
+    assert not [name for name in response.headers if name.startswith("access-control")]
+    assert not sandbox.behaviour.faults
