@@ -40,8 +40,8 @@ from integration_server.setting_types import (
     split_list,
 )
 from integration_server.sidecar_settings import SidecarSettings
-from integration_server.storage.engine import DEFAULT_DATABASE_URL, parse_database_url
 from integration_server.storage.key_encryption import parse_key
+from integration_server.storage.pools import DEFAULT_DATABASE_URL, parse_database_url
 from integration_server.storage.user_usage import DEFAULT_USER_QUOTAS, UserQuotas
 from integration_server.storage.webhook_routing import UnroutedLimits
 

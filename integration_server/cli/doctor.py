@@ -29,10 +29,11 @@ from integration_server.rpc.authentication import IdentityKind
 from integration_server.rpc.policy import read_policy
 from integration_server.settings import Settings, SettingsError, read_environment
 from integration_server.storage.data_keys import describe_data_keys
-from integration_server.storage.engine import SqliteLocation, open_database, parse_database_url
+from integration_server.storage.engine import open_database
 from integration_server.storage.key_encryption import KeyringError
 from integration_server.storage.keyring import open_keyring
 from integration_server.storage.outage_causes import explain_outage
+from integration_server.storage.pools import SqliteLocation, parse_database_url
 from integration_server.storage.refresh_journal import FileRefreshJournal, require_writable
 from integration_server.storage.schema import SchemaError, check_schema
 from integration_server.wiring.auth import open_issuers

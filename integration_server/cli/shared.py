@@ -19,9 +19,10 @@ from integration_server.logs import configure_logging
 from integration_server.providers.factory import ProvidersError
 from integration_server.settings import Settings, SettingsError, read_environment
 from integration_server.storage.data_keys import describe_data_keys
-from integration_server.storage.engine import DEFAULT_DATABASE_URL, SqliteLocation, open_database, parse_database_url
+from integration_server.storage.engine import open_database
 from integration_server.storage.key_encryption import KEY_BYTES, KeyringError
 from integration_server.storage.outage_causes import explain_outage
+from integration_server.storage.pools import DEFAULT_DATABASE_URL, SqliteLocation, parse_database_url
 from integration_server.storage.schema import SchemaError, check_schema
 from integration_server.storage.schema import migrate as migrate_schema
 from integration_server.wiring.audit_heads import open_head_recorder

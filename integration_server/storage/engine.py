@@ -1,71 +1,57 @@
-"""Database connections: parses the database URL, opens connection pools, and converts connection errors and times.
+"""Database connections: lends them, runs statements, and converts errors and times.
 
-SQLite has one connection for writes per process, for which writers queue, and several for reads. PostgreSQL has one
-pool; reads use autocommit, which saves the two round trips of a transaction. One more connection monitors the database:
-it works, or reports that the database is unavailable, while the others are busy, blocked or exhausted.
+One connection monitors the database: it works, or reports that the database is unavailable, while those of the pools
+are busy, blocked or exhausted.
 """
 
 import asyncio
 import json
-import os
 import sqlite3
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections import namedtuple
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
-from functools import partial
-from pathlib import Path
+from functools import cached_property, partial
 from typing import Any, TypeVar
-from urllib.parse import urlencode
 
 import asyncpg
 from pydantic_core import from_json
 from sqlalchemy import (
-    URL,
+    ColumnElement,
+    CompoundSelect,
     Connection,
     DateTime,
     Executable,
+    Float,
     Row,
+    Select,
+    Table,
     UpdateBase,
     bindparam,
     event,
-    make_url,
     select,
     text,
 )
-from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
-from sqlalchemy.engine import AdaptedConnection, Dialect
-from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, MissingGreenlet
+from sqlalchemy.engine import Dialect
+from sqlalchemy.exc import DBAPIError, MissingGreenlet
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlalchemy.util import greenlet_spawn
-from sqlalchemy.util.concurrency import in_greenlet
 
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.service.background.detached_tasks import waiting_for_store
 from integration_server.service.common_types import Record, record_nothing
-from integration_server.storage.driver_queries import CompiledQuery, DriverConnection, DriverQuery, Values
+from integration_server.storage.pools import make_pools, parse_database_url
 
 T = TypeVar("T")
-
-DEFAULT_DATABASE_URL = "sqlite:///./data/integrations.db"
-
-_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-
-_POSTGRES_PARAMETERS = frozenset(
-    {
-        "application_name", "host", "options", "port", "sslcert", "sslcrl", "sslkey", "sslmode", "sslnegotiation",
-        "sslrootcert", "target_session_attrs",
-    }
-)  # fmt: skip
-"""The connection parameters of libpq that asyncpg supports."""
 
 _UNAVAILABLE_SQLSTATES = ("08", "25006", "28", "3D000", "40", "53", "55P03", "57", "58")
 """Prefixes of the SQLSTATEs of errors that a later attempt may not have: connection, read-only standby, login, missing
@@ -81,65 +67,190 @@ _UNAVAILABLE_SQLITE_CODES = frozenset(
 """Errors of the file, the disk or a lock, not of a statement (sqlite.org/rescode.html)."""
 
 
-# --- URL ---------------------------------------------------------------------------------------------------------
+# --- queries that the driver runs ------------------------------------------------------------------------------------
+
+# SQLAlchemy's execution and its rows cost more than a short query does
+# (docs/decisions/0014-queries-by-the-driver.md). Here a query is compiled once, PostgreSQL prepares it once per
+# connection, and rows are sequences of values in the order of the columns.
+
+Values = Sequence[Any]
+"""The values of a row, in the order of the query's columns."""
+
+_Convert = Callable[[Any], Any]
+
+# Of prepared statements, after changes of the schema or of the session. They are prepared again.
+_OUTDATED = (
+    asyncpg.InvalidCachedStatementError,
+    asyncpg.OutdatedSchemaCacheError,
+    asyncpg.InvalidSQLStatementNameError,
+)
 
 
-@dataclass(frozen=True, slots=True)
-class SqliteLocation:
-    """The location of an SQLite database."""
-
-    path: Path
+class ConstraintViolated(Exception):
+    """A statement violates a constraint of its table."""
 
 
-@dataclass(frozen=True, slots=True)
-class PostgresLocation:
-    """The location of a PostgreSQL database. `repr` hides the password; `parameters` is a URL query for libpq."""
+@dataclass(frozen=True, eq=False)
+class DriverQuery:
+    """A statement with named parameters, none of which is expanded: a list is one parameter (`is_one_of`)."""
 
-    url: URL
-    parameters: str = field(repr=False)
+    statement: Select[Any] | CompoundSelect[Any] | UpdateBase
+
+    def named(self, rows: Sequence[Values]) -> Sequence[Any]:
+        """Rows of this query whose values are attributes, named as the columns."""
+        return list(map(self._row_type._make, rows))
+
+    @cached_property
+    def _row_type(self) -> Any:  # noqa: ANN401  # a named tuple
+        return namedtuple("Row", [str(column.key) for column in _columns_of(self.statement)])
 
 
-def parse_database_url(text: str) -> SqliteLocation | PostgresLocation:
-    """Parse a `DATABASE_URL`: `sqlite:///path`, `postgresql://…` or `postgres://…`; a `+driver` is ignored.
+class CompiledQuery:
+    """A query in the SQL of a dialect, with the conversions of its parameters and of its columns."""
 
-    Raises `ValueError`. Its message quotes nothing of the URL, because a password may be anywhere in it.
+    def __init__(self, query: DriverQuery, dialect: Dialect) -> None:
+        statement = query.statement
+        compiled: Any = statement.compile(dialect=dialect)  # declares no SQL compiler
+        self.sql: str = compiled.string
+        self._constants: Mapping[str, Any] = compiled.params
+        self._parameters: Sequence[tuple[str, _Convert | None]] = [
+            (name, compiled._bind_processors.get(name)) for name in compiled.positiontup or ()
+        ]
+        converters = [_result_converter(column.type, dialect) for column in _columns_of(statement)]
+        self._converters = [(index, convert) for index, convert in enumerate(converters) if convert is not None]
+
+    def arguments(self, parameters: Mapping[str, Any]) -> Sequence[Any]:
+        """The values of the parameters in the order in which the SQL has them."""
+        arguments = []
+        for name, convert in self._parameters:
+            value = parameters[name] if name in parameters else self._constants[name]
+            arguments.append(value if convert is None else convert(value))
+        return arguments
+
+    def rows(self, found: Sequence[Values]) -> Sequence[Values]:
+        """The rows as the types of the columns define them."""
+        if not self._converters:
+            return found
+        rows = []
+        for one in found:
+            row = list(one)
+            for index, convert in self._converters:
+                value = row[index]
+                if value is not None:  # the conversions leave NULL as it is
+                    row[index] = convert(value)
+            rows.append(row)
+        return rows
+
+
+def _columns_of(statement: Select[Any] | CompoundSelect[Any] | UpdateBase) -> Iterable[ColumnElement[Any]]:
+    return statement.exported_columns if isinstance(statement, UpdateBase) else statement.selected_columns
+
+
+def _result_converter(column_type: TypeEngine[Any], dialect: Dialect) -> _Convert | None:
+    if isinstance(column_type, Float):  # both drivers return floats; SQLAlchemy would decide by the type of each result
+        return None
+    convert: _Convert | None = column_type.dialect_impl(dialect).result_processor(dialect, None)
+    return convert
+
+
+class DriverConnection:
+    """A lent connection on which the driver runs statements. Raises the errors of the driver, or `ConstraintViolated`.
+
+    Without `keeps_statements` the next statement may reach another session, behind a transaction pooler: a statement
+    without a name is parsed again in the message that executes it. `compiled` returns the text of a statement.
     """
-    try:
-        url = make_url(text)
-    except (ArgumentError, ValueError):
-        raise ValueError(
-            "is not a database URL: expected sqlite:///path or postgresql://user:password@host:port/database, "
-            "with special characters in the password percent-encoded"
-        ) from None
-    match url.get_backend_name():
-        case "sqlite":
-            return _sqlite_location(url)
-        case "postgresql" | "postgres":
-            return _postgres_location(url)
-        case _:
-            raise ValueError("has an unknown scheme: expected sqlite:// or postgresql://")
 
+    def __init__(
+        self,
+        connection: PoolProxiedConnection,
+        compiled: Callable[[DriverQuery], CompiledQuery],
+        *,
+        keeps_statements: bool,
+    ) -> None:
+        self._driver: Any = connection.driver_connection  # of asyncpg or aiosqlite
+        self._is_postgres = isinstance(self._driver, asyncpg.Connection)
+        self.dialect_name = "postgresql" if self._is_postgres else "sqlite"
+        # Of this connection to the database: a new one has a new dictionary.
+        self._statements: dict[Any, Any] | None = connection.info if keeps_statements else None
+        self._compiled = compiled
+        self._is_in_transaction = False
 
-def _sqlite_location(url: URL) -> SqliteLocation:
-    if url.host or url.username:
-        raise ValueError("needs three slashes for a relative SQLite path, four for an absolute one: sqlite:///path")
-    if not url.database or url.database.startswith((":memory:", "file:")):
-        raise ValueError("must name a file: an SQLite database in memory is lost")
-    if url.query:
-        raise ValueError("takes no parameters after an SQLite path")
-    return SqliteLocation(Path(url.database))
+    async def run(self, query: DriverQuery, **parameters: Any) -> Sequence[Values]:  # noqa: ANN401
+        """The rows of a statement."""
+        compiled = self._compiled(query)
+        return compiled.rows(await self._execute(compiled, "fetch", compiled.arguments(parameters)))
 
+    async def run_many(self, query: DriverQuery, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Run a statement once for each of these rows of parameters."""
+        compiled = self._compiled(query)
+        await self._execute(compiled, "executemany", list(map(compiled.arguments, rows)))
 
-def _postgres_location(url: URL) -> PostgresLocation:
-    if "@" in (url.host or ""):
-        raise ValueError("has more than one @: percent-encode the one in the password as %40")
-    if not url.query.keys() <= _POSTGRES_PARAMETERS:
-        raise ValueError(f"has an unknown parameter: expected {', '.join(sorted(_POSTGRES_PARAMETERS))}")
-    if url.query.get("sslmode", "prefer") not in _SSL_MODES:
-        raise ValueError(f"has an unknown sslmode: expected {', '.join(_SSL_MODES)}")
-    return PostgresLocation(
-        url=url.set(drivername="postgresql+asyncpg", query={}), parameters=urlencode(url.query, doseq=True)
-    )
+    async def copy_rows(
+        self, table: Table, columns: Sequence[str], parts: AsyncIterator[Sequence[tuple[Any, ...]]]
+    ) -> None:
+        """Insert rows by PostgreSQL's COPY, in a transaction. `parts` may await between them.
+
+        The values are the driver's: the types of the columns do not convert them.
+        """
+
+        async def rows() -> AsyncIterator[tuple[Any, ...]]:
+            async for part in parts:
+                for row in part:
+                    yield row
+
+        await self._driver.copy_records_to_table(table.name, columns=columns, records=rows())
+
+    async def begin(self) -> None:
+        """Begin a transaction, in SQLite with the lock of writers."""
+        await self._control("BEGIN" if self._is_postgres else "BEGIN IMMEDIATE")
+        self._is_in_transaction = True
+
+    async def commit(self) -> None:
+        """Commit the transaction."""
+        await self._control("COMMIT")
+
+    async def rollback(self) -> None:
+        """Roll the transaction back, if there is one. SQLite ends it itself after some errors."""
+        if self._is_postgres or self._driver.in_transaction:
+            await self._control("ROLLBACK")
+
+    async def _control(self, sql: str) -> None:
+        await (self._driver.execute(sql) if self._is_postgres else self._driver.execute_fetchall(sql))
+
+    async def _execute(self, compiled: CompiledQuery, method: str, arguments: Sequence[Any]) -> Sequence[Values]:
+        try:
+            if not self._is_postgres:
+                return await self._execute_sqlite(compiled.sql, method, arguments)
+            return await self._execute_postgres(compiled, method, arguments) or ()
+        except (asyncpg.IntegrityConstraintViolationError, sqlite3.IntegrityError) as error:
+            raise ConstraintViolated from error
+
+    async def _execute_sqlite(self, sql: str, method: str, arguments: Sequence[Any]) -> Sequence[Values]:
+        if method == "fetch":
+            rows: Sequence[Values] = await self._driver.execute_fetchall(sql, arguments)
+            return rows
+        cursor = await self._driver.executemany(sql, arguments)
+        await cursor.close()
+        return ()
+
+    async def _execute_postgres(self, compiled: CompiledQuery, method: str, arguments: Sequence[Any]) -> Any:  # noqa: ANN401
+        if self._statements is None:
+            statement = await self._driver.prepare(compiled.sql, name="")
+            return await self._call(statement, method, arguments)
+        statement = self._statements.get(compiled)
+        if statement is not None:
+            try:
+                return await self._call(statement, method, arguments)
+            except _OUTDATED as error:
+                del self._statements[compiled]
+                if self._is_in_transaction:  # which the error has ended
+                    raise StoreUnavailable from error
+        statement = await self._driver.prepare(compiled.sql, name=f"s_{uuid.uuid4().hex}")
+        self._statements[compiled] = statement
+        return await self._call(statement, method, arguments)
+
+    async def _call(self, statement: Any, method: str, arguments: Sequence[Any]) -> Any:  # noqa: ANN401  # asyncpg's
+        return await (statement.fetch(*arguments) if method == "fetch" else statement.executemany(arguments))
 
 
 # --- connections -------------------------------------------------------------------------------------------------
@@ -404,30 +515,30 @@ async def open_database(
     `monitor_timeout` for both on the monitoring connection. `record_wait` gets the seconds of each wait for
     a connection. Raises `ValueError` for a bad URL.
     """
-    target = parse_database_url(url)
-    if isinstance(target, SqliteLocation):
-        database = _sqlite_database(target, pool_size, connect_timeout, monitor_timeout)
-    else:
-        database = await _postgres_database(target, pool_size, connect_timeout, command_timeout, monitor_timeout)
-    database.record_wait = record_wait
+    change_notified = asyncio.Event()
+    pools = await make_pools(
+        parse_database_url(url),
+        pool_size,
+        parse_json,
+        change_notified,
+        connect_timeout=connect_timeout,
+        command_timeout=command_timeout,
+        monitor_timeout=monitor_timeout,
+    )
+    if pools.writers.dialect.name == "sqlite":
+        event.listen(pools.writers.sync_engine, "begin", _begin_immediate)
+    database = Database(
+        pools.readers,
+        pools.writers,
+        pools.autocommit_writers,
+        pools.monitors,
+        change_notified,
+        record_wait,
+        pools.keeps_statements,
+        _monitor_timeout=monitor_timeout,
+    )
     async with aclosing(database):
         yield database
-
-
-def _engine(
-    url: URL, pool_size: int, timeout: float, connect_args: Mapping[str, Any], *, read_only: bool = False
-) -> AsyncEngine:
-    return create_async_engine(
-        url,
-        connect_args={"timeout": timeout, **connect_args},
-        pool_size=pool_size,
-        max_overflow=0,
-        pool_timeout=timeout,
-        hide_parameters=True,
-        skip_autocommit_rollback=read_only,  # saves a switch to SQLite's thread
-        json_serializer=partial(json.dumps, allow_nan=False),  # PostgreSQL has no NaN in JSON
-        json_deserializer=parse_json,
-    )
 
 
 def parse_json(text: str) -> Any:  # noqa: ANN401  # what JSON can have
@@ -439,152 +550,6 @@ def parse_json(text: str) -> Any:  # noqa: ANN401  # what JSON can have
         return from_json(text, cache_strings="keys")
     except ValueError:
         return json.loads(text)
-
-
-async def _postgres_database(
-    target: PostgresLocation,
-    pool_size: int,
-    connect_timeout: float,
-    command_timeout: float | None,
-    monitor_timeout: float,
-) -> Database:
-    is_pooled = await _is_pooled(_postgres_engine(target, 1, connect_timeout, connect_timeout, _UNPREPARED_STATEMENTS))
-    statements = _UNPREPARED_STATEMENTS if is_pooled else _PREPARED_STATEMENTS
-    engine = _postgres_engine(target, pool_size, connect_timeout, command_timeout, statements)
-    monitors = _postgres_engine(target, 1, monitor_timeout, monitor_timeout, statements)
-    database = Database(
-        _autocommit(engine),
-        engine,
-        _autocommit(engine),
-        _autocommit(monitors),
-        _keeps_statements=not is_pooled,
-        _monitor_timeout=monitor_timeout,
-    )
-    if not is_pooled:  # a pooler gives the session to other clients
-        event.listen(monitors.sync_engine, "connect", partial(_listen, database.change_notified))
-    return database
-
-
-def _listen(change_notified: asyncio.Event, connection: AdaptedConnection, _record: object) -> None:
-    """Set the event for each notification of the trigger `notify_change`.
-
-    Without LISTEN, as on distributed engines and standbys, the reader polls. A lost connection fails at the next
-    statement.
-    """
-
-    async def listen(driver: "asyncpg.Connection[asyncpg.Record]") -> None:
-        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError):  # SQLAlchemy converts errors of statements only
-            await driver.add_listener("integration_changes", lambda *_: change_notified.set())
-
-    connection.run_async(listen)
-
-
-# SQLAlchemy keeps prepared statements. Random names do not clash with those of an earlier client of the session.
-_PREPARED_STATEMENTS: Mapping[str, Any] = {"prepared_statement_name_func": lambda: f"s_{uuid.uuid4().hex}"}
-
-# Behind a pooler the next statement may reach another session, which lacks prepared statements. A statement without a
-# name (`str()` is empty) is parsed again by asyncpg, in the message that executes it.
-_UNPREPARED_STATEMENTS: Mapping[str, Any] = {"prepared_statement_name_func": str, "prepared_statement_cache_size": 0}
-
-
-def _postgres_engine(
-    target: PostgresLocation,
-    pool_size: int,
-    connect_timeout: float,
-    command_timeout: float | None,
-    statements: Mapping[str, Any],
-) -> AsyncEngine:
-    engine = _engine(
-        target.url,
-        pool_size,
-        connect_timeout,
-        {
-            "dsn": f"postgresql://?{target.parameters}",
-            "command_timeout": command_timeout,
-            "statement_cache_size": 0,  # asyncpg's own cache numbers the statements
-            **statements,
-        },
-    )
-    event.listen(engine.sync_engine, "checkout", _discard_closed_connection)
-    event.listen(engine.sync_engine, "do_connect", _require_greenlet)
-    return engine
-
-
-def _autocommit(engine: AsyncEngine) -> AsyncEngine:
-    return engine.execution_options(isolation_level="AUTOCOMMIT")
-
-
-async def _is_pooled(engine: AsyncEngine) -> bool:
-    """Whether a transaction pooler is in between: another session responds than was opened.
-
-    True also if none responds: what works behind a pooler works everywhere.
-    """
-    try:
-        async with engine.connect() as connection:
-            opened = (await connection.get_raw_connection()).driver_connection
-            serving_pid = await connection.scalar(text("SELECT pg_backend_pid()"))
-    except (OSError, DBAPIError, PoolTimeoutError):
-        return True
-    finally:
-        await engine.dispose()
-    return opened is None or opened.get_server_pid() != serving_pid
-
-
-def _discard_closed_connection(connection: AdaptedConnection, _record: object, _proxy: object) -> None:
-    """Have the pool replace a connection that the server closed. Unlike a ping it costs no round trip."""
-    if connection.driver_connection.is_closed():
-        raise DisconnectionError
-
-
-def _require_greenlet(*_connect_arguments: object) -> None:
-    """End a call of `_lend_raw` that would have to open a connection, before it creates a coroutine for it."""
-    if not in_greenlet():
-        raise MissingGreenlet
-
-
-def _sqlite_database(
-    target: SqliteLocation, pool_size: int, connect_timeout: float, monitor_timeout: float
-) -> Database:
-    url = URL.create("sqlite+aiosqlite", database=str(target.path))
-    readers = _engine(url, pool_size, connect_timeout, {}, read_only=True)
-    writers = _engine(url, 1, connect_timeout, {"factory": RollingBackConnection})
-    monitors = _engine(url, 1, monitor_timeout, {}, read_only=True)
-    for engine in (readers, writers, monitors):
-        event.listen(engine.sync_engine, "do_connect", partial(_make_private_file, target.path))
-        event.listen(engine.sync_engine, "connect", _configure_sqlite)
-    event.listen(writers.sync_engine, "begin", _begin_immediate)
-    return Database(readers, writers, writers, monitors, _monitor_timeout=monitor_timeout)
-
-
-class RollingBackConnection(sqlite3.Connection):
-    """Ends its transaction when it is closed.
-
-    A statement whose caller was cancelled may not be finalized yet. SQLite would then keep the transaction, and with it
-    the lock, until it is (sqlite.org/c3ref/close.html).
-    """
-
-    def close(self) -> None:
-        """Roll back and close."""
-        with suppress(sqlite3.Error):
-            self.rollback()
-        super().close()
-
-
-def _make_private_file(path: Path, *_connect_arguments: object) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Only a new file: closing one that is open elsewhere in this process drops the process's locks on it
-    # (sqlite.org/howtocorrupt.html §2.2), and the next process that exits would remove the WAL.
-    with suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))  # SQLite gives the WAL the same mode
-
-
-def _configure_sqlite(connection: AsyncAdapt_aiosqlite_connection, _record: object) -> None:
-    connection.isolation_level = None  # `sqlite3` begins no implicit transaction
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.execute("PRAGMA synchronous = FULL")  # with WAL, NORMAL loses commits in a power cut (sqlite.org/wal.html)
-    cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.close()
 
 
 def _begin_immediate(connection: Connection) -> None:

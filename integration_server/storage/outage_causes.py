@@ -15,7 +15,7 @@ import asyncpg
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.storage.engine import PostgresLocation, SqliteLocation, parse_database_url
+from integration_server.storage.pools import PostgresLocation, SqliteLocation, parse_database_url
 
 # SQLSTATEs, or their classes, of errors of a connection (PostgreSQL, appendix A).
 _SQLSTATES = (

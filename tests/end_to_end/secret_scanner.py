@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import asyncpg
 
-from integration_server.storage.engine import SqliteLocation, parse_database_url
+from integration_server.storage.pools import SqliteLocation, parse_database_url
 from integration_server.storage.tables import metadata
 
 # Hexadecimal runs long enough to be a value, such as each `bytea` in a PostgreSQL dump.

@@ -35,6 +35,7 @@ from integration_server.return_urls import with_result_params
 from integration_server.service.audit.audit_trail import audit_user
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import Clock
+from integration_server.service.connections.account_linking import TokenStorage
 from integration_server.service.connections.attempt_lifecycle import (
     ATTEMPT_LIFETIME,
     AttemptLifecycle,
@@ -44,7 +45,6 @@ from integration_server.service.connections.attempt_lifecycle import (
 )
 from integration_server.service.connections.ports import AttemptDetails, AuthorizationAttemptStore, StateClaims
 from integration_server.service.connections.redirect_allowlist import RedirectAllowlist
-from integration_server.service.connections.token_storage import TokenStorage
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.ports import IntegrationStore
 from integration_server.service.oauth_clients.oauth_client_directory import OAuthClientDirectory
