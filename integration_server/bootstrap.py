@@ -233,8 +233,8 @@ async def running_grpc_server(
         )
 
         use_cases = service.use_cases
-        manager, count_refusal = use_cases.integration_manager, metrics.counter(METRICS.peers_limited)
-        auth = await enter(open_auth_stack(settings, manager, clock, link.token, count_refusal))
+        count_refusal = metrics.counter(METRICS.peers_limited)
+        auth = await enter(open_auth_stack(settings, use_cases.integration_manager, clock, link.token, count_refusal))
         health = ServerHealthServicer(SERVICE_NAMES)
         call_log = CallLog(monotonic)
         stack.enter_context(call_log.watching_grpc_log())
@@ -257,7 +257,6 @@ async def running_grpc_server(
             access_log,
             tracing,
         )
-        grpc_address, grace = settings.grpc_address, settings.shutdown_grace
 
         def end_streams() -> None:
             health.stop()
@@ -265,7 +264,12 @@ async def running_grpc_server(
             use_cases.watched_changes.stop()
 
         listening = serving(
-            server, str(grpc_address), grace, auth.credentials, local_target=link.target, end_streams=end_streams
+            server,
+            str(settings.grpc_address),
+            settings.shutdown_grace,
+            auth.credentials,
+            local_target=link.target,
+            end_streams=end_streams,
         )
         port = await enter(listening)
 
@@ -297,7 +301,7 @@ async def running_grpc_server(
         for job, interval in [*jobs, *(background_jobs if worker.does_background_work else [])]:
             await enter(periodic_job(job, interval))
         stack.callback(health.drain)
-        yield GrpcServer(str(grpc_address._replace(port=port)), health.drain)
+        yield GrpcServer(str(settings.grpc_address._replace(port=port)), health.drain)
 
 
 def _record_both(first: RecordCall, second: RecordCall) -> RecordCall:
