@@ -28,7 +28,9 @@ class Service(FakeServicer):
         super().__init__()
         self.metadata: list[dict[str, str]] = []
 
-    async def HandleCallback(self, request: pb.HandleCallbackRequest, context: Any) -> pb.HandleCallbackResponse:
+    async def HandleCallback(  # type: ignore[override]  # asynchronous
+        self, request: pb.HandleCallbackRequest, context: Any
+    ) -> pb.HandleCallbackResponse:
         self.metadata.append(dict(context.invocation_metadata()))
         return pb.HandleCallbackResponse(success=True)
 
