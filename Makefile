@@ -172,7 +172,7 @@ lock: ## Pin all packages, with hashes, in the lock files (UPGRADE=1: newest ver
 	@test -x $(BIN)/uv || { echo "make: run 'make setup' first: it installs uv" >&2; exit 1; }
 	@$(COMPILE) --extra dev $(if $(UPGRADE),--upgrade) --output-file requirements.lock >/dev/null
 	@$(COMPILE) --extra build --extra server --constraint requirements.lock --upgrade --output-file requirements-run.lock >/dev/null
-	@$(COMPILE) --extra server --extra aws --extra redis --constraint requirements.lock --upgrade --output-file requirements-image.lock >/dev/null
+	@$(COMPILE) --extra server --extra aws --extra redis --extra traces --constraint requirements.lock --upgrade --output-file requirements-image.lock >/dev/null
 	@$(COMPILE) --extra checks --constraint requirements.lock --upgrade --output-file requirements-checks.lock >/dev/null
 	@$(COMPILE) --extra deploy --constraint requirements.lock --upgrade --output-file requirements-deploy.lock >/dev/null
 	@grep -c '==' requirements*.lock

@@ -26,6 +26,7 @@ from benchmarks import (
     proactive_refresh,
     reads,
     slow_provider,
+    traces_cost,
     unit_costs,
     watch,
     workers,
@@ -76,6 +77,7 @@ def run_all(context: typer.Context) -> bool:
         run_event_fan_out(),
         run_hostile_clients(),
         run_metrics_cost(),
+        run_traces_cost(),
         run_reads(),
         run_workers(),
         run_batch(),
@@ -164,6 +166,19 @@ def run_metrics_cost(
     """Metrics, scraped every second, cost little CPU."""
     plan = metrics_cost.MetricsCostPlan(database, rounds, seconds, rate, bound)
     return run_benchmark("metrics-cost", metrics_cost.__doc__, plan, partial(metrics_cost.measure, plan))
+
+
+@app.command("traces")
+def run_traces_cost(
+    database: Database = DatabaseKind.POSTGRES,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of phases.")] = 7,
+    seconds: Seconds = 20,
+    rate: Rate = 150,
+    bound: Annotated[float, typer.Option(help="Maximum ratio of the CPU time with traces to that without.")] = 1.15,
+) -> bool:
+    """Traces of every call cost little CPU."""
+    plan = traces_cost.TracesCostPlan(database, rounds, seconds, rate, bound)
+    return run_benchmark("traces", traces_cost.__doc__, plan, partial(traces_cost.measure, plan))
 
 
 @app.command("reads")
@@ -330,6 +345,7 @@ Plan = (
     | event_fan_out.EventFanOutPlan
     | hostile_clients.HostileClientsPlan
     | metrics_cost.MetricsCostPlan
+    | traces_cost.TracesCostPlan
     | reads.ReadsPlan
     | batch.BatchPlan
     | watch.WatchPlan

@@ -16,6 +16,7 @@ from integration_server.lifecycle import periodic_job, serving
 from integration_server.logs import written_access_log
 from integration_server.observability.listener import LocalSource
 from integration_server.observability.metrics import METRICS, Metrics, record_calls, record_provider_requests
+from integration_server.observability.spans import OpenSpan, Tracing
 from integration_server.providers.google_calendar_api import GoogleCalendarApi
 from integration_server.providers.http import ProviderHttp
 from integration_server.rpc.call_log import CallLog
@@ -69,6 +70,7 @@ from integration_server.wiring.storage import (
     why_not_ready,
 )
 from integration_server.wiring.system import monotonic, utc_now
+from integration_server.wiring.traces import opened_tracing, span_openers
 from integration_server.wiring.webhooks import build_webhooks
 from integration_server.wiring.workers import BEAT_INTERVAL, Worker
 
@@ -125,6 +127,7 @@ async def running_server(
     build_stores: BuildStores = sql_stores,
     server_tasks: Callable[[], DetachedTasks] = DetachedTasks,
     on_call: RecordCall | None = None,
+    tracing: Tracing | None = None,
 ) -> AsyncIterator[ServerAddresses]:
     """Run the gRPC server and its sidecar in this process, for development and tests. `serve` runs a process for each.
 
@@ -144,6 +147,7 @@ async def running_server(
             server_tasks=server_tasks,
             metrics=metrics,
             on_call=on_call,
+            tracing=tracing,
         )
         async with AsyncExitStack() as stack:
             metrics_url = ""
@@ -155,7 +159,9 @@ async def running_server(
                 )
                 metrics_url = await stack.enter_async_context(listener)
             running = await stack.enter_async_context(server)
-            sidecar_url = await stack.enter_async_context(running_sidecar(settings, link.client(), metrics))
+            sidecar_url = await stack.enter_async_context(
+                running_sidecar(settings, link.client(), metrics, tracing=tracing)
+            )
             stack.callback(running.drain)
             yield ServerAddresses(running.address, sidecar_url, metrics_url)
 
@@ -173,10 +179,12 @@ async def running_grpc_server(
     metrics: Metrics | None = None,
     worker: Worker | None = None,
     on_call: RecordCall | None = None,
+    tracing: Tracing | None = None,
 ) -> AsyncIterator[GrpcServer]:
     """Run the gRPC server, which a sidecar reaches over the link. On exit streams end, and calls get time to finish.
 
-    `worker` is what this process is among several; None for the only one.
+    `worker` is what this process is among several; None for the only one. `tracing` takes the place of that of the
+    settings.
 
     `settings.encryption_key` is set unless AWS KMS wraps the data keys. Raises `AddressTaken`, `InvalidFile`,
     `KeyringError`, `ProvidersError`, `SettingsError` or `StoreUnavailable`.
@@ -186,12 +194,16 @@ async def running_grpc_server(
     await asyncio.to_thread(require_writable, settings.refresh_journal_dir)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
-        http = await enter(ProviderHttp(clock, dev_mode=settings.dev_mode, deadline=settings.provider_timeout))
+        tracing = await enter(opened_tracing(settings, worker.name, tracing))
+        open_span, open_job_span = span_openers(tracing)
+        http = await enter(
+            ProviderHttp(clock, dev_mode=settings.dev_mode, deadline=settings.provider_timeout, open_span=open_span)
+        )
         record_request = record_provider_requests(metrics)
         providers = build_providers(settings, environment, http, clock, extra_providers, record_request)
         if worker.does_background_work:
             warn_of_unknown_names(providers.all())
-        storage = await enter(open_storage(settings, metrics.histogram(METRICS.connection_wait)))
+        storage = await enter(open_storage(settings, metrics.histogram(METRICS.connection_wait), open_span))
         database, keyring = storage.database, storage.keyring
         head_recorder = await enter(open_head_recorder(settings, storage.heads, clock))
         trail = await enter(AuditTrail(storage.audit_log))
@@ -214,6 +226,7 @@ async def running_grpc_server(
             cache=used_cache,
             metrics=metrics,
             process=worker,
+            open_job_span=open_job_span,
         )
         sampler = read_metrics(
             metrics, settings, providers.all(), database, service.reader, service.worker, trail, clock
@@ -242,8 +255,8 @@ async def running_grpc_server(
             worker,
             keyring.usable_keys,
             access_log,
+            tracing,
         )
-        grpc_address, grace = settings.grpc_address, settings.shutdown_grace
 
         def end_streams() -> None:
             health.stop()
@@ -251,7 +264,12 @@ async def running_grpc_server(
             use_cases.watched_changes.stop()
 
         listening = serving(
-            server, str(grpc_address), grace, auth.credentials, local_target=link.target, end_streams=end_streams
+            server,
+            str(settings.grpc_address),
+            settings.shutdown_grace,
+            auth.credentials,
+            local_target=link.target,
+            end_streams=end_streams,
         )
         port = await enter(listening)
 
@@ -283,7 +301,7 @@ async def running_grpc_server(
         for job, interval in [*jobs, *(background_jobs if worker.does_background_work else [])]:
             await enter(periodic_job(job, interval))
         stack.callback(health.drain)
-        yield GrpcServer(str(grpc_address._replace(port=port)), health.drain)
+        yield GrpcServer(str(settings.grpc_address._replace(port=port)), health.drain)
 
 
 def _record_both(first: RecordCall, second: RecordCall) -> RecordCall:
@@ -309,8 +327,9 @@ def build_service(
     metrics: Metrics | None = None,
     process: Worker | None = None,
     constants: Constants | None = None,
+    open_job_span: OpenSpan | None = None,
 ) -> Service:
-    """Build the use cases and the background work.
+    """Build the use cases and the background work. `open_job_span` opens a span for each item of background work.
 
     `cache` is the cache of `GetCredentials`, `process` what this process is among several.
     """
@@ -415,6 +434,7 @@ def build_service(
         connections.revocation_service,
         connections.device_poller,
         key_rotation,
+        open_job_span,
     )
     google_calendar = GoogleCalendar(credentials.service, api_proxy, GoogleCalendarApi())
     return Service(use_cases, google_calendar, credentials.refresher, connections.device_poller, reader, worker, cached)

@@ -59,6 +59,15 @@ def is_url(text: str) -> bool:
     return "://" in text
 
 
+def is_http_url(text: str) -> bool:
+    """Whether this is a URL with a host and without a user, of http or https."""
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None
+
+
 def is_loopback(host: str) -> bool:
     """Whether the host is this machine's loopback interface. A name other than localhost may resolve to anything."""
     try:

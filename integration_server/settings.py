@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
@@ -95,6 +96,13 @@ def _is_https_url(location: str, dev_mode: bool) -> bool:
 def _check_database_url(url: str) -> str:
     parse_database_url(url)
     return url
+
+
+def _has_exporter() -> bool:
+    try:
+        return find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ModuleNotFoundError:  # of a package around it
+        return False
 
 
 def _is_redis_url(url: str) -> bool:
@@ -381,6 +389,11 @@ SERVER_RULES = (
 
 RULES = (
     Rule(("SIDECAR_ADDRESS", "DEV_MODE"), lambda s: _is_open_in_dev_mode(s, s.sidecar_address), _DEV_MODE_MESSAGE),
+    Rule(
+        ("TRACES_ENDPOINT",),
+        lambda s: s.traces_endpoint is not None and not _has_exporter(),
+        "needs the extra `traces`: pip install 'integration-server[traces]'",
+    ),
     Rule(("METRICS_ADDRESS", "DEV_MODE"), lambda s: _is_open_in_dev_mode(s, s.metrics_address), _DEV_MODE_MESSAGE),
     Rule(("SANDBOX_ADDRESS", "DEV_MODE"), lambda s: _is_open_in_dev_mode(s, s.sandbox_address), _DEV_MODE_MESSAGE),
     Rule(

@@ -16,6 +16,8 @@ from integration_server.setting_types import (
     Networks,
     Seconds,
     duration,
+    is_http_url,
+    require,
 )
 
 
@@ -29,6 +31,8 @@ class SidecarSettings(BaseModel):
 
     log_level: Level = "INFO"
     access_log: bool = True
+    traces_endpoint: Annotated[str, require(is_http_url, "must be an http or https URL")] | None = None  # None: off
+    traces_sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
     sidecar_address: ListenAddress = Address("127.0.0.1", 8080)
     public_url: BaseUrl = Field(default_factory=lambda data: f"http://{data['sidecar_address']}")
 

@@ -472,7 +472,7 @@ class Supervisor:
         return True
 
     def _labelled(self, process: _Process, lines: Iterable[bytes]) -> Iterator[bytes]:
-        """The lines, with the name of their process unless they have it: events do, what libraries print does not.
+        """The lines that are events, which name their process. What libraries print, such as gRPC's C core, is logged.
 
         Until all processes serve, what they print are messages of the command that the operator has just typed.
         """
@@ -482,7 +482,7 @@ class Supervisor:
             elif (suppressed := process.printed.admit(line)) is not None:
                 if suppressed:
                     self._log.warning("printed_lines_suppressed", name=process.spec.name, suppressed=suppressed)
-                yield f"{process.spec.name}: ".encode() + line
+                self._log.warning("printed_line", name=process.spec.name, text=line.decode("utf-8", errors="replace"))
 
     def _unregister(self, end: socket.socket | int) -> None:
         with suppress(KeyError):

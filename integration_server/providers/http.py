@@ -32,6 +32,7 @@ import httpx
 import structlog
 
 from integration_server.domain.errors import ProviderUnavailable
+from integration_server.observability.spans import OpenSpan
 from integration_server.providers.lenient_values import bounded, read_json, seconds_until
 from integration_server.providers.outbound_connections import (
     CONNECTING,
@@ -43,6 +44,7 @@ from integration_server.providers.outbound_connections import (
     is_public,
     is_public_or_loopback,
 )
+from integration_server.providers.request_spans import TracedTransport
 from integration_server.service.common_types import Clock
 from integration_server.service.request_body import RequestBody
 
@@ -181,7 +183,7 @@ class ProviderHttp:
     `deadline` covers everything from connecting to the last byte; a timeout per read never ends on a body that arrives
     slowly. Ten seconds is longer than any healthy token endpoint takes, and shorter than callers usually wait.
     `network` opens the connections; the default connects to public addresses only, and in dev mode also to loopback.
-    `transport` replaces HTTP altogether in tests.
+    `transport` replaces HTTP altogether in tests. `open_span` opens a span for each request; None without traces.
     """
 
     def __init__(
@@ -193,13 +195,15 @@ class ProviderHttp:
         body_limit: int = 1 << 20,
         network: httpcore.AsyncNetworkBackend | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
+        open_span: OpenSpan | None = None,
     ) -> None:
         self.dev_mode = dev_mode
         self._clock = clock
         self._deadline = deadline.total_seconds()
         self._body_limit = body_limit
         network = network or SsrfGuardedBackend(is_public_or_loopback if dev_mode else is_public)
-        self._transport = transport or PooledTransport(network)
+        own = transport or PooledTransport(network)
+        self._transport = own if open_span is None else TracedTransport(own, open_span)
         self._log = structlog.get_logger(__name__)
 
     async def __aenter__(self) -> Self:

@@ -304,7 +304,7 @@ def convert_errors(
         @asynccontextmanager
         async def abort_on_error(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message
             begin, outcome = time.perf_counter(), ("OK", "")
-            ids = observed.begin(context)
+            ids = observed.begin(method, context)
             try:
                 yield request
             except (asyncio.CancelledError, GeneratorExit):

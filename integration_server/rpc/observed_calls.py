@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import TypeAlias
 
 from integration_server.observability.correlation import REQUEST_ID, CallIdReader, CallIds, current_ids
+from integration_server.observability.spans import Attributes, Tracing
 from integration_server.rpc.methods import Context, Metadata, Method, Permission
 
 call_metadata: ContextVar[Metadata] = ContextVar("call_metadata", default=())
@@ -16,6 +17,9 @@ call_metadata: ContextVar[Metadata] = ContextVar("call_metadata", default=())
 
 WriteLine: TypeAlias = Callable[[str, str, str, float, str, CallIds], object]
 """Writes the line of a call: its method, status, reason, seconds, caller and ids."""
+
+# Of the server; the others are its callers' (opentelemetry.io/docs/specs/semconv/rpc/grpc).
+_SERVER_FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 
 _PROBE_SUCCESS = frozenset({"OK", "CANCELLED"})  # also of a watch that its client ends
 
@@ -40,7 +44,7 @@ class ObservedCalls:
         self._caller_of = caller_of
         self._is_known = is_known
 
-    def begin(self, context: Context) -> CallIds:
+    def begin(self, _method: Method, context: Context) -> CallIds:
         """Begin a call in its own task: what is logged from now on has its ids, and so has its response."""
         ids = self._reader.read(call_metadata.get())
         current_ids.set(ids)
@@ -63,6 +67,55 @@ class ObservedCalls:
             if given := self._reader.given_id(metadata):
                 context.set_trailing_metadata(((REQUEST_ID, given),))
             return
-        ids = self._reader.read(metadata)
+        self._note(method, context, seconds, caller, self._reader.read(metadata))
+
+    def _note(self, method: Method, context: Context, seconds: float, caller: str, ids: CallIds) -> None:
         context.set_trailing_metadata(((REQUEST_ID, ids.request_id),))
-        self._write_line(method.path, "OK", "", seconds, caller, ids)
+        if self._write_line is not None:
+            self._write_line(method.path, "OK", "", seconds, caller, ids)
+
+
+class TracedCalls(ObservedCalls):
+    """As `ObservedCalls`, with a span for each call, which continues the trace of its caller.
+
+    Probes have none.
+    """
+
+    def __init__(
+        self,
+        tracing: Tracing,
+        reader: CallIdReader,
+        write_line: WriteLine | None = None,
+        caller_of: Callable[[Context], str] = lambda _context: "",
+        is_known: Callable[[Context], bool] = lambda _context: True,
+    ) -> None:
+        super().__init__(reader, write_line, caller_of, is_known)
+        self._tracing = tracing
+
+    def begin(self, method: Method, context: Context) -> CallIds:
+        """Begin a call in its own task, and its span."""
+        ids = super().begin(method, context)
+        if method.permission is Permission.HEALTH:
+            return ids
+        traceparent = self._tracing.begin(method.path[1:], _attributes_of(method, ids), ids.traceparent)
+        ids = CallIds(ids.request_id, traceparent)
+        current_ids.set(ids)
+        return ids
+
+    def end(self, method: Method, status: str, reason: str, seconds: float, context: Context, ids: CallIds) -> None:
+        """End a call and its span."""
+        super().end(method, status, reason, seconds, context, ids)
+        if method.permission is not Permission.HEALTH:
+            outcome = {"rpc.response.status_code": status, **({"error.type": reason} if reason else {})}
+            self._tracing.end(outcome, failed=status in _SERVER_FAULTS)
+
+    def note_repeated(self, method: Method, metadata: Metadata, context: Context, seconds: float, caller: str) -> None:
+        """Note a call that got an earlier response again; its span is made when it has ended."""
+        ids = self._reader.read(metadata)
+        outcome = {**_attributes_of(method, ids), "rpc.response.status_code": "OK"}
+        traceparent = self._tracing.add(method.path[1:], outcome, ids.traceparent, seconds)
+        self._note(method, context, seconds, caller, CallIds(ids.request_id, traceparent))
+
+
+def _attributes_of(method: Method, ids: CallIds) -> Attributes:
+    return {"rpc.system.name": "grpc", "rpc.method": method.path[1:], "request_id": ids.request_id}

@@ -6,10 +6,10 @@ and a channel with the new certificate replaces the previous one.
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -18,6 +18,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from integration_server.hot_reload import Contents, InvalidFile, ReloadedFile
 from integration_server.observability.correlation import current_ids
+from integration_server.observability.spans import OpenSpan
 from integration_server.pem_validation import certificate_problems, pair_problems
 from integration_server.sidecar.request_ids import metadata_of_ids
 from integrations.v1.integration_service_pb2 import (
@@ -37,6 +38,10 @@ _CHANNEL_OPTIONS = (
     # Finds a restarted server within two seconds; the default backoff grows to two minutes.
     ("grpc.max_reconnect_backoff_ms", 2000),
 )
+
+T = TypeVar("T")
+
+SERVICE = "integrations.v1.IntegrationService"
 
 _READY = grpc.ChannelConnectivity.READY
 
@@ -111,6 +116,7 @@ class ServerClient:
         self._tls_files = tls_files or TlsFiles()
         self._reloaded = ReloadedFile("sidecar credentials", self._tls_files.paths, self._open)
         self._channels = self._reloaded.value
+        self._open_span: OpenSpan | None = None
         self._closing_channels: set[asyncio.Task[None]] = set()
 
     async def poll(self) -> None:
@@ -130,13 +136,17 @@ class ServerClient:
 
     def handle_callback(self, request: HandleCallbackRequest, *, timeout: float) -> Awaitable[HandleCallbackResponse]:
         """Call `HandleCallback`."""
-        state = self._channels.next()
-        return state.service.HandleCallback(request, timeout=timeout, metadata=state.metadata_of_call())
+        return self._call(
+            "HandleCallback",
+            lambda state: state.service.HandleCallback(request, timeout=timeout, metadata=state.metadata_of_call()),
+        )
 
     def receive_webhook(self, request: ReceiveWebhookRequest, *, timeout: float) -> Awaitable[ReceiveWebhookResponse]:
         """Call `ReceiveWebhook`."""
-        state = self._channels.next()
-        return state.service.ReceiveWebhook(request, timeout=timeout, metadata=state.metadata_of_call())
+        return self._call(
+            "ReceiveWebhook",
+            lambda state: state.service.ReceiveWebhook(request, timeout=timeout, metadata=state.metadata_of_call()),
+        )
 
     def check_health(self, request: HealthCheckRequest, *, timeout: float) -> Awaitable[HealthCheckResponse]:
         """Call `Health.Check`."""
@@ -145,6 +155,21 @@ class ServerClient:
             request, timeout=timeout, metadata=state.metadata_of_call()
         )
         return response
+
+    def trace(self, open_span: OpenSpan) -> None:
+        """Open a span for each call from now on, but not for health checks."""
+        self._open_span = open_span
+
+    def _call(self, name: str, call: Callable[[_ChannelState], Awaitable[T]]) -> Awaitable[T]:
+        state = self._channels.next()
+        return call(state) if self._open_span is None else self._call_in_span(self._open_span, name, call, state)
+
+    async def _call_in_span(
+        self, open_span: OpenSpan, name: str, call: Callable[[_ChannelState], Awaitable[T]], state: _ChannelState
+    ) -> T:
+        method = f"{SERVICE}/{name}"
+        with open_span(method, {"rpc.system.name": "grpc", "rpc.method": method}):
+            return await call(state)
 
     def _open(self, contents: Contents) -> _Channels:
         path = self._tls_files.token

@@ -6,9 +6,11 @@ from contextlib import aclosing, asynccontextmanager
 from functools import partial
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from integration_server.http_serving import SignalFreeServer, serving_http
 from integration_server.observability.correlation import CallIdReader
+from integration_server.observability.spans import Tracing
 from integration_server.peers import Network, TrustedProxies
 from integration_server.redaction import redact_text
 from integration_server.sidecar.app import create_app
@@ -17,6 +19,7 @@ from integration_server.sidecar.http_limits import HttpLimits
 from integration_server.sidecar.http_protocol import limited_protocol
 from integration_server.sidecar.middleware import MALFORMED, AnonymousLimits, RecordedApp, RecordRequest
 from integration_server.sidecar.request_ids import IdentifiedApp
+from integration_server.sidecar.request_spans import TracedApp
 
 
 @asynccontextmanager
@@ -32,19 +35,27 @@ async def run_sidecar(
     default_return_url: str | None = None,
     draining: asyncio.Event | None = None,
     has_access_log: bool = True,
+    tracing: Tracing | None = None,
 ) -> AsyncIterator[str]:
     """Run the sidecar; yields its local base URL. Port 0 selects a free port. Closes `server` at the end.
 
     Raises `OSError`, with the address in it, if the port is taken. The gRPC server may start later: until then
     `/readyz` responds 503, and again from when `draining` is set. At exit the listener closes, and requests in progress
     have 5 seconds to finish. `has_access_log`: each verified request has a line in the log.
+    Without `tracing` no request has a span.
     """
     anonymous = AnonymousLimits(
         limits, TrustedProxies(trusted_proxies), record_refusal=lambda status: record(0.0, MALFORMED, str(int(status)))
     )
-    app = create_app(server, limits, public_url, anonymous, default_return_url, draining, has_access_log=has_access_log)
+    endpoints = create_app(
+        server, limits, public_url, anonymous, default_return_url, draining, has_access_log=has_access_log
+    )
+    app: ASGIApp = RecordedApp(endpoints, record)
+    if tracing is not None:
+        server.trace(tracing.client)
+        app = TracedApp(app, tracing)
     config = uvicorn.Config(
-        IdentifiedApp(RecordedApp(app, record), CallIdReader(partial(redact_text, escape=str))),
+        IdentifiedApp(app, CallIdReader(partial(redact_text, escape=str))),
         http=limited_protocol(limits, anonymous),
         ws="none",
         lifespan="off",

@@ -47,9 +47,11 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlalchemy.util import greenlet_spawn
 
 from integration_server.domain.errors import StoreUnavailable
+from integration_server.observability.spans import OpenSpan
 from integration_server.service.background.detached_tasks import waiting_for_store
 from integration_server.service.common_types import Record, record_nothing
 from integration_server.storage.pools import make_pools, parse_database_url
+from integration_server.storage.statement_spans import attributes_of, trace_statements
 
 T = TypeVar("T")
 
@@ -253,6 +255,25 @@ class DriverConnection:
         return await (statement.fetch(*arguments) if method == "fetch" else statement.executemany(arguments))
 
 
+class TracedConnection(DriverConnection):
+    """A connection that opens a span for each statement that the driver runs."""
+
+    def __init__(
+        self,
+        connection: PoolProxiedConnection,
+        compiled: Callable[[DriverQuery], CompiledQuery],
+        open_span: OpenSpan,
+        *,
+        keeps_statements: bool,
+    ) -> None:
+        super().__init__(connection, compiled, keeps_statements=keeps_statements)
+        self._open_span = open_span
+
+    async def _execute(self, compiled: CompiledQuery, method: str, arguments: Sequence[Any]) -> Any:  # noqa: ANN401
+        with self._open_span(*attributes_of(self.dialect_name, compiled.sql)):
+            return await super()._execute(compiled, method, arguments)
+
+
 # --- connections -------------------------------------------------------------------------------------------------
 
 
@@ -271,6 +292,7 @@ class Database:
     _monitors: AsyncEngine
     change_notified: asyncio.Event = field(default_factory=asyncio.Event)
     record_wait: Record = record_nothing  # seconds until a connection was lent
+    open_span: OpenSpan | None = None  # of each statement
     _keeps_statements: bool = True  # False behind a transaction pooler
     _driver_queries: dict[DriverQuery, CompiledQuery] = field(default_factory=dict)
     _monitor: PoolProxiedConnection | None = None
@@ -333,8 +355,16 @@ class Database:
                 yield self._over_driver(engine, lent)
             await _return_raw(engine, lent)
 
+    def trace_statements(self, open_span: OpenSpan) -> None:
+        """Open a span for each statement from now on."""
+        self.open_span = open_span
+        for engine in {one.sync_engine for one in (self._readers, self._writers, self._autocommit_writers)}:
+            trace_statements(engine, open_span)
+
     def _over_driver(self, engine: AsyncEngine, lent: PoolProxiedConnection) -> DriverConnection:
         compiled = partial(self._compiled, engine, lent)
+        if self.open_span is not None:
+            return TracedConnection(lent, compiled, self.open_span, keeps_statements=self._keeps_statements)
         return DriverConnection(lent, compiled, keeps_statements=self._keeps_statements)
 
     def _compiled(self, engine: AsyncEngine, lent: PoolProxiedConnection, query: DriverQuery) -> CompiledQuery:
@@ -507,13 +537,14 @@ async def open_database(
     command_timeout: float | None = 10,  # statements take milliseconds: after this time none returns
     monitor_timeout: float = 1,  # a database that is available again is noticed within two seconds
     record_wait: Record = record_nothing,
+    open_span: OpenSpan | None = None,
 ) -> AsyncIterator[Database]:
     """Open the database at `url`. Connections are made on demand.
 
     `pool_size` is the number of connections (with SQLite, for reads) beside the monitoring connection. The timeouts are
     in seconds: `connect_timeout` to get a connection or SQLite's lock, `command_timeout` for a statement (PostgreSQL),
     `monitor_timeout` for both on the monitoring connection. `record_wait` gets the seconds of each wait for
-    a connection. Raises `ValueError` for a bad URL.
+    a connection. `open_span` opens a span for each statement; None without traces. Raises `ValueError` for a bad URL.
     """
     change_notified = asyncio.Event()
     pools = await make_pools(
@@ -534,9 +565,11 @@ async def open_database(
         pools.monitors,
         change_notified,
         record_wait,
-        pools.keeps_statements,
+        _keeps_statements=pools.keeps_statements,
         _monitor_timeout=monitor_timeout,
     )
+    if open_span is not None:
+        database.trace_statements(open_span)
     async with aclosing(database):
         yield database
 

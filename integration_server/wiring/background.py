@@ -1,7 +1,11 @@
 """Builds the background worker with its jobs."""
 
+from dataclasses import replace
+from typing import Any
+
+from integration_server.observability.spans import OpenSpan
 from integration_server.service.background.background_worker import BackgroundWorker, DueJob, WorkerLimits
-from integration_server.service.background.ports import JobKind
+from integration_server.service.background.ports import Claim, JobKind
 from integration_server.service.connections.device_polling import DeviceAuthorizationPoller
 from integration_server.service.connections.revocation import RevocationService
 from integration_server.service.credentials.refresher import TokenRefresher
@@ -16,8 +20,9 @@ def build_worker(
     revocation_service: RevocationService,
     device_poller: DeviceAuthorizationPoller,
     key_rotation: DueJob | None,
+    open_span: OpenSpan | None = None,
 ) -> BackgroundWorker:
-    """Build it. A claim lasts longer than its work."""
+    """Build it. A claim lasts longer than its work. `open_span` opens a span for each item; None without traces."""
     settings = parts.settings
     jobs = [
         # Longer than waiting for the lease of another process and the refresh take together.
@@ -29,7 +34,7 @@ def build_worker(
         *([key_rotation] if key_rotation else []),
     ]
     return BackgroundWorker(
-        jobs,
+        jobs if open_span is None else [_traced(job, open_span) for job in jobs],
         parts.stores.due_work,
         parts.providers,
         parts.clock,
@@ -37,3 +42,11 @@ def build_worker(
         limits=WorkerLimits(settings.background_calls_per_provider, settings.background_calls_per_second),
         pause=parts.constants.pause,
     )
+
+
+def _traced(job: DueJob, open_span: OpenSpan) -> DueJob:
+    async def handle(claim: Claim[Any]) -> bool:
+        with open_span(f"job {job.kind.value}", {"job": job.kind.value}):
+            return await job.handler(claim)
+
+    return replace(job, handler=handle)

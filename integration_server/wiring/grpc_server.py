@@ -13,6 +13,7 @@ from integration_server.domain.integration import Integration
 from integration_server.lifecycle import cap_to_fd_limit
 from integration_server.logs import AnyAccessLog
 from integration_server.observability.correlation import CallIdReader
+from integration_server.observability.spans import Tracing
 from integration_server.peers import TrustedProxies
 from integration_server.redaction import redact_text
 from integration_server.rpc.call_audit import record_audit
@@ -43,7 +44,7 @@ from integration_server.rpc.interceptors import (
     read_request,
     surviving_server,
 )
-from integration_server.rpc.observed_calls import ObservedCalls
+from integration_server.rpc.observed_calls import ObservedCalls, TracedCalls
 from integration_server.rpc.operator_service import OperatorService
 from integration_server.rpc.request_limits import MAX_BYTES
 from integration_server.rpc.stream_limits import limit_streams, write_in_time
@@ -90,14 +91,15 @@ def build_grpc_server(
     worker: Worker | None = None,
     usable_keys: Callable[[], object] = lambda: None,
     access_log: AnyAccessLog | None = None,
+    tracing: Tracing | None = None,
 ) -> grpc.aio.Server:
     """Build the server. `worker` is None for one process.
 
     `is_current` is that of the integration cache, if there is one, and `usable_keys` that of the keyring: see
     `ReusedResponses`.
 
-    Without `access_log` no call has a line in it. In dev mode, or where callers are authenticated, it has reflection
-    (grpcurl uses it).
+    Without `access_log` no call has a line in it, and without `tracing` none has a span. In dev mode, or where callers
+    are authenticated, it has reflection (grpcurl uses it).
     """
     worker = worker or Worker()
     address_of = client_address(TrustedProxies(settings.trusted_proxies))
@@ -115,7 +117,8 @@ def build_grpc_server(
     rate = CallRate(settings.caller_max_calls_per_second, worker.counts)
     concurrency = settings.caller_max_concurrency
     reader = RequestReader(settings.grpc_read_timeout)
-    calls = ObservedCalls(
+    observe = ObservedCalls if tracing is None else partial(TracedCalls, tracing)
+    calls = observe(
         CallIdReader(partial(redact_text, escape=str)),
         None if access_log is None else access_log.rpc,
         audited_caller,

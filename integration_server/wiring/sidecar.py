@@ -14,10 +14,12 @@ from tempfile import TemporaryDirectory, gettempdir
 
 from integration_server.lifecycle import AddressTaken, cap_to_fd_limit, periodic_job
 from integration_server.observability.metrics import Metrics, record_requests
+from integration_server.observability.spans import Tracing
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.http_limits import HttpLimits
 from integration_server.sidecar_settings import SidecarSettings
 from integration_server.wiring.system import random_token
+from integration_server.wiring.traces import opened_tracing
 
 _POLL_INTERVAL = timedelta(seconds=0.5)  # of the TLS and token files, which may be replaced at any time
 _MAX_PARENT_LENGTH = 60  # characters: the path of a Unix socket has at most 107, on macOS 103
@@ -76,10 +78,11 @@ async def running_sidecar(
     client: ServerClient,
     metrics: Metrics | None = None,
     draining: asyncio.Event | None = None,
+    tracing: Tracing | None = None,
 ) -> AsyncIterator[str]:
     """The sidecar on its address; yields its local URL. Closes the client at the end. Raises `AddressTaken`.
 
-    From when `draining` is set, it reports that it is not ready.
+    From when `draining` is set, it reports that it is not ready. `tracing` takes the place of that of the settings.
     """
     # The libraries of HTTP servers take 6 MB, which a worker does not need.
     from integration_server.sidecar.server import run_sidecar  # noqa: PLC0415
@@ -99,6 +102,7 @@ async def running_sidecar(
                 default_return_url=settings.default_return_url,
                 draining=draining,
                 has_access_log=settings.access_log,
+                tracing=await stack.enter_async_context(opened_tracing(settings, "sidecar", tracing)),
             )
             url = await stack.enter_async_context(sidecar)
         except OSError as error:

@@ -23,6 +23,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from integration_server.bootstrap import running_server
 from integration_server.dev import register_sandbox, replace_google_calendar
+from integration_server.observability.spans import Tracing
 from integration_server.providers.built_in import built_in_class
 from integration_server.providers.factory import ProviderFactory
 from integration_server.sandbox.behaviour import Behaviour
@@ -204,6 +205,7 @@ async def run_system(
     sandbox: Sandbox | None = None,
     environment: Mapping[str, str] | None = None,
     extra_providers: Sequence[Callable[[ProviderFactory, str], None]] = (),
+    tracing: Tracing | None = None,
     **settings: str,
 ) -> AsyncIterator[System]:
     """Run a system on a migrated database. `settings` are environment variables that override the defaults of tests.
@@ -234,6 +236,7 @@ async def run_system(
                 partial(_register, register, sandbox_url) for register in (register_sandbox, *extra_providers)
             ],
             clock=clock,
+            tracing=tracing,
         ) as running,
         clients_of(running.grpc_address, running.sidecar_url) as clients,
     ):

@@ -12,10 +12,8 @@ import structlog
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.server import run_sidecar
 from integrations.v1 import integration_service_pb2 as pb
-from integrations.v1.integration_service_pb2_grpc import (
-    IntegrationServiceServicer,
-    add_IntegrationServiceServicer_to_server,
-)
+from integrations.v1.integration_service_pb2_grpc import add_IntegrationServiceServicer_to_server
+from tests.fakes.integration_servicer import FakeServicer
 from tests.fakes.limits import LIMITS
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -23,13 +21,16 @@ TRACEPARENT = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
 CALLBACK = "/api/v1/integrations/callback/fake?code=c&state=s"
 
 
-class Service(IntegrationServiceServicer):
+class Service(FakeServicer):
     """Keeps the metadata of each call."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.metadata: list[dict[str, str]] = []
 
-    async def HandleCallback(self, request: pb.HandleCallbackRequest, context: Any) -> pb.HandleCallbackResponse:
+    async def HandleCallback(  # type: ignore[override]  # asynchronous
+        self, request: pb.HandleCallbackRequest, context: Any
+    ) -> pb.HandleCallbackResponse:
         self.metadata.append(dict(context.invocation_metadata()))
         return pb.HandleCallbackResponse(success=True)
 

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PROJECT = Path(__file__).parents[2]
-SERVER = ("server", "aws", "redis")
+SERVER = ("server", "aws", "redis", "traces")
 CLIENT = ("azure", "botocore", "github", "google", "httpx", "otel", "requests", "slack", "stripe", "twilio")
 PUBLISHED = (*SERVER, *CLIENT)
 LOCK, RUN_LOCK, IMAGE_LOCK = "requirements.lock", "requirements-run.lock", "requirements-image.lock"

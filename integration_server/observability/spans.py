@@ -1,0 +1,46 @@
+"""Spans, as the parts of the server see them: functions that open one, which are passed on where traces are on.
+
+The library behind them is imported by `tracing.py` only, and that only where traces are on.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Literal, Protocol, TypeAlias
+
+Attributes: TypeAlias = Mapping[str, str | int]
+"""What a span says. No attribute has a value of a request, a user or a secret."""
+
+Kind = Literal["server", "client", "internal"]
+
+
+class Span(Protocol):
+    """A span that is open."""
+
+    def set(self, name: str, value: str | int) -> None:
+        """Add an attribute."""
+
+    def fail(self, reason: str) -> None:
+        """Mark what the span stands for as failed."""
+
+
+OpenSpan: TypeAlias = Callable[[str, Attributes], AbstractContextManager[Span]]
+"""Opens a span with a name and attributes. An exception fails it with the name of its class."""
+
+
+class Tracing(Protocol):
+    """Opens spans. Each is the parent of those that are opened inside it."""
+
+    def root(self, name: str, attributes: Attributes) -> AbstractContextManager[Span]:
+        """A span of work that nobody asked for, with a trace of its own."""
+
+    def client(self, name: str, attributes: Attributes) -> AbstractContextManager[Span]:
+        """A span of a request to another system, if what asks for it is traced."""
+
+    def begin(self, name: str, attributes: Attributes, traceparent: str) -> str:
+        """Begin the span of a call in the call's own task; it continues the caller's trace. Returns its traceparent."""
+
+    def end(self, attributes: Attributes, *, failed: bool) -> None:
+        """End the span that `begin` has begun in this task."""
+
+    def add(self, name: str, attributes: Attributes, traceparent: str, seconds: float) -> str:
+        """Add the span of a call that has ended now. Returns its traceparent."""

@@ -1,0 +1,36 @@
+"""Opens the traces of a process, where they are on."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from integration_server.observability.spans import OpenSpan, Tracing
+from integration_server.redaction import redact_text
+from integration_server.sidecar_settings import SidecarSettings
+
+
+@asynccontextmanager
+async def opened_tracing(
+    settings: SidecarSettings, process: str, given: Tracing | None = None
+) -> AsyncIterator[Tracing | None]:
+    """The traces of this process: those that are `given`, or those of the settings; None if they are off.
+
+    At the end, what has not been exported yet is exported.
+    """
+    if given is not None or settings.traces_endpoint is None:
+        yield given
+        return
+    # Where traces are off, nothing of the library is imported.
+    from integration_server.observability.tracing import otlp_tracing  # noqa: PLC0415
+
+    ratio = settings.traces_sample_ratio
+    tracing = otlp_tracing(settings.traces_endpoint, redact_text, process=process, sample_ratio=ratio)
+    try:
+        yield tracing
+    finally:
+        await asyncio.to_thread(tracing.close)
+
+
+def span_openers(tracing: Tracing | None) -> tuple[OpenSpan | None, OpenSpan | None]:
+    """What opens the spans of requests to other systems, and those of background work; None without traces."""
+    return (None, None) if tracing is None else (tracing.client, tracing.root)
