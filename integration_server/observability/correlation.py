@@ -49,7 +49,7 @@ current_ids: ContextVar[CallIds | None] = ContextVar("call_ids", default=None)
 
 def new_request_id() -> str:
     """A new request id. It proves nothing, so that it need not be unpredictable."""
-    return f"{random.getrandbits(128):032x}"  # nosec B311 - as the docstring says
+    return f"{random.getrandbits(128):032x}"  # nosec B311
 
 
 class CallIdReader:
