@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import socket
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -37,6 +38,12 @@ LONG_FILES = frozenset(
     }
 )
 """Files with minutes of work, whose tests share nothing. They begin first, and workers share their tests."""
+
+
+def pytest_configure() -> None:
+    """Let the processes of tests end at SIGINT. Shells start jobs in the background with the signal ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
