@@ -27,7 +27,10 @@ def upgrade():
     op.execute({sql!r})
 """
 _COLUMN = f"""
-integrations.append_column(Column("extra", String(16), nullable=False, server_default="none", onupdate="{WRITTEN}"))
+from sqlalchemy import text
+
+written = text("'{WRITTEN}'")
+integrations.append_column(Column("extra", String(16), nullable=False, server_default="none", onupdate=written))
 """
 
 

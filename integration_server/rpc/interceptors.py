@@ -304,6 +304,9 @@ def convert_errors(
         @asynccontextmanager
         async def abort_on_error(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message
             begin, outcome = time.perf_counter(), ("OK", "")
+            # Read now: gRPC's core ends the process when it is asked for the peer of a call that is gone, and a stream
+            # can end later than its call.
+            address = address_of(context)
             ids = observed.begin(method, context)
             try:
                 yield request
@@ -313,13 +316,13 @@ def convert_errors(
                 raise
             except Exception as error:
                 outcome = outcome_of(error, context)
-                caller, peer = caller_of(context) if caller_of else "", peer_key(address_of(context))
+                caller, peer = caller_of(context) if caller_of else "", peer_key(address)
                 request_id = ids.request_id
                 await abort_call(error, method.path, context, call_log, caller=caller, peer=peer, request_id=request_id)
             finally:
                 seconds = time.perf_counter() - begin
                 record(method, *outcome, seconds)
-                observed.end(method, *outcome, seconds, context, ids)
+                observed.end(method, *outcome, seconds, context, ids, address)
 
         return wrap_in_context_manager(method, behavior, abort_on_error)
 

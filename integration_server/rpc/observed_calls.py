@@ -27,9 +27,9 @@ _PROBE_SUCCESS = frozenset({"OK", "CANCELLED"})  # also of a watch that its clie
 class ObservedCalls:
     """Gives calls their ids, and writes their lines.
 
-    `write_line` is None without an access log. `caller_of` names the caller, as in the audit trail. Calls that fail
-    before their caller is known (`is_known`) have no line: `CallLog` logs them in bounded numbers, and anybody can make
-    them.
+    `write_line` is None without an access log. `caller_of` names the caller, as in the audit trail; where that is
+    empty, the caller is the client's address. Calls that fail before their caller is known (`is_known`) have no line:
+    `CallLog` logs them in bounded numbers, and anybody can make them.
     """
 
     def __init__(
@@ -51,12 +51,14 @@ class ObservedCalls:
         context.set_trailing_metadata(((REQUEST_ID, ids.request_id),))
         return ids
 
-    def end(self, method: Method, status: str, reason: str, seconds: float, context: Context, ids: CallIds) -> None:
-        """End a call."""
+    def end(
+        self, method: Method, status: str, reason: str, seconds: float, context: Context, ids: CallIds, address: str
+    ) -> None:
+        """End a call from an address."""
         if self._write_line is None or (method.permission is Permission.HEALTH and status in _PROBE_SUCCESS):
             return
         if status == "OK" or self._is_known(context):
-            self._write_line(method.path, status, reason, seconds, self._caller_of(context), ids)
+            self._write_line(method.path, status, reason, seconds, self._caller_of(context) or address, ids)
 
     def note_repeated(self, method: Method, metadata: Metadata, context: Context, seconds: float, caller: str) -> None:
         """Note a call that got an earlier response again.
@@ -102,9 +104,11 @@ class TracedCalls(ObservedCalls):
         current_ids.set(ids)
         return ids
 
-    def end(self, method: Method, status: str, reason: str, seconds: float, context: Context, ids: CallIds) -> None:
+    def end(
+        self, method: Method, status: str, reason: str, seconds: float, context: Context, ids: CallIds, address: str
+    ) -> None:
         """End a call and its span."""
-        super().end(method, status, reason, seconds, context, ids)
+        super().end(method, status, reason, seconds, context, ids, address)
         if method.permission is not Permission.HEALTH:
             outcome = {"rpc.response.status_code": status, **({"error.type": reason} if reason else {})}
             self._tracing.end(outcome, failed=status in _SERVER_FAULTS)

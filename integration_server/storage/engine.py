@@ -113,6 +113,8 @@ class CompiledQuery:
     def __init__(self, query: DriverQuery, dialect: Dialect) -> None:
         statement = query.statement
         compiled: Any = statement.compile(dialect=dialect)  # declares no SQL compiler
+        if isinstance(statement, UpdateBase) and (*compiled.insert_prefetch, *compiled.update_prefetch):
+            raise TypeError("a driver's query has no column with a default that Python computes")
         self.sql: str = compiled.string
         self._constants: Mapping[str, Any] = compiled.params
         self._parameters: Sequence[tuple[str, _Convert | None]] = [

@@ -121,7 +121,7 @@ def build_grpc_server(
     calls = observe(
         CallIdReader(partial(redact_text, escape=str)),
         None if access_log is None else access_log.rpc,
-        audited_caller,
+        caller_name,
         is_known=lambda context: auth.basis is None or bool(caller_name(context)),
     )
     convert = convert_errors(caller_name, call_log, address_of, record, calls)

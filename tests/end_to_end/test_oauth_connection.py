@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -323,22 +323,28 @@ async def test_another_users_integration_has_the_same_response_as_a_missing_one(
     graces_id = await system.connect("grace", account="grace")
     before = await system.get(graces_id, "grace")
     unknown_id = graces_id + 1000
-    for build in (
-        lambda which: system.service.GetIntegration(pb.GetIntegrationRequest(**which)),
-        lambda which: system.service.UpdateIntegration(pb.UpdateIntegrationRequest(**which, name="Mine now")),
-        lambda which: system.service.DisconnectIntegration(pb.DisconnectIntegrationRequest(**which)),
-        lambda which: system.service.CheckHealth(pb.CheckHealthRequest(**which)),
-        lambda which: system.service.RefreshToken(pb.RefreshTokenRequest(**which, force=True)),
-        lambda which: system.service.GetCredentials(pb.GetCredentialsRequest(**which)),
-        lambda which: system.service.Connect(pb.ConnectRequest(**which, integration_type="sandbox")),
-        lambda which: system.service.ConnectWithApiKey(
-            pb.ConnectWithApiKeyRequest(**which, integration_type="sandbox_api_key", api_key=system.sandbox.api_key.key)
+    same_id = (("x-request-id", "of-both-calls"),)
+    service, key = system.service, system.sandbox.api_key.key
+    calls: Sequence[tuple[Any, Any, dict[str, Any]]] = (
+        (service.GetIntegration, pb.GetIntegrationRequest, {}),
+        (service.UpdateIntegration, pb.UpdateIntegrationRequest, {"name": "Mine now"}),
+        (service.DisconnectIntegration, pb.DisconnectIntegrationRequest, {}),
+        (service.CheckHealth, pb.CheckHealthRequest, {}),
+        (service.RefreshToken, pb.RefreshTokenRequest, {"force": True}),
+        (service.GetCredentials, pb.GetCredentialsRequest, {}),
+        (service.Connect, pb.ConnectRequest, {"integration_type": "sandbox"}),
+        (
+            service.ConnectWithApiKey,
+            pb.ConnectWithApiKeyRequest,
+            {"integration_type": "sandbox_api_key", "api_key": key},
         ),
-    ):
+    )
+    for method, request_class, given in calls:
         responses = []
         for integration_id in (graces_id, unknown_id):
+            request = request_class(integration_id=integration_id, user_id="mallory", **given)
             with pytest.raises(grpc.aio.AioRpcError) as raised:
-                await build({"integration_id": integration_id, "user_id": "mallory"})
+                await method(request, metadata=same_id)
             responses.append((raised.value.code(), raised.value.details(), raised.value.trailing_metadata()))
         assert responses[0] == responses[1]
         assert responses[0][0] == grpc.StatusCode.NOT_FOUND

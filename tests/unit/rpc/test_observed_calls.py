@@ -61,6 +61,20 @@ async def test_a_response_has_the_callers_id_and_so_has_the_line() -> None:
     assert observed.without_time() == [["/s/M", "OK", "", "sync", ids]]
 
 
+async def test_the_address_of_a_client_without_a_name_is_read_when_its_call_begins() -> None:
+    """gRPC's core ends the process when it is asked for the peer of a call that is gone."""
+    lines: list[Sequence[Any]] = []
+    addresses = ["10.0.0.1"]
+    calls = ObservedCalls(CallIdReader(str, lambda: "new"), lambda *line: lines.append(line))
+
+    async def behavior(_request: object, _context: object) -> None:
+        assert addresses == []
+
+    convert = convert_errors(address_of=lambda _: addresses.pop(), calls=calls)
+    await convert(METHOD, behavior)(Message(), FakeContext())
+    assert [line[4] for line in lines] == ["10.0.0.1"]
+
+
 async def test_a_call_without_an_id_gets_one() -> None:
     observed = Observed()
     context = await observed.call(metadata=())
