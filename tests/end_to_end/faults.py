@@ -20,9 +20,10 @@ class HeldResponse(Fault):
     released: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def wait_for_requests(self, requests: int) -> None:
-        """Wait until this many requests are held."""
-        for _ in range(requests):
-            await self.arrivals.get()
+        """Wait until this many requests are held. Raises `TimeoutError` after two minutes."""
+        async with asyncio.timeout(120):
+            for _ in range(requests):
+                await self.arrivals.get()
 
     async def respond(self, request: Request, handler: Handler) -> Response:
         """Record the arrival, and wait for the release."""
