@@ -129,6 +129,7 @@ lint: $(STAMP) $(CHECKS_STAMP) ## Check style, types, architecture, the contract
 	$(BIN)/buf lint $(IMAGE) --config protos/buf.yaml --path integrations
 	$(BIN)/buf breaking protos/integrations.v1.binpb --against protos/baseline.binpb --config protos/buf.yaml --path integrations
 	$(BIN)/openapi-spec-validator protos/integrations.v1.openapi.json
+	$(BIN)/python -m tools.blocking_client --check
 	$(BIN)/python -m tools.check_deploy
 
 .PHONY: proto
@@ -139,6 +140,10 @@ proto: $(STAMP) ## Compile protos/ into generated/, a descriptor set and the Ope
 .PHONY: proto-baseline
 proto-baseline: proto ## Accept breaking changes of the contract: replace protos/baseline.binpb
 	@cp protos/integrations.v1.binpb protos/baseline.binpb
+
+.PHONY: blocking-client
+blocking-client: $(STAMP) ## Write the client for threads from the one for asyncio
+	@$(BIN)/python -m tools.blocking_client
 
 .PHONY: providers-doc
 providers-doc: $(STAMP) ## Write docs/providers.md, and the keys in docs/adding-a-provider.md

@@ -92,6 +92,8 @@ class AsyncIntegrations:
         self._caller: AsyncCaller = AsyncTransport(configuration, hooks) if caller is None else caller
         self._store = CredentialStore(asyncio.Lock, max_accounts=max_accounts, idle=idle)
         self._watcher = AsyncWatcher(self._caller, self._store) if watch else None
+        if self._watcher is not None:
+            self._watcher.end_with(self)
 
     @classmethod
     def from_env(

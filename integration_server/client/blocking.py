@@ -1,9 +1,10 @@
 """The client: integrations, accounts, and connections that have begun."""
 
+# Generated from aio.py by `make blocking-client`.
+
 import random
 import threading
 import time
-import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -93,8 +94,8 @@ class Integrations:
         self._caller: Caller = Transport(configuration, hooks) if caller is None else caller
         self._store = CredentialStore(threading.Lock, max_accounts=max_accounts, idle=idle)
         self._watcher = Watcher(self._caller, self._store) if watch else None
-        # The streams end with the client, also if nobody closes it, and before the interpreter ends.
-        self._end_streams = weakref.finalize(self, Watcher.close, self._watcher) if self._watcher is not None else None
+        if self._watcher is not None:
+            self._watcher.end_with(self)
 
     @classmethod
     def from_env(
@@ -127,8 +128,8 @@ class Integrations:
 
     def close(self) -> None:
         """End the streams, and close the channel."""
-        if self._end_streams is not None:
-            self._end_streams()
+        if self._watcher is not None:
+            self._watcher.close()
         self._caller.close()
 
     def __enter__(self) -> Self:

@@ -7,6 +7,7 @@ thousands of accounts every few seconds, because a request names all of them.
 import asyncio
 import logging
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
 
 from integration_server.client.errors import Cancelled, IntegrationsError
@@ -43,7 +44,7 @@ class Watcher:
     def __init__(self, caller: Caller, store: CredentialStore[threading.Lock]) -> None:
         self._caller = caller
         self._store = store
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector may call `close` in a thread that holds it
         self._runs: dict[int, _Run] = {}
         self._closed = threading.Event()
 
@@ -61,6 +62,10 @@ class Watcher:
                 run.timer = threading.Timer(restart_delay(stream), self._restart, (stream, run))
                 run.timer.daemon = True
                 run.timer.start()
+
+    def end_with(self, owner: object) -> None:
+        """End all streams when `owner` is gone, also if nobody closes it, and before the interpreter ends."""
+        weakref.finalize(owner, self.close)
 
     def close(self) -> None:
         """End all streams."""
@@ -140,13 +145,14 @@ class AsyncWatcher:
         self._store = store
         self._sleep = sleep
         self._runs: dict[int, _AsyncRun] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._is_closed = False
 
     def start(self, stream: StreamState) -> None:
         """Start a stream, or let the running one take the accounts that were added."""
         if self._is_closed:
             return
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         run = self._runs.get(id(stream))
         if run is None:
             run = self._runs[id(stream)] = _AsyncRun()
@@ -154,17 +160,29 @@ class AsyncWatcher:
         elif run.timer is None:
             run.timer = loop.call_later(restart_delay(stream), self._restart, stream, run)
 
+    def end_with(self, owner: object) -> None:
+        """End all streams when `owner` is gone, also if nobody closes it. The end of the event loop ends them too."""
+        weakref.finalize(owner, self._end_from_any_thread).atexit = False
+
     async def close(self) -> None:
         """End all streams."""
+        await asyncio.gather(*self._cancel(), return_exceptions=True)
+
+    def _end_from_any_thread(self) -> None:
+        # The garbage collector runs in any thread.
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> list[asyncio.Task[None]]:
         self._is_closed = True
         runs, self._runs = list(self._runs.values()), {}
-        tasks = [run.task for run in runs if run.task is not None]
         for run in runs:
             if run.timer is not None:
                 run.timer.cancel()
+        tasks = [run.task for run in runs if run.task is not None]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        return tasks
 
     def _restart(self, stream: StreamState, run: _AsyncRun) -> None:
         run.timer = None

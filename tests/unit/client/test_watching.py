@@ -1,14 +1,16 @@
-"""How the streams of credentials end, on asyncio."""
+"""How the streams of credentials end."""
 
 import asyncio
+import gc
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from integration_server.client.credentials import Credentials
-from integration_server.client.store import CredentialStore, Key
-from integration_server.client.watching import AsyncWatcher
+from integration_server.client.store import CredentialStore, Key, StreamState
+from integration_server.client.watching import AsyncWatcher, Watcher
 from integrations.v1 import integration_service_pb2 as pb
 
 
@@ -80,3 +82,70 @@ async def test_a_stream_that_restarts_ends_with_its_event_loop(is_cancelled: boo
             while len(caller.streams) == 1:  # noqa: ASYNC110  # bounded
                 await asyncio.sleep(0)
     await watcher.close()
+
+
+class Owner:
+    """A client that its user forgets to close."""
+
+
+def stream_of(store: CredentialStore[Any], number: int) -> StreamState:
+    """Return the stream of a store that begins to watch an account."""
+    entry = store.entry(Key("ada", number), "")
+    fetch = store.begin_fetch(entry)
+    store.record(entry, fetch, Credentials(integration_id=number))
+    stream = store.watch(entry, fetch)
+    assert stream is not None
+    return stream
+
+
+@pytest.mark.parametrize("is_forgotten", [True, False], ids=["", "negative control"])
+async def test_streams_end_with_a_client_that_nobody_closes(is_forgotten: bool) -> None:
+    """The tasks hold what they need of the client, but not the client."""
+    caller = FakeCaller()
+    store = CredentialStore(asyncio.Lock)
+    watcher = AsyncWatcher(caller, store)
+    owner = Owner()
+    watcher.end_with(owner)
+    before = asyncio.all_tasks()
+    watcher.start(stream_of(store, 1))
+    (task,) = asyncio.all_tasks() - before
+    async with asyncio.timeout(30):
+        while not caller.streams:  # noqa: ASYNC110  # bounded
+            await asyncio.sleep(0)
+        if is_forgotten:
+            del owner
+        gc.collect()
+        if is_forgotten:
+            await asyncio.wait([task])
+        else:
+            for _ in range(10):
+                await asyncio.sleep(0)
+        assert caller.streams[0].cancelled.is_set() == task.done() == is_forgotten
+        await watcher.close()
+
+
+def test_a_client_that_is_collected_in_its_own_thread_ends() -> None:
+    """The garbage collector may find a client in the thread of its stream, while that holds the lock."""
+
+    class CollectingStore(CredentialStore[threading.Lock]):
+        def request(self, stream: StreamState) -> pb.WatchCredentialsRequest | None:
+            watcher.close()
+            return super().request(stream)
+
+    class NoCaller:
+        def call(self, *_: Any) -> Any:
+            raise NotImplementedError
+
+        def stream(self, *_: Any) -> Any:
+            raise NotImplementedError
+
+        def close(self) -> None:
+            """Nothing is open."""
+
+    store = CollectingStore(threading.Lock)
+    watcher = Watcher(NoCaller(), store)
+    before = set(threading.enumerate())
+    watcher.start(stream_of(store, 1))
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30)
+        assert not thread.is_alive()
