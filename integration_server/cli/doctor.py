@@ -40,7 +40,7 @@ from integration_server.wiring.auth import open_issuers
 from integration_server.wiring.distributed_limiter import open_distributed_limiter
 from integration_server.wiring.keys import open_key_encryptions
 from integration_server.wiring.providers import build_providers
-from integration_server.wiring.setting_names import unknown_names
+from integration_server.wiring.setting_names import misspelled_names, unknown_names
 from integration_server.wiring.system import utc_now
 
 _CERTIFICATE_NOTICE = timedelta(days=30)
@@ -95,6 +95,7 @@ async def _run_checks(environment: Mapping[str, str]) -> Sequence[Finding]:
         settings = Settings.from_environment(environment)
     except SettingsError as error:
         findings = [Finding("settings", Status.FAILED, problem) for problem in error.problems]
+        findings += [Finding("settings", Status.WARNING, name) for name in misspelled_names()]
         return [*findings, Finding("others", Status.SKIPPED, "they need settings that are valid")]
     findings = [Finding("settings", Status.OK, "valid")]
     for name, check in CHECKS.items():

@@ -26,6 +26,7 @@ from integration_server.storage.pools import DEFAULT_DATABASE_URL, SqliteLocatio
 from integration_server.storage.schema import SchemaError, check_schema
 from integration_server.storage.schema import migrate as migrate_schema
 from integration_server.wiring.audit_heads import open_head_recorder
+from integration_server.wiring.setting_names import misspelled_names
 from integration_server.wiring.storage import Storage, open_storage
 from integration_server.wiring.system import utc_now
 
@@ -52,20 +53,24 @@ def report_errors(function: Callable[P, None], *, exit_code: int = 1) -> Callabl
     def run_command(*args: P.args, **kwargs: P.kwargs) -> None:
         raise_fd_limit()
         protect_memory()
+
+        def end(*lines: str) -> NoReturn:
+            fail(*lines, *misspelled_names(), exit_code=exit_code)
+
         try:
             function(*args, **kwargs)
         except SettingsError as error:
-            fail("Invalid settings:", *error.problems, exit_code=exit_code)
+            end("Invalid settings:", *error.problems)
         except ProvidersError as error:
-            fail("Invalid providers:", *error.problems, exit_code=exit_code)
+            end("Invalid providers:", *error.problems)
         except InvalidFile as error:
-            fail("Invalid files of authentication and authorization:", *error.problems, exit_code=exit_code)
+            end("Invalid files of authentication and authorization:", *error.problems)
         except OSError as error:
-            fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), exit_code=exit_code)
+            end(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         except StoreUnavailable as error:
-            fail(_explain(error), exit_code=exit_code)
+            end(_explain(error))
         except (AddressTaken, KeyringError, SchemaError) as error:
-            fail(str(error), exit_code=exit_code)
+            end(str(error))
 
     return run_command
 

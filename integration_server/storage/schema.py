@@ -65,7 +65,7 @@ async def check_schema(
     async with database.read_connection() as connection:
         current = await connection.run_sync(_current_revision, revisions)
     if current is None:
-        raise SchemaError(f"The database has no schema yet: run {_MIGRATE}.")
+        raise SchemaError(f"DATABASE_URL: the database has no schema yet: run {_MIGRATE}.")
     known = revisions.known
     if current in known and known.index(current) < known.index(oldest_supported):
         raise SchemaError(f"The database's schema is older than this version supports: run {_MIGRATE}.")

@@ -70,6 +70,11 @@ def unknown_names(directory: Path, providers: Iterable[HasSettings]) -> Sequence
     ][:_MAX_NAMES]
 
 
+def misspelled_names() -> Sequence[str]:
+    """What to say, after a failure, of names that resemble a setting of the server: one of them may be its cause."""
+    return [str(unknown) for unknown in unknown_names(Path.cwd(), ()) if unknown.meant]
+
+
 def warn_of_unknown_names(providers: Iterable[HasSettings]) -> None:
     """Log a warning for each, at the start of a server."""
     log = structlog.get_logger(__name__)

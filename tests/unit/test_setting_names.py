@@ -1,10 +1,15 @@
 """Names that are no setting are reported, with the setting that may be meant."""
 
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
+from typer import Exit
 
+from integration_server.cli.shared import command, load_settings
+from integration_server.storage.schema import SchemaError
 from integration_server.wiring.setting_names import unknown_names, warn_of_unknown_names
 
 
@@ -70,3 +75,40 @@ def test_a_name_of_a_type_that_only_its_code_knows_is_not_reported(tmp_path: Pat
 
 def test_without_a_file_nothing_is_reported_of_it(tmp_path: Path) -> None:
     assert not [unknown for unknown in unknown_names(tmp_path, PROVIDERS) if unknown.source == ".env"]
+
+
+async def _start_without_its_key() -> None:
+    await load_settings()
+
+
+async def _start_without_a_schema() -> None:
+    raise SchemaError("DATABASE_URL: the database has no schema yet")
+
+
+@pytest.mark.parametrize("start", [_start_without_its_key, _start_without_a_schema])
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("ENCRYPTON_KEY", "ENCRYPTION_KEY"),
+        ("DATABSE_URL", "DATABASE_URL"),
+        ("PROVIDER_DIR", "PROVIDERS_DIR"),
+        ("EDITOR", None),  # negative control
+    ],
+)
+def test_a_start_that_fails_names_what_may_be_misspelled(
+    start: Callable[[], Coroutine[Any, Any, None]],
+    name: str,
+    meant: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ENCRYPTION_KEY", raising=False)
+    monkeypatch.setenv(name, "secret-value")
+    with pytest.raises(Exit):
+        command(start)()
+    message = capsys.readouterr().err
+    assert (name in message) is (meant is not None)
+    assert f"did you mean {meant}?" in message or meant is None
+    assert "secret-value" not in message

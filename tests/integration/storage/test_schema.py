@@ -105,7 +105,8 @@ async def test_the_migrated_schema_equals_the_declared_tables(database: Database
 
 async def test_an_empty_database_is_rejected_until_it_is_migrated(empty_url: str) -> None:
     assert (
-        await schema_problem(empty_url) == "The database has no schema yet: run `python -m integration_server migrate`."
+        await schema_problem(empty_url)
+        == "DATABASE_URL: the database has no schema yet: run `python -m integration_server migrate`."
     )
     async with open_database(empty_url) as database:
         with pytest.raises(StoreUnavailable):
