@@ -14,8 +14,7 @@ from typing import Literal, TypeAlias
 
 import structlog
 
-from integration_server.observability.access_log import AccessLog, TerminalLog
-from integration_server.observability.correlation import add_ids
+from integration_server.observability.observed_calls import AccessLog, TerminalLog, add_ids
 from integration_server.redaction import redact, redact_text, strip_exception_text
 
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]

@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from integration_server.observability.correlation import TRACEPARENT, current_ids
+from integration_server.observability.observed_calls import TRACEPARENT, current_ids
 from integration_server.observability.spans import Attributes, Kind, Span
 
 _KNOWN_TEXTS = 1024

@@ -17,7 +17,7 @@ from grpc_status import rpc_status
 
 from integration_server.domain import errors
 from integration_server.domain.errors import IntegrationServerError, InvalidField, ProviderError
-from integration_server.observability.correlation import REQUEST_ID
+from integration_server.observability.observed_calls import REQUEST_ID
 from integration_server.rpc.call_log import CallLog, is_call_over
 
 DOMAIN = "integrations.v1"

@@ -28,13 +28,12 @@ from google.protobuf.message import Message
 from integration_server.domain.audit import AuditEntry
 from integration_server.domain.errors import QuotaExceeded, ResponseTooLarge
 from integration_server.domain.integration import Integration
-from integration_server.observability.correlation import CallIdReader
+from integration_server.observability.observed_calls import CallIdReader, ObservedCalls, ObservedMethod
 from integration_server.rpc.authentication import current_identity
 from integration_server.rpc.call_audit import ResponseSource, purpose_in, purpose_of, response_source
 from integration_server.rpc.callers import Caller, CallerLookup, CallQuota, current_caller, set_current_caller
 from integration_server.rpc.interceptors import Interceptor, RecordCall, RequestReader, compose, decode_request
 from integration_server.rpc.methods import Behavior, Context, Metadata, Method
-from integration_server.rpc.observed_calls import ObservedCalls
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.common_types import Clock
 
@@ -218,7 +217,7 @@ class HotPath:
         """Compose both paths of a method."""
         reader, responses, quota, record = self._reader, self._responses, self._quota, self._record
         convert, find_admission = self._interceptors.convert, self._find_admission
-        note_repeated = self._calls.note_repeated
+        note_repeated, observed_method = self._calls.note_repeated, ObservedMethod(method.path)
         process = compose(method, behavior, (decode_request, *self._interceptors.process))
 
         async def respond_first(metadata: Metadata, context: Context) -> bytes:
@@ -262,7 +261,7 @@ class HotPath:
                         return await respond_admitted(key, context)  # type: ignore[no-any-return]
                     seconds = time.perf_counter() - begin
                     record(method, "OK", "", seconds)
-                    note_repeated(method, metadata, context, seconds, admission.name)
+                    note_repeated(observed_method, metadata, context, seconds, admission.name)
                     return response
                 finally:
                     quota.end(quota_key)

@@ -1,6 +1,6 @@
 """Interceptors: plain functions that wrap the behavior of a method. They are composed once, when the server is built.
 
-This module has their composition, the server that accepts calls, and the interceptors that every call passes.
+This module has their composition, and the interceptors that every call passes.
 
 The server applies them in this order:
 
@@ -25,38 +25,28 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Collection,
     Coroutine,
-    Iterable,
-    Mapping,
     Sequence,
 )
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from datetime import timedelta
-from functools import partial
 from typing import Any, TypeAlias, cast
 
 import grpc
 from google.protobuf.message import DecodeError, Message
-from grpc._cython import cygrpc
-from grpc.aio import _server
 
 from integration_server.domain.errors import InvalidField, QuotaExceeded, StoreUnavailable
-from integration_server.observability.correlation import CallIdReader
+from integration_server.observability.observed_calls import CallIdReader, ObservedCalls, ObservedMethod
 from integration_server.peers import peer_key
 from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.callers import CallerLookup, CallQuota, CallRate, peer_address
 from integration_server.rpc.errors import abort_call, outcome_of
 from integration_server.rpc.methods import (
-    UNKNOWN_METHOD,
     Behavior,
     Context,
-    Metadata,
     Method,
     Permission,
-    describe_method,
 )
-from integration_server.rpc.observed_calls import ObservedCalls, call_metadata
 from integration_server.rpc.request_limits import REQUEST, RequestMeter
 from integration_server.rpc.request_streams import (
     EndConfirmation,
@@ -68,17 +58,8 @@ from integration_server.service.background.detached_tasks import CallBudget
 
 Interceptor: TypeAlias = Callable[[Method, Behavior], Behavior]
 
-RpcHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-
-HotPath: TypeAlias = Callable[[Method, Behavior], Callable[[Metadata], Behavior]]
-"""Wraps the behavior of a method as all interceptors together do. The result gets the metadata of each call, which
-gRPC has read to find the handler, and returns the behavior for the call."""
-
 RecordCall: TypeAlias = Callable[[Method, str, str, float], object]
 """Records a call: its method, the name of its status, the reason of its error or "", and the seconds that it took."""
-
-MAX_METADATA_ENTRIES = 128
-"""The metadata entries of a call. Proxies and tracing add some thirty; the limit of their bytes allows hundreds."""
 
 _MAX_DEADLINE_MARGIN = 0.5  # seconds
 _DEADLINE_MARGIN_RATIO = 0.2
@@ -143,147 +124,6 @@ def first_request(request: Any) -> Any:  # noqa: ANN401  # a message
     return request.first if isinstance(request, RequestStream) else request
 
 
-class ProtectedHandlers(grpc.GenericRpcHandler):
-    """The handlers of registered services with their interceptors, and one handler for all unknown methods.
-
-    The generated `add_…_to_server` functions register a service here as at a server. `hot_path` wraps the methods whose
-    responses are repeated, in place of the interceptors.
-    """
-
-    def __init__(
-        self,
-        interceptors: Sequence[Interceptor],
-        *,
-        unknown_method: Sequence[Interceptor],
-        hot_path: HotPath | None = None,
-        max_metadata_entries: int = MAX_METADATA_ENTRIES,
-    ) -> None:
-        self._interceptors = interceptors
-        self._hot_path = hot_path
-        self._max_metadata_entries = max_metadata_entries
-        self._handlers: dict[str, RpcHandler] = {}
-        self._hot: dict[str, Callable[[Metadata], Behavior]] = {}
-        self._unknown: RpcHandler = grpc.stream_unary_rpc_method_handler(
-            compose(UNKNOWN_METHOD, _reject_unknown_method, unknown_method)
-        )
-
-        async def reject_metadata(_requests: object, context: Context) -> None:
-            problem = f"the call has more than {max_metadata_entries} metadata entries"
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
-
-        # Nobody is authenticated, because each reading of the metadata copies all of it.
-        self._too_much_metadata: RpcHandler = grpc.stream_unary_rpc_method_handler(
-            compose(UNKNOWN_METHOD, reject_metadata, unknown_method[:1])
-        )
-
-    def add_generic_rpc_handlers(self, handlers: Sequence[object]) -> None:
-        """Ignore these: the generated code registers the same handlers in the next method too."""
-
-    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
-        """Add the handlers of a service's methods."""
-        for name, handler in handlers.items():
-            path = f"/{service}/{name}"
-            method = describe_method(path)
-            self._handlers[path] = self._protect(method, handler)
-            if self._hot_path is not None and method.repeats_responses:
-                self._hot[path] = self._hot_path(method, handler.unary_unary)
-
-    @property
-    def paths(self) -> Collection[str]:
-        """The paths of all methods."""
-        return self._handlers.keys()
-
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> RpcHandler:
-        """Return the handler of a call."""
-        metadata = handler_call_details.invocation_metadata or ()
-        call_metadata.set(metadata)
-        if len(metadata) > self._max_metadata_entries:
-            return self._too_much_metadata
-        hot = self._hot.get(handler_call_details.method)
-        if hot is not None:
-            return grpc.stream_unary_rpc_method_handler(hot(metadata))
-        return self._handlers.get(handler_call_details.method, self._unknown)
-
-    def _protect(self, method: Method, handler: Any) -> RpcHandler:  # noqa: ANN401
-        behavior = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-        # gRPC reads a single request before it calls a handler, also from unauthenticated callers. To gRPC, every
-        # method therefore takes a stream of bytes, which `read_request` reads and decodes; clients see no difference.
-        make_handler = (
-            grpc.stream_stream_rpc_method_handler if method.streams_responses else grpc.stream_unary_rpc_method_handler
-        )
-        return make_handler(
-            compose(method, behavior, self._interceptors),
-            response_serializer=partial(_serialize, handler.response_serializer),
-        )
-
-
-def _serialize(serialize: Callable[[Message], bytes], response: Message | bytes) -> bytes:
-    return response if isinstance(response, bytes) else serialize(response)
-
-
-async def _reject_unknown_method(_requests: object, context: Context) -> None:
-    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")  # gRPC's own message
-
-
-# --- server ----------------------------------------------------------------------------------------------------------
-
-# `grpc.aio` decodes the path of an accepted call as UTF-8 in the loop that accepts calls. C-core passes on any bytes,
-# so that one HEADERS frame with another path ends that loop: the process stays, and serves nobody any more. Here all
-# known paths are registered, and C-core compares their bytes; the paths of other calls are never decoded.
-#
-# This relies on names that `grpc.aio` keeps private, which is why pyproject.toml bounds the version of grpcio.
-
-_UNKNOWN_PATH = ""  # the path of a call that is not registered, to its handler and in names of tasks
-
-
-def surviving_server(
-    handler: grpc.GenericRpcHandler, paths: Iterable[str], options: Sequence[tuple[str, Any]] = ()
-) -> grpc.aio.Server:
-    """As `grpc.aio.server`, for one generic handler. `paths` are those of all methods that it knows.
-
-    For a call of any other method it gets an empty path.
-    """
-    return cast("grpc.aio.Server", _Server(handler, paths, options))
-
-
-class _Server(_server.Server):
-    def __init__(
-        self, handler: grpc.GenericRpcHandler, paths: Iterable[str], options: Sequence[tuple[str, Any]]
-    ) -> None:
-        self._loop = cygrpc.get_working_loop()
-        self._server = _AioServer(self._loop, None, (handler,), (), tuple(options), None)
-        self._server.resolver = cygrpc._MethodResolver([handler], {})
-        self._server.calls = set()
-        # None: C-core knows the path, and the generic handler has the method.
-        self._server.add_registered_method_handlers(dict.fromkeys(paths))
-
-
-class _AioServer(cygrpc.AioServer):  # type: ignore[misc]  # without types
-    """Accepts the calls of each method, and all others, in a loop of its own until the server stops.
-
-    gRPC's own loop waits for all methods at once, which costs it as much for each call as there are methods.
-    """
-
-    resolver: Any
-    calls: set[asyncio.Task[None]]  # the event loop itself keeps only weak references
-
-    async def _request_call(self) -> None:
-        while True:
-            self._start(await super()._request_call(), _UNKNOWN_PATH)
-
-    async def _request_registered_call(self, path: bytes) -> None:
-        name = path.decode()
-        while True:
-            self._start(await super()._request_registered_call(path), name)
-
-    def _start(self, call: object, path: str) -> None:
-        loop = asyncio.get_running_loop()
-        behavior = cygrpc._handle_rpc(path, self.resolver, (), call, loop, False)
-        task = loop.create_task(cygrpc._schedule_rpc_coro(behavior, call, loop, path))
-        self.calls.add(task)
-        task.add_done_callback(self.calls.discard)
-
-
 # --- interceptors ----------------------------------------------------------------------------------------------------
 
 
@@ -301,13 +141,15 @@ def convert_errors(
     call_log, observed = log or CallLog(), calls or ObservedCalls(CallIdReader(str, str))
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
+        observed_method = ObservedMethod(method.path, is_probe=method.permission is Permission.HEALTH)
+
         @asynccontextmanager
         async def abort_on_error(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message
             begin, outcome = time.perf_counter(), ("OK", "")
             # Read now: gRPC's core ends the process when it is asked for the peer of a call that is gone, and a stream
             # can end later than its call.
             address = address_of(context)
-            ids = observed.begin(method, context)
+            ids = observed.begin(observed_method, context)
             try:
                 yield request
             except (asyncio.CancelledError, GeneratorExit):
@@ -322,7 +164,7 @@ def convert_errors(
             finally:
                 seconds = time.perf_counter() - begin
                 record(method, *outcome, seconds)
-                observed.end(method, *outcome, seconds, context, ids, address)
+                observed.end(observed_method, *outcome, seconds, context, ids, address)
 
         return wrap_in_context_manager(method, behavior, abort_on_error)
 

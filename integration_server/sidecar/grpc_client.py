@@ -17,7 +17,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from integration_server.hot_reload import Contents, InvalidFile, ReloadedFile
-from integration_server.observability.correlation import current_ids
+from integration_server.observability.observed_calls import current_ids
 from integration_server.observability.spans import OpenSpan
 from integration_server.pem_validation import certificate_problems, pair_problems
 from integration_server.sidecar.request_ids import metadata_of_ids

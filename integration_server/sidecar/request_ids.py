@@ -2,7 +2,7 @@
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from integration_server.observability.correlation import (
+from integration_server.observability.observed_calls import (
     REQUEST_ID,
     TRACEPARENT,
     CallIdReader,

@@ -2,7 +2,7 @@
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from integration_server.observability.correlation import CallIds, current_ids
+from integration_server.observability.observed_calls import CallIds, current_ids
 from integration_server.observability.spans import Tracing
 from integration_server.sidecar.middleware import LIVE_PATH, READY_PATH, route_of
 

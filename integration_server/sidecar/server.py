@@ -9,7 +9,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from integration_server.http_serving import SignalFreeServer, serving_http
-from integration_server.observability.correlation import CallIdReader
+from integration_server.observability.observed_calls import CallIdReader
 from integration_server.observability.spans import Tracing
 from integration_server.peers import Network, TrustedProxies
 from integration_server.redaction import redact_text

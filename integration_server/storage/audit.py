@@ -30,7 +30,8 @@ from integration_server.domain.errors import StoreUnavailable
 from integration_server.service.audit.audit_heads import AUDIT_CHAIN, Head
 from integration_server.service.common_types import Aead
 from integration_server.service.credentials.credential_cipher import chain_key_aad
-from integration_server.storage.engine import Database, DatabaseTime, DriverConnection, DriverQuery, from_row
+from integration_server.storage.driver_queries import DriverConnection, DriverQuery
+from integration_server.storage.engine import Database, DatabaseTime, from_row
 from integration_server.storage.tables import audit_chains, audit_entries
 from integration_server.text_escaping import EscapedText
 

@@ -31,7 +31,8 @@ from integration_server.service.events.ports import (
     LoggedEvent,
 )
 from integration_server.storage.change_ordering import ChangeOrdering, detect_ordering
-from integration_server.storage.engine import Database, DatabaseTime, DriverQuery, Values
+from integration_server.storage.driver_queries import DriverQuery, Values
+from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.pruning import prune
 from integration_server.storage.tables import integration_changes
 

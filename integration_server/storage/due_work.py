@@ -36,7 +36,8 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from integration_server.service.background.ports import Claim, JobKind
 from integration_server.storage.authorization_attempts import attempt_of
-from integration_server.storage.engine import Database, DatabaseTime, DriverQuery
+from integration_server.storage.driver_queries import DriverQuery
+from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.integrations import stored_integration_of
 from integration_server.storage.revocations import revocation_of
 from integration_server.storage.tables import (

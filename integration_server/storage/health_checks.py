@@ -30,7 +30,8 @@ from integration_server.domain.integration import Integration, Status, UserId
 from integration_server.service.health.ports import CompletedCheck
 from integration_server.service.integrations.ports import StoredPage
 from integration_server.storage.bounded_pages import is_last_page, page_of, page_parameters, row_bytes
-from integration_server.storage.engine import Database, UtcDateTime, from_row
+from integration_server.storage.driver_queries import UtcDateTime
+from integration_server.storage.engine import Database, from_row
 from integration_server.storage.integrations import is_healthy, matches_integration
 from integration_server.storage.pruning import prune
 from integration_server.storage.tables import health_checks, integrations

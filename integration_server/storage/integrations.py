@@ -56,7 +56,8 @@ from integration_server.service.integrations.ports import (
     StoredPage,
 )
 from integration_server.storage.bounded_pages import is_last_page, page_of, page_parameters, row_bytes
-from integration_server.storage.engine import Database, DriverQuery, UtcDateTime, Values, from_row
+from integration_server.storage.driver_queries import DriverQuery, UtcDateTime, Values
+from integration_server.storage.engine import Database, from_row
 from integration_server.storage.list_parameters import is_one_of
 from integration_server.storage.revocations import add_claimed, require_valid_grant
 from integration_server.storage.tables import integrations, is_usable, refresh_leases

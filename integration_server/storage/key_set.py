@@ -20,7 +20,8 @@ from sqlalchemy import select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.service.audit.audit_heads import Head
-from integration_server.storage.engine import Database, DatabaseTime, DriverQuery, Values
+from integration_server.storage.driver_queries import DriverQuery, Values
+from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.key_encryption import KeyringError
 from integration_server.storage.tables import DataKeyState, data_keys, key_sets
 

@@ -35,7 +35,8 @@ from integration_server.domain.credentials import RefreshCause
 from integration_server.domain.errors import ProviderMisconfigured, ReauthorizationRequired
 from integration_server.domain.integration import Integration
 from integration_server.service.credentials.ports import Lease, LeaseState, RefreshOutcome
-from integration_server.storage.engine import Database, DatabaseTime, DriverQuery, Values
+from integration_server.storage.driver_queries import DriverQuery, Values
+from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.integrations import PLAINTEXT_COLUMNS, integration_of
 from integration_server.storage.tables import integrations, refresh_leases
 

@@ -25,7 +25,7 @@ from sqlalchemy import (
     literal_column,
 )
 
-from integration_server.storage.engine import UtcDateTime
+from integration_server.storage.driver_queries import UtcDateTime
 
 
 class AttemptState(StrEnum):

@@ -15,7 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.errors import QuotaExceeded
 from integration_server.domain.integration import UserId
-from integration_server.storage.engine import Database, DriverConnection, DriverQuery
+from integration_server.storage.driver_queries import DriverConnection, DriverQuery
+from integration_server.storage.engine import Database
 from integration_server.storage.tables import integrations, user_usage, webhook_consumer_offsets, webhook_events
 
 _U = user_usage.c

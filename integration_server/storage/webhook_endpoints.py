@@ -7,7 +7,8 @@ from sqlalchemy import bindparam, delete, insert, select
 
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.webhooks.ports import StoredWebhookSecrets, WebhookEndpoint
-from integration_server.storage.engine import Database, DriverQuery, Values
+from integration_server.storage.driver_queries import DriverQuery, Values
+from integration_server.storage.engine import Database
 from integration_server.storage.integrations import STORED_COLUMNS, replace_credentials, stored_integration_at
 from integration_server.storage.tables import integrations, webhook_secrets
 

@@ -18,14 +18,8 @@ from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.credentials.grant_confirmation import RECHECK_AFTER
 from integration_server.service.integrations.ports import StoredIntegration
 from integration_server.service.webhooks.ports import NewWebhookEvent, StoredWebhookEvent, WebhookPage
-from integration_server.storage.engine import (
-    ConstraintViolated,
-    Database,
-    DatabaseTime,
-    DriverConnection,
-    DriverQuery,
-    from_row,
-)
+from integration_server.storage.driver_queries import ConstraintViolated, DriverConnection, DriverQuery
+from integration_server.storage.engine import Database, DatabaseTime, from_row
 from integration_server.storage.integrations import matches_integration, stored_integration_of
 from integration_server.storage.pruning import prune
 from integration_server.storage.tables import integrations, user_usage, webhook_consumer_offsets, webhook_events

@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from integration_server.domain.integration import Integration
 from integration_server.lifecycle import cap_to_fd_limit
 from integration_server.logs import AnyAccessLog
-from integration_server.observability.correlation import CallIdReader
+from integration_server.observability.observed_calls import CallIdReader, ObservedCalls, TracedCalls
 from integration_server.observability.spans import Tracing
 from integration_server.peers import TrustedProxies
 from integration_server.redaction import redact_text
@@ -34,7 +34,6 @@ from integration_server.rpc.hot_path import Callers, HotPath, PathInterceptors, 
 from integration_server.rpc.integration_service import IntegrationService, UseCases
 from integration_server.rpc.interceptors import (
     Interceptor,
-    ProtectedHandlers,
     RecordCall,
     RequestReader,
     convert_errors,
@@ -42,11 +41,10 @@ from integration_server.rpc.interceptors import (
     enforce_deadline,
     enforce_quota,
     read_request,
-    surviving_server,
 )
-from integration_server.rpc.observed_calls import ObservedCalls, TracedCalls
 from integration_server.rpc.operator_service import OperatorService
 from integration_server.rpc.request_limits import MAX_BYTES
+from integration_server.rpc.server import ProtectedHandlers, surviving_server
 from integration_server.rpc.stream_limits import limit_streams, write_in_time
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.calendar.google_calendar import GoogleCalendar

@@ -18,7 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.service.common_types import Clock
-from integration_server.storage.engine import ConstraintViolated, Database, DriverConnection, DriverQuery, Values
+from integration_server.storage.driver_queries import ConstraintViolated, DriverConnection, DriverQuery, Values
+from integration_server.storage.engine import Database
 from integration_server.storage.schema import migrate
 
 

@@ -12,7 +12,7 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from integration_server.rpc.interceptors import ProtectedHandlers, surviving_server
+from integration_server.rpc.server import ProtectedHandlers, surviving_server
 from tests import http2_frames as http2
 
 DEADLINE = 60.0  # seconds; the machine may be busy

@@ -15,13 +15,12 @@ from structlog.testing import capture_logs
 
 from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.interceptors import (
-    MAX_METADATA_ENTRIES,
     Interceptor,
-    ProtectedHandlers,
     RequestReader,
     convert_errors,
     read_request,
 )
+from integration_server.rpc.server import MAX_METADATA_ENTRIES, ProtectedHandlers
 from integration_server.settings import Settings
 from integration_server.wiring.grpc_server import grpc_options
 from tests import http2_frames

@@ -14,7 +14,8 @@ import pytest
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from integration_server.rpc.integration_service import IntegrationService
-from integration_server.rpc.interceptors import ProtectedHandlers, RequestReader, convert_errors, read_request
+from integration_server.rpc.interceptors import RequestReader, convert_errors, read_request
+from integration_server.rpc.server import ProtectedHandlers
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1 import integration_service_pb2_grpc as pb_grpc
 from tests.end_to_end.rpc_errors import RpcError, expect_rpc_error, invalid

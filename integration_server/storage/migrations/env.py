@@ -15,7 +15,8 @@ from alembic.migration import MigrationContext, MigrationInfo
 from dotenv import dotenv_values
 from sqlalchemy import Connection
 
-from integration_server.storage.engine import UtcDateTime, open_database
+from integration_server.storage.driver_queries import UtcDateTime
+from integration_server.storage.engine import open_database
 from integration_server.storage.pools import DEFAULT_DATABASE_URL, SqliteLocation, parse_database_url
 from integration_server.storage.schema import lock_migrations, record_compatibility
 from integration_server.storage.tables import metadata

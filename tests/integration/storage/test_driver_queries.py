@@ -10,7 +10,8 @@ from sqlalchemy import Float, String, bindparam, func, literal, select, text
 from sqlalchemy.exc import DBAPIError
 
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.storage.engine import Database, DriverQuery, open_database
+from integration_server.storage.driver_queries import DriverQuery
+from integration_server.storage.engine import Database, open_database
 from integration_server.storage.list_parameters import is_one_of
 from integration_server.storage.tables import integrations, metadata, oauth_clients
 from tests.postgres import PostgresServer, run_postgres

@@ -20,7 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.service.common_types import AssociatedData
-from integration_server.storage.engine import Database, DriverQuery, open_database
+from integration_server.storage.driver_queries import DriverQuery
+from integration_server.storage.engine import Database, open_database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.key_encryption import KeyEncryptionKeys, LocalKey
 from integration_server.storage.keyring import open_keyring

@@ -14,7 +14,8 @@ from integration_server.domain.errors import IntegrationNotFound
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.integrations.ports import IntegrationStore, IntegrationUpdate, NewAccount
 from integration_server.storage import integrations as integrations_module
-from integration_server.storage.engine import CompiledQuery, Database, DriverQuery
+from integration_server.storage.driver_queries import CompiledQuery, DriverQuery
+from integration_server.storage.engine import Database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.tables import integrations
 from tests.contracts.store_contract import (

@@ -9,8 +9,7 @@ import pytest
 import structlog
 
 from integration_server.logs import configure_logging, new_access_log
-from integration_server.observability.access_log import MAX_BATCH, AccessLog, TerminalLog
-from integration_server.observability.correlation import CallIds
+from integration_server.observability.observed_calls import MAX_BATCH, AccessLog, CallIds, TerminalLog
 from integration_server.redaction import redact_text
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"

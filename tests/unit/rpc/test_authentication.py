@@ -21,8 +21,9 @@ from integration_server.rpc.authentication import (
 )
 from integration_server.rpc.callers import client_address
 from integration_server.rpc.errors import KeysNotAvailable, TokenExpired, Unauthenticated
-from integration_server.rpc.interceptors import ProtectedHandlers, compose, convert_errors
+from integration_server.rpc.interceptors import compose, convert_errors
 from integration_server.rpc.methods import Method
+from integration_server.rpc.server import ProtectedHandlers
 from tests.fakes.clock import SettableClock
 from tests.fakes.inmemory_grpc import FakeContext
 from tests.unit.rpc.fake_tokens import FakeTokenVerifier, fake_tokens

@@ -11,12 +11,12 @@ from grpc_health.v1 import health_pb2_grpc
 
 from integration_server.rpc.interceptors import (
     Interceptor,
-    ProtectedHandlers,
     compose,
     convert_errors,
     wrap_in_context_manager,
 )
 from integration_server.rpc.methods import UNKNOWN_METHOD, Behavior, Method
+from integration_server.rpc.server import ProtectedHandlers
 from tests.fakes.inmemory_grpc import FakeContext
 
 UNARY = Method("/service/Unary")

@@ -10,11 +10,19 @@ from google.protobuf.message import Message
 from structlog.testing import capture_logs
 
 from integration_server.domain.errors import IntegrationNotFound
-from integration_server.observability.correlation import REQUEST_ID, TRACEPARENT, CallIdReader, CallIds, current_ids
+from integration_server.observability.observed_calls import (
+    REQUEST_ID,
+    TRACEPARENT,
+    CallIdReader,
+    CallIds,
+    ObservedCalls,
+    ObservedMethod,
+    call_metadata,
+    current_ids,
+)
 from integration_server.rpc.errors import Unauthenticated
 from integration_server.rpc.interceptors import convert_errors
 from integration_server.rpc.methods import Metadata, Method, Permission
-from integration_server.rpc.observed_calls import ObservedCalls, call_metadata
 from tests.fakes.inmemory_grpc import FakeContext
 
 METHOD = Method("/s/M")
@@ -124,6 +132,6 @@ async def test_a_repeated_response_has_an_id_that_somebody_can_see(
 ) -> None:
     observed = Observed(has_log=has_log)
     context: Any = FakeContext()
-    observed.calls.note_repeated(METHOD, metadata, context, 0.001, "sync")
+    observed.calls.note_repeated(ObservedMethod(METHOD.path), metadata, context, 0.001, "sync")
     assert context.trailing_metadata == returned
     assert len(observed.lines) == lines

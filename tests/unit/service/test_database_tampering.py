@@ -33,7 +33,7 @@ from integration_server.service.events.ports import ChangeRange, EventFilter
 from integration_server.service.integrations.ports import IntegrationUpdate, NewAccount
 from integration_server.service.oauth_clients.ports import SecretState
 from integration_server.service.webhooks.webhook_ingestion import NOT_FOUND, UNAUTHORIZED
-from integration_server.storage.engine import ConstraintViolated
+from integration_server.storage.driver_queries import ConstraintViolated
 from integration_server.storage.tables import metadata
 from tests.fakes.aead import FakeAead
 from tests.fakes.system import ADA, APP_CALLBACK, CONFIRMING, EVE, RETURN_URL, FakeSystem

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from integration_server.storage.engine import parse_json
+from integration_server.storage.driver_queries import parse_json
 from integration_server.storage.pools import PostgresLocation, SqliteLocation, parse_database_url
 
 SECRET = "pa55-and-w0rd"

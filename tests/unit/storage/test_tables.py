@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from sqlalchemy.engine.default import DefaultDialect
 
-from integration_server.storage.engine import UtcDateTime
+from integration_server.storage.driver_queries import UtcDateTime
 
 DIALECT = DefaultDialect()
 

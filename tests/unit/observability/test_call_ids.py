@@ -5,7 +5,7 @@ from itertools import count
 
 import pytest
 
-from integration_server.observability.correlation import (
+from integration_server.observability.observed_calls import (
     MAX_REQUEST_ID_LENGTH,
     REQUEST_ID,
     TRACEPARENT,
