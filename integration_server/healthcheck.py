@@ -4,6 +4,7 @@ It asks the sidecar, which listens without TLS and asks the gRPC server over its
 neither the server nor its libraries: a check every few seconds takes 0.3 s of CPU; the other commands import for 1.7 s.
 """
 
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ import typer
 from dotenv import dotenv_values
 from pydantic import ValidationError
 
+from integration_server.command_errors import CommandFailed, run_program
 from integration_server.setting_types import Address
 from integration_server.sidecar_settings import SidecarSettings
 
@@ -26,11 +28,13 @@ def healthcheck(
     is_liveness: Annotated[
         bool, typer.Option("--live", help="Ask only whether the process runs: a database that is away is no failure.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Ask the running server whether it is ready. The exit code is 1 if it is not."""
     problem = find_problem({**dotenv_values(".env"), **os.environ}, "/healthz" if is_liveness else "/readyz")
-    typer.echo(problem or "ok", err=problem is not None)
-    raise typer.Exit(problem is not None)
+    if problem is not None:
+        raise CommandFailed(problem)
+    typer.echo(json.dumps({"healthy": True}) if as_json else "ok")
 
 
 def find_problem(environment: Mapping[str, str | None], path: str, deadline: float = _DEADLINE) -> str | None:
@@ -59,4 +63,4 @@ def main() -> None:
     """Run the command with the process's arguments after its name."""
     app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
     app.command()(healthcheck)
-    app(sys.argv[2:], prog_name="integration-server healthcheck")
+    run_program(app, sys.argv[2:], "integration-server healthcheck")

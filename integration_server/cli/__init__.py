@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from integration_server.cli import serving
+from integration_server.command_errors import run_program
 
 
 def _print_version(is_asked: bool) -> None:
@@ -26,6 +27,13 @@ def _main_options(
 
 def main() -> None:
     """Run the command in the process's arguments."""
+    arguments = sys.argv[1:]
+    # Those of `serve` keep in memory what is imported.
+    run_program(new_program(is_complete=arguments != ["serve"]), arguments, "python -m integration_server")
+
+
+def new_program(*, is_complete: bool = True) -> typer.Typer:
+    """The program with its commands; only `serve` if it is not to be complete."""
     app = typer.Typer(
         help="Connects users' third-party accounts, stores their credentials encrypted, refreshes them, and returns "
         "valid ones. Settings are environment variables, also read from .env; .env.example lists them.",
@@ -35,9 +43,9 @@ def main() -> None:
         pretty_exceptions_enable=False,
     )
     app.command()(serving.serve)
-    if sys.argv[1:] != ["serve"]:  # whose processes keep in memory what is imported
+    if is_complete:
         _add_further_commands(app)
-    app(prog_name="python -m integration_server")
+    return app
 
 
 def _add_further_commands(app: typer.Typer) -> None:

@@ -10,8 +10,16 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from integration_server.cli.shared import JsonLines, command, fail, load_settings, open_prepared_storage
-from integration_server.cli.tables import print_records
+from integration_server.cli.shared import (
+    Json,
+    JsonLines,
+    command,
+    confirm,
+    fail,
+    load_settings,
+    open_prepared_storage,
+)
+from integration_server.cli.tables import print_json, print_records, print_result
 from integration_server.domain.audit import OPERATOR, Action, AuditEntry
 from integration_server.setting_types import is_url
 from integration_server.settings import Settings
@@ -41,6 +49,7 @@ async def verify_audit(
         bool,
         typer.Option("--record-heads", help="If the log is intact, record the heads of all chains at AUDIT_HEADS."),
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Verify that no entry of the audit log was altered, inserted or removed.
 
@@ -59,6 +68,18 @@ async def verify_audit(
             async with open_head_recorder(settings, lambda: [*log.heads, *states], utc_now) as recorder:
                 if recorder is None or not await recorder.record():
                     fail("The audit log is intact, but its heads could not be recorded.", exit_code=NOT_VERIFIED)
+    if as_json:
+        print_json(
+            {
+                "intact": not problems,
+                "problems": problems,
+                "chains": log.chains,
+                "entries": log.entries,
+                "erased_entries": log.erased,
+                "compared_chains": len(recorded.chain_ids) if recorded else 0,
+            }
+        )
+        raise typer.Exit(ALTERED if problems else 0)
     erased = f", of which {log.erased:,} name no user any more" if log.erased else ""
     if problems:
         fail(
@@ -126,6 +147,7 @@ async def list_audit(
 async def erase_user(
     user: Annotated[str, typer.Argument(help="The user_id, as callers send it.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Erase a user from the audit log: user, purpose and details of all entries about this user.
 
@@ -136,17 +158,18 @@ async def erase_user(
     async with open_prepared_storage() as (_, storage):
         erasure = UserErasure(storage.database, storage.keyring, user)
         if not (count := await erasure.count_entries()):
-            typer.echo("No entry names this user.")
+            print_result({"erased_entries": 0, "altered_entries": []}, "No entry names this user.", as_json=as_json)
             return
         if not yes:
-            typer.confirm(f"Erase the user from {count:,} entries? This cannot be undone.", abort=True)
+            confirm(f"Erase the user from {count:,} entries? This cannot be undone.")
         # Before the erasure: a crash in between repeats the audit entry, and does not lose it.
         entry = AuditEntry(utc_now(), OPERATOR, Action.ERASE_USER, details=f"{count} entries")
         await storage.audit_log.append([entry])
         with _progress("Erasing", count) as (progress, task):
             async for erased in erasure.erase():
                 progress.update(task, completed=erased)
-    typer.echo(f"The user is erased from {erasure.erased:,} entries.")
+    document = {"erased_entries": erasure.erased, "altered_entries": erasure.altered}
+    print_result(document, f"The user is erased from {erasure.erased:,} entries.", as_json=as_json)
     if erasure.altered:
         fail(
             f"Entries that were altered and therefore stay: {len(erasure.altered):,}",

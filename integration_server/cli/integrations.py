@@ -22,7 +22,7 @@ from integration_server.cli.remote import (
     exit_code_of,
     remote_command,
 )
-from integration_server.cli.shared import Json, JsonLines
+from integration_server.cli.shared import Json, JsonLines, confirm, fail
 from integration_server.cli.tables import (
     counted,
     format_time,
@@ -211,14 +211,7 @@ def _confirm_disconnect(integration: Integration) -> None:
         f"user {escape(integration.user_id)}",
         err=True,
     )
-    try:
-        is_confirmed = typer.confirm("Delete it and revoke its grant? This cannot be undone.", err=True)
-    except typer.Abort:  # the input has ended, as that of a script has
-        typer.echo(err=True)
-        is_confirmed = False
-    if not is_confirmed:
-        typer.echo("Nothing was changed. Confirm with y, or pass --yes.", err=True)
-        raise typer.Exit(FAILED)
+    confirm("Delete it and revoke its grant? This cannot be undone.")
 
 
 # --- webhooks --------------------------------------------------------------------------------------------------------
@@ -338,8 +331,7 @@ def show_client(
     listed = client.iterate(operations.list_oauth_clients(integration_type))
     found = next((each for each in listed if each.name == name), None)
     if found is None:
-        typer.echo(f"{escape(integration_type)} has no OAuth client {escape(name) or 'of the operator'}.", err=True)
-        raise typer.Exit(FAILED)
+        fail(f"{escape(integration_type)} has no OAuth client {escape(name) or 'of the operator'}.", exit_code=FAILED)
     if as_json:
         print_json(to_json(found))
         return

@@ -1,13 +1,15 @@
 """The commands `keys …`, which manage the data keys."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from integration_server.cli.shared import (
+    Json,
     JsonLines,
     command,
     fail,
@@ -15,7 +17,7 @@ from integration_server.cli.shared import (
     open_prepared_storage,
     prepare_database,
 )
-from integration_server.cli.tables import print_records
+from integration_server.cli.tables import print_records, print_result
 from integration_server.domain.audit import OPERATOR, Action, AuditEntry
 from integration_server.settings import Settings
 from integration_server.storage.data_keys import (
@@ -60,17 +62,20 @@ async def show_keys(as_json: JsonLines = False) -> None:
 
 
 @command
-async def add_key() -> None:
+async def add_key(as_json: Json = False) -> None:
     """Announce a new data key, which encrypts as soon as all servers know it. Previous keys still decrypt."""
     async with open_prepared_storage() as (settings, storage):
         key_id = await storage.keyring.add_data_key(settings.data_key_activation)
         await _record_audit(storage, f"add {key_id}")
-    typer.echo(f"Data key {key_id} encrypts new values in {settings.data_key_activation.total_seconds():g} seconds.")
+    seconds = settings.data_key_activation.total_seconds()
+    document = {"data_key": key_id, "activation_seconds": seconds}
+    print_result(document, f"Data key {key_id} encrypts new values in {seconds:g} seconds.", as_json=as_json)
 
 
 @command
 async def rotate_keys(
     new_key: Annotated[bool, typer.Option(help="Without it, re-encrypt with the newest data key.")] = True,
+    as_json: Json = False,
 ) -> None:
     """Replace the data key: announce a new one and re-encrypt all values with it while servers run.
 
@@ -83,11 +88,21 @@ async def rotate_keys(
             activation_delay=settings.data_key_activation,
             record_audit=partial(_record_audit, storage),
         )
-        with Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        ) as progress:
+        console = Console(stderr=as_json)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, disable=as_json and not console.is_terminal) as progress:
             rotated = await rotation.rotate(_show_progress(progress), new_key=new_key)
-        _print_rotation(rotated, await describe_data_keys(storage.database))
+        removable = [key for key in await describe_data_keys(storage.database) if key.removable_time is not None]
+    print_result(
+        {
+            "data_key": rotated.key_id,
+            "reencrypted_values": rotated.reencrypted,
+            "unreadable_values": rotated.unreadable,
+            "removable": [{"data_key": key.key_id, "remove_time": key.removable_time} for key in removable],
+        },
+        *_describe_rotation(rotated, removable),
+        as_json=as_json,
+    )
     if rotated.unreadable:
         fail(
             f"Values that cannot be decrypted and stay unchanged: {len(rotated.unreadable):,}",
@@ -97,7 +112,7 @@ async def rotate_keys(
 
 
 @command
-async def rewrap_keys() -> None:
+async def rewrap_keys(as_json: Json = False) -> None:
     """Wrap the data keys with the current ENCRYPTION_KEY or KMS_KEY_ID, so that retired keys can be removed.
 
     With a key in OpenBao or Vault, also those that an older version of the key has wrapped.
@@ -105,7 +120,11 @@ async def rewrap_keys() -> None:
     async with open_prepared_storage() as (_, storage):
         count = await rewrap(storage.database, storage.keys, storage.keyring)
         await _record_audit(storage, f"rewrap with {storage.keys.current_id}")
-    typer.echo(f"{count} data keys were rewrapped. Key {storage.keys.current_id} wraps all data keys now.")
+    print_result(
+        {"rewrapped_data_keys": count, "wrapped_by": storage.keys.current_id},
+        f"{count} data keys were rewrapped. Key {storage.keys.current_id} wraps all data keys now.",
+        as_json=as_json,
+    )
 
 
 @command
@@ -115,12 +134,13 @@ async def remove_key(
         bool,
         typer.Option("--force", help="Skip the day of retention: journaled refreshes and tokens may need the key."),
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Remove a data key that no value needs, one day after it was replaced."""
     async with open_prepared_storage() as (_, storage):
         await remove_data_key(storage.keyring, data_key, force=force)
         await _record_audit(storage, f"remove {data_key}")
-    typer.echo(f"Data key {data_key} is removed.")
+    print_result({"removed_data_key": data_key}, f"Data key {data_key} is removed.", as_json=as_json)
 
 
 def _describe_use(key: DataKey) -> str:
@@ -154,14 +174,11 @@ def _show_progress(progress: Progress) -> Callable[[RotationProgress], Awaitable
     return on_progress
 
 
-def _print_rotation(rotated: RotationResult, keys: Sequence[DataKey]) -> None:
+def _describe_rotation(rotated: RotationResult, removable: Sequence[DataKey]) -> Iterator[str]:
     description = "all other values" if rotated.unreadable else "all values"
-    typer.echo(
-        f"Data key {rotated.key_id} encrypts {description} now: {rotated.reencrypted:,} values were re-encrypted."
-    )
-    for key in keys:
-        if key.removable_time is not None:
-            typer.echo(f"From {key.removable_time:%F %T} UTC you can run: keys remove {key.key_id}")
+    yield f"Data key {rotated.key_id} encrypts {description} now: {rotated.reencrypted:,} values were re-encrypted."
+    for key in removable:
+        yield f"From {key.removable_time:%F %T} UTC you can run: keys remove {key.key_id}"
 
 
 async def _record_audit(storage: Storage, description: str) -> None:

@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from integration_server.cli.shared import JsonLines, command, load_settings
-from integration_server.cli.tables import print_records
+from integration_server.cli.shared import Json, JsonLines, command, load_settings
+from integration_server.cli.tables import print_records, print_result
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.http import ProviderHttp
 from integration_server.storage.engine import open_database
@@ -24,11 +24,11 @@ EXPIRY_NOTICE = timedelta(days=90)
 
 
 @command
-async def migrate() -> None:
+async def migrate(as_json: Json = False) -> None:
     """Migrate the database's schema to the newest version. Concurrent migrations are safe."""
     settings, _ = await load_settings(needs_key=False)
     await migrate_schema(settings.database_url)
-    typer.echo("The schema is up to date.")
+    print_result({"schema": "up to date"}, "The schema is up to date.", as_json=as_json)
 
 
 @command

@@ -7,17 +7,20 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Concatenate, NoReturn, ParamSpec
+from typing import Annotated, Any, Concatenate, ParamSpec
 
 import grpc
 import typer
 
+from integration_server.cli.shared import fail
 from integration_server.client import Integrations
 from integration_server.client.configuration import ConfigurationError
 from integration_server.client.errors import IntegrationsError
 from integration_server.client.hooks import CallHook
+from integration_server.command_errors import CommandFailed
 from integration_server.text_escaping import escape
 
 P = ParamSpec("P")
@@ -61,13 +64,20 @@ def remote_command(
             with Integrations.from_env(environment, hooks=hooks, watch=False) as client:
                 function(client, *args, **kwargs)
         except ConfigurationError as error:
-            _fail(str(error), WRONG_USE)
+            fail(escape(str(error)), exit_code=WRONG_USE)
         except IntegrationsError as error:
-            _fail(describe(error), exit_code_of(error))
+            raise CommandFailed(
+                escape(describe(error)),
+                exit_code=exit_code_of(error),
+                status=error.code.name,
+                reason=error.reason,
+                fields=[asdict(violation) for violation in error.fields],
+            ) from error
         except BrokenPipeError:
             raise  # the reader has ended, as `head` does: typer ends quietly
         except OSError as error:
-            _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), WRONG_USE)
+            text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            fail(escape(text), exit_code=WRONG_USE)
         except KeyboardInterrupt:
             raise typer.Exit(_INTERRUPTED) from None
 
@@ -115,11 +125,6 @@ def exit_code_of(error: IntegrationsError) -> int:
     """Return 3 if the server is not available, so that a repetition can succeed; otherwise 1."""
     is_away = error.code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
     return NOT_AVAILABLE if is_away else FAILED
-
-
-def _fail(message: str, exit_code: int) -> NoReturn:
-    typer.echo(escape(message), err=True)
-    raise typer.Exit(exit_code)
 
 
 def _make_output_safe() -> None:

@@ -12,6 +12,7 @@ import uvloop
 
 from integration_server.bootstrap import running_grpc_server
 from integration_server.cli.shared import command, load_settings, prepare_database, report_errors
+from integration_server.command_errors import CommandFailed
 from integration_server.lifecycle import freeze_gc, stop_signals
 from integration_server.logs import configure_logging, is_terminal
 from integration_server.observability.listener import LocalSource
@@ -141,8 +142,9 @@ def _serve_grpc(settings: Settings, environment: Mapping[str, str], link: Sideca
         structlog.get_logger(__name__).warning("confirmation_skipped", setting="SKIP_CONFIRMATION")
     try:
         serve_grpc()
-    except typer.Exit as end:
-        return end.exit_code
+    except CommandFailed as failure:
+        failure.report(as_json=False)
+        return failure.exit_code
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import wraps
@@ -11,6 +12,7 @@ from typing import Annotated, Any, NoReturn, ParamSpec
 import typer
 import uvloop
 
+from integration_server.command_errors import CommandFailed
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.entropy import is_weak_key
 from integration_server.hot_reload import InvalidFile
@@ -80,10 +82,21 @@ def _explain(error: StoreUnavailable) -> str:
     return explain_outage(error, read_environment(Path.cwd()).get("DATABASE_URL") or DEFAULT_DATABASE_URL)
 
 
-def fail(*lines: str, exit_code: int = 1) -> NoReturn:
-    """Print the lines on standard error and exit."""
-    typer.echo("\n  ".join(lines), err=True)
-    raise typer.Exit(code=exit_code)
+def fail(message: str, *problems: str, exit_code: int = 1) -> NoReturn:
+    """End the command with an error: a message, and the problems that it consists of."""
+    raise CommandFailed(message, *problems, exit_code=exit_code)
+
+
+def confirm(question: str) -> None:
+    """Ask on standard error, and end the command unless the response is yes."""
+    # typer's own question prints a space on standard output, which has results only.
+    typer.echo(f"{question} [y/N]: ", nl=False, err=True)
+    answer = sys.stdin.readline()
+    if answer.strip().lower() in {"y", "yes"}:
+        return
+    if not answer:  # the input has ended, as that of a script has
+        typer.echo(err=True)
+    fail("Nothing was changed. Confirm with y, or pass --yes.")
 
 
 async def load_settings(

@@ -121,6 +121,14 @@ def print_json(document: object) -> None:
     typer.echo(json.dumps(document, indent=2))
 
 
+def print_result(document: Mapping[str, object], *lines: str, as_json: bool) -> None:
+    """Print what a command has done: as a JSON document, or as lines of text."""
+    if as_json:
+        typer.echo(json.dumps(document, indent=2, default=datetime.isoformat))
+    else:
+        typer.echo("\n".join(lines))
+
+
 def print_json_lines(messages: Iterable[Message]) -> None:
     """Print one JSON object on each line, as the messages arrive."""
     for message in messages:

@@ -15,7 +15,8 @@ import uvloop
 
 import integration_server
 from integration_server.cli.operations import types as list_types_of_server
-from integration_server.cli.shared import JsonLines, fail, report_errors
+from integration_server.cli.shared import Json, JsonLines, fail, report_errors
+from integration_server.cli.tables import print_result
 from integration_server.domain.credentials import AuthMethod
 from integration_server.logs import configure_logging
 from integration_server.providers.built_in import register_built_in
@@ -42,11 +43,15 @@ def list_types(context: typer.Context, as_json: JsonLines = False) -> None:
     """List the integration types of this server, and the settings that each still needs."""
     if context.invoked_subcommand is None:
         list_types_of_server(as_json=as_json)
+    elif as_json:
+        raise typer.BadParameter(f"it belongs after {context.invoked_subcommand}", param_hint="--json")
 
 
-def show_schema() -> None:
+def show_schema(
+    as_json: Annotated[bool, typer.Option("--json", help="Changes nothing: it is JSON in any case.")] = False,
+) -> None:
     """Print the JSON Schema of declarations, for editors."""
-    typer.echo(json.dumps(json_schema(), indent=2))
+    print_result(json_schema(), as_json=True)
 
 
 @report_errors
@@ -54,6 +59,7 @@ def check_declaration(
     file: Annotated[Path, typer.Argument(help="A TOML file that declares a provider.")],
     *,
     dev: Annotated[bool, typer.Option(help="Allow plain http to loopback, as the server does in dev mode.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Validate a declaration, and print all its problems."""
     declaration = read_declaration(file, dev_mode=dev)
@@ -61,7 +67,8 @@ def check_declaration(
     register_built_in(factory)
     if not (CATALOGUE / file.name).is_file() or not file.samefile(str(CATALOGUE / file.name)):
         factory.register(declaration.integration_type, provider_class(declaration), origin=str(file))
-    typer.echo(f"{file} declares {declaration.integration_type}.")
+    name = declaration.integration_type
+    print_result({"file": str(file), "integration_type": name}, f"{file} declares {name}.", as_json=as_json)
 
 
 @report_errors
@@ -75,6 +82,7 @@ def new_declaration(
     output: Annotated[Path | None, typer.Option(help="The file to write; the default is NAME.toml.")] = None,
     force: Annotated[bool, typer.Option(help="Replace the file if it is there.")] = False,
     dev: Annotated[bool, typer.Option(help="Allow plain http to loopback, as the server does in dev mode.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write a declaration: from the metadata of an authorization server, or with examples to replace."""
     configure_logging("ERROR")  # what could not be read is in the message
@@ -94,7 +102,11 @@ def new_declaration(
         except DiscoveryError as error:
             fail(str(error))
     _write(file, text, replace=force)
-    typer.echo(f"Wrote {file}. Next: python -m integration_server types check {file}")
+    print_result(
+        {"file": str(file), "integration_type": name},
+        f"Wrote {file}. Next: python -m integration_server types check {file}",
+        as_json=as_json,
+    )
 
 
 async def _discovered(name: str, issuer: str, *, dev_mode: bool) -> str:
@@ -169,6 +181,7 @@ def try_declaration(
     declaration: Annotated[str, typer.Argument(help="A TOML file that declares a provider, or a type of this server.")],
     *,
     dev: Annotated[bool, typer.Option(help="Allow plain http to loopback, as the server does in dev mode.")] = False,
+    as_json: JsonLines = False,
 ) -> None:
     """Run the conformance suite against a server that behaves as the declaration says, and print a table.
 
@@ -183,6 +196,7 @@ def try_declaration(
         )
     options = ["-o", "addopts=--import-mode=importlib", "-p", "no:terminal", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", *options, "--try", declaration, str(_SUITE)]
+    command += ["--try-json"] if as_json else []
     needed = {"PROVIDERS_DIR": str(settings.providers_dir or ""), "DEV_MODE": str(settings.dev_mode)}
     run = subprocess.run(command, env=os.environ | needed, check=False)  # noqa: S603  # nosec B603  # our own suite
     raise typer.Exit(run.returncode)

@@ -31,12 +31,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options that select what is tested."""
     parser.addoption("--profiles", type=Path, help="a directory of profiles of providers, instead of the built-in ones")
     parser.addoption("--try", dest="tried", help="the file of a declaration, or a type of this server")
+    parser.addoption("--try-json", action="store_true", help="with --try: print an object for each check, and no table")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Print a table if one declaration is tried."""
     if (tried := config.getoption("tried")) is not None:
-        config.pluginmanager.register(Table(tried))
+        config.pluginmanager.register(Table(tried, as_json=config.getoption("--try-json")))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

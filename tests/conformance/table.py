@@ -1,6 +1,8 @@
 """The results of the suite as a table, one line per check as soon as it has run: for `types try`."""
 
+import json
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,20 +15,23 @@ _EMPTY = "got empty parameter set"
 class Table:
     """A pytest plugin that prints a line per check, and a summary. Use it without pytest's own reports."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, *, as_json: bool) -> None:
         self._what = what
+        self._as_json = as_json
         self._reports: list[Any] = []
         self._counts = {"pass": 0, "FAIL": 0, "n/a": 0}
 
     def pytest_collection_finish(self) -> None:
         """Print the heading."""
+        if self._as_json:
+            return
         print(f"Checks of {self._what} against a server that behaves as it is declared\n")
         print(f"{'check':{_WIDTH}}  result  why", flush=True)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Print why the checks could not be collected."""
         if report.failed:
-            print(report.longreprtext, flush=True)
+            print(report.longreprtext, flush=True, file=sys.stderr if self._as_json else sys.stdout)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Print the line of a check after its last phase."""
@@ -38,11 +43,17 @@ class Table:
         if any(one.skipped for one in self._reports):
             result = "n/a"
         self._counts[result] += 1
-        print(f"{_check(report):{_WIDTH}}  {result:6}  {'; '.join(reasons)}".rstrip(), flush=True)
+        if self._as_json:
+            outcome = {"check": _check(report), "result": result.lower(), "reasons": reasons}
+            print(json.dumps(outcome), flush=True)
+        else:
+            print(f"{_check(report):{_WIDTH}}  {result:6}  {'; '.join(reasons)}".rstrip(), flush=True)
         self._reports.clear()
 
     def pytest_sessionfinish(self) -> None:
         """Print the summary."""
+        if self._as_json:
+            return
         counts = self._counts
         print(f"\n{counts['pass']} passed, {counts['FAIL']} failed, {counts['n/a']} do not apply.")
 

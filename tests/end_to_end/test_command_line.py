@@ -106,7 +106,14 @@ async def test_integrations_are_listed_shown_checked_refreshed_and_disconnected(
     done = await shell("integrations", "disconnect", number, "--user", "ada", "--yes", "--json")
     assert json.loads(done.out)["revocation_state"] == "REVOCATION_STATE_REVOKED"
     gone = await shell("integrations", "show", number, "--user", "ada", "--json", code=1)
-    assert (gone.out, gone.err) == ("", "INTEGRATION_NOT_FOUND: no such integration\n")
+    assert (gone.out, json.loads(gone.err)["error"]) == (
+        "",
+        {
+            "message": "INTEGRATION_NOT_FOUND: no such integration",
+            "status": "NOT_FOUND",
+            "reason": "INTEGRATION_NOT_FOUND",
+        },
+    )
 
 
 async def test_what_users_choose_does_not_control_the_terminal(shell: Shell) -> None:

@@ -25,6 +25,11 @@ async def test_try_prints_a_table_and_fails_if_a_check_fails(tmp_path: Path) -> 
     assert lines["refreshes repeatedly"] == "declaration"  # does not apply to it
     assert "0 failed" in tried.out
 
+    listed = await run(tmp_path, environment, "types", "try", str(good), "--json")
+    checks = {check["check"]: check["result"] for check in map(json.loads, listed.out.splitlines())}
+    assert checks["a wrong key is rejected and not stored"] == "pass"
+    assert checks["refreshes repeatedly"] == "n/a"
+
     # A refresh without the refresh token: the file is valid, and no provider could serve it.
     bad = tmp_path / "no_refresh.toml"
     text = (DECLARATIONS / "region_of_callback.toml").read_text()
