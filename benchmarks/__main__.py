@@ -21,6 +21,7 @@ from benchmarks import (
     hit,
     hostile_clients,
     idle,
+    invalidation_delay,
     metrics_cost,
     performance_page,
     proactive_refresh,
@@ -82,6 +83,7 @@ def run_all(context: typer.Context) -> bool:
         run_workers(),
         run_batch(),
         run_watch(),
+        run_invalidation_delay(),
         run_idle(),
     ]
     return all(all_hold)
@@ -103,6 +105,7 @@ def run_short(
         run_workers(rounds=rounds, seconds=10),
         run_batch(rounds=rounds, calls=500),
         run_watch(rounds=rounds, seconds=5),
+        run_invalidation_delay(),
         run_idle(rounds=rounds, seconds=10),
         run_event_fan_out(),
     ]
@@ -229,17 +232,32 @@ def run_watch(
     return run_benchmark("watch", watch.__doc__, plan, partial(watch.measure, plan))
 
 
+@app.command("invalidation-delay")
+def run_invalidation_delay(
+    database: Database = DatabaseKind.POSTGRES,
+    servers: Annotated[int, typer.Option(min=1, help="Replicas.")] = 2,
+    count: Annotated[int, typer.Option("--workers", min=1, help="Workers of each.")] = 2,
+    changes: Annotated[int, typer.Option(min=1, max=1000, help="Disconnects, and as many rotations.")] = 20,
+    transaction_seconds: Annotated[
+        float, typer.Option(min=0.5, help="Time for which another client has a transaction open meanwhile.")
+    ] = 20,
+) -> bool:
+    """Every worker of every replica applies a disconnect or a rotation within a second."""
+    plan = invalidation_delay.InvalidationPlan(database, servers, count, changes, transaction_seconds)
+    measure = partial(invalidation_delay.measure, plan)
+    return run_benchmark("invalidation-delay", invalidation_delay.__doc__, plan, measure)
+
+
 @app.command("workers")
 def run_workers(
     database: Database = DatabaseKind.POSTGRES,
     rounds: Annotated[int, typer.Option(min=1, help="Number of phases.")] = 7,
     seconds: Seconds = 20,
     rate: Rate = 300,
-    disconnects: Annotated[int, typer.Option(min=1, max=100, help="Integrations that are disconnected.")] = 20,
     bound: Annotated[float, typer.Option(help="Maximum ratio of the CPU time with two workers to one.")] = 1.05,
 ) -> bool:
-    """Two workers cost a call no more CPU than one, and both apply a disconnect within a second."""
-    plan = workers.WorkersPlan(database, rounds, seconds, rate, disconnects, bound)
+    """Two workers cost a call no more CPU than one."""
+    plan = workers.WorkersPlan(database, rounds, seconds, rate, bound)
     return run_benchmark("workers", workers.__doc__, plan, partial(workers.measure, plan))
 
 

@@ -1,14 +1,10 @@
-"""Several workers cost a call no more CPU than one, and each of them applies a change within a second.
+"""Several workers cost a call no more CPU than one.
 
 Two systems, with one and with two workers, get the same load for each worker in turn. (Half the load for each worker
-is no fair comparison: a process that is less busy handles fewer calls each time it wakes up.) Then integrations are
-disconnected, while a transaction of another client stays open, until no connection of the second system gets their
-credentials any more.
+is no fair comparison: a process that is less busy handles fewer calls each time it wakes up.)
 """
 
-import asyncio
 import statistics
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -18,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 from rich.progress import Progress
-from sqlalchemy import text
 
 from benchmarks.harness import (
     Bound,
@@ -32,7 +27,6 @@ from benchmarks.harness import (
     percentile,
 )
 from benchmarks.system import HEALTHY_TYPE, DatabaseKind, Seeded, System, running_system, seed
-from integration_server.storage.engine import open_database
 from integration_server.wiring.system import utc_now
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
@@ -44,7 +38,6 @@ _CONNECTIONS = 12  # for each worker. All at one of two workers: a probability o
 _INTEGRATIONS = 100
 _WEEK = timedelta(days=7)
 _DEADLINE = 30.0  # seconds
-_OPEN_FOR = 3.0  # seconds for which the other transaction is open before the first change
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +48,6 @@ class WorkersPlan:
     rounds: int
     seconds: float
     rate: float
-    disconnects: int
     bound: float
 
 
@@ -83,7 +75,6 @@ async def measure(plan: WorkersPlan, progress: Progress) -> Result:
             pairs.append(await load_in_turn())
             shares.append([after - first for after, first in zip(_cpu_of_workers(two), before, strict=True)])
             progress.advance(task)
-        delays = await _delays(two, services_of_two, plan.disconnects)
     ratios = [load.cpu_usage[0] / reference.cpu_usage[0] / 2 for reference, load in pairs]
     ratio, phases = statistics.median(ratios), [phase for pair in pairs for phase in pair]
     failures = merge_phases(phases).failures
@@ -96,15 +87,13 @@ async def measure(plan: WorkersPlan, progress: Progress) -> Result:
             "CPU of an RPC with two workers": f"{_cost(2 * plan.rate, [pair[1] for pair in pairs]):.0f} µs",
             "Ratios of the rounds": ", ".join(f"{one:.3f}" for one in ratios),
             "Smallest share of a worker in the CPU of both": f"{least:.0%}",
-            "Delay until a disconnect is applied by both": f"{statistics.median(delays):.3f} s (median)",
         },
         bounds=[
             Bound(f"at most {plan.bound:g} times the CPU", f"{ratio:.3f} times", ratio <= plan.bound),
             Bound("both workers serve", f"{least:.0%} of the CPU at least", least > 0.05),
-            Bound("a disconnect is applied by both within a second", f"{max(delays):.3f} s at most", max(delays) <= 1),
             Bound("no RPC fails", str(sum(failures.values())), not failures),
         ],
-        raw={"ratios": ratios, "delays": delays, "shares": shares},
+        raw={"ratios": ratios, "shares": shares},
     )
 
 
@@ -147,51 +136,3 @@ async def _calls(system: System, services: Sequence["IntegrationServiceAsyncStub
         for one in seeded
         for service in services
     ]
-
-
-async def _delays(
-    system: System, services: Sequence["IntegrationServiceAsyncStub"], disconnects: int
-) -> Sequence[float]:
-    """For each disconnect, the seconds until no worker gives the credentials."""
-    listed = await services[0].ListIntegrations(pb.ListIntegrationsRequest(user_id="user-0"), timeout=_DEADLINE)
-    found = [Seeded(one.integration_id, "user-0", utc_now()) for one in listed.integrations]
-    for number in range(1, 1 + disconnects // len(found)):
-        request = pb.ListIntegrationsRequest(user_id=f"user-{number}")
-        more = await services[0].ListIntegrations(request, timeout=_DEADLINE)
-        found += [Seeded(one.integration_id, f"user-{number}", utc_now()) for one in more.integrations]
-    delays = []
-    async with _open_transaction(system):
-        for one in found[:disconnects]:
-            for service in services:
-                await service.GetCredentials(_request(one), timeout=_DEADLINE)
-            removal = pb.DisconnectIntegrationRequest(integration_id=one.integration_id, user_id=one.user_id)
-            await services[0].DisconnectIntegration(removal, timeout=_DEADLINE)
-            begin = time.perf_counter()
-            waiting = list(services)
-            while waiting:
-                results = await asyncio.gather(*(_gives(service, one) for service in waiting))
-                waiting = [service for service, gives in zip(waiting, results, strict=True) if gives]
-            delays.append(time.perf_counter() - begin)
-    return delays
-
-
-async def _gives(service: "IntegrationServiceAsyncStub", one: Seeded) -> bool:
-    try:
-        await service.GetCredentials(_request(one), timeout=_DEADLINE)
-    except grpc.aio.AioRpcError as error:
-        if error.code() is not grpc.StatusCode.NOT_FOUND:
-            raise
-        return False
-    return True
-
-
-@asynccontextmanager
-async def _open_transaction(system: System) -> AsyncIterator[None]:
-    """On PostgreSQL a transaction that has written, as a migration of another program that takes ten minutes."""
-    async with AsyncExitStack() as stack:
-        database = await stack.enter_async_context(open_database(system.database_url))
-        if system.database_url.startswith("postgresql"):
-            connection = await stack.enter_async_context(database.write_transaction())
-            await connection.execute(text("CREATE TABLE another_program (id integer)"))
-            await asyncio.sleep(_OPEN_FOR)
-        yield

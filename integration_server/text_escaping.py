@@ -8,7 +8,7 @@ nothing that a terminal obeys is left. Different characters that look alike stay
 import hashlib
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 # Beyond these categories: letters, marks and symbols that have no glyph. Most are Default_Ignorable_Code_Point in
 # DerivedCoreProperties.txt of Unicode: grapheme joiner, Hangul fillers, Khmer vowels, Mongolian and other variation
@@ -38,6 +38,13 @@ def escape(text: str, max_length: int | None = None) -> EscapedText:
     if max_length is None or len(text) <= max_length:
         return EscapedText(_escape(text, _BACKSLASH))
     return EscapedText(_escape(text[:max_length], _BACKSLASH) + cut_marker(text))
+
+
+def is_plain(texts: Iterable[str]) -> bool:
+    """Whether no text needs to be escaped, at the price of one. False if that is not certain."""
+    joined = f"|{'|'.join(texts)}|"
+    is_visible = joined.isascii() and joined.isprintable() and "\\" not in joined
+    return is_visible and " |" not in joined and "| " not in joined  # spaces at the edge of a text
 
 
 def cut_marker(text: str) -> str:

@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import Any
 
 from integration_server.domain.integration import Integration
-from integration_server.text_escaping import EscapedText, escape
+from integration_server.text_escaping import EscapedText, escape, is_plain
 
 SUCCESS = "OK"
 """The outcome of a successful action. Any other outcome is a reason: of `errors.py`, or of a failed response."""
@@ -55,6 +55,7 @@ _MAX_LENGTHS = {
 
 
 _CALL = attrgetter("action", "integration_id", "integration_version", *_MAX_LENGTHS)
+_TEXTS = attrgetter(*_MAX_LENGTHS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,8 @@ class AuditEntry:
 
     def escaped(self) -> "AuditEntry":
         """The entry as it is stored. An `EscapedText` stays as it is."""
+        if is_plain(_TEXTS(self)):
+            return self
         texts: dict[str, Any] = {}
         for name in _MAX_LENGTHS:
             if (escaped := escape(text := getattr(self, name))) != text:

@@ -199,13 +199,23 @@ class CallRate:
 
     A call with many items is let through while the caller is within its rate, and counts as one call for each item:
     what exceeds the rate is taken from the next seconds. Otherwise a low rate would admit no batch at all.
+
+    Items that a stream resumes do not count, as far as the caller's allowance for them suffices: `max_resumed` items,
+    which come back at the caller's rate. All clients can then resume at once after a restart, and one that does so
+    again and again gets twice its rate.
     """
 
     def __init__(
-        self, per_second: int, counts: CallCounts | None = None, monotonic: Callable[[], float] = time.monotonic
+        self,
+        per_second: int,
+        counts: CallCounts | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        *,
+        max_resumed: int = 0,
     ) -> None:
         self.counts = LocalCounts() if counts is None else counts
         self._per_second = per_second
+        self._max_resumed = max_resumed
         self._monotonic = monotonic
 
     def count(self, caller: str) -> None:
@@ -214,15 +224,25 @@ class CallRate:
         if self.counts.add_to_rate(caller, second) + self._debt(caller, second) > self._per_second:
             raise self._exceeded(caller, second)
 
-    def count_items(self, caller: str, items: int) -> None:
-        """Count the items of a call that is counted once already."""
+    def count_items(self, caller: str, items: int, resumed: int = 0) -> None:
+        """Count the items of a call that is counted once already. Of these, `resumed` are resumed."""
         second, limit = int(self._monotonic()), self._per_second
         debt = self._debt(caller, second)
         if self.counts.add_to_rate(caller, second, 0) + debt > limit:  # other calls have counted theirs meanwhile
             raise self._exceeded(caller, second)
+        items -= self._take_resumed(caller, second, resumed)
         excess = self.counts.add_to_rate(caller, second, max(0, items - 1)) + debt - limit
         if excess > 0:
             self.counts.set_debt_end(caller, (second + 1) * limit + excess, second * limit)
+
+    def _take_resumed(self, caller: str, second: int, resumed: int) -> int:
+        """How many of the resumed items the caller's allowance has left; they are taken from it."""
+        key, now = f"{caller}\0\0resumed", second * self._per_second  # no user's name has a control character
+        used = self._debt(key, second)
+        taken = min(resumed, max(0, self._max_resumed - used))
+        if taken:
+            self.counts.set_debt_end(key, now + used + taken, now)
+        return taken
 
     def _debt(self, caller: str, second: int) -> int:
         """What the items of earlier seconds take from this one and the next."""

@@ -27,6 +27,7 @@ from integration_server.domain.integration import IntegrationId
 from integration_server.rpc import mapping
 from integration_server.rpc.callers import current_allowed_types
 from integration_server.rpc.credential_results import CredentialResults, encode_watch_response
+from integration_server.rpc.interceptors import item_charge
 from integration_server.service.common_types import Clock, Jitter
 from integration_server.service.credentials.credential_service import (
     CredentialRequest,
@@ -87,8 +88,8 @@ class CredentialWatch:
     async def watch(self, request: pb.WatchCredentialsRequest) -> AsyncGenerator[bytes]:
         """Yield the encoded responses of a stream, without end.
 
-        Raises `InvalidField`, `ServerStopping` after a last cursor, `StoreUnavailable`, or `QuotaExceeded` if they are
-        read too slowly.
+        Raises `InvalidField`, `ServerStopping` after a last cursor, `StoreUnavailable`, or `QuotaExceeded` if there are
+        too many integrations for the caller's rate, or if responses are read too slowly.
         """
         requests = _decode(request)
         cursor, failed = _split_cursor(mapping.decode_text("cursor", request.cursor, mapping.MAX_PARAMETER_LENGTH))
@@ -98,6 +99,8 @@ class CredentialWatch:
             self._changes.watching(requests.keys(), cursor) as changes,
             self._stream(requests, changes, failed) as stream,
         ):
+            if charge := item_charge.get():
+                charge.count(stream.resumed_count)
             while True:
                 if not changes.is_stopping:
                     await stream.read()
@@ -221,6 +224,11 @@ class _Stream:
     def position(self) -> WatchPosition | None:
         """The position after all news that were taken. None until everything was sent once."""
         return next(iter(self._unsettled.values()), self._position)
+
+    @property
+    def resumed_count(self) -> int:
+        """How many integrations the client knows already, so that nothing is sent for them at the start."""
+        return len(self._known - self._changes.changed.keys())
 
     def cursor(self, position: str) -> str:
         """The cursor with the text of a position: it names the integrations for which the client has an error."""

@@ -10,7 +10,7 @@ The server applies them in this order:
 3. `authorize_method` (authorization.py) checks that the caller has the method's permission.
 4. `enforce_quota` limits the caller's calls.
 5. `read_request` reads the request, checks its size and decodes it. Nothing that an unknown caller sends is parsed.
-   `count_items` then counts the items of a batch as calls.
+   `count_items` then counts the items of a batch as calls; a stream of credentials does so once it has begun.
 6. `enforce_deadline` responds before the caller's deadline when the store does not respond.
 7. `authorize_request` (authorization.py) checks the request's user and integration type.
 8. `limit_streams` (stream_limits.py) limits each caller's open streams, and those about one user.
@@ -28,7 +28,8 @@ from collections.abc import (
     Coroutine,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, TypeAlias, cast
 
@@ -195,14 +196,46 @@ def enforce_quota(caller_of: CallerLookup, rate: CallRate, *, concurrency: int) 
     return wrap
 
 
+class ItemCharge:
+    """Counts the items of a call as calls of its caller, once."""
+
+    def __init__(self, rate: CallRate, caller: str, items: int) -> None:
+        self._rate = rate
+        self._caller = caller
+        self._items = items
+        self._is_counted = False
+
+    def count(self, resumed: int = 0) -> None:
+        """Count the items, of which the call resumes some. Raises `QuotaExceeded`. Later calls have no effect."""
+        if not self._is_counted:
+            self._is_counted = True
+            self._rate.count_items(self._caller, self._items, resumed)
+
+
+item_charge: ContextVar[ItemCharge | None] = ContextVar("item_charge", default=None)
+"""Of the current stream, if its items are counted: it counts them as soon as it knows which of them it resumes."""
+
+
 def count_items(caller_of: CallerLookup, rate: CallRate) -> Interceptor:
-    """Count each item of a request as a call of its caller. Raises `QuotaExceeded`."""
+    """Count each item of a request as a call of its caller. Raises `QuotaExceeded`.
+
+    A stream counts them by itself (`item_charge`). All of them count if it ends before it has done so.
+    """
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
-        async def count(request: Any, context: Context) -> None:  # noqa: ANN401  # a message
-            rate.count_items(caller_of(context), len(getattr(request, method.items_field)))
+        @asynccontextmanager
+        async def counting(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message
+            charge = ItemCharge(rate, caller_of(context), len(getattr(request, method.items_field)))
+            if not method.streams_responses:
+                charge.count()
+            item_charge.set(charge)
+            try:
+                yield request
+            finally:
+                with suppress(QuotaExceeded):  # the call has its outcome
+                    charge.count()
 
-        return wrap_in_check(method, behavior, count) if method.items_field else behavior
+        return wrap_in_context_manager(method, behavior, counting) if method.items_field else behavior
 
     return wrap
 

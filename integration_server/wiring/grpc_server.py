@@ -112,7 +112,12 @@ def build_grpc_server(
         clock,
         max_bytes=settings.credentials_cache_size // 2,
     )
-    rate = CallRate(settings.caller_max_calls_per_second, worker.counts)
+    rate = CallRate(
+        settings.caller_max_calls_per_second,
+        worker.counts,
+        # All that a caller may watch can be resumed at once: after a restart of the server it is.
+        max_resumed=settings.caller_max_watched_integrations,
+    )
     concurrency = settings.caller_max_concurrency
     reader = RequestReader(settings.grpc_read_timeout)
     observe = ObservedCalls if tracing is None else partial(TracedCalls, tracing)

@@ -79,14 +79,24 @@ async def test_metrics_cost_judges_the_cpu_and_counts_every_rpc(tmp_path: Path, 
     assert raw["raw"]["scrape_bytes"][-1] > 1000
 
 
-async def test_workers_compares_the_cpu_of_an_rpc_and_waits_for_disconnects(tmp_path: Path) -> None:
-    code, output = await bench(tmp_path, "workers", "--rounds=1", "--disconnects=2", UNBOUNDED)
+async def test_workers_compares_the_cpu_of_an_rpc(tmp_path: Path) -> None:
+    code, output = await bench(tmp_path, "workers", "--rounds=1", UNBOUNDED)
 
     raw = raw_figures(tmp_path, "workers-sqlite")
     assert verdicts(raw)[0], output
     assert code == (0 if all(verdicts(raw)) else 1), "a machine may be busy"
-    assert len(raw["raw"]["delays"]) == 2
     assert [len(share) for share in raw["raw"]["shares"]] == [2]
+
+
+async def test_invalidation_delay_waits_for_every_read_and_stream(tmp_path: Path) -> None:
+    small = ("--database=sqlite", "--servers=1", "--changes=2", "--transaction-seconds=0.5")
+    code, output = await bench(tmp_path, "invalidation-delay", small=small)
+
+    raw = raw_figures(tmp_path, "invalidation-delay-sqlite")
+    assert verdicts(raw)[-1], output
+    assert code == (0 if all(verdicts(raw)) else 1), "a machine may be busy"
+    delays = [seconds for kind in ("disconnect", "rotation") for seconds in raw["raw"][kind].values()]
+    assert [len(seconds) for seconds in delays] == [2, 2, 2, 2]
 
 
 @pytest.mark.parametrize(("bound", "holds"), [(UNBOUNDED, True), (UNREACHABLE, False)])

@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from google.rpc import error_details_pb2
@@ -15,11 +16,11 @@ from integration_server.domain.errors import CallerNotAllowed, IntegrationNotFou
 from integration_server.domain.integration import IntegrationId
 from integration_server.rpc.authentication import IdentityKind, authenticate
 from integration_server.rpc.authorization import Policy, authorize_method
-from integration_server.rpc.callers import Caller, Permissions
+from integration_server.rpc.callers import Caller, CallRate, Permissions
 from integration_server.rpc.credential_results import CredentialResults
 from integration_server.rpc.credential_watch import CredentialWatch
 from integration_server.rpc.errors import Unauthenticated
-from integration_server.rpc.interceptors import compose
+from integration_server.rpc.interceptors import compose, count_items, enforce_quota
 from integration_server.rpc.methods import Permission, describe_method
 from integration_server.service.credentials.credential_service import CredentialRequest, UsableCredentials
 from integration_server.service.credentials.shared_outcomes import SharedOutcomes
@@ -31,6 +32,7 @@ from tests.statements import captured_statements
 from tests.unit.rpc.fake_tokens import fake_tokens
 
 HOUR = timedelta(hours=1)
+WATCH = describe_method("/integrations.v1.IntegrationService/WatchCredentials")
 
 
 class Stream:
@@ -457,6 +459,33 @@ async def test_an_old_cursor_has_the_effect_of_none(system: FakeSystem) -> None:
         assert len(stream.results) == 2
 
 
+@pytest.mark.parametrize(
+    ("altered", "counted"),
+    [
+        ("{cursor}", 1),
+        ("{cursor}~{other:x}", 2),
+        ("", 4),
+        ("A{cursor}", 4),
+        ("{cursor}~*", 4),
+    ],
+    ids=["valid", "claims another error", "none", "forged", "claims errors of all"],
+)
+async def test_a_resumed_stream_counts_what_it_is_sent_as_calls(system: FakeSystem, altered: str, counted: int) -> None:
+    server, ids = Server(system), await connect(system, 3)
+    async with server.watching(*ids, 999) as stream:
+        cursor = stream.cursor.partition("~")[0]
+    await server.rotate(ids[0])
+    system.clock.advance(timedelta(seconds=1))
+    rate = CallRate(1000, monotonic=lambda: 0.0, max_resumed=1000)
+    wrappers = [enforce_quota(lambda _: "ada", rate, concurrency=1), count_items(lambda _: "ada", rate)]
+    behavior: Any = compose(WATCH, lambda request, _: server.watch.watch(request), wrappers)
+    text = altered.format(cursor=cursor, other=ids[1])
+    request = pb.WatchCredentialsRequest(integration_ids=[*ids, 999], user_id=ADA, cursor=text)
+    async with aclosing(behavior(request, FakeContext())) as responses:
+        await anext(responses)
+        assert rate.counts.add_to_rate("ada", 0, 0) == counted
+
+
 async def test_changes_before_the_first_response_are_not_missed(system: FakeSystem) -> None:
     server, (number,) = Server(system), await connect(system, 1)
     async with server.watching(number, is_complete=False) as stream:
@@ -484,13 +513,12 @@ class CheckedWatch:
 
     def __init__(self, system: FakeSystem, lifetime: timedelta = HOUR, server: Server | None = None) -> None:
         self.caller: Caller = CALLER
-        method = describe_method("/integrations.v1.IntegrationService/WatchCredentials")
         interceptors = [
             authenticate(fake_tokens(system.clock() + lifetime), system.clock),
             authorize_method(lambda: Policy({(IdentityKind.TOKEN, "all"): self.caller}, Permissions())),
         ]
         watch = (server or Server(system)).watch
-        self._behavior = compose(method, lambda request, _: watch.watch(request), interceptors)
+        self._behavior = compose(WATCH, lambda request, _: watch.watch(request), interceptors)
 
     def watch(self, request: pb.WatchCredentialsRequest) -> AsyncGenerator[bytes]:
         """Begin a stream."""

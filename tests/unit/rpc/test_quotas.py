@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from integration_server.domain.errors import QuotaExceeded
 from integration_server.rpc.callers import CallCounts, CallerLookup, CallRate, peer_address
-from integration_server.rpc.interceptors import compose, convert_errors, count_items, enforce_quota
+from integration_server.rpc.interceptors import compose, convert_errors, count_items, enforce_quota, item_charge
 from integration_server.rpc.methods import Method, Permission, describe_method
 from integration_server.rpc.stream_limits import limit_streams
 from integration_server.shared_memory import SharedCounts, SharedMemory
@@ -347,35 +347,44 @@ WATCH = describe_method("/integrations.v1.IntegrationService/WatchCredentials")
 class ItemHandlers:
     """Behaviors whose items are counted, unless `counts_items` is off (negative control)."""
 
-    def __init__(self, per_second: int, *, counts_items: bool = True) -> None:
+    def __init__(self, per_second: int, *, counts_items: bool = True, max_resumed: int = 0) -> None:
         self.seconds = 100.0
-        rate = CallRate(per_second, monotonic=lambda: self.seconds)
+        rate = CallRate(per_second, monotonic=lambda: self.seconds, max_resumed=max_resumed)
         self._wrappers = [enforce_quota(peer_address, rate, concurrency=1000)]
         if counts_items:
             self._wrappers.append(count_items(peer_address, rate))
 
-    async def call(self, items: int, method: Method = BATCH, peer: str = ADA) -> None:
-        """Make a call with this many items. Raises `QuotaExceeded`."""
+    async def call(self, items: int, method: Method = BATCH, peer: str = ADA, resumed: int | None = 0) -> None:
+        """Make a call with this many items. Raises `QuotaExceeded`.
+
+        A stream resumes `resumed` of them; None: it ends before it knows.
+        """
 
         async def respond(_request: Any, _context: Any) -> str:
             return "response"
 
         async def stream(_request: Any, _context: Any) -> AsyncIterator[str]:
+            charge = item_charge.get()
+            if charge is not None and resumed is not None:
+                charge.count(resumed)
             yield "response"
 
         behavior: Any = compose(method, stream if method.streams_responses else respond, self._wrappers)
         values: Any = {method.items_field: items * [{} if method is BATCH else 1]}
         called = behavior(method.request_class(**values), FakeContext(peer=peer))
-        assert await (anext(called) if method.streams_responses else called) == "response"
+        if method.streams_responses:
+            assert [one async for one in called] == ["response"]
+        else:
+            assert await called == "response"
 
-    async def batches_in(self, seconds: int, items: int, method: Method = BATCH) -> int:
+    async def batches_in(self, seconds: int, items: int, method: Method = BATCH, resumed: int = 0) -> int:
         """How many batches a caller gets that asks ten times per second."""
         served = 0
         for _ in range(seconds):
             self.seconds += 1
             for _ in range(10):
                 with suppress(QuotaExceeded):
-                    await self.call(items, method)
+                    await self.call(items, method, resumed=resumed)
                     served += 1
         return served
 
@@ -404,6 +413,48 @@ async def test_a_batch_larger_than_the_rate_works_and_delays_the_next_calls_of_i
         await handlers.call(1)
     handlers.seconds += 1
     await handlers.call(1)
+
+
+async def test_a_stream_that_ends_before_it_has_counted_its_items_counts_all_of_them() -> None:
+    handlers = ItemHandlers(per_second=100, max_resumed=10_000)
+    await handlers.call(1000, WATCH, resumed=None)
+    with pytest.raises(QuotaExceeded):
+        await handlers.call(1)
+
+
+@pytest.mark.parametrize(("max_resumed", "is_served"), [(100_000, True), (0, False)], ids=["", "negative control"])
+async def test_all_streams_of_a_caller_resume_at_once_after_a_restart(max_resumed: int, is_served: bool) -> None:
+    handlers = ItemHandlers(per_second=3000, max_resumed=max_resumed)
+    served = 0
+    for _ in range(20):
+        with suppress(QuotaExceeded):
+            await handlers.call(5000, WATCH, resumed=4999)
+            served += 1
+    assert (served == 20) is is_served
+    with suppress(QuotaExceeded):
+        await handlers.call(1)
+        assert is_served, "nor do they take anything from its other calls"
+
+
+async def test_resumed_items_beyond_the_allowance_count_as_calls() -> None:
+    handlers = ItemHandlers(per_second=100, max_resumed=1000)
+    await handlers.call(1500, WATCH, resumed=1500)
+    with pytest.raises(QuotaExceeded) as rejected:
+        await handlers.call(1)
+    assert rejected.value.retry_after == timedelta(seconds=5)
+    await handlers.call(1500, WATCH, peer=BOB, resumed=1000)  # each caller has its own
+    handlers.seconds += 10  # by then the allowance is there again
+    await handlers.call(1000, WATCH, resumed=1000)
+    await handlers.call(1)
+
+
+@pytest.mark.parametrize(
+    ("max_resumed", "expected"), [(5000, 2 * 100), (10**9, 10 * 5000)], ids=["", "negative control"]
+)
+async def test_a_caller_that_resumes_again_and_again_gets_twice_its_rate(max_resumed: int, expected: int) -> None:
+    handlers = ItemHandlers(per_second=100, max_resumed=max_resumed)
+    streams = await handlers.batches_in(1000, items=5000, method=WATCH, resumed=5000)
+    assert streams * 5000 / 1000 == pytest.approx(expected, rel=0.1)
 
 
 async def test_concurrent_batches_that_passed_the_first_check_are_counted_at_the_second() -> None:
