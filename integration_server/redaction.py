@@ -83,6 +83,10 @@ PATTERNS = (
 _ASSIGNMENTS = ("=", ":", "%3")  # one is in whatever the first two patterns match
 _MAX_WORD_LENGTH = 32  # characters
 
+# As `isoformat` writes it, which no pattern matches.
+_IS_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{6})?(?:Z|\+00:00)?", re.ASCII).fullmatch
+_IS_ORIGIN = re.compile(r"https?://[a-z0-9.-]{1,64}(?::\d{1,5})?", re.ASCII).fullmatch
+
 _STACK = "stack"  # has lines of its own, and no text but of our source code
 
 MAX_LENGTH = 16 * 1024  # characters; our own texts are shorter, and a sender must not make us read longer ones
@@ -150,14 +154,18 @@ def _text(value: object) -> str:
     elif isinstance(value, date):
         value = value.isoformat()
     text = value if isinstance(value, str) else repr(value)
+    if type(text) is not str:
+        return redact_text(text)
+    if _IS_TIME(text):
+        return text
     # A word without digits, such as an event, a level or a method. Random values are longer or have some.
     is_word = len(text) <= _MAX_WORD_LENGTH and text.isidentifier() and (text.islower() or text.isupper())
-    return _word(text) if is_word and type(text) is str else redact_text(text)
+    return _frequent(text) if is_word or _IS_ORIGIN(text) else redact_text(text)
 
 
 @lru_cache(maxsize=1024)
-def _word(text: str) -> str:
-    """The redacted word. Cached, because a few words occur in most events."""
+def _frequent(text: str) -> str:
+    """The redacted text. Cached, because a few words and providers occur in most events."""
     return redact_text(text)
 
 

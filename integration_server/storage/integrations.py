@@ -5,7 +5,7 @@ import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any
@@ -43,7 +43,7 @@ from integration_server.domain.errors import IntegrationNotFound, StoreUnavailab
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
 from integration_server.domain.oauth_client import client_key
 from integration_server.service.connections.revocation_ports import GrantProof, OrphanedGrant
-from integration_server.service.credentials.credential_cipher import bound_values_of
+from integration_server.service.credentials.credential_cipher import bound_values_of, described_by
 from integration_server.service.integrations.ports import (
     FoundIntegrations,
     IntegrationTarget,
@@ -177,6 +177,9 @@ _PING = DriverQuery(select(literal(1)).select_from(integrations).limit(1))
 _FENCE = ("integration_id", "user_id", "version", "settings_version")
 """The columns of a commit that a refresh names as it has read them."""
 
+_CHECK_TIMES = _T.last_health_check, _T.check_due_time
+"""All that a refresh neither sets nor has in its fence: what else it has read is in the row too when it commits."""
+
 _COMMIT_REFRESH = DriverQuery(
     update(integrations)
     .where(*(_T[name] == bindparam(f"of_{name}") for name in _FENCE))
@@ -186,7 +189,7 @@ _COMMIT_REFRESH = DriverQuery(
         update_time=bindparam("now", type_=UtcDateTime),
         version=_T.version + 1,
     )
-    .returning(*PLAINTEXT_COLUMNS)
+    .returning(*_CHECK_TIMES)
 )
 
 _RESUME = (
@@ -415,7 +418,22 @@ class SqlIntegrations:
             )
         finally:
             self._on_change(integration.integration_id)
-        return _integration_at(rows[0]) if rows else None
+        if not rows:
+            return None
+        last_health_check, check_due_time = rows[0]
+        return replace(
+            described_by(credentials, integration),
+            last_error=None,
+            error_count=0,
+            reauthorization_required=False,
+            refresh_retry_time=None,
+            refresh_failures=0,
+            refresh_due_time=credentials.refresh_due_time,
+            last_health_check=last_health_check,
+            check_due_time=check_due_time,
+            update_time=now,
+            version=integration.version + 1,
+        )
 
     async def record_failure(
         self,

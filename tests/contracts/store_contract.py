@@ -542,6 +542,28 @@ class IntegrationStoreContract:
         assert committed == replace(integration, update_time=LATER, version=1)
         assert await integrations.find(integration.integration_id, ANN) == StoredIntegration(committed, b"new")
 
+    async def test_a_refresh_returns_the_row_as_it_is_then(
+        self, integrations: IntegrationStore, history: HealthHistory
+    ) -> None:
+        """Also what has changed since the integration was read."""
+        before = await create_connected(integrations, ANN, "a")
+        await history.record([CompletedCheck(failed_check(before), EXPIRY)])
+        await integrations.record_failure(before, FAILURE, retry_time=LATER, failures=2)
+        changed = new_credentials(
+            b"new",
+            scopes=("other",),
+            missing_scopes=(),
+            lacks_required_scope=True,
+            is_renewable=False,
+            access_token_expire_time=LATER,
+            refresh_token_expire_time=EXPIRY,
+            refresh_due_time=EXPIRY,
+            token_fingerprint="f",
+        )
+        committed = await integrations.commit_refresh(before, changed, LATER)
+        assert committed == await reload(integrations, before)
+        assert committed.last_health_check is not None
+
     async def test_a_removed_integration_cannot_be_committed(self, integrations: IntegrationStore) -> None:
         integration = await create_connected(integrations)
         await integrations.remove(integration.integration_id, ANN)

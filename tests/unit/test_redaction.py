@@ -264,6 +264,23 @@ def test_times_are_logged_in_iso_format() -> None:
     assert event == {"expire_time": "2026-11-23T06:50:00+00:00", "ends": ["2026-12-01"]}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-11-22T22:54:14.000001Z",
+        "2026-11-22T22:54:14+00:00",
+        "2026-11-22T22:54:14.000001Z=secret",
+        "https://accounts.example.com",
+        "http://127.0.0.1:8080",
+        "https://glpat-abcdefghij0123456789.example",
+        "https://user:password-1@accounts.example.com",
+        "https://accounts.example.com/token=abcdef",
+    ],
+)
+def test_texts_with_a_shorter_way_are_redacted_as_others(text: str) -> None:
+    assert redact(None, "info", {"of": text, "again": text}) == {"of": redact_text(text), "again": redact_text(text)}
+
+
 def test_an_event_without_secrets_is_unchanged() -> None:
     event = {"integration_id": 42, "ms": 1.5, "ok": True, "none": None, "scopes": ["read"], "state": "taken"}
     assert json.loads(logged(event, redact)) == {"event": "happened", **event}
