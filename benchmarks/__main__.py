@@ -367,6 +367,7 @@ Plan = (
     | reads.ReadsPlan
     | batch.BatchPlan
     | watch.WatchPlan
+    | invalidation_delay.InvalidationPlan
     | hit.HitPlan
     | workers.WorkersPlan
     | idle.IdlePlan
