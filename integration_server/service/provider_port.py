@@ -14,7 +14,6 @@ from integration_server.domain.credentials import (
     OAuthTokens,
     RequestAuth,
 )
-from integration_server.domain.errors import InvalidField
 from integration_server.domain.oauth_client import OAuthClient
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, ApiStream, RateLimit
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookRequest
@@ -258,13 +257,6 @@ class OAuthProvider(Provider, Protocol):
 
         Every error but `ProviderUnavailable` ends it.
         """
-
-
-def require_oauth(provider: Provider) -> OAuthProvider:
-    """The provider with the requests of OAuth 2. Raises `InvalidField` if it has none."""
-    if provider.oauth is None:
-        raise InvalidField("integration_type", "is connected with ConnectWithApiKey")
-    return provider.oauth
 
 
 P = TypeVar("P", bound=Provider)

@@ -17,10 +17,9 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from integration_server.hot_reload import Contents, InvalidFile, ReloadedFile
-from integration_server.observability.observed_calls import current_ids
+from integration_server.observability.observed_calls import REQUEST_ID, TRACEPARENT, CallIds, current_ids
 from integration_server.observability.spans import OpenSpan
 from integration_server.pem_validation import certificate_problems, pair_problems
-from integration_server.sidecar.request_ids import metadata_of_ids
 from integrations.v1.integration_service_pb2 import (
     HandleCallbackRequest,
     HandleCallbackResponse,
@@ -76,7 +75,7 @@ class _ChannelState:
 
     def metadata_of_call(self) -> Sequence[tuple[str, str]]:
         """The metadata of a call now, with the ids of the request that it is made for."""
-        return [*self.metadata, *metadata_of_ids(current_ids.get())]
+        return [*self.metadata, *_metadata_of_ids(current_ids.get())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,3 +199,11 @@ def _read_token(path: Path, content: bytes) -> str:
     if not token or not token.isascii() or not token.isprintable():
         raise InvalidFile(f"{path}: is not a token")
     return token
+
+
+def _metadata_of_ids(ids: CallIds | None) -> list[tuple[str, str]]:
+    """The metadata with which a call to the server continues a request."""
+    if ids is None:
+        return []
+    trace = [(TRACEPARENT, ids.traceparent)] if ids.traceparent else []
+    return [(REQUEST_ID, ids.request_id), *trace]

@@ -1,4 +1,4 @@
-"""What a request passes before it gets to an endpoint: probes, limits for anonymous clients, headers, the access log.
+"""What a request passes before it gets to an endpoint: ids, probes, limits for anonymous clients, headers, access log.
 
 Requests that prove nothing are limited by peer, and so are their lines in the log. Everybody can send a request to an
 unknown path, to an unknown webhook address, or with a forged state. Such requests are counted as failures, and a peer
@@ -30,6 +30,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from integration_server.observability.observed_calls import REQUEST_ID, TRACEPARENT, CallIdReader, current_ids
 from integration_server.peers import LogLimiter, PeerLimiter, TrustedProxies, peer_key
 from integration_server.sidecar.error_mapping import INTERNAL_ERROR, HttpError
 from integration_server.sidecar.grpc_client import ServerClient
@@ -58,6 +59,41 @@ _NOT_THE_PEERS_FAULT = frozenset({HTTPStatus.TOO_MANY_REQUESTS, *(status for sta
 _TOO_MANY_FAILURES = HttpError(
     HTTPStatus.TOO_MANY_REQUESTS, "QUOTA_EXCEEDED", "Too many requests from this address failed"
 )
+
+_ID_HEADERS = {name.encode(): name for name in (REQUEST_ID, TRACEPARENT)}
+_ID_HEADER = REQUEST_ID.encode()
+
+
+# --- ids --------------------------------------------------------------------------------------------------------------
+
+
+class IdentifiedApp:
+    """An app whose requests have ids, which its log lines and its calls to the server have too."""
+
+    def __init__(self, app: ASGIApp, reader: CallIdReader) -> None:
+        self._app = app
+        self._reader = reader
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        ids = self._reader.read(
+            [(_ID_HEADERS[name], value.decode("latin-1")) for name, value in scope["headers"] if name in _ID_HEADERS]
+        )
+        header = (_ID_HEADER, ids.request_id.encode())
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                # The app's own responses have none; those to webhooks have headers that a provider's type declares.
+                others = [one for one in message.get("headers", ()) if one[0] != _ID_HEADER]
+                message = {**message, "headers": [*others, header]}
+            await send(message)
+
+        # The connection's next request may run in the same context.
+        token = current_ids.set(ids)
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            current_ids.reset(token)
 
 
 # --- probes ----------------------------------------------------------------------------------------------------------

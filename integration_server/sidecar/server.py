@@ -17,8 +17,7 @@ from integration_server.sidecar.app import create_app
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.http_limits import HttpLimits
 from integration_server.sidecar.http_protocol import limited_protocol
-from integration_server.sidecar.middleware import MALFORMED, AnonymousLimits, RecordedApp, RecordRequest
-from integration_server.sidecar.request_ids import IdentifiedApp
+from integration_server.sidecar.middleware import MALFORMED, AnonymousLimits, IdentifiedApp, RecordedApp, RecordRequest
 from integration_server.sidecar.request_spans import TracedApp
 
 

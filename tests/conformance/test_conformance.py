@@ -21,7 +21,7 @@ from integration_server.domain.errors import (
 from integration_server.domain.integration import Status
 from integration_server.domain.revocation import RevocationState
 from integration_server.service.integrations.ports import IntegrationUpdate
-from integration_server.service.provider_port import require_oauth
+from integration_server.service.oauth_clients.oauth_client_directory import require_oauth
 from tests.conformance.fake_server import CLIENT_SECRET, OTHER_SECRET, key_auth
 from tests.conformance.profile import Profile
 from tests.conformance.scenario import Scenario

@@ -44,7 +44,8 @@ from integration_server.service.connections.ports import (
 )
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.ports import IntegrationStore
-from integration_server.service.provider_port import OAuthProvider, Providers, require_oauth
+from integration_server.service.oauth_clients.oauth_client_directory import require_oauth
+from integration_server.service.provider_port import OAuthProvider, Providers
 
 _SLOW_DOWN = timedelta(seconds=5)  # RFC 8628 §3.5: added to this and all later intervals
 # Seconds between attempts to store tokens while the database is unavailable, within the time of the claim.

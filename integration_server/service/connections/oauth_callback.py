@@ -47,8 +47,7 @@ from integration_server.service.connections.ports import AttemptDetails, Authori
 from integration_server.service.connections.redirect_allowlist import RedirectAllowlist
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.ports import IntegrationStore
-from integration_server.service.oauth_clients.oauth_client_directory import OAuthClientDirectory
-from integration_server.service.provider_port import require_oauth
+from integration_server.service.oauth_clients.oauth_client_directory import OAuthClientDirectory, require_oauth
 
 # A browser repeats a request within seconds; a person reloads a page within a minute. Not longer than the grace.
 REPETITION_WINDOW = timedelta(seconds=60)

@@ -25,8 +25,8 @@ from integration_server.service.connections.ports import (
 from integration_server.service.connections.redirect_allowlist import RedirectAllowlist
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.ports import IntegrationStore, NewIntegration
-from integration_server.service.oauth_clients.oauth_client_directory import OAuthClientDirectory
-from integration_server.service.provider_port import OAuthProvider, Provider, require_oauth
+from integration_server.service.oauth_clients.oauth_client_directory import OAuthClientDirectory, require_oauth
+from integration_server.service.provider_port import OAuthProvider, Provider
 
 # The row of an attempt stays longer: one that was consumed just before its end may still be calling the provider.
 _COMPLETION_GRACE = timedelta(minutes=1)

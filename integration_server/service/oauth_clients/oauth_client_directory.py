@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from integration_server.domain.errors import (
     CallerNotAllowed,
     CredentialsUnreadable,
+    InvalidField,
     ProviderMisconfigured,
     ProviderNotConfigured,
     StoreUnavailable,
@@ -32,7 +33,7 @@ from integration_server.service.connections.revocation_ports import ClientScope
 from integration_server.service.credentials.credential_cipher import oauth_client_aad
 from integration_server.service.lookup_cache import LookupCache
 from integration_server.service.oauth_clients.ports import OAuthClientStore, SecretState, StoredOAuthClient
-from integration_server.service.provider_port import P, Provider, ProviderSet
+from integration_server.service.provider_port import OAuthProvider, P, Provider, ProviderSet
 
 T = TypeVar("T")
 
@@ -333,3 +334,10 @@ class OAuthClientDirectory:
             own = {(one, OWN_CLIENT) for one in types if self.registry[one].oauth_client.client_id == client_id}
             found |= own | set(await self.store.names_of(types, client_id))
         return [ClientScope(*one) for one in sorted(found)]
+
+
+def require_oauth(provider: Provider) -> OAuthProvider:
+    """The provider with the requests of OAuth 2. Raises `InvalidField` if it has none."""
+    if provider.oauth is None:
+        raise InvalidField("integration_type", "is connected with ConnectWithApiKey")
+    return provider.oauth

@@ -35,7 +35,7 @@ from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.toml_providers import keys_of, load_toml_providers, read_declaration, table_of
 from integration_server.providers.webhooks.named_schemes import SCHEMES
 from integration_server.service.integrations.ports import NewAccount
-from integration_server.service.provider_port import require_oauth
+from integration_server.service.oauth_clients.oauth_client_directory import require_oauth
 from tests.declarations import DECLARATIONS, declared_types
 from tests.unit.providers.support import NOW, FakeTransport, context, json_response
 

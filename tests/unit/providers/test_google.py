@@ -8,7 +8,7 @@ from integration_server.domain.errors import ProviderRejected, ProviderUnavailab
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.built_in import built_in_class
 from integration_server.service.integrations.ports import NewAccount
-from integration_server.service.provider_port import require_oauth
+from integration_server.service.oauth_clients.oauth_client_directory import require_oauth
 from tests.fakes.oauth_clients import shared_grants
 from tests.unit.providers.support import FakeTransport, build_provider, context, json_response, registry
 

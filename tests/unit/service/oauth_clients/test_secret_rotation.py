@@ -12,8 +12,8 @@ from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import ProviderMisconfigured, ProviderRejected, ProviderUnavailable
 from integration_server.domain.integration import Integration, Status, UserId
 from integration_server.domain.oauth_client import OAuthClient
+from integration_server.service.oauth_clients.oauth_client_directory import require_oauth
 from integration_server.service.oauth_clients.ports import SecretState
-from integration_server.service.provider_port import require_oauth
 from tests.fakes.system import ADA, FakeSystem
 from tests.unit.service.oauth_clients.support import client, put_client
 
