@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from integration_server.observability.observed_calls import TRACEPARENT, current_ids
+from integration_server.observability.observed_calls import HEXADECIMAL, TRACEPARENT, current_ids
 from integration_server.observability.spans import Attributes, Kind, Span
 
 _KNOWN_TEXTS = 1024
@@ -70,7 +70,9 @@ class OpenTelemetryTracing:
         )
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("integration_server")
-        self._clean = lru_cache(_KNOWN_TEXTS)(clean)  # most texts are names of methods, tables and hosts
+        cleaned = lru_cache(_KNOWN_TEXTS)(clean)  # most texts are names of methods, tables and hosts
+        # Ids are new in each call.
+        self._clean: Callable[[str], str] = lambda text: text if HEXADECIMAL.fullmatch(text) else cleaned(text)
         self._propagator = TraceContextTextMapPropagator()
 
     def close(self) -> None:
