@@ -40,7 +40,7 @@ async def measure(plan: BatchPlan, progress: Progress) -> Result:
     """Measure single calls and batches in alternating phases; the median of the rounds is judged."""
     single_costs: list[float] = []
     batch_costs: list[float] = []
-    async with running_system(plan.database, CALLER_MAX_CALLS_PER_SECOND="1000000") as system:
+    async with running_system(plan.database) as system:
         seeded = await seed(system, HEALTHY_TYPE, [utc_now() + timedelta(days=7)] * plan.size)
         server, (worker,) = system.servers[0], system.servers[0].processes
         items = [pb.GetCredentialsRequest(integration_id=one.integration_id, user_id=one.user_id) for one in seeded]

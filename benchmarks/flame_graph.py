@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import grpc
 
@@ -26,10 +27,9 @@ from integration_server.wiring.system import utc_now
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
 
-KINDS: Mapping[str, Mapping[str, str]] = {"hit": {}, "miss": {"CREDENTIALS_CACHE_SIZE": "1048576"}}
+KINDS: Mapping[str, Mapping[str, Any]] = {"hit": {}, "miss": {"CREDENTIALS_CACHE_SIZE": "1048576"}}
 """What is sampled, with the settings of its server."""
 
-_SERVER = {"GRPC_ADDRESS": "127.0.0.1:0", "CALLER_MAX_CALLS_PER_SECOND": "1000000"}
 _INTEGRATIONS = 1000  # more than the smallest cache has room for
 _SAMPLE_INTERVAL = 0.001  # seconds of CPU time
 _LOOP = "event loop:uvloop and gRPC"  # C code that no Python function of the server has called
@@ -40,7 +40,7 @@ _DEADLINE = 30.0
 
 async def sample_stacks(kind: str, seconds: float) -> Mapping[str, int]:
     """The samples of each call stack, `caller;callee;…`, of a server under load."""
-    running = running_environment(DatabaseKind.POSTGRES, **KINDS[kind], **_SERVER)
+    running = running_environment(DatabaseKind.POSTGRES, **KINDS[kind])
     async with running as (_directory, provider, environment):
         settings = Settings.from_environment(environment)
         await migrate(settings.database_url)

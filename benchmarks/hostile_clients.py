@@ -102,7 +102,7 @@ class AuthenticatedServer:
 
 @asynccontextmanager
 async def authenticated_server(
-    database: DatabaseKind, seconds: float, **settings: str
+    database: DatabaseKind, seconds: float, *, has_quotas: bool, **settings: str
 ) -> AsyncIterator[AuthenticatedServer]:
     """Run a server with these settings. An attack on it lasts `seconds`."""
     with TemporaryDirectory(prefix="benchmark-") as folder:
@@ -113,7 +113,7 @@ async def authenticated_server(
         authentication: dict[str, Any] = {**issuer.token_settings, "SIDECAR_TOKEN_FILE": str(sidecar_token)}
         # Callers that are known have a line for each call: the bound is for what anybody can cause.
         given = {**authentication, "ACCESS_LOG": "false", **settings}
-        async with running_system(database, **given) as system:
+        async with running_system(database, has_quotas=has_quotas, **given) as system:
             user_token = issuer.users.token("mallory", utc_now(), lifetime=_TOKEN_LIFETIME)
             calls = await _victim_calls(system, token_of("backend"))
             yield AuthenticatedServer(system, calls, _target(system, seconds, user_token))
@@ -146,7 +146,7 @@ async def measure(plan: HostileClientsPlan, progress: Progress) -> Result:
     """Measure each attack in turn, `rounds` times."""
     task = progress.add_task("Starting", total=plan.rounds * len(plan.attacks))
     figures = {attack: AttackFigures() for attack in plan.attacks}
-    async with authenticated_server(plan.database, plan.seconds + _ATTACK_START) as server:
+    async with authenticated_server(plan.database, plan.seconds + _ATTACK_START, has_quotas=True) as server:
         progress.update(task, description="Warming up")
         await load(server.calls, plan.rate, _WARM_UP, server.system.cpu_seconds)
         memory = server.system.memory_bytes()

@@ -64,9 +64,7 @@ class _Case:
 async def measure(plan: ReadsPlan, progress: Progress) -> Result:
     """Measure each kind of call in alternating phases; medians of the rounds are judged."""
     async with (
-        running_system(
-            plan.database, CREDENTIALS_CACHE_SIZE="1048576", CALLER_MAX_CALLS_PER_SECOND="1000000"
-        ) as system,
+        running_system(plan.database, CREDENTIALS_CACHE_SIZE="1048576") as system,
         running_bare_server(system.database_url, system.provider.url) as (bare, bare_process),
     ):
         seeded = await seed(system, HEALTHY_TYPE, [utc_now() + _WEEK] * plan.calls, accounts_of_a_user=_USERS_LIST)

@@ -50,6 +50,11 @@ _HEALTHY = 100
 _INSERTED_ROWS = 2_000  # of one statement, which has to end within the server's time limit
 _WEEK = timedelta(days=7)
 _DEADLINE = 30.0  # seconds for an RPC; far more than any should need
+# Every call is still counted. A benchmark is one caller, which calls as often as its server answers.
+_NO_QUOTAS = {
+    f"CALLER_MAX_{quota}": "1000000"
+    for quota in ("CONCURRENCY", "CALLS_PER_SECOND", "STREAMS", "STREAMS_PER_USER", "WATCHED_INTEGRATIONS")
+}
 
 
 class DatabaseKind(StrEnum):
@@ -120,10 +125,12 @@ class System:
 
 
 @asynccontextmanager
-async def running_system(kind: DatabaseKind, *, servers: int = 1, **settings: str) -> AsyncIterator[System]:
+async def running_system(
+    kind: DatabaseKind, *, servers: int = 1, has_quotas: bool = False, **settings: str
+) -> AsyncIterator[System]:
     """Run an empty system. `settings` are environment variables of its servers."""
     async with AsyncExitStack() as stack:
-        running = running_environment(kind, **settings)
+        running = running_environment(kind, has_quotas=has_quotas, **settings)
         directory, provider, environment = await stack.enter_async_context(running)
         started = [await stack.enter_async_context(_running_server(directory, environment)) for _ in range(servers)]
         yield System(started, provider, environment)
@@ -131,13 +138,17 @@ async def running_system(kind: DatabaseKind, *, servers: int = 1, **settings: st
 
 @asynccontextmanager
 async def running_environment(
-    kind: DatabaseKind, **settings: str
+    kind: DatabaseKind, *, has_quotas: bool = False, **settings: str
 ) -> AsyncIterator[tuple[Path, SandboxProcess, Mapping[str, str]]]:
-    """Run an empty database and a provider; yields a folder, the provider and the environment of servers."""
+    """Run an empty database and a provider; yields a folder, the provider and the environment of servers.
+
+    `has_quotas`: callers have the usual quotas, otherwise any number of calls.
+    """
     with TemporaryDirectory(prefix="benchmark-") as folder, new_database(kind, Path(folder)) as database_url:
         async with running_provider() as provider:
             of_provider = _provider_settings(Path(folder), provider)
-            yield Path(folder), provider, server_environment(database_url, **of_provider, **settings)
+            quotas = {} if has_quotas else _NO_QUOTAS
+            yield Path(folder), provider, server_environment(database_url, **{**of_provider, **quotas, **settings})
 
 
 @contextmanager

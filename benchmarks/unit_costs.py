@@ -22,6 +22,7 @@ from integration_server.wiring.system import utc_now
 from integrations.v1 import integration_service_pb2 as pb
 
 _IDLE = 3.0  # seconds
+_SETTLING = 2.0  # seconds after the work, in which its audit entries are written
 _CLIENTS = 8  # concurrent calls
 _HITS = 5  # reads of each integration from the cache
 _DEADLINE = 60.0
@@ -115,6 +116,7 @@ def _per_second(begin: Sequence[float], end: Sequence[float]) -> Sequence[float]
 async def _cost(meter: _Meter, idle: Sequence[float], count: int, work: Callable[[], Awaitable[None]]) -> UnitCost:
     begin = await meter.read()
     await work()
+    await asyncio.sleep(_SETTLING)
     end = await meter.read()
     used = [rate - rest for rate, rest in zip(_per_second(begin, end), idle, strict=True)]
     server, database, wal = (one * (end[0] - begin[0]) / count for one in used)

@@ -94,16 +94,11 @@ class _Received:
 async def measure(plan: WatchPlan, progress: Progress) -> Result:
     """Measure in alternating phases; the median of the ratios is judged."""
     task = progress.add_task("inserting integrations", total=plan.rounds + 1)
-    limits: dict[str, Any] = {
-        "CALLER_MAX_CALLS_PER_SECOND": "1000000",
-        "CALLER_MAX_WATCHED_INTEGRATIONS": "1000000",
-        "WORKERS": "1",
-    }
     rounds: list[tuple[float, float]] = []
     delays: list[float] = []
     per_response: list[float] = []
     idle: list[float] = []
-    async with running_system(DatabaseKind.POSTGRES, servers=1, **limits) as system:
+    async with running_system(DatabaseKind.POSTGRES, WORKERS="1") as system:
         seeded = await seed(system, HEALTHY_TYPE, [utc_now() + _WEEK] * plan.integrations)
         worker = system.servers[0].processes[0]
         one = await system.servers[0].service.GetCredentials(

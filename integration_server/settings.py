@@ -100,7 +100,7 @@ def _check_database_url(url: str) -> str:
 
 def _has_exporter() -> bool:
     try:
-        return find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+        return find_spec("opentelemetry.proto.collector") is not None
     except ModuleNotFoundError:  # of a package around it
         return False
 

@@ -38,7 +38,9 @@ MAX_REQUEST_ID_LENGTH = 128
 """Characters. UUIDs have 36; proxies append counters and places to them, and W3C's own `traceparent` has 55."""
 
 _REQUEST_ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._:/+=#@-]{{0,{MAX_REQUEST_ID_LENGTH - 1}}}", re.ASCII)
-_HEXADECIMAL = re.compile(r"[0-9a-f][0-9a-f-]{0,63}")  # most ids; no format of a secret is that plain
+HEXADECIMAL = re.compile(r"[0-9a-f][0-9a-f-]{0,63}")
+"""The form of most ids. No format of a secret is that plain, so that redaction need not look at them."""
+
 _TRACEPARENT = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?P<ids>(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(?:-.*)?",
     re.ASCII,
@@ -101,7 +103,7 @@ class CallIdReader:
         return CallIds(self.given_id(entries) or self._new_id(), traceparent_in(entries))
 
     def _is_taken(self, text: str) -> bool:
-        if self._accepts_any or _HEXADECIMAL.fullmatch(text):
+        if self._accepts_any or HEXADECIMAL.fullmatch(text):
             return True
         return _REQUEST_ID.fullmatch(text) is not None and self._redact(text) == text
 

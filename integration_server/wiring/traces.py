@@ -21,14 +21,14 @@ async def opened_tracing(
         yield given
         return
     # Where traces are off, nothing of the library is imported.
-    from integration_server.observability.tracing import otlp_tracing  # noqa: PLC0415
+    from integration_server.observability.otlp import OtlpExporter, post_to  # noqa: PLC0415
+    from integration_server.observability.tracing import SpanTracing  # noqa: PLC0415
 
-    ratio = settings.traces_sample_ratio
-    tracing = otlp_tracing(settings.traces_endpoint, redact_text, process=process, sample_ratio=ratio)
+    exporter = OtlpExporter(post_to(settings.traces_endpoint), process)
     try:
-        yield tracing
+        yield SpanTracing(exporter.add, redact_text, sample_ratio=settings.traces_sample_ratio)
     finally:
-        await asyncio.to_thread(tracing.close)
+        await asyncio.to_thread(exporter.close)
 
 
 def span_openers(tracing: Tracing | None) -> tuple[OpenSpan | None, OpenSpan | None]:

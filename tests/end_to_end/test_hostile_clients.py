@@ -39,7 +39,7 @@ REQUEST = pb.GetIntegrationRequest(integration_id=1, user_id="ada").SerializeToS
 
 @pytest.fixture
 async def server() -> AsyncIterator[AuthenticatedServer]:
-    async with authenticated_server(DatabaseKind.SQLITE, SECONDS) as running:
+    async with authenticated_server(DatabaseKind.SQLITE, SECONDS, has_quotas=True) as running:
         yield running
 
 

@@ -1,0 +1,193 @@
+"""Spans reach a collector as messages of OTLP, in batches from a thread; a collector that fails costs spans only."""
+
+import threading
+from collections.abc import Callable
+from http.client import RemoteDisconnected
+
+import pytest
+import structlog
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+
+from integration_server.observability.otlp import MAX_WAITING, OtlpExporter
+from integration_server.observability.tracing import SpanTracing
+
+TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+NEVER = 3600.0  # seconds
+
+
+class Collector:
+    """A collector that answers with these statuses in turn, the last one for ever; an exception is raised."""
+
+    def __init__(self, *answers: int | Exception) -> None:
+        self.answers = list(answers or [200])
+        self.requests: list[bytes] = []
+        self.received = threading.Condition()
+
+    def post(self, content: bytes) -> int:
+        """Answer a request."""
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        with self.received:
+            self.requests.append(content)
+            self.received.notify_all()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def exporter(self, interval: float = NEVER, retry_delay: float = 0.0) -> OtlpExporter:
+        """An exporter to this collector."""
+        return OtlpExporter(self.post, "server-1", interval=interval, retry_delay=retry_delay)
+
+    def wait_for(self, count: int) -> None:
+        """Wait until so many requests have come."""
+        with self.received:
+            assert self.received.wait_for(lambda: len(self.requests) >= count, 60)
+
+    @property
+    def spans(self) -> list[Span]:
+        """The spans of all requests."""
+        messages = [ExportTraceServiceRequest.FromString(content) for content in self.requests]
+        return [span for message in messages for span in message.resource_spans[0].scope_spans[0].spans]
+
+
+def make_spans(exporter: OtlpExporter, count: int, clean: Callable[[str], str] = str) -> None:
+    """Begin and end traces of one span."""
+    tracing = SpanTracing(exporter.add, clean)
+    for number in range(count):
+        with tracing.root(f"job {number}", {}):
+            pass
+
+
+def texts_of(span: Span) -> dict[str, str | int]:
+    """The attributes of a span."""
+    return {one.key: one.value.string_value or one.value.int_value for one in span.attributes}
+
+
+def test_a_call_and_its_request_are_spans_of_the_trace_of_the_caller() -> None:
+    collector = Collector()
+    exporter = collector.exporter()
+    tracing = SpanTracing(exporter.add, str)
+    passed_on = tracing.begin("service/Method", {"request_id": "f81d4fae"}, f"00-{TRACE_ID}-{PARENT_ID}-01")
+    with pytest.raises(OSError, match="secret"), tracing.client("POST", {"http.response.status_code": 500}):
+        raise OSError("secret")
+    tracing.end({"rpc.response.status_code": "OK"}, failed=False)
+    exporter.close()
+
+    (content,) = collector.requests
+    (of_process,) = ExportTraceServiceRequest.FromString(content).resource_spans
+    names = {one.key: one.value.string_value for one in of_process.resource.attributes}
+    assert names == {"service.name": "integration-server", "service.instance.id": "server-1"}
+    inner, outer = collector.spans
+    assert {inner.trace_id, outer.trace_id} == {bytes.fromhex(TRACE_ID)}
+    assert (outer.parent_span_id, inner.parent_span_id) == (bytes.fromhex(PARENT_ID), outer.span_id)
+    assert passed_on == f"00-{TRACE_ID}-{outer.span_id.hex()}-01"
+    assert (outer.name, outer.kind, outer.flags) == ("service/Method", Span.SPAN_KIND_SERVER, 0x301)
+    assert (inner.name, inner.kind, inner.flags) == ("POST", Span.SPAN_KIND_CLIENT, 0x101)
+    assert texts_of(outer) == {"request_id": "f81d4fae", "rpc.response.status_code": "OK"}
+    assert texts_of(inner) == {"http.response.status_code": 500, "error.type": "OSError"}
+    assert (outer.status.code, inner.status.code) == (Status.STATUS_CODE_UNSET, Status.STATUS_CODE_ERROR)
+    assert 0 < outer.start_time_unix_nano <= inner.start_time_unix_nano
+    assert inner.end_time_unix_nano <= outer.end_time_unix_nano
+
+
+@pytest.mark.parametrize(("flags", "count"), [("01", 2), ("03", 2), ("00", 0)])
+def test_the_trace_of_a_caller_is_recorded_as_its_flags_say(flags: str, count: int) -> None:
+    collector = Collector()
+    exporter = collector.exporter()
+    tracing = SpanTracing(exporter.add, str, sample_ratio=0.0)
+    passed_on = tracing.begin("a", {}, f"00-{TRACE_ID}-{PARENT_ID}-{flags}")
+    with tracing.client("b", {}) as span:
+        span.set("c", "d")
+    tracing.end({}, failed=False)
+    exporter.close()
+    assert len(collector.spans) == count
+    assert passed_on.startswith(f"00-{TRACE_ID}-")
+    assert passed_on.endswith("-01" if count else "-00")
+    assert PARENT_ID not in passed_on
+
+
+@pytest.mark.parametrize(("ratio", "least", "most"), [(0.0, 0, 0), (0.5, 300, 700), (1.0, 1000, 1000)])
+def test_a_share_of_new_traces_is_recorded(ratio: float, least: int, most: int) -> None:
+    spans: list[object] = []
+    tracing = SpanTracing(spans.append, str, sample_ratio=ratio)
+    for _ in range(1000):
+        tracing.add("a", {}, "", 0.001)
+    assert least <= len(spans) <= most
+
+
+def test_a_request_after_the_end_of_its_call_has_no_span() -> None:
+    spans: list[object] = []
+    tracing = SpanTracing(spans.append, str)
+    tracing.begin("a", {}, "")
+    tracing.end({}, failed=False)
+    with tracing.client("b", {}):
+        pass
+    assert len(spans) == 1
+
+
+def test_a_full_batch_is_sent_at_once_and_the_rest_at_the_end() -> None:
+    collector = Collector()
+    exporter = collector.exporter()
+    make_spans(exporter, 513)
+    collector.wait_for(1)
+    exporter.close()
+    assert len(collector.requests) == 2
+    assert [span.name for span in collector.spans] == [f"job {number}" for number in range(513)]
+
+
+def test_few_spans_are_sent_after_the_interval() -> None:
+    collector = Collector()
+    exporter = collector.exporter(interval=0.01)
+    make_spans(exporter, 1)
+    collector.wait_for(1)
+    exporter.close()
+    assert len(collector.spans) == 1
+
+
+@pytest.mark.parametrize(
+    "answer", [429, 502, 503, 504, ConnectionRefusedError("no"), TimeoutError("late"), RemoteDisconnected("no")]
+)
+def test_a_batch_is_sent_again_once_after_a_failure_that_may_pass(answer: int | Exception) -> None:
+    collector = Collector(answer, 200)
+    exporter = collector.exporter()
+    make_spans(exporter, 1)
+    with structlog.testing.capture_logs() as lines:
+        exporter.close()
+    assert len(collector.requests) == 2
+    assert lines == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "requests", "problem"),
+    [(400, 1, 400), (503, 2, 503), (ConnectionRefusedError("no"), 2, "ConnectionRefusedError")],
+)
+def test_a_batch_that_is_not_accepted_is_dropped_and_logged_once(
+    answer: int | Exception, requests: int, problem: int | str
+) -> None:
+    collector = Collector(answer)
+    with structlog.testing.capture_logs() as lines:
+        exporter = collector.exporter()
+        make_spans(exporter, 512)
+        collector.wait_for(requests)
+        make_spans(exporter, 512)
+        exporter.close()
+    assert len(collector.requests) == 2 * requests
+    assert [(line["event"], line.get("problem")) for line in lines] == [("traces_not_exported", problem)]
+
+
+def test_a_collector_that_hangs_costs_the_spans_beyond_the_queue() -> None:
+    released = threading.Event()
+    collector = Collector()
+
+    def hang(content: bytes) -> int:
+        status = collector.post(content)
+        released.wait(60)
+        return status
+
+    exporter = OtlpExporter(hang, "", interval=NEVER)
+    make_spans(exporter, 512)
+    collector.wait_for(1)
+    make_spans(exporter, MAX_WAITING + 100)
+    released.set()
+    exporter.close()
+    assert len(collector.spans) == 512 + MAX_WAITING
