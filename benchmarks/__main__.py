@@ -371,6 +371,7 @@ Plan = (
     | hit.HitPlan
     | workers.WorkersPlan
     | idle.IdlePlan
+    | invalidation_delay.InvalidationPlan
     | growth.GrowthPlan
     | unit_costs.UnitCostsPlan
 )

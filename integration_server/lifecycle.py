@@ -55,13 +55,19 @@ def cap_to_fd_limit(connections: int, share: float, *, setting: str) -> int:
     return allowed
 
 
+_NEW_OBJECTS = 10_000  # until a collection: some megabytes, if all of them are garbage in cycles
+
+
 def freeze_gc() -> None:
     """Exclude the objects that exist after the start from garbage collection: they live until the end.
 
-    A scan of them takes tens of milliseconds, during which the server does not respond.
+    A scan of them takes tens of milliseconds, during which the server does not respond. Later collections are rarer
+    than Python's: what caches and streams hold is scanned fewer times, and a scan of the new objects takes some
+    milliseconds.
     """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(_NEW_OBJECTS)
 
 
 class AddressTaken(Exception):

@@ -11,7 +11,7 @@ import random
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 
 from integration_server.domain.allowed_types import AllowedTypes
@@ -23,7 +23,7 @@ from integration_server.domain.errors import (
     ServerStopping,
     StoreUnavailable,
 )
-from integration_server.domain.integration import IntegrationId
+from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.rpc import mapping
 from integration_server.rpc.callers import current_allowed_types
 from integration_server.rpc.credential_results import CredentialResults, encode_watch_response
@@ -52,6 +52,7 @@ _MIN_RETRY = 1.0  # seconds
 _UNCHANGED = 60.0  # seconds until credentials that were not renewed in time are read again
 _LEAD_SHARE = 0.1  # of the time until credentials are due: so much earlier they are renewed, at most
 _MAX_LEAD = 60.0  # seconds: a provider that is slow or down for a moment then delays nothing
+_MAX_DUE_SHARE = 4  # entries of the heap for each integration: tokens that last for weeks may change every minute
 _MAX_FAILED = 200  # integrations named in a cursor, of at most 8 KiB; of more, everything is sent again
 _FAILED_MARK = "~"  # before them, in hexadecimal; base64url has no such character
 _ALL_FAILED = "*"
@@ -91,13 +92,13 @@ class CredentialWatch:
         Raises `InvalidField`, `ServerStopping` after a last cursor, `StoreUnavailable`, or `QuotaExceeded` if there are
         too many integrations for the caller's rate, or if responses are read too slowly.
         """
-        requests = _decode(request)
+        watching = _decode(request)
         cursor, failed = _split_cursor(mapping.decode_text("cursor", request.cursor, mapping.MAX_PARAMETER_LENGTH))
         loop, sent_position = asyncio.get_running_loop(), None
         heartbeat_time = loop.time()
         async with (
-            self._changes.watching(requests.keys(), cursor) as changes,
-            self._stream(requests, changes, failed) as stream,
+            self._changes.watching(watching.integration_ids, cursor) as changes,
+            self._stream(watching, changes, failed) as stream,
         ):
             if charge := item_charge.get():
                 charge.count(stream.resumed_count)
@@ -142,12 +143,12 @@ class CredentialWatch:
     @asynccontextmanager
     async def _stream(
         self,
-        requests: Mapping[IntegrationId, CredentialRequest],
+        watching: "_Watching",
         changes: WatchedChanges,
         failed: Collection[IntegrationId],
     ) -> AsyncIterator["_Stream"]:
         stream = _Stream(
-            requests,
+            watching,
             changes,
             failed,
             self._credentials,
@@ -166,6 +167,24 @@ class CredentialWatch:
 _News = tuple[IntegrationId, SharedOutcome]
 
 
+@dataclass(frozen=True, slots=True)
+class _Watching:
+    """What a stream asks for: integrations of a user, or of any, with this lifetime and these scopes.
+
+    It makes the requests when they are read: a stream has thousands.
+    """
+
+    integration_ids: Collection[IntegrationId]
+    user_id: UserId | None
+    min_ttl: timedelta | None
+    required_scopes: Sequence[str]
+
+    def request(self, integration_id: IntegrationId, early_ttl: float | None = None) -> CredentialRequest:
+        """The request for an integration, whose credentials last for `early_ttl` seconds if that is not None."""
+        min_ttl = self.min_ttl if early_ttl is None else timedelta(seconds=early_ttl)
+        return CredentialRequest(integration_id, self.user_id, min_ttl, self.required_scopes)
+
+
 @dataclass(slots=True, eq=False)
 class _Watched:
     """The state of an integration of a stream.
@@ -175,7 +194,6 @@ class _Watched:
     for; None: so that they last as long as it has asked for.
     """
 
-    request: CredentialRequest
     sent: int | str | None = None
     due_time: float | None = None
     early_ttl: float | None = None
@@ -187,7 +205,7 @@ class _Stream:
 
     def __init__(
         self,
-        requests: Mapping[IntegrationId, CredentialRequest],
+        watching: _Watching,
         changes: WatchedChanges,
         failed: Collection[IntegrationId],
         credentials: CredentialService,
@@ -197,8 +215,10 @@ class _Stream:
         allowed_types: AllowedTypes,
         max_refreshes: int,
     ) -> None:
-        self._watched = {number: _Watched(request) for number, request in requests.items()}
-        self._unread = deque(requests)
+        ids = watching.integration_ids
+        self._watching = watching
+        self._watched = {number: _Watched() for number in ids}
+        self._unread = deque(ids)
         self._changes = changes
         self._credentials = credentials
         self._outcomes = outcomes
@@ -208,9 +228,9 @@ class _Stream:
         self._max_refreshes = max_refreshes
         self._due: list[tuple[float, IntegrationId]] = []  # a heap; entries may be outdated
         # For which the client has an error. No change tells of the end of some, such as an outage or a narrow policy.
-        self._failed = set(failed) & requests.keys() if changes.resumed_position is not None else set[IntegrationId]()
+        self._failed = set(failed).intersection(ids) if changes.resumed_position is not None else set[IntegrationId]()
         # What the client has from an earlier stream; an error it may not have.
-        self._known = set(requests) - self._failed if changes.resumed_position is not None else set[IntegrationId]()
+        self._known = set(ids) - self._failed if changes.resumed_position is not None else set[IntegrationId]()
         self._position = changes.resumed_position
         # Those that wait for a refresh, with the position before they were read: a stream that resumes there, reads
         # them again.
@@ -284,21 +304,20 @@ class _Stream:
             number = next(iter(changed))
             del changed[number]
             self._known.discard(number)
-            taken[number] = self._watched[number].request
+            taken[number] = self._watching.request(number)
         for number in list(self._deferred)[: self._max_refreshes - len(self._running)]:
             del self._deferred[number]
-            taken[number] = self._watched[number].request
+            taken[number] = self._watching.request(number)
         while self._unread and len(taken) < _BATCH:
             number = self._unread.popleft()
-            taken[number] = self._watched[number].request
+            taken[number] = self._watching.request(number)
         now = self._now()
         while self._due and self._due[0][0] <= now and len(taken) < _BATCH:
             time, number = heapq.heappop(self._due)
             watched = self._watched[number]
             if watched.due_time == time:
                 self._known.discard(number)
-                early = None if watched.early_ttl is None else timedelta(seconds=watched.early_ttl)
-                taken[number] = watched.request if early is None else replace(watched.request, min_ttl=early)
+                taken[number] = self._watching.request(number, watched.early_ttl)
         return taken
 
     def _begin_refresh(self, number: IntegrationId, need: RefreshNeed) -> None:
@@ -346,7 +365,7 @@ class _Stream:
         if isinstance(outcome, UsableCredentials):
             until = outcome.valid_until
             if watched.early_ttl is not None:  # then that may be for the longer lifetime
-                until = self._credentials.valid_until(outcome.credentials, watched.request.min_ttl)
+                until = self._credentials.valid_until(outcome.credentials, self._watching.min_ttl)
             due = None if until is None else until.timestamp()
             if due is not None and due <= now:
                 due = now + _UNCHANGED * self._spread()
@@ -361,6 +380,10 @@ class _Stream:
         watched.due_time, watched.early_ttl = due, early_ttl
         if due is not None:
             heapq.heappush(self._due, (due, number))
+            if len(self._due) > _MAX_DUE_SHARE * len(self._watched):  # most are outdated
+                times = ((one.due_time, key) for key, one in self._watched.items())
+                self._due = [(time, key) for time, key in times if time is not None]
+                heapq.heapify(self._due)
 
     def _now(self) -> float:
         """The time in seconds since the epoch."""
@@ -389,19 +412,18 @@ def _split_cursor(text: str) -> tuple[str, Collection[IntegrationId]]:
         return "", ()
 
 
-def _decode(request: pb.WatchCredentialsRequest) -> Mapping[IntegrationId, CredentialRequest]:
-    """Return the requests for the credentials of each integration, once each."""
+def _decode(request: pb.WatchCredentialsRequest) -> _Watching:
+    """Return what the stream asks for, with each integration once."""
     if not request.integration_ids:
         raise InvalidField("integration_ids", "is required")
     mapping.require_at_most("integration_ids", request.integration_ids, MAX_WATCHED)
     user_id = mapping.decode_user_id(request.user_id) if request.user_id else None
     min_ttl = mapping.decode_duration("min_ttl", request)
     scopes = mapping.decode_scopes("required_scopes", request.required_scopes)
-    requests = {}
+    ids: dict[IntegrationId, None] = {}
     for index, number in enumerate(request.integration_ids):
         try:
-            integration_id = mapping.decode_integration_id(number)
+            ids[mapping.decode_integration_id(number)] = None
         except InvalidField as error:
             raise InvalidField(f"integration_ids[{index}]", error.problem) from None
-        requests[integration_id] = CredentialRequest(integration_id, user_id, min_ttl, scopes)
-    return requests
+    return _Watching(ids.keys(), user_id, min_ttl, scopes)

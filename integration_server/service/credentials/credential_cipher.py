@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
-from typing import Generic, TypeVar
+from typing import Annotated, Generic, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.due_times import Schedule
@@ -21,7 +21,10 @@ from integration_server.service.provider_port import Provider
 
 T = TypeVar("T")
 
-_CREDENTIALS: TypeAdapter[Credentials | None] = TypeAdapter(Credentials | None)
+# Each kind has required fields that the others lack: the first that fits is the right one.
+_CREDENTIALS: TypeAdapter[Credentials | None] = TypeAdapter(
+    Annotated[Credentials | None, Field(union_mode="left_to_right")]
+)
 
 
 class CredentialCipher:
