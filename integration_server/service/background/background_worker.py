@@ -97,7 +97,7 @@ class WorkBudget:
         return max(1, min(self._limits.max_concurrent, fair))
 
     async def take_turn(self, wanted: int = 1) -> int:
-        """Wait until the next handlers may start. Returns how many: at most `wanted`, and one while the loop is busy."""
+        """Wait until handlers may start. Returns how many: at most `wanted`, and one while the loop is busy."""
         async with self._turns:
             shortest = 1 / self._limits.per_second
             longest = self._last_group * (shortest / _SLOWEST if self._limits.yields else shortest)

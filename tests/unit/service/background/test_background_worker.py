@@ -424,9 +424,7 @@ async def test_background_work_yields_to_a_busy_loop_and_never_stops(
     assert at_least <= starts / (SIMULATED * PER_SECOND) <= at_most
 
 
-@pytest.mark.parametrize(
-    ("load", "yields", "group"), [(0.0, True, 4), (0.3, True, 4), (0.9, True, 1), (0.9, False, 4)]
-)
+@pytest.mark.parametrize(("load", "yields", "group"), [(0.0, True, 4), (0.3, True, 4), (0.9, True, 1), (0.9, False, 4)])
 async def test_handlers_start_together_unless_the_loop_is_busy(load: float, yields: bool, group: int) -> None:
     """The last case is the negative control."""
     loop = SimulatedLoop(load, handler_time=0)
