@@ -25,6 +25,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property, partial
+from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
 import httpcore
@@ -62,7 +63,7 @@ LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 _MAX_RETRY_AFTER = timedelta(hours=1)  # a longer Retry-After is capped, and the provider asked again
 
-_DEADLINE_SLICES = 10  # see `_timeout`
+_DEADLINE_SLICES = 10  # see `_SlicedTimeout`
 
 _FIRST_ERROR_STATUS = 300  # redirects are not followed, and have the body of an error
 _CHECKED_BYTES = 256 * 1024  # of decompressed data in one turn of the loop: about a millisecond
@@ -240,7 +241,7 @@ class ProviderHttp:
         async def exchange() -> HttpResponse:
             target = httpx.URL(url).copy_merge_params(query) if query else url
             request = _build_request(method, target, headers, content, attempt.connecting, credentials_key)
-            async with _timeout(self._deadline if deadline is None else deadline.total_seconds()):
+            async with _SlicedTimeout(self._deadline if deadline is None else deadline.total_seconds()):
                 response = await self._transport.handle_async_request(request)
                 received = response.headers
                 async with aclosing(cast(httpx.AsyncByteStream, response.stream)) as stream:
@@ -471,8 +472,7 @@ async def _read(stream: httpx.AsyncByteStream, decoder: "_Gunzip | None", limit:
     return bytes(body)
 
 
-@asynccontextmanager
-async def _timeout(seconds: float) -> AsyncIterator[None]:
+class _SlicedTimeout:
     """`asyncio.timeout` that does not count the time in which the process is suspended.
 
     A process that resumes hours later finds both the response and an expired deadline, and a plain timeout would
@@ -480,22 +480,28 @@ async def _timeout(seconds: float) -> AsyncIterator[None]:
     any length costs one of them.
     """
 
-    loop, slices = asyncio.get_running_loop(), iter(range(_DEADLINE_SLICES))
-    counting: asyncio.Handle
+    def __init__(self, seconds: float) -> None:
+        self._slice = seconds / _DEADLINE_SLICES
+        self._slices_left = _DEADLINE_SLICES
+        self._loop = asyncio.get_running_loop()
+        self._timeout = asyncio.timeout(None)
 
-    def count() -> None:
-        nonlocal counting
-        if next(slices, None) is None:
-            timeout.reschedule(loop.time())
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+        self._counting = self._loop.call_later(self._slice, self._count)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        self._counting.cancel()
+        return await self._timeout.__aexit__(kind, error, traceback)
+
+    def _count(self) -> None:
+        self._slices_left -= 1
+        if self._slices_left:
+            self._counting = self._loop.call_later(self._slice, self._count)
         else:
-            counting = loop.call_later(seconds / _DEADLINE_SLICES, count)
-
-    async with asyncio.timeout(None) as timeout:
-        counting = loop.call_soon(count)
-        try:
-            yield
-        finally:
-            counting.cancel()
+            self._timeout.reschedule(self._loop.time())
 
 
 def _decoder(method: str, encodings: str) -> "_Gunzip | None":

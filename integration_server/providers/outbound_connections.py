@@ -19,13 +19,13 @@ import socket
 import ssl
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from threading import Thread
-from typing import Any, TypeAlias, cast
+from typing import Any, Self, TypeAlias, cast
 
 import h11
 import httpcore
@@ -405,10 +405,10 @@ class _Connection:
             raise
         return httpx.Response(response.status_code, headers=response.headers.raw_items(), stream=_ResponseBody(self))
 
-    async def body(self) -> AsyncIterator[bytes]:
-        """The response body as it arrives."""
-        while isinstance(event := await self._next_event(), h11.Data):
-            yield bytes(event.data)
+    async def next_chunk(self) -> bytes | None:
+        """The next bytes of the response body as it arrives; None at its end."""
+        event = await self._next_event()
+        return bytes(event.data) if isinstance(event, h11.Data) else None
 
     async def end(self) -> None:
         """End the exchange. The connection is kept for the next one, if both messages are complete."""
@@ -503,10 +503,14 @@ class _ResponseBody(httpx.AsyncByteStream):
     def __init__(self, connection: _Connection) -> None:
         self._connection: _Connection | None = connection
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        if self._connection is not None:
-            async for chunk in self._connection.body():
-                yield chunk
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = None if self._connection is None else await self._connection.next_chunk()
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
 
     async def aclose(self) -> None:
         """End the exchange."""

@@ -366,15 +366,16 @@ class SimulatedLoop:
         self.busy += self.handler_time
 
 
-async def count_starts(budgets: list[WorkBudget], loop: SimulatedLoop) -> list[int]:
+async def count_starts(budgets: list[WorkBudget], loop: SimulatedLoop, wanted: int = 1) -> list[int]:
     """How many handlers each of these types starts while the time of the simulation passes."""
 
     async def work(budget: WorkBudget) -> int:
         starts = 0
         while loop.time < SIMULATED:
-            await budget.take_turn()
-            loop.handle()
-            starts += 1
+            group = await budget.take_turn(wanted)
+            for _ in range(group):
+                loop.handle()
+            starts += group
         return starts
 
     return await asyncio.gather(*map(work, budgets))
@@ -385,12 +386,14 @@ def new_budget(loop: SimulatedLoop, *, yields: bool = True) -> WorkBudget:
     return WorkBudget(limits, loop.pause, lambda: loop.busy)
 
 
+@pytest.mark.parametrize("wanted", [1, 3, 100])
 @pytest.mark.parametrize("types", [1, 2, 7, 50])
-async def test_all_types_share_one_budget_in_turns(types: int) -> None:
+async def test_all_types_share_one_budget_in_turns(types: int, wanted: int) -> None:
     loop = SimulatedLoop(load=0, handler_time=0)
-    starts = await count_starts([new_budget(loop)] * types, loop)
-    assert sum(starts) == pytest.approx(SIMULATED * PER_SECOND, abs=types)
-    assert max(starts) - min(starts) <= 1
+    starts = await count_starts([new_budget(loop)] * types, loop, wanted)
+    group = min(wanted, 4)
+    assert sum(starts) == pytest.approx(SIMULATED * PER_SECOND, abs=types * group)
+    assert max(starts) - min(starts) <= group
 
 
 async def test_negative_control_a_budget_for_each_type_starts_as_many_times_more() -> None:
@@ -412,12 +415,21 @@ async def test_negative_control_a_budget_for_each_type_starts_as_many_times_more
         (0.0, 0.05, 0.04, 0.1),  # handlers too use at most about half of the time
     ],
 )
+@pytest.mark.parametrize("wanted", [1, 100])
 async def test_background_work_yields_to_a_busy_loop_and_never_stops(
-    load: float, handler_time: float, at_least: float, at_most: float
+    load: float, handler_time: float, at_least: float, at_most: float, wanted: int
 ) -> None:
     loop = SimulatedLoop(load, handler_time)
-    starts = sum(await count_starts([new_budget(loop)] * 5, loop))
+    starts = sum(await count_starts([new_budget(loop)] * 5, loop, wanted))
     assert at_least <= starts / (SIMULATED * PER_SECOND) <= at_most
+
+
+@pytest.mark.parametrize(("load", "yields", "group"), [(0.0, True, 4), (0.3, True, 4), (0.9, True, 1), (0.9, False, 4)])
+async def test_handlers_start_together_unless_the_loop_is_busy(load: float, yields: bool, group: int) -> None:
+    """The last case is the negative control."""
+    loop = SimulatedLoop(load, handler_time=0)
+    budget = new_budget(loop, yields=yields)
+    assert [await budget.take_turn(100) for _ in range(20)][-10:] == [group] * 10
 
 
 async def test_negative_control_without_yielding_a_busy_loop_gets_as_much_work() -> None:
