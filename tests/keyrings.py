@@ -4,8 +4,8 @@ from collections.abc import Callable
 from time import monotonic as real_monotonic
 
 from sqlalchemy import Executable, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from integration_server.storage.async_engine import AsyncConnection
 from integration_server.storage.engine import Database
 from integration_server.storage.key_encryption import KeyEncryptionKeys, LocalKey
 from integration_server.storage.keyring import Keyring, open_keyring

@@ -10,13 +10,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Insert, Row, bindparam, delete, exists, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.errors import IntegrationNotFound
 from integration_server.domain.integration import IntegrationId
 from integration_server.service.background.ports import Claim
 from integration_server.service.connections.ports import AuthorizationAttempt
 from integration_server.service.integrations.ports import NewIntegration
+from integration_server.storage.async_engine import AsyncConnection
 from integration_server.storage.engine import Database, DatabaseTime, from_row
 from integration_server.storage.integrations import matches_integration, new_integration_values
 from integration_server.storage.oauth_clients import require_client

@@ -19,7 +19,6 @@ from sqlalchemy import (
     true,
     union_all,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.events import EventKind, IntegrationEvent
 from integration_server.domain.integration import IntegrationId, Status, UserId
@@ -30,6 +29,7 @@ from integration_server.service.events.ports import (
     EventFilter,
     LoggedEvent,
 )
+from integration_server.storage.async_engine import AsyncConnection
 from integration_server.storage.change_ordering import ChangeOrdering, detect_ordering
 from integration_server.storage.driver_queries import DriverQuery, Values
 from integration_server.storage.engine import Database, DatabaseTime

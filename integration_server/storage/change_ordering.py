@@ -12,9 +12,9 @@ from typing import Protocol
 
 from sqlalchemy import Column, ColumnElement, Text, cast, func, literal_column, select
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.service.events.ports import ChangeCursor
+from integration_server.storage.async_engine import AsyncConnection
 from integration_server.storage.tables import integration_changes
 
 _MAX_TRANSACTION = timedelta(seconds=10)  # the longest that a server waits for a statement

@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Column, Row, Update, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from integration_server.storage.async_engine import AsyncConnection
 from integration_server.storage.encrypted_columns import count_values
 from integration_server.storage.engine import Database, DatabaseTime, from_row
 from integration_server.storage.key_encryption import KeyEncryptionKeys, KeyringError

@@ -32,7 +32,6 @@ from sqlalchemy import (
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DBAPIError, MissingGreenlet
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlalchemy.util import greenlet_spawn
@@ -41,6 +40,7 @@ from integration_server.domain.errors import StoreUnavailable
 from integration_server.observability.spans import OpenSpan
 from integration_server.service.background.detached_tasks import waiting_for_store
 from integration_server.service.common_types import Record, record_nothing
+from integration_server.storage.async_engine import AsyncEngine, run_to_completion
 from integration_server.storage.statement_spans import attributes_of, trace_statements
 
 # --- queries ---------------------------------------------------------------------------------------------------------
@@ -413,7 +413,7 @@ def _waits_for_thread(engine: AsyncEngine) -> bool:
 
 async def _discard(lent: PoolProxiedConnection) -> None:
     """Close a connection, also if the caller is cancelled again meanwhile."""
-    await asyncio.shield(asyncio.ensure_future(greenlet_spawn(lent.invalidate)))
+    await run_to_completion(greenlet_spawn(lent.invalidate))
 
 
 # --- values ----------------------------------------------------------------------------------------------------------

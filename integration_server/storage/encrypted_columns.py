@@ -6,7 +6,6 @@ from functools import cache, partial
 from typing import Any
 
 from sqlalchemy import Column, LargeBinary, Row, Select, Update, bindparam, func, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.service.common_types import AssociatedData
 from integration_server.service.credentials.credential_cipher import (
@@ -22,6 +21,7 @@ from integration_server.service.credentials.credential_cipher import (
     unrouted_payload_aad,
     webhook_secret_aad,
 )
+from integration_server.storage.async_engine import AsyncConnection
 from integration_server.storage.integrations import integration_of
 from integration_server.storage.tables import (
     audit_chains,

@@ -22,7 +22,6 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -30,6 +29,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from integration_server.observability.spans import OpenSpan
 from integration_server.service.background.detached_tasks import waiting_for_store
 from integration_server.service.common_types import Record, record_nothing
+from integration_server.storage.async_engine import AsyncConnection
 from integration_server.storage.driver_queries import DriverQueries, UtcDateTime, convert_connection_errors, parse_json
 from integration_server.storage.pools import make_pools, parse_database_url
 

@@ -34,7 +34,6 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
@@ -55,6 +54,7 @@ from integration_server.service.integrations.ports import (
     StoredIntegration,
     StoredPage,
 )
+from integration_server.storage.async_engine import AsyncConnection
 from integration_server.storage.bounded_pages import is_last_page, page_of, page_parameters, row_bytes
 from integration_server.storage.driver_queries import DriverQuery, UtcDateTime, Values
 from integration_server.storage.engine import Database, from_row

@@ -17,9 +17,9 @@ from datetime import UTC, datetime
 from typing import NamedTuple, TypeVar
 
 from sqlalchemy import select, true, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.service.audit.audit_heads import Head
+from integration_server.storage.async_engine import AsyncConnection
 from integration_server.storage.driver_queries import DriverQuery, Values
 from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.key_encryption import KeyringError

@@ -32,11 +32,11 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import and_, exists, insert, or_, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.errors import CredentialsUnreadable, StoreUnavailable
 from integration_server.service.audit.audit_heads import Head
 from integration_server.service.common_types import AssociatedData
+from integration_server.storage.async_engine import AsyncConnection
 from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.key_encryption import KEY_BYTES, KeyEncryptionKeys, KeyringError
 from integration_server.storage.key_set import (

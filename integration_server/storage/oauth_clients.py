@@ -11,12 +11,12 @@ from typing import Any
 from sqlalchemy import Row, and_, delete, func, insert, literal_column, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.allowed_types import AllowedTypes
 from integration_server.domain.errors import CallerNotAllowed, OAuthClientInUse, QuotaExceeded
 from integration_server.domain.oauth_client import client_key
 from integration_server.service.oauth_clients.ports import SecretAlarm, SecretState, StoredOAuthClient
+from integration_server.storage.async_engine import AsyncConnection
 from integration_server.storage.engine import Database, DatabaseTime, from_row
 from integration_server.storage.tables import integrations, oauth_client_alarms, oauth_clients, revocations
 

@@ -23,8 +23,9 @@ from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
 from sqlalchemy.engine import AdaptedConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, MissingGreenlet
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util.concurrency import in_greenlet
+
+from integration_server.storage.async_engine import AsyncEngine
 
 ReadJson = Callable[[str], Any]
 """Reads a JSON column."""
@@ -160,7 +161,7 @@ def _engine(
     *,
     read_only: bool = False,
 ) -> AsyncEngine:
-    return create_async_engine(
+    return AsyncEngine.create(
         url,
         connect_args={"timeout": timeout, **connect_args},
         pool_size=pool_size,
@@ -221,7 +222,7 @@ def _postgres_engine(
 
 
 def _autocommit(engine: AsyncEngine) -> AsyncEngine:
-    return engine.execution_options(isolation_level="AUTOCOMMIT")
+    return engine.with_options(isolation_level="AUTOCOMMIT")
 
 
 async def _is_pooled(engine: AsyncEngine) -> bool:

@@ -12,7 +12,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, Table, and_, delete, exists, false, insert, or_, select, true, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.integration import Integration
 from integration_server.service.background.ports import Claim, JobKind
@@ -24,6 +23,7 @@ from integration_server.service.connections.revocation_ports import (
     Revocation,
     RevocationInProgress,
 )
+from integration_server.storage.async_engine import AsyncConnection
 from integration_server.storage.engine import Database, DatabaseTime, from_row
 from integration_server.storage.tables import integrations, locks, revocations
 
@@ -85,8 +85,7 @@ class SqlRevocationOutbox:
 
     async def now(self) -> datetime:
         """The time of the database's clock."""
-        async with self._database.read_connection() as connection:
-            return (await connection.execute(select(DatabaseTime()))).scalar_one()
+        return await self._database.current_time()
 
     async def remove(self, claim: Claim[Revocation]) -> None:
         """Remove a grant; does nothing if it is gone."""

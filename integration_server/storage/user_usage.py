@@ -11,10 +11,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Table, bindparam, delete, func, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.errors import QuotaExceeded
 from integration_server.domain.integration import UserId
+from integration_server.storage.async_engine import AsyncConnection
 from integration_server.storage.driver_queries import DriverConnection, DriverQuery
 from integration_server.storage.engine import Database
 from integration_server.storage.tables import integrations, user_usage, webhook_consumer_offsets, webhook_events

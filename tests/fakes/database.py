@@ -14,10 +14,10 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, Engine, Executable, NullPool, Row, create_engine
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.service.common_types import Clock
+from integration_server.storage.async_engine import AsyncConnection
 from integration_server.storage.driver_queries import ConstraintViolated, DriverConnection, DriverQuery, Values
 from integration_server.storage.engine import Database
 from integration_server.storage.schema import migrate

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Select, bindparam, func, insert, select, text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.service.integrations.ports import NewIntegration
+from integration_server.storage.async_engine import AsyncConnection
 from integration_server.storage.bounded_pages import is_last_page, page_of, page_parameters, row_bytes
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import STORED_COLUMNS, new_integration_values

@@ -15,11 +15,11 @@ import asyncpg
 import pytest
 from sqlalchemy import event, func, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.service.common_types import AssociatedData
+from integration_server.storage.async_engine import AsyncEngine
 from integration_server.storage.driver_queries import DriverQuery
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.integrations import SqlIntegrations

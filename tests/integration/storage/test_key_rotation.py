@@ -418,7 +418,8 @@ class TestRotation:
                 await connection.execute(text("SET LOCAL enable_bitmapscan = off"))
             options = {"literal_binds": True}
             written = query.compile(dialect=connection.dialect, compile_kwargs=options)
-            plan = await connection.exec_driver_sql(f"EXPLAIN {'' if is_postgres else 'QUERY PLAN'} {written}")
+            explain = f"EXPLAIN {'' if is_postgres else 'QUERY PLAN'} {written}"
+            plan = await connection.run_sync(lambda blocking: blocking.exec_driver_sql(explain))
             reported = " ".join(str(row) for row in plan.all())
         assert "ix_integrations_data_key_id" in reported
         assert "Sort" not in reported
