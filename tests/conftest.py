@@ -19,6 +19,13 @@ import grpc.aio
 import hypothesis
 from xdist.scheduler import LoadFileScheduling
 
+from tests.postgres import memory_folder
+
+# The folders of `tmp_path` are in memory where there is some: SQLite waits for the disk at each commit, and the tests
+# of all workers wait for each other there. pytest reads the variable when it makes the first folder.
+if (_memory := memory_folder()) is not None:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_memory))
+
 # A test must not fail because the machine is slow, nor at hypothesis' own time limits.
 hypothesis.settings.register_profile(
     "without time limits", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]

