@@ -41,10 +41,11 @@ from integration_server.providers.outbound_connections import (
     STREAMS_BODY,
     Connecting,
     PooledTransport,
-    SsrfGuardedBackend,
+    SsrfGuardedNetwork,
     is_public,
     is_public_or_loopback,
 )
+from integration_server.providers.outbound_sockets import Network
 from integration_server.providers.request_spans import TracedTransport
 from integration_server.service.common_types import Clock
 from integration_server.service.request_body import RequestBody
@@ -194,7 +195,7 @@ class ProviderHttp:
         dev_mode: bool = False,
         deadline: timedelta = timedelta(seconds=10),
         body_limit: int = 1 << 20,
-        network: httpcore.AsyncNetworkBackend | None = None,
+        network: Network | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         open_span: OpenSpan | None = None,
     ) -> None:
@@ -202,7 +203,7 @@ class ProviderHttp:
         self._clock = clock
         self._deadline = deadline.total_seconds()
         self._body_limit = body_limit
-        network = network or SsrfGuardedBackend(is_public_or_loopback if dev_mode else is_public)
+        network = network or SsrfGuardedNetwork(is_public_or_loopback if dev_mode else is_public)
         own = transport or PooledTransport(network)
         self._transport = own if open_span is None else TracedTransport(own, open_span)
         self._log = structlog.get_logger(__name__)

@@ -1,9 +1,9 @@
 """The connections of outbound HTTP: where they may go, and which requests may share one.
 
 SSRF protection: a host name is resolved once, each of its addresses is checked, and the connection goes to a checked
-address. There is no second resolution that could return another address (DNS rebinding). httpcore performs TLS with the
-host name over the connection. The lists of addresses are our own, because `is_global` of Python's `ipaddress` differs
-between versions and includes multicast.
+address. There is no second resolution that could return another address (DNS rebinding). TLS uses the host name. The
+lists of addresses are our own, because `is_global` of Python's `ipaddress` differs between versions and includes
+multicast.
 
 A connection that has bytes left over after a response, for example because a response was split, would give them to the
 next request as its response. Therefore a connection is reused only by requests with the same credentials, and closed
@@ -19,7 +19,7 @@ import socket
 import ssl
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ import httpcore
 import httpx
 from cachetools import TTLCache
 
-from integration_server.providers.outbound_sockets import LoopBackend
+from integration_server.providers.outbound_sockets import LoopNetwork, Network, Stream
 
 Address: TypeAlias = IPv4Address | IPv6Address
 AddressPolicy: TypeAlias = Callable[[Address], bool]
@@ -148,7 +148,7 @@ class AddressNotAllowed(OSError):
     """A host name resolved to an address that is not allowed. Nothing was sent to it."""
 
 
-class SsrfGuardedBackend(httpcore.AsyncNetworkBackend):
+class SsrfGuardedNetwork:
     """Connects to hosts whose addresses are all allowed. Raises `AddressNotAllowed` for other hosts."""
 
     def __init__(
@@ -156,34 +156,22 @@ class SsrfGuardedBackend(httpcore.AsyncNetworkBackend):
         is_allowed: AddressPolicy,
         *,
         resolve: Resolve | None = None,
-        connector: httpcore.AsyncNetworkBackend | None = None,
+        connector: Network | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._is_allowed = is_allowed
         self._resolve = resolve or SystemResolver()
-        self._connector = connector or LoopBackend()
+        self._connector = connector or LoopNetwork()
         self._checked: TTLCache[str, Sequence[Address]] = TTLCache(_MAX_CHECKED, _CHECKED_SECONDS, monotonic)
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
+    async def connect_tcp(self, host: str, port: int, timeout: float | None = None) -> Stream:
         """A connection to the first address of the host that accepts one."""
-        addresses = await self._checked_addresses(host)
-
-        async def connect(address: Address, timeout: float | None) -> httpcore.AsyncNetworkStream:
-            return await self._connector.connect_tcp(str(address), port, timeout, local_address, socket_options)
-
-        *others, last = addresses
+        *others, last = await self._checked_addresses(host)
         for address in others:
             with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
-                return await connect(address, _CONNECT_TIMEOUT_SECONDS)
+                return await self._connector.connect_tcp(str(address), port, _CONNECT_TIMEOUT_SECONDS)
         try:
-            return await connect(last, timeout)
+            return await self._connector.connect_tcp(str(last), port, timeout)
         except BaseException:
             self._checked.pop(host, None)  # it may have moved
             raise
@@ -248,7 +236,7 @@ def _tls_of_http1() -> ssl.SSLContext:
 
 
 class PooledTransport(httpx.AsyncBaseTransport):
-    """Sends requests by HTTP/1.1, on connections that our network backend opens.
+    """Sends requests by HTTP/1.1, on connections that `network` opens.
 
     `reuses_leftovers` switches the checks of this module off, for negative controls. `monotonic` is in seconds.
     `events_in_turn`: after so many chunks and interim responses, which arrive in one segment, other tasks have a turn.
@@ -256,7 +244,7 @@ class PooledTransport(httpx.AsyncBaseTransport):
 
     def __init__(
         self,
-        network: httpcore.AsyncNetworkBackend,
+        network: Network,
         *,
         reuses_leftovers: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
@@ -357,7 +345,7 @@ class _Connection:
     def __init__(
         self,
         target: _Target,
-        stream: httpcore.AsyncNetworkStream,
+        stream: Stream,
         is_checked: bool,
         events_in_turn: int,
         keep: "Callable[[_Connection], Awaitable[None]]",

@@ -1,4 +1,4 @@
-"""The sockets of outbound HTTP: TCP and TLS over the event loop's own transports, as a network backend of httpcore.
+"""The sockets of outbound HTTP: TCP and TLS over the event loop's own transports, with the errors of httpcore.
 
 What arrives is kept until it is read, up to a limit. So it is known at any time whether anything is unread, also below
 TLS, without a read that has to be cancelled.
@@ -6,33 +6,48 @@ TLS, without a read that has to be cancelled.
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import httpcore
 
 _MAX_UNREAD = 1 << 16  # bytes; then the socket is not read any more, and the kernel makes the peer wait
 
 
-class LoopBackend(httpcore.AsyncNetworkBackend):
+class Stream(Protocol):
+    """One connection. At a time, one task may read and one may write."""
+
+    async def read(self, max_bytes: int) -> bytes:
+        """The next bytes; none at the end. Raises `httpcore.ReadError`."""
+
+    async def write(self, buffer: bytes) -> None:
+        """Send bytes; returns when there is room for more. Raises `httpcore.WriteError`."""
+
+    async def aclose(self) -> None:
+        """Close the connection, whatever has not been sent."""
+
+    async def start_tls(self, ssl_context: ssl.SSLContext, server_hostname: str | None = None) -> "Stream":
+        """The connection within TLS, to a server that has a certificate for this name. Raises as `connect_tcp`."""
+
+    def get_extra_info(self, info: str) -> Any:  # noqa: ANN401  # as the event loop's transports
+        """`is_readable`: whether bytes, or the end, have arrived and were not read."""
+
+
+class Network(Protocol):
+    """Opens connections."""
+
+    async def connect_tcp(self, host: str, port: int, timeout: float | None = None) -> Stream:
+        """A connection, within `timeout` seconds. Raises `httpcore.ConnectError` or `httpcore.ConnectTimeout`."""
+
+
+class LoopNetwork:
     """Connects to addresses: a host must be a literal, which the event loop does not resolve."""
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        """A connection. Raises `httpcore.ConnectError` or `httpcore.ConnectTimeout`."""
-        local = None if local_address is None else (local_address, 0)
+    async def connect_tcp(self, host: str, port: int, timeout: float | None = None) -> Stream:
+        """A connection."""
         async with _connecting(timeout):
-            loop = asyncio.get_running_loop()
-            transport, stream = await loop.create_connection(SocketStream, host, port, local_addr=local)
-        for option in socket_options or ():
-            transport.get_extra_info("socket").setsockopt(*option)
+            _, stream = await asyncio.get_running_loop().create_connection(SocketStream, host, port)
         return stream
 
 
@@ -44,8 +59,8 @@ class TlsFailed(httpcore.ConnectError):
     """The peer does not speak TLS, or none of ours."""
 
 
-class SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
-    """One connection. At a time, one task may read and one may write."""
+class SocketStream(asyncio.Protocol):
+    """The `Stream` of a transport of the event loop."""
 
     def __init__(self, *, is_tls: bool = False) -> None:
         self._is_tls = is_tls
@@ -103,19 +118,16 @@ class SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
-    # --- called by httpcore's users
+    # --- called by those who read and write
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """The next bytes; none at the end. Raises `httpcore.ReadError` or `httpcore.ReadTimeout`."""
+    async def read(self, max_bytes: int) -> bytes:
+        """The next bytes; none at the end."""
         if self._unread:
             await asyncio.sleep(0)  # a peer that sends fast does not keep the event loop
         elif not self._is_ended:
             self._reader = asyncio.get_running_loop().create_future()
             try:
-                async with asyncio.timeout(timeout):
-                    await self._reader
-            except TimeoutError:
-                raise httpcore.ReadTimeout from None
+                await self._reader
             finally:
                 self._reader = None
         data = bytes(self._unread[:max_bytes])
@@ -127,16 +139,12 @@ class SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
             raise httpcore.ReadError from None
         return data
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send bytes; returns when there is room for more. Raises `httpcore.WriteError` or `httpcore.WriteTimeout`."""
+    async def write(self, buffer: bytes) -> None:
+        """Send bytes; returns when there is room for more."""
         self._require_open()
         self._transport.write(buffer)
         if not self._can_write.is_set():
-            try:
-                async with asyncio.timeout(timeout):
-                    await self._can_write.wait()
-            except TimeoutError:
-                raise httpcore.WriteTimeout from None
+            await self._can_write.wait()
             self._require_open()
 
     def _require_open(self) -> None:
@@ -148,12 +156,10 @@ class SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         self._error = self._error or ConnectionAbortedError()
         self._transport.abort()
 
-    async def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.AsyncNetworkStream:
-        """The connection within TLS, to a server that has a certificate for this name. Raises as `connect_tcp`."""
+    async def start_tls(self, ssl_context: ssl.SSLContext, server_hostname: str | None = None) -> Stream:
+        """The connection within TLS."""
         stream = SocketStream(is_tls=True)  # a new one: bytes that came without TLS are not part of it
-        async with _connecting(timeout):
+        async with _connecting():
             try:
                 transport = await asyncio.get_running_loop().start_tls(
                     self._transport, stream, ssl_context, server_hostname=server_hostname
@@ -166,7 +172,7 @@ class SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         stream.connection_made(transport)
         return stream
 
-    def get_extra_info(self, info: str) -> Any:  # noqa: ANN401  # as httpcore's
+    def get_extra_info(self, info: str) -> Any:  # noqa: ANN401  # as the transports
         """What the transport knows; `is_readable`: whether bytes, or the end, have arrived and were not read."""
         if info == "is_readable":
             return bool(self._unread) or self._is_ended
@@ -174,7 +180,7 @@ class SocketStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
 
 
 @asynccontextmanager
-async def _connecting(timeout: float | None) -> AsyncIterator[None]:
+async def _connecting(timeout: float | None = None) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(timeout):
             yield

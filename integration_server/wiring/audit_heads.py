@@ -6,7 +6,7 @@ from pathlib import Path
 
 from integration_server.domain.errors import ProviderUnavailable
 from integration_server.providers.http import ProviderHttp, origin_of
-from integration_server.providers.outbound_connections import SsrfGuardedBackend
+from integration_server.providers.outbound_connections import SsrfGuardedNetwork
 from integration_server.service.audit.audit_heads import Head, HeadRecorder, HeadSink
 from integration_server.service.common_types import Clock
 from integration_server.setting_types import is_url
@@ -49,7 +49,7 @@ async def open_head_recorder(
             return
         if is_url(settings.audit_heads):
             # The operator configures the address, which is often internal.
-            network = SsrfGuardedBackend(lambda _address: True)
+            network = SsrfGuardedNetwork(lambda _address: True)
             http = await stack.enter_async_context(ProviderHttp(clock, dev_mode=settings.dev_mode, network=network))
             sink = HeadUrl(http, settings.audit_heads)
         else:

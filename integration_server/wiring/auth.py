@@ -13,7 +13,7 @@ from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.hot_reload import ReloadedFile
 from integration_server.peers import PeerLimiter, TrustedProxies
 from integration_server.providers.http import ProviderHttp, origin_of
-from integration_server.providers.outbound_connections import SsrfGuardedBackend
+from integration_server.providers.outbound_connections import SsrfGuardedNetwork
 from integration_server.rpc.authentication import (
     IdentityKind,
     SidecarAuthenticator,
@@ -119,7 +119,7 @@ async def open_auth_stack(
 async def open_issuers(settings: Settings, clock: Clock) -> AsyncIterator[Sequence[Issuer]]:
     """The configured token issuers: of services, and of users. Raises `InvalidFile`."""
     # The operator configures the JWKS address, which is often internal.
-    network = SsrfGuardedBackend(lambda _address: True)
+    network = SsrfGuardedNetwork(lambda _address: True)
     async with ProviderHttp(clock, dev_mode=settings.dev_mode, network=network) as http:
         yield _build_issuers(settings, http, clock)
 

@@ -52,6 +52,7 @@ def build_credentials(parts: ServiceParts, lookup: IntegrationLookup) -> Credent
     service = CredentialService(
         lookup,
         stores.integrations,
+        providers.registry,
         providers,
         parts.cipher,
         refresher,

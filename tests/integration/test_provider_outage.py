@@ -44,6 +44,7 @@ from tests.fakes.database import InMemoryDatabase
 from tests.fakes.oauth_clients import own_clients
 from tests.fakes.random_tokens import CountingTokens
 from tests.fakes.system import BUFFER, RecordingAuditTrail, default_settings
+from tests.fakes.workers import is_busy
 from tests.postgres import PostgresServer
 
 SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
@@ -150,7 +151,7 @@ class Replica:
         self.next_second = asyncio.Event()
         await self.service.worker.poll()
         async with asyncio.timeout(300):
-            while self.service.worker.is_busy and not self.is_paused:  # noqa: ASYNC110  # the worker sets no event
+            while is_busy(self.service.worker) and not self.is_paused:  # noqa: ASYNC110  # the worker sets no event
                 await asyncio.sleep(0.001)
 
 

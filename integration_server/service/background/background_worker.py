@@ -160,11 +160,6 @@ class BackgroundWorker:
         """The jobs and types whose calls are stopped, or tried one at a time."""
         return [key for key, breaker in list(self._breakers.items()) if breaker.is_open]
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether a handler is running."""
-        return bool(self._running)
-
     async def poll(self) -> None:
         """Start the due work of each job and type that is not running already."""
         provider_types = {provider.integration_type for provider in self.providers.all()}

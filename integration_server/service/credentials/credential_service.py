@@ -19,6 +19,7 @@ from integration_server.domain.errors import (
     StoreUnavailable,
 )
 from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.domain.oauth_client import OWN_CLIENT
 from integration_server.service.background.detached_tasks import time_left
 from integration_server.service.common_types import Clock
 from integration_server.service.credentials.credential_cipher import CredentialCipher
@@ -30,7 +31,7 @@ from integration_server.service.integrations.ports import (
     IntegrationTarget,
     StoredIntegration,
 )
-from integration_server.service.provider_port import Providers
+from integration_server.service.provider_port import Providers, ProviderSet
 
 _PATIENCE = 0.75  # of the time until the caller's deadline; the rest is for the response
 _MAX_BATCH_WAIT = 30.0  # seconds for the refreshes of a batch, also without a deadline: three slow provider calls
@@ -90,12 +91,13 @@ class RefreshNeed:
 class CredentialService:
     """Reads and decrypts credentials, and has them refreshed where necessary.
 
-    `buffer` is the minimum lifetime where a caller names none. `lookup` may be a cache; `refresh_token`
-    reads the store.
+    `buffer` is the minimum lifetime where a caller names none. `lookup` may be a cache; `refresh_token` reads the
+    store. `own_clients` has the providers with the operator's own OAuth clients, which need no look-up.
     """
 
     lookup: IntegrationLookup
     integrations: IntegrationStore
+    own_clients: ProviderSet
     providers: Providers
     cipher: CredentialCipher
     refresher: TokenRefresher
@@ -205,7 +207,10 @@ class CredentialService:
 
     async def _usable(self, fresh: RefreshResult, min_ttl: timedelta | None) -> UsableCredentials:
         integration = fresh.integration
-        provider = await self.providers.for_client(integration.integration_type, integration.oauth_client)
+        integration_type, oauth_client = integration.integration_type, integration.oauth_client
+        provider = self.own_clients[integration_type]
+        if oauth_client != OWN_CLIENT:
+            provider = await self.providers.for_client(integration_type, oauth_client)
         return UsableCredentials(
             fresh.credentials,
             integration.scopes,

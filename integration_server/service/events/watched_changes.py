@@ -103,11 +103,6 @@ class ChangeDispatcher:
             raise LookupError("no stream has begun yet")
         return self._position
 
-    @property
-    def watched_count(self) -> int:
-        """How many integrations are watched; one that two streams watch counts twice."""
-        return sum(map(len, self._streams.values()))
-
     def stop(self) -> None:
         """End all streams with `ServerStopping`, once they have sent what they know."""
         self._is_stopping = True

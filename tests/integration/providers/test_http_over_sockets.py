@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
-import httpcore
 import httpx
 import pytest
 
@@ -13,10 +12,10 @@ from integration_server.domain.errors import ProviderUnavailable
 from integration_server.providers.http import HttpResponse, ProviderHttp
 from integration_server.providers.outbound_connections import (
     PooledTransport,
-    SsrfGuardedBackend,
+    SsrfGuardedNetwork,
     is_public_or_loopback,
 )
-from integration_server.providers.outbound_sockets import SocketStream
+from integration_server.providers.outbound_sockets import SocketStream, Stream
 from integration_server.service.request_body import RequestBody
 from tests.integration.providers.socket_servers import serving
 from tests.loopback import ConnectionHandler, accepting
@@ -144,21 +143,21 @@ FINAL = b"HTTP/1.1 204 No Content\r\n\r\n"
 class OneSegmentStream(SocketStream):
     """What the peer sends is there at once."""
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+    async def read(self, max_bytes: int) -> bytes:
         """All of it."""
         return INTERIM * b"HTTP/1.1 103 Early Hints\r\n\r\n" + FINAL
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+    async def write(self, buffer: bytes) -> None:
         """Send nothing."""
 
     async def aclose(self) -> None:
         """Close nothing."""
 
 
-class OneSegmentNetwork(httpcore.AsyncNetworkBackend):
+class OneSegmentNetwork:
     """Connects to nobody."""
 
-    async def connect_tcp(self, *_: object, **__: object) -> httpcore.AsyncNetworkStream:
+    async def connect_tcp(self, *_: object, **__: object) -> Stream:
         """The stream."""
         return OneSegmentStream()
 
@@ -188,7 +187,7 @@ async def test_what_has_arrived_is_read_before_each_part_of_an_upload_is_sent() 
         await reader.readuntil(b"\r\n0\r\n\r\n")
         writer.write(FINAL)
 
-    http = client_of(PooledTransport(SsrfGuardedBackend(is_public_or_loopback)))
+    http = client_of(PooledTransport(SsrfGuardedNetwork(is_public_or_loopback)))
     body = RequestBody(parts())
     async with (
         serving(read_all) as url,
@@ -205,11 +204,11 @@ def stream_options(url: str) -> dict[str, Any]:
 
 
 async def test_tiny_chunks_do_not_hold_the_event_loop() -> None:
-    assert await turns_of_other_tasks(PooledTransport(SsrfGuardedBackend(is_public_or_loopback))) >= CHUNKS // 100
+    assert await turns_of_other_tasks(PooledTransport(SsrfGuardedNetwork(is_public_or_loopback))) >= CHUNKS // 100
 
 
 async def test_negative_control_tiny_chunks_of_a_segment_are_read_in_one_turn() -> None:
-    transport = PooledTransport(SsrfGuardedBackend(is_public_or_loopback), events_in_turn=CHUNKS)
+    transport = PooledTransport(SsrfGuardedNetwork(is_public_or_loopback), events_in_turn=CHUNKS)
     assert await turns_of_other_tasks(transport) < CHUNKS // 200
 
 
@@ -235,7 +234,7 @@ async def test_the_outcome_of_a_request_that_was_sent_is_unknown(handler: Connec
     "headers", [{"X-A": "a\nb"}, {"X-A": "\u20ac"}, {"X A": "b"}, {"Content-Length": "7"}, {"X-A": "\0"}]
 )
 async def test_a_request_that_cannot_be_sent_has_no_effect(headers: dict[str, str]) -> None:
-    async with serving(respond) as url, client_of(PooledTransport(SsrfGuardedBackend(is_public_or_loopback))) as http:
+    async with serving(respond) as url, client_of(PooledTransport(SsrfGuardedNetwork(is_public_or_loopback))) as http:
         for key in (b"key", b"key", None):
             assert (await http.request("GET", url, allowed_origins={url}, credentials_key=key)).is_success
             with pytest.raises(ProviderUnavailable) as raised:
@@ -262,7 +261,7 @@ async def test_a_body_is_not_complete_because_the_client_closes_the_connection()
         writer.write(HEAD + b"\r\nbegin")
         await reader.read()
 
-    transport = PooledTransport(SsrfGuardedBackend(is_public_or_loopback))
+    transport = PooledTransport(SsrfGuardedNetwork(is_public_or_loopback))
     async with (
         serving(send_without_length) as url,
         client_of(transport) as http,
@@ -277,10 +276,10 @@ async def test_a_body_is_not_complete_because_the_client_closes_the_connection()
             await rest
 
 
-class HangingNetwork(httpcore.AsyncNetworkBackend):
+class HangingNetwork:
     """Never connects, as where a firewall discards packets."""
 
-    async def connect_tcp(self, *_: object, **__: object) -> httpcore.AsyncNetworkStream:
+    async def connect_tcp(self, *_: object, **__: object) -> Stream:
         """Wait without end."""
         await asyncio.Event().wait()
         raise AssertionError

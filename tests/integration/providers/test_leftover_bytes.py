@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from integration_server.providers.http import ProviderHttp
-from integration_server.providers.outbound_connections import PooledTransport, SsrfGuardedBackend
+from integration_server.providers.outbound_connections import PooledTransport, SsrfGuardedNetwork
 from tests.integration.providers.socket_servers import server_tls
 from tests.loopback import accepting
 
@@ -60,7 +60,7 @@ async def keep_alive_server(
 
 
 def http_client(*, reuses_leftovers: bool = False) -> ProviderHttp:
-    network = SsrfGuardedBackend(lambda _: True)
+    network = SsrfGuardedNetwork(lambda _: True)
     transport = PooledTransport(network, reuses_leftovers=reuses_leftovers)
     return ProviderHttp(lambda: datetime.now(UTC), dev_mode=True, transport=transport, deadline=timedelta(seconds=60))
 

@@ -25,11 +25,12 @@ from integration_server.providers.outbound_connections import (
     Address,
     AddressPolicy,
     Resolve,
-    SsrfGuardedBackend,
+    SsrfGuardedNetwork,
     SystemResolver,
     is_public,
     is_public_or_loopback,
 )
+from integration_server.providers.outbound_sockets import LoopNetwork, Network, Stream
 from tests.integration.providers.socket_servers import server_tls, serving
 
 NAME = "rebinding.example"
@@ -68,25 +69,18 @@ async def internal_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> As
         yield InternalServer(urlsplit(url).port or 0)
 
 
-class RecordingBackend(httpcore.AsyncNetworkBackend):
+class RecordingNetwork:
     """Connects to loopback, and records the requested hosts."""
 
     def __init__(self) -> None:
         self.connected_hosts: list[str] = []
-        self._network = httpcore.AnyIOBackend()
+        self._network = LoopNetwork()
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
+    async def connect_tcp(self, host: str, port: int, timeout: float | None = None) -> Stream:
         self.connected_hosts.append(host)
         if is_public(ip_address(host)):
             raise httpcore.ConnectError("tests open no external connections")
-        return await self._network.connect_tcp(host, port, timeout, local_address, socket_options)
+        return await self._network.connect_tcp(host, port, timeout)
 
 
 def fake_resolver(*results: str) -> Resolve:
@@ -99,9 +93,7 @@ def fake_resolver(*results: str) -> Resolve:
     return resolve
 
 
-async def get(
-    url: str, network: httpcore.AsyncNetworkBackend, *, dev_mode: bool = False, deadline: float = 10
-) -> bytes:
+async def get(url: str, network: Network, *, dev_mode: bool = False, deadline: float = 10) -> bytes:
     """The response to a provider that declares the URL."""
     http = ProviderHttp(
         lambda: datetime.now(UTC), dev_mode=dev_mode, deadline=timedelta(seconds=deadline), network=network
@@ -119,9 +111,9 @@ SPELLINGS = ["localhost", "127.0.0.1", "0.0.0.0", "[::ffff:127.0.0.1]", "2130706
 
 @pytest.mark.parametrize("host", SPELLINGS)
 async def test_no_spelling_of_a_host_reaches_the_internal_server(host: str, internal_server: InternalServer) -> None:
-    backend = RecordingBackend()
+    backend = RecordingNetwork()
     with pytest.raises(ProviderUnavailable, match="AddressNotAllowed"):
-        await get(internal_server.url(host), SsrfGuardedBackend(is_public, connector=backend))
+        await get(internal_server.url(host), SsrfGuardedNetwork(is_public, connector=backend))
     assert backend.connected_hosts == []
 
 
@@ -129,9 +121,9 @@ async def test_no_spelling_of_a_host_reaches_the_internal_server(host: str, inte
 async def test_negative_control_without_the_check_each_spelling_connects(
     host: str, internal_server: InternalServer
 ) -> None:
-    backend = RecordingBackend()
+    backend = RecordingNetwork()
     try:
-        body = await get(internal_server.url(host), SsrfGuardedBackend(allow_any_address, connector=backend))
+        body = await get(internal_server.url(host), SsrfGuardedNetwork(allow_any_address, connector=backend))
     except ProviderUnavailable:  # the certificate lacks some names, but the connection was made
         body = SECRET
     assert body == SECRET
@@ -151,8 +143,8 @@ async def test_the_check_is_on_by_default(internal_server: InternalServer) -> No
     "host", ["localhost.", "user@localhost", "acme.example@localhost", "[fe80::1%25lo]", "[::1%lo]"]
 )
 async def test_a_host_with_user_name_or_path_is_not_a_host(host: str, internal_server: InternalServer) -> None:
-    backend = RecordingBackend()
-    http = ProviderHttp(lambda: datetime.now(UTC), network=SsrfGuardedBackend(allow_any_address, connector=backend))
+    backend = RecordingNetwork()
+    http = ProviderHttp(lambda: datetime.now(UTC), network=SsrfGuardedNetwork(allow_any_address, connector=backend))
     async with http:
         with pytest.raises(UrlNotAllowed):
             await http.request("GET", internal_server.url(host), allowed_origins={internal_server.url(host)[:-1]})
@@ -163,14 +155,14 @@ async def test_a_host_with_user_name_or_path_is_not_a_host(host: str, internal_s
 
 
 async def test_dev_mode_reaches_loopback(internal_server: InternalServer) -> None:
-    network = SsrfGuardedBackend(is_public_or_loopback)
+    network = SsrfGuardedNetwork(is_public_or_loopback)
     assert await get(internal_server.url("localhost"), network, dev_mode=True) == SECRET
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1", "169.254.169.254", "0.0.0.0", "::ffff:127.0.0.1", "fd00:ec2::254"])
 async def test_dev_mode_reaches_no_other_internal_address(address: str) -> None:
-    backend = RecordingBackend()
-    network = SsrfGuardedBackend(is_public_or_loopback, resolve=fake_resolver(address), connector=backend)
+    backend = RecordingNetwork()
+    network = SsrfGuardedNetwork(is_public_or_loopback, resolve=fake_resolver(address), connector=backend)
     with pytest.raises(ProviderUnavailable, match="AddressNotAllowed"):
         await get(f"https://{NAME}/", network, dev_mode=True)
     assert backend.connected_hosts == []
@@ -179,23 +171,23 @@ async def test_dev_mode_reaches_no_other_internal_address(address: str) -> None:
 # --- DNS rebinding ----------------------------------
 
 
-class CheckThenResolveBackend(httpcore.AsyncNetworkBackend):
+class CheckThenResolveNetwork:
     """A common mistake: resolves and checks the name, and resolves it again to connect."""
 
-    def __init__(self, is_allowed: AddressPolicy, resolve: Resolve, connector: httpcore.AsyncNetworkBackend) -> None:
+    def __init__(self, is_allowed: AddressPolicy, resolve: Resolve, connector: Network) -> None:
         self._is_allowed = is_allowed
         self._resolve = resolve
         self._connector = connector
 
-    async def connect_tcp(self, host: str, port: int, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
+    async def connect_tcp(self, host: str, port: int, timeout: float | None = None) -> Stream:
         assert all(map(self._is_allowed, await self._resolve(host)))
         (address,) = await self._resolve(host)
         return await self._connector.connect_tcp(str(address), port)
 
 
 async def test_dns_rebinding_does_not_reach_the_internal_server(internal_server: InternalServer) -> None:
-    backend = RecordingBackend()
-    network = SsrfGuardedBackend(is_public, resolve=fake_resolver(PUBLIC, "127.0.0.1"), connector=backend)
+    backend = RecordingNetwork()
+    network = SsrfGuardedNetwork(is_public, resolve=fake_resolver(PUBLIC, "127.0.0.1"), connector=backend)
     with pytest.raises(ProviderUnavailable, match="ConnectError"):
         await get(internal_server.url(NAME), network)
     with pytest.raises(ProviderUnavailable, match="AddressNotAllowed"):
@@ -204,8 +196,8 @@ async def test_dns_rebinding_does_not_reach_the_internal_server(internal_server:
 
 
 async def test_negative_control_check_then_resolve_reaches_the_internal_server(internal_server: InternalServer) -> None:
-    backend = RecordingBackend()
-    network = CheckThenResolveBackend(is_public, fake_resolver(PUBLIC, "127.0.0.1"), backend)
+    backend = RecordingNetwork()
+    network = CheckThenResolveNetwork(is_public, fake_resolver(PUBLIC, "127.0.0.1"), backend)
     assert await get(internal_server.url(NAME), network) == SECRET
     assert backend.connected_hosts == ["127.0.0.1"]
 
@@ -214,8 +206,8 @@ async def test_negative_control_check_then_resolve_reaches_the_internal_server(i
 
 
 async def test_the_certificate_must_match_the_host_name(internal_server: InternalServer) -> None:
-    def network() -> SsrfGuardedBackend:
-        return SsrfGuardedBackend(allow_any_address, resolve=fake_resolver("127.0.0.1"))
+    def network() -> SsrfGuardedNetwork:
+        return SsrfGuardedNetwork(allow_any_address, resolve=fake_resolver("127.0.0.1"))
 
     assert await get(internal_server.url(NAME), network()) == SECRET
     with pytest.raises(ProviderUnavailable, match="CertificateNotTrusted"):
@@ -233,7 +225,7 @@ async def test_a_hanging_look_up_ends_at_the_deadline() -> None:
         return []
 
     with pytest.raises(ProviderUnavailable, match="TimeoutError"):
-        await get("https://acme.example/", SsrfGuardedBackend(is_public, resolve=hang), deadline=0.1)
+        await get("https://acme.example/", SsrfGuardedNetwork(is_public, resolve=hang), deadline=0.1)
 
 
 @dataclass
@@ -307,4 +299,4 @@ async def test_an_unknown_host_is_provider_unavailable(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     with pytest.raises(ProviderUnavailable, match="gaierror"):
-        await get("https://acme.example/", SsrfGuardedBackend(is_public))
+        await get("https://acme.example/", SsrfGuardedNetwork(is_public))

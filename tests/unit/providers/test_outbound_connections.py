@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from integration_server.providers.outbound_connections import (
     Address,
     AddressNotAllowed,
     PooledTransport,
-    SsrfGuardedBackend,
+    SsrfGuardedNetwork,
     is_public,
     is_public_or_loopback,
 )
+from integration_server.providers.outbound_sockets import Stream
 
 PUBLIC, OTHER_PUBLIC, PRIVATE = "93.184.216.34", "2606:4700::1111", "10.0.0.1"
 
@@ -58,21 +59,14 @@ class FakeResolver:
         return [ip_address(text) for text in self._results.pop(0)]
 
 
-class Connector(httpcore.AsyncNetworkBackend):
+class Connector:
     """Records addresses and timeouts of connections. Connections to `down` addresses fail."""
 
     def __init__(self, *down: str) -> None:
         self._down = down
         self.attempts: list[tuple[str, int, float | None]] = []
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
+    async def connect_tcp(self, host: str, port: int, timeout: float | None = None) -> Stream:
         self.attempts.append((host, port, timeout))
         if host in self._down:
             raise httpcore.ConnectTimeout
@@ -88,8 +82,8 @@ class Clock:
         return self.seconds
 
 
-def network(resolver: FakeResolver, connector: Connector, clock: Clock | None = None) -> SsrfGuardedBackend:
-    return SsrfGuardedBackend(is_public, resolve=resolver, connector=connector, monotonic=clock or Clock())
+def network(resolver: FakeResolver, connector: Connector, clock: Clock | None = None) -> SsrfGuardedNetwork:
+    return SsrfGuardedNetwork(is_public, resolve=resolver, connector=connector, monotonic=clock or Clock())
 
 
 async def test_connects_to_the_checked_address() -> None:
@@ -186,10 +180,10 @@ def test_ipv6_forms_of_ipv4_addresses_are_not_public(address: IPv4Address) -> No
         assert not is_public(IPv6Address(form))
 
 
-class RefusingBackend(httpcore.AsyncNetworkBackend):
+class RefusingNetwork:
     """Connects to nothing."""
 
-    async def connect_tcp(self, *_: object, **__: object) -> httpcore.AsyncNetworkStream:
+    async def connect_tcp(self, *_: object, **__: object) -> Stream:
         raise httpcore.ConnectError
 
 
@@ -198,7 +192,7 @@ def test_a_file_of_authorities_that_is_missing_prevents_the_start(
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing.pem"))
     with pytest.raises(FileNotFoundError):
-        PooledTransport(RefusingBackend())
+        PooledTransport(RefusingNetwork())
 
 
 @pytest.mark.parametrize(("scheme", "reads_authorities"), [("https", True), ("http", False)])
@@ -214,7 +208,7 @@ async def test_the_authorities_are_read_once_and_only_for_tls(
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     monkeypatch.delenv("SSL_CERT_DIR", raising=False)
     monkeypatch.setattr(httpx, "create_ssl_context", create)
-    transport = PooledTransport(RefusingBackend())
+    transport = PooledTransport(RefusingNetwork())
     assert created == []
     requests = [httpx.Request("GET", f"{scheme}://api.example/") for _ in range(3)]
     results = await asyncio.gather(*map(transport.handle_async_request, requests), return_exceptions=True)

@@ -28,6 +28,7 @@ from integration_server.service.integrations.ports import IntegrationUpdate, New
 from tests.fakes.clock import NOON, SettableClock
 from tests.fakes.provider import FakeProvider, wait_until
 from tests.fakes.system import ADA, CHECK_INTERVAL, FakeSystem
+from tests.fakes.workers import is_busy
 
 CLAIM_DURATION = timedelta(minutes=1)
 MAX_CONCURRENT = 3
@@ -64,7 +65,7 @@ async def check_worker(system: FakeSystem) -> AsyncIterator[BackgroundWorker]:
 async def run_once(worker: BackgroundWorker) -> None:
     """Poll once and wait for all jobs that it starts."""
     await worker.poll()
-    await wait_until(lambda: not worker.is_busy)
+    await wait_until(lambda: not is_busy(worker))
 
 
 async def connect_many(system: FakeSystem, number: int, integration_type: str = "fake") -> list[Integration]:
@@ -146,7 +147,7 @@ async def test_calls_to_a_provider_are_limited(system: FakeSystem) -> None:
         await wait_until(lambda: len(system.provider.refreshes) == MAX_CONCURRENT)
         await worker.poll()
         system.provider.gate.set()
-        await wait_until(lambda: not worker.is_busy)
+        await wait_until(lambda: not is_busy(worker))
     assert (system.provider.max_in_flight, len(system.provider.refreshes)) == (MAX_CONCURRENT, 10)
 
 
@@ -226,7 +227,7 @@ async def test_exit_does_not_wait_and_loses_no_token_response(system: FakeSystem
     async with refresh_worker(system) as worker:
         await worker.poll()
         await wait_until(lambda: system.provider.refreshes)
-    assert not worker.is_busy
+    assert not is_busy(worker)
     system.provider.gate.set()
     await wait_until(lambda: system.row(row.integration_id).version > row.version)
 
@@ -464,7 +465,7 @@ async def start_backlog(system: FakeSystem, *, yields: bool) -> tuple[int, int]:
     )
     async with worker:
         await worker.poll()
-        await wait_until(lambda: not worker.is_busy or loop.time > 1)
+        await wait_until(lambda: not is_busy(worker) or loop.time > 1)
     return started, 20 * len(types)
 
 

@@ -35,6 +35,7 @@ from integration_server.storage.tables import integration_changes
 from tests.fakes.provider import FakeProvider, wait_until
 from tests.fakes.stores import intercept
 from tests.fakes.system import ADA, EVE, FakeSystem
+from tests.fakes.workers import is_busy
 
 SECOND = timedelta(seconds=1)
 MINUTE = timedelta(minutes=1)
@@ -62,7 +63,7 @@ def new_system(**options: Any) -> FakeSystem:
 async def work(worker: BackgroundWorker) -> None:
     """Do all that is due."""
     await worker.poll()
-    await wait_until(lambda: not worker.is_busy)
+    await wait_until(lambda: not is_busy(worker))
 
 
 async def advance(system: FakeSystem, by: timedelta, step: timedelta = SECOND) -> None:
@@ -158,7 +159,7 @@ async def test_an_authorization_is_pending_until_its_outcome_is_stored(system: F
     with pytest.raises(StateUsed):  # the process that has the tokens is taken for dead
         await result_of(system, second)
     stored.set()
-    await wait_until(lambda: not system.worker.is_busy)
+    await wait_until(lambda: not is_busy(system.worker))
     assert (await result_of(system, second)).integration_id == first.integration_id
 
 
@@ -323,7 +324,7 @@ async def test_tokens_of_an_integration_that_was_disconnected_meanwhile_are_revo
     await wait_until(lambda: system.provider.in_flight == 1)
     await system.revocation_service.disconnect_integration(begun.integration_id, ADA)
     system.provider.gate.set()
-    await wait_until(lambda: not system.worker.is_busy)
+    await wait_until(lambda: not is_busy(system.worker))
     await work(system.worker)
     assert [getattr(one, "access_token", None) for one in system.provider.revocations] == ["access-1"]
     assert system.ids() == []
@@ -360,7 +361,7 @@ async def test_tokens_are_stored_after_a_short_outage_of_the_database(system: Fa
     for _ in range(5):  # it tries again, after pauses that yield only
         await asyncio.sleep(0)
     system.database.is_unavailable = False
-    await wait_until(lambda: not system.worker.is_busy)
+    await wait_until(lambda: not is_busy(system.worker))
     assert system.row(begun.integration_id).is_connected
 
 
@@ -415,7 +416,7 @@ async def seconds_after_a_kill(system: FakeSystem, interval: timedelta) -> float
         await work(survivor.worker)
     assert system.row(begun.integration_id).is_connected
     suspended.set()  # the first process was only suspended: the tokens that it has then are revoked
-    await wait_until(lambda: not system.worker.is_busy)
+    await wait_until(lambda: not is_busy(system.worker))
     await work(system.worker)
     assert [getattr(one, "access_token", None) for one in system.provider.revocations] == ["access-1"]
     return seconds_between_polls(system.provider)[0]

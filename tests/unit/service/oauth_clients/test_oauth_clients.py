@@ -25,6 +25,7 @@ from integration_server.storage.tables import oauth_clients
 from tests.fakes.provider import OWN_CLIENT
 from tests.fakes.stores import count_calls
 from tests.fakes.system import ADA, EVE, FakeSystem
+from tests.fakes.workers import is_busy
 from tests.unit.service.oauth_clients.support import client, list_clients, put_client
 
 OWN = (OWN_CLIENT.client_id, OWN_CLIENT.secret)
@@ -204,7 +205,7 @@ async def test_a_client_in_use_is_neither_deleted_nor_given_another_client_id(sy
     system.clock.advance(timedelta(hours=1))
     await system.oauth_connection.remove_abandoned()
     await system.worker.poll()
-    while system.worker.is_busy:
+    while is_busy(system.worker):
         await system.pause(0)
     await delete_client("fake", "tenant")
     assert isinstance(await failure(system, "tenant", "backend"), CallerNotAllowed)

@@ -17,6 +17,7 @@ from integration_server.service.background.ports import JobKind
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.service.webhooks.webhook_ingestion import NOT_FOUND, UNAUTHORIZED
 from tests.fakes.system import FakeSystem
+from tests.fakes.workers import is_busy
 from tests.signed_webhook_provider import webhook_body
 from tests.unit.service.oauth_clients.support import put_client
 from tests.unit.service.webhooks.test_webhook_ingestion import APP_SECRET, request
@@ -88,7 +89,7 @@ async def work(system: FakeSystem) -> None:
     system.clock.advance(timedelta(minutes=57))
     await system.worker.poll()
     for _ in range(3000):
-        if not system.worker.is_busy:
+        if not is_busy(system.worker):
             return
         await system.pause(0)
 
