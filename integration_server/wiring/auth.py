@@ -75,7 +75,8 @@ async def open_auth_stack(
     `sidecar_token` authenticates the sidecar that starts with the server, also where no other caller is authenticated.
     """
     async with open_issuers(settings, clock) as issuers:
-        credentials, reloaders, validity_periods = None, list[Callable[[], Awaitable[None]]](), dict
+        credentials, reloaders = None, list[Callable[[], Awaitable[None]]]()
+        validity_periods: Callable[[], Mapping[str, tuple[datetime, datetime]]] = dict
         if settings.tls_cert_file is not None and settings.tls_key_file is not None:
             certificates = ReloadingServerCredentials(
                 settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file
