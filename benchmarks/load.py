@@ -3,7 +3,8 @@
     python -m benchmarks.load --seconds 300
 
 Every half minute the provider has a fault for ten seconds: an outage, slow responses, a rate limit, refused refreshes.
-It ends by itself or at Ctrl-C, switches the fault off and disconnects what it has connected.
+It ends by itself or at Ctrl-C, switches the fault off and disconnects what it has connected. If Prometheus is
+installed, it scrapes the server meanwhile, and the end shows which queries of the dashboards return data.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import urlsplit
@@ -31,6 +33,7 @@ from google.protobuf.struct_pb2 import Struct
 from rich.console import Console
 from rich.status import Status
 
+from benchmarks.dashboard_queries import Scraper, dashboard_queries, scraping
 from integration_server.dev import connect_account
 from integration_server.sandbox.browser_user import decide
 from integration_server.sandbox.model import SAMPLE_ACCOUNTS
@@ -345,14 +348,28 @@ def require_loopback(address: str) -> None:
         raise typer.BadParameter(f"{address} is not on this machine")
 
 
-async def _main(server: str, sidecar: str, sandbox: str, seconds: float, rate: float, has_faults: bool) -> int:
+async def check_dashboards(scraper: Scraper, show: Callable[[str], None]) -> None:
+    """Show how many queries of the dashboards return data, and which do not."""
+    queries = list(dashboard_queries())
+    empty = await scraper.without_data(queries)
+    show(f"Dashboards: {len(queries) - len(empty)} of {len(queries)} queries return data.")
+    for query in empty:
+        show(f"  no data: {query.dashboard}, {query.panel}: {query.expression}")
+
+
+async def _main(
+    server: str, sidecar: str, sandbox: str, metrics: str, seconds: float, rate: float, has_faults: bool
+) -> int:
     console, stop = Console(), asyncio.Event()
+    show_line = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         with console.status("Connecting accounts") as status:
-            async with connected_load(server, sidecar, sandbox) as load:
+            async with connected_load(server, sidecar, sandbox) as load, scraping(metrics) as scraper:
                 await run_load(load, seconds, rate, stop, Printer(console, status).show, has_faults=has_faults)
+                if scraper is not None:
+                    await check_dashboards(scraper, show_line)
                 status.update("Disconnecting the accounts")
     except (grpc.aio.AioRpcError, httpx.TransportError) as error:
         problem = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
@@ -368,12 +385,16 @@ def main(
     server: Annotated[str, typer.Option(help="The gRPC address.")] = "127.0.0.1:50051",
     sidecar: Annotated[str, typer.Option(help="The URL of the sidecar.")] = "http://127.0.0.1:8080",
     sandbox: Annotated[str, typer.Option(help="The URL of the sandbox provider.")] = "http://127.0.0.1:9090",
+    metrics: Annotated[
+        str,
+        typer.Option(help="The address of the metrics, for a Prometheus that runs meanwhile, if it is installed."),
+    ] = "127.0.0.1:9464",
     faults: Annotated[bool, typer.Option(help="Faults of the provider, ten seconds in each half minute.")] = True,
 ) -> None:
     """Keep a mixed load with faults on a running `make run`, on this machine only."""
-    for address in (server, sidecar, sandbox):
+    for address in filter(None, (server, sidecar, sandbox, metrics)):
         require_loopback(address)
-    sys.exit(asyncio.run(_main(server, sidecar, sandbox, seconds, rate, faults)))
+    sys.exit(asyncio.run(_main(server, sidecar, sandbox, metrics, seconds, rate, faults)))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,13 @@ from integration_server.domain.due_times import Schedule
 from integration_server.lifecycle import periodic_job, serving
 from integration_server.logs import written_access_log
 from integration_server.observability.listener import LocalSource
-from integration_server.observability.metrics import METRICS, Metrics, record_calls, record_provider_requests
+from integration_server.observability.metrics import (
+    METRICS,
+    Metrics,
+    certificate_samples,
+    record_calls,
+    record_provider_requests,
+)
 from integration_server.observability.spans import OpenSpan, Tracing
 from integration_server.providers.google_calendar_api import GoogleCalendarApi
 from integration_server.providers.http import ProviderHttp
@@ -238,7 +244,7 @@ async def running_grpc_server(
         health = ServerHealthServicer(SERVICE_NAMES)
         call_log = CallLog(monotonic)
         stack.enter_context(call_log.watching_grpc_log())
-        metrics.read(partial(read_calls, call_log))
+        metrics.read(partial(read_calls, call_log), lambda: certificate_samples(auth.validity_periods(), clock()))
         record_call = record_calls(metrics) if on_call is None else _record_both(record_calls(metrics), on_call)
         access_log = stack.enter_context(written_access_log(is_on=settings.access_log))
         server = build_grpc_server(

@@ -28,15 +28,17 @@ class ReloadedFile(Generic[T]):
     """A value read from files. `poll` reads changed files again; invalid ones are logged once and leave `value` as is.
 
     `read` converts the contents to the value, or raises `InvalidFile`. The constructor raises `InvalidFile` too.
+    `contents_in_use` are those of `value`.
     """
 
     def __init__(self, name: str, paths: Sequence[Path], read: Callable[[Contents], T]) -> None:
         self._name = name
         self._paths = paths
         self._read = read
-        self._contents: Contents | None = _read_contents(paths)
+        self._contents = _read_contents(paths)
         self._problems: tuple[str, ...] = ()
         self.value = read(self._contents)
+        self.contents_in_use = self._contents
 
     async def poll(self) -> None:
         """Replace the value if the files have changed and are valid."""
@@ -46,6 +48,7 @@ class ReloadedFile(Generic[T]):
                 return
             self._contents = contents
             self.value = self._read(contents)
+            self.contents_in_use = contents
         except InvalidFile as error:
             if error.problems != self._problems:
                 structlog.get_logger(__name__).error("reload_failed", name=self._name, problems=error.problems)

@@ -4,10 +4,17 @@ gRPC accepts invalid files, and then fails every connection without a reason.
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+
+def validity_period(content: bytes) -> tuple[datetime, datetime]:
+    """Begin and end of the validity of a certificate in PEM; of several, of the one that ends first."""
+    first = min(x509.load_pem_x509_certificates(content), key=lambda certificate: certificate.not_valid_after_utc)
+    return first.not_valid_before_utc, first.not_valid_after_utc
 
 
 def certificate_problems(path: Path, content: bytes) -> Sequence[str]:

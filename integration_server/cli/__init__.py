@@ -61,7 +61,8 @@ def _add_further_commands(app: typer.Typer) -> None:
     )
 
     serving_commands = (serving.sidecar, serving.dev, healthcheck.healthcheck)
-    for function in (*serving_commands, operations.migrate, doctor.doctor, operations.expiring, status.status):
+    operators = (operations.migrate, operations.restored, doctor.doctor, operations.expiring, status.status)
+    for function in (*serving_commands, *operators):
         app.command()(function)
 
     types_app = typer.Typer(invoke_without_command=True, callback=types.list_types)

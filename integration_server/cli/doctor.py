@@ -14,7 +14,6 @@ from typing import Annotated
 
 import typer
 import uvloop
-from cryptography import x509
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -23,6 +22,7 @@ from integration_server.cli.operations import expiry_warnings
 from integration_server.cli.tables import print_table
 from integration_server.domain.errors import StoreUnavailable, UnknownIntegrationType
 from integration_server.hot_reload import InvalidFile
+from integration_server.pem_validation import validity_period
 from integration_server.providers.factory import ProvidersError
 from integration_server.providers.http import ProviderHttp
 from integration_server.rpc.authentication import IdentityKind
@@ -209,21 +209,16 @@ async def _certificates(settings: Settings, _environment: Mapping[str, str]) -> 
         if path is None:
             continue
         try:
-            certificates = x509.load_pem_x509_certificates(await asyncio.to_thread(path.read_bytes))
+            begin, end = validity_period(await asyncio.to_thread(path.read_bytes))
         except ValueError:
             yield Status.FAILED, f"{setting}: {path} is not a certificate in PEM"
             continue
-        first = min(certificates, key=lambda certificate: certificate.not_valid_after_utc)
-        yield _validity(setting, first, utc_now())
+        yield _validity(setting, begin, end, utc_now())
 
 
-def _validity(setting: str, certificate: x509.Certificate, now: datetime) -> tuple[Status, str]:
-    end = certificate.not_valid_after_utc
-    if now < certificate.not_valid_before_utc:
-        return (
-            Status.FAILED,
-            f"{setting}: valid from {certificate.not_valid_before_utc:%F %R} UTC only; check the clock",
-        )
+def _validity(setting: str, begin: datetime, end: datetime, now: datetime) -> tuple[Status, str]:
+    if now < begin:
+        return Status.FAILED, f"{setting}: valid from {begin:%F %R} UTC only; check the clock"
     if end <= now:
         return Status.FAILED, f"{setting}: expired on {end:%F %R} UTC; replace it, a server reads it again by itself"
     if end - now < _CERTIFICATE_NOTICE:

@@ -1,4 +1,4 @@
-"""Commands of operators: `migrate`, `types` and `expiring`."""
+"""Commands of operators: `migrate`, `restored`, `types` and `expiring`."""
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,8 +13,10 @@ from integration_server.cli.shared import Json, JsonLines, command, load_setting
 from integration_server.cli.tables import print_records, print_result
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.http import ProviderHttp
+from integration_server.storage.database_identity import declare_restored
 from integration_server.storage.engine import open_database
 from integration_server.storage.integrations import SqlIntegrations
+from integration_server.storage.schema import check_schema
 from integration_server.storage.schema import migrate as migrate_schema
 from integration_server.wiring.providers import build_providers
 from integration_server.wiring.system import utc_now
@@ -29,6 +31,20 @@ async def migrate(as_json: Json = False) -> None:
     settings, _ = await load_settings(needs_key=False)
     await migrate_schema(settings.database_url)
     print_result({"schema": "up to date"}, "The schema is up to date.", as_json=as_json)
+
+
+@command
+async def restored(as_json: Json = False) -> None:
+    """Declare that the database was restored from a backup: cursors from before are refused from now on.
+
+    To be run after each restore, before servers start. It changes nothing else.
+    """
+    settings, _ = await load_settings(needs_key=False)
+    async with open_database(settings.database_url) as database:
+        await check_schema(database)
+        await declare_restored(database)
+    text = "Cursors of event streams from before the restore are refused: consumers begin again with the current state."
+    print_result({"database": "restored"}, text, as_json=as_json)
 
 
 @command

@@ -16,7 +16,7 @@ from integration_server.command_errors import CommandFailed
 from integration_server.lifecycle import freeze_gc, stop_signals
 from integration_server.logs import configure_logging, is_terminal
 from integration_server.observability.listener import LocalSource
-from integration_server.observability.metrics import Metrics
+from integration_server.observability.metrics import Metrics, certificate_samples
 from integration_server.providers.built_in import register_built_in
 from integration_server.providers.factory import ProviderFactory
 from integration_server.settings import Settings
@@ -26,6 +26,7 @@ from integration_server.sidecar_settings import SidecarSettings
 from integration_server.supervisor import ChildSpec, Supervisor, SupervisorChannel, execute, fork_into
 from integration_server.wiring.metrics_listener import measured_process, running_metrics_listener
 from integration_server.wiring.sidecar import SidecarLink, new_sidecar_link, running_sidecar
+from integration_server.wiring.system import utc_now
 from integration_server.wiring.workers import Worker, claimed_port, explain_worker_count, worker_count, worker_names
 
 # Above what a stop takes: the sidecar gives requests in progress 5 seconds, the server calls SHUTDOWN_GRACE_SECONDS.
@@ -154,11 +155,13 @@ async def sidecar() -> None:
     settings, _ = await load_settings(needs_key=False)
     metrics = Metrics(is_on=settings.metrics_address is not None)
     draining = asyncio.Event()
+    client = remote_client(settings)
+    metrics.read(lambda: certificate_samples(client.validity_periods(), utc_now()))
     async with (
         stop_signals(draining.set, settings.drain) as stop,
         measured_process(metrics, "sidecar"),
         AsyncExitStack() as stack,
-        running_sidecar(settings, remote_client(settings), metrics, draining) as url,
+        running_sidecar(settings, client, metrics, draining) as url,
     ):
         urls = {"sidecar": url, "grpc": str(settings.grpc_address)}
         if settings.metrics_address is not None:

@@ -211,7 +211,10 @@ class CursorExpired(IntegrationServerError):
     """Events after the cursor were pruned, or the cursor belongs to another database."""
 
     reason = "CURSOR_EXPIRED"
-    message = "the cursor is too old; list the integrations and start without a cursor"
+    message = (
+        "the cursor is too old, or from before the database was restored; list the integrations and start without a "
+        "cursor"
+    )
 
 
 class CredentialsUnreadable(IntegrationServerError):

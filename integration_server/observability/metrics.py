@@ -7,8 +7,10 @@ No label has a value that users, callers or senders choose. An integration type 
 `unknown`, and a metric has at most `MAX_SERIES` combinations of labels.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from datetime import datetime
 from math import isfinite
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
@@ -44,7 +46,7 @@ class Metric:
     help: str
     labels: Sequence[str] = ()
     buckets: Sequence[float] = ()
-    merge: Literal["sum", "max"] = "sum"
+    merge: Literal["sum", "max", "min"] = "sum"
 
     @property
     def family(self) -> str:
@@ -63,7 +65,7 @@ def _counter(name: str, text: str, *labels: str) -> Metric:
     return Metric(f"{PREFIX}{name}", "counter", text, labels)
 
 
-def _gauge(name: str, text: str, *labels: str, merge: Literal["sum", "max"] = "max") -> Metric:
+def _gauge(name: str, text: str, *labels: str, merge: Literal["sum", "max", "min"] = "max") -> Metric:
     return Metric(f"{PREFIX}{name}", "gauge", text, labels, merge=merge)
 
 
@@ -196,6 +198,18 @@ class Declarations:
     audit_pending: Metric = _gauge("audit_pending_entries", "Audit entries that are not written yet.", merge="sum")
     data_key_age: Metric = _gauge("data_key_age_seconds", "Age of the data key that encrypts new values.")
 
+    # Certificates
+    certificate_remaining: Metric = _gauge(
+        "certificate_remaining_seconds",
+        "Time until a certificate in use ends (of several in a file, the first): server, client_ca, sidecar or "
+        "sidecar_ca; negative afterwards.",
+        "certificate",
+        merge="min",
+    )
+    certificate_lifetime: Metric = _gauge(
+        "certificate_lifetime_seconds", "Time for which that certificate is valid in all.", "certificate"
+    )
+
     # Processes
     loop_lag: Metric = _gauge(
         "event_loop_lag_seconds", "Longest delay of the event loop in the last 15 seconds.", "process"
@@ -239,9 +253,9 @@ class Metrics:
         self._counters: dict[Metric, Callable[..., object]] = {}
         self._histograms: dict[Metric, Callable[..., object]] = {}
 
-    def read(self, read: Read) -> None:
-        """Call `read` whenever the metrics are read."""
-        self._states.reads.append(read)
+    def read(self, *reads: Read) -> None:
+        """Call these functions whenever the metrics are read."""
+        self._states.reads.extend(reads)
 
     def counter(self, metric: Metric) -> Callable[..., object]:
         """A function of the labels' values that counts one."""
@@ -295,6 +309,13 @@ class Metrics:
             UNKNOWN if name == TYPE_LABEL and value and value not in self.types else value[:MAX_LABEL_LENGTH]
             for name, value in zip(metric.labels, labels, strict=True)
         )
+
+
+def certificate_samples(periods: Mapping[str, tuple[datetime, datetime]], now: datetime) -> Iterator[Sample]:
+    """The certificates by the role of their file, with the begin and the end of their validity."""
+    for name, (begin, end) in periods.items():
+        yield METRICS.certificate_remaining, (name,), (end - now).total_seconds()
+        yield METRICS.certificate_lifetime, (name,), (end - begin).total_seconds()
 
 
 def record_calls(metrics: Metrics) -> Callable[["_Method", str, str, float], object]:
@@ -381,13 +402,13 @@ class _StateCollector(Collector):
             return ()
 
 
+_MERGES: Mapping[str, Callable[[float, float], float]] = {"sum": operator.add, "max": max, "min": min}
+
+
 def merge(metric: Metric, values: dict[K, float], key: K, value: float) -> None:
-    """Add a value to those of a metric, or keep the larger one."""
+    """Merge a value into those of a metric."""
     before = values.get(key)
-    if before is None:
-        values[key] = value
-    else:
-        values[key] = max(before, value) if metric.merge == "max" else before + value
+    values[key] = value if before is None else _MERGES[metric.merge](before, value)
 
 
 def new_family(metric: Metric) -> Family:

@@ -4,12 +4,14 @@ gRPC reads them for each new connection. An open connection keeps the identity o
 until the server closes it at its maximum age.
 """
 
+from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 
 import grpc
 
 from integration_server.hot_reload import Contents, InvalidFile, ReloadedFile
-from integration_server.pem_validation import certificate_problems, pair_problems
+from integration_server.pem_validation import certificate_problems, pair_problems, validity_period
 
 
 class ReloadingServerCredentials(ReloadedFile[grpc.ServerCertificateConfiguration]):
@@ -28,6 +30,12 @@ class ReloadingServerCredentials(ReloadedFile[grpc.ServerCertificateConfiguratio
         return grpc.dynamic_ssl_server_credentials(
             self.value, lambda: self.value, require_client_authentication=self._authorities is not None
         )
+
+    def validity_periods(self) -> Mapping[str, tuple[datetime, datetime]]:
+        """Return begin and end of the validity of the certificates in use, by their role."""
+        files = {"server": self._certificate, "client_ca": self._authorities}
+        contents = self.contents_in_use
+        return {name: validity_period(contents[path]) for name, path in files.items() if path is not None}
 
     def _read_configuration(self, contents: Contents) -> grpc.ServerCertificateConfiguration:
         """Return the configuration. Raises `InvalidFile` if the pair does not match, which gRPC does not check."""

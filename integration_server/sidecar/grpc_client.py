@@ -6,8 +6,9 @@ and a channel with the new certificate replaces the previous one.
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +20,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from integration_server.hot_reload import Contents, InvalidFile, ReloadedFile
 from integration_server.observability.observed_calls import REQUEST_ID, TRACEPARENT, CallIds, current_ids
 from integration_server.observability.spans import OpenSpan
-from integration_server.pem_validation import certificate_problems, pair_problems
+from integration_server.pem_validation import certificate_problems, pair_problems, validity_period
 from integrations.v1.integration_service_pb2 import (
     HandleCallbackRequest,
     HandleCallbackResponse,
@@ -126,6 +127,12 @@ class ServerClient:
             self._channels = self._reloaded.value
             self._closing_channels.add(task)
             task.add_done_callback(self._closing_channels.discard)
+
+    def validity_periods(self) -> Mapping[str, tuple[datetime, datetime]]:
+        """Return begin and end of the validity of the certificates in use, by their role."""
+        files = {"sidecar": self._tls_files.certificate, "sidecar_ca": self._tls_files.authorities}
+        contents = self._reloaded.contents_in_use
+        return {name: validity_period(contents[path]) for name, path in files.items() if path is not None}
 
     async def aclose(self) -> None:
         """Close the channels and cancel their calls."""

@@ -31,6 +31,7 @@ from integration_server.service.events.ports import (
 )
 from integration_server.storage.async_engine import AsyncConnection
 from integration_server.storage.change_ordering import ChangeOrdering, detect_ordering
+from integration_server.storage.database_identity import read_database_id
 from integration_server.storage.driver_queries import DriverQuery, Values
 from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.pruning import prune
@@ -146,6 +147,10 @@ class SqlChangeFeed:
         if len(rows) > limit:
             return None
         return frozenset(IntegrationId(row.integration_id) for row in rows if row.kind not in _UNCACHED_KINDS)
+
+    async def read_database_id(self) -> str:
+        """The identity of the database."""
+        return await read_database_id(self._database)
 
     async def prune(self, retention: timedelta) -> int:
         """Delete some of the rows that are older; returns how many."""

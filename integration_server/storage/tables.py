@@ -462,6 +462,15 @@ key_sets = Table(
 )
 """One row: the MAC over all rows of `data_keys`, and its wrapped key; see `key_set.py`. Changes count `version`."""
 
+restores = Table(
+    "restores",
+    metadata,
+    Column("restore_id", _Id, Identity(), primary_key=True),
+    Column("uid", String(32), nullable=False),
+    Column("restore_time", UtcDateTime, nullable=False),
+)
+"""A row for each time that this database was restored from a backup, with random `uid`; see `database_identity.py`."""
+
 singleton_jobs = Table(
     "singleton_jobs",
     metadata,

@@ -1,8 +1,9 @@
 """Builds the authentication and authorization of callers from certificates, token issuers and the policy file."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -55,6 +56,8 @@ class AuthStack:
     authorize_request: Sequence[Interceptor] = ()
     credentials: grpc.ServerCredentials | None = None
     reloaders: Sequence[Callable[[], Awaitable[None]]] = ()
+    validity_periods: Callable[[], Mapping[str, tuple[datetime, datetime]]] = dict
+    """Of the certificates, by their role."""
     basis: AuthenticationBasis | None = None
     """None where callers are not authenticated."""
 
@@ -73,17 +76,20 @@ async def open_auth_stack(
     """
     async with open_issuers(settings, clock) as issuers:
         credentials, reloaders = None, list[Callable[[], Awaitable[None]]]()
+        validity_periods: Callable[[], Mapping[str, tuple[datetime, datetime]]] = dict
         if settings.tls_cert_file is not None and settings.tls_key_file is not None:
             certificates = ReloadingServerCredentials(
                 settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file
             )
             credentials, reloaders = certificates.credentials(), [certificates.poll]
+            validity_periods = certificates.validity_periods
         if settings.policy_file is None:
             yield AuthStack(
                 authenticate=[only_sidecar(authenticate(SidecarAuthenticator(sidecar_token), clock))],
                 authorize_method=[only_sidecar(authorize_method(partial(Policy, {}, Permissions())))],
                 credentials=credentials,
                 reloaders=reloaders,
+                validity_periods=validity_periods,
             )
             return
         policy = ReloadedFile(
@@ -111,6 +117,7 @@ async def open_auth_stack(
             authorize_request=[allow_public(authorize_request(authorizer))],
             credentials=credentials,
             reloaders=[*reloaders, policy.poll, *(issuer.keys.poll for issuer in issuers)],
+            validity_periods=validity_periods,
             basis=basis,
         )
 

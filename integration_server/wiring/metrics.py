@@ -48,14 +48,13 @@ def read_metrics(
     metrics.types.update(provider.integration_type for provider in providers)
     journal = FileRefreshJournal(settings.refresh_journal_dir)
     sampler = DatabaseSampler(database, SqlDueWork(database), journal, metrics.types, clock, monotonic)
-    for read in (
+    metrics.read(
         sampler.read,
         partial(read_audit, trail, clock),
         partial(read_events, reader),
         partial(read_breakers, worker),
         partial(read_facts, providers, clock),
-    ):
-        metrics.read(read)
+    )
     return sampler
 
 

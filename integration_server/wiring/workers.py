@@ -8,8 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from math import ceil
 from pathlib import Path
+from typing import TypeAlias
 
 import structlog
 
@@ -23,6 +25,8 @@ _CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # docs.kernel.org/admin-guid
 _LISTENERS = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _LISTEN = "0A"  # include/net/tcp_states.h
 _PORT_ATTEMPTS = 16
+
+IpAddress: TypeAlias = IPv4Address | IPv6Address
 
 BEAT_INTERVAL = timedelta(seconds=1)
 """The interval between two calls of `Worker.beat`: a small part of the supervisor's `HANG_TIMEOUT`."""
@@ -102,20 +106,27 @@ def usable_cores(cpu_limit: Path = _CGROUP_CPU_LIMIT) -> int:
 
 @dataclass(eq=False)
 class PortClaim:
-    """An address that this server has claimed for its workers. `address` has the port also where any was asked for."""
+    """An address that this server has claimed for its workers. `address` has the port also where any was asked for.
+
+    `hosts` are those of its sockets, of which each worker has one.
+    """
 
     address: Address
-    sockets: int
+    hosts: Sequence[IpAddress]
     workers: int
     _foreign: int = 0
 
     def check(self) -> None:
-        """Log when another program listens on the port too.
+        """Log when another program listens on the address too.
 
-        The system gives it a part of the connections. It can only be a program of the same user that begins to listen
-        with SO_REUSEPORT after this server.
+        The system gives it a part of the connections, or all to its own address if this server listens on all. It can
+        only be a program of the same user that begins to listen with SO_REUSEPORT after this server. Whoever listens on
+        another address of the port, or on all while this server listens on one, gets none of its connections.
         """
-        foreign = max(0, count_listeners(self.address.port) - self.sockets * self.workers)
+        listeners = find_listeners(self.address.port)
+        takes_all = any(host.is_unspecified for host in self.hosts)
+        sharing = [one for one in listeners if takes_all or one in self.hosts]
+        foreign = max(0, len(sharing) - len(self.hosts) * self.workers)
         if foreign > self._foreign:
             structlog.get_logger(__name__).error("port_shared", address=str(self.address), foreign_listeners=foreign)
         self._foreign = foreign
@@ -137,7 +148,8 @@ def claimed_port(address: Address, workers: int) -> Iterator[PortClaim]:
             ) from error
         for claimed in sockets:
             claimed.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        yield PortClaim(address._replace(port=port), len(sockets), workers)
+        hosts = [_without_mapping(ip_address(claimed.getsockname()[0])) for claimed in sockets]
+        yield PortClaim(address._replace(port=port), hosts, workers)
 
 
 def _bind(address: Address, stack: ExitStack) -> tuple[Sequence[socket.socket], int]:
@@ -178,9 +190,9 @@ def _bind_all(targets: Sequence[tuple[int, tuple[object, ...]]], stack: ExitStac
     return sockets, port
 
 
-def count_listeners(port: int, tables: Sequence[Path] = _LISTENERS) -> int:
-    """The sockets of this network namespace that listen on a TCP port; 0 where the system does not say."""
-    count = 0
+def find_listeners(port: int, tables: Sequence[Path] = _LISTENERS) -> Sequence[IpAddress]:
+    """The addresses on which sockets of this network namespace listen at a port; none where the system does not say."""
+    found: list[IpAddress] = []
     for path in tables:
         try:
             with path.open() as table:
@@ -189,7 +201,20 @@ def count_listeners(port: int, tables: Sequence[Path] = _LISTENERS) -> int:
                     _, local, _, state, *_ = line.split(maxsplit=4)
                     if state != _LISTEN:
                         break
-                    count += int(local.rpartition(":")[2], 16) == port
+                    address, _, number = local.partition(":")
+                    if int(number, 16) == port:
+                        found.append(_parse_address(address))
         except (OSError, StopIteration, ValueError):
             continue
-    return count
+    return found
+
+
+def _parse_address(text: str) -> IpAddress:
+    """An address of the table: words of 32 bits, each in the machine's byte order."""
+    words = [int(text[start : start + 8], 16) for start in range(0, len(text), 8)]
+    return _without_mapping(ip_address(b"".join(word.to_bytes(4, sys.byteorder) for word in words)))
+
+
+def _without_mapping(address: IpAddress) -> IpAddress:
+    """The IPv4 address that an IPv6 address stands for, or the address."""
+    return getattr(address, "ipv4_mapped", None) or address

@@ -1,7 +1,6 @@
 """Alerts fire by their faults and resolve, and dashboards have data, with a real Prometheus on a running server."""
 
 import asyncio
-import json
 import os
 import re
 import signal
@@ -21,6 +20,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from benchmarks.dashboard_queries import DashboardQuery, Scraper, dashboard_queries
 from integration_server.domain.credentials import Credentials
 from integration_server.providers.factory import ProviderFactory
 from integration_server.sandbox.behaviour import Endpoint, Fault
@@ -51,7 +51,6 @@ pytestmark = [
     pytest.mark.skipif(find_programs() is None, reason=SKIP_REASON),
 ]
 
-DASHBOARDS = ROOT / "deploy" / "grafana"
 SECRET = token_hex(16)
 JSON_BODY = {"Content-Type": "application/json"}
 
@@ -458,24 +457,22 @@ async def test_all_queries_return_data_after_make_run_and_make_load(tmp_path: Pa
             *("--seconds", "40", "--server", environment["GRPC_ADDRESS"]),
             *("--sidecar", f"http://{environment['SIDECAR_ADDRESS']}"),
             *("--sandbox", f"http://{environment['SANDBOX_ADDRESS']}"),
+            *("--metrics", environment["METRICS_ADDRESS"]),
         )
         assert "fault: outage" in output
         assert re.search(r"Sent: [\d,]+ ok", output)
-        queries = [
-            target["expr"].replace("$__rate_interval", "60s").replace("$instance", ".*")
-            for path in sorted(DASHBOARDS.glob("*.json"))
-            for panel in json.loads(path.read_text())["panels"]
-            for target in panel["targets"]
-        ]
+        queries = list(dashboard_queries())
         assert len(queries) > 40
-        assert [query for query in queries if not await prometheus.query(query)] == []
+        assert f"Dashboards: {len(queries)} of {len(queries)} queries return data." in output
+        scraper = Scraper(prometheus.url.removesuffix("/api/v1"), prometheus.client)
+        missing = DashboardQuery("", "", "integration_server_no_such_metric")  # the negative control
+        assert await scraper.without_data([*queries, missing]) == [missing]
         rules = await prometheus.rules()
         assert {rule["name"]: rule["lastError"] for rule in rules if rule["health"] != "ok"} == {}
         for rule in rules:
             await prometheus.query(rule["query"])
         for recorded in {rule["name"] for rule in rules if rule["type"] == "recording"}:
             assert await prometheus.query(recorded), recorded
-        assert not await prometheus.query("integration_server_no_such_metric")
 
 
 async def run_load(directory: Path, *arguments: str) -> str:

@@ -1,6 +1,7 @@
 """The drill of docs/backup-and-restore.md: dump, lose everything, restore with the keys, and see what works."""
 
 import asyncio
+import json
 import secrets
 import shutil
 import signal
@@ -268,14 +269,18 @@ async def test_the_drill(restorable: RestorableDatabase, keeps_journal: bool, tm
         assert refused.code == 1
         assert "set ENCRYPTION_KEY or KMS_KEY_ID to that key again" in refused.err
 
+        declared = await run(tmp_path, environment, "restored", "--json")
+        assert (declared.code, json.loads(declared.out)) == (0, {"database": "restored"})
+
         async with installed.serving(**environment) as clients:
             read = pb.GetCredentialsRequest(integration_id=key_id, user_id="ada")
             assert (await clients.service.GetCredentials(read)).credentials.api_key.api_key == key
-            if isinstance(
-                restorable, SqliteDatabase
-            ):  # on PostgreSQL it depends on the other server's transaction numbers
-                expired = await expect_rpc_error(read_from(clients, cursor))
-                assert expired.reason == "CURSOR_EXPIRED"
+            for number in range(3):  # positions that are those of the lost database too
+                await clients.service.UpdateIntegration(
+                    pb.UpdateIntegrationRequest(user_id="ada", integration_id=key_id, name=f"name {number}")
+                )
+            expired = await expect_rpc_error(read_from(clients, cursor))
+            assert expired.reason == "CURSOR_EXPIRED"
             stream: Any = clients.service.WatchIntegrations(pb.WatchIntegrationsRequest(user_id="ada"))
             await stream.read()
             states = {name: await state_of(clients, number) for name, number in ids.items()}

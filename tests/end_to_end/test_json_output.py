@@ -35,7 +35,7 @@ REQUIRED_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "clients show": ("github",),
 }
 CANNOT_FAIL = {"types schema"}
-LOCAL = {"migrate", "doctor", "expiring", "healthcheck", "types", "keys", "audit"}
+LOCAL = {"migrate", "restored", "doctor", "expiring", "healthcheck", "types", "keys", "audit"}
 NOT_VERIFIED = 3  # the exit code of `audit verify`
 
 
@@ -74,6 +74,7 @@ async def test_local_commands_print_documents(tmp_path: Path, sqlite_url: str) -
         return list(documents(completed.out))
 
     assert await printed("migrate") == [{"schema": "up to date"}]
+    assert await printed("restored") == [{"database": "restored"}]
     (added,) = await printed("keys", "add")
     assert added["activation_seconds"] == 1
     (refused,) = await printed("keys", "add", code=1)

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -20,10 +21,12 @@ from integration_server.observability.snapshots import take_snapshot
 from integration_server.sandbox.model import Account
 from integration_server.storage.schema import migrate
 from integrations.v1 import integration_service_pb2 as pb
-from tests.end_to_end.commands import DEADLINE
-from tests.end_to_end.processes import ProcessSystem, free_port, run_server_process
+from tests.end_to_end.authenticated_system import run_authenticated_system
+from tests.end_to_end.commands import DEADLINE, wait_until_serving
+from tests.end_to_end.processes import ProcessSystem, free_port, run_server_process, server_environment, started
 from tests.end_to_end.test_database_outages import freeze_server
 from tests.postgres import PostgresServer, run_postgres
+from tools.certificates import LIFETIME, SERVER
 
 Values = Mapping[str, Mapping[tuple[str, ...], float]]
 
@@ -204,3 +207,27 @@ async def test_an_empty_address_switches_the_listener_off(sqlite_url: str, tmp_p
     async with run_server_process(tmp_path, sqlite_url) as system:
         assert set(system.command.serving["pids"]) == {"server", "sidecar"}
         assert "metrics" not in system.command.serving
+
+
+async def test_certificates_in_use_are_shown_with_their_time_left(sqlite_url: str, tmp_path: Path) -> None:
+    name, day, address = METRICS.certificate_remaining.name, 86400, f"127.0.0.1:{free_port()}"
+    async with run_authenticated_system(sqlite_url, tmp_path, METRICS_ADDRESS=address) as authenticated:
+        system, issuer = authenticated.system, authenticated.credential_issuer
+
+        async def days_left() -> Mapping[str, int]:
+            values = parsed((await system.browser.get(f"http://{address}/metrics")).text)
+            return {labels[0]: round(seconds / day) for labels, seconds in values[name].items()}
+
+        assert await days_left() == {"server": LIFETIME.days, "client_ca": LIFETIME.days}
+        issuer.write("server", issuer.authority.issue(SERVER, lifetime=timedelta(days=2)))
+        async with asyncio.timeout(DEADLINE):
+            while (await days_left())["server"] != 2:  # noqa: ASYNC110  # the server polls the files
+                await asyncio.sleep(0.2)
+        settings = {**issuer.settings, "GRPC_ADDRESS": system.grpc_address, "SIDECAR_ADDRESS": "127.0.0.1:0"}
+        environment = server_environment(sqlite_url, **settings, METRICS_ADDRESS="127.0.0.1:0", DEV_MODE="false")
+        async with started(tmp_path, environment, "sidecar") as command:  # one that runs alone
+            await wait_until_serving(command)
+            values = parsed((await system.browser.get(command.serving["metrics"])).text)
+        assert {labels[0] for labels in values[name]} == {"sidecar", "sidecar_ca"}
+        lifetime = values[METRICS.certificate_lifetime.name]["sidecar",]
+        assert round(lifetime / day) == LIFETIME.days + 1

@@ -16,6 +16,7 @@ class FakeChangeFeed:
     def __init__(self) -> None:
         self.changed_ids: list[IntegrationId] = []
         self.polls = 0
+        self.database_id = "one"
         self.is_unavailable = False
         self.notified = asyncio.Event()
 
@@ -43,6 +44,10 @@ class FakeChangeFeed:
         """The changes at the position and above."""
         changed = self.changed_ids[position:]
         return None if len(changed) > limit else frozenset(changed)
+
+    async def read_database_id(self) -> str:
+        """The id that the test has set."""
+        return self.database_id
 
     async def prune(self, retention: timedelta) -> int:
         """Delete nothing."""

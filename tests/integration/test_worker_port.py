@@ -93,3 +93,34 @@ def test_a_program_that_joins_later_is_reported_once_and_again_when_there_is_ano
                 claim.check()
             server.stop(None).wait(60)
     assert [(log["event"], log["foreign_listeners"]) for log in logs] == [("port_shared", 1), ("port_shared", 2)]
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "is_shared"),
+    [
+        ("127.0.0.1", "127.0.0.2", False),
+        ("127.0.0.1", "0.0.0.0", False),  # the system prefers the more exact address
+        ("127.0.0.1", "::1", False),
+        ("127.0.0.1", "::", False),
+        ("::1", "127.0.0.1", False),
+        ("::1", "::", False),
+        ("127.0.0.1", "127.0.0.1", True),
+        ("0.0.0.0", "127.0.0.1", True),  # for the same reason
+        ("0.0.0.0", "0.0.0.0", True),
+        ("::", "::1", True),
+        ("::", "127.0.0.1", True),
+    ],
+)
+def test_only_who_gets_connections_of_this_server_is_reported(own: str, other: str, is_shared: bool) -> None:
+    with claimed_port(Address(own, 0), 2) as claim, ExitStack() as stack, capture_logs() as logs:
+        for _ in range(2):
+            stack.enter_context(listening(claim.address, shares=True))
+        with listening(Address(other, claim.address.port), shares=True):
+            claim.check()
+        claim.check()  # it has ended
+        workers = stack.pop_all()
+        workers.close()
+        for _ in range(2):  # workers that are started again
+            stack.enter_context(listening(claim.address, shares=True))
+        claim.check()
+    assert [log["foreign_listeners"] for log in logs] == [1] * is_shared

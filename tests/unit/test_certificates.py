@@ -1,14 +1,15 @@
 """Certificates for development, and the validation of certificate and token files."""
 
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 
 from integration_server.hot_reload import InvalidFile
-from integration_server.pem_validation import certificate_problems, pair_problems
+from integration_server.pem_validation import certificate_problems, pair_problems, validity_period
 from integration_server.rpc.tls import ReloadingServerCredentials
 from integration_server.sidecar.grpc_client import ServerClient, TlsFiles
 from tools.certificates import FILES, LIFETIME, SERVER, Authority, replace, write
@@ -100,3 +101,35 @@ def test_a_token_file_has_one_line(tmp_path: Path, token: bytes) -> None:
     path.write_bytes(token)
     with pytest.raises(InvalidFile, match="is not a token"):
         ServerClient("127.0.0.1:0", tls_files=TlsFiles(token=path))
+
+
+async def test_the_validity_is_that_of_the_certificates_in_use(tmp_path: Path) -> None:
+    authority, other = Authority(), Authority()
+    certificate, key, authorities = tmp_path / "a.pem", tmp_path / "a-key.pem", tmp_path / "ca.pem"
+    expiring, renewed = (authority.issue(SERVER, lifetime=timedelta(days=days)) for days in (5, 60))
+    certificate.write_bytes(expiring.certificate)
+    key.write_bytes(expiring.key)
+    authorities.write_bytes(authority.certificate + other.certificate)
+    server = ReloadingServerCredentials(certificate, key, authorities)
+
+    def days_left() -> Mapping[str, int]:
+        periods = server.validity_periods()
+        return {name: (end - begin).days - 1 for name, (begin, end) in periods.items()}  # it begins a day earlier
+
+    assert days_left() == {"server": 5, "client_ca": LIFETIME.days}
+    # A renewal that is not complete is not used: what counts is not what the file has.
+    certificate.write_bytes(renewed.certificate)
+    await server.poll()
+    assert days_left()["server"] == 5
+    begin, end = validity_period(certificate.read_bytes())
+    assert (end - begin).days - 1 == 60  # the negative control: who reads the file is told that all is well
+    key.write_bytes(renewed.key)
+    await server.poll()
+    assert days_left()["server"] == 60
+
+
+def test_of_several_certificates_the_first_to_end_counts() -> None:
+    authority = Authority()
+    bundle = b"".join(authority.issue(SERVER, lifetime=timedelta(days=days)).certificate for days in (9, -1, 30))
+    _, end = validity_period(bundle)
+    assert end < datetime.now(UTC)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from integration_server.domain.errors import StoreUnavailable
 from integration_server.domain.integration import UserId
 from integration_server.service.events.ports import (
     ChangeBatch,
@@ -31,6 +32,7 @@ MIN_POLL_INTERVAL = timedelta(seconds=0.05)
 """The shortest time between two polls for notifications, however many changes are notified."""
 
 _MAX_OWN_POLL_INTERVAL = 10.0  # seconds, also if another process says that there is nothing new
+_MAX_DATABASE_ID_AGE = 10.0  # seconds: it changes with a restore only, but thousands of streams may begin at once
 _MAX_BATCH = 10_000  # changes of some hundred bytes each
 _MAX_EVENTS = 500  # in memory, per range
 _MAX_BUFFERED = 1_000  # events that wait in memory for one stream; a stream that is further behind reads the log
@@ -211,6 +213,8 @@ class ChangeFeedReader:
         self._latest: ChangeBatch | None = None
         self._poll_time: float | None = None
         self._lock = asyncio.Lock()
+        self._database_id_time: float | None = None
+        self.database_id = ""
         self.events = EventBuffer()
 
     @contextmanager
@@ -252,6 +256,17 @@ class ChangeFeedReader:
         """Seconds since the feed was last read; None while it is not read."""
         return None if self._cursor is None or self._current_time is None else self.monotonic() - self._current_time
 
+    async def read_database_id(self) -> str:
+        """The identity of the database, to which cursors are bound, at most `_MAX_DATABASE_ID_AGE` old.
+
+        Raises `StoreUnavailable`.
+        """
+        now = self.monotonic()
+        if self._database_id_time is None or now - self._database_id_time > _MAX_DATABASE_ID_AGE:
+            self.database_id = await self.feed.read_database_id()
+            self._database_id_time = now
+        return self.database_id
+
     async def poll_when_due(self) -> None:
         """Poll unless another process does. To be called every `POLL_INTERVAL`."""
         if not self._has_consumers:
@@ -277,7 +292,11 @@ class ChangeFeedReader:
         async with self._lock:
             start = self.monotonic()
             seen = -1 if self.shared is None else self.shared.changes
-            batch = await self.feed.poll(self._cursor, _MAX_BATCH)
+            try:
+                batch = await self.feed.poll(self._cursor, _MAX_BATCH)
+            except StoreUnavailable:
+                self._database_id_time = None  # another database may come in its place
+                raise
             self._cursor, self._poll_time, self._current_time, self._seen_changes = batch.cursor, start, start, seen
             self._latest = batch
             if self.cache is not None:

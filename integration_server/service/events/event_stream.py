@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from datetime import datetime, timedelta
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
@@ -48,12 +48,14 @@ class StreamItem:
 class _Cursor:
     """The content of a cursor: everything below `positions` is sent, and of it the numbers up to `after`.
 
-    `time` is the age of the cursor: events after it are newer, except those of long transactions.
+    `time` is the age of the cursor: events after it are newer, except those of long transactions. The positions are
+    those of one database: `database_id`, once it is issued.
     """
 
     positions: ChangeRange
     after: int
     time: datetime
+    database_id: str = ""
 
     @classmethod
     def at_horizon(cls, horizon: int, time: datetime) -> "_Cursor":
@@ -69,7 +71,8 @@ class _Cursor:
 class EventStream:
     """Streams of events. A cursor expires after `retention`; a quiet stream gets a new one after each `heartbeat`.
 
-    A stream whose client takes longer than `max_send` to read an event ends.
+    A stream whose client takes longer than `max_send` to read an event ends. `binds_cursors` to the database is off
+    only for negative controls.
     """
 
     feed: ChangeFeed
@@ -81,6 +84,7 @@ class EventStream:
     heartbeat: timedelta
     max_send: timedelta = _MAX_SEND
     sends_per_iteration: int = _SENDS_PER_ITERATION
+    binds_cursors: bool = True
 
     def __post_init__(self) -> None:
         self._buffer = self.reader.events
@@ -118,7 +122,7 @@ class EventStream:
             with self._buffer.subscribed(EventFilter(user_id, types), current.positions.high) as subscription:
                 if not cursor:
                     current = _Cursor.at_horizon(subscription.start, current.time)
-                yield StreamItem(await self._cursors.make(current))
+                yield StreamItem(await self._make_cursor(current))
                 async with aclosing(self._items_after(current, subscription)) as items:
                     async for item in items:
                         yield item
@@ -146,18 +150,21 @@ class EventStream:
                 continue
             else:
                 current = self._renewed(current, subscription)
-                item = StreamItem(await self._cursors.make(current))
+                item = StreamItem(await self._make_cursor(current))
             await self._pacer.turn()
             send_time = loop_time()
             yield item
             heartbeat_at = loop_time() + self.heartbeat.total_seconds()
             if loop_time() - send_time > self.max_send.total_seconds():
                 raise QuotaExceeded("whose events are read too slowly; resume after the last cursor")
-        yield StreamItem(await self._cursors.make(current))
+        yield StreamItem(await self._make_cursor(current))
         raise ServerStopping
 
+    async def _make_cursor(self, current: _Cursor) -> str:
+        return await self._cursors.make(replace(current, database_id=self.reader.database_id))
+
     async def _encode(self, positions: ChangeRange, logged: LoggedEvent) -> StreamItem:
-        cursor = await self._cursors.make(_Cursor(positions, logged.number, logged.event.event_time))
+        cursor = await self._make_cursor(_Cursor(positions, logged.number, logged.event.event_time))
         return StreamItem(cursor, logged.event)
 
     def _renewed(self, current: _Cursor, subscription: Subscription) -> _Cursor:
@@ -169,12 +176,14 @@ class EventStream:
 
     async def _begin(self, cursor: str) -> _Cursor:
         batch = await self.reader.poll()
+        database_id = await self.reader.read_database_id()
         if not cursor:
             return _Cursor.at_horizon(self._buffer.horizon or 0, batch.time)
         start = await self._cursors.read(cursor)
         if start is None:
             raise InvalidField("cursor", "was not issued by this server")
-        # A cursor of another database, or from before this one was restored, may be beyond the end.
+        if self.binds_cursors and start.database_id != database_id:
+            raise CursorExpired
         if start.time < batch.time - self.retention or start.positions.high > batch.cursor.end:
             raise CursorExpired
         return start

@@ -95,6 +95,9 @@ class ChangeFeed(Protocol):
         None if there are more than `limit` changes of any kind.
         """
 
+    async def read_database_id(self) -> str:
+        """The identity of the database, which a restore changes. Raises `StoreUnavailable`."""
+
     async def prune(self, retention: timedelta) -> int:
         """Delete some of the changes that are older, on the store's clock; returns how many. 0: none is left."""
 

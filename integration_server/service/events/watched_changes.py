@@ -8,7 +8,7 @@ resumes after a long transaction learns of some changes twice, and misses none.
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from datetime import datetime, timedelta
 
 from integration_server.domain.errors import ServerStopping
@@ -24,10 +24,14 @@ _MAX_RESUMED = 20_000  # changes since a cursor, read with one statement; after 
 
 @dataclass(frozen=True, slots=True)
 class WatchPosition:
-    """A point of the change feed: all changes below the horizon are known. `time` is the age of a cursor."""
+    """A point of the change feed: all changes below the horizon are known. `time` is the age of a cursor.
+
+    Horizons are those of one database: `database_id`, once a cursor is issued.
+    """
 
     horizon: int
     time: datetime
+    database_id: str = ""
 
 
 class WatchedChanges:
@@ -76,6 +80,7 @@ class ChangeDispatcher:
     """Gives each change to the streams that watch its integration. A cursor expires after `retention`.
 
     A change after a quiet `interval` is dispatched at once, and those within an interval together at its end.
+    `binds_cursors` to the database is off only for negative controls.
     """
 
     feed: ChangeFeed
@@ -84,6 +89,7 @@ class ChangeDispatcher:
     _: KW_ONLY
     retention: timedelta
     interval: float = _INTERVAL
+    binds_cursors: bool = True
 
     def __post_init__(self) -> None:
         self._streams: dict[IntegrationId, list[WatchedChanges]] = {}
@@ -144,14 +150,15 @@ class ChangeDispatcher:
         changes = WatchedChanges(self)
         with self.reader.following(self):
             batch = await self.reader.poll()
+            database_id = await self.reader.read_database_id()
             if self._is_stopping:
                 raise ServerStopping
             # After the poll: what it has reported, the stream's first reads contain.
             with self._registered(changes, ids):
                 start = await self._cursors.read(cursor) if cursor else None
-                # One of another database, or from before this one was restored, may be beyond the end.
                 if (
                     start is not None
+                    and (start.database_id == database_id or not self.binds_cursors)
                     and batch.time - self.retention <= start.time
                     and start.horizon <= batch.cursor.end
                 ):
@@ -165,7 +172,7 @@ class ChangeDispatcher:
         """The cursor for a position. Streams that have sent the same changes have the same one."""
         known, text = self._last_text
         if known != position:
-            text = await self._cursors.make(position)
+            text = await self._cursors.make(replace(position, database_id=self.reader.database_id))
             self._last_text = position, text
         return text
 

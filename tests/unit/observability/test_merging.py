@@ -45,6 +45,7 @@ def process(
         lambda: [
             (METRICS.audit_pending, (), waiting),
             (METRICS.audit_lag, (), float(waiting)),
+            (METRICS.certificate_remaining, ("server",), float(waiting)),
             (METRICS.loop_lag, (name,), lag),
         ]
     )
@@ -69,6 +70,7 @@ def test_counters_and_histograms_of_processes_add_up_and_gauges_merge_as_declare
     assert sample(merged, f"{METRICS.rpc_duration.name}_bucket", method="S/Get", le="0.01") == 0
     assert sample(merged, METRICS.audit_pending.name) == 7  # sum
     assert sample(merged, METRICS.audit_lag.name) == 5  # max
+    assert sample(merged, METRICS.certificate_remaining.name, certificate="server") == 2  # min
     assert sample(merged, METRICS.loop_lag.name, process="one") == 0.5
     assert sample(merged, METRICS.process_up.name, process="two") == 1
 

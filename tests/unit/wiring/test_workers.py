@@ -1,5 +1,6 @@
 """How many workers serve."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,8 @@ from structlog.testing import capture_logs
 
 from integration_server.settings import Settings
 from integration_server.wiring.workers import (
-    count_listeners,
     explain_worker_count,
+    find_listeners,
     usable_cores,
     worker_count,
     worker_names,
@@ -64,7 +65,8 @@ def test_a_worker_is_named_by_its_number_unless_it_is_the_only_one() -> None:
     assert [worker_names(count) for count in (1, 2)] == [["server"], ["server-1", "server-2"]]
 
 
-def test_listeners_are_counted_by_port_in_both_tables(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.byteorder != "little", reason="the tables have the machine's byte order")
+def test_listeners_are_found_by_port_in_both_tables(tmp_path: Path) -> None:
     columns = "  sl  local_address rem_address   st tx_queue rx_queue\n"
     v4, v6 = tmp_path / "tcp", tmp_path / "tcp6"
     v4.write_text(
@@ -73,6 +75,8 @@ def test_listeners_are_counted_by_port_in_both_tables(tmp_path: Path) -> None:
         + "   1: 00000000:C384 00000000:0000 0A 00000000:00000000\n"
         + "   2: 0100007F:C383 0100007F:9999 01 00000000:00000000\n"
     )
-    v6.write_text(columns + f"   0: {'0' * 32}:C383 {'0' * 32}:0000 0A 00000000:00000000\n")
-    assert count_listeners(0xC383, [v4, v6]) == 2
-    assert count_listeners(0xC384, [v4, v6, tmp_path / "absent"]) == 1
+    everywhere, loopback, mapped = "0" * 32, "0" * 24 + "01000000", "0" * 16 + "FFFF00000100007F"
+    rest = f"{everywhere}:0000 0A 00000000:00000000\n"
+    v6.write_text(columns + "".join(f"   0: {one}:C383 {rest}" for one in (everywhere, loopback, mapped)))
+    assert list(map(str, find_listeners(0xC383, [v4, v6]))) == ["127.0.0.1", "::", "::1", "127.0.0.1"]
+    assert list(map(str, find_listeners(0xC384, [v4, v6, tmp_path / "absent"]))) == ["0.0.0.0"]

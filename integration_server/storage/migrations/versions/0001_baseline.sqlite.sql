@@ -198,6 +198,12 @@ CREATE TABLE locks (
 
 INSERT INTO locks (lock_name) VALUES ('revocation');
 
+CREATE TABLE restores (
+    restore_id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    uid VARCHAR(32) NOT NULL,
+    restore_time DATETIME NOT NULL
+);
+
 CREATE TABLE singleton_jobs (
     job_name VARCHAR(64) NOT NULL,
     due_time DATETIME NOT NULL,
