@@ -55,7 +55,7 @@ def cap_to_fd_limit(connections: int, share: float, *, setting: str) -> int:
     return allowed
 
 
-_NEW_OBJECTS = 10_000  # until a collection: some megabytes, if all of them are garbage in cycles
+_NEW_OBJECTS = 25_000  # until a collection: ten megabytes, if all of them are garbage in cycles
 
 
 def freeze_gc() -> None:

@@ -52,7 +52,7 @@ _MIN_RETRY = 1.0  # seconds
 _UNCHANGED = 60.0  # seconds until credentials that were not renewed in time are read again
 _LEAD_SHARE = 0.1  # of the time until credentials are due: so much earlier they are renewed, at most
 _MAX_LEAD = 60.0  # seconds: a provider that is slow or down for a moment then delays nothing
-_MAX_DUE_SHARE = 4  # entries of the heap for each integration: tokens that last for weeks may change every minute
+_MAX_ENTRIES = 4  # of the heap for each integration: tokens that last for weeks may change every minute
 _MAX_FAILED = 200  # integrations named in a cursor, of at most 8 KiB; of more, everything is sent again
 _FAILED_MARK = "~"  # before them, in hexadecimal; base64url has no such character
 _ALL_FAILED = "*"
@@ -185,17 +185,58 @@ class _Watching:
         return CredentialRequest(integration_id, self.user_id, min_ttl, self.required_scopes)
 
 
+class DueTimes:
+    """When the integrations of a stream are read again, in seconds since the epoch: a heap.
+
+    Most of an integration's times are replaced before they come. The heap has at most `_MAX_ENTRIES` entries for each
+    integration, or `max_entries`.
+    """
+
+    def __init__(self, max_entries: int = _MAX_ENTRIES) -> None:
+        self._times: dict[IntegrationId, float] = {}
+        self._heap: list[tuple[float, IntegrationId]] = []  # entries may be outdated
+        self._max_entries = max_entries
+
+    def __len__(self) -> int:
+        """The entries of the heap."""
+        return len(self._heap)
+
+    @property
+    def next_time(self) -> float | None:
+        """Not later than the next one is due; None if none ever is."""
+        return self._heap[0][0] if self._heap else None
+
+    def set(self, number: IntegrationId, time: float | None) -> None:
+        """Replace the time of an integration; None: it is not due by itself."""
+        if time is None:
+            self._times.pop(number, None)
+            return
+        self._times[number] = time
+        heapq.heappush(self._heap, (time, number))
+        if len(self._heap) > self._max_entries * len(self._times):
+            self._heap = [(one, key) for key, one in self._times.items()]
+            heapq.heapify(self._heap)
+
+    def take(self, now: float) -> IntegrationId | None:
+        """Remove the one that was due first, and return it; None if none is due."""
+        while self._heap and self._heap[0][0] <= now:
+            time, number = heapq.heappop(self._heap)
+            if self._times.get(number) == time:
+                del self._times[number]
+                return number
+        return None
+
+
 @dataclass(slots=True, eq=False)
 class _Watched:
     """The state of an integration of a stream.
 
-    `sent` is what the client has: the version, or the reason of an error. At `due_time`, in seconds since the epoch,
-    the credentials are read again, so that they last for `early_ttl` seconds, which is longer than the client has asked
-    for; None: so that they last as long as it has asked for.
+    `sent` is what the client has: the version, or the reason of an error. When the credentials are due, they are read
+    again, so that they last for `early_ttl` seconds, which is longer than the client has asked for; None: so that they
+    last as long as it has asked for.
     """
 
     sent: int | str | None = None
-    due_time: float | None = None
     early_ttl: float | None = None
     early_version: int | str | None = None  # of the credentials that were to be renewed early
 
@@ -226,7 +267,7 @@ class _Stream:
         self._jitter = jitter
         self._allowed_types = allowed_types
         self._max_refreshes = max_refreshes
-        self._due: list[tuple[float, IntegrationId]] = []  # a heap; entries may be outdated
+        self._due = DueTimes()
         # For which the client has an error. No change tells of the end of some, such as an outage or a narrow policy.
         self._failed = set(failed).intersection(ids) if changes.resumed_position is not None else set[IntegrationId]()
         # What the client has from an earlier stream; an error it may not have.
@@ -261,12 +302,14 @@ class _Stream:
     def has_work(self) -> bool:
         """Whether there is something to read now."""
         has_room = len(self._running) < self._max_refreshes
-        is_due = self._due and self._due[0][0] <= self._now()
+        due = self._due.next_time
+        is_due = due is not None and due <= self._now()
         return bool(self._unread or self._changes.changed or is_due or (self._deferred and has_room))
 
     def seconds_until_due(self) -> float | None:
         """How long until something is due; None: nothing is."""
-        return max(0.0, self._due[0][0] - self._now()) if self._due else None
+        due = self._due.next_time
+        return None if due is None else max(0.0, due - self._now())
 
     async def read(self) -> None:
         """Read some of what has to be read, and add what the client does not have to the news."""
@@ -312,12 +355,9 @@ class _Stream:
             number = self._unread.popleft()
             taken[number] = self._watching.request(number)
         now = self._now()
-        while self._due and self._due[0][0] <= now and len(taken) < _BATCH:
-            time, number = heapq.heappop(self._due)
-            watched = self._watched[number]
-            if watched.due_time == time:
-                self._known.discard(number)
-                taken[number] = self._watching.request(number, watched.early_ttl)
+        while len(taken) < _BATCH and (due := self._due.take(now)) is not None:
+            self._known.discard(due)
+            taken[due] = self._watching.request(due, self._watched[due].early_ttl)
         return taken
 
     def _begin_refresh(self, number: IntegrationId, need: RefreshNeed) -> None:
@@ -377,13 +417,8 @@ class _Stream:
             retry_after: timedelta | None = getattr(outcome, "retry_after", None)
             due = now + (max(_MIN_RETRY, retry_after.total_seconds()) if retry_after else _RETRY * self._spread())
         # After any other error only a change can help.
-        watched.due_time, watched.early_ttl = due, early_ttl
-        if due is not None:
-            heapq.heappush(self._due, (due, number))
-            if len(self._due) > _MAX_DUE_SHARE * len(self._watched):  # most are outdated
-                times = ((one.due_time, key) for key, one in self._watched.items())
-                self._due = [(time, key) for time, key in times if time is not None]
-                heapq.heapify(self._due)
+        watched.early_ttl = early_ttl
+        self._due.set(number, due)
 
     def _now(self) -> float:
         """The time in seconds since the epoch."""

@@ -18,7 +18,7 @@ from integration_server.service.credentials.credential_cipher import EncryptedTo
 from integration_server.service.events.change_feed_reader import ChangeFeedReader
 from integration_server.service.events.ports import ChangeFeed
 
-_INTERVAL = 0.2  # seconds between two dispatches: many changes in a row wake each stream five times in a second
+_INTERVAL = 0.3  # seconds between two dispatches: many changes in a row wake each stream three times in a second
 _MAX_RESUMED = 20_000  # changes since a cursor, read with one statement; after more, everything counts as changed
 
 

@@ -18,7 +18,7 @@ from integration_server.rpc.authentication import IdentityKind, authenticate
 from integration_server.rpc.authorization import Policy, authorize_method
 from integration_server.rpc.callers import Caller, CallRate, Permissions
 from integration_server.rpc.credential_results import CredentialResults
-from integration_server.rpc.credential_watch import CredentialWatch
+from integration_server.rpc.credential_watch import CredentialWatch, DueTimes
 from integration_server.rpc.errors import Unauthenticated
 from integration_server.rpc.interceptors import compose, count_items, enforce_quota
 from integration_server.rpc.methods import Permission, describe_method
@@ -294,6 +294,29 @@ async def test_whatever_lifetime_a_client_asks_for_there_are_few_refreshes(
             await server.service.reader.poll()
             await asyncio.sleep(0.003)
         assert len(system.provider.refreshes) <= 20  # one in thirty seconds: the interval of forced refreshes
+
+
+@pytest.mark.parametrize(("max_entries", "is_bounded"), [(4, True), (10**9, False)], ids=["", "negative control"])
+def test_outdated_due_times_do_not_fill_the_memory(max_entries: int, is_bounded: bool) -> None:
+    """Tokens that last for weeks, and change every minute."""
+    due = DueTimes(max_entries)
+    numbers = [IntegrationId(number) for number in range(10)]
+    for minute in range(1000):
+        for number in numbers:
+            due.set(number, 1e6 + minute)
+    assert (len(due) <= 4 * len(numbers)) is is_bounded
+    due.set(numbers[0], None)
+    assert due.next_time is not None
+    assert due.take(due.next_time - 1) is None
+    taken = [due.take(2e6) for _ in range(10)]
+    assert (taken[-1], {one for one in taken if one is not None}) == (None, set(numbers[1:]))
+
+
+def test_due_times_are_taken_in_their_order_and_once() -> None:
+    due = DueTimes()
+    for number, time in ((1, 30.0), (2, 20.0), (3, 10.0), (2, 40.0), (3, None), (4, 30.0), (4, 30.0)):
+        due.set(IntegrationId(number), time)
+    assert [due.take(50.0) for _ in range(4)] == [1, 4, 2, None]
 
 
 # --- sharing ---------------------------------------------------------------------------------------------------------
