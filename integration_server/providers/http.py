@@ -253,7 +253,8 @@ class ProviderHttp:
                 for name in ("Content-Encoding", "Content-Length"):
                     received.pop(name, None)
             attempt.log_success(response.status_code)
-            return HttpResponse(response.status_code, dict(received), body, attempt.retry_after, received.multi_items())
+            header_list = received.multi_items()
+            return HttpResponse(response.status_code, _joined(header_list), body, attempt.retry_after, header_list)
 
         return await attempt.run(exchange())
 
@@ -294,14 +295,15 @@ class ProviderHttp:
         attempt.retry_after = _retry_after(response.headers, self._clock())
         attempt.log_success(response.status_code)
         decoder = _decoder(method, response.headers.get("Content-Encoding", ""))
+        header_list = response.headers.multi_items()
         async with (
             aclosing(cast(httpx.AsyncByteStream, response.stream)) as raw,
             aclosing(_checked_chunks(raw, decoder, idle)) as received,
         ):
             yield StreamedResponse(
                 response.status_code,
-                dict(response.headers),
-                response.headers.multi_items(),
+                _joined(header_list),
+                header_list,
                 attempt.retry_after,
                 attempt,
                 received,
@@ -503,6 +505,14 @@ class _SlicedTimeout:
             self._counting = self._loop.call_later(self._slice, self._count)
         else:
             self._timeout.reschedule(self._loop.time())
+
+
+def _joined(headers: Sequence[tuple[str, str]]) -> Mapping[str, str]:
+    """The headers by their names, repeated ones joined (RFC 9110 §5.3)."""
+    joined: dict[str, str] = {}
+    for name, value in headers:
+        joined[name] = f"{joined[name]}, {value}" if name in joined else value
+    return joined
 
 
 def _decoder(method: str, encodings: str) -> "_Gunzip | None":

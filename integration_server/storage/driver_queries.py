@@ -41,6 +41,7 @@ from integration_server.observability.spans import OpenSpan
 from integration_server.service.background.detached_tasks import waiting_for_store
 from integration_server.service.common_types import Record, record_nothing
 from integration_server.storage.async_engine import AsyncEngine, run_to_completion
+from integration_server.storage.pools import KeepingPool
 from integration_server.storage.statement_spans import attributes_of, trace_statements
 
 # --- queries ---------------------------------------------------------------------------------------------------------
@@ -393,6 +394,9 @@ class _TransactionNotEnded(Exception):
 
 async def _lend_raw(engine: AsyncEngine) -> PoolProxiedConnection:
     """A connection of the pool. A greenlet costs more than the pool does, and is needed only to wait."""
+    pool = engine.sync_engine.pool
+    if isinstance(pool, KeepingPool) and (kept := pool.take_kept()) is not None:
+        return kept
     if not _waits_for_thread(engine):
         with suppress(MissingGreenlet):  # no connection is free, or it was closed
             return engine.sync_engine.raw_connection()
@@ -401,7 +405,10 @@ async def _lend_raw(engine: AsyncEngine) -> PoolProxiedConnection:
 
 async def _return_raw(engine: AsyncEngine, lent: PoolProxiedConnection) -> None:
     """Return a connection without a transaction, for which nothing has to be rolled back."""
-    if _waits_for_thread(engine):
+    pool = engine.sync_engine.pool
+    if isinstance(pool, KeepingPool):
+        pool.keep(lent)
+    elif _waits_for_thread(engine):
         await greenlet_spawn(lent.close)
     else:
         lent.close()

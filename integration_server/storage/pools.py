@@ -23,6 +23,7 @@ from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
 from sqlalchemy.engine import AdaptedConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, MissingGreenlet
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.util.concurrency import in_greenlet
 
 from integration_server.storage.async_engine import AsyncEngine
@@ -152,6 +153,53 @@ async def make_pools(
     )
 
 
+class KeepingPool(AsyncAdaptedQueuePool):
+    """A pool that keeps returned connections lent, for the next statements of the driver: lending one costs more than
+    a short statement does.
+
+    Whoever takes a connection in SQLAlchemy's way, or waits for one, gets those that are kept: they delay nobody.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  # those of the base class
+        super().__init__(*arguments, **options)
+        self._kept: list[PoolProxiedConnection] = []
+        self._takers = 0
+
+    def take_kept(self) -> PoolProxiedConnection | None:
+        """A connection that is kept, if there is one that the server has not closed."""
+        while self._kept:
+            lent = self._kept.pop()
+            driver: Any = lent.driver_connection
+            if not driver.is_closed():
+                return lent
+            lent.close()
+        return None
+
+    def keep(self, lent: PoolProxiedConnection) -> None:
+        """Take back a lent connection that has no transaction."""
+        if self._takers:
+            lent.close()
+        else:
+            self._kept.append(lent)
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        self._give_back_kept()
+        self._takers += 1
+        try:
+            return super()._do_get()
+        finally:
+            self._takers -= 1
+
+    def dispose(self) -> None:
+        """Close all connections that are not in use."""
+        self._give_back_kept()
+        super().dispose()
+
+    def _give_back_kept(self) -> None:
+        while self._kept:
+            self._kept.pop().close()
+
+
 def _engine(
     url: URL,
     pool_size: int,
@@ -160,6 +208,7 @@ def _engine(
     connect_args: Mapping[str, Any],
     *,
     read_only: bool = False,
+    pool_class: type[AsyncAdaptedQueuePool] = AsyncAdaptedQueuePool,
 ) -> AsyncEngine:
     return AsyncEngine.create(
         url,
@@ -171,6 +220,7 @@ def _engine(
         skip_autocommit_rollback=read_only,  # saves a switch to SQLite's thread
         json_serializer=partial(json.dumps, allow_nan=False),  # PostgreSQL has no NaN in JSON
         json_deserializer=read_json,
+        poolclass=pool_class,
     )
 
 
@@ -215,6 +265,7 @@ def _postgres_engine(
             "statement_cache_size": 0,  # asyncpg's own cache numbers the statements
             **statements,
         },
+        pool_class=KeepingPool,
     )
     event.listen(engine.sync_engine, "checkout", _discard_closed_connection)
     event.listen(engine.sync_engine, "do_connect", _require_greenlet)

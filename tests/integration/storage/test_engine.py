@@ -341,6 +341,63 @@ async def test_a_short_lived_process_does_not_lose_writes_of_a_server(sqlite_url
             assert await count_in_subprocess() == number + 1
 
 
+@pytest.mark.postgres
+class TestKeptConnections:
+    async def test_statements_of_the_driver_keep_their_connections(self, postgres_url: str) -> None:
+        async with open_database(postgres_url, pool_size=2) as database:
+            lent = count_checkouts(database._readers)
+            for _ in range(3):
+                await database.read(COUNT_QUERY)
+                await database.run(COUNT_QUERY)
+            assert len(lent) == 1
+            await asyncio.gather(*(database.read(COUNT_QUERY) for _ in range(10)))
+            begun = len(lent)
+            await asyncio.gather(*(database.read(COUNT_QUERY) for _ in range(2)))
+            assert len(lent) == begun
+
+    async def test_whoever_lends_otherwise_gets_a_kept_connection(self, postgres_url: str) -> None:
+        async with open_database(postgres_url, pool_size=1, connect_timeout=2) as database:
+            for _ in range(3):
+                await database.read(COUNT_QUERY)
+                assert await count(database) == 0
+                async with database.driver_transaction() as connection:
+                    await connection.run(COUNT_QUERY)
+                async with database.write_transaction():
+                    pass
+
+    @pytest.mark.parametrize("waiter", [count, lambda database: database.read(COUNT_QUERY)], ids=["engine", "driver"])
+    async def test_whoever_waits_gets_a_connection_that_is_returned(
+        self, postgres_url: str, waiter: Callable[[Database], Awaitable[object]]
+    ) -> None:
+        async with open_database(postgres_url, pool_size=1, connect_timeout=60) as database:
+            async with database.driver_transaction() as connection:
+                await connection.run(COUNT_QUERY)
+                waiting = [asyncio.ensure_future(waiter(database)) for _ in range(3)]
+                await asyncio.sleep(0.05)
+            async with asyncio.timeout(30):
+                await asyncio.gather(*waiting)
+
+    async def test_one_that_the_server_has_closed_is_replaced(self, postgres_url: str) -> None:
+        async with open_database(postgres_url, pool_size=1) as database, open_database(postgres_url) as other:
+            ((pid,),) = await database.read(PID_QUERY)
+            assert await database.read(PID_QUERY) == [(pid,)]  # kept
+            async with other.read_connection() as connection:
+                await connection.execute(select(func.pg_terminate_backend(pid, 5000)))
+                await connection.execute(text("SELECT 1"))  # when it returns, the client has seen the socket close
+            ((replaced,),) = await database.read(PID_QUERY)  # without an error
+            assert replaced != pid
+
+    async def test_the_end_closes_them(self, postgres_url: str) -> None:
+        async with open_database(postgres_url) as database:
+            await asyncio.gather(*(database.read(COUNT_QUERY) for _ in range(3)))
+            lent = await database._readers.raw_connection()
+            driver = lent.driver_connection
+            assert isinstance(driver, asyncpg.Connection)
+            lent.close()
+            await database.read(COUNT_QUERY)
+        assert driver.is_closed()
+
+
 class TestMonitorConnection:
     async def test_the_monitor_connection_works_while_the_pool_is_exhausted(self, database_url: str) -> None:
         async with (
