@@ -131,7 +131,9 @@ MAX_BATCH = 4096
 
 _FLUSH_AFTER = 0.2  # seconds: what a killed process loses
 
-_KNOWN_TEXTS = 4096  # methods, statuses, reasons, callers and peers that are kept as they were formatted
+_KNOWN_TEXTS = 4096  # methods, paths, statuses, reasons and callers that are kept as they were formatted
+
+_NO_IDS = CallIds("")
 
 CallLater = Callable[[float, Callable[[], None]], object]
 
@@ -173,6 +175,17 @@ class AccessLog:
             ids,
         )
 
+    def http(
+        self, method: str, path: str, status: int, reason: str, seconds: float, caller: str, ids: CallIds | None
+    ) -> None:
+        """Write the line of an HTTP request to this path, which has no query."""
+        quote = self._quote
+        self._add(
+            f'"event": "http_request", "method": {quote(method)}, "path": {quote(path)}, "status": {status}, '
+            f'"reason": {quote(reason)}, "ms": {seconds * 1000:.1f}, "caller": {quote(caller)}',
+            ids or _NO_IDS,
+        )
+
     def flush(self) -> None:
         """Write what has not been written yet."""
         lines, self._lines, self._size = self._lines, [], 0
@@ -208,6 +221,13 @@ class TerminalLog:
         given = {"reason": reason, "caller": caller, "request_id": ids.request_id, "trace_id": ids.trace_id}
         fields = {name: value for name, value in given.items() if value}
         self._logger.info("rpc", method=method, status=status, ms=round(seconds * 1000, 1), **fields)
+
+    def http(
+        self, method: str, path: str, status: int, reason: str, seconds: float, caller: str, _ids: CallIds | None
+    ) -> None:
+        """Write the line of an HTTP request. The logger adds the ids of the current one."""
+        fields = {"method": method, "path": path, "status": status, "reason": reason, "caller": caller}
+        self._logger.info("http_request", ms=round(seconds * 1000, 1), **fields)
 
     def flush(self) -> None:
         """Each line is written at once."""

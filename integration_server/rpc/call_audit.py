@@ -4,14 +4,14 @@ The contract declares for which methods.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, partial
 from operator import attrgetter
-from typing import Any
+from typing import Any, Self
 
 import structlog
 from google.protobuf.message import Message
@@ -84,56 +84,25 @@ def record_audit(trail: AuditTrail, caller_of: CallerLookup, clock: Clock) -> In
     `InvalidField` for a purpose with control characters.
     """
 
-    async def record(entry: AuditEntry) -> None:
-        try:
-            async with asyncio.timeout(_MAX_AUDIT_WAIT):
-                await trail.record(entry)
-        except TimeoutError:
-            structlog.get_logger(__name__).warning(
-                "audit_write_delayed", action=entry.action, integration_id=entry.integration_id
-            )
-
     def wrap(method: Method, behavior: Behavior) -> Behavior:
         action = method.audit_action
         if action is None:
             return behavior
         # A typed method of a provider's API has no path to record.
         is_typed_call = action is Action.CALL and "path" not in method.request_class.DESCRIPTOR.fields_by_name
-        details, records_items = method.name if is_typed_call else "", method.records_items
-
-        @asynccontextmanager
-        async def recording(request: Any, context: Context) -> AsyncIterator["_Audited"]:  # noqa: ANN401  # as above
-            # Read first: gRPC may have ended the call later, and then frees the context.
-            purpose = purpose_of(context)
-            entry = AuditEntry(clock(), caller_of(context), action, purpose=purpose, details=details)
-            audited = _Audited(first_request(request))
-            if records_items:
-                record_item.set(partial(_record_item, trail, clock, entry))
-            try:
-                _require_valid_purpose(purpose)
-                yield audited
-            except BaseException as error:
-                if not records_items or isinstance(error, Exception):
-                    trail.enqueue(audited.complete(entry, error_outcome(error), request))
-                raise
-            if records_items:
-                return
-            entry = audited.complete(entry, _response_outcome(audited.response), request)
-            if (source := response_source.get()) is not None:
-                source.entry = entry
-            if method.awaits_audit:
-                await record(entry)
-            elif not trail.enqueue(entry):
-                raise StoreUnavailable
+        recorder = _Recorder(trail, caller_of, clock, method, action, method.name if is_typed_call else "")
 
         async def respond(request: Message, context: Context) -> Message:
-            async with recording(request, context) as audited:
+            async with _Audited(recorder, request, context) as audited:
                 response: Message = await behavior(request, context)
                 audited.add(response)
             return response
 
         async def stream(request: Any, context: Context) -> AsyncGenerator[Message, None]:  # noqa: ANN401
-            async with recording(request, context) as audited, aclosing(behavior(request, context)) as responses:
+            async with (
+                _Audited(recorder, request, context) as audited,
+                aclosing(behavior(request, context)) as responses,
+            ):
                 async for response in responses:
                     audited.add(response)
                     yield response
@@ -143,42 +112,101 @@ def record_audit(trail: AuditTrail, caller_of: CallerLookup, clock: Clock) -> In
     return wrap
 
 
-def _record_item(
-    trail: AuditTrail, clock: Clock, call: AuditEntry, user_id: str, integration_id: int, outcome: str
-) -> AuditEntry:
-    entry = AuditEntry(clock(), call.caller, call.action, user_id, integration_id, "", outcome, call.purpose)
-    if not trail.enqueue(entry):
-        raise StoreUnavailable
-    return entry
+@dataclass(frozen=True, slots=True)
+class _Recorder:
+    """What the entries of a method's calls have in common."""
+
+    trail: AuditTrail
+    caller_of: CallerLookup
+    clock: Clock
+    method: Method
+    action: Action
+    details: str
+
+    async def record(self, entry: AuditEntry) -> None:
+        """Wait until an entry is stored, but not for long."""
+        try:
+            async with asyncio.timeout(_MAX_AUDIT_WAIT):
+                await self.trail.record(entry)
+        except TimeoutError:
+            structlog.get_logger(__name__).warning(
+                "audit_write_delayed", action=entry.action, integration_id=entry.integration_id
+            )
+
+    def record_item(self, caller: str, purpose: str, user_id: str, integration_id: int, outcome: str) -> AuditEntry:
+        """Queue the entry of an item. Raises `StoreUnavailable`."""
+        entry = AuditEntry(self.clock(), caller, self.action, user_id, integration_id, "", outcome, purpose)
+        if not self.trail.enqueue(entry):
+            raise StoreUnavailable
+        return entry
 
 
 class _Audited:
-    """What a call's audit entry says about its request and its responses, of which the first is kept."""
+    """A call with an audit entry, for an `async with` block; of its responses the first is kept."""
 
-    def __init__(self, request: Message) -> None:
-        self.response: Message | None = None
+    def __init__(self, recorder: _Recorder, request: Any, context: Context) -> None:  # noqa: ANN401  # as above
+        self._recorder = recorder
+        self._time = recorder.clock()
+        self._caller = recorder.caller_of(context)
+        # Read first: gRPC may have ended the call later, and then frees the context.
+        self._purpose = purpose_of(context)
         self._request = request
+        self._first_request: Message = first_request(request)
+        self._response: Message | None = None
         self._received = 0
+
+    async def __aenter__(self) -> Self:
+        if self._recorder.method.records_items:
+            record_item.set(partial(self._recorder.record_item, self._caller, self._purpose))
+        try:
+            _require_valid_purpose(self._purpose)
+        except InvalidField as error:
+            self._record_error(error)
+            raise
+        return self
+
+    async def __aexit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if error is not None:
+            self._record_error(error)
+            return
+        method, trail = self._recorder.method, self._recorder.trail
+        if method.records_items:
+            return
+        entry = self._entry(_response_outcome(self._response))
+        if (source := response_source.get()) is not None:
+            source.entry = entry
+        if method.awaits_audit:
+            await self._recorder.record(entry)
+        elif not trail.enqueue(entry):
+            raise StoreUnavailable
 
     def add(self, response: Message) -> None:
         """Count a response."""
-        self.response = self.response or response
+        self._response = self._response or response
         self._received += len(_field("body", response) or b"")
 
-    def complete(self, entry: AuditEntry, outcome: str, request: object) -> AuditEntry:
-        """Return the entry with its outcome, and with the integration that the call's messages name."""
-        messages = [self._request, *filter(None, [self.response])]
-        client = _field(_CLIENT_FIELDS.get(entry.action, ""), self._request)
-        details = entry.details or client or _details(*messages)
-        if isinstance(request, RequestStream):
-            details = f"{details}; {request.body_size} bytes sent, {self._received} received"
-        return replace(
-            entry,
-            user_id=_field("user_id", *messages) or audit_user.get(),
-            integration_id=_field("integration_id", *messages) or 0,
-            integration_type=_field("integration_type", *messages) or "",
-            outcome=outcome,
-            details=details,
+    def _record_error(self, error: BaseException) -> None:
+        if not self._recorder.method.records_items or isinstance(error, Exception):
+            self._recorder.trail.enqueue(self._entry(error_outcome(error)))
+
+    def _entry(self, outcome: str) -> AuditEntry:
+        """The entry of the call, with the integration that its messages name."""
+        action, request = self._recorder.action, self._first_request
+        messages = [request] if self._response is None else [request, self._response]
+        client = _field(_CLIENT_FIELDS.get(action, ""), request)
+        details = self._recorder.details or client or _details(*messages)
+        if isinstance(self._request, RequestStream):
+            details = f"{details}; {self._request.body_size} bytes sent, {self._received} received"
+        return AuditEntry(
+            self._time,
+            self._caller,
+            action,
+            _field("user_id", *messages) or audit_user.get(),
+            _field("integration_id", *messages) or 0,
+            _field("integration_type", *messages) or "",
+            outcome,
+            self._purpose,
+            details,
         )
 
 

@@ -113,7 +113,12 @@ def quota_key_or_peer(address_of: CallerLookup) -> CallerLookup:
 
 def peer_address(context: Context) -> str:
     """Return the address of a call's peer without its port; for a Unix socket, `unix`."""
-    scheme, _, rest = unquote(context.peer()).partition(":")  # ipv4:10.0.0.1:50000, ipv6:%5B::1%5D:50000 or unix:path
+    return _address_in(context.peer())
+
+
+@lru_cache(KNOWN_PEERS)
+def _address_in(peer: str) -> str:
+    scheme, _, rest = unquote(peer).partition(":")  # ipv4:10.0.0.1:50000, ipv6:%5B::1%5D:50000 or unix:path
     return rest.rpartition(":")[0].strip("[]") if scheme in {"ipv4", "ipv6"} else scheme
 
 

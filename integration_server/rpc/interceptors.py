@@ -144,32 +144,70 @@ def convert_errors(
     def wrap(method: Method, behavior: Behavior) -> Behavior:
         observed_method = ObservedMethod(method.path, is_probe=method.permission is Permission.HEALTH)
 
-        @asynccontextmanager
-        async def abort_on_error(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message
-            begin, outcome = time.perf_counter(), ("OK", "")
-            # Read now: gRPC's core ends the process when it is asked for the peer of a call that is gone, and a stream
-            # can end later than its call.
-            address = address_of(context)
-            ids = observed.begin(observed_method, context)
-            try:
-                yield request
-            except (asyncio.CancelledError, GeneratorExit):
-                outcome = "CANCELLED", ""
-                call_log.client_gone()
-                raise
-            except Exception as error:
-                outcome = outcome_of(error, context)
-                caller, peer = caller_of(context) if caller_of else "", peer_key(address)
-                request_id = ids.request_id
-                await abort_call(error, method.path, context, call_log, caller=caller, peer=peer, request_id=request_id)
-            finally:
-                seconds = time.perf_counter() - begin
-                record(method, *outcome, seconds)
-                observed.end(observed_method, *outcome, seconds, context, ids, address)
+        def convert(request: Any, context: Context) -> _ConvertedCall:  # noqa: ANN401  # a message
+            return _ConvertedCall(
+                method, observed_method, request, context, address_of(context), caller_of, call_log, record, observed
+            )
 
-        return wrap_in_context_manager(method, behavior, abort_on_error)
+        return wrap_in_context_manager(method, behavior, convert)
 
     return wrap
+
+
+class _ConvertedCall:
+    """A call whose errors end it with their status. It is not a generator, which would cost every call more."""
+
+    def __init__(
+        self,
+        method: Method,
+        observed_method: ObservedMethod,
+        request: Any,  # noqa: ANN401  # a message
+        context: Context,
+        address: str,
+        caller_of: CallerLookup | None,
+        log: CallLog,
+        record: RecordCall,
+        calls: ObservedCalls,
+    ) -> None:
+        self._method = method
+        self._observed_method = observed_method
+        self._request = request
+        self._context = context
+        # Read before: gRPC's core ends the process when it is asked for the peer of a call that is gone, and a stream
+        # can end later than its call.
+        self._address = address
+        self._caller_of = caller_of
+        self._log = log
+        self._record = record
+        self._calls = calls
+
+    async def __aenter__(self) -> Any:  # noqa: ANN401  # the request
+        self._begin = time.perf_counter()
+        self._ids = self._calls.begin(self._observed_method, self._context)
+        return self._request
+
+    async def __aexit__(self, _type: object, error: BaseException | None, _traceback: object) -> bool:
+        outcome = "OK", ""
+        try:
+            if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+                outcome = "CANCELLED", ""
+                self._log.client_gone()
+            elif isinstance(error, Exception):
+                outcome = outcome_of(error, self._context)
+                await self._abort(error)
+                return True  # the client is gone
+            return False
+        finally:
+            seconds = time.perf_counter() - self._begin
+            self._record(self._method, *outcome, seconds)
+            self._calls.end(self._observed_method, *outcome, seconds, self._context, self._ids, self._address)
+
+    async def _abort(self, error: Exception) -> None:
+        caller = self._caller_of(self._context) if self._caller_of else ""
+        peer, request_id = peer_key(self._address), self._ids.request_id
+        await abort_call(
+            error, self._method.path, self._context, self._log, caller=caller, peer=peer, request_id=request_id
+        )
 
 
 def enforce_quota(caller_of: CallerLookup, rate: CallRate, *, concurrency: int) -> Interceptor:
@@ -180,20 +218,30 @@ def enforce_quota(caller_of: CallerLookup, rate: CallRate, *, concurrency: int) 
     """
     quota = CallQuota(rate, concurrency=concurrency)
 
-    @asynccontextmanager
-    async def slot(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message or a stream
-        caller = caller_of(context)
-        quota.begin(caller)
-        try:
-            yield request
-        finally:
-            quota.end(caller)
+    def slot(request: Any, context: Context) -> _Slot:  # noqa: ANN401  # a message or a stream
+        return _Slot(quota, caller_of(context), request)
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
         is_exempt = method.permission is Permission.HEALTH and not method.streams_responses
         return behavior if is_exempt else wrap_in_context_manager(method, behavior, slot)
 
     return wrap
+
+
+class _Slot:
+    """A call of a caller within its quota."""
+
+    def __init__(self, quota: CallQuota, caller: str, request: Any) -> None:  # noqa: ANN401  # as `slot`
+        self._quota = quota
+        self._caller = caller
+        self._request = request
+
+    async def __aenter__(self) -> Any:  # noqa: ANN401  # the request
+        self._quota.begin(self._caller)
+        return self._request
+
+    async def __aexit__(self, *_: object) -> None:
+        self._quota.end(self._caller)
 
 
 class ItemCharge:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from integration_server.logs import AnyAccessLog
 from integration_server.sidecar.bodies import BodyReader
 from integration_server.sidecar.callback import CallbackReceiver
 from integration_server.sidecar.grpc_client import ServerClient
@@ -40,14 +41,13 @@ def create_app(
     anonymous: AnonymousLimits,
     default_return_url: str | None = None,
     draining: asyncio.Event | None = None,
-    *,
-    has_access_log: bool = True,
+    access_log: AnyAccessLog | None = None,
 ) -> ASGIApp:
     """The app, which calls `server`: the probes, and the endpoints for the rest.
 
     It is not ready once `draining` is set. `public_url` is its base URL as browsers and providers see it.
-    `default_return_url` is where a browser continues that arrives without a valid state. `has_access_log`: each
-    verified request has a line in the log.
+    `default_return_url` is where a browser continues that arrives without a valid state. Each verified request has a
+    line in `access_log`.
     """
     pages = ResultPages()
     headers = security_headers(pages.policy)
@@ -59,7 +59,7 @@ def create_app(
         anonymous,
         headers,
         default_return_url,
-        has_access_log=has_access_log,
+        access_log,
     )
     readiness = Readiness(server, limits.readiness_max_age, draining=draining)
     return Probes(endpoints, readiness, headers, anonymous.log_failure)
@@ -73,8 +73,7 @@ def create_endpoints(
     anonymous: AnonymousLimits,
     headers: Mapping[str, str],
     default_return_url: str | None = None,
-    *,
-    has_access_log: bool = True,
+    access_log: AnyAccessLog | None = None,
 ) -> Starlette:
     """The routes. Only an endpoint reads a body: a request without a route is refused unread."""
     bodies = BodyReader(limits)
@@ -90,7 +89,7 @@ def create_endpoints(
             _exact_route(["GET", "POST"], WEBHOOK_PATH, webhook.receive),
             *(_exact_route(None, path, _refuse_method) for path in (LIVE_PATH, READY_PATH)),
         ],
-        middleware=[Middleware(OuterMiddleware, responses, headers, anonymous, has_access_log=has_access_log)],
+        middleware=[Middleware(OuterMiddleware, responses, headers, anonymous, access_log)],
         exception_handlers={HTTPException: responses.http_exception},
     )
     # Starlette would redirect a path with a trailing slash, with code and state, to the host in the Host header.

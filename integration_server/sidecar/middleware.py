@@ -30,6 +30,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from integration_server.logs import AnyAccessLog
 from integration_server.observability.observed_calls import REQUEST_ID, TRACEPARENT, CallIdReader, current_ids
 from integration_server.peers import LogLimiter, PeerLimiter, TrustedProxies, peer_key
 from integration_server.sidecar.error_mapping import INTERNAL_ERROR, HttpError
@@ -329,10 +330,9 @@ class OuterMiddleware:
         responses: Responses,
         headers: Mapping[str, str],
         anonymous: AnonymousLimits,
-        *,
-        has_access_log: bool = True,
+        access_log: AnyAccessLog | None = None,
     ) -> None:
-        self._has_access_log = has_access_log
+        self._access_log = access_log
         self._app = app
         self._responses = responses
         self._headers = {name.lower().encode(): value.encode() for name, value in headers.items()}
@@ -360,8 +360,10 @@ class OuterMiddleware:
                 await response(scope, exchange.receive, exchange.send)
         finally:
             self._anonymous.record(sender, scope, exchange.status)
-            if self._has_access_log and is_verified(scope):
-                self._log.info("http_request", **exchange.log_fields(), caller=sender.peer)
+            if self._access_log is not None and is_verified(scope):
+                seconds, path = time.perf_counter() - exchange.begin, quote(scope["path"])[:200]
+                response = exchange.status, reason_of(scope), seconds
+                self._access_log.http(scope["method"], path, *response, sender.peer, current_ids.get())
 
     async def _refuse(self, scope: Scope, exchange: "_Exchange", retry_after: timedelta) -> None:
         response = self._responses.http_error(Request(scope), _TOO_MANY_FAILURES)
@@ -376,7 +378,7 @@ def announces_body(scope: Scope) -> bool:
 
 
 class _Exchange:
-    """One request and its response. `status` is 0 until the response has started."""
+    """One request, from `begin` on, and its response. `status` is 0 until the response has started."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, headers: Mapping[bytes, bytes]) -> None:
         self.status = 0
@@ -385,7 +387,7 @@ class _Exchange:
         self._send = send
         self._headers = headers
         self._has_unread_body = announces_body(scope)
-        self._start = time.perf_counter()
+        self.begin = time.perf_counter()
 
     async def receive(self) -> Message:
         """Receive a message from the client."""
@@ -401,15 +403,3 @@ class _Exchange:
             own = [header for header in message.get("headers", ()) if header[0] not in headers]
             message = {**message, "headers": [*own, *headers.items()]}
         await self._send(message)
-
-    def log_fields(self) -> Mapping[str, object]:
-        """The access log's fields. They have no query, because queries contain code and state."""
-        milliseconds = round((time.perf_counter() - self._start) * 1000, 1)
-        path = quote(self._scope["path"])[:200]
-        return {
-            "method": self._scope["method"],
-            "path": path,
-            "status": self.status,
-            "reason": reason_of(self._scope),
-            "ms": milliseconds,
-        }

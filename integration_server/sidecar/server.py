@@ -9,6 +9,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from integration_server.http_serving import SignalFreeServer, serving_http
+from integration_server.logs import written_access_log
 from integration_server.observability.observed_calls import CallIdReader
 from integration_server.observability.spans import Tracing
 from integration_server.peers import Network, TrustedProxies
@@ -46,15 +47,21 @@ async def run_sidecar(
     anonymous = AnonymousLimits(
         limits, TrustedProxies(trusted_proxies), record_refusal=lambda status: record(0.0, MALFORMED, str(int(status)))
     )
-    endpoints = create_app(
-        server, limits, public_url, anonymous, default_return_url, draining, has_access_log=has_access_log
-    )
-    app: ASGIApp = RecordedApp(endpoints, record)
-    if tracing is not None:
-        server.trace(tracing.client)
-        app = TracedApp(app, tracing)
-    config = uvicorn.Config(
-        IdentifiedApp(app, CallIdReader(partial(redact_text, escape=str))),
+    with written_access_log(is_on=has_access_log) as access_log:
+        app: ASGIApp = create_app(server, limits, public_url, anonymous, default_return_url, draining, access_log)
+        app = RecordedApp(app, record)
+        if tracing is not None:
+            server.trace(tracing.client)
+            app = TracedApp(app, tracing)
+        app = IdentifiedApp(app, CallIdReader(partial(redact_text, escape=str)))
+        served = SignalFreeServer(_config(app, limits, anonymous))
+        async with aclosing(server), serving_http(served, host, port) as url:
+            yield url
+
+
+def _config(app: ASGIApp, limits: HttpLimits, anonymous: AnonymousLimits) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
         http=limited_protocol(limits, anonymous),
         ws="none",
         lifespan="off",
@@ -72,5 +79,3 @@ async def run_sidecar(
         # Seconds. Most requests wait for one response of a provider, which rarely takes longer.
         timeout_graceful_shutdown=5,
     )
-    async with aclosing(server), serving_http(SignalFreeServer(config), host, port) as url:
-        yield url

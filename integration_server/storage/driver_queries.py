@@ -11,8 +11,8 @@ import sqlite3
 import time
 import uuid
 from collections import namedtuple
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -277,13 +277,24 @@ class DriverQueries:
 
     async def read(self, query: DriverQuery, **parameters: Any) -> Sequence[Values]:  # noqa: ANN401
         """The rows of a query that the driver runs, as it is prepared on the connection."""
-        async with self._driver_connection(self._readers) as connection:
-            return await connection.run(query, **parameters)
+        return await self._run_once(self._readers, query, parameters)
 
     async def run(self, query: DriverQuery, **parameters: Any) -> Sequence[Values]:  # noqa: ANN401
         """Commit one statement that the driver runs. Returns the rows that it returns."""
-        async with self._driver_connection(self._autocommit_writers) as connection:
-            return await connection.run(query, **parameters)
+        return await self._run_once(self._autocommit_writers, query, parameters)
+
+    async def _run_once(
+        self, engine: AsyncEngine, query: DriverQuery, parameters: Mapping[str, Any]
+    ) -> Sequence[Values]:
+        # As with `_driver_connection`, which is a generator: those cost as much as lending does.
+        begin = time.perf_counter()
+        with waiting_for_store(), ConnectionErrors():
+            lent = await _lend_raw(engine)
+            self.record_wait(time.perf_counter() - begin)
+            async with _GivenBackAfterErrors(engine, lent):
+                rows = await self._over_driver(engine, lent).run(query, **parameters)
+            await _return_raw(engine, lent)
+            return rows
 
     async def monitor(self, query: DriverQuery, **parameters: Any) -> Sequence[Values]:  # noqa: ANN401
         """As `read`, on the monitoring connection.
@@ -292,11 +303,11 @@ class DriverQueries:
         more than they do.
         """
         async with self._monitor_turn():
-            with waiting_for_store(), convert_connection_errors():
+            with waiting_for_store(), ConnectionErrors():
                 if self._monitor is not None and _is_closed(self._monitor):
                     await self._return_monitor()
                 lent, self._monitor = self._monitor or await _lend_raw(self._monitors), None
-                async with _given_back_after_errors(self._monitors, lent):
+                async with _GivenBackAfterErrors(self._monitors, lent):
                     rows = await self._over_driver(self._monitors, lent).run(query, **parameters)
                 self._monitor = lent
                 return rows
@@ -319,10 +330,10 @@ class DriverQueries:
     @asynccontextmanager
     async def _driver_connection(self, engine: AsyncEngine) -> AsyncIterator[DriverConnection]:
         begin = time.perf_counter()
-        with waiting_for_store(), convert_connection_errors():
+        with waiting_for_store(), ConnectionErrors():
             lent = await _lend_raw(engine)
             self.record_wait(time.perf_counter() - begin)
-            async with _given_back_after_errors(engine, lent):
+            async with _GivenBackAfterErrors(engine, lent):
                 yield self._over_driver(engine, lent)
             await _return_raw(engine, lent)
 
@@ -372,20 +383,27 @@ def _is_closed(lent: PoolProxiedConnection) -> bool:
     return isinstance(driver, asyncpg.Connection) and driver.is_closed()
 
 
-@asynccontextmanager
-async def _given_back_after_errors(engine: AsyncEngine, lent: PoolProxiedConnection) -> AsyncIterator[None]:
-    """Give a connection back to its pool after an error; close it if its state is not known."""
-    try:
-        yield
-    except _TransactionNotEnded as error:
-        await _discard(lent)
-        raise StoreUnavailable from error
-    except Exception:
-        await _return_raw(engine, lent)
-        raise
-    except BaseException:  # in the middle of a statement, or of a transaction
-        await _discard(lent)
-        raise
+class _GivenBackAfterErrors:
+    """Gives a connection back to its pool after an error of the block; closes it if its state is not known."""
+
+    __slots__ = ("_engine", "_lent")
+
+    def __init__(self, engine: AsyncEngine, lent: PoolProxiedConnection) -> None:
+        self._engine = engine
+        self._lent = lent
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if error is None:
+            return
+        if isinstance(error, Exception) and not isinstance(error, _TransactionNotEnded):
+            await _return_raw(self._engine, self._lent)
+            return
+        await _discard(self._lent)  # others come in the middle of a statement, or of a transaction
+        if isinstance(error, _TransactionNotEnded):
+            raise StoreUnavailable from error
 
 
 class _TransactionNotEnded(Exception):
@@ -481,22 +499,27 @@ _UNAVAILABLE_SQLITE_CODES = frozenset(
 """Errors of the file, the disk or a lock, not of a statement (sqlite.org/rescode.html)."""
 
 
-@contextmanager
-def convert_connection_errors() -> Iterator[None]:
-    try:
-        yield
-    except (OSError, PoolTimeoutError) as error:  # TimeoutError is an OSError
-        raise StoreUnavailable from error
-    except DBAPIError as error:
-        if error.connection_invalidated or _is_unavailable(error.orig):
+class ConnectionErrors:
+    """Converts the errors of the block that the connection has caused into `StoreUnavailable`."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if error is not None and _is_connection_error(error):
             raise StoreUnavailable from error
-        raise
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, sqlite3.Error) as error:  # of the driver itself
+
+
+def _is_connection_error(error: BaseException) -> bool:
+    if isinstance(error, (OSError, PoolTimeoutError)):  # TimeoutError is an OSError
+        return True
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated or _is_unavailable(error.orig)
+    if isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, sqlite3.Error)):  # of the driver itself
         # Those of arguments are ValueErrors too.
         is_lost = isinstance(error, asyncpg.InterfaceError) and not isinstance(error, ValueError)
-        if is_lost or _is_unavailable(error):
-            raise StoreUnavailable from error
-        raise
+        return is_lost or _is_unavailable(error)
+    return False
 
 
 def _is_unavailable(error: object) -> bool:

@@ -30,7 +30,7 @@ from integration_server.observability.spans import OpenSpan
 from integration_server.service.background.detached_tasks import waiting_for_store
 from integration_server.service.common_types import Record, record_nothing
 from integration_server.storage.async_engine import AsyncConnection
-from integration_server.storage.driver_queries import DriverQueries, UtcDateTime, convert_connection_errors, parse_json
+from integration_server.storage.driver_queries import ConnectionErrors, DriverQueries, UtcDateTime, parse_json
 from integration_server.storage.pools import make_pools, parse_database_url
 
 T = TypeVar("T")
@@ -120,7 +120,7 @@ async def _lend(
     context: AbstractAsyncContextManager[AsyncConnection], record_wait: Record = record_nothing
 ) -> AsyncIterator[AsyncConnection]:
     begin = time.perf_counter()
-    with waiting_for_store(), convert_connection_errors():
+    with waiting_for_store(), ConnectionErrors():
         async with context as connection:
             record_wait(time.perf_counter() - begin)
             yield connection

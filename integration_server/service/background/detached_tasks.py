@@ -8,8 +8,8 @@ call at the deadline. So the tasks of a call carry its `CallBudget` in their con
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Hashable
+from contextlib import AbstractContextManager
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
@@ -22,10 +22,19 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class CallBudget:
-    """The deadline of a piece of work, on the loop's clock (None without one), and the store calls it waits for."""
+    """The deadline of a piece of work, on the loop's clock (None without one), and the store calls it waits for.
+
+    Each `with` block of it is a store call.
+    """
 
     deadline: float | None = None
     pending_store_calls: int = 0
+
+    def __enter__(self) -> None:
+        self.pending_store_calls += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.pending_store_calls -= 1
 
     def context(self) -> Context:
         """A copy of the current context for a task that belongs to this budget."""
@@ -45,15 +54,9 @@ def time_left() -> float | None:
     return max(0.0, call_budget.deadline - asyncio.get_running_loop().time())
 
 
-@contextmanager
-def waiting_for_store() -> Iterator[None]:
+def waiting_for_store() -> AbstractContextManager[None]:
     """Records in the budget of the current work that it waits for the store."""
-    call_budget = _call_budget.get() or CallBudget()
-    call_budget.pending_store_calls += 1
-    try:
-        yield
-    finally:
-        call_budget.pending_store_calls -= 1
+    return _call_budget.get() or CallBudget()
 
 
 class DetachedTasks:

@@ -56,6 +56,28 @@ def test_a_line_has_what_the_call_was_and_how_it_ended() -> None:
     ]
 
 
+def test_a_line_of_an_http_request_has_the_same_form() -> None:
+    output = Output(process="sidecar")
+    output.log.http("POST", "/api/v1/webhooks/stripe/app", 200, "", 0.01234, "203.0.113.9", IDS)
+    output.log.http("GET", "/api/v1/integrations/callback", 409, "STATE_USED", 0.001, "203.0.113.9", None)
+    with_ids, without = output.lines
+    assert with_ids == {
+        "timestamp": "2023-11-14T22:13:20.250000Z",
+        "level": "info",
+        "process": "sidecar",
+        "event": "http_request",
+        "method": "POST",
+        "path": "/api/v1/webhooks/stripe/app",
+        "status": 200,
+        "reason": "",
+        "ms": 12.3,
+        "caller": "203.0.113.9",
+        "request_id": "request",
+        "trace_id": TRACE_ID,
+    }
+    assert (without["status"], without["reason"], without["request_id"]) == (409, "STATE_USED", "")
+
+
 def test_lines_are_written_together_within_a_moment_or_a_batch() -> None:
     output = Output()
     output.log.rpc("/s/M", "OK", "", 0.001, "sync", IDS)
@@ -82,6 +104,17 @@ def test_a_caller_adds_no_line_field_or_secret(caller: str) -> None:
     text = "".join(output.written)
     assert text.isascii()
     assert "0123456789abcdef" not in text
+
+
+@pytest.mark.parametrize("text", INJECTIONS)
+def test_a_request_adds_no_line_field_or_secret(text: str) -> None:
+    output = Output()
+    output.log.http(text, text, 200, text, 0.001, text, IDS)
+    (line,) = output.lines
+    assert line["level"] == "info"
+    written = "".join(output.written)
+    assert written.isascii()
+    assert "0123456789abcdef" not in written
 
 
 def test_without_cleaning_the_secret_is_in_the_line() -> None:

@@ -13,6 +13,7 @@ from grpc_status import rpc_status
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
+from integration_server.logs import new_access_log
 from integration_server.peers import TrustedProxies, parse_networks
 from integration_server.sidecar.app import create_app, create_endpoints
 from integration_server.sidecar.grpc_client import ServerClient
@@ -70,7 +71,8 @@ class FakeServer(ServerClient):
 
     def app(self, limits: HttpLimits = LIMITS, proxies: str = "", default_return_url: str | None = None) -> ASGIApp:
         """The sidecar's app over this server."""
-        return create_app(self, limits, PUBLIC_URL, _anonymous_limits(limits, proxies), default_return_url)
+        anonymous = _anonymous_limits(limits, proxies)
+        return create_app(self, limits, PUBLIC_URL, anonymous, default_return_url, access_log=new_access_log())
 
     def endpoints(self, limits: HttpLimits = LIMITS) -> Starlette:
         """The app without the probes."""
