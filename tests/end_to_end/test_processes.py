@@ -83,6 +83,7 @@ async def test_the_sidecars_memory_environment_and_command_line_have_no_secret(
     assert b"PATH" in given
 
 
+@pytest.mark.slow  # import-linter has the same rule
 def test_the_sidecars_settings_have_no_key_and_its_process_imports_nothing_of_the_server() -> None:
     """Negative control: the command line's process imports all of it."""
     fields = set(SidecarSettings.model_fields)
