@@ -262,6 +262,7 @@ def replaced_events(command: Command, event: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["event"] == event]
 
 
+@pytest.mark.slow  # tests/integration/test_supervisor.py has it with small programs
 async def test_a_process_that_dies_is_restarted_and_the_other_continues(sqlite_url: str, tmp_path: Path) -> None:
     async with run_server_process(tmp_path, sqlite_url) as system:
         command = system.command

@@ -203,7 +203,7 @@ async def test_another_server_completes_the_revocation_of_a_killed_server(pair: 
     await wait_until(partial(is_invalid_grant, pair.sandbox), PATIENT)
 
 
-@pytest.mark.quick_on("postgres")
+@pytest.mark.slow
 async def test_negative_control_without_the_outbox_the_grant_stays_valid(pair: Replicas, database_url: str) -> None:
     await kill_while_revoking(pair)
     await execute(database_url, delete(revocations))
