@@ -137,6 +137,7 @@ async def test_tokens_of_a_mismatched_account_are_revoked(system: System) -> Non
     assert not await is_invalid_grant(system.sandbox, "ada")
 
 
+@pytest.mark.quick_on("postgres")
 @pytest.mark.parametrize("is_declared", [True, False])
 async def test_a_reconnected_account_keeps_its_grant_when_the_previous_one_is_revoked(
     database_url: str, is_declared: bool

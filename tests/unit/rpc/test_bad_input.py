@@ -460,7 +460,7 @@ def _any_value(field: Any) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 async def test_no_request_causes_an_internal_error(method: str, data: st.DataObject) -> None:
     await request_anything(method, data)
