@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import socket
+from collections import Counter
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -92,13 +93,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order the files, and leave to `make test-all` what a `quick_on` marker leaves to it.
 
     The longest files are first. The others alternate between those that wait for processes and sockets, and those that
-    compute, in the order of each kind: the workers together then use the processors all the time.
+    compute: the workers together then use the processors all the time. In each kind small files are last, except that
+    tests of whole servers, which take long however few they are, come before others: no worker begins a long file when
+    the others have nothing left.
     """
-    files = dict.fromkeys(item.path for item in items)
+    sizes = Counter(item.path for item in items)
+    by_size = sorted(sizes, key=sizes.__getitem__, reverse=True)
+    whole_servers = [path for path in sizes if path.is_relative_to(UNIT.parent / "end_to_end")]
     position: dict[Path, float] = dict.fromkeys(LONG_FILES, -1.0)
     for kind in (
-        [path for path in files if path.is_relative_to(UNIT)],
-        [path for path in files if not path.is_relative_to(UNIT)],
+        [path for path in by_size if path.is_relative_to(UNIT)],
+        [*dict.fromkeys([*whole_servers, *(path for path in by_size if not path.is_relative_to(UNIT))])],
     ):
         position = {path: number / len(kind) for number, path in enumerate(kind)} | position
     items.sort(key=lambda item: position[item.path])

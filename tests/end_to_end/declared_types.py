@@ -8,17 +8,16 @@ from types import MappingProxyType
 from typing import Any
 
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 
 from integration_server.bootstrap import running_server
 from integrations.v1 import integration_service_pb2 as pb
 from tests.declarations import DECLARATIONS
 from tests.end_to_end.small_server import Handler, SmallServer, run_small_server
 from tests.end_to_end.system import Clients, ShiftedClock, callback_url, clients_of, query_of, settings_for
+from tests.rsa_key import RSA_KEY
 
 CLIENT_ID, CLIENT_SECRET = "our id", "our:secret"
-KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-PEM = KEY.private_bytes(
+PEM = RSA_KEY.private_bytes(
     serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
 ).decode()
 

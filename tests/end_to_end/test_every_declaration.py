@@ -142,6 +142,7 @@ async def running(shared_database_url: str) -> AsyncIterator[Running]:
         yield Running(clients, clock, server, transports)
 
 
+@pytest.mark.quick_on("sqlite")
 @pytest.mark.parametrize("name", sorted(PROFILES))
 async def test_connect_credentials_refresh_under_a_race_failure_and_disconnect(running: Running, name: str) -> None:
     profile, simulated = PROFILES[name], running.providers.simulated_providers[name]

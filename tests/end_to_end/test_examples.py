@@ -18,6 +18,8 @@ from tests.end_to_end.commands import ROOT, Command, output_paths
 from tests.end_to_end.processes import free_port, run, started
 from tests.end_to_end.system import clients_of
 
+pytestmark = pytest.mark.slow  # each example runs as its users run it, in processes of its own
+
 EXAMPLES = ROOT / "examples"
 
 

@@ -63,7 +63,7 @@ async def call_forty_times(replicas: Replicas, integration_id: int, *paths: Refr
     return len(replicas.refreshes()) - before
 
 
-@pytest.mark.quick_on("postgres")
+@pytest.mark.slow  # on fakes: tests/unit/service/credentials/test_forced_refreshes.py
 @pytest.mark.parametrize("replicas", [LONG_INTERVAL], indirect=True)
 async def test_every_path_and_all_paths_together_refresh_once(replicas: Replicas) -> None:
     for paths in (*((path,) for path in PATHS), PATHS):
@@ -81,7 +81,7 @@ async def test_every_path_and_all_paths_together_refresh_once(replicas: Replicas
     assert replicas.refreshes()[before:] == ["invalid_grant"]  # a grant that has ended is not retried either
 
 
-@pytest.mark.quick_on("postgres")
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", ["0"], indirect=True)
 async def test_negative_control_without_an_interval_every_call_refreshes(replicas: Replicas) -> None:
     integration_id = await connected(replicas)

@@ -11,10 +11,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.declarations import DECLARATIONS
 from tests.end_to_end.commands import CompletedCommand
 from tests.end_to_end.processes import free_port, run, server_environment
 from tests.unit.cli.test_json_option import TREE, WITHOUT_RESULT
+
+pytestmark = pytest.mark.slow  # a process for each command
 
 INVALID: Mapping[str, str] = {
     "DATABASE_URL": "postgresql://ada:secret@127.0.0.1:1/x",

@@ -111,9 +111,23 @@ SILENCES = {
     "preface": PREFACE,
     "preface-and-settings": PREFACE + EMPTY_SETTINGS,
 }
+each_silence = pytest.mark.parametrize(
+    "sent_bytes",
+    [
+        pytest.param(sent_bytes, id=name, marks=[] if name == "preface-and-settings" else [pytest.mark.slow])
+        for name, sent_bytes in SILENCES.items()
+    ],
+)
+each_http_silence = pytest.mark.parametrize(
+    "sent_bytes",
+    [
+        pytest.param(b"", id="nothing", marks=pytest.mark.slow),
+        pytest.param(b"GET /healthz HTTP/1.1\r\nHost: ", id="half-a-head"),
+    ],
+)
 
 
-@pytest.mark.parametrize("sent_bytes", SILENCES.values(), ids=SILENCES)
+@each_silence
 async def test_silent_grpc_clients_do_not_exhaust_file_descriptors(
     sent_bytes: bytes, sqlite_url: str, tmp_path: Path
 ) -> None:
@@ -127,7 +141,7 @@ async def test_silent_grpc_clients_do_not_exhaust_file_descriptors(
             assert await is_sidecar_responding(command.serving["sidecar"], DEADLINE, "/readyz")  # it asks the server
 
 
-@pytest.mark.parametrize("sent_bytes", SILENCES.values(), ids=SILENCES)
+@each_silence
 async def test_negative_control_without_limits_silent_grpc_clients_exhaust_file_descriptors(
     sent_bytes: bytes, tmp_path: Path
 ) -> None:
@@ -151,7 +165,7 @@ async def test_an_established_connection_works_beside_silent_clients(sqlite_url:
                 assert response.integrations == []
 
 
-@pytest.mark.parametrize("sent_bytes", [b"", b"GET /healthz HTTP/1.1\r\nHost: "], ids=["nothing", "half-a-head"])
+@each_http_silence
 async def test_silent_sidecar_clients_do_not_exhaust_file_descriptors(
     sent_bytes: bytes, sqlite_url: str, tmp_path: Path
 ) -> None:
@@ -164,7 +178,7 @@ async def test_silent_sidecar_clients_do_not_exhaust_file_descriptors(
         assert await is_serving(command.serving["grpc"], DEADLINE)
 
 
-@pytest.mark.parametrize("sent_bytes", [b"", b"GET /healthz HTTP/1.1\r\nHost: "], ids=["nothing", "half-a-head"])
+@each_http_silence
 async def test_negative_control_without_limits_silent_sidecar_clients_exhaust_file_descriptors(
     sent_bytes: bytes, tmp_path: Path
 ) -> None:

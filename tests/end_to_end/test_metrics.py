@@ -111,6 +111,7 @@ def postgres() -> Iterator[tuple[PostgresServer, str]]:
         yield server, url
 
 
+@pytest.mark.slow
 async def test_the_processes_add_up_and_a_killed_one_takes_nothing_away(sqlite_url: str, tmp_path: Path) -> None:
     names = [f"user-{token_hex(8)}" for _ in range(3)]
     async with running(tmp_path, sqlite_url) as system:

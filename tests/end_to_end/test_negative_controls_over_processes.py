@@ -28,6 +28,8 @@ from tests.end_to_end.replicas import (
     wait_until,
 )
 
+pytestmark = pytest.mark.slow  # the tests of the refresher have these faults without processes
+
 CALLERS = 50
 GRACE = 600
 

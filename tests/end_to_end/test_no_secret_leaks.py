@@ -204,6 +204,7 @@ async def test_no_secret_is_in_an_sqlite_file_its_wal_or_the_logs(sqlite_url: st
     assert_scan_is_clean(replace(scan_input, sources=sources), key, "file", "WAL")
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 async def test_no_secret_is_in_a_postgresql_dump_or_the_logs(
     postgres_url: str, postgres_server: PostgresServer, tmp_path: Path

@@ -37,6 +37,7 @@ from tests.unit.sidecar.fakes import FakeServer
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 pytestmark = [
+    pytest.mark.slow,  # each page is a process; the tests of the sidecar's pages are quick
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.skipif(
         CHROMIUM is None, reason="no chromium here; on Debian: apt-get install --no-install-recommends chromium"

@@ -83,6 +83,7 @@ async def test_the_sidecars_memory_environment_and_command_line_have_no_secret(
     assert b"PATH" in given
 
 
+@pytest.mark.slow  # import-linter has the same rule
 def test_the_sidecars_settings_have_no_key_and_its_process_imports_nothing_of_the_server() -> None:
     """Negative control: the command line's process imports all of it."""
     fields = set(SidecarSettings.model_fields)
@@ -261,6 +262,7 @@ def replaced_events(command: Command, event: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["event"] == event]
 
 
+@pytest.mark.slow  # tests/integration/test_supervisor.py has it with small programs
 async def test_a_process_that_dies_is_restarted_and_the_other_continues(sqlite_url: str, tmp_path: Path) -> None:
     async with run_server_process(tmp_path, sqlite_url) as system:
         command = system.command

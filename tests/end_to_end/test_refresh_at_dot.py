@@ -97,7 +97,9 @@ async def test_a_grant_with_reuse_protection_survives_concurrent_refreshes(
         assert await status_of(pair.clients[0], pair.integration_id) == integration_pb2.STATUS_ACTIVE
 
 
-@pytest.mark.parametrize("grace", [GRACE, 0], ids=["grace", "strict"])
+@pytest.mark.parametrize(
+    "grace", [pytest.param(GRACE, id="grace"), pytest.param(0, id="strict", marks=pytest.mark.slow)]
+)
 async def test_a_lost_refresh_is_repeated_within_the_grace_period(
     prefork: PreforkServer, tmp_path: Path, sqlite_url: str, grace: int
 ) -> None:

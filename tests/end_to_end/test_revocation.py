@@ -137,6 +137,7 @@ async def test_tokens_of_a_mismatched_account_are_revoked(system: System) -> Non
     assert not await is_invalid_grant(system.sandbox, "ada")
 
 
+@pytest.mark.quick_on("postgres")
 @pytest.mark.parametrize("is_declared", [True, False])
 async def test_a_reconnected_account_keeps_its_grant_when_the_previous_one_is_revoked(
     database_url: str, is_declared: bool
@@ -203,7 +204,7 @@ async def test_another_server_completes_the_revocation_of_a_killed_server(pair: 
     await wait_until(partial(is_invalid_grant, pair.sandbox), PATIENT)
 
 
-@pytest.mark.quick_on("postgres")
+@pytest.mark.slow
 async def test_negative_control_without_the_outbox_the_grant_stays_valid(pair: Replicas, database_url: str) -> None:
     await kill_while_revoking(pair)
     await execute(database_url, delete(revocations))

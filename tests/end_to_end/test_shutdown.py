@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import grpc
+import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from integrations.v1 import integration_service_pb2 as pb
@@ -50,6 +51,7 @@ def refresh_of(integration_id: int, user_id: str) -> pb.RefreshTokenRequest:
     return pb.RefreshTokenRequest(integration_id=integration_id, user_id=user_id, force=True)
 
 
+@pytest.mark.slow  # two servers that are not forked
 async def test_an_idle_server_stops_soon_while_health_is_watched(sqlite_url: str, tmp_path: Path) -> None:
     async def stop(number: signal.Signals) -> None:
         directory = tmp_path / number.name

@@ -215,6 +215,7 @@ def problems_of(text: str, providers: Path) -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.slow  # four servers
 async def test_a_used_address_is_reported_with_its_setting(sqlite_url: str, tmp_path: Path) -> None:
     environment = server_environment(sqlite_url, METRICS_ADDRESS="127.0.0.1:0")
     async with (

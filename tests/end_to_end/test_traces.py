@@ -87,6 +87,7 @@ def test_an_exception_fails_its_span_without_its_text() -> None:
     assert "the-secret" not in traces.text
 
 
+@pytest.mark.slow
 def test_where_traces_are_off_the_library_is_not_imported() -> None:
     program = (
         "import sys, integration_server.bootstrap, integration_server.sidecar.server, integration_server.cli;"

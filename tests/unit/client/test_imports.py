@@ -65,6 +65,7 @@ import click, rich.text
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "found"), [(["serve"], ""), (["serve", "--help"], "click rich")])
 def test_serve_imports_no_library_that_only_other_commands_need(arguments: list[str], found: str) -> None:
     result = subprocess.run(

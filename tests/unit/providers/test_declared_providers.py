@@ -37,11 +37,11 @@ from integration_server.providers.webhooks.named_schemes import SCHEMES
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.service.oauth_clients.oauth_client_directory import require_oauth
 from tests.declarations import DECLARATIONS, declared_types
+from tests.rsa_key import RSA_KEY
 from tests.unit.providers.support import NOW, FakeTransport, context, json_response
 
 REDIRECT = "https://app.example/callback"
 TOKENS = {"access_token": "at", "refresh_token": "rt", "expires_in": 3600}
-RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
 def pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> str:

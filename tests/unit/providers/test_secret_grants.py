@@ -9,7 +9,6 @@ from urllib.parse import parse_qs
 
 import httpx
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -29,12 +28,12 @@ from integration_server.domain.errors import (
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.toml_providers import load_toml_providers
 from tests.declarations import DECLARATIONS, declared_types
+from tests.rsa_key import RSA_KEY
 from tests.unit.providers.support import NOW, FakeTransport, context, exception_text, http_response, json_response
 
-KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-PUBLIC = RSAKey.import_key(KEY.public_key())
-PEM = KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
-SECRET_PEM = KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"phrase")).decode()
+PUBLIC = RSAKey.import_key(RSA_KEY.public_key())
+PEM = RSA_KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+SECRET_PEM = RSA_KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"phrase")).decode()
 TOKEN = {"access_token": "at-1", "expires_in": 3600, "token_type": "Bearer"}
 
 GOOGLE = {

@@ -18,9 +18,9 @@ from joserfc import jwt
 from joserfc.jwk import ECKey, OctKey, RSAKey
 
 from integration_server.providers.signing_keys import MAX_ITERATIONS, SigningKey, UnusableKey
+from tests.rsa_key import RSA_KEY
 from tests.unit.providers.support import NOW
 
-RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 P256, P384 = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP384R1())
 MINUTE = timedelta(minutes=1)
 
@@ -40,18 +40,18 @@ def patched(text: str, old: bytes, new: bytes) -> str:
 
 # --- accepted --------------------------------------------------------------------------------------------------------
 
-RSA_PUBLIC = RSAKey.import_key(RSA.public_key())
+RSA_PUBLIC = RSAKey.import_key(RSA_KEY.public_key())
 SECRET = "s3cret-of-32-characters-or-longer"
 ACCEPTED: dict[str, tuple[str, str | None, str, Any]] = {
-    "PKCS #8": (pem(RSA), None, "RS256", RSA_PUBLIC),
-    "PKCS #1": (pem(RSA, PrivateFormat.TraditionalOpenSSL), "RS512", "RS512", RSA_PUBLIC),
-    "PSS": (pem(RSA), "PS256", "PS256", RSA_PUBLIC),
-    "Windows lines": (pem(RSA).replace("\n", "\r\n"), "RS256", "RS256", RSA_PUBLIC),
-    "escaped lines": (pem(RSA).replace("\n", "\\n"), "RS256", "RS256", RSA_PUBLIC),
-    "escaped Windows lines": (pem(RSA).replace("\n", "\\r\\n"), "RS256", "RS256", RSA_PUBLIC),
-    "lines lost in a form": (pem(RSA).replace("\n", " "), "RS256", "RS256", RSA_PUBLIC),
-    "no lines at all": (pem(RSA).replace("\n", ""), "RS256", "RS256", RSA_PUBLIC),
-    "text around it": (f"Bag Attributes\n  key: 1\n{pem(RSA)}\nmore", "RS256", "RS256", RSA_PUBLIC),
+    "PKCS #8": (pem(RSA_KEY), None, "RS256", RSA_PUBLIC),
+    "PKCS #1": (pem(RSA_KEY, PrivateFormat.TraditionalOpenSSL), "RS512", "RS512", RSA_PUBLIC),
+    "PSS": (pem(RSA_KEY), "PS256", "PS256", RSA_PUBLIC),
+    "Windows lines": (pem(RSA_KEY).replace("\n", "\r\n"), "RS256", "RS256", RSA_PUBLIC),
+    "escaped lines": (pem(RSA_KEY).replace("\n", "\\n"), "RS256", "RS256", RSA_PUBLIC),
+    "escaped Windows lines": (pem(RSA_KEY).replace("\n", "\\r\\n"), "RS256", "RS256", RSA_PUBLIC),
+    "lines lost in a form": (pem(RSA_KEY).replace("\n", " "), "RS256", "RS256", RSA_PUBLIC),
+    "no lines at all": (pem(RSA_KEY).replace("\n", ""), "RS256", "RS256", RSA_PUBLIC),
+    "text around it": (f"Bag Attributes\n  key: 1\n{pem(RSA_KEY)}\nmore", "RS256", "RS256", RSA_PUBLIC),
     "SEC 1": (pem(P256, PrivateFormat.TraditionalOpenSSL), "ES256", "ES256", ECKey.import_key(P256.public_key())),
     "P-384": (pem(P384), None, "ES384", ECKey.import_key(P384.public_key())),
     "a secret": (SECRET, "HS256", "HS256", OctKey.import_key(SECRET)),
@@ -70,7 +70,7 @@ async def test_every_usual_form_of_a_key_signs(name: str) -> None:
 
 @pytest.mark.parametrize("form", [PrivateFormat.PKCS8, PrivateFormat.TraditionalOpenSSL])
 async def test_an_encrypted_key_signs_with_its_passphrase(form: PrivateFormat) -> None:
-    text = pem(RSA, form, "phrase")
+    text = pem(RSA_KEY, form, "phrase")
     token = await SigningKey(text, "RS512", "phrase").sign({}, NOW, MINUTE)
     assert jwt.decode(token, RSA_PUBLIC, algorithms=["RS512"]).claims["iat"]
     for passphrase in ("", "wrong"):
@@ -92,16 +92,16 @@ AQEwHQYJYIZIAWUDBAEqBBAAAAAAAAAAAAAAAAAAAAAABIGQAAAAAAAAAAAAAAAAAAAA
 """
 REFUSED = {
     "no key": ("hello", "RS256", "is not a private key in PEM"),
-    "a certificate": (pem(RSA).replace("PRIVATE KEY", "CERTIFICATE"), "RS256", "is not a private key in PEM"),
-    "a public key": (pem(RSA).replace("PRIVATE KEY", "PUBLIC KEY"), "RS256", "is not a private key in PEM"),
-    "half of it": (pem(RSA)[:900] + "\n-----END PRIVATE KEY-----", "RS256", "is not a complete private key"),
-    "a key without its end": (pem(RSA)[:900], "RS256", "is not a complete private key"),
-    "another alphabet": (pem(RSA).replace("M", "é"), "RS256", "is not a complete private key"),
+    "a certificate": (pem(RSA_KEY).replace("PRIVATE KEY", "CERTIFICATE"), "RS256", "is not a private key in PEM"),
+    "a public key": (pem(RSA_KEY).replace("PRIVATE KEY", "PUBLIC KEY"), "RS256", "is not a private key in PEM"),
+    "half of it": (pem(RSA_KEY)[:900] + "\n-----END PRIVATE KEY-----", "RS256", "is not a complete private key"),
+    "a key without its end": (pem(RSA_KEY)[:900], "RS256", "is not a complete private key"),
+    "another alphabet": (pem(RSA_KEY).replace("M", "é"), "RS256", "is not a complete private key"),
     "another kind": (pem(P256), "RS256", "must be an RSA private key for RS256"),
     "another curve": (pem(P384), "ES256", "must be an elliptic curve private key for ES256"),
     "a curve of money": (pem(ec.generate_private_key(ec.SECP256K1())), None, "signs no JWT"),
     "a kind that signs nothing": (pem(x25519.X25519PrivateKey.generate()), None, "signs no JWT"),
-    "a key for a secret": (pem(RSA), "HS256", "must be a shared secret"),
+    "a key for a secret": (pem(RSA_KEY), "HS256", "must be a shared secret"),
     "nothing": ("", "HS256", "must be a shared secret"),
     "8,192 bits": (pem(HUGE), "RS256", "has 8191 bits; at most 4096"),
     "scrypt": (SCRYPT, "RS256", "takes too long to decrypt"),
@@ -122,7 +122,7 @@ async def test_an_unusable_key_is_refused_with_its_reason(name: str) -> None:
 
 
 async def test_a_damaged_key_signs_nothing_or_nonsense_and_never_fails_otherwise() -> None:
-    text = pem(RSA)
+    text = pem(RSA_KEY)
     data = b64decode("".join(text.split("\n")[1:-2]))
     for position in range(30, len(data), 97):
         damaged = data[:position] + bytes([data[position] ^ 0x55]) + data[position + 1 :]

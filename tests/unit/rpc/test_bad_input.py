@@ -364,7 +364,10 @@ LARGE: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-@pytest.mark.parametrize(("content", "rows"), LARGE.values(), ids=LARGE)
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [pytest.param(*LARGE[name], id=name, marks=[] if name == "texts" else [pytest.mark.slow]) for name in LARGE],
+)
 async def test_a_page_fits_into_a_message(client: InMemoryGrpc, content: dict[str, Any], rows: int) -> None:
     config = Struct()
     config.update(content)
@@ -457,7 +460,7 @@ def _any_value(field: Any) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 async def test_no_request_causes_an_internal_error(method: str, data: st.DataObject) -> None:
     await request_anything(method, data)
