@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from itertools import cycle
 from pathlib import Path
 from secrets import token_hex
@@ -28,7 +29,7 @@ from integration_server.sandbox.model import Account
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.storage.schema import migrate
 from integrations.v1 import integration_service_pb2 as pb
-from tests.end_to_end.authenticated_system import CredentialIssuer
+from tests.end_to_end.authenticated_system import CredentialIssuer, run_authenticated_system
 from tests.end_to_end.commands import ROOT
 from tests.end_to_end.processes import free_port, run_server_process
 from tests.end_to_end.system import System, run_system
@@ -44,6 +45,7 @@ from tests.signed_webhook_provider import (
     signature_headers,
     webhook_body,
 )
+from tools.certificates import SERVER
 
 pytestmark = [
     pytest.mark.slow,
@@ -417,6 +419,23 @@ async def test_callers_without_a_valid_token(sqlite_url: str, tmp_path: Path) ->
 
         trial = Trial(system, prometheus)
         await trial.assert_fires_and_resolves(lambda: only(call), "AuthenticationFails", "PeersLimited")
+
+
+async def test_a_certificate_whose_renewal_is_late(sqlite_url: str, tmp_path: Path) -> None:
+    folder = tmp_path / "prometheus"
+    folder.mkdir()
+    address = f"127.0.0.1:{free_port()}"
+    alerts = {"CertificateEnds", "CertificateEndsSoon"}
+    async with (
+        run_authenticated_system(sqlite_url, tmp_path, METRICS_ADDRESS=address) as authenticated,
+        run_prometheus(folder, address) as prometheus,
+    ):
+        issuer = authenticated.credential_issuer
+        await prometheus.wait_until(lambda firing: not firing & alerts)
+        issuer.write("server", issuer.authority.issue(SERVER, lifetime=timedelta(hours=1)))
+        await prometheus.wait_until(lambda firing: alerts <= firing)
+        issuer.write("server", issuer.authority.issue(SERVER))
+        await prometheus.wait_until(lambda firing: not firing & alerts)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="stops processes")
