@@ -313,8 +313,8 @@ def decode_webhook_request(request: pb.ReceiveWebhookRequest) -> WebhookRequest:
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-_STATUSES = {one: integration_pb2.Status.Value(f"STATUS_{one.name}") for one in Status}
-_AUTH_METHODS = {one: integration_pb2.AuthMethod.Value(f"AUTH_METHOD_{one.name}") for one in AuthMethod}
+_STATUSES = {one: f"STATUS_{one.name}" for one in Status}
+_AUTH_METHODS = {one: f"AUTH_METHOD_{one.name}" for one in AuthMethod}
 
 _DISCONNECT_MESSAGES = {
     RevocationState.REVOKED: "Disconnected",
@@ -400,7 +400,7 @@ def encode_integration(integration: Integration, now: datetime) -> integration_p
         user_id=integration.user_id,
         integration_type=integration.integration_type,
         name=integration.name,
-        config=integration.config or None,  # type: ignore[arg-type]  # the constructor takes a mapping
+        config=integration.config or None,
         is_active=integration.is_active,
         status=_STATUSES[integration.status(now)],
         auth_method=_AUTH_METHODS[integration.auth_method],
@@ -409,7 +409,7 @@ def encode_integration(integration: Integration, now: datetime) -> integration_p
         account_id=integration.account_id,
         account_label=integration.account_label,
         is_connected=integration.is_connected,
-        last_error=failure and encode(integration_pb2.LastError, failure, error_time=failure.time),
+        last_error=None if failure is None else encode(integration_pb2.LastError, failure, error_time=failure.time),
         error_count=integration.error_count,
         last_health_check=encode_time(integration.last_health_check),
         access_token_expire_time=encode_time(integration.access_token_expire_time),

@@ -361,9 +361,9 @@ class OuterMiddleware:
         finally:
             self._anonymous.record(sender, scope, exchange.status)
             if self._access_log is not None and is_verified(scope):
-                seconds, path = time.perf_counter() - exchange.begin, quote(scope["path"])[:200]
-                response = exchange.status, reason_of(scope), seconds
-                self._access_log.http(scope["method"], path, *response, sender.peer, current_ids.get())
+                path, outcome = quote(scope["path"])[:200], (exchange.status, reason_of(scope))
+                seconds = time.perf_counter() - exchange.begin
+                self._access_log.http(scope["method"], path, *outcome, seconds, sender.peer, current_ids.get())
 
     async def _refuse(self, scope: Scope, exchange: "_Exchange", retry_after: timedelta) -> None:
         response = self._responses.http_error(Request(scope), _TOO_MANY_FAILURES)
