@@ -45,7 +45,8 @@ SECTIONS = (
     Section("Background work", ("unit-costs", "proactive-refresh", "slow-provider")),
     Section("Peers", ("peers",)),
     Section(
-        "Metrics, events and hostile clients", ("metrics-cost", "event-fan-out", "existence-oracle", "hostile-clients")
+        "Metrics, traces, events and hostile clients",
+        ("metrics-cost", "traces", "event-fan-out", "existence-oracle", "hostile-clients"),
     ),
 )
 
