@@ -22,6 +22,7 @@ from benchmarks import (
     hostile_clients,
     idle,
     invalidation_delay,
+    memory,
     observation_cost,
     performance_page,
     proactive_refresh,
@@ -76,6 +77,7 @@ def run_all(context: typer.Context) -> bool:
         run_hit(),
         run_unit_costs(),
         run_growth(),
+        run_memory(),
         run_slow_provider(),
         run_proactive_refresh(),
         run_existence_oracle(),
@@ -104,6 +106,7 @@ def run_short(
         run_hit(rounds=rounds, seconds=3),
         run_unit_costs(),
         run_growth(integrations=integrations, rounds=rounds, calls=150),
+        run_memory(integrations=integrations // 20),
         run_proactive_refresh(integrations=2_000, minutes=1.5, seconds=10),
         run_slow_provider(rounds=rounds, seconds=10),
         run_metrics_cost(rounds=rounds, calls=1_000),
@@ -309,6 +312,17 @@ def run_growth(
     """Neither the number of integrations nor a backlog of due rows makes calls and claims slower."""
     plan = growth.GrowthPlan(smallest, integrations, rounds, calls, bound)
     return run_benchmark("growth", growth.__doc__, plan, partial(growth.measure, plan))
+
+
+@app.command("memory")
+def run_memory(
+    integrations: Annotated[int, typer.Option(min=1_000, help="Integrations of the larger database.")] = 1_000_000,
+    smallest: Annotated[int, typer.Option(min=100, help="Integrations of the smaller database.")] = 1_000,
+    bound: Annotated[float, typer.Option(help="Maximum ratio of the memory of the workers.")] = 1.3,
+) -> bool:
+    """Reading a million integrations once takes a worker hardly more memory than reading a thousand."""
+    plan = memory.MemoryPlan(smallest, integrations, bound)
+    return run_benchmark("memory", memory.__doc__, plan, partial(memory.measure, plan))
 
 
 @app.command("unit-costs")

@@ -38,7 +38,7 @@ SECTIONS = (
     Section("Webhooks", ("webhook",)),
     Section("`BatchGetCredentials`", ("batch",)),
     Section("Worker processes", ("workers",)),
-    Section("Growth", ("growth",)),
+    Section("Growth", ("growth", "memory")),
     Section("Invalidation on other replicas", ("invalidation-delay",)),
     Section("`WatchCredentials` and the client library", ("watch", "client")),
     Section("Start, idle memory and idle CPU", ("idle",)),
