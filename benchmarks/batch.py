@@ -75,8 +75,8 @@ async def measure(plan: BatchPlan, progress: Progress) -> Result:
         figures={
             "CPU of a single call": f"{1e6 * statistics.median(single_costs):.0f} µs",
             f"CPU of a credential in a batch of {plan.size}": f"{1e6 * batch_cost:.1f} µs",
-            "credentials per CPU second of single calls": f"{_PEER_READ / statistics.median(single_costs):.0f} times those"
-            f" of the best peer, whose reads take {1000 * _PEER_READ:g} ms",
+            "credentials per CPU second of single calls": f"{_PEER_READ / statistics.median(single_costs):.0f} times as"
+            f" many as of the best peer, whose reads take {1000 * _PEER_READ:g} ms",
         },
         bounds=[
             Bound(
