@@ -4,7 +4,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import uvloop
@@ -22,12 +22,12 @@ from benchmarks import (
     hostile_clients,
     idle,
     invalidation_delay,
-    metrics_cost,
+    memory,
+    observation_cost,
     performance_page,
     proactive_refresh,
     reads,
     slow_provider,
-    traces_cost,
     unit_costs,
     watch,
     workers,
@@ -35,6 +35,9 @@ from benchmarks import (
 from benchmarks.attacks import ATTACKS
 from benchmarks.harness import RESULTS, NotMeasured, Result, report
 from benchmarks.system import DatabaseKind
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _PAGE = Path("docs/performance.md")
 
@@ -60,6 +63,8 @@ Rate = Annotated[
 ]
 Seconds = Annotated[float, typer.Option(min=0.5, help="Length of a phase. A p99 needs hundreds of calls of each RPC.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Number of rounds; their median is judged.")]
+ObservedCalls = Annotated[int, typer.Option("--calls", min=10, help="Calls of each kind in a round, to each system.")]
+ObservationBound = Annotated[float, typer.Option("--bound", help="Maximum ratio of the CPU time with to without.")]
 RatioBound = Annotated[float, typer.Option("--bound", help="Maximum ratio of an RPC's p99 to its reference.")]
 
 
@@ -72,6 +77,7 @@ def run_all(context: typer.Context) -> bool:
         run_hit(),
         run_unit_costs(),
         run_growth(),
+        run_memory(),
         run_slow_provider(),
         run_proactive_refresh(),
         run_existence_oracle(),
@@ -97,16 +103,20 @@ def run_short(
 ) -> bool:
     """Run each benchmark in a short version, sample the flame graphs, and write docs/performance.md: ten minutes."""
     all_hold = [
+        run_hit(rounds=rounds, seconds=3),
         run_unit_costs(),
         run_growth(integrations=integrations, rounds=rounds, calls=150),
-        run_proactive_refresh(integrations=2_000, minutes=1.5, seconds=10),
-        run_metrics_cost(rounds=rounds, seconds=5),
+        run_memory(integrations=integrations // 20),
+        run_proactive_refresh(integrations=1_000, minutes=0.7, seconds=5),
+        run_slow_provider(rounds=rounds, seconds=5),
+        run_metrics_cost(rounds=rounds, calls=1_000),
+        run_traces_cost(rounds=rounds, calls=1_000),
         run_reads(rounds=rounds, calls=300),
-        run_workers(rounds=rounds, seconds=10),
+        run_workers(rounds=rounds, seconds=5),
         run_batch(rounds=rounds, calls=500),
         run_watch(rounds=rounds, seconds=5),
         run_invalidation_delay(),
-        run_idle(rounds=rounds, seconds=10),
+        run_idle(rounds=rounds, seconds=5),
         run_event_fan_out(),
     ]
     write_flame_graphs()
@@ -161,27 +171,26 @@ def run_slow_provider(
 @app.command("metrics-cost")
 def run_metrics_cost(
     database: Database = DatabaseKind.POSTGRES,
-    rounds: Annotated[int, typer.Option(min=1, help="Number of phases.")] = 7,
-    seconds: Seconds = 20,
-    rate: Rate = 150,
-    bound: Annotated[float, typer.Option(help="Maximum ratio of the CPU time with metrics to that without.")] = 1.05,
+    rounds: Rounds = 7,
+    calls: ObservedCalls = 2_000,
+    bound: ObservationBound = 1.05,
 ) -> bool:
     """Metrics, scraped every second, cost little CPU."""
-    plan = metrics_cost.MetricsCostPlan(database, rounds, seconds, rate, bound)
-    return run_benchmark("metrics-cost", metrics_cost.__doc__, plan, partial(metrics_cost.measure, plan))
+    plan = observation_cost.ObservationCostPlan(database, rounds, calls, bound)
+    measure = partial(observation_cost.measure_metrics, plan)
+    return run_benchmark("metrics-cost", observation_cost.__doc__, plan, measure)
 
 
 @app.command("traces")
 def run_traces_cost(
     database: Database = DatabaseKind.POSTGRES,
-    rounds: Annotated[int, typer.Option(min=1, help="Number of phases.")] = 7,
-    seconds: Seconds = 20,
-    rate: Rate = 150,
-    bound: Annotated[float, typer.Option(help="Maximum ratio of the CPU time with traces to that without.")] = 1.15,
+    rounds: Rounds = 7,
+    calls: ObservedCalls = 2_000,
+    bound: ObservationBound = 1.15,
 ) -> bool:
     """Traces of every call cost little CPU."""
-    plan = traces_cost.TracesCostPlan(database, rounds, seconds, rate, bound)
-    return run_benchmark("traces", traces_cost.__doc__, plan, partial(traces_cost.measure, plan))
+    plan = observation_cost.ObservationCostPlan(database, rounds, calls, bound)
+    return run_benchmark("traces", observation_cost.__doc__, plan, partial(observation_cost.measure_traces, plan))
 
 
 @app.command("reads")
@@ -305,6 +314,17 @@ def run_growth(
     return run_benchmark("growth", growth.__doc__, plan, partial(growth.measure, plan))
 
 
+@app.command("memory")
+def run_memory(
+    integrations: Annotated[int, typer.Option(min=1_000, help="Integrations of the larger database.")] = 1_000_000,
+    smallest: Annotated[int, typer.Option(min=100, help="Integrations of the smaller database.")] = 1_000,
+    bound: Annotated[float, typer.Option(help="Maximum ratio of the memory of the workers.")] = 1.3,
+) -> bool:
+    """Reading a million integrations once takes a worker hardly more memory than reading a thousand."""
+    plan = memory.MemoryPlan(smallest, integrations, bound)
+    return run_benchmark("memory", memory.__doc__, plan, partial(memory.measure, plan))
+
+
 @app.command("unit-costs")
 def run_unit_costs(
     integrations: Annotated[int, typer.Option(min=10, help="Integrations that are read and checked.")] = 1_000,
@@ -356,31 +376,10 @@ def run_hostile_clients(
     return run_benchmark("hostile-clients", hostile_clients.__doc__, plan, partial(hostile_clients.measure, plan))
 
 
-Plan = (
-    slow_provider.SlowProviderPlan
-    | proactive_refresh.ProactiveRefreshPlan
-    | existence_oracle.ExistenceOraclePlan
-    | event_fan_out.EventFanOutPlan
-    | hostile_clients.HostileClientsPlan
-    | metrics_cost.MetricsCostPlan
-    | traces_cost.TracesCostPlan
-    | reads.ReadsPlan
-    | batch.BatchPlan
-    | watch.WatchPlan
-    | invalidation_delay.InvalidationPlan
-    | hit.HitPlan
-    | workers.WorkersPlan
-    | idle.IdlePlan
-    | invalidation_delay.InvalidationPlan
-    | growth.GrowthPlan
-    | unit_costs.UnitCostsPlan
-)
-
-
 def run_benchmark(
     name: str,
     description: str | None,
-    plan: Plan,
+    plan: "DataclassInstance",
     measure: Measure,
 ) -> bool:
     console = Console()

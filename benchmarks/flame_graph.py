@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -49,10 +50,12 @@ async def sample_stacks(kind: str, seconds: float) -> Mapping[str, int]:
         with new_sidecar_link() as link:
             async with running_grpc_server(settings, environment, link) as server:
                 context = multiprocessing.get_context("spawn")
-                client = context.Process(target=_load, args=(server.address, seeded, seconds + 2 * _WARM_UP))
+                begun = context.Event()
+                client = context.Process(target=_load, args=(server.address, seeded, seconds + 2 * _WARM_UP, begun))
                 client.start()
                 try:
-                    await asyncio.sleep(2 * _WARM_UP)
+                    await asyncio.to_thread(begun.wait, _DEADLINE)
+                    await asyncio.sleep(_WARM_UP)
                     return await _sampled(seconds)
                 finally:
                     await asyncio.to_thread(client.join)
@@ -94,8 +97,9 @@ def _module(path: str) -> str:
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".").removeprefix("integration_server.")
 
 
-def _load(address: str, seeded: Sequence[Seeded], seconds: float) -> None:
+def _load(address: str, seeded: Sequence[Seeded], seconds: float, begun: Event) -> None:
     """Call `GetCredentials` for this time; the process of the clients."""
+    begun.set()
     asyncio.run(_call_for(address, seeded, seconds))
 
 

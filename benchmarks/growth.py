@@ -2,8 +2,7 @@
 
 Two servers, each with a PostgreSQL of its own, differ in the number of integrations. Each call is measured at one and
 then at the other, so that a disturbance affects both. Then nine tenths of the rows of the larger database become due,
-and all is measured again. In the end all integrations of the smaller database are read once, and of the larger one many
-times as many as the cache has room for; the memory of both workers is compared.
+and all is measured again.
 """
 
 import asyncio
@@ -46,17 +45,14 @@ class GrowthPlan:
     rounds: int
     calls: int
     bound: float
-    read_once: int = 20_000
-    memory_bound: float = 1.3
     database: DatabaseKind = DatabaseKind.POSTGRES
 
 
 @dataclass(slots=True)
 class _Subject:
-    """A system, all its integrations that can be read, those whose reads are measured, and of them the unread ones."""
+    """A system, its integrations that can be read, and of them the unread ones."""
 
     system: System
-    all_seeded: Sequence[Seeded]
     seeded: Sequence[Seeded]
     due_work: SqlDueWork
     unread: list[Seeded] = field(default_factory=list)
@@ -107,12 +103,12 @@ async def measure(plan: GrowthPlan, progress: Progress) -> Result:
     task = progress.add_task("Starting", total=None)
     async with AsyncExitStack() as stack:
         readable = plan.smallest // 2
-        pair = [await _subject(stack, readable, count) for count in (readable, max(readable, plan.read_once))]
+        pair = [await _subject(stack, readable) for _ in range(2)]
         small, large = pair
         progress.update(task, description=f"Inserting {plan.integrations:,}")
         start = time.monotonic()
         for subject, count in zip(pair, (plan.smallest, plan.integrations), strict=True):
-            await _fill(subject.system.database_url, count - len(subject.all_seeded))
+            await _fill(subject.system.database_url, count - len(subject.seeded))
         filled = time.monotonic() - start
         total = 2 * plan.rounds * len(_CALLS)
         progress.update(task, description="Measuring", total=total)
@@ -124,29 +120,18 @@ async def measure(plan: GrowthPlan, progress: Progress) -> Result:
         due = f", with {_DUE * plan.integrations:,.0f} due"
         progress.update(task, description="Measuring")
         phases[due] = await _measure(plan, small, large, partial(progress.advance, task))
-        progress.update(task, description="Reading each once")
-        memory = [await _memory_after_reading(subject) for subject in pair]
-    return _result(plan, phases, filled, memory)
+    return _result(plan, phases, filled)
 
 
-async def _subject(stack: AsyncExitStack, measured: int, readable: int) -> _Subject:
+async def _subject(stack: AsyncExitStack, readable: int) -> _Subject:
     system = await stack.enter_async_context(running_system(DatabaseKind.POSTGRES))
     expire_times = [utc_now() + timedelta(days=7)] * readable
-    everything = sorted(
+    seeded = sorted(
         await seed(system, HEALTHY_TYPE, expire_times, accounts_of_a_user=_PAGE),
         key=lambda integration: integration.integration_id,
     )
     database = await stack.enter_async_context(open_database(system.database_url))
-    seeded = everything[:measured]
-    return _Subject(system, everything, seeded, SqlDueWork(database), seeded[_HOT:])
-
-
-async def _memory_after_reading(subject: _Subject) -> int:
-    """The bytes of the worker after all integrations that can be read were read."""
-    for one in subject.all_seeded:
-        await subject.read(one)
-    (worker,) = subject.system.servers[0].processes
-    return int(worker.memory_info().rss)
+    return _Subject(system, seeded, SqlDueWork(database), seeded[_HOT:])
 
 
 # --- rows --------------------------------------------------------------------------------------------------------
@@ -240,7 +225,7 @@ async def _measure(plan: GrowthPlan, small: _Subject, large: _Subject, advance: 
     return times
 
 
-def _result(plan: GrowthPlan, phases: Mapping[str, Times], filled: float, memory: Sequence[int]) -> Result:
+def _result(plan: GrowthPlan, phases: Mapping[str, Times], filled: float) -> Result:
     figures, bounds = {}, []
     for due, times in phases.items():
         for name, rounds in times.items():
@@ -254,16 +239,12 @@ def _result(plan: GrowthPlan, phases: Mapping[str, Times], filled: float, memory
             bounds.append(
                 Bound(text, f"{ratio:.2f} times", ratio <= plan.bound, ratio, plan.bound, (min(ratios), max(ratios)))
             )
-    growth, limit = memory[1] / memory[0], plan.memory_bound
-    counts = f"{plan.read_once:,} integrations were read: at most {limit:g} times that after {plan.smallest // 2:,}"
-    bounds.append(Bound(f"memory after {counts}", f"{growth:.2f} times", growth <= limit, growth, limit))
     return Result(
         comparisons=[],
         lateness=0.0,
         figures={
             **figures,
             "rows inserted in": f"{filled:.0f} s",
-            "memory of the worker": " → ".join(f"{size / 2**20:.0f} MiB" for size in memory),
         },
         bounds=bounds,
         raw={"seconds": {due or "none due": dict(times) for due, times in phases.items()}},

@@ -67,7 +67,9 @@ async def measure(plan: HitPlan, progress: Progress) -> Result:
     """Measure both systems in rounds; the medians of the ratios are judged."""
     task = progress.add_task("Starting", total=plan.rounds + 1)
     rounds: list[tuple[_Round, _Round]] = []
-    async with authenticated_server(plan.database, 0.0, has_quotas=False, WORKERS="1") as server:
+    async with authenticated_server(
+        plan.database, 0.0, has_quotas=False, WORKERS="1", METRICS_ADDRESS="127.0.0.1:0"
+    ) as server:
         load = _load(server, plan.seconds)
         response: Any = await server.calls[0].send()
         with running_no_op(response.ByteSize()) as (address, process), load_generator() as generator:

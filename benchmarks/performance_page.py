@@ -20,6 +20,12 @@ This page is written by `make bench ARGS=report` from the results of the last ru
 [benchmarks.md](benchmarks.md) describes how each figure is measured. Each figure is compared with a reference that is
 measured in turn with it, in the same run on the same machine, so that the ratios say more than the times. Where a
 figure has rounds, it is their median, and the spread is their smallest and largest value.
+
+Some figures are exact, and tests assert them:
+- the SQL statements of a call, none for a hit, one for a miss, a list and a batch:
+  `tests/integration/storage/test_statement_counts.py`;
+- no RPC for the calls of a provider over three lifetimes of a token, by clients with `WatchCredentials` through
+  google-auth, azure-core and httpx: `tests/end_to_end/test_client_adapters.py`.
 """
 
 
@@ -38,14 +44,15 @@ SECTIONS = (
     Section("Webhooks", ("webhook",)),
     Section("`BatchGetCredentials`", ("batch",)),
     Section("Worker processes", ("workers",)),
-    Section("Growth", ("growth",)),
+    Section("Growth", ("growth", "memory")),
     Section("Invalidation on other replicas", ("invalidation-delay",)),
     Section("`WatchCredentials` and the client library", ("watch", "client")),
     Section("Start, idle memory and idle CPU", ("idle",)),
     Section("Background work", ("unit-costs", "proactive-refresh", "slow-provider")),
     Section("Peers", ("peers",)),
     Section(
-        "Metrics, events and hostile clients", ("metrics-cost", "event-fan-out", "existence-oracle", "hostile-clients")
+        "Metrics, traces, events and hostile clients",
+        ("metrics-cost", "traces", "event-fan-out", "existence-oracle", "hostile-clients"),
     ),
 )
 

@@ -1,6 +1,8 @@
 """The systems under test: servers, their provider and a database, each in its own process, and their integrations."""
 
+import asyncio
 import itertools
+import multiprocessing
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -17,7 +19,7 @@ import grpc.aio
 import psutil
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, select, text
 
 from benchmarks.harness import Call, cpu_seconds_of
 from benchmarks.provider import SCOPES, IssuedGrant, SandboxProcess, running_provider
@@ -28,7 +30,7 @@ from integration_server.providers.http import ProviderHttp
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.ports import NewAccount, NewCredentials, NewIntegration
 from integration_server.settings import Settings
-from integration_server.storage.engine import Database
+from integration_server.storage.engine import Database, open_database
 from integration_server.storage.integrations import SqlIntegrations, new_integration_values
 from integration_server.storage.tables import integrations
 from integration_server.wiring.providers import build_providers
@@ -48,6 +50,7 @@ TROUBLED_TYPE = "troubled"  # the type that is refreshed meanwhile
 _ACCOUNTS_OF_A_USER = 5
 _HEALTHY = 100
 _INSERTED_ROWS = 2_000  # of one statement, which has to end within the server's time limit
+_PART = 10_000  # rows of a transaction
 _WEEK = timedelta(days=7)
 _DEADLINE = 30.0  # seconds for an RPC; far more than any should need
 # Every call is still counted. A benchmark is one caller, which calls as often as its server answers.
@@ -220,8 +223,56 @@ async def seed(
     `lifetime` is the lifetime of the tokens when they were issued; tokens without one are not refreshed proactively.
     """
     grants = await system.provider.issue_grants(integration_type, len(expire_times))
-    settings = Settings.from_environment(system.environment)
-    providers = build_providers(settings, system.environment, ProviderHttp(utc_now, dev_mode=True))
+    await _insert(system.environment, integration_type, grants, expire_times, lifetime, accounts_of_a_user)
+    return await _seeded(system, integration_type)
+
+
+async def _seeded(system: System, integration_type: str) -> Sequence[Seeded]:
+    query = select(integrations.c.integration_id, integrations.c.user_id, integrations.c.access_token_expire_time)
+    async with open_database(system.database_url) as database, database.read_connection() as connection:
+        found = await connection.execute(query.where(integrations.c.integration_type == integration_type))
+    return [Seeded(*row) for row in found]
+
+
+async def seed_many(system: System, integration_type: str, count: int) -> Sequence[Seeded]:
+    """Insert connected integrations from several processes, without triggers. PostgreSQL only.
+
+    Their access tokens are not the provider's, and expire in a week.
+    """
+    context = multiprocessing.get_context("spawn")
+    parts = [
+        (dict(system.environment), integration_type, begin, min(_PART, count - begin))
+        for begin in range(0, count, _PART)
+    ]
+    with context.Pool() as pool:
+        await asyncio.to_thread(pool.starmap, _insert_part, parts, 1)
+    async with open_database(system.database_url) as database, database.write_transaction() as connection:
+        await connection.execute(text("ANALYZE integrations"))
+    return await _seeded(system, integration_type)
+
+
+def _insert_part(environment: Mapping[str, str], integration_type: str, begin: int, count: int) -> None:
+    """Insert integrations with numbers from `begin` on; runs in a process of a pool."""
+    numbers = range(begin, begin + count)
+    grants = [IssuedGrant(f"{integration_type}-{number}", token_urlsafe(32), token_urlsafe(32)) for number in numbers]
+    expire_times = [utc_now() + _WEEK] * count
+    asyncio.run(_insert(environment, integration_type, grants, expire_times, None, first=begin, with_triggers=False))
+
+
+async def _insert(
+    environment: Mapping[str, str],
+    integration_type: str,
+    grants: Sequence[IssuedGrant],
+    expire_times: Sequence[datetime],
+    lifetime: timedelta | None,
+    accounts_of_a_user: int = _ACCOUNTS_OF_A_USER,
+    *,
+    first: int = 0,
+    with_triggers: bool = True,
+) -> None:
+    """Insert an integration for each grant; `first` is the number of the first one."""
+    settings = Settings.from_environment(environment)
+    providers = build_providers(settings, environment, ProviderHttp(utc_now, dev_mode=True))
     async with open_storage(settings) as storage:
         database = storage.database
         schedule = Schedule(settings.refresh_buffer, None, SystemRandom().random)
@@ -241,15 +292,15 @@ async def seed(
                 expire_time,
                 lifetime,
             )
-            for number, (integration_id, grant, expire_time) in enumerate(zip(ids, grants, expire_times, strict=True))
+            for number, (integration_id, grant, expire_time) in enumerate(
+                zip(ids, grants, expire_times, strict=True), first
+            )
         ]
         async with database.write_transaction() as connection:
+            if not with_triggers:
+                await connection.execute(text("SET LOCAL session_replication_role = replica"))
             for begin in range(0, len(rows), _INSERTED_ROWS):
                 await connection.execute(insert(integrations), rows[begin : begin + _INSERTED_ROWS])
-        query = select(integrations.c.integration_id, integrations.c.user_id, integrations.c.access_token_expire_time)
-        async with database.read_connection() as connection:
-            found = await connection.execute(query.where(integrations.c.integration_type == integration_type))
-    return [Seeded(*row) for row in found]
 
 
 async def _reserve_ids(database: Database, number: int) -> Sequence[IntegrationId]:
