@@ -13,15 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import grpc.aio
 import psutil
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from rich.progress import Progress
 
 from benchmarks.harness import Bound, Result
 from benchmarks.system import DatabaseKind, new_database
 from integration_server.storage.schema import migrate
-from tests.end_to_end.commands import wait_until_serving
-from tests.end_to_end.processes import server_environment, started
+from tests.end_to_end.commands import DEADLINE, Command, wait_until_serving
+from tests.end_to_end.processes import free_port, server_environment, started
 
+_RECONNECT_MS = 10
 _SETTLING = 5.0  # seconds after the start that are not measured
 _MAX_START = 0.8  # seconds of CPU
 _MAX_MEMORY = 90  # MB
@@ -41,9 +45,14 @@ class IdlePlan:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One start: seconds until the server serves; and of each worker PSS and RSS in MB, and CPU in ms per second."""
+    """One start; and of each worker PSS and RSS in MB, and CPU in ms per second.
+
+    `wall` is in seconds until all processes serve, `worker_wall` until a worker reports SERVING; `start_cpu` is the CPU
+    until then of that worker and of the supervisor, in seconds.
+    """
 
     wall: float
+    worker_wall: float
     start_cpu: float
     pss: Sequence[float]
     rss: Sequence[float]
@@ -77,6 +86,7 @@ async def measure(plan: IdlePlan, progress: Progress) -> Result:
         lateness=0.0,
         figures={
             "Time from the start of the command until all processes serve": _spread([one.wall for one in rounds], "s"),
+            "Time from the start of the command until a worker serves": _spread([r.worker_wall for r in rounds], "s"),
             "CPU from the first import until a worker serves": _spread([one.start_cpu for one in rounds], "s"),
             "Memory of a worker (PSS)": _spread([value for one in rounds for value in one.pss], "MB"),
             "Memory of a worker, with all that it shares (RSS)": _spread([v for one in rounds for v in one.rss], "MB"),
@@ -99,20 +109,40 @@ def _spread(values: Sequence[float], unit: str) -> str:
 
 
 async def _measure_round(plan: IdlePlan, directory: Path, environment: Mapping[str, str]) -> Round:
+    address = f"127.0.0.1:{free_port()}"
     begin = time.perf_counter()
-    async with started(directory, environment, "serve", forked=False) as command:
+    async with started(directory, {**environment, "GRPC_ADDRESS": address}, "serve", forked=False) as command:
+        start_cpu = await _cpu_until_serving(command, address)
+        worker_wall = time.perf_counter() - begin
         await wait_until_serving(command)
         wall = time.perf_counter() - begin
         workers = [psutil.Process(pid) for name, pid in command.serving["pids"].items() if name.startswith("server")]
-        # A worker is a fork of the supervisor, which has imported for it.
-        start_cpu = _cpu(psutil.Process(command.process.pid)) + _cpu(workers[0])
         await asyncio.sleep(_SETTLING)
         before, begin = [_cpu(worker) for worker in workers], time.perf_counter()
         await asyncio.sleep(plan.seconds)
         passed = time.perf_counter() - begin
         cpu = [1000 * (_cpu(worker) - first) / passed for worker, first in zip(workers, before, strict=True)]
         memory = [_memory(worker.pid) for worker in workers]
-    return Round(wall, start_cpu, [one["Pss:"] for one in memory], [one["Rss:"] for one in memory], cpu)
+    return Round(wall, worker_wall, start_cpu, [one["Pss:"] for one in memory], [one["Rss:"] for one in memory], cpu)
+
+
+async def _cpu_until_serving(command: Command, address: str) -> float:
+    """Wait until a worker reports SERVING; the CPU of this worker and of the supervisor until then.
+
+    The first worker starts alone. It is a fork of the supervisor, which has imported for it.
+    """
+    options = [
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.initial_reconnect_backoff_ms", _RECONNECT_MS),
+        ("grpc.max_reconnect_backoff_ms", _RECONNECT_MS),
+    ]
+    async with grpc.aio.insecure_channel(address, options) as channel, asyncio.timeout(DEADLINE):
+        async for response in HealthStub(channel).Watch(HealthCheckRequest(), wait_for_ready=True):
+            if response.status == HealthCheckResponse.SERVING:
+                break
+    supervisor = psutil.Process(command.process.pid)
+    forks = [child for child in supervisor.children() if child.cmdline() == supervisor.cmdline()]
+    return _cpu(supervisor) + max(map(_cpu, forks))
 
 
 def _cpu(process: psutil.Process) -> float:

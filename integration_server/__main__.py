@@ -19,13 +19,15 @@ def _load_commands() -> Callable[[], None]:
         # Libraries import these, if they find them, for programs of their own: a fifteenth of the start, and 6 MB.
         for name in _OF_PROGRAMS:
             sys.modules[name] = None  # type: ignore[assignment]  # docs.python.org/3/reference/import.html: not found
-    try:
-        from integration_server import cli  # noqa: PLC0415 - the server's dependencies may be missing
-    finally:
-        for name in _OF_PROGRAMS:
-            if sys.modules.get(name, sys) is None:
+        try:
+            from integration_server.cli import serving  # noqa: PLC0415
+        finally:
+            for name in _OF_PROGRAMS:
                 del sys.modules[name]
-    return cli.main
+        return serving.main
+    from integration_server.cli import program  # noqa: PLC0415 - the server's dependencies may be missing
+
+    return program.main
 
 
 def main(load_commands: Callable[[], Callable[[], None]] = _load_commands) -> None:

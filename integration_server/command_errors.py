@@ -2,13 +2,12 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import typer
-
-_UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of a click that typer may bring itself
+if TYPE_CHECKING:
+    import typer
 
 
 class CommandFailed(Exception):
@@ -29,22 +28,32 @@ class CommandFailed(Exception):
         if as_json:
             members = {"problems": self.problems, **self.details}
             error = {"message": self.message, **{name: value for name, value in members.items() if value}}
-            typer.echo(json.dumps({"error": error}), err=True)
+            print(json.dumps({"error": error}), file=sys.stderr)
         else:
-            typer.echo("\n  ".join([self.message, *self.problems]), err=True)
+            print("\n  ".join([self.message, *self.problems]), file=sys.stderr)
 
 
-def run_program(program: typer.Typer, arguments: Sequence[str], name: str) -> NoReturn:
-    """Run the command that the arguments name, and end the process with its exit code."""
-    as_json = "--json" in takewhile(lambda argument: argument != "--", arguments)
+def end_with(command: Callable[[], object], *, as_json: bool = False) -> NoReturn:
+    """Run a command, and end the process with the exit code that it returns, or that of its error."""
     try:
-        # Outside its standalone mode, typer raises wrong arguments instead of printing them.
-        code = program(list(arguments), prog_name=name, standalone_mode=not as_json)
-    except CommandFailed as error:
-        failure = error
-    except _UsageError as error:
-        failure = CommandFailed(error.format_message(), exit_code=2)  # type: ignore[attr-defined]  # click's
-    else:
-        sys.exit(code)
-    failure.report(as_json=as_json)
-    sys.exit(failure.exit_code)
+        sys.exit(command())  # type: ignore[arg-type]  # of any type
+    except CommandFailed as failure:
+        failure.report(as_json=as_json)
+        sys.exit(failure.exit_code)
+
+
+def run_program(program: "typer.Typer", arguments: Sequence[str], name: str) -> NoReturn:
+    """Run the command that the arguments name, and end the process with its exit code."""
+    from typer import BadParameter  # noqa: PLC0415  # `serve` runs without it
+
+    usage_error: type[Exception] = BadParameter.__bases__[0]  # of a click that typer may bring itself
+    as_json = "--json" in takewhile(lambda argument: argument != "--", arguments)
+
+    def run() -> object:
+        try:
+            # Outside its standalone mode, typer raises wrong arguments instead of printing them.
+            return program(list(arguments), prog_name=name, standalone_mode=not as_json)
+        except usage_error as error:
+            raise CommandFailed(error.format_message(), exit_code=2) from None  # type: ignore[attr-defined]  # click's
+
+    end_with(run, as_json=as_json)

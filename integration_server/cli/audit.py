@@ -10,15 +10,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from integration_server.cli.shared import (
-    Json,
-    JsonLines,
-    command,
-    confirm,
-    fail,
-    load_settings,
-    open_prepared_storage,
-)
+from integration_server.cli.options import Json, JsonLines
+from integration_server.cli.shared import command, confirm, fail, load_settings, open_prepared_storage
 from integration_server.cli.tables import print_json, print_records, print_result
 from integration_server.domain.audit import OPERATOR, Action, AuditEntry
 from integration_server.setting_types import is_url

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from integration_server.cli.options import Json, JsonLines
 from integration_server.cli.remote import (
     FAILED,
     NOT_AVAILABLE,
@@ -22,7 +23,7 @@ from integration_server.cli.remote import (
     exit_code_of,
     remote_command,
 )
-from integration_server.cli.shared import Json, JsonLines, confirm, fail
+from integration_server.cli.shared import confirm, fail
 from integration_server.cli.tables import (
     counted,
     format_time,

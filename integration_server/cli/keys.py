@@ -8,15 +8,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from integration_server.cli.shared import (
-    Json,
-    JsonLines,
-    command,
-    fail,
-    load_settings,
-    open_prepared_storage,
-    prepare_database,
-)
+from integration_server.cli.options import Json, JsonLines
+from integration_server.cli.shared import command, fail, load_settings, open_prepared_storage, prepare_database
 from integration_server.cli.tables import print_records, print_result
 from integration_server.domain.audit import OPERATOR, Action, AuditEntry
 from integration_server.settings import Settings

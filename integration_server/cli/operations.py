@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from integration_server.cli.shared import Json, JsonLines, command, load_settings
+from integration_server.cli.options import Json, JsonLines
+from integration_server.cli.shared import command, load_settings
 from integration_server.cli.tables import print_records, print_result
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.http import ProviderHttp

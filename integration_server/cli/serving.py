@@ -2,17 +2,18 @@
 
 import asyncio
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from datetime import timedelta
+from typing import NoReturn
 
 import structlog
-import typer
 import uvloop
 
 from integration_server.bootstrap import running_grpc_server
 from integration_server.cli.shared import command, load_settings, prepare_database, report_errors
-from integration_server.command_errors import CommandFailed
+from integration_server.command_errors import CommandFailed, end_with
 from integration_server.lifecycle import freeze_gc, stop_signals
 from integration_server.logs import configure_logging, is_terminal
 from integration_server.observability.listener import LocalSource
@@ -69,7 +70,12 @@ def serve() -> None:
         # The listener of the metrics stops last: it also shows how the others stop.
         listener = _metrics_listener(settings, link, [*worker_names(count), "sidecar"])
         code = Supervisor([*listener, *servers, sidecar], check=check, drain_time=settings.drain).run()
-    raise typer.Exit(code)
+    sys.exit(code)
+
+
+def main() -> NoReturn:
+    """Run `serve`, without options."""
+    end_with(serve)
 
 
 def _check_nothing() -> None:

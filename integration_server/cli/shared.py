@@ -7,9 +7,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from contextlib import asynccontextmanager, suppress
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, ParamSpec
+from typing import Any, NoReturn, ParamSpec
 
-import typer
 import uvloop
 
 from integration_server.command_errors import CommandFailed
@@ -33,9 +32,6 @@ from integration_server.wiring.storage import Storage, open_storage
 from integration_server.wiring.system import utc_now
 
 P = ParamSpec("P")
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON object on each line.")]
 
 
 def command(function: Callable[P, Coroutine[Any, Any, None]], *, exit_code: int = 1) -> Callable[P, None]:
@@ -90,12 +86,12 @@ def fail(message: str, *problems: str, exit_code: int = 1) -> NoReturn:
 def confirm(question: str) -> None:
     """Ask on standard error, and end the command unless the response is yes."""
     # typer's own question prints a space on standard output, which has results only.
-    typer.echo(f"{question} [y/N]: ", nl=False, err=True)
+    print(f"{question} [y/N]: ", end="", file=sys.stderr, flush=True)
     answer = sys.stdin.readline()
     if answer.strip().lower() in {"y", "yes"}:
         return
     if not answer:  # the input has ended, as that of a script has
-        typer.echo(err=True)
+        print(file=sys.stderr)
     fail("Nothing was changed. Confirm with y, or pass --yes.")
 
 

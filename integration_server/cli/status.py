@@ -12,8 +12,8 @@ import typer
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from integration_server.cli.integrations import INTEGRATION_COLUMNS, describe_secrets, integration_row
+from integration_server.cli.options import Json
 from integration_server.cli.remote import FAILED, NOT_AVAILABLE, describe, exit_code_of, remote_command
-from integration_server.cli.shared import Json
 from integration_server.cli.tables import format_table, output_width, print_json, to_json
 from integration_server.client import Integrations, operations
 from integration_server.client.errors import IntegrationsError, PermissionDenied

@@ -15,7 +15,8 @@ import uvloop
 
 import integration_server
 from integration_server.cli.operations import types as list_types_of_server
-from integration_server.cli.shared import Json, JsonLines, fail, report_errors
+from integration_server.cli.options import Json, JsonLines
+from integration_server.cli.shared import fail, report_errors
 from integration_server.cli.tables import print_result
 from integration_server.domain.credentials import AuthMethod
 from integration_server.logs import configure_logging

@@ -5,8 +5,11 @@ A setting with a misspelled name is not read, silently: the server starts with i
 
 import difflib
 import os
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Protocol
 
@@ -54,18 +57,20 @@ def unknown_names(directory: Path, providers: Iterable[HasSettings]) -> Sequence
     for provider in providers:
         known.update(provider.setting_names)
         prefixes.append(f"{provider.integration_type.upper()}_")
+    known_names = _KnownNames(known)
     in_file = dotenv_values(directory / ".env", interpolate=False).keys() - known
     return [
         *(
             UnknownName(name, ".env", meant)
             for name in sorted(in_file)
             # A type in Python may read further names of its own.
-            if (meant := _similar(name, known, _RESEMBLES_IN_FILE)) is not None or not name.startswith(tuple(prefixes))
+            if (meant := known_names.most_similar(name, _RESEMBLES_IN_FILE)) is not None
+            or not name.startswith(tuple(prefixes))
         ),
         *(
             UnknownName(name, "the environment", meant)
             for name in sorted(os.environ.keys() - known - in_file)
-            if (meant := _similar(name, known, _RESEMBLES_IN_ENVIRONMENT)) is not None
+            if (meant := known_names.most_similar(name, _RESEMBLES_IN_ENVIRONMENT)) is not None
         ),
     ][:_MAX_NAMES]
 
@@ -82,13 +87,26 @@ def warn_of_unknown_names(providers: Iterable[HasSettings]) -> None:
         log.warning("unknown_setting", name=unknown.name, source=unknown.source, did_you_mean=unknown.meant)
 
 
-def _similar(name: str, known: Collection[str], cutoff: float) -> str | None:
-    """The name that resembles it most. Only those are compared whose length and letters can reach the cutoff."""
-    name = name.upper()
-    letters = set(name)
-    candidates = []
-    for other in known:
-        max_unmatched = (1.01 - cutoff) * (len(name) + len(other))  # characters
-        if abs(len(name) - len(other)) <= max_unmatched and len(letters.symmetric_difference(other)) <= max_unmatched:
-            candidates.append(other)
-    return next(iter(difflib.get_close_matches(name, candidates, 1, cutoff)), None)
+class _KnownNames:
+    """The names of settings, to find those that resemble another. An environment has hundreds of other names."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._by_length: defaultdict[int, list[tuple[int, str]]] = defaultdict(list)
+        for name in names:
+            self._by_length[len(name)].append((_letters(name), name))
+
+    def most_similar(self, name: str, cutoff: float) -> str | None:
+        """The name that resembles it most. Only those are compared whose length and letters can reach the cutoff."""
+        name = name.upper()
+        letters = _letters(name)
+        candidates = []
+        for length, others in self._by_length.items():
+            max_unmatched = (1.01 - cutoff) * (len(name) + length)  # characters
+            if abs(len(name) - length) <= max_unmatched:
+                candidates += [other for mask, other in others if (letters ^ mask).bit_count() <= max_unmatched]
+        return next(iter(difflib.get_close_matches(name, candidates, 1, cutoff)), None)
+
+
+def _letters(name: str) -> int:
+    """A bit for each letter that the name has. Letters may share one, which only adds candidates."""
+    return reduce(or_, (1 << ord(letter) % 64 for letter in name), 0)

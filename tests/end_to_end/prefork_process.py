@@ -24,7 +24,7 @@ from typing import Any
 
 import uvloop
 
-from integration_server.cli import main as run_command
+from integration_server.cli.program import main as run_command
 from integration_server.providers.built_in import register_built_in
 from integration_server.providers.factory import ProviderFactory
 from tests.end_to_end.variants import VARIANTS, serve

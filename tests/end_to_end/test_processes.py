@@ -103,10 +103,10 @@ def test_the_sidecars_settings_have_no_key_and_its_process_imports_nothing_of_th
                 text=True,
             ).stdout.split()
         )
-        for module in ("integration_server.sidecar_process", "integration_server.cli")
+        for module in ("integration_server.sidecar_process", "integration_server.cli.program")
     }
     assert imported["integration_server.sidecar_process"] & heavy == set()
-    assert heavy <= imported["integration_server.cli"]
+    assert heavy <= imported["integration_server.cli.program"]
 
 
 def read_environment_of(pid: int) -> str:

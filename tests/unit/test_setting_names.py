@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from typer import Exit
 
 from integration_server.cli.shared import command, load_settings
+from integration_server.command_errors import CommandFailed
 from integration_server.storage.schema import SchemaError
 from integration_server.wiring.setting_names import unknown_names, warn_of_unknown_names
 
@@ -106,8 +106,9 @@ def test_a_start_that_fails_names_what_may_be_misspelled(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ENCRYPTION_KEY", raising=False)
     monkeypatch.setenv(name, "secret-value")
-    with pytest.raises(Exit):
+    with pytest.raises(CommandFailed) as failure:
         command(start)()
+    failure.value.report(as_json=False)
     message = capsys.readouterr().err
     assert (name in message) is (meant is not None)
     assert f"did you mean {meant}?" in message or meant is None

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import typer
 
-from integration_server.cli import new_program
+from integration_server.cli.program import new_program
 from integration_server.cli.shared import fail
 from integration_server.command_errors import run_program
 

@@ -60,13 +60,13 @@ import sys
 sys.argv = ["integration_server", *{arguments}]
 from integration_server.__main__ import _load_commands
 _load_commands()
-print(*(name for name in ("click", "rich", "sqlalchemy.orm") if name in sys.modules))
+print(*(name for name in ("click", "rich", "sqlalchemy.orm", "typer") if name in sys.modules))
 import click, rich.text
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("arguments", "found"), [(["serve"], ""), (["serve", "--help"], "click rich")])
+@pytest.mark.parametrize(("arguments", "found"), [(["serve"], ""), (["serve", "--help"], "click rich typer")])
 def test_serve_imports_no_library_that_only_other_commands_need(arguments: list[str], found: str) -> None:
     result = subprocess.run(
         [sys.executable, "-c", LOAD.format(arguments=arguments)],
