@@ -19,11 +19,12 @@ from joserfc.jwk import RSAKey
 
 from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
-from tests.end_to_end.declared_types import CLIENT_ID, CLIENT_SECRET, KEY, Scenario, scenario
+from tests.end_to_end.declared_types import CLIENT_ID, CLIENT_SECRET, Scenario, scenario
 from tests.end_to_end.replicas import wait_until
 from tests.end_to_end.rpc_errors import expect_rpc_error
 from tests.end_to_end.small_server import Received
 from tests.end_to_end.system import query_of
+from tests.rsa_key import RSA_KEY
 
 pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.quick_on("sqlite")]
 
@@ -105,7 +106,7 @@ async def test_other_names_and_a_refresh_under_a_race(tmp_path: Path, shared_dat
 
 
 async def test_a_choice_of_accounts(tmp_path: Path, shared_database_url: str) -> None:
-    public = RSAKey.import_key(KEY.public_key())
+    public = RSAKey.import_key(RSA_KEY.public_key())
     token_url = ""
 
     def is_client(request: Received) -> bool:

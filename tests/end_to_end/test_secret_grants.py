@@ -21,16 +21,17 @@ from joserfc.jwk import RSAKey
 
 from integrations.v1 import integration_pb2
 from tests.end_to_end.authlib_server import LIFETIME, AuthlibServer
-from tests.end_to_end.declared_types import CLIENT_ID, KEY, PEM, Scenario, scenario
+from tests.end_to_end.declared_types import CLIENT_ID, PEM, Scenario, scenario
 from tests.end_to_end.rpc_errors import expect_rpc_error, invalid
 from tests.end_to_end.secret_scanner import assert_no_secrets, dump_rows
 from tests.end_to_end.small_server import Received
 from tests.end_to_end.system import capture_logs
+from tests.rsa_key import RSA_KEY
 
 pytestmark = [pytest.mark.asyncio(loop_scope="function"), pytest.mark.quick_on("sqlite")]
 
-PUBLIC = RSAKey.import_key(KEY.public_key())
-ENCRYPTED_PEM = KEY.private_bytes(
+PUBLIC = RSAKey.import_key(RSA_KEY.public_key())
+ENCRYPTED_PEM = RSA_KEY.private_bytes(
     serialization.Encoding.PEM,
     serialization.PrivateFormat.PKCS8,
     serialization.BestAvailableEncryption(b"a long phrase"),
