@@ -90,7 +90,8 @@ def record_audit(trail: AuditTrail, caller_of: CallerLookup, clock: Clock) -> In
             return behavior
         # A typed method of a provider's API has no path to record.
         is_typed_call = action is Action.CALL and "path" not in method.request_class.DESCRIPTOR.fields_by_name
-        recorder = _Recorder(trail, caller_of, clock, method, action, method.name if is_typed_call else "")
+        details = method.name if is_typed_call else ""
+        recorder = _Recorder(trail, caller_of, clock, method, action, details, method.records_items)
 
         async def respond(request: Message, context: Context) -> Message:
             async with _Audited(recorder, request, context) as audited:
@@ -122,6 +123,7 @@ class _Recorder:
     method: Method
     action: Action
     details: str
+    records_items: bool
 
     async def record(self, entry: AuditEntry) -> None:
         """Wait until an entry is stored, but not for long."""
@@ -156,7 +158,7 @@ class _Audited:
         self._received = 0
 
     async def __aenter__(self) -> Self:
-        if self._recorder.method.records_items:
+        if self._recorder.records_items:
             record_item.set(partial(self._recorder.record_item, self._caller, self._purpose))
         try:
             _require_valid_purpose(self._purpose)
@@ -170,7 +172,7 @@ class _Audited:
             self._record_error(error)
             return
         method, trail = self._recorder.method, self._recorder.trail
-        if method.records_items:
+        if self._recorder.records_items:
             return
         entry = self._entry(_response_outcome(self._response))
         if (source := response_source.get()) is not None:
@@ -186,7 +188,7 @@ class _Audited:
         self._received += len(_field("body", response) or b"")
 
     def _record_error(self, error: BaseException) -> None:
-        if not self._recorder.method.records_items or isinstance(error, Exception):
+        if not self._recorder.records_items or isinstance(error, Exception):
             self._recorder.trail.enqueue(self._entry(error_outcome(error)))
 
     def _entry(self, outcome: str) -> AuditEntry:

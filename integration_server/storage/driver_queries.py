@@ -29,7 +29,7 @@ from sqlalchemy import (
     Table,
     UpdateBase,
 )
-from sqlalchemy.engine import Dialect
+from sqlalchemy.engine import Dialect, Engine
 from sqlalchemy.exc import DBAPIError, MissingGreenlet
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import PoolProxiedConnection
@@ -273,19 +273,17 @@ class DriverQueries:
     @property
     def dialect_name(self) -> str:
         """The name of SQLAlchemy's dialect: `postgresql` or `sqlite`."""
-        return self._readers.dialect.name
+        return self._readers.sync_engine.dialect.name
 
     async def read(self, query: DriverQuery, **parameters: Any) -> Sequence[Values]:  # noqa: ANN401
         """The rows of a query that the driver runs, as it is prepared on the connection."""
-        return await self._run_once(self._readers, query, parameters)
+        return await self._run_once(self._readers.sync_engine, query, parameters)
 
     async def run(self, query: DriverQuery, **parameters: Any) -> Sequence[Values]:  # noqa: ANN401
         """Commit one statement that the driver runs. Returns the rows that it returns."""
-        return await self._run_once(self._autocommit_writers, query, parameters)
+        return await self._run_once(self._autocommit_writers.sync_engine, query, parameters)
 
-    async def _run_once(
-        self, engine: AsyncEngine, query: DriverQuery, parameters: Mapping[str, Any]
-    ) -> Sequence[Values]:
+    async def _run_once(self, engine: Engine, query: DriverQuery, parameters: Mapping[str, Any]) -> Sequence[Values]:
         # As with `_driver_connection`, which is a generator: those cost as much as lending does.
         begin = time.perf_counter()
         with waiting_for_store(), ConnectionErrors():
@@ -306,16 +304,16 @@ class DriverQueries:
             with waiting_for_store(), ConnectionErrors():
                 if self._monitor is not None and _is_closed(self._monitor):
                     await self._return_monitor()
-                lent, self._monitor = self._monitor or await _lend_raw(self._monitors), None
-                async with _GivenBackAfterErrors(self._monitors, lent):
-                    rows = await self._over_driver(self._monitors, lent).run(query, **parameters)
+                lent, self._monitor = self._monitor or await _lend_raw(self._monitors.sync_engine), None
+                async with _GivenBackAfterErrors(self._monitors.sync_engine, lent):
+                    rows = await self._over_driver(self._monitors.sync_engine, lent).run(query, **parameters)
                 self._monitor = lent
                 return rows
 
     @asynccontextmanager
     async def driver_transaction(self) -> AsyncIterator[DriverConnection]:
         """A connection in a transaction whose statements the driver runs; otherwise as `write_transaction`."""
-        async with self._driver_connection(self._writers) as connection:
+        async with self._driver_connection(self._writers.sync_engine) as connection:
             try:
                 await connection.begin()  # after an error the server may have begun it
                 yield connection
@@ -328,7 +326,7 @@ class DriverQueries:
                 raise
 
     @asynccontextmanager
-    async def _driver_connection(self, engine: AsyncEngine) -> AsyncIterator[DriverConnection]:
+    async def _driver_connection(self, engine: Engine) -> AsyncIterator[DriverConnection]:
         begin = time.perf_counter()
         with waiting_for_store(), ConnectionErrors():
             lent = await _lend_raw(engine)
@@ -343,17 +341,17 @@ class DriverQueries:
         for engine in {one.sync_engine for one in (self._readers, self._writers, self._autocommit_writers)}:
             trace_statements(engine, open_span)
 
-    def _over_driver(self, engine: AsyncEngine, lent: PoolProxiedConnection) -> DriverConnection:
+    def _over_driver(self, engine: Engine, lent: PoolProxiedConnection) -> DriverConnection:
         compiled = partial(self._compiled, engine, lent)
         if self.open_span is not None:
             return TracedConnection(lent, compiled, self.open_span, keeps_statements=self._keeps_statements)
         return DriverConnection(lent, compiled, keeps_statements=self._keeps_statements)
 
-    def _compiled(self, engine: AsyncEngine, lent: PoolProxiedConnection, query: DriverQuery) -> CompiledQuery:
+    def _compiled(self, engine: Engine, lent: PoolProxiedConnection, query: DriverQuery) -> CompiledQuery:
         compiled = self._driver_queries.get(query)
         if compiled is None:
             compiled = self._driver_queries[query] = CompiledQuery(query, engine.dialect)
-        if listeners := engine.sync_engine.dispatch.before_cursor_execute:
+        if listeners := engine.dispatch.before_cursor_execute:
             listeners(lent, None, compiled.sql, (), None, False)
         return compiled
 
@@ -374,7 +372,7 @@ class DriverQueries:
         """Give the monitoring connection back to its pool."""
         lent, self._monitor = self._monitor, None
         if lent is not None:
-            await _return_raw(self._monitors, lent)
+            await _return_raw(self._monitors.sync_engine, lent)
 
 
 def _is_closed(lent: PoolProxiedConnection) -> bool:
@@ -388,7 +386,7 @@ class _GivenBackAfterErrors:
 
     __slots__ = ("_engine", "_lent")
 
-    def __init__(self, engine: AsyncEngine, lent: PoolProxiedConnection) -> None:
+    def __init__(self, engine: Engine, lent: PoolProxiedConnection) -> None:
         self._engine = engine
         self._lent = lent
 
@@ -410,20 +408,20 @@ class _TransactionNotEnded(Exception):
     """A transaction could not be rolled back: its connection is closed."""
 
 
-async def _lend_raw(engine: AsyncEngine) -> PoolProxiedConnection:
+async def _lend_raw(engine: Engine) -> PoolProxiedConnection:
     """A connection of the pool. A greenlet costs more than the pool does, and is needed only to wait."""
-    pool = engine.sync_engine.pool
+    pool = engine.pool
     if isinstance(pool, KeepingPool) and (kept := pool.take_kept()) is not None:
         return kept
     if not _waits_for_thread(engine):
         with suppress(MissingGreenlet):  # no connection is free, or it was closed
-            return engine.sync_engine.raw_connection()
-    return await engine.raw_connection()
+            return engine.raw_connection()
+    return await greenlet_spawn(engine.raw_connection)
 
 
-async def _return_raw(engine: AsyncEngine, lent: PoolProxiedConnection) -> None:
+async def _return_raw(engine: Engine, lent: PoolProxiedConnection) -> None:
     """Return a connection without a transaction, for which nothing has to be rolled back."""
-    pool = engine.sync_engine.pool
+    pool = engine.pool
     if isinstance(pool, KeepingPool):
         pool.keep(lent)
     elif _waits_for_thread(engine):
@@ -432,7 +430,7 @@ async def _return_raw(engine: AsyncEngine, lent: PoolProxiedConnection) -> None:
         lent.close()
 
 
-def _waits_for_thread(engine: AsyncEngine) -> bool:
+def _waits_for_thread(engine: Engine) -> bool:
     return engine.dialect.name == "sqlite"
 
 
