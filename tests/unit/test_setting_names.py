@@ -77,9 +77,7 @@ def test_without_a_file_nothing_is_reported_of_it(tmp_path: Path) -> None:
     assert not [unknown for unknown in unknown_names(tmp_path, PROVIDERS) if unknown.source == ".env"]
 
 
-def test_a_slip_is_reported_however_many_other_names_there_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slip_is_reported_however_many_other_names_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".env").write_text("".join(f"ACME{number}_CLIENT_ID=x\n" for number in range(30)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ENCRYPTON_KEY", "secret-value")
