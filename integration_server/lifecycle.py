@@ -55,19 +55,20 @@ def cap_to_fd_limit(connections: int, share: float, *, setting: str) -> int:
     return allowed
 
 
-_NEW_OBJECTS = 25_000  # until a collection: ten megabytes, if all of them are garbage in cycles
+# New objects until a collection of them, and collections until one of all objects that survived the last few. A scan
+# takes a millisecond for some ten thousand objects, so that the second kind takes some five milliseconds.
+_GC_THRESHOLDS = (10_000, 4)
 
 
 def freeze_gc() -> None:
     """Exclude the objects that exist after the start from garbage collection: they live until the end.
 
     A scan of them takes tens of milliseconds, during which the server does not respond. Later collections are rarer
-    than Python's: what caches and streams hold is scanned fewer times, and a scan of the new objects takes some
-    milliseconds.
+    than Python's, so that what caches and streams hold is scanned fewer times.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_NEW_OBJECTS)
+    gc.set_threshold(*_GC_THRESHOLDS)
 
 
 class AddressTaken(Exception):

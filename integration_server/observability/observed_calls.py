@@ -42,7 +42,8 @@ HEXADECIMAL = re.compile(r"[0-9a-f][0-9a-f-]{0,63}")
 """The form of most ids. No format of a secret is that plain, so that redaction need not look at them."""
 
 _TRACEPARENT = re.compile(
-    r"(?!ff)[0-9a-f]{2}-(?P<ids>(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(?:-.*)?",
+    # Version ff is invalid, and later ones than 00 may add to it: §3.2.2.1 and §4.3.
+    r"(?!ff|00.{54})[0-9a-f]{2}-(?P<ids>(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(?:-.*)?",
     re.ASCII,
 )
 

@@ -6,13 +6,14 @@ traces (docs/decisions/0017-traces.md).
 
 import http.client
 import os
+import re
 import threading
 import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 from urllib.parse import unquote
 
 import structlog
@@ -36,6 +37,8 @@ _ACCEPTED = 2  # hundred
 _RETRYABLE = frozenset({429, 502, 503, 504})  # opentelemetry.io/docs/specs/otlp/#otlphttp-response
 _KNOWN_ATTRIBUTES = 1024
 _HEADERS_VARIABLE = "OTEL_EXPORTER_OTLP_HEADERS"  # opentelemetry.io/docs/specs/otel/protocol/exporter
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")  # RFC 9110 §5.6.2
+_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # RFC 9110 §5.5
 
 _KINDS: "Mapping[Kind, pb.Span.SpanKind.ValueType]" = {
     "server": pb.Span.SPAN_KIND_SERVER,
@@ -46,22 +49,33 @@ _HAS_IS_REMOTE = pb.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
 _IS_REMOTE = pb.SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK
 
 Post: TypeAlias = Callable[[bytes], int]
-"""Sends a message to the collector, and returns the status of its response. Raises `OSError`, `HTTPException`."""
+"""Sends a message to the collector, and returns the status of its response.
+
+Raises `OSError`, `HTTPException`, or `ValueError` for what cannot be sent, such as a host with an empty label.
+"""
 
 log = structlog.get_logger()
 
 
-def post_to(endpoint: str) -> Post:
-    """Posts messages to an endpoint, from any thread."""
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect is the response: what it names would get the headers, which have keys, in a GET without the spans."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:  # noqa: ANN401  # as urllib declares it
+        """Follow no redirect."""
+
+
+def post_to(endpoint: str, *, follows_redirects: bool = False) -> Post:
+    """Posts messages to an endpoint, from any thread. `follows_redirects` is for negative controls."""
     headers = {"content-type": "application/x-protobuf", **_given_headers(os.environ.get(_HEADERS_VARIABLE, ""))}
-    return partial(_post, endpoint, headers)
+    opener = urllib.request.build_opener(*(() if follows_redirects else (_NoRedirects,)))
+    return partial(_post, opener, endpoint, headers)
 
 
-def _post(endpoint: str, headers: Mapping[str, str], content: bytes) -> int:
+def _post(opener: urllib.request.OpenerDirector, endpoint: str, headers: Mapping[str, str], content: bytes) -> int:
     # One connection for up to 512 spans. The settings take http and https only.
     request = urllib.request.Request(endpoint, content, dict(headers))  # noqa: S310
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:  # noqa: S310  # nosec B310
+        with opener.open(request, timeout=_TIMEOUT) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
         error.close()
@@ -134,7 +148,7 @@ class OtlpExporter:
         """Post a message. Returns the status, or the class of the error; None if the collector has accepted it."""
         try:
             status = self._post(content)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             return type(error).__name__
         return None if status // 100 == _ACCEPTED else status
 
@@ -171,6 +185,10 @@ def _attribute(name: str, value: str | int) -> KeyValue:
 
 
 def _given_headers(text: str) -> Mapping[str, str]:
-    """The headers of the usual variable: `name=value,name=value`, percent-encoded."""
+    """The headers of the usual variable: `name=value,name=value`, percent-encoded, without those that HTTP forbids."""
     entries = (entry.partition("=") for entry in text.split(",") if "=" in entry)
-    return {unquote(name).strip().lower(): unquote(value).strip() for name, _, value in entries}
+    headers = {unquote(name).strip().lower(): unquote(value).strip() for name, _, value in entries}
+    valid = {name: value for name, value in headers.items() if _NAME.fullmatch(name) and _VALUE.fullmatch(value)}
+    if len(valid) < len(headers):  # not which ones: their values are keys
+        log.warning("traces_headers_invalid", variable=_HEADERS_VARIABLE, headers=len(headers) - len(valid))
+    return valid

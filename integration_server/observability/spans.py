@@ -1,6 +1,6 @@
 """Spans, as the parts of the server see them: functions that open one, which are passed on where traces are on.
 
-The library behind them is imported by `tracing.py` only, and that only where traces are on.
+`tracing.py` makes them and `otlp.py` exports them. Both are imported only where traces are on.
 """
 
 from collections.abc import Callable, Mapping

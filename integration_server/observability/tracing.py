@@ -57,7 +57,7 @@ class RecordedSpan:
 _current: ContextVar[RecordedSpan | None] = ContextVar("span", default=None)
 
 
-class _Unrecorded:
+class _UnrecordedSpan:
     def set(self, name: str, value: str | int) -> None:
         """Nobody asks."""
 
@@ -65,11 +65,11 @@ class _Unrecorded:
         """Nobody asks."""
 
 
-_UNRECORDED = nullcontext(_Unrecorded())
+_UNRECORDED = nullcontext(_UnrecordedSpan())
 
 
 @dataclass(slots=True, eq=False)
-class _Opened:
+class _SpanScope:
     """Opens a span for a block. A generator as a context manager takes twice the time."""
 
     span: RecordedSpan
@@ -110,7 +110,7 @@ class SpanTracing:
 
     def root(self, name: str, attributes: Attributes) -> AbstractContextManager[Span]:
         """A span of work that nobody asked for, with a trace of its own."""
-        return _Opened(self._first(name, "internal", attributes), self._record)
+        return _SpanScope(self._first(name, "internal", attributes), self._record)
 
     def client(self, name: str, attributes: Attributes) -> AbstractContextManager[Span]:
         """A span of a request to another system, if what asks for it is traced."""
@@ -128,7 +128,7 @@ class SpanTracing:
             attributes=dict(attributes),
             begin=time.time_ns(),
         )
-        return _Opened(span, self._record)
+        return _SpanScope(span, self._record)
 
     def begin(self, name: str, attributes: Attributes, traceparent: str) -> str:
         """Begin the span of a call in the call's own task; it continues the caller's trace. Returns its traceparent."""

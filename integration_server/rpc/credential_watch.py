@@ -143,7 +143,7 @@ class CredentialWatch:
     @asynccontextmanager
     async def _stream(
         self,
-        watching: "_Watching",
+        watching: "_WatchRequest",
         changes: WatchedChanges,
         failed: Collection[IntegrationId],
     ) -> AsyncIterator["_Stream"]:
@@ -168,7 +168,7 @@ _News = tuple[IntegrationId, SharedOutcome]
 
 
 @dataclass(frozen=True, slots=True)
-class _Watching:
+class _WatchRequest:
     """What a stream asks for: integrations of a user, or of any, with this lifetime and these scopes.
 
     It makes the requests when they are read: a stream has thousands.
@@ -246,7 +246,7 @@ class _Stream:
 
     def __init__(
         self,
-        watching: _Watching,
+        watching: _WatchRequest,
         changes: WatchedChanges,
         failed: Collection[IntegrationId],
         credentials: CredentialService,
@@ -447,7 +447,7 @@ def _split_cursor(text: str) -> tuple[str, Collection[IntegrationId]]:
         return "", ()
 
 
-def _decode(request: pb.WatchCredentialsRequest) -> _Watching:
+def _decode(request: pb.WatchCredentialsRequest) -> _WatchRequest:
     """Return what the stream asks for, with each integration once."""
     if not request.integration_ids:
         raise InvalidField("integration_ids", "is required")
@@ -461,4 +461,4 @@ def _decode(request: pb.WatchCredentialsRequest) -> _Watching:
             ids[mapping.decode_integration_id(number)] = None
         except InvalidField as error:
             raise InvalidField(f"integration_ids[{index}]", error.problem) from None
-    return _Watching(ids.keys(), user_id, min_ttl, scopes)
+    return _WatchRequest(ids.keys(), user_id, min_ttl, scopes)

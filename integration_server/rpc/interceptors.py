@@ -218,8 +218,8 @@ def enforce_quota(caller_of: CallerLookup, rate: CallRate, *, concurrency: int) 
     """
     quota = CallQuota(rate, concurrency=concurrency)
 
-    def slot(request: Any, context: Context) -> _Slot:  # noqa: ANN401  # a message or a stream
-        return _Slot(quota, caller_of(context), request)
+    def slot(request: Any, context: Context) -> _QuotaSlot:  # noqa: ANN401  # a message or a stream
+        return _QuotaSlot(quota, caller_of(context), request)
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
         is_exempt = method.permission is Permission.HEALTH and not method.streams_responses
@@ -228,7 +228,7 @@ def enforce_quota(caller_of: CallerLookup, rate: CallRate, *, concurrency: int) 
     return wrap
 
 
-class _Slot:
+class _QuotaSlot:
     """A call of a caller within its quota."""
 
     def __init__(self, quota: CallQuota, caller: str, request: Any) -> None:  # noqa: ANN401  # as `slot`

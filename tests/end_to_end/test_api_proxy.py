@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -144,9 +144,20 @@ async def test_calls_are_delayed_and_do_not_fail_while_a_provider_responds_429(t
         ids = {user: await connect_with_key(on.clients, user) for user in users}
         on.api.rejects_until = time.monotonic() + 2
         begin = time.monotonic()
-        calls = [
-            on.clients.service.CallProvider(call(ids[user], user), timeout=60) for user in users for _ in range(30)
-        ]
+
+        def start(count: int) -> Sequence[Awaitable[pb.CallProviderResponse]]:
+            return [
+                on.clients.service.CallProvider(call(ids[user], user), timeout=60)
+                for user in users
+                for _ in range(count)
+            ]
+
+        async def is_rejected() -> bool:
+            return bool(on.api.rejection_times)
+
+        first = start(10)
+        await wait_until(is_rejected)
+        calls = [*first, *start(20)]
         responses = await asyncio.gather(*calls)
         late = time.monotonic() - begin
         print(f"{len(responses)} calls done after {late:.1f} s; turned away: {len(on.api.rejection_times)}")

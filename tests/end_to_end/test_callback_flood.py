@@ -207,7 +207,8 @@ async def test_negative_control_a_lookup_before_decryption_costs_a_round_trip_pe
         with count_round_trips() as round_trips:
             assert await send_rpc_flood(clients, states) == {grpc.StatusCode.INVALID_ARGUMENT: FLOOD}
         ciphertext = [state for state in states if _is_base64url(state)]
-        assert round_trips["statement"] == round_trips["loan"] == len(ciphertext)
+        assert round_trips["statement"] == len(ciphertext)
+        assert round_trips["loan"] >= 1  # a connection stays lent from one statement to the next
         assert len(ciphertext) > FLOOD / 2
 
 

@@ -3,10 +3,11 @@
 import asyncio
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -44,10 +45,16 @@ class Installation:
     user: RestUser = field(repr=False)
 
 
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """A folder on the disk: a confined process has a /dev/shm of its own, so that of `tmp_path` is not in it."""
+    with TemporaryDirectory(prefix="compose-") as folder:
+        yield Path(folder)
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def installation(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Installation]:
+async def installation(folder: Path) -> AsyncIterator[Installation]:
     """All services, with a provider on this machine: for it the servers are in dev mode."""
-    folder = tmp_path_factory.mktemp("compose")
     compose_secrets.write(folder)
     sandbox, client_secret = Sandbox(), secrets.token_urlsafe(32)
     sandbox.register_client(CLIENT_ID, client_secret, [APP_CALLBACK])
@@ -126,10 +133,10 @@ async def test_the_servers_run_without_rights_on_a_read_only_file_system(install
             assert_confined(process)
 
 
-async def test_negative_control_elsewhere_a_confined_process_cannot_write(tmp_path: Path) -> None:
+async def test_negative_control_elsewhere_a_confined_process_cannot_write(folder: Path) -> None:
     if not can_confine():
         pytest.skip(NOT_CONFINED)
-    volume, elsewhere = tmp_path / "volume", tmp_path / "elsewhere"
+    volume, elsewhere = folder / "volume", folder / "elsewhere"
     volume.mkdir()
     elsewhere.mkdir()
     elsewhere.chmod(0o777)

@@ -6,6 +6,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 
 import pytest
+from structlog.testing import capture_logs
 
 from integration_server.observability.otlp import post_to
 
@@ -13,22 +14,29 @@ Received = list[tuple[str, Mapping[str, str], bytes]]
 
 
 @contextmanager
-def collector(status: int) -> Iterator[tuple[str, Received]]:
-    """A collector; yields its endpoint, and the paths, headers and bodies of the requests to it."""
+def collector(status: int, location: str = "") -> Iterator[tuple[str, Received]]:
+    """A collector; yields its endpoint, and the paths, headers and bodies of the requests to it.
+
+    Its responses have a `location`.
+    """
     received: Received = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
+            body = self.rfile.read(int(self.headers["Content-Length"] or 0))
             received.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
             self.send_response(status)
+            if location:
+                self.send_header("Location", location)
             self.end_headers()
+
+        do_GET = do_POST  # noqa: N815  # the name of the base class
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the name of the base class
             """Nothing is logged."""
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever)
+        thread = Thread(target=server.serve_forever, args=[0.01])  # seconds between two looks for the end
         thread.start()
         try:
             yield f"http://127.0.0.1:{server.server_port}/v1/traces", received
@@ -58,3 +66,44 @@ def test_a_collector_that_is_away_raises_an_error() -> None:
         pass
     with pytest.raises(OSError, match="refused"):
         post_to(endpoint)(b"")
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "api-key=secret")
+    with collector(200) as (other, stolen), collector(status, other) as (endpoint, received):
+        assert post_to(endpoint)(b"spans") == status
+    assert (len(received), stolen) == (1, [])
+
+
+@pytest.mark.parametrize("status", [301, 302, 303])
+def test_negative_control_a_redirect_that_is_followed_gets_the_keys_and_loses_the_spans(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "api-key=secret")
+    with collector(200) as (other, stolen), collector(status, other) as (endpoint, _):
+        assert post_to(endpoint, follows_redirects=True)(b"spans") == 200
+    ((_, headers, body),) = stolen
+    assert (headers["api-key"], body) == ("secret", b"")
+
+
+@pytest.mark.parametrize("given", ["api-key=a%0Ab", "api-key=a%00", "api-key=%E2%82%AC", "api%20key=secret", "=secret"])
+def test_headers_that_http_forbids_are_left_out_and_not_quoted(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"{given},x-tenant=%C3%A9")
+    with collector(200) as (endpoint, received), capture_logs() as lines:
+        assert post_to(endpoint)(b"spans") == 200
+    ((_, headers, _),) = received
+    assert ("api-key" in headers, headers["x-tenant"]) == (False, "\xe9")
+    assert lines == [
+        {
+            "event": "traces_headers_invalid",
+            "variable": "OTEL_EXPORTER_OTLP_HEADERS",
+            "headers": 1,
+            "log_level": "warning",
+        }
+    ]
+
+
+def test_a_host_that_is_no_name_raises_an_error_that_the_exporter_expects() -> None:
+    with pytest.raises((OSError, ValueError)):
+        post_to("http://collector..invalid:4318/v1/traces")(b"")

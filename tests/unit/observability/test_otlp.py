@@ -145,7 +145,11 @@ def test_few_spans_are_sent_after_the_interval() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [429, 502, 503, 504, ConnectionRefusedError("no"), TimeoutError("late"), RemoteDisconnected("no")]
+    "answer",
+    [
+        *(429, 502, 503, 504),
+        *(ConnectionRefusedError("no"), TimeoutError("late"), RemoteDisconnected("no"), UnicodeError("no host")),
+    ],
 )
 def test_a_batch_is_sent_again_once_after_a_failure_that_may_pass(answer: int | Exception) -> None:
     collector = Collector(answer, 200)
