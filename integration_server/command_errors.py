@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     import typer
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
+
 
 class CommandFailed(Exception):
     """A command ends without a result: `message`, the single `problems`, and the exit code.
@@ -40,6 +43,8 @@ def end_with(command: Callable[[], object], *, as_json: bool = False) -> NoRetur
     except CommandFailed as failure:
         failure.report(as_json=as_json)
         sys.exit(failure.exit_code)
+    except KeyboardInterrupt:  # of `serve`, before it waits for the signal; typer handles that of other commands
+        sys.exit(INTERRUPTED)
 
 
 def run_program(program: "typer.Typer", arguments: Sequence[str], name: str) -> NoReturn:

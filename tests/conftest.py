@@ -24,7 +24,7 @@ from tests.postgres import memory_folder
 
 # The folders of `tmp_path` are in memory where there is some: SQLite waits for the disk at each commit, and the tests
 # of all workers wait for each other there. pytest reads the variable when it makes the first folder.
-if (_memory := memory_folder()) is not None:
+if (_memory := memory_folder(for_programs=True)) is not None:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_memory))
 
 # A test must not fail because the machine is slow, nor at hypothesis' own time limits.

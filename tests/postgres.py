@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import shutil
 import subprocess
 import tempfile
@@ -83,10 +84,17 @@ class PostgresServer:
             await connection.close()
 
 
-def memory_folder() -> Path | None:
-    """A folder in memory, where no commit waits for a disk; None without one, or without enough space."""
+def memory_folder(*, for_programs: bool = False) -> Path | None:
+    """A folder in memory, where no commit waits for a disk; None without one, or without enough space.
+
+    Docker mounts it so that programs in it cannot be run: then it is none `for_programs`.
+    """
     memory = Path("/dev/shm")  # noqa: S108 - for a folder of our own in it
-    return memory if memory.is_dir() and shutil.disk_usage(memory).free > _MIN_FREE_BYTES else None
+    if not memory.is_dir() or not os.access(memory, os.W_OK | os.X_OK):
+        return None
+    if for_programs and os.statvfs(memory).f_flag & os.ST_NOEXEC:
+        return None
+    return memory if shutil.disk_usage(memory).free > _MIN_FREE_BYTES else None
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from integration_server.client import Integrations
 from integration_server.client.configuration import ConfigurationError
 from integration_server.client.errors import IntegrationsError
 from integration_server.client.hooks import CallHook
-from integration_server.command_errors import CommandFailed
+from integration_server.command_errors import INTERRUPTED, CommandFailed
 from integration_server.text_escaping import escape
 
 P = ParamSpec("P")
@@ -28,7 +28,6 @@ P = ParamSpec("P")
 FAILED = 1
 WRONG_USE = 2
 NOT_AVAILABLE = 3
-_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 _DEFAULT_ADDRESS = "127.0.0.1:50051"
 """Where a server listens by default; that of `make run`."""
@@ -79,7 +78,7 @@ def remote_command(
             text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             fail(escape(text), exit_code=WRONG_USE)
         except KeyboardInterrupt:
-            raise typer.Exit(_INTERRUPTED) from None
+            raise typer.Exit(INTERRUPTED) from None
 
     options = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(name))

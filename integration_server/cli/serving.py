@@ -33,9 +33,12 @@ from integration_server.wiring.workers import Worker, claimed_port, explain_work
 # Above what a stop takes: the sidecar gives requests in progress 5 seconds, the server calls SHUTDOWN_GRACE_SECONDS.
 _STOP_MARGIN = timedelta(seconds=30)
 
-# The environment of the sidecar's process: what Python needs, and no setting.
-_SIDECAR_VARIABLES = frozenset({"HOME", "LANG", "PATH", "TMPDIR", "TZ", "VIRTUAL_ENV"})
-_SIDECAR_VARIABLE_PREFIXES = ("LC_", "PYTHON")
+# The environment of the sidecar's process, and of the metrics listener's: what Python needs, and no setting.
+_PYTHON_VARIABLES = frozenset({"HOME", "LANG", "PATH", "TMPDIR", "TZ", "VIRTUAL_ENV"})
+_PYTHON_VARIABLE_PREFIXES = ("LC_", "PYTHON")
+
+# What exporting spans reads besides. The headers may have a key of the collector, which accepts spans with it.
+_TRACES_VARIABLES = frozenset({"OTEL_EXPORTER_OTLP_HEADERS", "SSL_CERT_DIR", "SSL_CERT_FILE"})
 
 
 @report_errors
@@ -54,7 +57,10 @@ def serve() -> None:
         servers = [_server(settings, environment, link.of_worker(worker.number), worker) for worker in workers]
         sidecar = ChildSpec(
             "sidecar",
-            execute("integration_server.sidecar_process", _sidecar_environment(os.environ)),
+            execute(
+                "integration_server.sidecar_process",
+                program_environment(os.environ, exports_traces=settings.traces_endpoint is not None),
+            ),
             _STOP_MARGIN,
             reports=["sidecar"],
             config={
@@ -103,7 +109,7 @@ def _metrics_listener(settings: Settings, link: SidecarLink, names: Sequence[str
     return [
         ChildSpec(
             "metrics",
-            execute("integration_server.metrics_process", _sidecar_environment(os.environ)),
+            execute("integration_server.metrics_process", program_environment(os.environ)),
             _STOP_MARGIN,
             reports=["metrics"],
             config={
@@ -117,11 +123,13 @@ def _metrics_listener(settings: Settings, link: SidecarLink, names: Sequence[str
     ]
 
 
-def _sidecar_environment(environment: Mapping[str, str]) -> Mapping[str, str]:
+def program_environment(environment: Mapping[str, str], *, exports_traces: bool = False) -> Mapping[str, str]:
+    """The environment of a process that must not have the server's: without settings and secrets."""
+    names = _PYTHON_VARIABLES | _TRACES_VARIABLES if exports_traces else _PYTHON_VARIABLES
     return {
         name: value
         for name, value in environment.items()
-        if name in _SIDECAR_VARIABLES or name.startswith(_SIDECAR_VARIABLE_PREFIXES)
+        if name in names or name.startswith(_PYTHON_VARIABLE_PREFIXES)
     }
 
 

@@ -63,6 +63,8 @@ def report_errors(function: Callable[P, None], *, exit_code: int = 1) -> Callabl
             end("Invalid providers:", *error.problems)
         except InvalidFile as error:
             end("Invalid files of authentication and authorization:", *error.problems)
+        except BrokenPipeError:
+            raise  # the reader of the output has ended, as `head` does: typer ends quietly
         except OSError as error:
             end(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         except StoreUnavailable as error:

@@ -51,7 +51,10 @@ class UnknownName:
 
 
 def unknown_names(directory: Path, providers: Iterable[HasSettings]) -> Sequence[UnknownName]:
-    """The names in `.env` of a directory that are no setting, and those in the environment that resemble one."""
+    """The names in `.env` of a directory that are no setting, and those in the environment that resemble one.
+
+    At most 20, first those that resemble a setting. Raises `OSError` if the file cannot be read.
+    """
     known = {field.alias or name.upper() for name, field in Settings.model_fields.items()}
     prefixes = []
     for provider in providers:
@@ -59,7 +62,7 @@ def unknown_names(directory: Path, providers: Iterable[HasSettings]) -> Sequence
         prefixes.append(f"{provider.integration_type.upper()}_")
     known_names = _KnownNames(known)
     in_file = dotenv_values(directory / ".env", interpolate=False).keys() - known
-    return [
+    found = [
         *(
             UnknownName(name, ".env", meant)
             for name in sorted(in_file)
@@ -72,12 +75,16 @@ def unknown_names(directory: Path, providers: Iterable[HasSettings]) -> Sequence
             for name in sorted(os.environ.keys() - known - in_file)
             if (meant := known_names.most_similar(name, _RESEMBLES_IN_ENVIRONMENT)) is not None
         ),
-    ][:_MAX_NAMES]
+    ]
+    return sorted(found, key=lambda unknown: unknown.meant is None)[:_MAX_NAMES]
 
 
 def misspelled_names() -> Sequence[str]:
     """What to say, after a failure, of names that resemble a setting of the server: one of them may be its cause."""
-    return [str(unknown) for unknown in unknown_names(Path.cwd(), ()) if unknown.meant]
+    try:
+        return [str(unknown) for unknown in unknown_names(Path.cwd(), ()) if unknown.meant]
+    except OSError:  # of .env, which may be the failure itself
+        return []
 
 
 def warn_of_unknown_names(providers: Iterable[HasSettings]) -> None:

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from integration_server.cli.shared import command, load_settings
 from integration_server.command_errors import CommandFailed
 from integration_server.storage.schema import SchemaError
-from integration_server.wiring.setting_names import unknown_names, warn_of_unknown_names
+from integration_server.wiring.setting_names import misspelled_names, unknown_names, warn_of_unknown_names
 
 
 class GoogleCalendar:
@@ -75,6 +75,21 @@ def test_a_name_of_a_type_that_only_its_code_knows_is_not_reported(tmp_path: Pat
 
 def test_without_a_file_nothing_is_reported_of_it(tmp_path: Path) -> None:
     assert not [unknown for unknown in unknown_names(tmp_path, PROVIDERS) if unknown.source == ".env"]
+
+
+def test_a_slip_is_reported_however_many_other_names_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text("".join(f"ACME{number}_CLIENT_ID=x\n" for number in range(30)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ENCRYPTON_KEY", "secret-value")
+    assert [name.split()[0] for name in misspelled_names()] == ["ENCRYPTON_KEY"]
+    assert len(unknown_names(tmp_path, ())) == 20
+
+
+def test_a_file_that_cannot_be_read_is_the_only_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").symlink_to("/proc/self/mem")  # can be opened, but not read, also by root
+    with pytest.raises(CommandFailed, match="Input/output error"):
+        command(_start_without_its_key)()
 
 
 async def _start_without_its_key() -> None:

@@ -1,5 +1,6 @@
 """`--json` on every command of the tree, also when a command is called wrongly."""
 
+import errno
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 import typer
 
 from integration_server.cli.program import new_program
-from integration_server.cli.shared import fail
+from integration_server.cli.shared import fail, report_errors
 from integration_server.command_errors import run_program
 
 WITHOUT_RESULT = {
@@ -65,6 +66,18 @@ def test_an_option_before_the_subcommand_is_refused(capsys: pytest.CaptureFixtur
     code, out, err = run(["types", "--json", "schema"], capsys)
     assert (code, out) == (2, "")
     assert "belongs after schema" in json.loads(err)["error"]["message"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_a_reader_that_ends_early_is_no_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    program = typer.Typer(add_completion=False)
+
+    @program.command()
+    @report_errors
+    def _print(_as_json: bool = typer.Option(False, "--json")) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    assert run(arguments, capsys, program) == (1, "", "")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"], ["--", "--json"]])
