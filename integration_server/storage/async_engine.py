@@ -92,10 +92,6 @@ class AsyncEngine:
             stack.push_async_exit(partial(greenlet_spawn, transaction.__exit__))
             yield connection
 
-    async def raw_connection(self) -> PoolProxiedConnection:
-        """A connection of the driver, lent by the pool."""
-        return await greenlet_spawn(self.sync_engine.raw_connection)
-
     async def dispose(self) -> None:
         """Close the connections that are not lent."""
         await greenlet_spawn(self.sync_engine.dispose)
