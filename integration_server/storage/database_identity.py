@@ -30,9 +30,12 @@ _STANDBY_SQLSTATE = "55000"  # recovery is in progress: its timeline is not know
 
 
 async def read_database_id(database: Database) -> str:
-    """The identity of the database that the connection leads to; never empty. Raises `StoreUnavailable`."""
+    """The identity of the database that the connection leads to; never empty. Raises `StoreUnavailable`.
+
+    Read on the monitoring connection, as the change feed: after an outage those of the pools are busy.
+    """
     newest = select(restores.c.uid).order_by(restores.c.restore_id.desc()).limit(1)
-    async with database.read_connection() as connection:
+    async with database.monitor_connection() as connection:
         restore = await connection.scalar(newest)
     engine_id = "sqlite" if database.dialect_name == "sqlite" else await _read_postgres_id(database)
     return f"{engine_id}:{restore or ''}"
@@ -41,7 +44,7 @@ async def read_database_id(database: Database) -> str:
 async def _read_postgres_id(database: Database) -> str:
     first, second = _POSTGRES_QUERIES
     try:
-        async with database.read_connection() as connection:
+        async with database.monitor_connection() as connection:
             return str(await connection.scalar(first))
     except DBAPIError as error:
         sqlstate = getattr(error.orig, "sqlstate", None)
@@ -49,7 +52,7 @@ async def _read_postgres_id(database: Database) -> str:
             raise StoreUnavailable from error
         if sqlstate not in _UNSUPPORTED_SQLSTATES:
             raise
-    async with database.read_connection() as connection:
+    async with database.monitor_connection() as connection:
         return str(await connection.scalar(second))
 
 
