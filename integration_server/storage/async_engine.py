@@ -92,17 +92,16 @@ class AsyncEngine:
             stack.push_async_exit(partial(greenlet_spawn, transaction.__exit__))
             yield connection
 
-    async def raw_connection(self) -> PoolProxiedConnection:
-        """A connection of the driver, lent by the pool."""
-        return await greenlet_spawn(self.sync_engine.raw_connection)
-
     async def dispose(self) -> None:
         """Close the connections that are not lent."""
         await greenlet_spawn(self.sync_engine.dispose)
 
 
 async def run_to_completion(work: Coroutine[Any, Any, object]) -> None:
-    """Run work that must not stop in the middle. A cancellation of the caller is raised when it has ended."""
+    """Run work that must not stop in the middle.
+
+    A cancellation of the caller is raised when it has ended, also in an error: who catches that would miss it.
+    """
     task = asyncio.ensure_future(work)
     cancellation = None
     while not task.done():
@@ -110,6 +109,6 @@ async def run_to_completion(work: Coroutine[Any, Any, object]) -> None:
             await asyncio.wait({task})
         except asyncio.CancelledError as error:
             cancellation = error
-    task.result()  # raises its error
     if cancellation is not None:
-        raise cancellation
+        raise cancellation from task.exception()
+    task.result()  # raises its error

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from sqlalchemy import TextClause, insert, select, text
 from sqlalchemy.exc import DBAPIError
 
+from integration_server.domain.errors import StoreUnavailable
 from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.tables import restores
 
@@ -25,26 +26,33 @@ _POSTGRES_QUERIES: Sequence[TextClause] = (
     text("SELECT oid::text FROM pg_database WHERE datname = current_database()"),
 )
 _UNSUPPORTED_SQLSTATES = ("0A000", "42883", "42501")  # feature_not_supported, undefined_function, no privilege
+_STANDBY_SQLSTATE = "55000"  # recovery is in progress: its timeline is not known before it is promoted
 
 
 async def read_database_id(database: Database) -> str:
-    """The identity of the database that the connection leads to. Raises `StoreUnavailable`."""
+    """The identity of the database that the connection leads to; never empty. Raises `StoreUnavailable`.
+
+    Read on the monitoring connection, as the change feed: after an outage those of the pools are busy.
+    """
     newest = select(restores.c.uid).order_by(restores.c.restore_id.desc()).limit(1)
-    async with database.read_connection() as connection:
+    async with database.monitor_connection() as connection:
         restore = await connection.scalar(newest)
-    parts = [] if database.dialect_name == "sqlite" else [await _read_postgres_id(database)]
-    return ":".join([*parts, restore or ""])
+    engine_id = "sqlite" if database.dialect_name == "sqlite" else await _read_postgres_id(database)
+    return f"{engine_id}:{restore or ''}"
 
 
 async def _read_postgres_id(database: Database) -> str:
     first, second = _POSTGRES_QUERIES
     try:
-        async with database.read_connection() as connection:
+        async with database.monitor_connection() as connection:
             return str(await connection.scalar(first))
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) not in _UNSUPPORTED_SQLSTATES:
+        sqlstate = getattr(error.orig, "sqlstate", None)
+        if sqlstate == _STANDBY_SQLSTATE:
+            raise StoreUnavailable from error
+        if sqlstate not in _UNSUPPORTED_SQLSTATES:
             raise
-    async with database.read_connection() as connection:
+    async with database.monitor_connection() as connection:
         return str(await connection.scalar(second))
 
 

@@ -214,6 +214,7 @@ class ChangeFeedReader:
         self._poll_time: float | None = None
         self._lock = asyncio.Lock()
         self._database_id_time: float | None = None
+        self._polled_database_id = ""
         self.database_id = ""
         self.events = EventBuffer()
 
@@ -259,12 +260,14 @@ class ChangeFeedReader:
     async def read_database_id(self) -> str:
         """The identity of the database, to which cursors are bound, at most `_MAX_DATABASE_ID_AGE` old.
 
-        Raises `StoreUnavailable`.
+        Streams of another one, which was in its place before, end. Raises `StoreUnavailable`.
         """
         now = self.monotonic()
         if self._database_id_time is None or now - self._database_id_time > _MAX_DATABASE_ID_AGE:
-            self.database_id = await self.feed.read_database_id()
+            known, self.database_id = self.database_id, await self.feed.read_database_id()
             self._database_id_time = now
+            if self.database_id != known:
+                self.events.wake()
         return self.database_id
 
     async def poll_when_due(self) -> None:
@@ -293,10 +296,17 @@ class ChangeFeedReader:
             start = self.monotonic()
             seen = -1 if self.shared is None else self.shared.changes
             try:
+                if self.database_id and self._database_id_time is None:
+                    await self.read_database_id()
                 batch = await self.feed.poll(self._cursor, _MAX_BATCH)
             except StoreUnavailable:
                 self._database_id_time = None  # another database may come in its place
                 raise
+            if self._cursor is not None and batch.changed_ids is None:
+                self._database_id_time = None  # this may be the log of another one
+            if self._polled_database_id not in ("", self.database_id):
+                batch = ChangeBatch(batch.cursor, batch.time)  # its changes are not those since the poll before
+            self._polled_database_id = self.database_id
             self._cursor, self._poll_time, self._current_time, self._seen_changes = batch.cursor, start, start, seen
             self._latest = batch
             if self.cache is not None:

@@ -49,7 +49,7 @@ class _Cursor:
     """The content of a cursor: everything below `positions` is sent, and of it the numbers up to `after`.
 
     `time` is the age of the cursor: events after it are newer, except those of long transactions. The positions are
-    those of one database: `database_id`, once it is issued.
+    those of one database: `database_id`, which a stream gives the cursors that it issues.
     """
 
     positions: ChangeRange
@@ -120,22 +120,31 @@ class EventStream:
         with self.reader.reading():
             current = await self._begin(cursor)
             with self._buffer.subscribed(EventFilter(user_id, types), current.positions.high) as subscription:
+                database_id = current.database_id
                 if not cursor:
                     current = _Cursor.at_horizon(subscription.start, current.time)
-                yield StreamItem(await self._make_cursor(current))
-                async with aclosing(self._items_after(current, subscription)) as items:
+                yield StreamItem(await self._make_cursor(current, database_id))
+                async with aclosing(self._items_after(current, subscription, database_id)) as items:
                     async for item in items:
                         yield item
 
-    async def _items_after(self, current: _Cursor, subscription: Subscription) -> AsyncGenerator[StreamItem]:
-        """The items after a cursor, until the server stops. Raises `QuotaExceeded` if they are read too slowly."""
+    async def _items_after(
+        self, current: _Cursor, subscription: Subscription, database_id: str
+    ) -> AsyncGenerator[StreamItem]:
+        """The items after a cursor, until the server stops.
+
+        Raises `QuotaExceeded` if they are read too slowly, and `CursorExpired` once another database has taken the
+        place of this one.
+        """
         page = _LogPage(current.positions, deque(), current)
         heartbeat_at = loop_time() + self.heartbeat.total_seconds()
         while not self._stopping:
+            if self.binds_cursors and self.reader.database_id != database_id:
+                raise CursorExpired
             if page.events:
                 logged = page.events.popleft()
                 current = _Cursor(page.positions, logged.number, logged.event.event_time) if page.events else page.end
-                item = await self._encode(page.positions, logged)
+                item = await self._encode(page.positions, logged, database_id)
             elif current.positions.low < subscription.start:
                 page = await self._read_log(current, subscription)
                 if not page.events:
@@ -143,28 +152,28 @@ class EventStream:
                 continue
             elif (shared := subscription.next_event()) is not None:
                 if shared.item is None:
-                    shared.item = await self._encode(shared.positions, shared.logged)
+                    shared.item = await self._encode(shared.positions, shared.logged, database_id)
                 current = _Cursor(shared.positions, shared.logged.number, shared.logged.event.event_time)
                 item = shared.item
             elif await _is_set(subscription.changed, heartbeat_at):
                 continue
             else:
                 current = self._renewed(current, subscription)
-                item = StreamItem(await self._make_cursor(current))
+                item = StreamItem(await self._make_cursor(current, database_id))
             await self._pacer.turn()
             send_time = loop_time()
             yield item
             heartbeat_at = loop_time() + self.heartbeat.total_seconds()
             if loop_time() - send_time > self.max_send.total_seconds():
                 raise QuotaExceeded("whose events are read too slowly; resume after the last cursor")
-        yield StreamItem(await self._make_cursor(current))
+        yield StreamItem(await self._make_cursor(current, database_id))
         raise ServerStopping
 
-    async def _make_cursor(self, current: _Cursor) -> str:
-        return await self._cursors.make(replace(current, database_id=self.reader.database_id))
+    async def _make_cursor(self, current: _Cursor, database_id: str) -> str:
+        return await self._cursors.make(replace(current, database_id=database_id))
 
-    async def _encode(self, positions: ChangeRange, logged: LoggedEvent) -> StreamItem:
-        cursor = await self._make_cursor(_Cursor(positions, logged.number, logged.event.event_time))
+    async def _encode(self, positions: ChangeRange, logged: LoggedEvent, database_id: str) -> StreamItem:
+        cursor = await self._make_cursor(_Cursor(positions, logged.number, logged.event.event_time), database_id)
         return StreamItem(cursor, logged.event)
 
     def _renewed(self, current: _Cursor, subscription: Subscription) -> _Cursor:
@@ -175,10 +184,11 @@ class EventStream:
         return _Cursor.at_horizon(max(current.positions.high, self._buffer.horizon or 0), time)
 
     async def _begin(self, cursor: str) -> _Cursor:
-        batch = await self.reader.poll()
-        database_id = await self.reader.read_database_id()
+        await self.reader.read_database_id()
+        batch = await self.reader.poll()  # second: it notices when another database has taken the place
+        database_id = self.reader.database_id
         if not cursor:
-            return _Cursor.at_horizon(self._buffer.horizon or 0, batch.time)
+            return replace(_Cursor.at_horizon(self._buffer.horizon or 0, batch.time), database_id=database_id)
         start = await self._cursors.read(cursor)
         if start is None:
             raise InvalidField("cursor", "was not issued by this server")
@@ -186,7 +196,7 @@ class EventStream:
             raise CursorExpired
         if start.time < batch.time - self.retention or start.positions.high > batch.cursor.end:
             raise CursorExpired
-        return start
+        return replace(start, database_id=database_id)
 
     async def _read_log(self, current: _Cursor, subscription: Subscription) -> "_LogPage":
         """The next events of the log for a stream that is behind its subscription."""

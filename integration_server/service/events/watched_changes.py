@@ -8,7 +8,7 @@ resumes after a long transaction learns of some changes twice, and misses none.
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime, timedelta
 
 from integration_server.domain.errors import ServerStopping
@@ -26,12 +26,12 @@ _MAX_RESUMED = 20_000  # changes since a cursor, read with one statement; after 
 class WatchPosition:
     """A point of the change feed: all changes below the horizon are known. `time` is the age of a cursor.
 
-    Horizons are those of one database: `database_id`, once a cursor is issued.
+    Horizons are those of one database: `database_id`.
     """
 
     horizon: int
     time: datetime
-    database_id: str = ""
+    database_id: str
 
 
 class WatchedChanges:
@@ -129,7 +129,7 @@ class ChangeDispatcher:
 
     def _dispatch(self) -> None:
         self._timer = None
-        self._position = WatchPosition(*self.reader.position)
+        self._position = WatchPosition(*self.reader.position, self.reader.database_id)
         waiting, self._waiting = self._waiting, {}
         if not waiting:
             return
@@ -149,8 +149,8 @@ class ChangeDispatcher:
         """
         changes = WatchedChanges(self)
         with self.reader.following(self):
-            batch = await self.reader.poll()
-            database_id = await self.reader.read_database_id()
+            await self.reader.read_database_id()
+            batch = await self.reader.poll()  # second: its position is of this database
             if self._is_stopping:
                 raise ServerStopping
             # After the poll: what it has reported, the stream's first reads contain.
@@ -158,7 +158,7 @@ class ChangeDispatcher:
                 start = await self._cursors.read(cursor) if cursor else None
                 if (
                     start is not None
-                    and (start.database_id == database_id or not self.binds_cursors)
+                    and (start.database_id == self.reader.database_id or not self.binds_cursors)
                     and batch.time - self.retention <= start.time
                     and start.horizon <= batch.cursor.end
                 ):
@@ -172,7 +172,7 @@ class ChangeDispatcher:
         """The cursor for a position. Streams that have sent the same changes have the same one."""
         known, text = self._last_text
         if known != position:
-            text = await self._cursors.make(replace(position, database_id=self.reader.database_id))
+            text = await self._cursors.make(position)
             self._last_text = position, text
         return text
 

@@ -15,6 +15,7 @@ import asyncpg
 import pytest
 from sqlalchemy import event, func, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
+from sqlalchemy.util import greenlet_spawn
 
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.domain.integration import IntegrationId, UserId
@@ -386,7 +387,7 @@ class TestKeptConnections:
     async def test_the_end_closes_them(self, postgres_url: str) -> None:
         async with open_database(postgres_url) as database:
             await asyncio.gather(*(database.read(COUNT_QUERY) for _ in range(3)))
-            lent = await database._readers.raw_connection()
+            lent = await greenlet_spawn(database._readers.sync_engine.raw_connection)
             driver = lent.driver_connection
             assert isinstance(driver, asyncpg.Connection)
             lent.close()

@@ -13,7 +13,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from integration_server.domain.errors import CursorExpired
+from integration_server.domain.errors import CursorExpired, StoreUnavailable
 from integration_server.domain.integration import IntegrationId
 from integration_server.service.events.change_feed_reader import ChangeFeedReader
 from integration_server.service.events.event_stream import EventStream, StreamItem
@@ -25,7 +25,7 @@ from integration_server.storage.engine import Database, open_database
 from integration_server.storage.integrations import SqlIntegrations
 from tests.contracts.store_contract import account, new_integration
 from tests.fakes.aead import FakeAead
-from tests.postgres import PostgresServer
+from tests.postgres import PostgresServer, run_postgres
 
 DAY = timedelta(days=1)
 Restore = Callable[[], str]
@@ -98,10 +98,12 @@ class Opened:
 
 
 @asynccontextmanager
-async def opened(url: str, *, binds_cursors: bool = True) -> AsyncIterator[Opened]:
+async def opened(
+    url: str, monotonic: Callable[[], float] = time.monotonic, *, binds_cursors: bool = True
+) -> AsyncIterator[Opened]:
     async with open_database(url) as database:
         feed, aead, providers = SqlChangeFeed(database), FakeAead(), Any
-        reader = ChangeFeedReader(feed, None, time.monotonic)
+        reader = ChangeFeedReader(feed, None, monotonic)
         events = EventStream(
             feed,
             reader,
@@ -187,6 +189,56 @@ async def test_the_identity_stays_until_a_restore_is_declared(backup: Backup) ->
             await declare_restored(one.database)
             ids.append(await read_database_id(one.database))
     assert len(set(ids)) == 3
+
+
+@pytest.mark.parametrize("binds_cursors", [True, False])
+async def test_a_stream_of_a_database_that_was_replaced_ends(backup: Backup, *, binds_cursors: bool) -> None:
+    """As after a failover. Its positions are not those of the other database, nor may its cursors seem to be.
+
+    Negative control: without the binding it goes on.
+    """
+    elapsed = 0.0
+    async with opened(backup.url, lambda: elapsed, binds_cursors=binds_cursors) as one:
+        watched = await one.connect("watched")
+        async with (
+            aclosing(one.events.watch(None, "", "")) as items,
+            one.watched.watching([watched], "") as changes,
+        ):
+            cursor = (await one.next(items)).cursor
+            position = changes.position
+            await declare_restored(one.database)
+            elapsed = 11.0  # the identity is read again for the next stream
+            async with one.watched.watching([watched], ""):
+                pass
+            await one.connect("later")
+            if not binds_cursors:
+                assert (await one.next(items)).event is not None
+                return
+            with pytest.raises(CursorExpired):
+                await one.next(items)
+            with pytest.raises(CursorExpired):
+                await one.resumed(cursor)
+            text = await one.watched.text_of(position)
+            async with asyncio.timeout(60):
+                while watched not in changes.changed:  # what is known of it was of the other database
+                    await changes.wait(None)
+        async with one.watched.watching([watched], text) as changes:
+            assert changes.resumed_position is None
+
+
+@pytest.mark.postgres
+async def test_a_standby_is_unavailable_and_another_database_once_it_is_promoted() -> None:
+    with run_postgres() as server:
+        url = server.url("postgres")
+        await asyncio.to_thread(server.run, "CREATE TABLE restores (restore_id bigint, uid text)")
+        before = await identity(url)
+        await asyncio.to_thread(server.stop)
+        (Path(server.process.pgdata) / "standby.signal").touch()
+        await asyncio.to_thread(server.start)
+        with pytest.raises(StoreUnavailable):
+            await identity(url)
+        await asyncio.to_thread(server.run, "SELECT pg_promote()")
+        assert await identity(url) != before
 
 
 @pytest.mark.postgres

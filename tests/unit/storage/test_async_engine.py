@@ -33,3 +33,22 @@ async def test_an_error_of_the_work_is_raised() -> None:
 
     with pytest.raises(ConnectionResetError):
         await run_to_completion(work())
+
+
+async def test_a_cancellation_is_raised_also_if_the_work_fails() -> None:
+    """Else a loop that catches the errors of a connection goes on."""
+    started, may_end = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        started.set()
+        await may_end.wait()
+        raise ConnectionResetError
+
+    caller = asyncio.create_task(run_to_completion(work()))
+    await started.wait()
+    caller.cancel()
+    await asyncio.sleep(0)
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError) as raised:
+        await caller
+    assert isinstance(raised.value.__cause__, ConnectionResetError)

@@ -199,6 +199,23 @@ class TestChangeFeedReader:
         await reader.poll()
         assert [changed for changed, _ in cache.calls] == [None, {7}]
 
+    async def test_after_an_outage_everything_counts_as_changed_if_another_database_responds(
+        self, feed: FakeChangeFeed
+    ) -> None:
+        cache = RecordingCache()
+        reader = ChangeFeedReader(feed, cache, lambda: 0)
+        await reader.read_database_id()
+        await reader.poll()
+        for feed.database_id in ("one", "another"):
+            feed.is_unavailable = True
+            with pytest.raises(StoreUnavailable):
+                await reader.poll()
+            feed.is_unavailable = False
+            for _ in range(2):
+                await reader.poll()
+        assert [changed for changed, _ in cache.calls] == [None, set(), set(), None, set()]
+        assert reader.database_id == "another"
+
     async def test_a_notification_ends_the_wait(self, feed: FakeChangeFeed) -> None:
         pauses: list[float] = []
         reader = ChangeFeedReader(feed, RecordingCache(), lambda: 0, pause=recorded(pauses))
