@@ -123,7 +123,7 @@ def test_the_drain_ends_by_itself() -> None:
         os.kill(program.process.pid, signal.SIGTERM)
         assert program.end() == 0
         own = [event["event"] for event in program.events if event["process"] == "supervisor"]
-        assert own == ["serving", "draining", "stopping", "stopped"]
+        assert own == ["serving", "draining", "stopping", "stopped"], program.events
 
 
 def test_ctrl_c_and_a_stop_during_the_start_do_not_wait() -> None:
