@@ -204,8 +204,7 @@ async def test_an_upload_of_the_announced_length_needs_no_end_of_the_requests(on
 
 @pytest.mark.parametrize(("action", "status"), [("refuse", 413), ("enough", 200)])
 async def test_a_response_that_ends_before_the_body_ends_the_upload(on: Scenario, action: str, status: int) -> None:
-    # grpc.aio's client may report INTERNAL if the server ends a call while it writes; gRPC's own client does not.
-    received, body = await asyncio.to_thread(response_to_endless, on.clients.grpc_address, on.head(f"/{action}"))
+    received, body = await response_of_blocking_client(on, endless(on.head(f"/{action}")))
     assert (received, bool(body)) == (status, True)
     on.api.gate.set()
     assert not (await on.uploaded()).is_complete
@@ -225,17 +224,22 @@ async def test_a_response_at_the_moment_of_the_last_part_ends_the_call(on: Scena
     raw = (b"HTTP/1.1 %s\r\n\r\n" % answer).hex()
     is_broken = answer in (EARLY["two lengths"], EARLY["no HTTP"])
     for count in (0, 0, 0, 1, 2):
-        call = on.stream([on.head(f"/raw/{raw}", "POST", body=b"x"), *parts(count)], timeout=WAIT)
+        response = response_of_blocking_client(on, [on.head(f"/raw/{raw}", "POST", body=b"x"), *parts(count)])
         if is_broken:
-            assert await expect_rpc_error(response_of(call)) == UNAVAILABLE
+            assert await expect_rpc_error(response) == UNAVAILABLE
         else:
-            assert (await response_of(call))[0] == int(answer[:3])
+            assert (await response)[0] == int(answer[:3])
 
 
-def response_to_endless(address: str, head: pb.StreamProviderRequest) -> tuple[int, bytes]:
-    with grpc.insecure_channel(address) as channel:
-        first, *rest = IntegrationServiceStub(channel).StreamProvider(endless(head), timeout=WAIT)
-        return first.status_code, b"".join(response.body for response in rest)
+async def response_of_blocking_client(on: Scenario, requests: Iterable[pb.StreamProviderRequest]) -> tuple[int, bytes]:
+    """The status and the body. grpc.aio's client may report INTERNAL if the server ends a call while it writes."""
+
+    def call() -> tuple[int, bytes]:
+        with grpc.insecure_channel(on.clients.grpc_address) as channel:
+            first, *rest = IntegrationServiceStub(channel).StreamProvider(iter(requests), timeout=WAIT)
+            return first.status_code, b"".join(response.body for response in rest)
+
+    return await asyncio.to_thread(call)
 
 
 GZIPPED = gzip.compress(b"as it is sent " * 100)
