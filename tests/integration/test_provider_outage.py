@@ -173,8 +173,16 @@ class Fleet:
         for _ in range(time // step):
             self.clock.advance(step)
             await self.set_database_clock()
-            await asyncio.gather(*(replica.run_second() for replica in self.replicas))
-            await asyncio.gather(*(self._get_credentials() for _ in range(callers)))
+            await self._run_second()
+            asking = asyncio.gather(*(self._get_credentials() for _ in range(callers)))
+            async with asyncio.timeout(300):
+                # A caller may wait for a refresh of another replica, for longer than the rest of its second.
+                while not (await asyncio.wait([asking], timeout=0.5))[0]:
+                    await self._run_second()
+            await asking
+
+    async def _run_second(self) -> None:
+        await asyncio.gather(*(replica.run_second() for replica in self.replicas))
 
     async def _get_credentials(self) -> None:
         row, replica = self.random.choice(self.rows), self.random.choice(self.replicas)
