@@ -166,8 +166,8 @@ class Installation:
         self.commands[-1].send(signal.SIGKILL)
         await self.commands[-1].finished()
 
-    async def heads_are_recorded(self) -> None:
-        """Wait until the heads of what was written before are recorded."""
+    async def heads_are_recorded(self, clients: Clients, integration_id: int) -> None:
+        """Wait until the heads of what was written before are recorded: those of a further entry are."""
         path = self.directory / "heads.jsonl"
 
         def lines() -> int:
@@ -178,6 +178,7 @@ class Installation:
         async def has_more() -> bool:
             return lines() > before
 
+        await clients.bearer_token(integration_id)
         await wait_until(has_more)
 
 
@@ -259,7 +260,7 @@ async def test_the_drill(restorable: RestorableDatabase, keeps_journal: bool, tm
             key_id = (await clients.service.ConnectWithApiKey(request)).integration.integration_id
             await asyncio.to_thread(restorable.dump, dump)
             cursor = await change_after_the_dump(clients, ids)
-            await installed.heads_are_recorded()
+            await installed.heads_are_recorded(clients, ids["rotated"])
             await lose_during_a_refresh(installed, restorable, clients, ids["interrupted"])
         if not keeps_journal:
             shutil.rmtree(installed.journal)
