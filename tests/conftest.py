@@ -123,6 +123,13 @@ class SocketOpenedInUnitTest(Exception):
     """A unit test used the network. Pass a fake to the code, or move the test to `tests/integration`."""
 
 
+@pytest.fixture(scope="module")
+def connections_are_collected() -> Generator[None]:
+    """Collect what libraries leave to the garbage collector in a module that ignores it: later it would be an error."""
+    yield
+    gc.collect()
+
+
 @pytest.fixture(autouse=True)
 def _no_sockets_in_unit_tests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.path.is_relative_to(UNIT):

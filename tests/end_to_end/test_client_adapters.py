@@ -21,9 +21,10 @@ from integration_server.sandbox.state import Sandbox
 from tests.end_to_end.system import System, run_system
 
 # requests leaves connections to the garbage collector.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("connections_are_collected"),
+]
 
 LIFETIME = 12  # seconds; a token is renewed after half of it, so a machine may stall for five seconds
 DEADLINE = 120.0  # seconds

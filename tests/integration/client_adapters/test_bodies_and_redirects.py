@@ -27,9 +27,10 @@ from tests.integration.client_adapters.provider import (
 )
 
 # Several of the libraries leave their connections to the garbage collector.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("connections_are_collected"),
+]
 
 SCHEMES: tuple[Scheme, ...] = ("bearer", "header", "query")
 Send = Callable[..., int]

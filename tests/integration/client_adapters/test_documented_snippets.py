@@ -11,9 +11,10 @@ from tests.integration.client_adapters.accounts import FakeAccount
 from tests.integration.client_adapters.internet import Response, as_json, simulated_internet
 from tests.integration.client_adapters.libraries import source_for
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("connections_are_collected"),
+]
 
 PAGE = (Path(__file__).parents[3] / "docs/client-adapters.md").read_text()
 BUCKETS = b"<ListAllMyBucketsResult><Buckets><Bucket><Name>b</Name></Bucket></Buckets></ListAllMyBucketsResult>"

@@ -17,9 +17,10 @@ from tests.integration.client_adapters.libraries import (
 from tests.integration.client_adapters.provider import FakeSource, Provider, running_provider
 
 # Several of the libraries leave their connections to the garbage collector.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("connections_are_collected"),
+]
 
 every_library = pytest.mark.parametrize("library", SYNC)
 every_async_library = pytest.mark.parametrize("library", ASYNC)
