@@ -13,12 +13,12 @@ _COMMAND_LINE_LIBRARIES = ("click", "rich")
 
 def _load_commands() -> Callable[[], None]:
     if sys.argv[1:2] == ["healthcheck"]:  # runs every few seconds, and needs none of the other commands
-        from integration_server import healthcheck  # noqa: PLC0415
+        from integration_server import healthcheck  # noqa: PLC0415 - and nothing else is imported
 
         return healthcheck.main
     if sys.argv[1:] == ["serve"]:
         with _hidden(_COMMAND_LINE_LIBRARIES):
-            from integration_server.cli import serving  # noqa: PLC0415
+            from integration_server.cli import serving  # noqa: PLC0415 - while the libraries are hidden
 
         return serving.main
     from integration_server.cli import program  # noqa: PLC0415 - the server's dependencies may be missing
