@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+import grpc.aio
 from rich.progress import Progress, TaskID
 
 from benchmarks.harness import Bound, Result
@@ -20,6 +21,8 @@ from integrations.v1 import integration_service_pb2 as pb
 _BATCH = 500  # integrations
 _CONCURRENCY = 4
 _DEADLINE = 60.0
+_PAUSE = 0.5  # seconds
+_TIMEOUT = 1800.0  # seconds, for all reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +84,15 @@ async def _read_each(system: System, seeded: Sequence[Seeded], progress: Progres
                 pb.GetCredentialsRequest(integration_id=one.integration_id, user_id=one.user_id) for one in batch
             ]
             while waiting:  # those that do not fit into a response are requested again
-                response = await system.servers[0].service.BatchGetCredentials(
-                    pb.BatchGetCredentialsRequest(requests=waiting), timeout=_DEADLINE
-                )
+                try:
+                    response = await system.servers[0].service.BatchGetCredentials(
+                        pb.BatchGetCredentialsRequest(requests=waiting), timeout=_DEADLINE
+                    )
+                except grpc.aio.AioRpcError as error:
+                    if error.code() != grpc.StatusCode.UNAVAILABLE:
+                        raise
+                    await asyncio.sleep(_PAUSE)  # more reads are waiting for the audit log than may wait
+                    continue
                 failed = [
                     (request, result)
                     for request, result in zip(waiting, response.results, strict=True)
@@ -94,6 +103,6 @@ async def _read_each(system: System, seeded: Sequence[Seeded], progress: Progres
                 waiting = [request for request, _ in failed]
             progress.advance(task, len(batch))
 
-    async with asyncio.TaskGroup() as group:
+    async with asyncio.timeout(_TIMEOUT), asyncio.TaskGroup() as group:
         for _ in itertools.repeat(None, _CONCURRENCY):
             group.create_task(read())
