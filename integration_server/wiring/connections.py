@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
+from integration_server.domain.redirect_allowlist import RedirectAllowlist
 from integration_server.service.connections.account_linking import AccountLinker, TokenStorage
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionService
 from integration_server.service.connections.attempt_lifecycle import AttemptLifecycle
 from integration_server.service.connections.device_polling import DeviceAuthorizationPoller
 from integration_server.service.connections.oauth_callback import OAuthCallbackService
 from integration_server.service.connections.oauth_connection import OAuthConnectionService
-from integration_server.service.connections.redirect_allowlist import RedirectAllowlist
 from integration_server.service.connections.revocation import RevocationService, RevocationTimes
 from integration_server.service.webhooks.webhook_router import WebhookRouter
 from integration_server.wiring.service_parts import ServiceParts
