@@ -121,6 +121,13 @@ class Service:
     worker: BackgroundWorker
     cached: CachedLookup | None
     """The lookup through the cache of `GetCredentials`; None without a cache."""
+    reads: SharedReads | None
+    """The reads of the store of that lookup."""
+
+    async def aclose(self) -> None:
+        """End what runs without a call."""
+        if self.reads is not None:
+            await self.reads.aclose()
 
 
 @asynccontextmanager
@@ -234,6 +241,7 @@ async def running_grpc_server(
             process=worker,
             open_job_span=open_job_span,
         )
+        stack.push_async_callback(service.aclose)
         sampler = read_metrics(
             metrics, settings, providers.all(), database, service.reader, service.worker, trail, clock
         )
@@ -269,15 +277,16 @@ async def running_grpc_server(
             use_cases.event_stream.stop()
             use_cases.watched_changes.stop()
 
-        listening = serving(
-            server,
-            str(settings.grpc_address),
-            settings.shutdown_grace,
-            auth.credentials,
-            local_target=link.target,
-            end_streams=end_streams,
+        port = await enter(
+            serving(
+                server,
+                str(settings.grpc_address),
+                settings.shutdown_grace,
+                auth.credentials,
+                local_target=link.target,
+                end_streams=end_streams,
+            )
         )
-        port = await enter(listening)
 
         readiness_log = ReadinessLog()
 
@@ -354,10 +363,12 @@ def build_service(
     cipher = CredentialCipher(aead)
     schedule = Schedule(settings.refresh_buffer, settings.health_check_interval or None, constants.jitter)
     parts = ServiceParts(settings, stores, providers, aead, cipher, schedule, tasks, trail, clock, metrics, constants)
-    cached = CachedLookup(cache, SharedReads(cache, integrations, tasks)) if cache is not None else None
-    lookup: IntegrationLookup = cached or integrations
-    if cached is not None:
+    reads, cached = None, None
+    if cache is not None:
+        reads = SharedReads(cache, integrations)
+        cached = CachedLookup(cache, reads)
         metrics.read(partial(read_cache, cached))
+    lookup: IntegrationLookup = cached or integrations
 
     reader = ChangeFeedReader(stores.change_feed, cache, monotonic, process.feed)
     webhook_router = WebhookRouter(stores.webhook_routes, aead, clock, monotonic=monotonic)
@@ -443,4 +454,6 @@ def build_service(
         open_job_span,
     )
     google_calendar = GoogleCalendar(credentials.service, api_proxy, GoogleCalendarApi())
-    return Service(use_cases, google_calendar, credentials.refresher, connections.device_poller, reader, worker, cached)
+    return Service(
+        use_cases, google_calendar, credentials.refresher, connections.device_poller, reader, worker, cached, reads
+    )

@@ -16,11 +16,11 @@ from integration_server.domain.credentials import (
     RequestAuth,
 )
 from integration_server.domain.errors import ProviderUnavailable
+from integration_server.domain.lenient_values import text_at
 from integration_server.domain.text import control_character_problem
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest
 from integration_server.providers.declared_values import chosen_account
 from integration_server.providers.http import HttpResponse
-from integration_server.providers.lenient_values import text_at
 from integration_server.providers.provider_model import ProviderConfig, ProviderContext
 from integration_server.providers.provider_requests import ProviderRequests
 from integration_server.providers.webhooks.parsing import unread_event

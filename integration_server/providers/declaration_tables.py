@@ -18,6 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from integration_server.domain.lenient_values import field_at, read_object, texts_at
 from integration_server.domain.proxy_messages import LimitScope, RateLimit
 from integration_server.domain.text import has_control_characters
 from integration_server.providers.declaration_templates import (
@@ -37,7 +38,6 @@ from integration_server.providers.declaration_templates import (
     Text,
 )
 from integration_server.providers.http import url_problem
-from integration_server.providers.lenient_values import field_at, read_object, texts_at
 from integration_server.providers.url_templates import (
     host_pattern_problem,
 )

@@ -5,8 +5,8 @@ from json import dumps
 from typing import Any
 
 from integration_server.domain.errors import AccountNotChosen, InvalidField, ProviderUnavailable
+from integration_server.domain.lenient_values import field_at, text_at
 from integration_server.providers.declaration_tables import Choose, FieldDeclaration
-from integration_server.providers.lenient_values import field_at, text_at
 
 
 def field_values(prefix: str, fields: Mapping[str, FieldDeclaration], given: Mapping[str, Any]) -> Mapping[str, str]:

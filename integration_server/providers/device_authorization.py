@@ -17,10 +17,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from integration_server.domain.credentials import DecisionPending, DeviceAuthorization
+from integration_server.domain.lenient_values import UNREADABLE, bounded, field_at, seconds_until
+from integration_server.domain.token_response import lifetime_in
 from integration_server.providers.declaration_tables import DeviceResponse
 from integration_server.providers.http import HttpResponse, url_problem
-from integration_server.providers.lenient_values import UNREADABLE, bounded, field_at, seconds_until
-from integration_server.providers.token_response import lifetime_in
 
 GRANT_TYPE = "urn:ietf:params:oauth:grant-type:device_code"
 

@@ -32,8 +32,8 @@ from integration_server.domain.errors import (
     ResourceNotFound,
     SyncTokenExpired,
 )
+from integration_server.domain.lenient_values import field_at, read_object
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
-from integration_server.providers.lenient_values import field_at, read_object
 
 _UPDATED_MIN_TOO_OLD = "updatedMinTooLongAgo"
 

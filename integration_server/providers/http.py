@@ -33,8 +33,8 @@ import httpx
 import structlog
 
 from integration_server.domain.errors import ProviderUnavailable
+from integration_server.domain.lenient_values import bounded, read_json, seconds_until
 from integration_server.observability.spans import OpenSpan
-from integration_server.providers.lenient_values import bounded, read_json, seconds_until
 from integration_server.providers.outbound_connections import (
     CONNECTING,
     CREDENTIALS_KEY,

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from integration_server.domain.credentials import Credentials, OAuthTokens
-from integration_server.providers.lenient_values import field_at, text_at
+from integration_server.domain.lenient_values import field_at, text_at
 from integration_server.providers.meta import MetaProvider
 from integration_server.providers.webhooks.meta import app_user_route
 from integration_server.service.integrations.ports import NewAccount

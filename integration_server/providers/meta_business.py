@@ -7,8 +7,8 @@ from datetime import timedelta
 
 from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.errors import InvalidField
+from integration_server.domain.lenient_values import field_at, read_object
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
-from integration_server.providers.lenient_values import field_at, read_object
 from integration_server.providers.meta import MetaProvider
 
 _PAGE_ID = re.compile("[0-9]{1,64}")

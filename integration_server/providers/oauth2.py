@@ -32,7 +32,9 @@ from integration_server.domain.errors import (
     ProviderRejected,
     ProviderUnavailable,
 )
+from integration_server.domain.lenient_values import field_at, text_at
 from integration_server.domain.oauth_client import OAuthClient
+from integration_server.domain.token_response import error_code, parse_fields, parse_tokens, raise_for_error
 from integration_server.providers.base import BaseProvider, ProviderContext
 from integration_server.providers.client_assertion import client_assertion
 from integration_server.providers.declaration_tables import (
@@ -54,10 +56,8 @@ from integration_server.providers.device_authorization import (
 )
 from integration_server.providers.grants import client_credentials, jwt_bearer, login
 from integration_server.providers.http import HttpResponse
-from integration_server.providers.lenient_values import field_at, text_at
 from integration_server.providers.provider_model import derived
 from integration_server.providers.response_values import cookie_lifetime, is_outside_json, values_outside_json
-from integration_server.providers.token_response import error_code, parse_fields, parse_tokens, raise_for_error
 from integration_server.providers.url_templates import InvalidParam, fill, fill_texts, template_params
 
 OUR_CLIENT = frozenset({"client_secret", "basic"})

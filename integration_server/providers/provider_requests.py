@@ -26,11 +26,11 @@ from integration_server.domain.errors import (
     ProviderUnavailable,
     ResponseTooLarge,
 )
+from integration_server.domain.lenient_values import field_at, text_at, texts_at
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, ApiStream
 from integration_server.providers.declaration_tables import Lookup, Verify
 from integration_server.providers.declared_values import as_text
 from integration_server.providers.http import HttpResponse, ResponseBodyTooLarge
-from integration_server.providers.lenient_values import field_at, text_at, texts_at
 from integration_server.providers.provider_model import ProviderModel
 from integration_server.providers.rate_limit_headers import parse_rate_limit_headers
 from integration_server.providers.url_templates import InvalidParam, fill, fill_json, fill_texts

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 from typing import Any, Self
 
 from integration_server.domain.errors import InvalidField
+from integration_server.domain.lenient_values import texts_at
 from integration_server.providers.http import HttpResponse
-from integration_server.providers.lenient_values import texts_at
 from integration_server.providers.oauth2 import OAuth2Provider
 
 _DOMAIN = ".myshopify.com"

@@ -7,8 +7,8 @@ from typing import Any
 
 from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.errors import ProviderRejected
+from integration_server.domain.lenient_values import text_at
 from integration_server.providers.http import HttpResponse
-from integration_server.providers.lenient_values import text_at
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.service.integrations.ports import NewAccount
 

@@ -1,8 +1,8 @@
 """Stripe with an API key: an error of Stripe with 403 shows that a restricted key works."""
 
+from integration_server.domain.lenient_values import field_at
 from integration_server.providers.api_key import ApiKeyProvider
 from integration_server.providers.http import HttpResponse
-from integration_server.providers.lenient_values import field_at
 
 
 class StripeApiKeyProvider(ApiKeyProvider):

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from integration_server.domain.credentials import Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.errors import ProviderRejected, ProviderUnavailable
-from integration_server.providers.lenient_values import read_object, text_at
+from integration_server.domain.lenient_values import read_object, text_at
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.service.integrations.ports import NewAccount
 

@@ -138,7 +138,7 @@ class _Recorder:
     def record_item(self, caller: str, purpose: str, user_id: str, integration_id: int, outcome: str) -> AuditEntry:
         """Queue the entry of an item. Raises `StoreUnavailable`."""
         entry = AuditEntry(self.clock(), caller, self.action, user_id, integration_id, "", outcome, purpose)
-        if not self.trail.enqueue(entry):
+        if not self.trail.queue.enqueue(entry):
             raise StoreUnavailable
         return entry
 
@@ -179,7 +179,7 @@ class _Audited:
             source.entry = entry
         if method.awaits_audit:
             await self._recorder.record(entry)
-        elif not trail.enqueue(entry):
+        elif not trail.queue.enqueue(entry):
             raise StoreUnavailable
 
     def add(self, response: Message) -> None:
@@ -189,7 +189,7 @@ class _Audited:
 
     def _record_error(self, error: BaseException) -> None:
         if not self._recorder.records_items or isinstance(error, Exception):
-            self._recorder.trail.enqueue(self._entry(error_outcome(error)))
+            self._recorder.trail.queue.enqueue(self._entry(error_outcome(error)))
 
     def _entry(self, outcome: str) -> AuditEntry:
         """The entry of the call, with the integration that its messages name."""

@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from google.protobuf.message import Message
 
 from integration_server.domain.audit import AuditEntry
+from integration_server.domain.audit_queue import AuditQueue
 from integration_server.domain.errors import QuotaExceeded, ResponseTooLarge
 from integration_server.domain.integration import Integration
 from integration_server.observability.observed_calls import CallIdReader, ObservedCalls, ObservedMethod
@@ -34,7 +35,6 @@ from integration_server.rpc.call_audit import ResponseSource, purpose_in, purpos
 from integration_server.rpc.callers import Caller, CallerLookup, CallQuota, current_caller, set_current_caller
 from integration_server.rpc.interceptors import Interceptor, RecordCall, RequestReader, compose, decode_request
 from integration_server.rpc.methods import Behavior, Context, Metadata, Method
-from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.common_types import Clock
 
 _ADMISSIONS = 10_000  # as many as verified tokens
@@ -72,7 +72,7 @@ class ReusedResponses:
         caller_name: Callable[[Context], str],
         current_caller: Callable[[], object],
         usable_keys: Callable[[], object],
-        trail: AuditTrail,
+        audit_queue: AuditQueue,
         clock: Clock,
         *,
         max_bytes: int,
@@ -81,7 +81,7 @@ class ReusedResponses:
         self._caller_name = caller_name
         self._current_caller = current_caller
         self._usable_keys = usable_keys
-        self._trail = trail
+        self._audit_queue = audit_queue
         self._clock = clock
         self._aead = AESGCM(AESGCM.generate_key(256))
         self._kept: LRUCache[ResponseKey, _Kept] = LRUCache(max_bytes, getsizeof=attrgetter("size"))
@@ -110,7 +110,7 @@ class ReusedResponses:
             return None
         if max_size is not None and len(kept.response) > max_size:
             raise ResponseTooLarge.of_batch()
-        if not self._trail.enqueue_again(kept.entry, now):
+        if not self._audit_queue.enqueue_again(kept.entry, now):
             return None
         nonce, encrypted = kept.response[:_NONCE_BYTES], kept.response[_NONCE_BYTES:]
         return self._aead.decrypt(nonce, encrypted, key[-1])

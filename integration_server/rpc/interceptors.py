@@ -36,6 +36,7 @@ from typing import Any, TypeAlias, cast
 import grpc
 from google.protobuf.message import DecodeError, Message
 
+from integration_server.domain.call_budget import CallBudget
 from integration_server.domain.errors import InvalidField, QuotaExceeded, StoreUnavailable
 from integration_server.observability.observed_calls import CallIdReader, ObservedCalls, ObservedMethod
 from integration_server.peers import peer_key
@@ -55,7 +56,6 @@ from integration_server.rpc.request_streams import (
     settle_before_responses,
     with_further_requests,
 )
-from integration_server.service.background.detached_tasks import CallBudget
 
 Interceptor: TypeAlias = Callable[[Method, Behavior], Behavior]
 

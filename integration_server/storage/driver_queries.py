@@ -36,9 +36,9 @@ from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlalchemy.util import greenlet_spawn
 
+from integration_server.domain.call_budget import waiting_for_store
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.observability.spans import OpenSpan
-from integration_server.service.background.detached_tasks import waiting_for_store
 from integration_server.service.common_types import Record, record_nothing
 from integration_server.storage.async_engine import AsyncEngine, run_to_completion
 from integration_server.storage.pools import KeepingPool

@@ -26,8 +26,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
+from integration_server.domain.call_budget import waiting_for_store
 from integration_server.observability.spans import OpenSpan
-from integration_server.service.background.detached_tasks import waiting_for_store
 from integration_server.service.common_types import Record, record_nothing
 from integration_server.storage.async_engine import AsyncConnection
 from integration_server.storage.driver_queries import ConnectionErrors, DriverQueries, UtcDateTime, parse_json

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
+from integration_server.domain.redirect_allowlist import RedirectAllowlist
 from integration_server.service.connections.account_linking import AccountLinker, TokenStorage
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionService
 from integration_server.service.connections.attempt_lifecycle import AttemptLifecycle
 from integration_server.service.connections.device_polling import DeviceAuthorizationPoller
 from integration_server.service.connections.oauth_callback import OAuthCallbackService
 from integration_server.service.connections.oauth_connection import OAuthConnectionService
-from integration_server.service.connections.redirect_allowlist import RedirectAllowlist
 from integration_server.service.connections.revocation import RevocationService, RevocationTimes
 from integration_server.service.webhooks.webhook_router import WebhookRouter
 from integration_server.wiring.service_parts import ServiceParts
@@ -41,7 +41,7 @@ def build_connections(parts: ServiceParts, webhook_router: WebhookRouter) -> Con
         cipher,
         clock,
         parts.schedule,
-        parts.trail.enqueue,
+        parts.trail.queue.enqueue,
         webhook_router.add,
         waits_for_revocations=constants.keeps_shared_grants,
     )

@@ -108,7 +108,7 @@ def build_grpc_server(
         audited_caller,
         current_caller,
         usable_keys,
-        trail,
+        trail.queue,
         clock,
         max_bytes=settings.credentials_cache_size // 2,
     )

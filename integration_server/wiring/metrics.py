@@ -66,8 +66,8 @@ def read_calls(call_log: CallLog) -> Iterator[Sample]:
 
 def read_audit(trail: AuditTrail, clock: Clock) -> Iterator[Sample]:
     """The audit entries that are not written yet."""
-    yield METRICS.audit_lag, (), max(0.0, trail.pending_age(clock()).total_seconds())
-    yield METRICS.audit_pending, (), trail.pending_count
+    yield METRICS.audit_lag, (), max(0.0, trail.queue.age(clock()).total_seconds())
+    yield METRICS.audit_pending, (), len(trail.queue)
 
 
 def read_cache(lookup: CachedLookup) -> Iterator[Sample]:

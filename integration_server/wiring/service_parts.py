@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from integration_server.domain.due_times import Schedule
+from integration_server.domain.redirect_allowlist import RedirectAllowlist
 from integration_server.observability.metrics import Metrics
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import Aead, Clock, Jitter, RandomToken
-from integration_server.service.connections.redirect_allowlist import RedirectAllowlist
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.credentials.refresh_failures import MASS_FAILURE_COUNT
 from integration_server.service.oauth_clients.oauth_client_directory import OAuthClientDirectory

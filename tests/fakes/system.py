@@ -12,6 +12,7 @@ from sqlalchemy import Row, Table, delete, select, text, update
 
 from integration_server.bootstrap import Service, build_service
 from integration_server.domain.audit import AuditEntry
+from integration_server.domain.audit_queue import AuditQueue
 from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens
 from integration_server.domain.errors import IntegrationPending
 from integration_server.domain.integration import Integration, UserId
@@ -96,15 +97,16 @@ def default_settings() -> Settings:
     )
 
 
-class RecordingAuditTrail(AuditTrail):
-    """An audit trail that keeps its entries in a list."""
+class RecordingAuditQueue(AuditQueue):
+    """An audit queue that keeps its entries, of which none shares another."""
 
     def __init__(self) -> None:
+        super().__init__(timedelta(0), 0)
         self.entries: list[AuditEntry] = []
         self.is_full = False
 
     def enqueue(self, entry: AuditEntry) -> bool:
-        """Record an entry, unless the trail is full."""
+        """Record an entry, unless the queue is full."""
         if not self.is_full:
             self.entries.append(entry)
         return not self.is_full
@@ -112,6 +114,20 @@ class RecordingAuditTrail(AuditTrail):
     def enqueue_again(self, entry: AuditEntry, time: datetime) -> bool:
         """Record a call that is equal to that of an entry."""
         return self.enqueue(replace(entry, time=time))
+
+
+class RecordingAuditTrail(AuditTrail):
+    """An audit trail whose queue keeps its entries."""
+
+    queue: RecordingAuditQueue
+
+    def __init__(self) -> None:
+        self.queue = RecordingAuditQueue()
+
+    @property
+    def entries(self) -> list[AuditEntry]:
+        """The entries so far."""
+        return self.queue.entries
 
 
 @dataclass

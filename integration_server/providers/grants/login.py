@@ -10,14 +10,14 @@ from typing import Any
 
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import ProviderMisconfigured, ProviderRejected, ProviderUnavailable
+from integration_server.domain.lenient_values import UNREADABLE, field_at
 from integration_server.domain.text import has_control_characters
+from integration_server.domain.token_response import parse_fields
 from integration_server.providers.declaration_tables import MAX_VALUE_LENGTH, LoginRequest
 from integration_server.providers.declared_values import as_text
 from integration_server.providers.grants.grant_client import LoginClient
 from integration_server.providers.http import HttpResponse
-from integration_server.providers.lenient_values import UNREADABLE, field_at
 from integration_server.providers.response_values import values_outside_json
-from integration_server.providers.token_response import parse_fields
 from integration_server.providers.url_templates import fill_json, fill_text, fill_texts
 
 

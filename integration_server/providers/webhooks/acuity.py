@@ -9,8 +9,8 @@
 - No event reports the end of our access, a new API key.
 """
 
+from integration_server.domain.lenient_values import text_at
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent
-from integration_server.providers.lenient_values import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, base64_text
 from integration_server.providers.webhooks.parsing import UNKNOWN, VerifiedRequest, digest, read_form
 from integration_server.providers.webhooks.scheme import SecretSource

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 
+from integration_server.domain.lenient_values import text_at
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookRequest
 from integration_server.providers.declaration_tables import Webhook
-from integration_server.providers.lenient_values import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timestamp, base64_text
 from integration_server.providers.webhooks.parsing import (
     UNKNOWN,

@@ -12,13 +12,13 @@
 from datetime import datetime
 from functools import partial
 
+from integration_server.domain.lenient_values import text_at
 from integration_server.domain.webhooks import (
     InvalidWebhookSignature,
     ReceivedWebhook,
     WebhookEvent,
     WebhookRequest,
 )
-from integration_server.providers.lenient_values import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme
 from integration_server.providers.webhooks.json_text import JsonText
 from integration_server.providers.webhooks.parsing import (

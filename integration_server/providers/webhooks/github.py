@@ -9,8 +9,8 @@
   Other events are about a repository or an organization, so only the address identifies the integration.
 """
 
+from integration_server.domain.lenient_values import text_at
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent
-from integration_server.providers.lenient_values import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme
 from integration_server.providers.webhooks.json_text import read_json_text
 from integration_server.providers.webhooks.parsing import UNKNOWN, VerifiedRequest, digest, encode_text, read_form

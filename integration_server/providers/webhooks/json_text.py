@@ -17,7 +17,7 @@ from itertools import repeat
 from json import JSONDecoder
 from typing import Any
 
-from integration_server.providers.lenient_values import parse_int
+from integration_server.domain.lenient_values import parse_int
 
 _DECODER = JSONDecoder(strict=False, parse_int=parse_int)
 _SPACE = re.compile(r"[ \t\n\r]*")

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 
+from integration_server.domain.lenient_values import text_at
 from integration_server.domain.webhooks import (
     MAX_EVENTS,
     InvalidWebhookSignature,
@@ -27,7 +28,6 @@ from integration_server.domain.webhooks import (
     WebhookEvent,
     WebhookRequest,
 )
-from integration_server.providers.lenient_values import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, hmac_sha256
 from integration_server.providers.webhooks.json_text import JsonMember, JsonText, read_json_text
 from integration_server.providers.webhooks.parsing import (

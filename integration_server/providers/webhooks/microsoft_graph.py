@@ -18,13 +18,13 @@ import re
 from datetime import datetime
 from functools import partial
 
+from integration_server.domain.lenient_values import field_at, text_at
 from integration_server.domain.webhooks import (
     InvalidWebhookSignature,
     ReceivedWebhook,
     WebhookEvent,
     WebhookRequest,
 )
-from integration_server.providers.lenient_values import field_at, text_at
 from integration_server.providers.webhooks.json_text import JsonText
 from integration_server.providers.webhooks.parsing import (
     UNKNOWN,

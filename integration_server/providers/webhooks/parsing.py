@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 
 from pydantic_core import to_json
 
+from integration_server.domain.lenient_values import text_at
 from integration_server.domain.text import has_control_characters
 from integration_server.domain.webhooks import (
     MAX_EVENTS,
@@ -19,7 +20,6 @@ from integration_server.domain.webhooks import (
     WebhookRequest,
     WebhookResponse,
 )
-from integration_server.providers.lenient_values import text_at
 from integration_server.providers.webhooks.json_text import JsonText, read_json_text
 from integration_server.providers.webhooks.scheme import MalformedWebhook
 from integration_server.providers.webhooks.verification import header_values

@@ -12,8 +12,8 @@
 - The account is the shop's domain, `….myshopify.com` [H].
 """
 
+from integration_server.domain.lenient_values import text_at
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookEvent
-from integration_server.providers.lenient_values import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, base64_text
 from integration_server.providers.webhooks.json_text import read_json_text
 from integration_server.providers.webhooks.parsing import UNKNOWN, VerifiedRequest, digest

@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from integration_server.domain.lenient_values import field_at, text_at
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookRequest
-from integration_server.providers.lenient_values import field_at, text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timestamp, v0_message
 from integration_server.providers.webhooks.json_text import read_json_text
 from integration_server.providers.webhooks.parsing import (

@@ -17,8 +17,8 @@ from base64 import b64decode
 from dataclasses import replace
 from datetime import datetime
 
+from integration_server.domain.lenient_values import text_at
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookRequest
-from integration_server.providers.lenient_values import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timestamp, base64_text
 from integration_server.providers.webhooks.json_text import read_json_text
 from integration_server.providers.webhooks.parsing import UNKNOWN, VerifiedRequest, digest

@@ -11,8 +11,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from integration_server.domain.lenient_values import text_at
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook
-from integration_server.providers.lenient_values import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timestamp
 from integration_server.providers.webhooks.parsing import VerifiedRequest, build_event
 

@@ -20,8 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from hashlib import sha256
 
+from integration_server.domain.lenient_values import text_at
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookEvent, WebhookRequest
-from integration_server.providers.lenient_values import text_at
 from integration_server.providers.webhooks.hmac_scheme import base64_text
 from integration_server.providers.webhooks.parsing import (
     UNKNOWN,

@@ -17,8 +17,8 @@
 
 import re
 
+from integration_server.domain.lenient_values import text_at
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent
-from integration_server.providers.lenient_values import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timestamp, hmac_sha256, v0_message
 from integration_server.providers.webhooks.parsing import UNKNOWN, VerifiedRequest, digest, json_handshake
 from integration_server.providers.webhooks.scheme import MalformedWebhook

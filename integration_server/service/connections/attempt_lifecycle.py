@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from integration_server.domain.errors import ErrorRecord, IntegrationServerError, StateUsed, StoreUnavailable
 from integration_server.domain.integration import Integration, IntegrationId
+from integration_server.domain.redirect_allowlist import RedirectAllowlist
 from integration_server.service.common_types import Aead, AssociatedData, Clock
 from integration_server.service.connections.ports import (
     AttemptDetails,
@@ -21,7 +22,6 @@ from integration_server.service.connections.ports import (
     AuthorizationAttemptStore,
     StateClaims,
 )
-from integration_server.service.connections.redirect_allowlist import RedirectAllowlist
 from integration_server.service.credentials.credential_cipher import (
     EncryptedTokens,
     attempt_aad,

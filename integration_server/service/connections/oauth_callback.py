@@ -31,6 +31,7 @@ from integration_server.domain.errors import (
     UserMismatch,
 )
 from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.domain.redirect_allowlist import RedirectAllowlist
 from integration_server.return_urls import with_result_params
 from integration_server.service.audit.audit_trail import audit_user
 from integration_server.service.background.detached_tasks import DetachedTasks
@@ -44,7 +45,6 @@ from integration_server.service.connections.attempt_lifecycle import (
     digest_of,
 )
 from integration_server.service.connections.ports import AttemptDetails, AuthorizationAttemptStore, StateClaims
-from integration_server.service.connections.redirect_allowlist import RedirectAllowlist
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.ports import IntegrationStore
 from integration_server.service.oauth_clients.oauth_client_directory import OAuthClientDirectory, require_oauth

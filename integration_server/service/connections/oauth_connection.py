@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from integration_server.domain.credentials import DeviceAuthorization
 from integration_server.domain.errors import InvalidField
 from integration_server.domain.integration import Integration, IntegrationId
+from integration_server.domain.redirect_allowlist import RedirectAllowlist
 from integration_server.service.common_types import Clock, RandomToken
 from integration_server.service.connections.account_linking import AccountLinker, AccountRequest
 from integration_server.service.connections.attempt_lifecycle import ATTEMPT_LIFETIME, AttemptLifecycle
@@ -22,7 +23,6 @@ from integration_server.service.connections.ports import (
     DeviceGrant,
     StateClaims,
 )
-from integration_server.service.connections.redirect_allowlist import RedirectAllowlist
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.ports import IntegrationStore, NewIntegration
 from integration_server.service.oauth_clients.oauth_client_directory import OAuthClientDirectory, require_oauth

@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime, timedelta
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
+from integration_server.domain.call_budget import time_left
 from integration_server.domain.credentials import Credentials, OAuthTokens, RefreshCause, RequestAuth
 from integration_server.domain.errors import (
     IntegrationNotFound,
@@ -20,7 +21,6 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.domain.oauth_client import OWN_CLIENT
-from integration_server.service.background.detached_tasks import time_left
 from integration_server.service.common_types import Clock
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.credentials.refresh_commit import RefreshResult

@@ -23,9 +23,9 @@ from typing import Any
 from cachetools import LRUCache
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
+from integration_server.domain.call_budget import waiting_for_store
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
 from integration_server.domain.integration import Integration, IntegrationId, UserId
-from integration_server.service.background.detached_tasks import DetachedTasks, waiting_for_store
 from integration_server.service.integrations.ports import (
     FoundIntegrations,
     IntegrationLookup,
@@ -306,7 +306,6 @@ class SharedReads:
         self,
         cache: RaceSafeCache,
         store: IntegrationStore,
-        tasks: DetachedTasks,
         *,
         interval: float = _INTERVAL,
         max_age: float = _MAX_AGE,
@@ -314,7 +313,6 @@ class SharedReads:
     ) -> None:
         self._cache = cache
         self._store = store
-        self._tasks = tasks
         self._interval = interval
         self._max_age = max_age
         self._max_bytes = max_bytes
@@ -322,6 +320,14 @@ class SharedReads:
         self._reads: dict[_Target, _Read] = {}
         self._waiting: list[_Read] = []
         self._next_time = 0.0  # of a statement, on the clock of the event loop
+        self._tasks: set[asyncio.Task[None]] = set()  # the event loop itself keeps only weak references
+
+    async def aclose(self) -> None:
+        """End the reads that are under way. The calls that have begun them have ended."""
+        self._waiting.clear()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def get(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration:
         """The user's integration. Raises `IntegrationNotFound` or `StoreUnavailable`."""
@@ -352,7 +358,9 @@ class SharedReads:
         self._next_time = asyncio.get_running_loop().time() + self._interval
         waiting, self._waiting = self._waiting, []
         for begin in range(0, len(waiting), _MAX_READS):
-            self._tasks.start(self._run(waiting[begin : begin + _MAX_READS]))
+            task = asyncio.get_running_loop().create_task(self._run(waiting[begin : begin + _MAX_READS]))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _run(self, reads: Sequence[_Read]) -> None:
         try:

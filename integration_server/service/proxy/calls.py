@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import KW_ONLY, dataclass, replace
 from datetime import timedelta
 
+from integration_server.domain.call_budget import time_left
 from integration_server.domain.errors import (
     InvalidField,
     ProviderError,
@@ -20,7 +21,7 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, ApiStream
-from integration_server.service.background.detached_tasks import DetachedTasks, time_left
+from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import Clock, loop_time
 from integration_server.service.credentials.credential_service import CredentialService
 from integration_server.service.credentials.refresh_commit import RefreshResult

@@ -1,6 +1,6 @@
 """Unusual responses of token endpoints, and the outcome of each for a code and for a refresh.
 
-The docstring of `providers/token_response.py` describes them.
+The docstring of `domain/token_response.py` describes them.
 """
 
 import gzip

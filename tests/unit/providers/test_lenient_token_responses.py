@@ -10,11 +10,11 @@ import pytest
 
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import ProviderError, ProviderRejected, ProviderUnavailable
+from integration_server.domain.lenient_values import seconds_until
+from integration_server.domain.token_response import parse_tokens
 from integration_server.providers.declaration_tables import Errors
 from integration_server.providers.http import HttpResponse
-from integration_server.providers.lenient_values import seconds_until
 from integration_server.providers.oauth2 import OAuth2Provider
-from integration_server.providers.token_response import parse_tokens
 from tests.unit.providers.support import NOW, FakeTransport, build_provider, http_response, json_response
 
 HOUR = timedelta(hours=1)

@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from integration_server.domain.audit import Action, AuditEntry
+from integration_server.domain.audit_queue import AuditQueue
 from integration_server.domain.errors import IntegrationNotFound, InvalidField, StoreUnavailable
 from integration_server.domain.integration import UserId
 from integration_server.rpc.call_audit import record_audit
@@ -25,21 +27,19 @@ CONNECT = f"/{SERVICE.full_name}/ConnectWithApiKey"
 
 
 class Trail(AuditTrail):
-    """Keeps its entries as the log stores them, unless it is full."""
+    """Has its entries as the log stores them."""
 
     def __init__(self, *, full: bool = False) -> None:
-        self.entries: list[AuditEntry] = []
-        self.full = full
-
-    def enqueue(self, entry: AuditEntry) -> bool:
-        """Keep the entry."""
-        if not self.full:
-            self.entries.append(entry.escaped())
-        return not self.full
+        self.queue = AuditQueue(timedelta(0), max_entries=0 if full else 1000)
 
     async def record(self, entry: AuditEntry) -> None:
         """Keep the entry."""
-        self.entries.append(entry.escaped())
+        self.queue.append(entry)
+
+    @property
+    def entries(self) -> list[AuditEntry]:
+        """The entries so far."""
+        return [queued.record().escaped() for queued in self.queue.first(1000)]
 
 
 class FakeContext:
@@ -232,13 +232,14 @@ async def test_credentials_are_not_returned_without_an_entry() -> None:
 async def test_negative_control_a_trail_that_drops_entries_returns_credentials() -> None:
     """The negative control."""
 
-    class DroppingTrail(Trail):
+    class DroppingQueue(AuditQueue):
         """Drops entries and reports them as queued."""
 
         def enqueue(self, entry: AuditEntry) -> bool:
             """Drop it."""
             return True
 
-    trail = DroppingTrail()
+    trail = Trail()
+    trail.queue = DroppingQueue(timedelta(0), 1000)
     await call(trail, GET, pb.GetCredentialsRequest(integration_id=7, user_id="ada"), pb.GetCredentialsResponse)
     assert not trail.entries

@@ -44,7 +44,7 @@ class BatchServer:
                 lambda _: "caller",
                 lambda: None,
                 lambda: None,
-                self.system.trail,
+                self.system.trail.queue,
                 self.system.clock,
                 max_bytes=2**24,
             )
@@ -300,11 +300,11 @@ async def test_without_an_entry_no_credentials_are_returned() -> None:
     one = (await server.system.connect()).integration_id
     await server.batch([(one, ADA)])  # from now on it is sent again
     for integration_id in (one, (await server.system.connect_key()).integration_id):
-        server.system.trail.is_full = True
+        server.system.trail.queue.is_full = True
         with pytest.raises(RpcError) as rejected:
             await server.batch([(integration_id, ADA)])
         assert rejected.value.reason == "STORE_UNAVAILABLE"
-        server.system.trail.is_full = False
+        server.system.trail.queue.is_full = False
         assert [reason(result) for result in await server.batch([(integration_id, ADA)])] == ["OK"]
 
 

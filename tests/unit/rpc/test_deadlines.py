@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from integration_server.domain.call_budget import time_left, waiting_for_store
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.rpc.interceptors import enforce_deadline
 from integration_server.rpc.methods import Method
-from integration_server.service.background.detached_tasks import time_left, waiting_for_store
 from tests.fakes.inmemory_grpc import FakeContext
 
 Behavior = Callable[[object, object], Awaitable[Any]]

@@ -127,7 +127,7 @@ class HotServer:
             caller_name,
             current_caller,
             lambda: self.data_keys,
-            self.trail,
+            self.trail.queue,
             clock,
             max_bytes=2**20,
         )
@@ -225,7 +225,7 @@ async def test_the_second_of_equal_calls_takes_the_hot_path_and_is_recorded() ->
         await server.call(integration_id)
     assert server.slow_calls == 1
     assert server.records == [("OK", "")] * 7
-    (entry,) = [one for one in server.trail._pending if one.entry.action == "read_credentials"]
+    (entry,) = [one for one in server.trail.queue.first(100) if one.entry.action == "read_credentials"]
     assert (entry.entry.caller, entry.entry.integration_id, entry.call_count) == ("backend", integration_id, 7)
 
 
@@ -253,7 +253,7 @@ async def test_repeated_purposes_are_one_purpose_on_both_paths() -> None:
         await server.call(integration_id, metadata=twice)
     await server.call(integration_id, metadata=[("x-purpose", "sync")])
     assert server.slow_calls == 2
-    purposes = {one.entry.purpose: one.call_count for one in server.trail._pending if one.entry.purpose}
+    purposes = {one.entry.purpose: one.call_count for one in server.trail.queue.first(100) if one.entry.purpose}
     assert purposes == {", sync": 2, "sync": 1}
 
 

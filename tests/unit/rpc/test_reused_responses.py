@@ -73,7 +73,7 @@ class Caller:
         assert source is not None
         source.integration, source.valid_until = self.current, self.valid_until
         source.entry = AuditEntry(self.now, self.name, Action.READ_CREDENTIALS, "ada", 1, purpose=self.purpose)
-        if not self.trail.enqueue(source.entry):
+        if not self.trail.queue.enqueue(source.entry):
             raise StoreUnavailable
         credentials = credentials_pb2.Credentials(bearer_token=f"{TOKEN} {self.decoded}")
         return pb.GetCredentialsResponse(credentials=credentials)
@@ -91,7 +91,7 @@ def make(log: Log, *, checks_changes: bool = True, max_pending: int = 100, max_b
         lambda _context: caller.name,
         lambda: caller.policy,
         lambda: caller.keys,
-        trail,
+        trail.queue,
         lambda: caller.now,
         max_bytes=max_bytes,
     )

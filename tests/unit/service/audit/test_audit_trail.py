@@ -50,7 +50,7 @@ def log() -> InMemoryAuditLog:
 
 async def test_queued_entries_are_written_in_one_batch(log: InMemoryAuditLog) -> None:
     async with AuditTrail(log, interval=AT_ONCE) as trail:
-        assert all(trail.enqueue(entry(number)) for number in range(100))
+        assert all(trail.queue.enqueue(entry(number)) for number in range(100))
         await asyncio.wait_for(log.written.wait(), 60)
     assert log.ids == list(range(100))
     assert len(log.batches) == 1
@@ -58,14 +58,14 @@ async def test_queued_entries_are_written_in_one_batch(log: InMemoryAuditLog) ->
 
 async def test_record_writes_its_entry_and_the_queued_ones(log: InMemoryAuditLog) -> None:
     async with AuditTrail(log, interval=NEVER) as trail:
-        trail.enqueue(entry(1))
+        trail.queue.enqueue(entry(1))
         await trail.record(entry(2))
         assert log.ids == [1, 2]
 
 
 async def test_leaving_the_context_writes_the_rest(log: InMemoryAuditLog) -> None:
     async with AuditTrail(log, interval=NEVER) as trail:
-        trail.enqueue(entry(1))
+        trail.queue.enqueue(entry(1))
     assert log.ids == [1]
 
 
@@ -74,7 +74,7 @@ async def test_entries_keep_their_order_while_the_database_is_unavailable(log: I
         log.is_unavailable = True
         recorded = asyncio.create_task(trail.record(entry(1)))
         await asyncio.sleep(0)
-        trail.enqueue(entry(2))
+        trail.queue.enqueue(entry(2))
         assert not log.batches
         log.is_unavailable = False
         await recorded
@@ -83,7 +83,7 @@ async def test_entries_keep_their_order_while_the_database_is_unavailable(log: I
 
 async def test_a_full_queue_rejects_reads_but_not_changes(log: InMemoryAuditLog) -> None:
     async with AuditTrail(log, interval=NEVER, max_pending=2) as trail:
-        assert [trail.enqueue(entry(number)) for number in range(3)] == [True, True, False]
+        assert [trail.queue.enqueue(entry(number)) for number in range(3)] == [True, True, False]
         await trail.record(entry(3))
     assert log.ids == [0, 1, 3]
 
@@ -93,7 +93,7 @@ async def test_an_entry_that_cannot_be_stored_is_reported_and_does_not_block_oth
     with capture_logs() as logs:
         async with AuditTrail(log, interval=NEVER) as trail:
             for number in (1, 2, 3):
-                trail.enqueue(entry(number))
+                trail.queue.enqueue(entry(number))
             await trail.record(entry(4))
             with pytest.raises(AuditEntryLost):
                 await trail.record(entry(2))
@@ -103,55 +103,23 @@ async def test_an_entry_that_cannot_be_stored_is_reported_and_does_not_block_oth
     assert "secret" not in str(logs)
 
 
-def read(integration_id: int, *, seconds: float = 0, caller: str = "caller", outcome: str = "OK") -> AuditEntry:
-    time = NOON + timedelta(seconds=seconds)
-    return AuditEntry(time, caller, Action.READ_CREDENTIALS, integration_id=integration_id, outcome=outcome)
-
-
-async def test_equal_reads_within_a_second_share_an_entry(log: InMemoryAuditLog) -> None:
-    async with AuditTrail(log) as trail:
-        for seconds in (0, 0.2, 0.9, 1, 1.5, 2.1):
-            assert trail.enqueue(read(1, seconds=seconds))
-        assert trail.pending_count == 3
-    (entries,) = log.batches
-    assert [(entry.time - NOON, entry.call_count) for entry in entries] == [
-        (timedelta(seconds=0), 3),
-        (timedelta(seconds=1), 2),
-        (timedelta(seconds=2.1), 1),
-    ]
-
-
-async def test_other_calls_share_no_entry(log: InMemoryAuditLog) -> None:
-    change = AuditEntry(NOON, "caller", Action.REFRESH, integration_id=1)
-    others = [read(1), read(2), read(1, caller="b"), read(1, outcome="NOT_FOUND"), read(1, seconds=-1), change, change]
-    async with AuditTrail(log) as trail:
-        assert all(map(trail.enqueue, others))
-    assert [entry.call_count for entry in log.batches[0]] == [1] * len(others)
-
-
 async def test_an_entry_that_is_being_written_is_not_shared(log: InMemoryAuditLog) -> None:
     async with AuditTrail(log, interval=NEVER) as trail:
-        trail.enqueue(read(1))
+        trail.queue.enqueue(entry(1))
         await trail.record(entry(2))
-        trail.enqueue(read(1))
+        trail.queue.enqueue(entry(1))
     assert [[entry.call_count for entry in batch] for batch in log.batches] == [[1, 1], [1]]
-
-
-async def test_equal_reads_are_recorded_while_the_queue_is_full(log: InMemoryAuditLog) -> None:
-    async with AuditTrail(log, interval=NEVER, max_pending=1) as trail:
-        assert [trail.enqueue(read(number)) for number in (1, 1, 2)] == [True, True, False]
-    assert [entry.call_count for entry in log.batches[0]] == [2]
 
 
 async def test_what_is_queued_during_a_write_waits_for_the_next_one(log: InMemoryAuditLog) -> None:
     """Or each entry would be a batch of its own under load."""
     async with AuditTrail(log, interval=NEVER) as trail:
         for number in range(50):
-            trail.enqueue(entry(number))
+            trail.queue.enqueue(entry(number))
             await asyncio.sleep(0)
         await trail.record(entry(50))
         for number in range(51, 100):
-            trail.enqueue(entry(number))
+            trail.queue.enqueue(entry(number))
             await asyncio.sleep(0)
         assert [len(batch) for batch in log.batches] == [51]
 
@@ -159,6 +127,6 @@ async def test_what_is_queued_during_a_write_waits_for_the_next_one(log: InMemor
 async def test_a_thousand_entries_are_written_before_the_interval_ends(log: InMemoryAuditLog) -> None:
     async with AuditTrail(log, interval=NEVER) as trail:
         for number in range(1000):
-            trail.enqueue(entry(number))
+            trail.queue.enqueue(entry(number))
         await asyncio.wait_for(log.written.wait(), 60)
         assert [len(batch) for batch in log.batches] == [1000]

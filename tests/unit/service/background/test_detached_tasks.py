@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from integration_server.domain.call_budget import CallBudget, time_left, waiting_for_store
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
-from integration_server.service.background.detached_tasks import CallBudget, DetachedTasks, time_left, waiting_for_store
+from integration_server.service.background.detached_tasks import DetachedTasks
 
 
 async def test_run_returns_the_result_or_raises_the_exception_of_the_task() -> None:

@@ -21,9 +21,9 @@ from integration_server.domain.errors import (
     UserMismatch,
 )
 from integration_server.domain.integration import IntegrationId, Status, UserId
+from integration_server.domain.redirect_allowlist import RedirectAllowlist
 from integration_server.service.audit.audit_trail import audit_user
 from integration_server.service.connections.oauth_callback import Callback
-from integration_server.service.connections.redirect_allowlist import RedirectAllowlist
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.storage.tables import AttemptState, authorization_attempts
 from tests.fakes.provider import parameter, wait_until

@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from integration_server.domain.errors import RedirectUriNotAllowed
-from integration_server.service.connections.redirect_allowlist import RedirectAllowlist
+from integration_server.domain.redirect_allowlist import RedirectAllowlist
 from tests.attack_inputs import similar_urls
 from tests.fakes.system import APP_CALLBACK, OWN_CALLBACK, PUBLIC_URL, RETURN_URL, FakeSystem
 

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 
+from integration_server.domain.call_budget import CallBudget
 from integration_server.domain.errors import (
     IntegrationServerError,
     ProviderError,
@@ -14,7 +15,6 @@ from integration_server.domain.errors import (
     ProviderUnavailable,
 )
 from integration_server.domain.integration import Integration, UserId
-from integration_server.service.background.detached_tasks import CallBudget
 from integration_server.service.background.ports import JobKind
 from tests.fakes.provider import HOUR, wait_until
 from tests.fakes.system import FakeSystem

@@ -1,7 +1,7 @@
 """Tests of shared reads: callers of one integration share a read, reads of different ones a statement."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -9,7 +9,6 @@ import pytest
 
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
 from integration_server.domain.integration import IntegrationId, UserId
-from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.credentials.integration_cache import RaceSafeCache, SharedReads
 from integration_server.service.integrations.ports import (
     FoundIntegrations,
@@ -53,13 +52,13 @@ class EagerReads(SharedReads):
 
 
 class Fixture:
-    def __init__(self, row: StoredIntegration, tasks: DetachedTasks, reads: type[SharedReads] = SharedReads) -> None:
+    def __init__(self, row: StoredIntegration, reads: type[SharedReads] = SharedReads) -> None:
         rows: dict[IntegrationTarget, StoredIntegration] = {}
         for number in map(IntegrationId, range(1, 300)):
             rows[number, ADA] = replace(row, integration=replace(row.integration, integration_id=number))
         self.store = GatedStore(rows)
         self.cache = RaceSafeCache(2**24, lambda: 0.0)
-        self.reads = reads(self.cache, cast("IntegrationStore", self.store), tasks)
+        self.reads = reads(self.cache, cast("IntegrationStore", self.store))
 
     def start(self, number: int, user_id: UserId = ADA) -> "asyncio.Task[StoredIntegration]":
         """A caller."""
@@ -78,14 +77,8 @@ async def row(system: FakeSystem) -> StoredIntegration:
 
 
 @pytest.fixture
-async def tasks() -> AsyncIterator[DetachedTasks]:
-    async with DetachedTasks() as running:
-        yield running
-
-
-@pytest.fixture
-def fixture(row: StoredIntegration, tasks: DetachedTasks) -> Fixture:
-    return Fixture(row, tasks)
+def fixture(row: StoredIntegration) -> Fixture:
+    return Fixture(row)
 
 
 async def test_callers_of_one_integration_share_a_read_also_while_it_runs(fixture: Fixture) -> None:
@@ -154,6 +147,17 @@ async def test_callers_that_leave_end_the_read_for_nobody(fixture: Fixture) -> N
     assert not fixture.cache._pending_reads
 
 
+async def test_a_read_that_hangs_at_the_end_of_the_server_is_ended(fixture: Fixture) -> None:
+    caller, gone = fixture.start(1), fixture.start(2)
+    await fixture.until_statements(1)
+    gone.cancel()
+    async with asyncio.timeout(60):
+        await fixture.reads.aclose()  # the gate stays closed
+    with pytest.raises(StoreUnavailable):
+        await caller
+    assert not fixture.cache._pending_reads
+
+
 async def test_an_error_reaches_every_caller_and_ends_nothing_later(fixture: Fixture) -> None:
     fixture.store.gate.set()
     fixture.store.error = StoreUnavailable()
@@ -175,9 +179,9 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize(("reads", "is_found"), [(SharedReads, False), (EagerReads, True)], ids=["", "control"])
 async def test_who_calls_after_a_change_does_not_join_a_read_from_before(
-    row: StoredIntegration, tasks: DetachedTasks, change: object, reads: type[SharedReads], is_found: bool
+    row: StoredIntegration, change: object, reads: type[SharedReads], is_found: bool
 ) -> None:
-    fixture = Fixture(row, tasks, reads)
+    fixture = Fixture(row, reads)
     before = fixture.start(1)
     await fixture.until_statements(1)
     del fixture.store.rows[IntegrationId(1), ADA]
@@ -191,11 +195,9 @@ async def test_who_calls_after_a_change_does_not_join_a_read_from_before(
 
 
 @pytest.mark.parametrize(("max_age", "statements"), [(0.0, 2), (60.0, 1)], ids=["", "control"])
-async def test_a_read_that_hangs_is_not_joined(
-    row: StoredIntegration, tasks: DetachedTasks, max_age: float, statements: int
-) -> None:
-    fixture = Fixture(row, tasks)
-    fixture.reads = SharedReads(fixture.cache, cast("IntegrationStore", fixture.store), tasks, max_age=max_age)
+async def test_a_read_that_hangs_is_not_joined(row: StoredIntegration, max_age: float, statements: int) -> None:
+    fixture = Fixture(row)
+    fixture.reads = SharedReads(fixture.cache, cast("IntegrationStore", fixture.store), max_age=max_age)
     callers = [fixture.start(1)]
     await fixture.until_statements(1)
     callers.append(fixture.start(1))

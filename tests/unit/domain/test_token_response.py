@@ -15,9 +15,9 @@ from integration_server.domain.errors import (
     ProviderRejected,
     ProviderUnavailable,
 )
+from integration_server.domain.token_response import error_code, parse_fields, parse_tokens, raise_for_error
 from integration_server.providers.http import HttpResponse
 from integration_server.providers.oauth2 import OAuth2Provider
-from integration_server.providers.token_response import error_code, parse_fields, parse_tokens, raise_for_error
 from tests.unit.providers.support import NOW, exception_text, http_response
 from tests.unit.providers.test_catalogue import CATALOGUE, all_built
 

@@ -1,8 +1,8 @@
 import pytest
 
 from integration_server.domain.errors import RedirectUriNotAllowed
+from integration_server.domain.redirect_allowlist import RedirectAllowlist
 from integration_server.return_urls import with_result_params
-from integration_server.service.connections.redirect_allowlist import RedirectAllowlist
 
 APP_CALLBACK = "https://app.example/callback"
 ALLOWLIST = RedirectAllowlist("https://hooks.example/", [APP_CALLBACK], ["https://app.example/done"])

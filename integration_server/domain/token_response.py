@@ -53,13 +53,12 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import ProviderMisconfigured, ProviderRejected, ProviderUnavailable
-from integration_server.providers.http import HttpResponse
-from integration_server.providers.lenient_values import (
+from integration_server.domain.lenient_values import (
     UNREADABLE,
     bounded,
     field_at,
@@ -93,7 +92,35 @@ _FORM_MARKERS = {"access_token", "error"}  # members by which plain text is reco
 _MAX_MEMBERS = 1000
 
 
-def parse_fields(response: HttpResponse) -> Mapping[str, Any]:
+class EndpointResponse(Protocol):
+    """What is read of an HTTP response. Header names are lower case."""
+
+    @property
+    def status(self) -> int:
+        """The status."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers, with repeated ones joined."""
+
+    @property
+    def body(self) -> bytes:
+        """The body, decompressed."""
+
+    @property
+    def retry_after(self) -> timedelta | None:
+        """The delay in Retry-After."""
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the status is 2xx."""
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the status is 4xx, except 429 and 408."""
+
+
+def parse_fields(response: EndpointResponse) -> Mapping[str, Any]:
     """The members of the JSON object or form in the body; empty if it contains neither.
 
     Responses of revocation endpoints have the same shape (RFC 7009 §2.2.1).
@@ -102,7 +129,7 @@ def parse_fields(response: HttpResponse) -> Mapping[str, Any]:
     return read_object(body) or _parse_form(body, response.headers.get("content-type", ""))
 
 
-def raise_for_error(response: HttpResponse, fields: Mapping[str, Any], subject: str, code: str | None) -> None:
+def raise_for_error(response: EndpointResponse, fields: Mapping[str, Any], subject: str, code: str | None) -> None:
     """Raise the error that a response means, if any (RFC 6749 §5.2). HTTP 200 with an `error` is an error.
 
     `code` is the error code of `fields`; `subject` is what was exchanged ("code", "grant"). Raises

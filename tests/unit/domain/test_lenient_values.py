@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from integration_server.providers.lenient_values import read_json, read_object, text_at, texts_at
+from integration_server.domain.lenient_values import read_json, read_object, text_at, texts_at
 
 
 @pytest.mark.parametrize(
