@@ -1,16 +1,17 @@
 """Spans reach a collector as messages of OTLP, in batches from a thread; a collector that fails costs spans only."""
 
 import threading
-from collections.abc import Callable
 from http.client import RemoteDisconnected
 
 import pytest
 import structlog
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from integration_server.observability.otlp import MAX_WAITING, OtlpExporter
-from integration_server.observability.tracing import SpanTracing
+from integration_server.observability.otlp import MAX_WAITING, OtlpExporter, SpanEncoder
+from integration_server.observability.spans import Kind
+from integration_server.observability.tracing import RecordedSpan, SpanTracing
 
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 NEVER = 3600.0  # seconds
@@ -36,7 +37,7 @@ class Collector:
 
     def exporter(self, interval: float = NEVER, retry_delay: float = 0.0) -> OtlpExporter:
         """An exporter to this collector."""
-        return OtlpExporter(self.post, "server-1", interval=interval, retry_delay=retry_delay)
+        return OtlpExporter(self.post, "server-1", str, interval=interval, retry_delay=retry_delay)
 
     def wait_for(self, count: int) -> None:
         """Wait until so many requests have come."""
@@ -50,9 +51,9 @@ class Collector:
         return [span for message in messages for span in message.resource_spans[0].scope_spans[0].spans]
 
 
-def make_spans(exporter: OtlpExporter, count: int, clean: Callable[[str], str] = str) -> None:
+def make_spans(exporter: OtlpExporter, count: int) -> None:
     """Begin and end traces of one span."""
-    tracing = SpanTracing(exporter.add, clean)
+    tracing = SpanTracing(exporter.add)
     for number in range(count):
         with tracing.root(f"job {number}", {}):
             pass
@@ -66,7 +67,7 @@ def texts_of(span: Span) -> dict[str, str | int]:
 def test_a_call_and_its_request_are_spans_of_the_trace_of_the_caller() -> None:
     collector = Collector()
     exporter = collector.exporter()
-    tracing = SpanTracing(exporter.add, str)
+    tracing = SpanTracing(exporter.add)
     passed_on = tracing.begin("service/Method", {"request_id": "f81d4fae"}, f"00-{TRACE_ID}-{PARENT_ID}-01")
     with pytest.raises(OSError, match="secret"), tracing.client("POST", {"http.response.status_code": 500}):
         raise OSError("secret")
@@ -90,11 +91,70 @@ def test_a_call_and_its_request_are_spans_of_the_trace_of_the_caller() -> None:
     assert inner.end_time_unix_nano <= outer.end_time_unix_nano
 
 
+LONG = "ab" * 40_000
+
+
+@pytest.mark.parametrize("kind", ["server", "client", "internal"])
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {},
+        {"request_id": "f81d4fae-7dec-11d0-a765-00a0c91e6bf6"},
+        {"request_id": "r" * 128, "rpc.system.name": "grpc"},
+        {"request_id": ""},
+        {"http.response.status_code": 503, "a": 0, "b": -1, "c": 2**40},
+        {"server.address": "bücher.example", "name": "名" * 50, "empty": ""},
+        {"long": LONG, "request_id": LONG},
+    ],
+)
+def test_a_span_is_encoded_as_protobuf_encodes_it(kind: Kind, attributes: dict[str, str | int]) -> None:
+    spans = [
+        RecordedSpan(
+            f"{kind} ü",
+            kind,
+            f"00-{TRACE_ID}-00000000000000{number:02x}-01",
+            parent_id,
+            has_remote_parent=bool(parent_id),
+            is_sampled=True,
+            attributes=attributes,
+            begin=2**62 + number,
+            end=2**63 + number,
+            has_failed=bool(number),
+        )
+        for number, parent_id in enumerate(["", PARENT_ID])
+    ]
+    content = SpanEncoder("server-1", str).encode(spans)
+    (of_process,) = ExportTraceServiceRequest.FromString(content).resource_spans
+    (of_scope,) = of_process.scope_spans
+    assert of_scope.scope.name == "integration_server"
+    assert list(of_scope.spans) == [
+        Span(
+            name=f"{kind} ü",
+            kind=Span.SpanKind.Value(f"SPAN_KIND_{kind.upper()}"),
+            trace_id=bytes.fromhex(TRACE_ID),
+            span_id=number.to_bytes(8, "big"),
+            parent_span_id=bytes.fromhex(parent_id),
+            flags=0x301 if parent_id else 0x101,
+            attributes=[
+                KeyValue(
+                    key=name,
+                    value=AnyValue(int_value=value) if isinstance(value, int) else AnyValue(string_value=value),
+                )
+                for name, value in attributes.items()
+            ],
+            start_time_unix_nano=2**62 + number,
+            end_time_unix_nano=2**63 + number,
+            status=Status(code=Status.STATUS_CODE_ERROR) if number else None,
+        )
+        for number, parent_id in enumerate(["", PARENT_ID])
+    ]
+
+
 @pytest.mark.parametrize(("flags", "count"), [("01", 2), ("03", 2), ("00", 0)])
 def test_the_trace_of_a_caller_is_recorded_as_its_flags_say(flags: str, count: int) -> None:
     collector = Collector()
     exporter = collector.exporter()
-    tracing = SpanTracing(exporter.add, str, sample_ratio=0.0)
+    tracing = SpanTracing(exporter.add, sample_ratio=0.0)
     passed_on = tracing.begin("a", {}, f"00-{TRACE_ID}-{PARENT_ID}-{flags}")
     with tracing.client("b", {}) as span:
         span.set("c", "d")
@@ -109,7 +169,7 @@ def test_the_trace_of_a_caller_is_recorded_as_its_flags_say(flags: str, count: i
 @pytest.mark.parametrize(("ratio", "least", "most"), [(0.0, 0, 0), (0.5, 300, 700), (1.0, 1000, 1000)])
 def test_a_share_of_new_traces_is_recorded(ratio: float, least: int, most: int) -> None:
     spans: list[object] = []
-    tracing = SpanTracing(spans.append, str, sample_ratio=ratio)
+    tracing = SpanTracing(spans.append, sample_ratio=ratio)
     for _ in range(1000):
         tracing.add("a", {}, "", 0.001)
     assert least <= len(spans) <= most
@@ -117,7 +177,7 @@ def test_a_share_of_new_traces_is_recorded(ratio: float, least: int, most: int) 
 
 def test_a_request_after_the_end_of_its_call_has_no_span() -> None:
     spans: list[object] = []
-    tracing = SpanTracing(spans.append, str)
+    tracing = SpanTracing(spans.append)
     tracing.begin("a", {}, "")
     tracing.end({}, failed=False)
     with tracing.client("b", {}):
@@ -188,7 +248,7 @@ def test_a_collector_that_hangs_costs_the_spans_beyond_the_queue() -> None:
         released.wait(60)
         return status
 
-    exporter = OtlpExporter(hang, "", interval=NEVER)
+    exporter = OtlpExporter(hang, "", str, interval=NEVER)
     make_spans(exporter, 512)
     collector.wait_for(1)
     make_spans(exporter, MAX_WAITING + 100)
