@@ -5,14 +5,19 @@ traces (docs/decisions/0017-traces.md).
 """
 
 import http.client
+import math
 import os
 import re
 import struct
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import lru_cache, partial
 from typing import Any, Final, TypeAlias
 from urllib.parse import unquote
@@ -33,6 +38,10 @@ _INTERVAL = 5.0  # seconds
 _TIMEOUT = 5.0  # seconds for one batch
 _CLOSING_TIMEOUT = 10.0  # seconds for all that wait at the end
 _RETRY_DELAY = 1.0  # seconds
+_MAX_RETRY_AFTER = (
+    60.0  # seconds: a collector that restarts is back by then, and one that asks for hours is asked again
+)
+_MAX_RETRY_AFTER_LENGTH = 40  # characters; a date has 29
 _ACCEPTED = 2  # hundred
 _RETRYABLE = frozenset({429, 502, 503, 504})  # opentelemetry.io/docs/specs/otlp/#otlphttp-response
 _KNOWN_TEXTS = 1024  # names, attributes and lengths that are kept as they were encoded
@@ -48,8 +57,17 @@ _KINDS: "Mapping[Kind, pb.Span.SpanKind.ValueType]" = {
 _HAS_IS_REMOTE = pb.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
 _IS_REMOTE = pb.SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK
 
-Post: TypeAlias = Callable[[bytes], int]
-"""Sends a message to the collector, and returns the status of its response.
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """The status of a collector's response, and its `Retry-After`; empty without one."""
+
+    status: int
+    retry_after: str = ""
+
+
+Post: TypeAlias = Callable[[bytes], Response]
+"""Sends a message to the collector.
 
 Raises `OSError`, `HTTPException`, or `ValueError` for what cannot be sent, such as a host with an empty label.
 """
@@ -71,21 +89,25 @@ def post_to(endpoint: str, *, follows_redirects: bool = False) -> Post:
     return partial(_post, opener, endpoint, headers)
 
 
-def _post(opener: urllib.request.OpenerDirector, endpoint: str, headers: Mapping[str, str], content: bytes) -> int:
+def _post(opener: urllib.request.OpenerDirector, endpoint: str, headers: Mapping[str, str], content: bytes) -> Response:
     # One connection for up to 512 spans. The settings take http and https only.
     request = urllib.request.Request(endpoint, content, dict(headers))  # noqa: S310
     try:
         with opener.open(request, timeout=_TIMEOUT) as response:
-            return int(response.status)
+            return Response(int(response.status))
     except urllib.error.HTTPError as error:
         error.close()
-        return error.code
+        return Response(error.code, error.headers.get("retry-after", ""))
 
 
 class OtlpExporter:
     """Collects the spans of a process, and sends them from a thread: a collector that hangs delays no call.
 
-    `interval` and `retry_delay`, in seconds, are replaced in tests.
+    A collector that asks for a pause (`Retry-After`) gets nothing until it is over. Spans wait meanwhile, as many as
+    the queue has room for; at the end of the process they are dropped.
+
+    `interval` and `retry_delay`, in seconds, are replaced in tests. `max_pause` is the longest pause in seconds; 0 is
+    for negative controls. `wait` waits for so many seconds or until the exporter is closed, and returns whether it is.
     """
 
     def __init__(
@@ -96,6 +118,9 @@ class OtlpExporter:
         *,
         interval: float = _INTERVAL,
         retry_delay: float = _RETRY_DELAY,
+        max_pause: float = _MAX_RETRY_AFTER,
+        monotonic: Callable[[], float] = time.monotonic,
+        wait: Callable[[float], bool] | None = None,
     ) -> None:
         self._encode = SpanEncoder(process, clean).encode
         self._interval = interval
@@ -106,6 +131,10 @@ class OtlpExporter:
         self._is_failing = False
         self._wake = threading.Event()
         self._closed = threading.Event()
+        self._wait = wait or self._closed.wait
+        self._max_pause = max_pause
+        self._monotonic = monotonic
+        self._pause_end = -math.inf  # the collector wants the next message after it
         self._thread = threading.Thread(target=self._run, name="traces", daemon=True)
         self._thread.start()
 
@@ -137,7 +166,7 @@ class OtlpExporter:
     def _send(self, spans: list[RecordedSpan]) -> None:
         problem = self._problem_of(content := self._encode(spans))
         if problem in _RETRYABLE or isinstance(problem, str):
-            self._closed.wait(self._retry_delay)
+            self._wait(self._retry_delay)
             problem = self._problem_of(content)
         if problem is not None:
             self._dropped += len(spans)
@@ -150,12 +179,37 @@ class OtlpExporter:
                 self._dropped = 0
 
     def _problem_of(self, content: bytes) -> int | str | None:
-        """Post a message. Returns the status, or the class of the error; None if the collector has accepted it."""
+        """Post a message, after the pause that the collector has asked for.
+
+        Returns the status, or the class of the error; None if the collector has accepted it.
+        """
+        pause = self._pause_end - self._monotonic()
+        if pause > 0 and self._wait(pause):
+            return "RetryAfter"  # the pause outlasts the process
         try:
-            status = self._post(content)
+            response = self._post(content)
         except (OSError, http.client.HTTPException, ValueError) as error:
             return type(error).__name__
-        return None if status // 100 == _ACCEPTED else status
+        if response.status // 100 == _ACCEPTED:
+            return None
+        if response.status in _RETRYABLE:
+            self._pause_end = self._monotonic() + min(_seconds_of(response.retry_after), self._max_pause)
+        return response.status
+
+
+def _seconds_of(retry_after: str) -> float:
+    """The seconds of a `Retry-After` (RFC 9110 §10.2.3); 0 for anything else."""
+    text = retry_after.strip()
+    if len(text) > _MAX_RETRY_AFTER_LENGTH:
+        return 0.0
+    if text.isdecimal():
+        return float(text)
+    try:
+        moment = parsedate_to_datetime(text)
+        # The oldest of the three forms of a date has no zone, and is in UTC.
+        return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
+    except (ArithmeticError, LookupError, TypeError, ValueError):  # all that the parser raises for what is no date
+        return 0.0
 
 
 class SpanEncoder:

@@ -2,6 +2,7 @@
 
 import threading
 from http.client import RemoteDisconnected
+from typing import TypeAlias
 
 import pytest
 import structlog
@@ -9,7 +10,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from integration_server.observability.otlp import MAX_WAITING, OtlpExporter, SpanEncoder
+from integration_server.observability.otlp import MAX_WAITING, OtlpExporter, Response, SpanEncoder
 from integration_server.observability.spans import Kind
 from integration_server.observability.tracing import RecordedSpan, SpanTracing
 
@@ -17,15 +18,21 @@ TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 NEVER = 3600.0  # seconds
 
 
-class Collector:
-    """A collector that answers with these statuses in turn, the last one for ever; an exception is raised."""
+Answer: TypeAlias = int | tuple[int, str] | Exception
 
-    def __init__(self, *answers: int | Exception) -> None:
-        self.answers = list(answers or [200])
+
+class Collector:
+    """A collector that answers with these statuses in turn, the last one for ever; an exception is raised.
+
+    A status may have a `Retry-After`.
+    """
+
+    def __init__(self, *answers: Answer) -> None:
+        self.answers: list[Answer] = list(answers or [200])
         self.requests: list[bytes] = []
         self.received = threading.Condition()
 
-    def post(self, content: bytes) -> int:
+    def post(self, content: bytes) -> Response:
         """Answer a request."""
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         with self.received:
@@ -33,7 +40,7 @@ class Collector:
             self.received.notify_all()
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        return Response(*answer) if isinstance(answer, tuple) else Response(answer)
 
     def exporter(self, interval: float = NEVER, retry_delay: float = 0.0) -> OtlpExporter:
         """An exporter to this collector."""
@@ -243,10 +250,10 @@ def test_a_collector_that_hangs_costs_the_spans_beyond_the_queue() -> None:
     released = threading.Event()
     collector = Collector()
 
-    def hang(content: bytes) -> int:
-        status = collector.post(content)
+    def hang(content: bytes) -> Response:
+        response = collector.post(content)
         released.wait(60)
-        return status
+        return response
 
     exporter = OtlpExporter(hang, "", str, interval=NEVER)
     make_spans(exporter, 512)
@@ -255,3 +262,113 @@ def test_a_collector_that_hangs_costs_the_spans_beyond_the_queue() -> None:
     released.set()
     exporter.close()
     assert len(collector.spans) == 512 + MAX_WAITING
+
+
+# --- the pause that a collector asks for -----------------------------------------------------------------------------
+
+
+class Pauses:
+    """A clock that only waiting moves. An exporter is closed while it waits for the one with number `closed_in`."""
+
+    def __init__(self, closed_in: int = 0) -> None:
+        self.waited: list[float] = []
+        self.now = 0.0
+        self._closed_in = closed_in
+
+    def monotonic(self) -> float:
+        """The seconds that have passed."""
+        return self.now
+
+    def wait(self, seconds: float) -> bool:
+        """Wait. Returns whether the exporter is closed."""
+        self.waited.append(seconds)
+        self.now += seconds
+        return len(self.waited) == self._closed_in
+
+
+def export_over(collector: Collector, pauses: Pauses, batches: int = 1, max_pause: float = 60.0) -> None:
+    """Export so many batches, one after the other; no delay of the exporter's own."""
+    exporter = OtlpExporter(
+        collector.post,
+        "",
+        str,
+        interval=NEVER,
+        retry_delay=0.0,
+        max_pause=max_pause,
+        monotonic=pauses.monotonic,
+        wait=pauses.wait,
+    )
+    make_spans(exporter, 512 * batches)
+    exporter.close()
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+@pytest.mark.parametrize(
+    ("retry_after", "least", "most"),
+    [
+        *(("7", 7, 7), (" 7 ", 7, 7), ("0", 0, 0), ("86400", 60, 60), ("9" * 39, 60, 60)),
+        ("Thu, 01 Jan 2060 00:00:00 GMT", 60, 60),
+        ("Thursday, 01-Jan-60 00:00:00 GMT", 60, 60),
+        ("Thu Jan  1 00:00:00 2060", 60, 60),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 0, 0),
+        *(
+            (text, 0, 0)
+            for text in ("", "-1", "1.5", "soon", "nan", "inf", "1e3", "7" * 5000, "Mon, 99 Foo 9999 99:99")
+        ),
+    ],
+)
+def test_a_batch_waits_as_long_as_the_collector_asks_within_a_bound(
+    status: int, retry_after: str, least: float, most: float
+) -> None:
+    collector, pauses = Collector((status, retry_after), 200), Pauses()
+    export_over(collector, pauses)
+    assert len(collector.spans) == 2 * 512
+    assert least <= sum(pauses.waited) <= most
+
+
+def test_negative_control_without_the_bound_a_collector_is_asked_at_once() -> None:
+    collector, pauses = Collector((429, "7"), 200), Pauses()
+    export_over(collector, pauses, max_pause=0.0)
+    assert (len(collector.requests), sum(pauses.waited)) == (2, 0)
+
+
+def test_the_next_batch_waits_too_and_no_longer_than_is_left_of_the_pause() -> None:
+    collector, pauses = Collector((503, "7"), (503, "5"), 200), Pauses()
+    export_over(collector, pauses, batches=2)
+    assert [seconds for seconds in pauses.waited if seconds] == [7, 5]
+    assert len(collector.requests) == 3  # one batch is dropped, as after any two failures
+
+
+@pytest.mark.parametrize("status", [200, 400, 413])
+def test_a_pause_with_another_status_means_nothing(status: int) -> None:
+    collector, pauses = Collector((status, "7")), Pauses()
+    export_over(collector, pauses, batches=2)
+    assert (len(collector.requests), pauses.waited) == (2, [])
+
+
+def test_a_pause_that_outlasts_the_process_is_kept_and_its_spans_are_dropped() -> None:
+    collector, pauses = Collector((503, "7")), Pauses(closed_in=2)  # the first wait is the exporter's own delay
+    with structlog.testing.capture_logs() as lines:
+        export_over(collector, pauses)
+    assert len(collector.requests) == 1
+    assert [(line["event"], line["problem"]) for line in lines] == [("traces_not_exported", "RetryAfter")]
+
+
+def test_a_pause_costs_the_spans_beyond_the_queue() -> None:
+    released, collector = threading.Event(), Collector((503, "7"), 200)
+    pausing = threading.Event()
+
+    def wait(seconds: float) -> bool:
+        if seconds:
+            pausing.set()
+            assert released.wait(60)
+        return False
+
+    exporter = OtlpExporter(collector.post, "", str, interval=NEVER, retry_delay=0.0, monotonic=lambda: 0.0, wait=wait)
+    make_spans(exporter, 512)
+    assert pausing.wait(60)
+    make_spans(exporter, MAX_WAITING + 100)
+    assert len(collector.requests) == 1
+    released.set()
+    exporter.close()
+    assert len(collector.spans) == 512 + 512 + MAX_WAITING
