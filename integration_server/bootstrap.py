@@ -76,7 +76,7 @@ from integration_server.wiring.storage import (
     why_not_ready,
 )
 from integration_server.wiring.system import monotonic, utc_now
-from integration_server.wiring.traces import opened_tracing, span_openers
+from integration_server.wiring.traces import opened_tracing, span_functions
 from integration_server.wiring.webhooks import build_webhooks
 from integration_server.wiring.workers import BEAT_INTERVAL, Worker
 
@@ -208,7 +208,7 @@ async def running_grpc_server(
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         tracing = await enter(opened_tracing(settings, worker.name, tracing))
-        open_span, open_job_span = span_openers(tracing)
+        open_span, add_span, open_job_span = span_functions(tracing)
         http = await enter(
             ProviderHttp(clock, dev_mode=settings.dev_mode, deadline=settings.provider_timeout, open_span=open_span)
         )
@@ -216,7 +216,7 @@ async def running_grpc_server(
         providers = build_providers(settings, environment, http, clock, extra_providers, record_request)
         if worker.does_background_work:
             warn_of_unknown_names(providers.all())
-        storage = await enter(open_storage(settings, metrics.histogram(METRICS.connection_wait), open_span))
+        storage = await enter(open_storage(settings, metrics.histogram(METRICS.connection_wait), add_span))
         database, keyring = storage.database, storage.keyring
         head_recorder = await enter(open_head_recorder(settings, storage.heads, clock))
         trail = await enter(AuditTrail(storage.audit_log))

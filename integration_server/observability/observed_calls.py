@@ -27,7 +27,7 @@ from typing import Any, Protocol, TypeAlias
 
 import structlog
 
-from integration_server.observability.spans import Attributes, Tracing
+from integration_server.observability.spans import REQUEST_ID_ATTRIBUTE, Attributes, Tracing
 
 # --- ids -------------------------------------------------------------------------------------------------------------
 
@@ -89,7 +89,7 @@ class CallIdReader:
         accepts_any: bool = False,
     ) -> None:
         self._redact = redact
-        self._new_id = new_id
+        self.new_id = new_id
         self._accepts_any = accepts_any
 
     def given_id(self, entries: Entries) -> str:
@@ -101,7 +101,7 @@ class CallIdReader:
 
     def read(self, entries: Entries) -> CallIds:
         """The ids of a call; its request id is a new one if the caller's is not taken."""
-        return CallIds(self.given_id(entries) or self._new_id(), traceparent_in(entries))
+        return CallIds(self.given_id(entries) or self.new_id(), traceparent_in(entries))
 
     def _is_taken(self, text: str) -> bool:
         if self._accepts_any or HEXADECIMAL.fullmatch(text):
@@ -344,12 +344,12 @@ class TracedCalls(ObservedCalls):
 
     def begin(self, method: ObservedMethod, context: CallContext) -> CallIds:
         """Begin a call in its own task, and its span."""
-        ids = super().begin(method, context)
         if method.is_probe:
-            return ids
-        traceparent = self._tracing.begin(method.path[1:], _attributes_of(method, ids), ids.traceparent)
-        ids = CallIds(ids.request_id, traceparent)
+            return super().begin(method, context)
+        request_id, attributes, traceparent = self._read(method, call_metadata.get())
+        ids = CallIds(request_id, self._tracing.begin(method.path[1:], attributes, traceparent))
         current_ids.set(ids)
+        context.set_trailing_metadata(((REQUEST_ID, request_id),))
         return ids
 
     def end(
@@ -365,18 +365,29 @@ class TracedCalls(ObservedCalls):
         """End a call and its span."""
         super().end(method, status, reason, seconds, context, ids, address)
         if not method.is_probe:
-            outcome = {"rpc.response.status_code": status, **({"error.type": reason} if reason else {})}
-            self._tracing.end(outcome, failed=status in _SERVER_FAULTS)
+            self._tracing.end(_outcome(status, reason), failed=status in _SERVER_FAULTS)
 
     def note_repeated(
         self, method: ObservedMethod, metadata: Entries, context: CallContext, seconds: float, caller: str
     ) -> None:
         """Note a call that got an earlier response again; its span is made when it has ended."""
-        ids = self._reader.read(metadata)
-        outcome = {**_attributes_of(method, ids), "rpc.response.status_code": "OK"}
-        traceparent = self._tracing.add(method.path[1:], outcome, ids.traceparent, seconds)
-        self._note(method, context, seconds, caller, CallIds(ids.request_id, traceparent))
+        request_id, attributes, traceparent = self._read(method, metadata)
+        attributes = {**attributes, **_outcome("OK", "")}
+        traceparent = self._tracing.add(method.path[1:], attributes, traceparent, seconds)
+        self._note(method, context, seconds, caller, CallIds(request_id, traceparent))
+
+    def _read(self, method: ObservedMethod, metadata: Entries) -> tuple[str, Attributes, str]:
+        """The request id of a call, what its span says, and the traceparent of its caller."""
+        request_id = self._reader.given_id(metadata) or self._reader.new_id()
+        attributes = {
+            "rpc.system.name": "grpc",
+            "rpc.method": method.path[1:],
+            REQUEST_ID_ATTRIBUTE: request_id,
+        }
+        return request_id, attributes, traceparent_in(metadata)
 
 
-def _attributes_of(method: ObservedMethod, ids: CallIds) -> Attributes:
-    return {"rpc.system.name": "grpc", "rpc.method": method.path[1:], "request_id": ids.request_id}
+@lru_cache(_KNOWN_TEXTS)
+def _outcome(status: str, reason: str) -> Attributes:
+    outcome = {"rpc.response.status_code": status}
+    return {**outcome, "error.type": reason} if reason else outcome

@@ -8,7 +8,11 @@ from contextlib import AbstractContextManager
 from typing import Literal, Protocol, TypeAlias
 
 Attributes: TypeAlias = Mapping[str, str | int]
-"""What a span says. No attribute has a value of a request, a user or a secret."""
+"""What a span says. No attribute has a value of a request, a user or a secret. A span keeps the mapping itself, so that
+one that many spans share is made once; nobody changes it."""
+
+REQUEST_ID_ATTRIBUTE = "request_id"
+"""The attribute with the request id, the only one whose text is a new one in each call."""
 
 Kind = Literal["server", "client", "internal"]
 
@@ -27,6 +31,11 @@ OpenSpan: TypeAlias = Callable[[str, Attributes], AbstractContextManager[Span]]
 """Opens a span with a name and attributes. An exception fails it with the name of its class."""
 
 
+AddSpan: TypeAlias = Callable[[str, Attributes, int, BaseException | None], None]
+"""Adds a span that has a name and attributes, began at a time (nanoseconds since 1970) and ends now, perhaps with an
+exception. What runs meanwhile has no spans of its own."""
+
+
 class Tracing(Protocol):
     """Opens spans. Each is the parent of those that are opened inside it."""
 
@@ -35,6 +44,9 @@ class Tracing(Protocol):
 
     def client(self, name: str, attributes: Attributes) -> AbstractContextManager[Span]:
         """A span of a request to another system, if what asks for it is traced."""
+
+    def add_request(self, name: str, attributes: Attributes, begin: int, error: BaseException | None) -> None:
+        """As `AddSpan`: the span of a request to another system, if what asks for it is traced."""
 
     def begin(self, name: str, attributes: Attributes, traceparent: str) -> str:
         """Begin the span of a call in the call's own task; it continues the caller's trace. Returns its traceparent."""

@@ -38,7 +38,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from integration_server.domain.call_budget import waiting_for_store
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.observability.spans import OpenSpan
+from integration_server.observability.spans import AddSpan
 from integration_server.service.common_types import Record, record_nothing
 from integration_server.storage.async_engine import AsyncEngine, run_to_completion
 from integration_server.storage.pools import KeepingPool
@@ -229,22 +229,28 @@ class DriverConnection:
 
 
 class TracedConnection(DriverConnection):
-    """A connection that opens a span for each statement that the driver runs."""
+    """A connection that adds a span for each statement that the driver runs."""
 
     def __init__(
         self,
         connection: PoolProxiedConnection,
         compiled: Callable[[DriverQuery], CompiledQuery],
-        open_span: OpenSpan,
+        add_span: AddSpan,
         *,
         keeps_statements: bool,
     ) -> None:
         super().__init__(connection, compiled, keeps_statements=keeps_statements)
-        self._open_span = open_span
+        self._add_span = add_span
 
     async def _execute(self, compiled: CompiledQuery, method: str, arguments: Sequence[Any]) -> Any:  # noqa: ANN401
-        with self._open_span(*attributes_of(self.dialect_name, compiled.sql)):
-            return await super()._execute(compiled, method, arguments)
+        begin = time.time_ns()
+        try:
+            rows = await super()._execute(compiled, method, arguments)
+        except BaseException as error:
+            self._add_span(*attributes_of(self.dialect_name, compiled.sql), begin, error)
+            raise
+        self._add_span(*attributes_of(self.dialect_name, compiled.sql), begin, None)
+        return rows
 
 
 # --- connections -----------------------------------------------------------------------------------------------------
@@ -263,7 +269,7 @@ class DriverQueries:
     _monitors: AsyncEngine
     change_notified: asyncio.Event = field(default_factory=asyncio.Event)
     record_wait: Record = record_nothing  # seconds until a connection was lent
-    open_span: OpenSpan | None = None  # of each statement
+    add_span: AddSpan | None = None  # of each statement
     _keeps_statements: bool = True  # False behind a transaction pooler
     _driver_queries: dict[DriverQuery, CompiledQuery] = field(default_factory=dict)
     _monitor: PoolProxiedConnection | None = None
@@ -335,16 +341,16 @@ class DriverQueries:
                 yield self._over_driver(engine, lent)
             await _return_raw(engine, lent)
 
-    def trace_statements(self, open_span: OpenSpan) -> None:
-        """Open a span for each statement from now on."""
-        self.open_span = open_span
+    def trace_statements(self, add_span: AddSpan) -> None:
+        """Add a span for each statement from now on."""
+        self.add_span = add_span
         for engine in {one.sync_engine for one in (self._readers, self._writers, self._autocommit_writers)}:
-            trace_statements(engine, open_span)
+            trace_statements(engine, add_span)
 
     def _over_driver(self, engine: Engine, lent: PoolProxiedConnection) -> DriverConnection:
         compiled = partial(self._compiled, engine, lent)
-        if self.open_span is not None:
-            return TracedConnection(lent, compiled, self.open_span, keeps_statements=self._keeps_statements)
+        if self.add_span is not None:
+            return TracedConnection(lent, compiled, self.add_span, keeps_statements=self._keeps_statements)
         return DriverConnection(lent, compiled, keeps_statements=self._keeps_statements)
 
     def _compiled(self, engine: Engine, lent: PoolProxiedConnection, query: DriverQuery) -> CompiledQuery:

@@ -27,7 +27,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from integration_server.domain.call_budget import waiting_for_store
-from integration_server.observability.spans import OpenSpan
+from integration_server.observability.spans import AddSpan
 from integration_server.service.common_types import Record, record_nothing
 from integration_server.storage.async_engine import AsyncConnection
 from integration_server.storage.driver_queries import ConnectionErrors, DriverQueries, UtcDateTime, parse_json
@@ -135,14 +135,14 @@ async def open_database(
     command_timeout: float | None = 10,  # statements take milliseconds: after this time none returns
     monitor_timeout: float = 1,  # a database that is available again is noticed within two seconds
     record_wait: Record = record_nothing,
-    open_span: OpenSpan | None = None,
+    add_span: AddSpan | None = None,
 ) -> AsyncIterator[Database]:
     """Open the database at `url`. Connections are made on demand.
 
     `pool_size` is the number of connections (with SQLite, for reads) beside the monitoring connection. The timeouts are
     in seconds: `connect_timeout` to get a connection or SQLite's lock, `command_timeout` for a statement (PostgreSQL),
     `monitor_timeout` for both on the monitoring connection. `record_wait` gets the seconds of each wait for
-    a connection. `open_span` opens a span for each statement; None without traces. Raises `ValueError` for a bad URL.
+    a connection. `add_span` adds a span for each statement; None without traces. Raises `ValueError` for a bad URL.
     """
     change_notified = asyncio.Event()
     pools = await make_pools(
@@ -166,8 +166,8 @@ async def open_database(
         _keeps_statements=pools.keeps_statements,
         _monitor_timeout=monitor_timeout,
     )
-    if open_span is not None:
-        database.trace_statements(open_span)
+    if add_span is not None:
+        database.trace_statements(add_span)
     async with aclosing(database):
         yield database
 

@@ -1,13 +1,13 @@
 """Spans of SQL statements: their operation and their table. They have neither a statement's text nor a value."""
 
 import re
-from contextlib import ExitStack
+import time
 from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Engine, event
 
-from integration_server.observability.spans import Attributes, OpenSpan
+from integration_server.observability.spans import AddSpan, Attributes
 
 _SUMMARY = re.compile(
     r"\s*(?P<operation>[A-Za-z]+)(?:.*?\b(?:FROM|INTO|UPDATE)\s+\"?(?P<table>[A-Za-z_][A-Za-z_0-9]*))?", re.DOTALL
@@ -15,10 +15,9 @@ _SUMMARY = re.compile(
 _MAX_TEXT = 4096  # characters; a table is named long before
 _STATEMENTS = 1024  # whose summaries are kept: the server has fewer, besides lists of parameters
 
-_SPAN = "_statement_span"  # the attribute of SQLAlchemy's context of an execution
+_BEGIN = "_statement_begin"  # the attribute of SQLAlchemy's context of an execution
 
 
-@lru_cache(_STATEMENTS)
 def summary_of(sql: str) -> str:
     """The operation and the first table of a statement: `SELECT integrations`."""
     match = _SUMMARY.match(f"UPDATE {sql}" if sql.lstrip()[:6].upper() == "UPDATE" else sql, 0, _MAX_TEXT)
@@ -28,46 +27,36 @@ def summary_of(sql: str) -> str:
     return f"{operation} {match['table']}" if match["table"] else operation
 
 
+@lru_cache(_STATEMENTS)
 def attributes_of(system: str, sql: str) -> tuple[str, Attributes]:
     """The name and the attributes of a statement's span."""
     summary = summary_of(sql)
     return summary, {"db.system.name": system, "db.query.summary": summary}
 
 
-def trace_statements(engine: Engine, open_span: OpenSpan) -> None:
-    """Open a span for each statement that SQLAlchemy executes on an engine.
+def trace_statements(engine: Engine, add_span: AddSpan) -> None:
+    """Add a span for each statement that SQLAlchemy executes on an engine.
 
-    An engine with other options has the events of the one that it is made of, and its own: only the first opens a span.
+    An engine with other options has the events of the one that it is made of, and its own: only the first adds a span.
     """
     system = engine.dialect.name
 
-    def begin(_connection: Any, _cursor: Any, sql: str, _parameters: Any, context: Any, _many: bool) -> None:  # noqa: ANN401
-        if context is None or getattr(context, _SPAN, None) is not None:
-            return
-        stack = ExitStack()
-        stack.enter_context(open_span(*attributes_of(system, sql)))
-        setattr(context, _SPAN, stack)
+    def begin(_connection: Any, _cursor: Any, _sql: str, _parameters: Any, context: Any, _many: bool) -> None:  # noqa: ANN401
+        if context is not None:
+            setattr(context, _BEGIN, time.time_ns())
 
-    def end(_connection: Any, _cursor: Any, _sql: str, _parameters: Any, context: Any, _many: bool) -> None:  # noqa: ANN401
-        _close(context, None)
+    def end(_connection: Any, _cursor: Any, sql: str, _parameters: Any, context: Any, _many: bool) -> None:  # noqa: ANN401
+        add(context, sql, None)
 
     def fail(error: Any) -> None:  # noqa: ANN401
-        _close(error.execution_context, error.original_exception)
+        add(error.execution_context, error.statement, error.original_exception)
+
+    def add(context: Any, sql: str, error: BaseException | None) -> None:  # noqa: ANN401
+        begun = getattr(context, _BEGIN, None)
+        if begun is not None:
+            setattr(context, _BEGIN, None)
+            add_span(*attributes_of(system, sql), begun, error)
 
     event.listen(engine, "before_cursor_execute", begin)
     event.listen(engine, "after_cursor_execute", end)
     event.listen(engine, "handle_error", fail)
-
-
-def _close(context: Any, error: BaseException | None) -> None:  # noqa: ANN401
-    stack: ExitStack | None = getattr(context, _SPAN, None)
-    if stack is not None:
-        setattr(context, _SPAN, None)
-        if error is None:
-            stack.close()
-            return
-        try:
-            stack.__exit__(type(error), error, error.__traceback__)
-        except BaseException as raised:  # the span raises what it is given again
-            if raised is not error:
-                raise

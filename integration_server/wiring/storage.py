@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import structlog
 
 from integration_server.domain.integration import IntegrationId
-from integration_server.observability.spans import OpenSpan
+from integration_server.observability.spans import AddSpan
 from integration_server.service.audit.audit_heads import Head
 from integration_server.service.background.ports import DueWork
 from integration_server.service.common_types import Record, record_nothing
@@ -78,17 +78,17 @@ class Storage:
 
 @asynccontextmanager
 async def open_storage(
-    settings: Settings, record_wait: Record = record_nothing, open_span: OpenSpan | None = None
+    settings: Settings, record_wait: Record = record_nothing, add_span: AddSpan | None = None
 ) -> AsyncIterator[Storage]:
-    """Open the database and its keyring. `record_wait` gets the seconds of each wait for a connection, and `open_span`
-    opens a span for each statement.
+    """Open the database and its keyring. `record_wait` gets the seconds of each wait for a connection, and `add_span`
+    adds a span for each statement.
 
     Raises `KeyringError` or `StoreUnavailable`.
     """
     keys = await open_key_encryptions(settings)
     pool_size = settings.database_pool_size
     async with open_database(
-        settings.database_url, pool_size=pool_size, record_wait=record_wait, open_span=open_span
+        settings.database_url, pool_size=pool_size, record_wait=record_wait, add_span=add_span
     ) as database:
         keyring = await open_keyring(database, keys)
         yield Storage(database, keys, keyring, SqlAuditLog(database, keyring))

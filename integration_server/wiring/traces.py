@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from integration_server.observability.spans import OpenSpan, Tracing
+from integration_server.observability.spans import AddSpan, OpenSpan, Tracing
 from integration_server.redaction import redact_text
 from integration_server.sidecar_settings import SidecarSettings
 
@@ -24,13 +24,14 @@ async def opened_tracing(
     from integration_server.observability.otlp import OtlpExporter, post_to  # noqa: PLC0415
     from integration_server.observability.tracing import SpanTracing  # noqa: PLC0415
 
-    exporter = OtlpExporter(post_to(settings.traces_endpoint), process)
+    exporter = OtlpExporter(post_to(settings.traces_endpoint), process, redact_text)
     try:
-        yield SpanTracing(exporter.add, redact_text, sample_ratio=settings.traces_sample_ratio)
+        yield SpanTracing(exporter.add, sample_ratio=settings.traces_sample_ratio)
     finally:
         await asyncio.to_thread(exporter.close)
 
 
-def span_openers(tracing: Tracing | None) -> tuple[OpenSpan | None, OpenSpan | None]:
-    """What opens the spans of requests to other systems, and those of background work; None without traces."""
-    return (None, None) if tracing is None else (tracing.client, tracing.root)
+def span_functions(tracing: Tracing | None) -> tuple[OpenSpan | None, AddSpan | None, OpenSpan | None]:
+    """What opens the spans of HTTP requests, adds those of SQL statements, and opens those of background work; None
+    without traces."""
+    return (None, None, None) if tracing is None else (tracing.client, tracing.add_request, tracing.root)

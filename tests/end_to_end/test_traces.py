@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from integration_server.observability.otlp import SpanEncoder
 from integration_server.observability.tracing import RecordedSpan, SpanTracing
 from integration_server.redaction import redact_text
 from integrations.v1 import integration_service_pb2 as pb
@@ -22,20 +23,22 @@ class Traces:
 
     def __init__(self, clean: Callable[[str], str] = redact_text) -> None:
         self.spans: list[RecordedSpan] = []
-        self.tracing = SpanTracing(self.spans.append, clean)
+        self.tracing = SpanTracing(self.spans.append)
+        self._encode = SpanEncoder("", clean).encode
 
     def of(self, trace_id: str) -> list[RecordedSpan]:
-        return [span for span in self.spans if span.traceparent[3:35] == trace_id]
+        return [span for span in self.spans if span.trace_id == trace_id]
 
     @property
     def text(self) -> str:
-        return "".join(map(repr, self.spans))
+        """What is exported."""
+        return self._encode(self.spans).decode("latin-1")
 
 
 def parents_of(spans: list[RecordedSpan], name: str) -> set[str]:
     """The names of the spans around those with this name; the id of a parent that is elsewhere."""
-    names = {0: "", **{span.span_id: span.name for span in spans}}
-    return {names.get(span.parent_id, f"{span.parent_id:016x}") for span in spans if span.name == name}
+    names = {"": "", **{span.span_id: span.name for span in spans}}
+    return {names.get(span.parent_id, span.parent_id) for span in spans if span.name == name}
 
 
 async def test_a_callback_is_one_trace_which_continues_that_of_the_client(database_url: str) -> None:
@@ -65,7 +68,7 @@ async def test_a_call_without_a_trace_begins_one_and_a_probe_none(database_url: 
         await system.service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada"))
         await system.browser.get(f"{system.sidecar_url}/readyz")
     (call,) = [span for span in traces.spans if span.kind == "server"]
-    assert (call.name, call.parent_id) == (f"{SERVICE}/ListIntegrations", 0)
+    assert (call.name, call.parent_id) == (f"{SERVICE}/ListIntegrations", "")
     assert call.attributes["rpc.response.status_code"] == "OK"
 
 

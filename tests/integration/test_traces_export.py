@@ -8,16 +8,16 @@ from threading import Thread
 import pytest
 from structlog.testing import capture_logs
 
-from integration_server.observability.otlp import post_to
+from integration_server.observability.otlp import Response, post_to
 
 Received = list[tuple[str, Mapping[str, str], bytes]]
 
 
 @contextmanager
-def collector(status: int, location: str = "") -> Iterator[tuple[str, Received]]:
+def collector(status: int, location: str = "", retry_after: str = "") -> Iterator[tuple[str, Received]]:
     """A collector; yields its endpoint, and the paths, headers and bodies of the requests to it.
 
-    Its responses have a `location`.
+    Its responses have a `location` and a `retry_after`.
     """
     received: Received = []
 
@@ -28,6 +28,8 @@ def collector(status: int, location: str = "") -> Iterator[tuple[str, Received]]
             self.send_response(status)
             if location:
                 self.send_header("Location", location)
+            if retry_after:
+                self.send_header("Retry-After", retry_after)
             self.end_headers()
 
         do_GET = do_POST  # noqa: N815  # the name of the base class
@@ -46,9 +48,11 @@ def collector(status: int, location: str = "") -> Iterator[tuple[str, Received]]
 
 
 @pytest.mark.parametrize("status", [200, 202, 400, 429, 503])
-def test_the_status_of_the_collector_is_returned(status: int) -> None:
-    with collector(status) as (endpoint, received):
-        assert post_to(endpoint)(b"spans") == status
+@pytest.mark.parametrize("retry_after", ["", "7"])
+def test_the_status_of_the_collector_is_returned(status: int, retry_after: str) -> None:
+    with collector(status, retry_after=retry_after) as (endpoint, received):
+        response = post_to(endpoint)(b"spans")
+    assert response == Response(status, retry_after if status >= 400 else "")
     ((path, headers, body),) = received
     assert (path, headers["content-type"], body) == ("/v1/traces", "application/x-protobuf", b"spans")
 
@@ -72,7 +76,7 @@ def test_a_collector_that_is_away_raises_an_error() -> None:
 def test_a_redirect_is_not_followed(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "api-key=secret")
     with collector(200) as (other, stolen), collector(status, other) as (endpoint, received):
-        assert post_to(endpoint)(b"spans") == status
+        assert post_to(endpoint)(b"spans").status == status
     assert (len(received), stolen) == (1, [])
 
 
@@ -82,7 +86,7 @@ def test_negative_control_a_redirect_that_is_followed_gets_the_keys_and_loses_th
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "api-key=secret")
     with collector(200) as (other, stolen), collector(status, other) as (endpoint, _):
-        assert post_to(endpoint, follows_redirects=True)(b"spans") == 200
+        assert post_to(endpoint, follows_redirects=True)(b"spans").status == 200
     ((_, headers, body),) = stolen
     assert (headers["api-key"], body) == ("secret", b"")
 
@@ -91,7 +95,7 @@ def test_negative_control_a_redirect_that_is_followed_gets_the_keys_and_loses_th
 def test_headers_that_http_forbids_are_left_out_and_not_quoted(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"{given},x-tenant=%C3%A9")
     with collector(200) as (endpoint, received), capture_logs() as lines:
-        assert post_to(endpoint)(b"spans") == 200
+        assert post_to(endpoint)(b"spans").status == 200
     ((_, headers, _),) = received
     assert ("api-key" in headers, headers["x-tenant"]) == (False, "\xe9")
     assert lines == [
