@@ -39,7 +39,7 @@ def healthcheck(
 
 def find_problem(environment: Mapping[str, str | None], path: str, deadline: float = _DEADLINE) -> str | None:
     """Why the sidecar of these settings does not report health at the path within the deadline; None if it does."""
-    text = environment.get("SIDECAR_ADDRESS")
+    text = (environment.get("SIDECAR_ADDRESS") or "").strip()
     try:
         address = SidecarSettings.model_validate({"SIDECAR_ADDRESS": text} if text else {}).sidecar_address
     except ValidationError as error:

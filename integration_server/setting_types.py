@@ -113,9 +113,13 @@ def require(is_valid: Callable[[T], bool], message: str) -> AfterValidator:
     return AfterValidator(validate)
 
 
-def duration(variable: str, default: timedelta, *, le: timedelta, ge: timedelta = timedelta.resolution) -> Any:  # noqa: ANN401  # as pydantic's Field
-    """A duration. Its variable is a number, and the last word of the variable's name is the unit."""
-    return Field(default=default, alias=variable, ge=ge, le=le)
+def duration(variable: str, default: timedelta, *, le: timedelta, ge: timedelta | None = None) -> Any:  # noqa: ANN401  # as pydantic's Field
+    """A duration. Its variable is a number, and the last word of the variable's name is the unit.
+
+    Without a least value, it must be more than nothing.
+    """
+    bound: Any = {"gt": timedelta(0)} if ge is None else {"ge": ge}
+    return Field(default=default, alias=variable, le=le, **bound)
 
 
 def _parse_duration(unit: timedelta, text: str) -> timedelta:
@@ -124,7 +128,7 @@ def _parse_duration(unit: timedelta, text: str) -> timedelta:
     except OverflowError:
         raise ValueError("is too large") from None
     except ValueError:  # no number, or NaN
-        raise ValueError("must be a number") from None
+        raise ValueError("must be a number, without a unit") from None
 
 
 Seconds = Annotated[timedelta, from_text(partial(_parse_duration, SECOND))]

@@ -9,12 +9,15 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import AfterValidator, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from integration_server.entropy import is_weak_key
 from integration_server.setting_types import (
@@ -67,9 +70,34 @@ class SettingsError(Exception):
 
 
 def read_environment(directory: Path) -> dict[str, str]:
-    """The environment variables, and below them the variables of `.env` in the directory."""
-    from_file = {name: value for name, value in dotenv_values(directory / ".env").items() if value is not None}
-    return {**from_file, **os.environ}
+    """The environment variables, and below them the variables of `.env` in the directory.
+
+    White space around a value is dropped: a file that a variable is read from usually ends with a line feed. Raises
+    `SettingsError` if the file cannot be read.
+    """
+    from_file = {name: value for name, value in read_env_file(directory).items() if value is not None}
+    return {name: value.strip() for name, value in {**from_file, **os.environ}.items()}
+
+
+def read_env_file(directory: Path, *, interpolate: bool = True) -> Mapping[str, str | None]:
+    """The variables of `.env` in the directory, none if there is no such file. Raises `SettingsError`.
+
+    A line that is no assignment is a problem, and not skipped: the server would start without what it sets.
+    """
+    path = directory / ".env"
+    if path.is_dir():  # what Docker makes of a file to mount that does not exist
+        raise SettingsError([f"{path}: is a directory; remove it, or make it the file with the settings"])
+    try:
+        content = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except UnicodeDecodeError as error:
+        raise SettingsError([f"{path}: is not text in UTF-8 (byte {error.start}); save it in UTF-8"]) from None
+    broken = [binding.original.line for binding in parse_stream(StringIO(content)) if binding.error]
+    if broken:
+        remedy = "write NAME=value, with closed quotation marks, or # before a comment"
+        raise SettingsError([f"{path}: line {line} is not an assignment; {remedy}" for line in broken])
+    return dotenv_values(stream=StringIO(content), interpolate=interpolate)
 
 
 def _is_jwks_location(location: str | None, dev_mode: bool) -> bool:
@@ -98,6 +126,13 @@ def _check_database_url(url: str) -> str:
     return url
 
 
+def _parse_key(text: str) -> bytes:
+    try:
+        return parse_key(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; restore the key, or for a new database {GENERATE_KEY}") from None
+
+
 def _has_exporter() -> bool:
     try:
         return find_spec("opentelemetry.proto.collector") is not None
@@ -106,15 +141,20 @@ def _has_exporter() -> bool:
 
 
 def _is_redis_url(url: str) -> bool:
-    parts = urlsplit(url)
-    return parts.scheme in ("redis", "rediss") and bool(parts.hostname)
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  # raises for an invalid one
+    except ValueError:
+        return False
+    database = parts.path.removeprefix("/")
+    return parts.scheme in ("redis", "rediss") and bool(parts.hostname) and (not database or database.isdecimal())
 
 
 DatabaseUrl = Annotated[str, AfterValidator(_check_database_url)]
 RedisUrl = Annotated[str, require(_is_redis_url, "must be redis://HOST:PORT/DATABASE, or rediss:// for TLS")]
 Key = Annotated[
     bytes,
-    from_text(parse_key),
+    from_text(_parse_key),
     require(lambda key: not is_weak_key(key), f"is not random, but a pattern or text; {GENERATE_KEY}"),
 ]
 KeyList = Annotated[tuple[Key, ...], from_text(split_list)]
@@ -274,12 +314,10 @@ class Settings(SidecarSettings):
         try:
             settings = cls.model_validate(variables)
         except ValidationError as error:
-            for problem in error.errors(include_url=False, include_context=False, include_input=False):
+            for problem in error.errors(include_url=False, include_input=False):
                 variable = str(problem["loc"][0])
                 if variable in variables:  # otherwise its default depends on a setting that is invalid
-                    index = "".join(f"[{part}]" for part in problem["loc"][1:] if isinstance(part, int))
-                    text = f"{variable}{index}: {problem['msg'].removeprefix('Value error, ')}"
-                    problems.setdefault(variable, []).append(text)
+                    problems.setdefault(variable, []).append(_describe(problem, variables[variable]))
             settings = cls.model_validate({name: value for name, value in variables.items() if name not in problems})
         for rule in (*(SERVER_RULES if needs_key else ()), *RULES):
             if problems.keys().isdisjoint(rule.variables) and rule.is_broken(settings):
@@ -313,6 +351,34 @@ class Settings(SidecarSettings):
     def max_response_bytes(self) -> int:
         """The largest body of a provider's response, in bytes. With its headers it fits into one gRPC message."""
         return min(self.proxy_max_response_bytes, max(1, self.grpc_max_message_bytes - _RESPONSE_HEADERS_BYTES))
+
+
+def _describe(problem: ErrorDetails, value: str) -> str:
+    """SETTING: what is wrong with its value; what to do."""
+    variable, *path = problem["loc"]
+    index = "".join(f"[{part}]" for part in path if isinstance(part, int))
+    expected = _EXPECTED.get(problem["type"])
+    text = expected.format_map(problem.get("ctx", {})) if expected else problem["msg"].removeprefix("Value error, ")
+    # Shells and python-dotenv remove them; `docker --env-file` and Kubernetes do not.
+    quoted = "; remove the quotation marks around it" if value[:1] in {"'", '"'} and value[:1] == value[-1:] else ""
+    return f"{variable}{index}: {text}{quoted}"
+
+
+_EXPECTED = {
+    "bool_parsing": "must be true or false",
+    "int_parsing": "must be a whole number, without a unit",
+    "int_parsing_size": "is too large",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number, without a unit",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be {expected}",
+    "string_too_long": "must have at most {max_length} characters",
+    "too_short": "must have at least {min_length} entry",
+}
+"""What the errors of pydantic mean, by their type. Those of our own validators say it themselves."""
 
 
 # --- rules over several settings -------------------------------------------------------------------------------------
@@ -361,7 +427,7 @@ SERVER_RULES = (
     Rule(
         ("ENCRYPTION_KEY", "DEV_MODE", "KMS_KEY_ID"),
         lambda s: s.encryption_key is None and s.kms_key_id is None and not s.dev_mode,
-        f"is not set; {GENERATE_KEY}",
+        f"is not set; {GENERATE_KEY} (for the database of `make run`, set DEV_MODE=true)",
     ),
     Rule(
         ("OPENBAO_ADDRESS", *_KMS_SETTINGS),

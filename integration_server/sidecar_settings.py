@@ -16,6 +16,7 @@ from integration_server.setting_types import (
     Networks,
     Seconds,
     duration,
+    from_text,
     is_http_url,
     require,
 )
@@ -29,7 +30,7 @@ class SidecarSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, alias_generator=str.upper, populate_by_name=True, ser_json_timedelta="float")
 
-    log_level: Level = "INFO"
+    log_level: Annotated[Level, from_text(str.upper)] = "INFO"
     access_log: bool = True
     traces_endpoint: Annotated[str, require(is_http_url, "must be an http or https URL")] | None = None  # None: off
     traces_sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0

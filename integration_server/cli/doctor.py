@@ -75,7 +75,7 @@ def doctor(
 
     Changes nothing. The exit code is 1 if a check fails; a warning is no failure.
     """
-    findings = uvloop.run(_run_checks(read_environment(Path.cwd())))
+    findings = uvloop.run(_run_checks())
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     elif not sys.stdout.isatty():
@@ -90,8 +90,9 @@ def doctor(
     raise typer.Exit(any(finding.status is Status.FAILED for finding in findings))
 
 
-async def _run_checks(environment: Mapping[str, str]) -> Sequence[Finding]:
+async def _run_checks() -> Sequence[Finding]:
     try:
+        environment = read_environment(Path.cwd())
         settings = Settings.from_environment(environment)
     except SettingsError as error:
         findings = [Finding("settings", Status.FAILED, problem) for problem in error.problems]

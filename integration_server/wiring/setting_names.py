@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Protocol
 
 import structlog
-from dotenv import dotenv_values
 
-from integration_server.settings import Settings
+from integration_server.settings import Settings, SettingsError, read_env_file
 
 # Of difflib: ENCRYPTON_KEY has 0.96 with ENCRYPTION_KEY, DB_URL 0.7 with DATABASE_URL. The environment has names of
 # many other programs, so that only a slip of a letter or two counts there.
@@ -53,7 +52,8 @@ class UnknownName:
 def unknown_names(directory: Path, providers: Iterable[HasSettings]) -> Sequence[UnknownName]:
     """The names in `.env` of a directory that are no setting, and those in the environment that resemble one.
 
-    At most 20, first those that resemble a setting. Raises `OSError` if the file cannot be read.
+    At most 20, first those that resemble a setting. Raises `OSError` or
+    `SettingsError` if the file cannot be read.
     """
     known = {field.alias or name.upper() for name, field in Settings.model_fields.items()}
     prefixes = []
@@ -61,7 +61,7 @@ def unknown_names(directory: Path, providers: Iterable[HasSettings]) -> Sequence
         known.update(provider.setting_names)
         prefixes.append(f"{provider.integration_type.upper()}_")
     known_names = _KnownNames(known)
-    in_file = dotenv_values(directory / ".env", interpolate=False).keys() - known
+    in_file = read_env_file(directory, interpolate=False).keys() - known
     found = [
         *(
             UnknownName(name, ".env", meant)
@@ -83,7 +83,7 @@ def misspelled_names() -> Sequence[str]:
     """What to say, after a failure, of names that resemble a setting of the server: one of them may be its cause."""
     try:
         return [str(unknown) for unknown in unknown_names(Path.cwd(), ()) if unknown.meant]
-    except OSError:  # of .env, which may be the failure itself
+    except (OSError, SettingsError):  # of .env, which may be the failure itself
         return []
 
 
