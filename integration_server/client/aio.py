@@ -12,6 +12,7 @@ from integration_server.client import operations, rpcs
 from integration_server.client.adapters.account_adapters import AsyncAccountAdapters
 from integration_server.client.configuration import ChannelOptions, Configuration, Token
 from integration_server.client.connecting import check_expiry, device_outcome, is_connected, merged, pauses
+from integration_server.client.connection import AsyncUseGuard
 from integration_server.client.credentials import Credentials
 from integration_server.client.errors import (
     AnswerTooLarge,
@@ -89,8 +90,9 @@ class AsyncIntegrations:
             server_name=server_name,
             channel_options=channel_options,
         )
-        self._caller: AsyncCaller = AsyncTransport(configuration, hooks) if caller is None else caller
-        self._store = CredentialStore(asyncio.Lock, max_accounts=max_accounts, idle=idle)
+        self._use_guard = AsyncUseGuard()
+        self._caller: AsyncCaller = AsyncTransport(configuration, hooks, self._use_guard) if caller is None else caller
+        self._store = CredentialStore(asyncio.Lock, max_accounts=max_accounts, idle=idle, use_guard=self._use_guard)
         self._watcher = AsyncWatcher(self._caller, self._store) if watch else None
         if self._watcher is not None:
             self._watcher.end_with(self)
@@ -125,7 +127,8 @@ class AsyncIntegrations:
         )
 
     async def aclose(self) -> None:
-        """End the streams, and close the channel."""
+        """End the streams and the calls, which raise `ClientClosed`, and close the channel."""
+        self._use_guard.is_closed = True
         if self._watcher is not None:
             await self._watcher.close()
         await self._caller.close()

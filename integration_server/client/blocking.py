@@ -14,6 +14,7 @@ from integration_server.client import operations, rpcs
 from integration_server.client.adapters.account_adapters import AccountAdapters
 from integration_server.client.configuration import ChannelOptions, Configuration, Token
 from integration_server.client.connecting import check_expiry, device_outcome, is_connected, merged, pauses
+from integration_server.client.connection import UseGuard
 from integration_server.client.credentials import Credentials
 from integration_server.client.errors import (
     AnswerTooLarge,
@@ -91,8 +92,9 @@ class Integrations:
             server_name=server_name,
             channel_options=channel_options,
         )
-        self._caller: Caller = Transport(configuration, hooks) if caller is None else caller
-        self._store = CredentialStore(threading.Lock, max_accounts=max_accounts, idle=idle)
+        self._use_guard = UseGuard()
+        self._caller: Caller = Transport(configuration, hooks, self._use_guard) if caller is None else caller
+        self._store = CredentialStore(threading.Lock, max_accounts=max_accounts, idle=idle, use_guard=self._use_guard)
         self._watcher = Watcher(self._caller, self._store) if watch else None
         if self._watcher is not None:
             self._watcher.end_with(self)
@@ -127,7 +129,8 @@ class Integrations:
         )
 
     def close(self) -> None:
-        """End the streams, and close the channel."""
+        """End the streams and the calls, which raise `ClientClosed`, and close the channel."""
+        self._use_guard.is_closed = True
         if self._watcher is not None:
             self._watcher.close()
         self._caller.close()

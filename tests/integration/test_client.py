@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import os
 import pickle
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -14,14 +15,21 @@ import grpc
 import pytest
 
 from integration_server.client import AsyncIntegrations, Credentials, Integrations
+from integration_server.client.connection import AsyncUseGuard, UseGuard
 from integration_server.client.errors import (
     AccountNotConnected,
+    Cancelled,
+    ClientClosed,
+    DeadlineExceeded,
     IntegrationNotFound,
+    InvalidField,
     ProviderRejected,
     SeveralAccounts,
     Unauthenticated,
     Unavailable,
 )
+from integration_server.client.rpcs import WATCH_CREDENTIALS
+from integrations.v1.integration_service_pb2 import WatchCredentialsRequest
 from tests.fakes.integration_servicer import FakeServicer, serve
 
 
@@ -88,6 +96,18 @@ def servicer() -> FakeServicer:
 def address(servicer: FakeServicer) -> Iterator[str]:
     with serve(servicer) as address:
         yield address
+
+
+class Held:
+    """A call that the servicer does not complete until `end`."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.ended = threading.Event()
+
+    def __call__(self, _: int) -> None:
+        self.begun.set()
+        self.ended.wait(30)
 
 
 def watched(servicer: FakeServicer, *numbers: int) -> Callable[[], bool]:
@@ -267,7 +287,13 @@ def test_nothing_prints_a_secret(loop: Loop, servicer: FakeServicer, address: st
     client = loop.client(address, token="secret-token-of-the-caller")
     account = client.account(user="ada", integration_id=1)
     credentials: Credentials = loop(account.credentials)
-    for value in (client, account, credentials, *vars(client).values(), client._store.entry((("ada"), 1), "")):
+    for value in (
+        client,
+        account,
+        credentials,
+        *vars(client).values(),
+        loop(lambda: client._store.entry(("ada", 1), "")),
+    ):
         for text in (repr(value), str(value), f"{value}"):
             assert "secret-token" not in text
     with pytest.raises(TypeError, match="pickled"):
@@ -276,10 +302,8 @@ def test_nothing_prints_a_secret(loop: Loop, servicer: FakeServicer, address: st
 
 
 def test_a_forked_process_is_told_to_create_its_own_client(servicer: FakeServicer, address: str) -> None:
-    from integration_server.client.connection import ForkGuard
-
     process = os.getpid()
-    guard = ForkGuard(lambda: process)
+    guard = UseGuard(lambda: process)
     guard.check()
     guard.check()
     process += 1
@@ -366,3 +390,126 @@ def test_a_reconnection_ends_when_the_account_was_connected_again(
         loop(lambda: connection.wait(timeout=0))
     servicer.connect_time = 6
     assert loop(loop(connection.wait).integration_id) == 7
+
+
+@pytest.mark.parametrize("is_closed", [True, False], ids=["", "negative control"])
+def test_a_closed_client_has_no_credentials(loop: Loop, address: str, is_closed: bool) -> None:
+    """Nothing would keep those in its memory fresh."""
+    client = loop.client(address)
+    account = client.account(user="ada", integration_id=1)
+    loop(account.credentials)
+    if not is_closed:
+        assert loop(account.credentials)
+        assert loop(account.refresh)
+        return
+    for _ in range(2):
+        loop(client.close if isinstance(client, Integrations) else client.aclose)
+    for use in (account.credentials, account.refresh, client.account(user="ada", type="calendar").integration_id):
+        with pytest.raises(ClientClosed, match="closed"):
+            loop(use)
+
+
+def test_a_call_in_progress_ends_with_the_client(servicer: FakeServicer, address: str) -> None:
+    servicer.refreshed = held = Held()
+    client, errors = Integrations(address), []
+
+    def call() -> None:
+        with pytest.raises(ClientClosed) as caught:
+            client.account(user="ada", integration_id=1).refresh()
+        errors.append(caught.value)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    assert held.begun.wait(30)
+    client.close()
+    thread.join(30)
+    held.ended.set()
+    assert str(errors[0]) == "RefreshToken: the client was closed"
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True], ids=["", "negative control"])
+async def test_no_task_is_cancelled_by_a_client_that_is_closed(
+    servicer: FakeServicer, address: str, is_cancelled: bool
+) -> None:
+    """gRPC raises `CancelledError` in them, which `asyncio.TaskGroup` takes for an end that somebody wanted."""
+    servicer.refreshed = held = Held()
+    client = AsyncIntegrations(address)
+    account = client.account(user="ada", integration_id=1)
+    await account.credentials()
+
+    async def watch() -> None:
+        async for _ in await client._caller.stream(WATCH_CREDENTIALS, WatchCredentialsRequest(integration_ids=[1])):
+            watches.set()
+
+    watches = asyncio.Event()
+    tasks = [asyncio.create_task(account.refresh()), asyncio.create_task(watch())]
+    async with asyncio.timeout(30):
+        await asyncio.gather(watches.wait(), asyncio.to_thread(held.begun.wait, 30))
+        if is_cancelled:
+            for task in tasks:
+                task.cancel()
+        await client.aclose()
+        held.ended.set()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(end) for end in ends} == {asyncio.CancelledError if is_cancelled else ClientClosed}
+
+
+async def test_a_stream_that_is_ended_cancels_no_task(address: str) -> None:
+    async with AsyncIntegrations(address) as client:
+        stream = await client._caller.stream(WATCH_CREDENTIALS, WatchCredentialsRequest(integration_ids=[1]))
+        responses = aiter(stream)
+        await anext(responses)
+        stream.cancel()
+        with pytest.raises(Cancelled, match="WatchCredentials: the call was cancelled"):
+            await anext(responses)
+
+
+def test_a_client_for_asyncio_belongs_to_one_event_loop(address: str) -> None:
+    clients = [AsyncIntegrations(address)]
+
+    async def use() -> object:
+        return await clients[0].account(user="ada", integration_id=1).credentials()
+
+    asyncio.run(use())
+    with pytest.raises(RuntimeError, match="create an AsyncIntegrations in each event loop"):
+        asyncio.run(use())
+    clients.clear()
+
+
+@pytest.mark.parametrize("guard", [AsyncUseGuard(), UseGuard()], ids=["", "negative control"])
+def test_another_event_loop_is_noticed(guard: UseGuard) -> None:
+    async def use() -> None:
+        guard.check()
+
+    asyncio.run(use())
+    if type(guard) is UseGuard:
+        asyncio.run(use())
+        return
+    with pytest.raises(RuntimeError, match="event loop"):
+        asyncio.run(use())
+
+
+@pytest.mark.parametrize("timeout", [0, -1, timedelta(seconds=-1), timedelta(milliseconds=1)], ids=str)
+def test_a_deadline_that_is_over_names_the_call(
+    loop: Loop, servicer: FakeServicer, address: str, timeout: float | timedelta
+) -> None:
+    servicer.refreshed = held = Held()
+    account = loop.client(address).account(user="ada", integration_id=1)
+    with pytest.raises(DeadlineExceeded, match=r"^RefreshToken: was not completed within 0(\.001)? s$"):
+        loop(lambda: account.refresh(timeout=timeout))
+    held.ended.set()
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 1e300, timedelta.max, timedelta(days=365)], ids=str)
+def test_a_deadline_that_gRPC_cannot_express_is_a_late_one(
+    loop: Loop, address: str, timeout: float | timedelta
+) -> None:
+    account = loop.client(address).account(user="ada", integration_id=1)
+    assert loop(lambda: account.refresh(timeout=timeout)).refreshed
+
+
+def test_a_deadline_that_is_no_number_is_refused(loop: Loop, address: str) -> None:
+    account = loop.client(address).account(user="ada", integration_id=1)
+    with pytest.raises(InvalidField) as caught:
+        loop(lambda: account.refresh(timeout=float("nan")))
+    assert [violation.field for violation in caught.value.fields] == ["timeout"]
