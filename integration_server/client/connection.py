@@ -77,7 +77,8 @@ class TokenSource:
     """The client's token: a fixed one, one in a file, or one that a function returns."""
 
     def __init__(self, configuration: Configuration) -> None:
-        self._configured = configuration.token
+        token = configuration.token
+        self._configured = SecretText(token) if isinstance(token, str) else token
         path = configuration.token_file
         self._file = None if path is None else FileWatcher([path], lambda: _read_token(path))
 
@@ -85,7 +86,8 @@ class TokenSource:
         """Return the token; None without one. `renewed`: the server has rejected the last one."""
         if self._file is not None:
             return self._file.poll(now=renewed)
-        return self._configured() if callable(self._configured) else self._configured
+        token = self._configured() if callable(self._configured) else self._configured
+        return SecretText(token) if isinstance(token, str) else token
 
     def get(self, *, renewed: bool = False) -> str | None:
         """Return the token, for a client without asyncio."""
@@ -97,17 +99,26 @@ class TokenSource:
     async def get_async(self, *, renewed: bool = False) -> str | None:
         """Return the token."""
         token = self.current(renewed=renewed)
-        found = await token if isawaitable(token) else token
+        found = SecretText(await token) if isawaitable(token) else token
         return None if found is None else _checked(found, "token")
 
 
+class SecretText(str):
+    """Text that is not printed where it is a local variable, or in a list."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<secret>"
+
+
 def _read_token(path: Path) -> str:
-    return _checked(path.read_bytes().decode("ascii", errors="replace"), str(path))
+    return _checked(SecretText(path.read_bytes().decode("ascii", errors="replace")), str(path))
 
 
 def _checked(token: str, name: str) -> str:
     """Return a token without the line break that files and variables end with. gRPC's own errors name no cause."""
-    token = token.strip()
+    token = SecretText(token.strip())
     if not token or not token.isascii() or not token.isprintable():
         raise ConfigurationError(f"{name}: is not a token")
     return token

@@ -16,7 +16,14 @@ import grpc
 import grpc.aio
 
 from integration_server.client.configuration import Configuration
-from integration_server.client.connection import AsyncUseGuard, TlsContents, TokenSource, UseGuard, watch_tls_files
+from integration_server.client.connection import (
+    AsyncUseGuard,
+    SecretText,
+    TlsContents,
+    TokenSource,
+    UseGuard,
+    watch_tls_files,
+)
 from integration_server.client.errors import (
     Cancelled,
     ClientClosed,
@@ -108,11 +115,17 @@ def _seconds(timeout: Timeout, rpc: Rpc[Any, Any]) -> float | None:
     seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
     if math.isnan(seconds):
         raise InvalidField("timeout: is not a number", fields=[FieldViolation("timeout", "is not a number")])
+    if seconds <= 0:  # gRPC sends it nevertheless, and a quick server completes it
+        raise _deadline_exceeded(rpc.name, 0)
     return min(seconds, _MAX_TIMEOUT)
 
 
+def _deadline_exceeded(name: str, seconds: float) -> DeadlineExceeded:
+    return DeadlineExceeded(f"{name}: was not completed within {seconds:g} s")
+
+
 def _metadata(token: str | None) -> Metadata:
-    return [] if token is None else [("authorization", f"Bearer {token}")]
+    return [] if token is None else [("authorization", SecretText(f"Bearer {token}"))]
 
 
 class _CallErrors:
@@ -136,7 +149,7 @@ class _CallErrors:
             return self.cancelled()
         if isinstance(converted, DeadlineExceeded) and not converted.reason and self._seconds is not None:
             # gRPC's own message names neither the RPC nor the time.
-            return DeadlineExceeded(f"{self._name}: was not completed within {max(self._seconds, 0):g} s")
+            return _deadline_exceeded(self._name, self._seconds)
         return converted
 
     def cancelled(self) -> IntegrationsError:
@@ -172,7 +185,7 @@ def _ending(end: End, errors: _CallErrors) -> Iterator[None]:
     except grpc.RpcError as error:  # also those of asyncio
         converted = errors.convert(error)
         end(converted)
-        raise converted from error
+        raise converted from error.with_traceback(None)  # whose frames hold the request
     except asyncio.CancelledError as error:
         end(None)
         raise errors.of_asyncio(error) from None
@@ -213,7 +226,7 @@ class Transport:
             renewed = self._token.get(renewed=True)
             if renewed == token:
                 raise
-            return self._call(rpc, request, timeout, renewed)
+        return self._call(rpc, request, timeout, renewed)
 
     def stream(
         self, rpc: Rpc[RequestT, ResponseT], requests: RequestT | Iterable[RequestT], timeout: Timeout = None
@@ -283,7 +296,7 @@ class _Responses(Generic[_ItemT]):
             yield from self._call
         except grpc.RpcError as error:
             failure = self._errors.convert(error)
-            raise failure from error
+            raise failure from error.with_traceback(None)  # whose frames hold the request
         finally:
             self._call.cancel()
             self._end(failure)
@@ -319,7 +332,7 @@ class AsyncTransport:
             renewed = await self._token.get_async(renewed=True)
             if renewed == token:
                 raise
-            return await self._call(rpc, request, timeout, renewed)
+        return await self._call(rpc, request, timeout, renewed)
 
     async def stream(
         self, rpc: Rpc[RequestT, ResponseT], requests: RequestT | AsyncIterable[RequestT], timeout: Timeout = None
@@ -389,7 +402,7 @@ class _AsyncResponses(Generic[_ItemT]):
                 yield response
         except grpc.aio.AioRpcError as error:
             failure = self._errors.convert(error)
-            raise failure from error
+            raise failure from error.with_traceback(None)  # whose frames hold the request
         except asyncio.CancelledError as error:
             raise self._errors.of_asyncio(error) from None
         finally:

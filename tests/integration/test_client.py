@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from traceback import TracebackException
 from typing import Any
 
 import grpc
@@ -22,13 +23,15 @@ from integration_server.client.errors import (
     ClientClosed,
     DeadlineExceeded,
     IntegrationNotFound,
+    IntegrationsError,
     InvalidField,
     ProviderRejected,
     SeveralAccounts,
     Unauthenticated,
     Unavailable,
 )
-from integration_server.client.rpcs import WATCH_CREDENTIALS
+from integration_server.client.rpcs import CONNECT_WITH_API_KEY, WATCH_CREDENTIALS
+from integrations.v1 import integration_service_pb2
 from integrations.v1.integration_service_pb2 import WatchCredentialsRequest
 from tests.fakes.integration_servicer import FakeServicer, serve
 
@@ -513,3 +516,70 @@ def test_a_deadline_that_is_no_number_is_refused(loop: Loop, address: str) -> No
     with pytest.raises(InvalidField) as caught:
         loop(lambda: account.refresh(timeout=float("nan")))
     assert [violation.field for violation in caught.value.fields] == ["timeout"]
+
+
+def with_locals(error: BaseException) -> str:
+    """What a reporter prints that shows the local variables of all frames, as Sentry and `pytest -l` do."""
+    return "".join(TracebackException.from_exception(error, capture_locals=True).format())
+
+
+def with_locals_of_the_client(error: BaseException) -> str:
+    """The same without the frames of the test and its helpers, which have the secrets."""
+    traceback = error.__traceback__
+    while traceback is not None and Path(traceback.tb_frame.f_code.co_filename).parts[-2] != "client":
+        traceback = traceback.tb_next
+    assert traceback is not None
+    return with_locals(error.with_traceback(traceback))
+
+
+@pytest.mark.parametrize("is_trimmed", [True, False], ids=["", "negative control"])
+def test_no_local_variable_of_a_failed_call_has_a_secret(
+    loop: Loop, servicer: FakeServicer, address: str, is_trimmed: bool
+) -> None:
+    client = loop.client(address, token="secret-token-of-the-caller")
+    account = client.account(user="ada", integration_id=1)
+    state, key = "secret-state", "secret-key"
+    servicer.decisions = [grpc.StatusCode.INVALID_ARGUMENT]
+    uses: list[Callable[[], Any]] = [
+        lambda: client.connect_with_api_key(user="ada", type="x", api_key=key, secret_fields={"a": key}),
+        lambda: client.handle_callback(state=state, code="secret-code", query="secret-query"),
+        lambda: client.confirm(user="ada", confirmation_token="secret-confirmation"),
+        lambda: account.set_webhook_secret(key),
+        lambda: account.get(timeout=0),
+        lambda: client.account(user="stranger", integration_id=1).credentials(),
+    ]
+    if not is_trimmed:  # below what cuts the frames off: the request has the secret, and the token is hidden anyway
+        request = integration_service_pb2.ConnectWithApiKeyRequest(api_key=key)
+        uses = [lambda: client._caller.call(CONNECT_WITH_API_KEY, request)]
+    for use in uses:
+        with pytest.raises(IntegrationsError) as caught:
+            loop(use)
+        text = with_locals_of_the_client(caught.value)
+        assert "client/" in text
+        assert "secret-token" not in text
+        assert ("secret-" in text) is not is_trimmed
+
+
+def test_a_value_that_no_message_can_have_is_named(loop: Loop, address: str) -> None:
+    client = loop.client(address)
+    account = client.account(user="ada", integration_id=1)
+    uses: list[tuple[Callable[[], Any], str]] = [
+        (lambda: account.call("GET", "/x", query={"limit": 10}), "query['limit']"),
+        (lambda: account.call("GET", "/x", headers=[("X-A", "\ud800")]), "headers['X-A']"),
+        (lambda: account.call("POST", "/x", body="text"), "body"),
+        (lambda: account.call("POST", "/x", json={"at": timedelta()}), "json"),
+        (lambda: account.call("POST", "/x", json=[float("nan")]), "json"),
+        (lambda: account.update(config={"at": timedelta()}), "config"),
+        (lambda: account.update(name=5), "name"),
+        (lambda: client.account(user=5, integration_id=1).get(), "user_id"),
+        (lambda: client.account(user="\ud800", integration_id=1).credentials(), "user_id"),
+        (lambda: client.account(user="ada", integration_id=2**64).credentials(), "integration_id"),
+        (lambda: client.account(user="ada", integration_id="1").health(), "integration_id"),
+        (lambda: client.connect(user="ada", type="x", scopes=[1]), "scopes"),
+        (lambda: client.connect_with_api_key(user="ada", type="x", api_key=b"\xff"), "api_key"),
+    ]
+    for use, field in uses:
+        with pytest.raises(InvalidField) as caught:
+            loop(use)
+        assert [violation.field for violation in caught.value.fields] == [field]
+        assert str(caught.value).startswith(f"{field} ")
