@@ -12,6 +12,7 @@ from integration_server.client import operations, rpcs
 from integration_server.client.adapters.account_adapters import AsyncAccountAdapters
 from integration_server.client.configuration import ChannelOptions, Configuration, Token
 from integration_server.client.connecting import check_expiry, device_outcome, is_connected, merged, pauses
+from integration_server.client.connection import AsyncUseGuard
 from integration_server.client.credentials import Credentials
 from integration_server.client.errors import (
     AnswerTooLarge,
@@ -89,8 +90,9 @@ class AsyncIntegrations:
             server_name=server_name,
             channel_options=channel_options,
         )
-        self._caller: AsyncCaller = AsyncTransport(configuration, hooks) if caller is None else caller
-        self._store = CredentialStore(asyncio.Lock, max_accounts=max_accounts, idle=idle)
+        self._use_guard = AsyncUseGuard()
+        self._caller: AsyncCaller = AsyncTransport(configuration, hooks, self._use_guard) if caller is None else caller
+        self._store = CredentialStore(asyncio.Lock, max_accounts=max_accounts, idle=idle, use_guard=self._use_guard)
         self._watcher = AsyncWatcher(self._caller, self._store) if watch else None
         if self._watcher is not None:
             self._watcher.end_with(self)
@@ -125,7 +127,8 @@ class AsyncIntegrations:
         )
 
     async def aclose(self) -> None:
-        """End the streams, and close the channel."""
+        """End the streams and the calls, which raise `ClientClosed`, and close the channel."""
+        self._use_guard.is_closed = True
         if self._watcher is not None:
             await self._watcher.close()
         await self._caller.close()
@@ -217,20 +220,19 @@ class AsyncIntegrations:
         timeout: Timeout = None,
     ) -> "AsyncConnection":
         """Connect an account with secrets that its user has copied. `wait` returns at once."""
-        integration = await self.run(
-            operations.connect_with_api_key(
-                user=user,
-                integration_type=type,
-                api_key=api_key,
-                api_secret=api_secret,
-                secret_fields=secret_fields,
-                webhook_secret=webhook_secret,
-                name=name,
-                config=config,
-                integration_id=integration_id or 0,
-            ),
-            timeout,
+        operation = operations.connect_with_api_key(
+            user=user,
+            integration_type=type,
+            api_key=api_key,
+            api_secret=api_secret,
+            secret_fields=secret_fields,
+            webhook_secret=webhook_secret,
+            name=name,
+            config=config,
+            integration_id=integration_id or 0,
         )
+        del api_key, api_secret, secret_fields, webhook_secret  # some reporters of errors print local variables
+        integration = await self.run(operation, timeout)
         attempt = Attempt(
             integration_id=integration.integration_id, user=user, integration_type=integration.integration_type
         )
@@ -252,11 +254,14 @@ class AsyncIntegrations:
         operation = operations.handle_callback(
             state=state, code=code, error=error, iss=iss, query=query, integration_type=type, user=user
         )
+        del state, code, query  # some reporters of errors print local variables
         return await self.run(operation, timeout)
 
     async def confirm(self, *, user: str, confirmation_token: str, timeout: Timeout = None) -> CallbackResult:
         """Complete a connection whose callback did not name the user."""
-        return await self.run(operations.confirm(user, confirmation_token), timeout)
+        operation = operations.confirm(user, confirmation_token)
+        del confirmation_token  # some reporters of errors print local variables
+        return await self.run(operation, timeout)
 
     # --- Events -----------------------------------------------------------------------------------------------------
 
@@ -307,7 +312,12 @@ class AsyncIntegrations:
 
     async def run(self, operation: Operation[ResultT], timeout: Timeout = None) -> ResultT:
         """Run an operation of `operations`."""
-        return operation.decode(await self._caller.call(operation.rpc, operation.request, timeout))
+        try:
+            response = await self._caller.call(operation.rpc, operation.request, timeout)
+        except IntegrationsError as error:
+            # The frames of the call hold its request, and some reporters of errors print local variables.
+            raise error.with_traceback(None)  # noqa: B904 - it is the error itself
+        return operation.decode(response)
 
     async def iterate(self, listing: Listing[ItemT], timeout: Timeout = None) -> AsyncIterator[ItemT]:
         """Iterate over the items of all pages. `timeout` is of each page."""
@@ -632,6 +642,7 @@ class AsyncAccount(AsyncAccountAdapters):
     ) -> WebhookSecret:
         """Set the secret of the webhook URL; the server generates one if none is given."""
         operation = operations.set_webhook_secret(await self._key(), webhook_secret, previous_ttl)
+        del webhook_secret  # some reporters of errors print local variables
         return await self._client.run(operation, timeout)
 
 

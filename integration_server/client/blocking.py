@@ -14,6 +14,7 @@ from integration_server.client import operations, rpcs
 from integration_server.client.adapters.account_adapters import AccountAdapters
 from integration_server.client.configuration import ChannelOptions, Configuration, Token
 from integration_server.client.connecting import check_expiry, device_outcome, is_connected, merged, pauses
+from integration_server.client.connection import UseGuard
 from integration_server.client.credentials import Credentials
 from integration_server.client.errors import (
     AnswerTooLarge,
@@ -91,8 +92,9 @@ class Integrations:
             server_name=server_name,
             channel_options=channel_options,
         )
-        self._caller: Caller = Transport(configuration, hooks) if caller is None else caller
-        self._store = CredentialStore(threading.Lock, max_accounts=max_accounts, idle=idle)
+        self._use_guard = UseGuard()
+        self._caller: Caller = Transport(configuration, hooks, self._use_guard) if caller is None else caller
+        self._store = CredentialStore(threading.Lock, max_accounts=max_accounts, idle=idle, use_guard=self._use_guard)
         self._watcher = Watcher(self._caller, self._store) if watch else None
         if self._watcher is not None:
             self._watcher.end_with(self)
@@ -127,7 +129,8 @@ class Integrations:
         )
 
     def close(self) -> None:
-        """End the streams, and close the channel."""
+        """End the streams and the calls, which raise `ClientClosed`, and close the channel."""
+        self._use_guard.is_closed = True
         if self._watcher is not None:
             self._watcher.close()
         self._caller.close()
@@ -219,20 +222,19 @@ class Integrations:
         timeout: Timeout = None,
     ) -> "Connection":
         """Connect an account with secrets that its user has copied. `wait` returns at once."""
-        integration = self.run(
-            operations.connect_with_api_key(
-                user=user,
-                integration_type=type,
-                api_key=api_key,
-                api_secret=api_secret,
-                secret_fields=secret_fields,
-                webhook_secret=webhook_secret,
-                name=name,
-                config=config,
-                integration_id=integration_id or 0,
-            ),
-            timeout,
+        operation = operations.connect_with_api_key(
+            user=user,
+            integration_type=type,
+            api_key=api_key,
+            api_secret=api_secret,
+            secret_fields=secret_fields,
+            webhook_secret=webhook_secret,
+            name=name,
+            config=config,
+            integration_id=integration_id or 0,
         )
+        del api_key, api_secret, secret_fields, webhook_secret  # some reporters of errors print local variables
+        integration = self.run(operation, timeout)
         attempt = Attempt(
             integration_id=integration.integration_id, user=user, integration_type=integration.integration_type
         )
@@ -254,11 +256,14 @@ class Integrations:
         operation = operations.handle_callback(
             state=state, code=code, error=error, iss=iss, query=query, integration_type=type, user=user
         )
+        del state, code, query  # some reporters of errors print local variables
         return self.run(operation, timeout)
 
     def confirm(self, *, user: str, confirmation_token: str, timeout: Timeout = None) -> CallbackResult:
         """Complete a connection whose callback did not name the user."""
-        return self.run(operations.confirm(user, confirmation_token), timeout)
+        operation = operations.confirm(user, confirmation_token)
+        del confirmation_token  # some reporters of errors print local variables
+        return self.run(operation, timeout)
 
     # --- Events -----------------------------------------------------------------------------------------------------
 
@@ -309,7 +314,12 @@ class Integrations:
 
     def run(self, operation: Operation[ResultT], timeout: Timeout = None) -> ResultT:
         """Run an operation of `operations`."""
-        return operation.decode(self._caller.call(operation.rpc, operation.request, timeout))
+        try:
+            response = self._caller.call(operation.rpc, operation.request, timeout)
+        except IntegrationsError as error:
+            # The frames of the call hold its request, and some reporters of errors print local variables.
+            raise error.with_traceback(None)  # noqa: B904 - it is the error itself
+        return operation.decode(response)
 
     def iterate(self, listing: Listing[ItemT], timeout: Timeout = None) -> Iterator[ItemT]:
         """Iterate over the items of all pages. `timeout` is of each page."""
@@ -631,6 +641,7 @@ class Account(AccountAdapters):
     ) -> WebhookSecret:
         """Set the secret of the webhook URL; the server generates one if none is given."""
         operation = operations.set_webhook_secret(self._key(), webhook_secret, previous_ttl)
+        del webhook_secret  # some reporters of errors print local variables
         return self._client.run(operation, timeout)
 
 

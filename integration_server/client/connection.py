@@ -3,6 +3,7 @@
 A file that is being written, or is invalid, leaves the previous contents in use, with a warning in the log.
 """
 
+import asyncio
 import logging
 import os
 import ssl
@@ -16,6 +17,7 @@ from typing import Generic, TypeVar
 import grpc
 
 from integration_server.client.configuration import Configuration, ConfigurationError
+from integration_server.client.errors import ClientClosed
 
 logger = logging.getLogger("integration_server.client")
 
@@ -75,7 +77,8 @@ class TokenSource:
     """The client's token: a fixed one, one in a file, or one that a function returns."""
 
     def __init__(self, configuration: Configuration) -> None:
-        self._configured = configuration.token
+        token = configuration.token
+        self._configured = SecretText(token) if isinstance(token, str) else token
         path = configuration.token_file
         self._file = None if path is None else FileWatcher([path], lambda: _read_token(path))
 
@@ -83,7 +86,8 @@ class TokenSource:
         """Return the token; None without one. `renewed`: the server has rejected the last one."""
         if self._file is not None:
             return self._file.poll(now=renewed)
-        return self._configured() if callable(self._configured) else self._configured
+        token = self._configured() if callable(self._configured) else self._configured
+        return SecretText(token) if isinstance(token, str) else token
 
     def get(self, *, renewed: bool = False) -> str | None:
         """Return the token, for a client without asyncio."""
@@ -95,17 +99,26 @@ class TokenSource:
     async def get_async(self, *, renewed: bool = False) -> str | None:
         """Return the token."""
         token = self.current(renewed=renewed)
-        found = await token if isawaitable(token) else token
+        found = SecretText(await token) if isawaitable(token) else token
         return None if found is None else _checked(found, "token")
 
 
+class SecretText(str):
+    """Text that is not printed where it is a local variable, or in a list."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<secret>"
+
+
 def _read_token(path: Path) -> str:
-    return _checked(path.read_bytes().decode("ascii", errors="replace"), str(path))
+    return _checked(SecretText(path.read_bytes().decode("ascii", errors="replace")), str(path))
 
 
 def _checked(token: str, name: str) -> str:
     """Return a token without the line break that files and variables end with. gRPC's own errors name no cause."""
-    token = token.strip()
+    token = SecretText(token.strip())
     if not token or not token.isascii() or not token.isprintable():
         raise ConfigurationError(f"{name}: is not a token")
     return token
@@ -161,20 +174,42 @@ def _refuse_password() -> str:
     raise ValueError("the key is encrypted")
 
 
-class ForkGuard:
-    """Notices that a channel is used in another process than the one that has opened it, where gRPC would hang."""
+class UseGuard:
+    """Refuses a client that is closed, or is used in another process or event loop than the one of its first call.
+
+    There gRPC hangs or fails without a reason, and nothing keeps the credentials in memory fresh.
+    """
 
     def __init__(self, process_id: Callable[[], int] = os.getpid) -> None:
         self._process_id = process_id
-        self._opened_in: int | None = None
+        self._used_in: tuple[int, object] | None = None
+        self.is_closed = False
+
+    def _loop(self) -> object:
+        return None
 
     def check(self) -> None:
-        """Raise `RuntimeError` in a process that was forked after the first call."""
-        process_id = self._process_id()
-        if self._opened_in is None:
-            self._opened_in = process_id
-        elif self._opened_in != process_id:
+        """Raise `ClientClosed`, or `RuntimeError` in another process or event loop."""
+        if self.is_closed:
+            raise ClientClosed("the client is closed")
+        here = self._process_id(), self._loop()
+        if self._used_in is None:
+            self._used_in = here
+        if self._used_in == here:
+            return
+        if self._used_in[0] != here[0]:
             raise RuntimeError(
                 "the process was forked after the first call of this client, and gRPC does not survive that: create "
                 "the client, or call it first, in the forked process"
             )
+        raise RuntimeError(
+            "this client belongs to the event loop of its first call, and another one is running: create an "
+            "AsyncIntegrations in each event loop, such as inside of what asyncio.run runs"
+        )
+
+
+class AsyncUseGuard(UseGuard):
+    """`UseGuard` of a client for asyncio."""
+
+    def _loop(self) -> object:
+        return asyncio.get_running_loop()

@@ -68,6 +68,10 @@ class Cancelled(IntegrationsError):
     code = grpc.StatusCode.CANCELLED
 
 
+class ClientClosed(Cancelled):
+    """The client is closed, or was closed during the call."""
+
+
 class InvalidArgument(IntegrationsError):
     """The request is invalid; `fields` has the fields."""
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -13,7 +13,14 @@ from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from integration_server.client import rpcs
-from integration_server.client.errors import AccountNotConnected, IntegrationsError, SeveralAccounts, error_of_status
+from integration_server.client.errors import (
+    AccountNotConnected,
+    FieldViolation,
+    IntegrationsError,
+    InvalidField,
+    SeveralAccounts,
+    error_of_status,
+)
 from integration_server.client.rpcs import Rpc
 from integration_server.client.store import Key
 from integration_server.client.values import ApiResponse, Attempt, CallbackResult, WebhookEvent, WebhookSecret
@@ -24,6 +31,8 @@ from integrations.v1.integration_pb2 import HealthCheck, Integration, Integratio
 
 ResultT = TypeVar("ResultT")
 ItemT = TypeVar("ItemT")
+MessageT = TypeVar("MessageT", bound=Message)
+FieldsP = ParamSpec("FieldsP")
 
 Config = Mapping[str, Any]
 Pairs = Mapping[str, str] | Sequence[tuple[str, str]]
@@ -57,7 +66,10 @@ def _struct(config: Config | None) -> Struct | None:
     if config is None:
         return None
     struct = Struct()
-    struct.update(dict(config))
+    try:
+        struct.update(dict(config))
+    except (TypeError, ValueError):
+        raise _invalid("config", "has a value that JSON does not have") from None
     return struct
 
 
@@ -74,8 +86,49 @@ def _time(message: Message, name: str) -> datetime | None:
     return value.ToDatetime(UTC) if message.HasField(name) else None
 
 
-def _pairs(pairs: Pairs | None) -> Sequence[tuple[str, str]]:
-    return list(pairs.items()) if isinstance(pairs, Mapping) else list(pairs or ())
+def _pairs(field: str, pairs: Pairs | None) -> Sequence[tuple[str, str]]:
+    found = list(pairs.items()) if isinstance(pairs, Mapping) else list(pairs or ())
+    for name, value in found:
+        try:
+            pb.QueryParameter(name=name, value=value)
+        except (TypeError, ValueError) as error:
+            raise _invalid(f"{field}[{name!r}]", _description(value, error)) from None
+    return found
+
+
+def _json(value: object) -> bytes:
+    try:
+        return json.dumps(value, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise _invalid("json", f"is not JSON: {error}") from None
+
+
+def _message(kind: Callable[FieldsP, MessageT], *_: FieldsP.args, **values: FieldsP.kwargs) -> MessageT:
+    """Return a message. Raises `InvalidField` for values that it cannot have: protobuf's own errors name no field."""
+    try:
+        return kind(*_, **values)
+    except (TypeError, ValueError):
+        raise _first_invalid(kind, values) from None
+
+
+def _first_invalid(kind: Callable[..., object], values: Mapping[str, object]) -> InvalidField:
+    for name, value in values.items():
+        try:
+            kind(**{name: value})
+        except (TypeError, ValueError) as error:
+            return _invalid(name, _description(value, error))
+    raise AssertionError("each value is valid")
+
+
+def _description(value: object, error: Exception) -> str:
+    # Not protobuf's own text, which may have the value.
+    if isinstance(error, TypeError):
+        return f"cannot have a value of type {type(value).__name__}"
+    return "is out of range" if isinstance(value, int) else "has characters that are not Unicode"
+
+
+def _invalid(field: str, description: str) -> InvalidField:
+    return InvalidField(f"{field} {description}", fields=[FieldViolation(field, description)])
 
 
 # --- Integrations ---------------------------------------------------------------------------------------------------
@@ -85,8 +138,8 @@ def list_integrations(user: str, integration_type: str) -> Listing[Integration]:
     """The user's integrations, the oldest first; of all types for an empty type."""
 
     def page(token: str) -> Operation[Page[Integration]]:
-        request = pb.ListIntegrationsRequest(
-            user_id=user, integration_type=integration_type, page_size=200, page_token=token
+        request = _message(
+            pb.ListIntegrationsRequest, user_id=user, integration_type=integration_type, page_size=200, page_token=token
         )
         return Operation(
             rpcs.LIST_INTEGRATIONS, request, lambda response: Page(response.integrations, response.next_page_token)
@@ -113,7 +166,7 @@ def the_only_account(user: str, integration_type: str, integrations: Sequence[In
 
 def get_integration(key: Key) -> Operation[Integration]:
     """One integration."""
-    request = pb.GetIntegrationRequest(user_id=key.user_id, integration_id=key.integration_id)
+    request = _message(pb.GetIntegrationRequest, user_id=key.user_id, integration_id=key.integration_id)
     return Operation(rpcs.GET_INTEGRATION, request, lambda response: response.integration)
 
 
@@ -122,7 +175,8 @@ def update_integration(
 ) -> Operation[Integration]:
     """Change what is not None."""
     given = {"name": name, "config": config, "is_active": is_active}
-    request = pb.UpdateIntegrationRequest(
+    request = _message(
+        pb.UpdateIntegrationRequest,
         user_id=key.user_id,
         integration_id=key.integration_id,
         name=name,
@@ -135,7 +189,7 @@ def update_integration(
 
 def disconnect(key: Key) -> Operation[pb.DisconnectIntegrationResponse]:
     """Delete an integration, and revoke its credentials."""
-    request = pb.DisconnectIntegrationRequest(user_id=key.user_id, integration_id=key.integration_id)
+    request = _message(pb.DisconnectIntegrationRequest, user_id=key.user_id, integration_id=key.integration_id)
     return Operation(rpcs.DISCONNECT, request, lambda response: response)
 
 
@@ -145,7 +199,7 @@ def list_types() -> Listing[IntegrationTypeInfo]:
     def page(token: str) -> Operation[Page[IntegrationTypeInfo]]:
         return Operation(
             rpcs.LIST_TYPES,
-            pb.ListIntegrationTypesRequest(page_token=token),
+            _message(pb.ListIntegrationTypesRequest, page_token=token),
             lambda response: Page(response.integration_types, response.next_page_token),
         )
 
@@ -168,7 +222,8 @@ def connect(
     oauth_client: str = "",
 ) -> Operation[Attempt]:
     """Begin a connection in the user's browser."""
-    request = pb.ConnectRequest(
+    request = _message(
+        pb.ConnectRequest,
         user_id=user,
         integration_type=integration_type,
         scopes=scopes,
@@ -209,7 +264,8 @@ def connect_with_api_key(
     integration_id: int = 0,
 ) -> Operation[Integration]:
     """Connect an account with what its user has copied from the provider."""
-    request = pb.ConnectWithApiKeyRequest(
+    request = _message(
+        pb.ConnectWithApiKeyRequest,
         user_id=user,
         integration_type=integration_type,
         api_key=api_key,
@@ -234,15 +290,22 @@ def handle_callback(
     user: str = "",
 ) -> Operation[CallbackResult]:
     """Complete a connection with the parameters of the provider's redirect, or ask for a device authorization."""
-    request = pb.HandleCallbackRequest(
-        state=state, code=code, error=error, iss=iss, query=query, integration_type=integration_type, user_id=user
+    request = _message(
+        pb.HandleCallbackRequest,
+        state=state,
+        code=code,
+        error=error,
+        iss=iss,
+        query=query,
+        integration_type=integration_type,
+        user_id=user,
     )
     return Operation(rpcs.HANDLE_CALLBACK, request, _callback_result)
 
 
 def confirm(user: str, confirmation_token: str) -> Operation[CallbackResult]:
     """Complete a connection whose callback did not name the user."""
-    request = pb.ConfirmConnectionRequest(user_id=user, confirmation_token=confirmation_token)
+    request = _message(pb.ConfirmConnectionRequest, user_id=user, confirmation_token=confirmation_token)
     return Operation(rpcs.CONFIRM, request, _callback_result)
 
 
@@ -268,7 +331,9 @@ def get_credentials(key: Key, min_ttl: timedelta | None) -> Operation[credential
 
 
 def _credentials_request(key: Key, min_ttl: timedelta | None) -> pb.GetCredentialsRequest:
-    return pb.GetCredentialsRequest(user_id=key.user_id, integration_id=key.integration_id, min_ttl=_duration(min_ttl))
+    return _message(
+        pb.GetCredentialsRequest, user_id=key.user_id, integration_id=key.integration_id, min_ttl=_duration(min_ttl)
+    )
 
 
 def batch_get_credentials(
@@ -278,7 +343,7 @@ def batch_get_credentials(
     requests = [_credentials_request(key, min_ttl) for key in keys]
     return Operation(
         rpcs.BATCH_GET_CREDENTIALS,
-        pb.BatchGetCredentialsRequest(requests=requests),
+        _message(pb.BatchGetCredentialsRequest, requests=requests),
         lambda response: [
             one.credentials if one.HasField("credentials") else error_of_status(one.error) for one in response.results
         ],
@@ -287,13 +352,13 @@ def batch_get_credentials(
 
 def refresh(key: Key, *, force: bool) -> Operation[pb.RefreshTokenResponse]:
     """Refresh the access token."""
-    request = pb.RefreshTokenRequest(user_id=key.user_id, integration_id=key.integration_id, force=force)
+    request = _message(pb.RefreshTokenRequest, user_id=key.user_id, integration_id=key.integration_id, force=force)
     return Operation(rpcs.REFRESH_TOKEN, request, lambda response: response)
 
 
 def check_health(key: Key) -> Operation[HealthCheck]:
     """Check one integration."""
-    request = pb.CheckHealthRequest(user_id=key.user_id, integration_id=key.integration_id)
+    request = _message(pb.CheckHealthRequest, user_id=key.user_id, integration_id=key.integration_id)
     return Operation(rpcs.CHECK_HEALTH, request, lambda response: response.health_check)
 
 
@@ -303,7 +368,7 @@ def check_all_health(user: str) -> Listing[HealthCheck]:
     def page(token: str) -> Operation[Page[HealthCheck]]:
         return Operation(
             rpcs.CHECK_ALL_HEALTH,
-            pb.CheckAllHealthRequest(user_id=user, page_token=token),
+            _message(pb.CheckAllHealthRequest, user_id=user, page_token=token),
             lambda response: Page(response.integrations, response.next_page_token),
         )
 
@@ -314,8 +379,12 @@ def list_health_checks(key: Key) -> Listing[HealthCheck]:
     """The last checks of an integration, the newest first."""
 
     def page(token: str) -> Operation[Page[HealthCheck]]:
-        request = pb.ListHealthChecksRequest(
-            user_id=key.user_id, integration_id=key.integration_id, page_size=200, page_token=token
+        request = _message(
+            pb.ListHealthChecksRequest,
+            user_id=key.user_id,
+            integration_id=key.integration_id,
+            page_size=200,
+            page_token=token,
         )
         return Operation(
             rpcs.LIST_HEALTH_CHECKS, request, lambda response: Page(response.health_checks, response.next_page_token)
@@ -342,7 +411,7 @@ class ApiCall(NamedTuple):
 
     def fields(self, key: Key) -> dict[str, Any]:
         """Return the fields that the requests of both RPCs have in common, except for the body."""
-        headers = _pairs(self.headers)
+        headers = _pairs("headers", self.headers)
         if self.json_body is not None and "content-type" not in {name.lower() for name, _ in headers}:
             headers = [*headers, ("Content-Type", "application/json")]
         return {
@@ -350,7 +419,7 @@ class ApiCall(NamedTuple):
             "integration_id": key.integration_id,
             "method": self.method,
             "path": self.path,
-            "query": [pb.QueryParameter(name=name, value=value) for name, value in _pairs(self.query)],
+            "query": [pb.QueryParameter(name=name, value=value) for name, value in _pairs("query", self.query)],
             "headers": [pb.HttpHeader(name=name, value=value) for name, value in headers],
             "idempotency_key": self.idempotency_key,
             "api": self.api,
@@ -360,8 +429,8 @@ class ApiCall(NamedTuple):
 
 def call_provider(key: Key, call: ApiCall) -> Operation[ApiResponse]:
     """Call the provider's API."""
-    body = call.body if call.json_body is None else json.dumps(call.json_body).encode()
-    request = pb.CallProviderRequest(**call.fields(key), body=body)
+    body = call.body if call.json_body is None else _json(call.json_body)
+    request = _message(pb.CallProviderRequest, **call.fields(key), body=body)
     return Operation(rpcs.CALL_PROVIDER, request, api_response)
 
 
@@ -373,7 +442,7 @@ def api_response(response: pb.CallProviderResponse | pb.StreamProviderResponse) 
 
 def first_part(key: Key, call: ApiCall, content_length: int | None) -> pb.StreamProviderRequest:
     """Return the head of a streamed request."""
-    return pb.StreamProviderRequest(**call.fields(key), content_length=content_length)
+    return _message(pb.StreamProviderRequest, **call.fields(key), content_length=content_length)
 
 
 MAX_PART = 256 * 1024  # bytes of a part of a streamed body; the server takes up to 1 MiB
@@ -382,7 +451,7 @@ MAX_PART = 256 * 1024  # bytes of a part of a streamed body; the server takes up
 def parts(chunk: bytes) -> Sequence[pb.StreamProviderRequest]:
     """Return the further parts of a streamed request that a chunk of its body becomes."""
     offsets = range(0, len(chunk), MAX_PART)
-    return [pb.StreamProviderRequest(body=chunk[offset : offset + MAX_PART]) for offset in offsets]
+    return [_message(pb.StreamProviderRequest, body=chunk[offset : offset + MAX_PART]) for offset in offsets]
 
 
 # --- Webhooks -------------------------------------------------------------------------------------------------------
@@ -390,8 +459,12 @@ def parts(chunk: bytes) -> Sequence[pb.StreamProviderRequest]:
 
 def list_webhook_events(key: Key, consumer: str) -> Operation[Sequence[WebhookEvent]]:
     """The first events after the consumer's offset."""
-    request = pb.ListWebhookEventsRequest(
-        user_id=key.user_id, integration_id=key.integration_id, consumer=consumer, page_size=100
+    request = _message(
+        pb.ListWebhookEventsRequest,
+        user_id=key.user_id,
+        integration_id=key.integration_id,
+        consumer=consumer,
+        page_size=100,
     )
 
     def decode(response: pb.ListWebhookEventsResponse) -> Sequence[WebhookEvent]:
@@ -411,21 +484,26 @@ def list_webhook_events(key: Key, consumer: str) -> Operation[Sequence[WebhookEv
 
 def ack_webhook_events(key: Key, consumer: str, through_number: int) -> Operation[int]:
     """Advance the consumer's offset."""
-    request = pb.AckWebhookEventsRequest(
-        user_id=key.user_id, integration_id=key.integration_id, consumer=consumer, through_number=through_number
+    request = _message(
+        pb.AckWebhookEventsRequest,
+        user_id=key.user_id,
+        integration_id=key.integration_id,
+        consumer=consumer,
+        through_number=through_number,
     )
     return Operation(rpcs.ACK_WEBHOOK_EVENTS, request, lambda response: response.through_number)
 
 
 def get_webhook_endpoint(key: Key) -> Operation[pb.GetWebhookEndpointResponse]:
     """The integration's webhook URL."""
-    request = pb.GetWebhookEndpointRequest(user_id=key.user_id, integration_id=key.integration_id)
+    request = _message(pb.GetWebhookEndpointRequest, user_id=key.user_id, integration_id=key.integration_id)
     return Operation(rpcs.GET_WEBHOOK_ENDPOINT, request, lambda response: response)
 
 
 def set_webhook_secret(key: Key, webhook_secret: str, previous_ttl: timedelta | None) -> Operation[WebhookSecret]:
     """Set the secret of the integration's webhook URL."""
-    request = pb.SetWebhookSecretRequest(
+    request = _message(
+        pb.SetWebhookSecretRequest,
         user_id=key.user_id,
         integration_id=key.integration_id,
         webhook_secret=webhook_secret,
@@ -449,8 +527,8 @@ def list_unrouted_webhooks(integration_type: str) -> Listing[operator_pb.Unroute
     """The webhook events that belong to no integration, the newest first; of all types for an empty type."""
 
     def page(token: str) -> Operation[Page[operator_pb.UnroutedWebhook]]:
-        request = operator_pb.ListUnroutedWebhooksRequest(
-            integration_type=integration_type, page_size=200, page_token=token
+        request = _message(
+            operator_pb.ListUnroutedWebhooksRequest, integration_type=integration_type, page_size=200, page_token=token
         )
         return Operation(
             rpcs.LIST_UNROUTED_WEBHOOKS,
@@ -465,8 +543,8 @@ def list_oauth_clients(integration_type: str) -> Listing[operator_pb.OAuthClient
     """The OAuth clients, by type and name; of all types for an empty type."""
 
     def page(token: str) -> Operation[Page[operator_pb.OAuthClient]]:
-        request = operator_pb.ListOAuthClientsRequest(
-            integration_type=integration_type, page_size=200, page_token=token
+        request = _message(
+            operator_pb.ListOAuthClientsRequest, integration_type=integration_type, page_size=200, page_token=token
         )
         return Operation(
             rpcs.LIST_OAUTH_CLIENTS, request, lambda response: Page(response.oauth_clients, response.next_page_token)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Generic, NamedTuple, TypeVar
 
-from integration_server.client.connection import ForkGuard
+from integration_server.client.connection import UseGuard
 from integration_server.client.credentials import Credentials
 from integration_server.client.errors import (
     DataLoss,
@@ -115,7 +115,7 @@ class CredentialStore(Generic[LockT]):
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
-        fork_guard: ForkGuard | None = None,
+        use_guard: UseGuard | None = None,
     ) -> None:
         self._new_lock = new_lock
         self._max_accounts = max_accounts
@@ -124,7 +124,7 @@ class CredentialStore(Generic[LockT]):
         self._now = now
         self.monotonic = monotonic
         self._jitter = jitter
-        self._fork_guard = ForkGuard() if fork_guard is None else fork_guard
+        self._use_guard = UseGuard() if use_guard is None else use_guard
         self._lock = threading.RLock()
         self._entries: OrderedDict[Key, Entry[LockT]] = OrderedDict()
         self._resolved: OrderedDict[tuple[str, str], int] = OrderedDict()
@@ -138,10 +138,10 @@ class CredentialStore(Generic[LockT]):
     def resolved(self, user_id: str, integration_type: str) -> int | None:
         """Return the number of the user's only account of a type; None if it is not known.
 
-        As `entry`, raises `RuntimeError` in a forked process: no stream keeps its copy of the credentials fresh, and
-        another thread may have held the lock.
+        As `entry`, raises `ClientClosed`, or `RuntimeError` in a forked process or another event loop: no stream keeps
+        the credentials fresh there, and another thread may have held the lock.
         """
-        self._fork_guard.check()
+        self._use_guard.check()
         with self._lock:
             return self._resolved.get((user_id, integration_type))
 
@@ -154,7 +154,7 @@ class CredentialStore(Generic[LockT]):
 
     def entry(self, key: Key, integration_type: str) -> Entry[LockT]:
         """Return the entry of an account, and count it as used."""
-        self._fork_guard.check()
+        self._use_guard.check()
         with self._lock:
             now = self.monotonic()
             entry = self._entries.get(key)

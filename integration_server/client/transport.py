@@ -5,8 +5,10 @@
 
 import asyncio
 import logging
+import math
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -14,8 +16,24 @@ import grpc
 import grpc.aio
 
 from integration_server.client.configuration import Configuration
-from integration_server.client.connection import ForkGuard, TlsContents, TokenSource, watch_tls_files
-from integration_server.client.errors import IntegrationsError, Unauthenticated, error_of_call
+from integration_server.client.connection import (
+    AsyncUseGuard,
+    SecretText,
+    TlsContents,
+    TokenSource,
+    UseGuard,
+    watch_tls_files,
+)
+from integration_server.client.errors import (
+    Cancelled,
+    ClientClosed,
+    DeadlineExceeded,
+    FieldViolation,
+    IntegrationsError,
+    InvalidField,
+    Unauthenticated,
+    error_of_call,
+)
 from integration_server.client.hooks import CallHook, End, Metadata, begin_all
 from integration_server.client.rpcs import RequestT, ResponseT, Rpc
 
@@ -27,6 +45,7 @@ Timeout = float | timedelta | None
 _ItemT = TypeVar("_ItemT")
 _ItemT_co = TypeVar("_ItemT_co", covariant=True)
 
+_MAX_TIMEOUT = 1e8  # seconds, three years; gRPC takes a deadline that its clock cannot express for one that is over
 _CLOSE_GRACE = 60.0  # seconds for the calls on a replaced channel; as long as the longest default deadline
 
 
@@ -93,16 +112,56 @@ class AsyncCaller(Protocol):
 def _seconds(timeout: Timeout, rpc: Rpc[Any, Any]) -> float | None:
     if timeout is None:
         return rpc.timeout
-    return timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    if math.isnan(seconds):
+        raise InvalidField("timeout: is not a number", fields=[FieldViolation("timeout", "is not a number")])
+    if seconds <= 0:  # gRPC sends it nevertheless, and a quick server completes it
+        raise _deadline_exceeded(rpc.name, 0)
+    return min(seconds, _MAX_TIMEOUT)
+
+
+def _deadline_exceeded(name: str, seconds: float) -> DeadlineExceeded:
+    return DeadlineExceeded(f"{name}: was not completed within {seconds:g} s")
 
 
 def _metadata(token: str | None) -> Metadata:
-    return [] if token is None else [("authorization", f"Bearer {token}")]
+    return [] if token is None else [("authorization", SecretText(f"Bearer {token}"))]
 
 
-def _error_of(error: grpc.RpcError | grpc.aio.AioRpcError) -> IntegrationsError:
-    call: Any = error  # the errors of calls are calls as well
-    return error_of_call(call.code(), call.details(), call.trailing_metadata() or ())
+class _CallErrors:
+    """Converts the errors of one call."""
+
+    def __init__(self, name: str, seconds: float | None, guard: UseGuard) -> None:
+        self._name = name
+        self._seconds = seconds
+        self._guard = guard
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the client is closed."""
+        return self._guard.is_closed
+
+    def convert(self, error: grpc.RpcError | grpc.aio.AioRpcError) -> IntegrationsError:
+        """Return the error of a call that has failed."""
+        call: Any = error  # the errors of calls are calls as well
+        converted = error_of_call(call.code(), call.details(), call.trailing_metadata() or ())
+        if isinstance(converted, Cancelled):
+            return self.cancelled()
+        if isinstance(converted, DeadlineExceeded) and not converted.reason and self._seconds is not None:
+            # gRPC's own message names neither the RPC nor the time.
+            return _deadline_exceeded(self._name, self._seconds)
+        return converted
+
+    def cancelled(self) -> IntegrationsError:
+        """Return the error of a call that this process has cancelled."""
+        if self._guard.is_closed:
+            return ClientClosed(f"{self._name}: the client was closed")
+        return Cancelled(f"{self._name}: the call was cancelled")
+
+    def of_asyncio(self, error: asyncio.CancelledError) -> IntegrationsError | asyncio.CancelledError:
+        """Return what to raise: gRPC raises this too if not the task, but the call is cancelled."""
+        task = asyncio.current_task()
+        return error if task is not None and task.cancelling() else self.cancelled()
 
 
 class LogHook:
@@ -118,22 +177,45 @@ class LogHook:
         return end
 
 
+@contextmanager
+def _ending(end: End, errors: _CallErrors) -> Iterator[None]:
+    """Around a call: convert the error that it fails with, and tell the hooks."""
+    try:
+        yield
+    except grpc.RpcError as error:  # also those of asyncio
+        converted = errors.convert(error)
+        end(converted)
+        raise converted from error.with_traceback(None)  # whose frames hold the request
+    except asyncio.CancelledError as error:
+        end(None)
+        raise errors.of_asyncio(error) from None
+    except (ValueError, grpc.aio.UsageError):
+        end(None)
+        if not errors.is_closed:
+            raise
+        raise errors.cancelled() from None  # gRPC's errors if another thread or task has closed the channel
+    except BaseException:
+        end(None)
+        raise
+
+
 class Transport:
     """Calls over gRPC that block their thread. Threads share it.
 
     Raises `ConfigurationError` or `OSError` if a file cannot be used.
     """
 
-    def __init__(self, configuration: Configuration, hooks: Sequence[CallHook] = ()) -> None:
+    def __init__(
+        self, configuration: Configuration, hooks: Sequence[CallHook] = (), guard: UseGuard | None = None
+    ) -> None:
         self._configuration = configuration
         self._hooks = [LogHook(), *hooks]
         self._token = TokenSource(configuration)
         self._tls = watch_tls_files(configuration)
-        self._fork_guard = ForkGuard()
+        self._guard = UseGuard() if guard is None else guard
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._contents: TlsContents | None = None
-        self._is_closed = False
 
     def call(self, rpc: Rpc[RequestT, ResponseT], request: RequestT, timeout: Timeout = None) -> ResponseT:
         """Call an RPC. If the server rejects the token, and there is a newer one, the call is repeated with it."""
@@ -144,50 +226,45 @@ class Transport:
             renewed = self._token.get(renewed=True)
             if renewed == token:
                 raise
-            return self._call(rpc, request, timeout, renewed)
+        return self._call(rpc, request, timeout, renewed)
 
     def stream(
         self, rpc: Rpc[RequestT, ResponseT], requests: RequestT | Iterable[RequestT], timeout: Timeout = None
     ) -> ResponseStream[ResponseT]:
         """Begin a stream of responses."""
+        seconds = _seconds(timeout, rpc)
+        errors = _CallErrors(rpc.name, seconds, self._guard)
         metadata = _metadata(self._token.get())
-        end = begin_all(self._hooks, rpc.name, metadata)
         channel: Any = self._open_channel()
+        end = begin_all(self._hooks, rpc.name, metadata)
         kind = channel.unary_stream if isinstance(requests, rpc.request) else channel.stream_stream
         method = kind(rpc.path, rpc.request.SerializeToString, rpc.response.FromString)
-        call = method(requests, timeout=_seconds(timeout, rpc), metadata=metadata)
-        return _Responses[ResponseT](call, end)
+        with _ending(end, errors):
+            call = method(requests, timeout=seconds, metadata=metadata)
+        return _Responses[ResponseT](call, end, errors)
 
     def close(self) -> None:
         """Close the channel, and cancel its calls."""
         with self._lock:
-            self._is_closed = True
+            self._guard.is_closed = True
             channel, self._channel = self._channel, None
         if channel is not None:
             channel.close()
 
     def _call(self, rpc: Rpc[RequestT, ResponseT], request: RequestT, timeout: Timeout, token: str | None) -> ResponseT:
+        seconds = _seconds(timeout, rpc)
         metadata = _metadata(token)
+        channel: Any = self._open_channel()
         end = begin_all(self._hooks, rpc.name, metadata)
-        try:
-            channel: Any = self._open_channel()
-            method = channel.unary_unary(rpc.path, rpc.request.SerializeToString, rpc.response.FromString)
-            response: ResponseT = method(request, timeout=_seconds(timeout, rpc), metadata=metadata)
-        except grpc.RpcError as error:
-            converted = _error_of(error)
-            end(converted)
-            raise converted from error
-        except BaseException:
-            end(None)
-            raise
+        method = channel.unary_unary(rpc.path, rpc.request.SerializeToString, rpc.response.FromString)
+        with _ending(end, _CallErrors(rpc.name, seconds, self._guard)):
+            response: ResponseT = method(request, timeout=seconds, metadata=metadata)
         end(None)
         return response
 
     def _open_channel(self) -> grpc.Channel:
-        self._fork_guard.check()
+        self._guard.check()
         with self._lock:
-            if self._is_closed:
-                raise ValueError("the client is closed")
             contents = self._tls.poll()
             if self._channel is None or contents != self._contents:
                 # The calls on a channel that is replaced keep it open until they end.
@@ -208,17 +285,18 @@ class _GrpcResponses(Protocol[_ItemT_co]):
 
 
 class _Responses(Generic[_ItemT]):
-    def __init__(self, call: "_GrpcResponses[_ItemT]", end: End) -> None:
+    def __init__(self, call: "_GrpcResponses[_ItemT]", end: End, errors: _CallErrors) -> None:
         self._call = call
         self._end = end
+        self._errors = errors
 
     def __iter__(self) -> Iterator[_ItemT]:
         failure: IntegrationsError | None = None
         try:
             yield from self._call
         except grpc.RpcError as error:
-            failure = _error_of(error)
-            raise failure from error
+            failure = self._errors.convert(error)
+            raise failure from error.with_traceback(None)  # whose frames hold the request
         finally:
             self._call.cancel()
             self._end(failure)
@@ -233,16 +311,17 @@ class AsyncTransport:
     Raises `ConfigurationError` or `OSError` if a file cannot be used.
     """
 
-    def __init__(self, configuration: Configuration, hooks: Sequence[CallHook] = ()) -> None:
+    def __init__(
+        self, configuration: Configuration, hooks: Sequence[CallHook] = (), guard: UseGuard | None = None
+    ) -> None:
         self._configuration = configuration
         self._hooks = [LogHook(), *hooks]
         self._token = TokenSource(configuration)
         self._tls = watch_tls_files(configuration)
-        self._fork_guard = ForkGuard()
+        self._guard = AsyncUseGuard() if guard is None else guard
         self._channel: grpc.aio.Channel | None = None
         self._contents: TlsContents | None = None
         self._closing: set[asyncio.Task[None]] = set()
-        self._is_closed = False
 
     async def call(self, rpc: Rpc[RequestT, ResponseT], request: RequestT, timeout: Timeout = None) -> ResponseT:
         """Call an RPC. If the server rejects the token, and there is a newer one, the call is repeated with it."""
@@ -253,23 +332,26 @@ class AsyncTransport:
             renewed = await self._token.get_async(renewed=True)
             if renewed == token:
                 raise
-            return await self._call(rpc, request, timeout, renewed)
+        return await self._call(rpc, request, timeout, renewed)
 
     async def stream(
         self, rpc: Rpc[RequestT, ResponseT], requests: RequestT | AsyncIterable[RequestT], timeout: Timeout = None
     ) -> AsyncResponseStream[ResponseT]:
         """Begin a stream of responses."""
+        seconds = _seconds(timeout, rpc)
+        errors = _CallErrors(rpc.name, seconds, self._guard)
         metadata = _metadata(await self._token.get_async())
-        end = begin_all(self._hooks, rpc.name, metadata)
         channel: Any = self._open_channel()
+        end = begin_all(self._hooks, rpc.name, metadata)
         kind = channel.unary_stream if isinstance(requests, rpc.request) else channel.stream_stream
         method = kind(rpc.path, rpc.request.SerializeToString, rpc.response.FromString)
-        call = method(requests, timeout=_seconds(timeout, rpc), metadata=metadata)
-        return _AsyncResponses[ResponseT](call, end)
+        with _ending(end, errors):
+            call = method(requests, timeout=seconds, metadata=metadata)
+        return _AsyncResponses[ResponseT](call, end, errors)
 
     async def close(self) -> None:
         """Close the channel, and cancel its calls."""
-        self._is_closed = True
+        self._guard.is_closed = True
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close()
@@ -279,26 +361,18 @@ class AsyncTransport:
     async def _call(
         self, rpc: Rpc[RequestT, ResponseT], request: RequestT, timeout: Timeout, token: str | None
     ) -> ResponseT:
+        seconds = _seconds(timeout, rpc)
         metadata = _metadata(token)
+        channel: Any = self._open_channel()
         end = begin_all(self._hooks, rpc.name, metadata)
-        try:
-            channel: Any = self._open_channel()
-            method = channel.unary_unary(rpc.path, rpc.request.SerializeToString, rpc.response.FromString)
-            response: ResponseT = await method(request, timeout=_seconds(timeout, rpc), metadata=metadata)
-        except grpc.aio.AioRpcError as error:
-            converted = _error_of(error)
-            end(converted)
-            raise converted from error
-        except BaseException:
-            end(None)
-            raise
+        method = channel.unary_unary(rpc.path, rpc.request.SerializeToString, rpc.response.FromString)
+        with _ending(end, _CallErrors(rpc.name, seconds, self._guard)):
+            response: ResponseT = await method(request, timeout=seconds, metadata=metadata)
         end(None)
         return response
 
     def _open_channel(self) -> grpc.aio.Channel:
-        self._fork_guard.check()
-        if self._is_closed:
-            raise ValueError("the client is closed")
+        self._guard.check()
         contents = self._tls.poll()
         if self._channel is None or contents != self._contents:
             if self._channel is not None:
@@ -316,9 +390,10 @@ class AsyncTransport:
 
 
 class _AsyncResponses(Generic[_ItemT]):
-    def __init__(self, call: "grpc.aio.UnaryStreamCall[Any, _ItemT]", end: End) -> None:
+    def __init__(self, call: "grpc.aio.UnaryStreamCall[Any, _ItemT]", end: End, errors: _CallErrors) -> None:
         self._call = call
         self._end = end
+        self._errors = errors
 
     async def __aiter__(self) -> AsyncIterator[_ItemT]:
         failure: IntegrationsError | None = None
@@ -326,8 +401,10 @@ class _AsyncResponses(Generic[_ItemT]):
             async for response in self._call:
                 yield response
         except grpc.aio.AioRpcError as error:
-            failure = _error_of(error)
-            raise failure from error
+            failure = self._errors.convert(error)
+            raise failure from error.with_traceback(None)  # whose frames hold the request
+        except asyncio.CancelledError as error:
+            raise self._errors.of_asyncio(error) from None
         finally:
             self._call.cancel()
             self._end(failure)

@@ -207,11 +207,6 @@ class AsyncWatcher:
                         break
             except IntegrationsError as caught:
                 error = caught
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                is_own = task is not None and task.cancelling()  # such as at the end of the event loop
-                if is_own or not run.is_restarting:  # otherwise gRPC's way to say that the call is cancelled
-                    raise
             except Exception as caught:  # of the token's function, of a file, or of a closed client
                 error = IntegrationsError(type(caught).__name__)
             finally:

@@ -4,24 +4,35 @@ import asyncio
 import inspect
 import os
 import pickle
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from traceback import TracebackException
 from typing import Any
 
 import grpc
 import pytest
 
 from integration_server.client import AsyncIntegrations, Credentials, Integrations
+from integration_server.client.connection import AsyncUseGuard, UseGuard
 from integration_server.client.errors import (
     AccountNotConnected,
+    Cancelled,
+    ClientClosed,
+    DeadlineExceeded,
     IntegrationNotFound,
+    IntegrationsError,
+    InvalidField,
     ProviderRejected,
     SeveralAccounts,
     Unauthenticated,
     Unavailable,
 )
+from integration_server.client.rpcs import CONNECT_WITH_API_KEY, WATCH_CREDENTIALS
+from integrations.v1 import integration_service_pb2
+from integrations.v1.integration_service_pb2 import WatchCredentialsRequest
 from tests.fakes.integration_servicer import FakeServicer, serve
 
 
@@ -88,6 +99,18 @@ def servicer() -> FakeServicer:
 def address(servicer: FakeServicer) -> Iterator[str]:
     with serve(servicer) as address:
         yield address
+
+
+class Held:
+    """A call that the servicer does not complete until `end`."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.ended = threading.Event()
+
+    def __call__(self, _: int) -> None:
+        self.begun.set()
+        self.ended.wait(30)
 
 
 def watched(servicer: FakeServicer, *numbers: int) -> Callable[[], bool]:
@@ -267,7 +290,13 @@ def test_nothing_prints_a_secret(loop: Loop, servicer: FakeServicer, address: st
     client = loop.client(address, token="secret-token-of-the-caller")
     account = client.account(user="ada", integration_id=1)
     credentials: Credentials = loop(account.credentials)
-    for value in (client, account, credentials, *vars(client).values(), client._store.entry((("ada"), 1), "")):
+    for value in (
+        client,
+        account,
+        credentials,
+        *vars(client).values(),
+        loop(lambda: client._store.entry(("ada", 1), "")),
+    ):
         for text in (repr(value), str(value), f"{value}"):
             assert "secret-token" not in text
     with pytest.raises(TypeError, match="pickled"):
@@ -276,10 +305,8 @@ def test_nothing_prints_a_secret(loop: Loop, servicer: FakeServicer, address: st
 
 
 def test_a_forked_process_is_told_to_create_its_own_client(servicer: FakeServicer, address: str) -> None:
-    from integration_server.client.connection import ForkGuard
-
     process = os.getpid()
-    guard = ForkGuard(lambda: process)
+    guard = UseGuard(lambda: process)
     guard.check()
     guard.check()
     process += 1
@@ -366,3 +393,193 @@ def test_a_reconnection_ends_when_the_account_was_connected_again(
         loop(lambda: connection.wait(timeout=0))
     servicer.connect_time = 6
     assert loop(loop(connection.wait).integration_id) == 7
+
+
+@pytest.mark.parametrize("is_closed", [True, False], ids=["", "negative control"])
+def test_a_closed_client_has_no_credentials(loop: Loop, address: str, is_closed: bool) -> None:
+    """Nothing would keep those in its memory fresh."""
+    client = loop.client(address)
+    account = client.account(user="ada", integration_id=1)
+    loop(account.credentials)
+    if not is_closed:
+        assert loop(account.credentials)
+        assert loop(account.refresh)
+        return
+    for _ in range(2):
+        loop(client.close if isinstance(client, Integrations) else client.aclose)
+    for use in (account.credentials, account.refresh, client.account(user="ada", type="calendar").integration_id):
+        with pytest.raises(ClientClosed, match="closed"):
+            loop(use)
+
+
+def test_a_call_in_progress_ends_with_the_client(servicer: FakeServicer, address: str) -> None:
+    servicer.refreshed = held = Held()
+    client, errors = Integrations(address), []
+
+    def call() -> None:
+        with pytest.raises(ClientClosed) as caught:
+            client.account(user="ada", integration_id=1).refresh()
+        errors.append(caught.value)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    assert held.begun.wait(30)
+    client.close()
+    thread.join(30)
+    held.ended.set()
+    assert str(errors[0]) == "RefreshToken: the client was closed"
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True], ids=["", "negative control"])
+async def test_no_task_is_cancelled_by_a_client_that_is_closed(
+    servicer: FakeServicer, address: str, is_cancelled: bool
+) -> None:
+    """gRPC raises `CancelledError` in them, which `asyncio.TaskGroup` takes for an end that somebody wanted."""
+    servicer.refreshed = held = Held()
+    client = AsyncIntegrations(address)
+    account = client.account(user="ada", integration_id=1)
+    await account.credentials()
+
+    async def watch() -> None:
+        async for _ in await client._caller.stream(WATCH_CREDENTIALS, WatchCredentialsRequest(integration_ids=[1])):
+            watches.set()
+
+    watches = asyncio.Event()
+    tasks = [asyncio.create_task(account.refresh()), asyncio.create_task(watch())]
+    async with asyncio.timeout(30):
+        await asyncio.gather(watches.wait(), asyncio.to_thread(held.begun.wait, 30))
+        if is_cancelled:
+            for task in tasks:
+                task.cancel()
+        await client.aclose()
+        held.ended.set()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(end) for end in ends} == {asyncio.CancelledError if is_cancelled else ClientClosed}
+
+
+async def test_a_stream_that_is_ended_cancels_no_task(address: str) -> None:
+    async with AsyncIntegrations(address) as client:
+        stream = await client._caller.stream(WATCH_CREDENTIALS, WatchCredentialsRequest(integration_ids=[1]))
+        responses = aiter(stream)
+        await anext(responses)
+        stream.cancel()
+        with pytest.raises(Cancelled, match="WatchCredentials: the call was cancelled"):
+            await anext(responses)
+
+
+def test_a_client_for_asyncio_belongs_to_one_event_loop(address: str) -> None:
+    clients = [AsyncIntegrations(address)]
+
+    async def use() -> object:
+        return await clients[0].account(user="ada", integration_id=1).credentials()
+
+    asyncio.run(use())
+    with pytest.raises(RuntimeError, match="create an AsyncIntegrations in each event loop"):
+        asyncio.run(use())
+    clients.clear()
+
+
+@pytest.mark.parametrize("guard", [AsyncUseGuard(), UseGuard()], ids=["", "negative control"])
+def test_another_event_loop_is_noticed(guard: UseGuard) -> None:
+    async def use() -> None:
+        guard.check()
+
+    asyncio.run(use())
+    if type(guard) is UseGuard:
+        asyncio.run(use())
+        return
+    with pytest.raises(RuntimeError, match="event loop"):
+        asyncio.run(use())
+
+
+@pytest.mark.parametrize("timeout", [0, -1, timedelta(seconds=-1), timedelta(milliseconds=1)], ids=str)
+def test_a_deadline_that_is_over_names_the_call(
+    loop: Loop, servicer: FakeServicer, address: str, timeout: float | timedelta
+) -> None:
+    servicer.refreshed = held = Held()
+    account = loop.client(address).account(user="ada", integration_id=1)
+    with pytest.raises(DeadlineExceeded, match=r"^RefreshToken: was not completed within 0(\.001)? s$"):
+        loop(lambda: account.refresh(timeout=timeout))
+    held.ended.set()
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 1e300, timedelta.max, timedelta(days=365)], ids=str)
+def test_a_deadline_that_gRPC_cannot_express_is_a_late_one(
+    loop: Loop, address: str, timeout: float | timedelta
+) -> None:
+    account = loop.client(address).account(user="ada", integration_id=1)
+    assert loop(lambda: account.refresh(timeout=timeout)).refreshed
+
+
+def test_a_deadline_that_is_no_number_is_refused(loop: Loop, address: str) -> None:
+    account = loop.client(address).account(user="ada", integration_id=1)
+    with pytest.raises(InvalidField) as caught:
+        loop(lambda: account.refresh(timeout=float("nan")))
+    assert [violation.field for violation in caught.value.fields] == ["timeout"]
+
+
+def with_locals(error: BaseException) -> str:
+    """What a reporter prints that shows the local variables of all frames, as Sentry and `pytest -l` do."""
+    return "".join(TracebackException.from_exception(error, capture_locals=True).format())
+
+
+def with_locals_of_the_client(error: BaseException) -> str:
+    """The same without the frames of the test and its helpers, which have the secrets."""
+    traceback = error.__traceback__
+    while traceback is not None and Path(traceback.tb_frame.f_code.co_filename).parts[-2] != "client":
+        traceback = traceback.tb_next
+    assert traceback is not None
+    return with_locals(error.with_traceback(traceback))
+
+
+@pytest.mark.parametrize("is_trimmed", [True, False], ids=["", "negative control"])
+def test_no_local_variable_of_a_failed_call_has_a_secret(
+    loop: Loop, servicer: FakeServicer, address: str, is_trimmed: bool
+) -> None:
+    client = loop.client(address, token="secret-token-of-the-caller")
+    account = client.account(user="ada", integration_id=1)
+    state, key = "secret-state", "secret-key"
+    servicer.decisions = [grpc.StatusCode.INVALID_ARGUMENT]
+    uses: list[Callable[[], Any]] = [
+        lambda: client.connect_with_api_key(user="ada", type="x", api_key=key, secret_fields={"a": key}),
+        lambda: client.handle_callback(state=state, code="secret-code", query="secret-query"),
+        lambda: client.confirm(user="ada", confirmation_token="secret-confirmation"),
+        lambda: account.set_webhook_secret(key),
+        lambda: account.get(timeout=0),
+        lambda: client.account(user="stranger", integration_id=1).credentials(),
+    ]
+    if not is_trimmed:  # below what cuts the frames off: the request has the secret, and the token is hidden anyway
+        request = integration_service_pb2.ConnectWithApiKeyRequest(api_key=key)
+        uses = [lambda: client._caller.call(CONNECT_WITH_API_KEY, request)]
+    for use in uses:
+        with pytest.raises(IntegrationsError) as caught:
+            loop(use)
+        text = with_locals_of_the_client(caught.value)
+        assert "client/" in text
+        assert "secret-token" not in text
+        assert ("secret-" in text) is not is_trimmed
+
+
+def test_a_value_that_no_message_can_have_is_named(loop: Loop, address: str) -> None:
+    client = loop.client(address)
+    account = client.account(user="ada", integration_id=1)
+    uses: list[tuple[Callable[[], Any], str]] = [
+        (lambda: account.call("GET", "/x", query={"limit": 10}), "query['limit']"),
+        (lambda: account.call("GET", "/x", headers=[("X-A", "\ud800")]), "headers['X-A']"),
+        (lambda: account.call("POST", "/x", body="text"), "body"),
+        (lambda: account.call("POST", "/x", json={"at": timedelta()}), "json"),
+        (lambda: account.call("POST", "/x", json=[float("nan")]), "json"),
+        (lambda: account.update(config={"at": timedelta()}), "config"),
+        (lambda: account.update(name=5), "name"),
+        (lambda: client.account(user=5, integration_id=1).get(), "user_id"),
+        (lambda: client.account(user="\ud800", integration_id=1).credentials(), "user_id"),
+        (lambda: client.account(user="ada", integration_id=2**64).credentials(), "integration_id"),
+        (lambda: client.account(user="ada", integration_id="1").health(), "integration_id"),
+        (lambda: client.connect(user="ada", type="x", scopes=[1]), "scopes"),
+        (lambda: client.connect_with_api_key(user="ada", type="x", api_key=b"\xff"), "api_key"),
+    ]
+    for use, field in uses:
+        with pytest.raises(InvalidField) as caught:
+            loop(use)
+        assert [violation.field for violation in caught.value.fields] == [field]
+        assert str(caught.value).startswith(f"{field} ")

@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from integration_server.client.connection import ForkGuard
+from integration_server.client.connection import UseGuard
 from integration_server.client.credentials import Credentials
 from integration_server.client.errors import QuotaExceeded, ServerStopping, Unimplemented
 from integration_server.client.hooks import Metadata, OpenTelemetryHook
@@ -180,8 +180,8 @@ def test_an_account_that_comes_back_misses_no_report_of_the_running_stream(
 
 def test_a_forked_process_does_not_use_what_no_stream_keeps_fresh(clock: Clock) -> None:
     process = 1
-    guard = ForkGuard(lambda: process)
-    store: Store = CredentialStore(threading.Lock, now=clock.now, monotonic=clock.monotonic, fork_guard=guard)
+    guard = UseGuard(lambda: process)
+    store: Store = CredentialStore(threading.Lock, now=clock.now, monotonic=clock.monotonic, use_guard=guard)
     unused: Store = CredentialStore(threading.Lock, now=clock.now, monotonic=clock.monotonic)
     assert store.fresh(read(store, credentials(clock, None)), None)
     store.set_resolved("ada", "fake", 7)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from integration_server.client.credentials import Credentials
+from integration_server.client.errors import Cancelled
 from integration_server.client.store import CredentialStore, Key, StreamState
 from integration_server.client.watching import AsyncWatcher, Watcher
 from integrations.v1 import integration_service_pb2 as pb
@@ -23,7 +24,7 @@ class Responses:
     async def __aiter__(self) -> AsyncIterator[pb.WatchCredentialsResponse]:
         await self.cancelled.wait()
         await asyncio.sleep(0)
-        raise asyncio.CancelledError
+        raise Cancelled("the call was cancelled")
         yield  # type: ignore[unreachable]  # makes it a generator
 
     def cancel(self) -> None:
