@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+from integration_server.standard_streams import prepare_standard_streams
+
 _COMMAND_LINE_LIBRARIES = ("click", "rich")
 
 
@@ -45,6 +47,7 @@ def _hidden(libraries: Iterable[str]) -> Iterator[None]:
 
 def main(load_commands: Callable[[], Callable[[], None]] = _load_commands) -> None:
     """Run the command in the process's arguments."""
+    prepare_standard_streams()
     # What is imported stays: collections find nothing in it, and take a fifth of the time.
     gc.disable()
     try:

@@ -1,6 +1,7 @@
 """Errors of commands: text on standard error, or with `--json` an object. Imports no other module of this package."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from itertools import takewhile
@@ -8,6 +9,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     import typer
+
+_FAILED = 1
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
@@ -36,15 +39,52 @@ class CommandFailed(Exception):
             print("\n  ".join([self.message, *self.problems]), file=sys.stderr)
 
 
+def describe_os_error(error: OSError) -> str:
+    """The file, if the error has one, and what the system says."""
+    text = error.strerror or str(error)
+    return f"{error.filename}: {text}" if error.filename else text
+
+
 def end_with(command: Callable[[], object], *, as_json: bool = False) -> NoReturn:
-    """Run a command, and end the process with the exit code that it returns, or that of its error."""
+    """Run a command, and end the process with the exit code that it returns, or that of its error.
+
+    Output that cannot be written is an error. If its reader has ended, as `head` does, nobody is told.
+    """
+    code = _exit_code(command, as_json=as_json)
+    problem = _flush_output()
+    if problem is not None and not code:
+        code = _FAILED
+        if not isinstance(problem, BrokenPipeError):
+            CommandFailed(f"standard output: {problem.strerror}").report(as_json=as_json)
+    sys.exit(code)  # type: ignore[arg-type]  # of any type
+
+
+def _exit_code(command: Callable[[], object], *, as_json: bool) -> object:
     try:
-        sys.exit(command())  # type: ignore[arg-type]  # of any type
+        return command()
+    except SystemExit as end:  # typer's, of most commands
+        return end.code
     except CommandFailed as failure:
         failure.report(as_json=as_json)
-        sys.exit(failure.exit_code)
+        return failure.exit_code
     except KeyboardInterrupt:  # of `serve`, before it waits for the signal; typer handles that of other commands
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
+    except BrokenPipeError:
+        return _FAILED
+    except OSError as error:
+        CommandFailed(describe_os_error(error)).report(as_json=as_json)
+        return _FAILED
+
+
+def _flush_output() -> OSError | None:
+    """Write what standard output has buffered. Returns why that is not possible; then it is dropped."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # The interpreter flushes again at its end: docs.python.org/3/library/signal.html#note-on-sigpipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None
 
 
 def run_program(program: "typer.Typer", arguments: Sequence[str], name: str) -> NoReturn:

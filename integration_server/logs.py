@@ -1,4 +1,5 @@
-"""Logging: one line for each event on standard error, as JSON, or formatted for a terminal.
+"""Logging: one line for each event on standard error, as JSON, or formatted for a terminal. One that cannot be written
+is lost, and never fails what it is about.
 
 Libraries log at WARNING whatever the level, because at DEBUG the HTTP libraries write headers and URLs, which contain
 tokens and codes. `redaction.py` is the last processor.
@@ -10,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Literal, TextIO, TypeAlias
 
 import structlog
 
 from integration_server.observability.observed_calls import AccessLog, TerminalLog, add_ids
 from integration_server.redaction import redact, redact_text, strip_exception_text
+from integration_server.standard_streams import unfailing
 
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 AnyAccessLog: TypeAlias = AccessLog | TerminalLog
@@ -33,16 +35,19 @@ class _AddProcess:
 
 def is_terminal() -> bool:
     """Whether the log goes to a terminal."""
-    return sys.stderr.isatty()
+    return unfailing(sys.stderr).isatty()
 
 
-def configure_logging(level: Level, *, process: str = "", terminal: bool | None = None) -> None:
+def configure_logging(
+    level: Level, *, process: str = "", terminal: bool | None = None, stream: TextIO | None = None
+) -> None:
     """Set up logging for the process. `level` applies to our own loggers.
 
     `process` is in each event, where several processes write one log. `terminal`: whether it goes to a terminal, which
-    a process that writes to a pipe does not see.
+    a process that writes to a pipe does not see. `stream` takes the place of standard error; one that fails is for
+    negative controls.
     """
-
+    stream = stream or unfailing(sys.stderr)
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         add_ids,
@@ -60,10 +65,10 @@ def configure_logging(level: Level, *, process: str = "", terminal: bool | None 
     structlog.configure(
         processors=[*processors, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=processors))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
 
@@ -79,8 +84,11 @@ def written_access_log(*, is_on: bool) -> Iterator[AnyAccessLog | None]:
             log.flush()
 
 
-def new_access_log() -> AnyAccessLog | None:
-    """The access log of this process, in the form of its log; None if the log's level leaves it out."""
+def new_access_log(stream: TextIO | None = None) -> AnyAccessLog | None:
+    """The access log of this process, in the form of its log; None if the log's level leaves it out.
+
+    `stream` as in `configure_logging`.
+    """
     config = structlog.get_config()
     *processors, renderer = config["processors"]
     logger = structlog.get_logger(__name__)
@@ -89,4 +97,5 @@ def new_access_log() -> AnyAccessLog | None:
     if not isinstance(renderer, structlog.processors.JSONRenderer):
         return TerminalLog(logger)
     process = next((one.process for one in processors if isinstance(one, _AddProcess)), "")
-    return AccessLog(partial(print, end="", file=sys.stderr, flush=True), redact_text, process=process)
+    write = partial(print, end="", file=stream or unfailing(sys.stderr), flush=True)
+    return AccessLog(write, redact_text, process=process)

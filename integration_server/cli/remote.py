@@ -20,7 +20,7 @@ from integration_server.client import Integrations
 from integration_server.client.configuration import ConfigurationError
 from integration_server.client.errors import IntegrationsError
 from integration_server.client.hooks import CallHook
-from integration_server.command_errors import INTERRUPTED, CommandFailed
+from integration_server.command_errors import INTERRUPTED, CommandFailed, describe_os_error
 from integration_server.text_escaping import escape
 
 P = ParamSpec("P")
@@ -75,8 +75,7 @@ def remote_command(
         except BrokenPipeError:
             raise  # the reader has ended, as `head` does: typer ends quietly
         except OSError as error:
-            text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            fail(escape(text), exit_code=WRONG_USE)
+            fail(escape(describe_os_error(error)), exit_code=WRONG_USE)
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
 

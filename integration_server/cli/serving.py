@@ -24,6 +24,7 @@ from integration_server.settings import Settings
 from integration_server.shared_memory import SharedMemory
 from integration_server.sidecar.grpc_client import ServerClient, TlsFiles
 from integration_server.sidecar_settings import SidecarSettings
+from integration_server.standard_streams import unfailing
 from integration_server.supervisor import ChildSpec, Supervisor, SupervisorChannel, execute, fork_into
 from integration_server.wiring.metrics_listener import measured_process, running_metrics_listener
 from integration_server.wiring.sidecar import SidecarLink, new_sidecar_link, running_sidecar
@@ -209,4 +210,5 @@ async def dev() -> None:
     settings, environment = await load_settings(defaults)
     settings = await prepare_database(settings)
     async with stop_signals() as stop:
-        await run_dev(settings, environment, stop, Console())
+        # What it prints is a log: a call does not fail because nobody reads its line.
+        await run_dev(settings, environment, stop, Console(file=unfailing(sys.stdout)))

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, ParamSpec
 
 import uvloop
 
-from integration_server.command_errors import CommandFailed
+from integration_server.command_errors import CommandFailed, describe_os_error
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.entropy import is_weak_key
 from integration_server.hot_reload import InvalidFile
@@ -66,7 +66,7 @@ def report_errors(function: Callable[P, None], *, exit_code: int = 1) -> Callabl
         except BrokenPipeError:
             raise  # the reader of the output has ended, as `head` does: typer ends quietly
         except OSError as error:
-            end(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+            end(describe_os_error(error))
         except StoreUnavailable as error:
             end(_explain(error))
         except (AddressTaken, KeyringError, SchemaError) as error:

@@ -122,6 +122,7 @@ class OtlpExporter:
         monotonic: Callable[[], float] = time.monotonic,
         wait: Callable[[float], bool] | None = None,
     ) -> None:
+        self._log = structlog.get_logger()
         self._encode = SpanEncoder(process, clean).encode
         self._interval = interval
         self._retry_delay = retry_delay
@@ -173,9 +174,9 @@ class OtlpExporter:
         if (problem is not None) is not self._is_failing:
             self._is_failing = problem is not None
             if self._is_failing:
-                log.warning("traces_not_exported", problem=problem)
+                self._log.warning("traces_not_exported", problem=problem)
             else:
-                log.info("traces_exported", dropped_spans=self._dropped)
+                self._log.info("traces_exported", dropped_spans=self._dropped)
                 self._dropped = 0
 
     def _problem_of(self, content: bytes) -> int | str | None:

@@ -1,0 +1,165 @@
+"""A log that cannot be written fails nothing: on a full disk, without a reader, closed, without any memory left."""
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from io import StringIO
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+import pytest
+import structlog
+from rich.console import Console
+
+from integration_server.logs import configure_logging, new_access_log
+from integration_server.observability.observed_calls import CallIdReader, ObservedCalls, ObservedMethod
+from integration_server.observability.otlp import OtlpExporter, Response
+from integration_server.observability.tracing import SpanTracing
+from integration_server.standard_streams import UnfailingStream, unfailing
+from tests.fakes.inmemory_grpc import FakeContext
+
+IDS = CallIdReader(str).read([])
+LONG = "x" * 5000  # more than a batch of the access log
+
+
+class Refusing(StringIO):
+    """A stream that fails in some way that the others do not."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def write(self, _text: str) -> int:
+        """Fail."""
+        raise self.error
+
+    def flush(self) -> None:
+        """Fail."""
+        raise self.error
+
+
+def full() -> TextIO:
+    return Path("/dev/full").open("w")  # closed by the fixture
+
+
+def without_reader() -> TextIO:
+    reading, writing = os.pipe()
+    os.close(reading)
+    return os.fdopen(writing, "w")
+
+
+def closed() -> TextIO:
+    stream = Path(os.devnull).open("w")  # noqa: SIM115  # closed at once
+    stream.close()
+    return stream
+
+
+BROKEN: dict[str, Callable[[], TextIO]] = {
+    "full": full,
+    "no reader": without_reader,
+    "closed": closed,
+    "would block": lambda: Refusing(BlockingIOError(errno.EAGAIN, "again")),
+    "read-only": lambda: Refusing(OSError(errno.EROFS, "read-only")),
+    "no such device": lambda: Refusing(OSError(errno.EIO, "gone")),
+    "not encodable": lambda: Refusing(UnicodeEncodeError("ascii", "é", 0, 1, "no")),
+    "written in a signal": lambda: Refusing(RuntimeError("reentrant call inside")),
+}
+
+
+@pytest.fixture(params=list(BROKEN.values()), ids=list(BROKEN))
+def broken(request: pytest.FixtureRequest) -> Iterator[TextIO]:
+    """Standard error that cannot be written."""
+    configured, handlers = structlog.get_config(), logging.root.handlers[:]
+    stream = request.param()
+    yield stream
+    with suppress(OSError, ValueError, RuntimeError):
+        stream.close()
+    structlog.configure(**configured)
+    logging.root.handlers[:] = handlers
+
+
+async def make_call(stream: TextIO | None) -> None:
+    """A call with a line in the access log, too long for the batch that it is in."""
+    access_log = new_access_log(stream)
+    assert access_log is not None
+    calls = ObservedCalls(CallIdReader(str), access_log.rpc)
+    method, context = ObservedMethod(f"/service/{LONG}"), cast("Any", FakeContext())
+    for _ in range(2):
+        calls.end(method, "OK", "", 0.001, context, calls.begin(method, context), "127.0.0.1")
+    access_log.flush()
+
+
+async def log_event(_stream: TextIO | None) -> None:
+    structlog.get_logger().warning("something", text=LONG)
+
+
+LINES = [log_event, make_call]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("write", LINES)
+async def test_a_line_that_cannot_be_written_fails_nothing(
+    broken: TextIO, write: Callable[[TextIO | None], Any], monkeypatch: pytest.MonkeyPatch, *, terminal: bool
+) -> None:
+    monkeypatch.setattr(sys, "stderr", broken)
+    configure_logging("INFO", terminal=terminal)
+    await write(None)
+    logging.getLogger("of.a.library").warning("something")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("write", LINES)
+async def test_negative_control_on_the_stream_itself_it_fails(
+    broken: TextIO, write: Callable[[TextIO | None], Any], *, terminal: bool
+) -> None:
+    configure_logging("INFO", terminal=terminal, stream=broken)
+    with pytest.raises((OSError, ValueError, RuntimeError)):
+        await write(broken)
+
+
+def exported(collector: Callable[[bytes], Response]) -> None:
+    """Export two batches."""
+    exporter = OtlpExporter(collector, "", str, interval=3600, retry_delay=0.0)
+    tracing = SpanTracing(exporter.add)
+    for _ in range(2 * 512):
+        tracing.add("a", {}, "", 0.001)
+    exporter.close()
+
+
+@pytest.mark.parametrize("is_safe", [True, False])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_exporter_of_traces_goes_on_after_a_line_that_cannot_be_written(
+    broken: TextIO, monkeypatch: pytest.MonkeyPatch, *, is_safe: bool
+) -> None:
+    """Second: the negative control, whose thread ends."""
+    received = []
+
+    def collect(content: bytes) -> Response:
+        received.append(content)
+        return Response(400)
+
+    monkeypatch.setattr(sys, "stderr", broken)
+    configure_logging("INFO", terminal=False, stream=None if is_safe else broken)
+    exported(collect)
+    assert len(received) == (2 if is_safe else 1)
+
+
+def test_messages_of_commands_do_not_fail(broken: TextIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", broken)
+    monkeypatch.setattr(sys, "stderr", unfailing(sys.stderr))
+    print("text", file=sys.stderr, flush=True)
+    sys.stderr.writelines(["a", "b"])
+    Console(stderr=True).print("text")
+    assert not sys.stderr.isatty()
+
+
+def test_what_can_be_written_is_written() -> None:
+    stream = StringIO()
+    unfailing = UnfailingStream(stream)
+    assert unfailing.write("a") == 1
+    unfailing.writelines(["b", "c"])
+    unfailing.flush()
+    assert (stream.getvalue(), unfailing.getvalue(), unfailing.isatty()) == ("abc", "abc", False)  # type: ignore[operator]
