@@ -16,8 +16,8 @@ FROM base AS wheel
 WORKDIR /build
 COPY requirements-run.lock ./
 RUN python -m pip install --require-hashes --requirement requirements-run.lock
-COPY pyproject.toml README.md ./
-COPY protos/integrations.v1.binpb protos/integrations.v1.openapi.json protos/
+COPY pyproject.toml README.md hatch_build.py ./
+COPY protos/integrations.v1.binpb protos/
 COPY generated generated
 COPY integration_server integration_server
 RUN python -m pip wheel --no-build-isolation --wheel-dir dist .

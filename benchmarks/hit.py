@@ -88,9 +88,9 @@ async def measure(plan: HitPlan, progress: Progress) -> Result:
 
 def _load(server: AuthenticatedServer, seconds: float) -> Load:
     parts = urlsplit(f"//{server.system.servers[0].grpc_address}")
-    send: Any = server.calls[0].send
-    metadata = [*send.keywords["metadata"], ("grpc-timeout", _TIMEOUT), ("user-agent", "benchmark")]
-    requests = [call.send.args[0].SerializeToString() for call in server.calls]  # type: ignore[attr-defined]
+    sends: list[Any] = [call.send for call in server.calls]
+    metadata = [*sends[0].keywords["metadata"], ("grpc-timeout", _TIMEOUT), ("user-agent", "benchmark")]
+    requests = [send.args[0].SerializeToString() for send in sends]
     return Load((parts.hostname or "", parts.port or 0), GET_CREDENTIALS_PATH, metadata, requests, seconds)
 
 

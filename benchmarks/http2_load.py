@@ -78,10 +78,10 @@ class LoadGenerator:
     def send(self, load: Load) -> Measured:
         """Send a load; blocks until it has ended."""
         self._pipe.send(load)
-        result = self._pipe.recv()
+        result: Measured | Exception = self._pipe.recv()
         if isinstance(result, Exception):
             raise result
-        return result  # type: ignore[no-any-return]
+        return result
 
 
 # --- in the process of the generator -------------------------------------------------------------------------------

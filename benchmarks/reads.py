@@ -137,8 +137,10 @@ async def cost_of(send: Send, calls: int, concurrency: int, cpu_seconds: Callabl
 @asynccontextmanager
 async def _webhooks(system: System, target: Seeded) -> AsyncIterator[Send]:
     """Yields a function that delivers another event to an integration, through the sidecar."""
-    server, owner = system.servers[0], {"integration_id": target.integration_id, "user_id": target.user_id}
-    set_secret = pb.SetWebhookSecretRequest(**owner, webhook_secret=_SECRET)  # type: ignore[arg-type]
+    server = system.servers[0]
+    set_secret = pb.SetWebhookSecretRequest(
+        integration_id=target.integration_id, user_id=target.user_id, webhook_secret=_SECRET
+    )
     endpoint = await server.service.SetWebhookSecret(set_secret, timeout=_DEADLINE)
     url = server.sidecar_url + httpx.URL(endpoint.webhook_url).path
     numbers = itertools.count()

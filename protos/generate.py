@@ -88,6 +88,10 @@ def compile_into(target: Path, protos: Path = PROTOS) -> None:
         f"--mypy_grpc_out={target}",
     )
     package = target / PACKAGE
+    for services in package.rglob("*_pb2_grpc.py"):
+        if "Stub" not in services.read_text(encoding="utf-8"):  # of a proto without services: nothing to import
+            services.unlink()
+            services.with_suffix(".pyi").unlink()
     for folder in [package, *(path for path in package.rglob("*") if path.is_dir())]:
         (folder / "__init__.py").write_text(PACKAGE_INIT, encoding="utf-8")
     (package / "py.typed").touch()

@@ -17,7 +17,8 @@ from typing import Any
 import httpx
 import pytest
 
-from integration_server.storage.openbao import OPENBAO_PREFIX, OpenBao, TokenFile
+from integration_server.storage.key_encryption import OPENBAO_PREFIX
+from integration_server.storage.openbao import OpenBao, TokenFile
 
 SKIP_REASON = "no bao: `make setup-deploy` installs one (.ci/run does so), and these tests run too"
 ROOT_TOKEN = "root-of-the-tests"

@@ -26,6 +26,7 @@ from integration_server.sidecar.grpc_client import ServerClient, TlsFiles
 from integration_server.sidecar_settings import SidecarSettings
 from integration_server.standard_streams import unfailing
 from integration_server.supervisor import ChildSpec, Supervisor, SupervisorChannel, execute, fork_into
+from integration_server.wiring.auth import import_for_workers
 from integration_server.wiring.metrics_listener import measured_process, running_metrics_listener
 from integration_server.wiring.sidecar import SidecarLink, new_sidecar_link, running_sidecar
 from integration_server.wiring.system import utc_now
@@ -73,6 +74,7 @@ def serve() -> None:
             },
         )
         register_built_in(ProviderFactory())  # reads the catalogue for all workers
+        import_for_workers(settings)
         freeze_gc()  # the workers share what is imported, until something writes to it
         # The listener of the metrics stops last: it also shows how the others stop.
         listener = _metrics_listener(settings, link, [*worker_names(count), "sidecar"])

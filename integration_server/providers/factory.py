@@ -4,7 +4,7 @@ Imports have no side effects: each provider's module exports `register(factory)`
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import timedelta
 from urllib.parse import urlsplit
 
@@ -37,8 +37,9 @@ class ProviderRegistry(dict[str, BaseProvider]):
         by_type = {provider.integration_type: provider for provider in providers}
         super().__init__({alias: provider for provider in by_type.values() for alias in provider.aliases} | by_type)
         self._all = [by_type[name] for name in sorted(by_type)]
+        servers = {one.integration_type: _servers_of(one) for one in self._all}
         for provider in self._all:
-            ended = [one for one in self._all if _ends_grants(provider, one)]
+            ended = [one for one in self._all if _ends_grants(provider, one, servers)]
             provider.shares_grants_with = tuple(one.integration_type for one in ended)
             alike = (one.integration_type for one in ended if _naming_of(one) == _naming_of(provider))
             provider.names_accounts_like = tuple(alike)
@@ -168,14 +169,14 @@ def _header_and_host_problems(provider: BaseProvider) -> Iterator[str]:
             yield f"host_patterns: {pattern!r} {problem}"
 
 
-def _ends_grants(provider: BaseProvider, other: BaseProvider) -> bool:
+def _ends_grants(provider: BaseProvider, other: BaseProvider, servers: Mapping[str, Set[str]]) -> bool:
     """Whether a revocation of a provider may end grants of another: of the same account, and of the same client.
 
-    The client counts unless it ends those of every client; each integration has its own.
+    The client counts unless it ends those of every client; each integration has its own. `servers` are those of types.
     """
     if provider.revocation_ends == "token":
         return False
-    return provider is other or not _servers_of(provider).isdisjoint(_servers_of(other))
+    return provider is other or not servers[provider.integration_type].isdisjoint(servers[other.integration_type])
 
 
 def _naming_of(provider: BaseProvider) -> object:

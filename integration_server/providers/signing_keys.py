@@ -1,7 +1,8 @@
 """Signed JWTs, and the keys that sign them: PEM files and shared secrets that users and operators paste.
 
 Everything here is bounded, because keys are input: measured, the worst accepted key is parsed in 4 ms and signs in 2 ms
-of CPU time, of which only the first holds the interpreter. Callers sign in a thread.
+of CPU time, of which only the first holds the interpreter. Callers sign in a thread, which also imports joserfc: few
+providers need it, and it takes 30 ms.
 """
 
 import asyncio
@@ -10,14 +11,14 @@ from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from joserfc import jwt
-from joserfc.errors import JoseError
-from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
+
+if TYPE_CHECKING:
+    from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 
 MAX_RSA_BITS = 4096  # 2,048 are usual. One signature takes 1.5 ms, and 30 ms with 8,192 bits
 MAX_ITERATIONS = (
@@ -57,6 +58,9 @@ class SigningKey:
         await asyncio.to_thread(self._sign, {})
 
     def _sign(self, claims: Mapping[str, Any]) -> str:
+        from joserfc import jwt  # noqa: PLC0415 - in the thread
+        from joserfc.errors import JoseError  # noqa: PLC0415
+
         key, algorithm = _load(self.text, self.algorithm, self.passphrase)
         header = {"alg": algorithm, "typ": "JWT", **({"kid": self.key_id} if self.key_id else {})}
         try:
@@ -65,10 +69,12 @@ class SigningKey:
             raise UnusableKey("cannot sign: it is damaged") from None  # the error may quote the key
 
 
-_Key = RSAKey | ECKey | OKPKey | OctKey
+_Key: TypeAlias = "RSAKey | ECKey | OKPKey | OctKey"
 
 
 def _load(text: str, algorithm: str | None, passphrase: str) -> tuple[_Key, str]:
+    from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey  # noqa: PLC0415 - in the thread
+
     is_pem = "-----BEGIN" in text
     if algorithm is None:
         algorithm = None if is_pem else "HS256"

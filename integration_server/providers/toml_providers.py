@@ -36,8 +36,6 @@ from integration_server.providers.declaration import (
     Declaration,
     OAuth2Declaration,
 )
-from integration_server.providers.declaration_contradictions import problems_between
-from integration_server.providers.declaration_mistakes import likely_mistakes
 from integration_server.providers.declaration_tables import SECRET_GRANTS
 from integration_server.providers.declaration_templates import DeclaredNames
 from integration_server.providers.factory import ProviderFactory, ProvidersError
@@ -248,6 +246,10 @@ def _further_problems(
 
 
 def _contradictions(declaration: Declaration) -> Iterator[tuple[Sequence[str], str]]:
+    # The declarations that are built in are not searched for mistakes at a start.
+    from integration_server.providers.declaration_contradictions import problems_between  # noqa: PLC0415
+    from integration_server.providers.declaration_mistakes import likely_mistakes  # noqa: PLC0415
+
     for key, problem in (*problems_between(declaration), *likely_mistakes(declaration)):
         yield key.split("."), problem
 

@@ -7,7 +7,6 @@ import re
 from hashlib import sha256
 
 from cachetools import LRUCache
-from cryptography import x509
 
 from integration_server.rpc.errors import Unauthenticated
 
@@ -72,13 +71,18 @@ def _read_name(pem: bytes) -> str:
 
     The common name is never used: RFC 6125 §6.4.4 leaves it to people, and authorities need not verify it.
     """
+    from cryptography import x509  # noqa: PLC0415 - 20 ms that only TLS needs, whose files are read with it at the start
+
     try:
-        names = _alternative_names(pem)
+        extensions = x509.load_pem_x509_certificate(pem).extensions
+        names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         # X509-SVID §2: exactly one URI, whatever its scheme; DNS names beside it are for servers.
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
         candidates = uris or names.get_values_for_type(x509.DNSName)
     except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         raise Unauthenticated("a certificate whose names cannot be read") from None
+    except x509.ExtensionNotFound:
+        raise Unauthenticated("a certificate without a name") from None
     if len(candidates) != 1:
         raise Unauthenticated("a certificate with several names" if candidates else "a certificate without a name")
     (candidate,) = candidates
@@ -88,11 +92,3 @@ def _read_name(pem: bytes) -> str:
         return parse_name(candidate)
     except ValueError:
         raise Unauthenticated("a certificate whose name is not valid") from None
-
-
-def _alternative_names(pem: bytes) -> x509.SubjectAlternativeName:
-    certificate = x509.load_pem_x509_certificate(pem)
-    try:
-        return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return x509.SubjectAlternativeName([])

@@ -13,6 +13,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 KEY_BYTES = 32
 
+OPENBAO_PREFIX = "openbao:"
+"""What the ids of keys in OpenBao or Vault begin with: `openbao:MOUNT/NAME`. The mount may have slashes."""
+
 _NONCE_BYTES = 12
 
 

@@ -19,10 +19,7 @@ from typing import Any
 import httpx
 
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.storage.key_encryption import KeyringError, UnwrapError
-
-OPENBAO_PREFIX = "openbao:"
-"""What the ids of these keys begin with: `openbao:MOUNT/NAME`. The mount may have slashes."""
+from integration_server.storage.key_encryption import OPENBAO_PREFIX, KeyringError, UnwrapError
 
 _AUTHENTICATED_CIPHERS = frozenset({"aes128-gcm96", "aes256-gcm96", "chacha20-poly1305", "xchacha20-poly1305"})
 """The types of keys that authenticate associated data."""

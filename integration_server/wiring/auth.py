@@ -1,11 +1,13 @@
 """Builds the authentication and authorization of callers from certificates, token issuers and the policy file."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -32,14 +34,15 @@ from integration_server.rpc.authorization import (
 from integration_server.rpc.callers import Permissions, client_address
 from integration_server.rpc.hot_path import AuthenticationBasis
 from integration_server.rpc.interceptors import Interceptor
-from integration_server.rpc.jwt_verifier import FileJwks, Issuer, Jwks, JwtVerifier, RemoteJwks
-from integration_server.rpc.policy import read_policy
 from integration_server.rpc.tls import ReloadingServerCredentials
 from integration_server.service.common_types import Clock
 from integration_server.service.integrations.integration_manager import IntegrationManager
 from integration_server.setting_types import is_url
 from integration_server.settings import Settings
 from integration_server.wiring.system import monotonic
+
+if TYPE_CHECKING:
+    from integration_server.rpc.jwt_verifier import Issuer, Jwks
 
 # Of tokens that are not valid, from one address. A caller whose token source is broken retries about once a second.
 _MAX_FAILURES = 20
@@ -92,11 +95,15 @@ async def open_auth_stack(
                 validity_periods=validity_periods,
             )
             return
+        from integration_server.rpc.policy import read_policy  # noqa: PLC0415 - only a policy file needs it
+
         policy = ReloadedFile(
             "policy", [settings.policy_file], lambda contents: read_policy(contents, integration_manager.canonical_type)
         )
         tokens = None
         if issuers:
+            from integration_server.rpc.jwt_verifier import JwtVerifier  # noqa: PLC0415 - as in `open_issuers`
+
             verifier = JwtVerifier(issuers, settings.jwt_algorithms, settings.jwt_leeway, clock)
             limiter = PeerLimiter(burst=_MAX_FAILURES, per_second=_FAILURES_PER_SECOND, monotonic=monotonic)
             tokens = TokenAuthenticator(verifier, limiter, clock, record_refusal=record_refusal)
@@ -123,34 +130,50 @@ async def open_auth_stack(
 
 
 @asynccontextmanager
-async def open_issuers(settings: Settings, clock: Clock) -> AsyncIterator[Sequence[Issuer]]:
+async def open_issuers(settings: Settings, clock: Clock) -> "AsyncIterator[Sequence[Issuer]]":
     """The configured token issuers: of services, and of users. Raises `InvalidFile`."""
+    configured = list(_configured_issuers(settings))
+    if not configured:
+        yield ()
+        return
+    from integration_server.rpc.jwt_verifier import Issuer  # noqa: PLC0415 - 30 ms that only issuers need
+
     # The operator configures the JWKS address, which is often internal.
     network = SsrfGuardedNetwork(lambda _address: True)
     async with ProviderHttp(clock, dev_mode=settings.dev_mode, network=network) as http:
-        yield _build_issuers(settings, http, clock)
+        yield [Issuer(kind, name, audience, _jwks(keys, http, clock)) for kind, name, audience, keys in configured]
 
 
-def _build_issuers(settings: Settings, http: ProviderHttp, clock: Clock) -> Sequence[Issuer]:
-
-    def keys(location: str) -> Jwks:
-        if not is_url(location):
-            return FileJwks(Path(location))
-
-        async def fetch() -> bytes:
-            response = await http.request("GET", location, allowed_origins=[origin_of(location)])
-            if not response.is_success:
-                raise ProviderUnavailable
-            return response.body
-
-        return RemoteJwks(fetch, clock)
-
-    issuer_settings = (
+def _configured_issuers(settings: Settings) -> Iterator[tuple[IdentityKind, str, str, str]]:
+    """Kind, name, audience and location of the keys of each."""
+    for kind, name, audience, keys in (
         (IdentityKind.TOKEN, settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks),
         (IdentityKind.USER, settings.user_jwt_issuer, settings.user_jwt_audience, settings.user_jwt_jwks),
-    )
-    return [
-        Issuer(kind, issuer, audience, keys(location))
-        for kind, issuer, audience, location in issuer_settings
-        if issuer is not None and audience is not None and location is not None
-    ]
+    ):
+        if name is not None and audience is not None and keys is not None:
+            yield kind, name, audience, keys
+
+
+def _jwks(location: str, http: ProviderHttp, clock: Clock) -> "Jwks":
+    from integration_server.rpc.jwt_verifier import FileJwks, RemoteJwks  # noqa: PLC0415 - likewise
+
+    if not is_url(location):
+        return FileJwks(Path(location))
+
+    async def fetch() -> bytes:
+        response = await http.request("GET", location, allowed_origins=[origin_of(location)])
+        if not response.is_success:
+            raise ProviderUnavailable
+        return response.body
+
+    return RemoteJwks(fetch, clock)
+
+
+def import_for_workers(settings: Settings) -> None:
+    """Import, before the workers are forked, what these settings need to verify callers: they share its memory."""
+    if next(_configured_issuers(settings), None) is not None:
+        import_module("integration_server.rpc.jwt_verifier")
+    if settings.policy_file is not None:
+        import_module("integration_server.rpc.policy")
+    if settings.tls_cert_file is not None:
+        import_module("cryptography.x509")

@@ -9,9 +9,14 @@ from integration_server.service.background.ports import DueWork, JobKind
 from integration_server.service.common_types import Clock
 from integration_server.settings import Settings
 from integration_server.storage.engine import Database
-from integration_server.storage.key_encryption import KeyEncryptionKey, KeyEncryptionKeys, KeyringError, LocalKey
+from integration_server.storage.key_encryption import (
+    OPENBAO_PREFIX,
+    KeyEncryptionKey,
+    KeyEncryptionKeys,
+    KeyringError,
+    LocalKey,
+)
 from integration_server.storage.keyring import Keyring
-from integration_server.storage.openbao import OPENBAO_PREFIX, JwtLogin, OpenBao, TokenFile, open_openbao_keys
 from integration_server.storage.rotation import CLAIM_DURATION, AgeBasedRotation, Rotation
 
 
@@ -33,25 +38,28 @@ async def _open_kms(settings: Settings) -> Sequence[KeyEncryptionKey]:
     in_aws = [key_id for key_id in key_ids if key_id not in in_openbao]
     opened: dict[str, KeyEncryptionKey] = {}
     if in_openbao:
-        opened.update(zip(in_openbao, await open_openbao_keys(_openbao(settings), in_openbao), strict=True))
+        opened.update(zip(in_openbao, await _open_openbao_keys(settings, in_openbao), strict=True))
     if in_aws:
         opened.update(zip(in_aws, await _open_aws_kms(in_aws), strict=True))
     return [opened[key_id] for key_id in key_ids]
 
 
-def _openbao(settings: Settings) -> OpenBao:
+async def _open_openbao_keys(settings: Settings, key_ids: Sequence[str]) -> Sequence[KeyEncryptionKey]:
+    from integration_server.storage import openbao  # noqa: PLC0415 - few servers have keys there
+
     if settings.openbao_token_file is not None:
-        authentication: TokenFile | JwtLogin = TokenFile(settings.openbao_token_file)
+        authentication: openbao.TokenFile | openbao.JwtLogin = openbao.TokenFile(settings.openbao_token_file)
     else:
-        authentication = JwtLogin(
+        authentication = openbao.JwtLogin(
             settings.openbao_login_role or "", settings.openbao_login_mount, settings.openbao_login_jwt_file
         )
-    return OpenBao(
+    server = openbao.OpenBao(
         settings.openbao_address or "",  # the rules of the settings require it
         authentication,
         settings.openbao_namespace,
         settings.openbao_ca_file,
     )
+    return await openbao.open_openbao_keys(server, key_ids)
 
 
 async def _open_aws_kms(key_ids: Sequence[str]) -> Sequence[KeyEncryptionKey]:

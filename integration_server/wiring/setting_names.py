@@ -6,10 +6,8 @@ A setting with a misspelled name is not read, silently: the server starts with i
 import difflib
 import os
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence, Set
 from dataclasses import dataclass
-from functools import reduce
-from operator import or_
 from pathlib import Path
 from typing import Protocol
 
@@ -98,22 +96,17 @@ class _KnownNames:
     """The names of settings, to find those that resemble another. An environment has hundreds of other names."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._by_length: defaultdict[int, list[tuple[int, str]]] = defaultdict(list)
+        self._by_length: defaultdict[int, list[tuple[Set[str], str]]] = defaultdict(list)
         for name in names:
-            self._by_length[len(name)].append((_letters(name), name))
+            self._by_length[len(name)].append((frozenset(name), name))
 
     def most_similar(self, name: str, cutoff: float) -> str | None:
         """The name that resembles it most. Only those are compared whose length and letters can reach the cutoff."""
         name = name.upper()
-        letters = _letters(name)
+        letters = frozenset(name)
         candidates = []
         for length, others in self._by_length.items():
             max_unmatched = (1.01 - cutoff) * (len(name) + length)  # characters
             if abs(len(name) - length) <= max_unmatched:
-                candidates += [other for mask, other in others if (letters ^ mask).bit_count() <= max_unmatched]
+                candidates += [other for its_letters, other in others if len(letters ^ its_letters) <= max_unmatched]
         return next(iter(difflib.get_close_matches(name, candidates, 1, cutoff)), None)
-
-
-def _letters(name: str) -> int:
-    """A bit for each letter that the name has. Letters may share one, which only adds candidates."""
-    return reduce(or_, (1 << ord(letter) % 64 for letter in name), 0)

@@ -1,10 +1,12 @@
 """What is generated is up to date with `protos/`, byte for byte; breaking changes are found."""
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from protos import generate
 
 PROJECT = Path(__file__).resolve().parents[2]
-OPENAPI = PROJECT / "protos" / "integrations.v1.openapi.json"
+CATALOGUE = PROJECT / "integration_server" / "providers" / "catalogue"
 DESCRIPTOR_SET = PROJECT / "protos" / "integrations.v1.binpb"
 BASELINE = PROJECT / "protos" / "baseline.binpb"
 
@@ -104,13 +106,16 @@ def test_the_descriptor_set_is_complete() -> None:
         assert pool.FindMessageTypeByName(name).fields
 
 
-def test_the_wheel_has_the_descriptor_set_and_the_openapi_document(tmp_path: Path) -> None:
+def test_the_wheel_has_the_descriptor_set_and_the_declarations_without_comments(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
     subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         assert archive.read("integrations/v1/integrations.v1.binpb") == DESCRIPTOR_SET.read_bytes()
-        assert archive.read("integrations/v1/integrations.v1.openapi.json") == OPENAPI.read_bytes()
+        for file in CATALOGUE.rglob("*.toml"):
+            declaration = archive.read(file.relative_to(PROJECT).as_posix()).decode()
+            assert tomllib.loads(declaration) == tomllib.loads(file.read_text(encoding="utf-8"))
+            assert not re.search("^#", declaration, re.MULTILINE)
 
 
 def breaking_changes(descriptor_set: Path) -> str:

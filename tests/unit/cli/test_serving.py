@@ -1,5 +1,6 @@
 """What the processes of `serve` get, and how `serve` ends without the library of the command line."""
 
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -52,3 +53,31 @@ def test_a_library_is_hidden_only_for_a_while_and_only_if_it_is_not_imported() -
             import antigravity  # noqa: F401
     assert sys.modules["pytest"] is loaded
     assert "antigravity" not in sys.modules
+
+
+_IMPORT_AT_A_START = """
+import sys
+from integration_server.cli import serving
+print(*sys.modules)
+from integration_server.settings import Settings
+from integration_server.wiring.auth import import_for_workers
+settings = {"jwt_issuer": "https://id.example", "jwt_audience": "integrations", "jwt_jwks": "https://id.example/keys"}
+files = {"policy_file": "policy.toml", "tls_cert_file": "server.pem"}
+import_for_workers(Settings.model_construct(**settings, **files))
+print(*sys.modules)
+"""
+
+
+def test_a_start_imports_what_verifies_callers_only_if_the_settings_need_it() -> None:
+    command = [sys.executable, "-c", _IMPORT_AT_A_START]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True)
+    at_first, for_workers = (set(line.split()) for line in ran.stdout.splitlines())
+    needed_by_some = {
+        *("cryptography.x509", "joserfc", "integration_server.rpc.jwt_verifier", "integration_server.rpc.policy"),
+        *("alembic", "botocore", "uvicorn", "integration_server.storage.openbao"),
+        *("integration_server.providers.declaration_mistakes", "integration_server.sandbox"),
+    }
+    assert at_first & needed_by_some == set()
+    assert for_workers & needed_by_some == {
+        *("cryptography.x509", "joserfc", "integration_server.rpc.jwt_verifier", "integration_server.rpc.policy"),
+    }
