@@ -396,7 +396,7 @@ class AsyncIntegrations:
         fetches = [self._store.begin_fetch(entry) for entry in entries]
         operation = operations.batch_get_credentials([entry.key for entry in entries], min_ttl)
         try:
-            results = await self.run(operation)
+            results = await self.run(operation, self._store.read_timeout(entries, min_ttl))
         except (Unimplemented, PermissionDenied, InvalidArgument):
             return {}  # an older server, or one account of many is at fault
         except IntegrationsError as error:
@@ -434,7 +434,7 @@ class AsyncIntegrations:
                 if found.has_same_secret(rejected):
                     try:
                         await self.run(operations.refresh(key, force=True))
-                    except ReauthorizationRequired:
+                    except (ReauthorizationRequired, DeadlineExceeded):
                         raise
                     except IntegrationsError:
                         pass  # keys cannot be refreshed, and the policy may not allow it: a new one may have come
@@ -454,7 +454,8 @@ class AsyncIntegrations:
         while True:
             fetch = self._store.begin_fetch(entry)
             try:
-                message = await self.run(operations.get_credentials(entry.key, min_ttl))
+                operation = operations.get_credentials(entry.key, min_ttl)
+                message = await self.run(operation, self._store.read_timeout([entry], min_ttl))
             except IntegrationsError as error:
                 usable = self._store.record_failure(entry, error, min_ttl)
                 if usable is None:

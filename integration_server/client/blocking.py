@@ -397,7 +397,7 @@ class Integrations:
         fetches = [self._store.begin_fetch(entry) for entry in entries]
         operation = operations.batch_get_credentials([entry.key for entry in entries], min_ttl)
         try:
-            results = self.run(operation)
+            results = self.run(operation, self._store.read_timeout(entries, min_ttl))
         except (Unimplemented, PermissionDenied, InvalidArgument):
             return {}  # an older server, or one account of many is at fault
         except IntegrationsError as error:
@@ -435,7 +435,7 @@ class Integrations:
                 if found.has_same_secret(rejected):
                     try:
                         self.run(operations.refresh(key, force=True))
-                    except ReauthorizationRequired:
+                    except (ReauthorizationRequired, DeadlineExceeded):
                         raise
                     except IntegrationsError:
                         pass  # keys cannot be refreshed, and the policy may not allow it: a new one may have come
@@ -455,7 +455,8 @@ class Integrations:
         while True:
             fetch = self._store.begin_fetch(entry)
             try:
-                message = self.run(operations.get_credentials(entry.key, min_ttl))
+                operation = operations.get_credentials(entry.key, min_ttl)
+                message = self.run(operation, self._store.read_timeout([entry], min_ttl))
             except IntegrationsError as error:
                 usable = self._store.record_failure(entry, error, min_ttl)
                 if usable is None:

@@ -4,6 +4,8 @@ import asyncio
 import inspect
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -312,6 +314,40 @@ def test_a_forked_process_is_told_to_create_its_own_client(servicer: FakeService
     process += 1
     with pytest.raises(RuntimeError, match="forked"):
         guard.check()
+
+
+FORKS = """
+import os, sys, threading
+from integration_server.client import Integrations
+
+client = Integrations(sys.argv[1])
+account = client.account(user="ada", integration_id=1)
+account.credentials()
+process = os.fork()
+if process:
+    ended = threading.Event()
+    killer = threading.Timer(30, os.kill, (process, 9))
+    killer.start()
+    status = os.waitpid(process, 0)[1]
+    killer.cancel()
+    assert account.get()
+    sys.exit(os.waitstatus_to_exitcode(status))
+for use in (account.credentials, account.get):
+    try:
+        use()
+    except RuntimeError as error:
+        assert "forked" in str(error)
+    else:
+        raise AssertionError
+client.close()
+"""
+
+
+def test_a_forked_process_closes_its_copy_and_ends(address: str) -> None:
+    """As a worker of gunicorn does, which ends with `sys.exit`."""
+    command = [sys.executable, "-c", FORKS, address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_first_reads_of_many_accounts_are_one_rpc(loop: Loop, servicer: FakeServicer, address: str) -> None:
