@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Self, TypeVar
@@ -49,6 +50,7 @@ from integrations.v1.integration_pb2 import HealthCheck, Integration, Integratio
 
 ResultT = TypeVar("ResultT")
 
+_ACK_INTERVAL = 1.0  # seconds between two acknowledgements: one for each event would cost as much as its delivery
 _MAX_BACKOFF = 30.0  # seconds between two attempts to open a stream
 
 
@@ -289,15 +291,18 @@ class Integrations:
                     rpcs.WATCH_INTEGRATIONS,
                     pb.WatchIntegrationsRequest(user_id=user, integration_type=type, cursor=cursor),
                 )
-                for response in stream:
-                    failures = 0
-                    if has_gap and on_gap is not None:
-                        on_gap()
-                        has_gap = False
-                    if response.HasField("event"):
-                        yield response.event
-                    cursor = response.cursor
-                    store.save(cursor)
+                try:
+                    for response in stream:
+                        failures = 0
+                        if has_gap and on_gap is not None:
+                            on_gap()
+                            has_gap = False
+                        if response.HasField("event"):
+                            yield response.event
+                        cursor = response.cursor
+                        store.save(cursor)
+                finally:
+                    stream.cancel()  # also if nobody asks for the next event, or the store fails
             except CursorExpired:
                 if on_gap is None or has_gap:
                     raise
@@ -614,20 +619,27 @@ class Account(AccountAdapters):
     ) -> Generator[WebhookEvent, None, None]:
         """Iterate over webhook events, and acknowledge each that was processed, which is when the next is asked for.
 
-        Ends after the last event; with `poll_interval`, in seconds, it waits for further ones. `timeout` is of each
-        call.
+        Those that are processed within a second are acknowledged together: after a crash they come again. Ends after
+        the last event; with `poll_interval`, in seconds, it waits for further ones. `timeout` is of each call.
         """
         key = self._key()
         while True:
             events = self._client.run(operations.list_webhook_events(key, consumer), timeout)
-            processed = 0
+            processed, ack_time = 0, time.monotonic() + _ACK_INTERVAL
             try:
                 for event in events:
                     yield event
                     processed = event.number
-            finally:
+                    if time.monotonic() >= ack_time:
+                        self._client.run(operations.ack_webhook_events(key, consumer, processed), timeout)
+                        processed, ack_time = 0, time.monotonic() + _ACK_INTERVAL
+            except GeneratorExit:  # nobody asks for the next one any longer
                 if processed:
-                    self._client.run(operations.ack_webhook_events(key, consumer, processed), timeout)
+                    with suppress(IntegrationsError):  # what is not acknowledged comes again
+                        self._client.run(operations.ack_webhook_events(key, consumer, processed), timeout)
+                raise
+            if processed:
+                self._client.run(operations.ack_webhook_events(key, consumer, processed), timeout)
             if not events:
                 if poll_interval is None:
                     return

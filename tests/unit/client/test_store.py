@@ -266,3 +266,11 @@ def test_a_cursor_survives_in_its_file(tmp_path: Path) -> None:
     FileCursorStore(file).save("two")
     assert FileCursorStore(file).load() == "two"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_cursor_that_cannot_be_saved_leaves_no_file(tmp_path: Path) -> None:
+    file = tmp_path / "cursor"
+    file.mkdir()  # which no file replaces
+    with pytest.raises(OSError, match="cursor"):
+        FileCursorStore(file).save("one")
+    assert list(tmp_path.iterdir()) == [file]
