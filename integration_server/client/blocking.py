@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Self, TypeVar
@@ -49,6 +50,7 @@ from integrations.v1.integration_pb2 import HealthCheck, Integration, Integratio
 
 ResultT = TypeVar("ResultT")
 
+_ACK_INTERVAL = 1.0  # seconds between two acknowledgements: one for each event would cost as much as its delivery
 _MAX_BACKOFF = 30.0  # seconds between two attempts to open a stream
 
 
@@ -289,15 +291,18 @@ class Integrations:
                     rpcs.WATCH_INTEGRATIONS,
                     pb.WatchIntegrationsRequest(user_id=user, integration_type=type, cursor=cursor),
                 )
-                for response in stream:
-                    failures = 0
-                    if has_gap and on_gap is not None:
-                        on_gap()
-                        has_gap = False
-                    if response.HasField("event"):
-                        yield response.event
-                    cursor = response.cursor
-                    store.save(cursor)
+                try:
+                    for response in stream:
+                        failures = 0
+                        if has_gap and on_gap is not None:
+                            on_gap()
+                            has_gap = False
+                        if response.HasField("event"):
+                            yield response.event
+                        cursor = response.cursor
+                        store.save(cursor)
+                finally:
+                    stream.cancel()  # also if nobody asks for the next event, or the store fails
             except CursorExpired:
                 if on_gap is None or has_gap:
                     raise
@@ -397,7 +402,7 @@ class Integrations:
         fetches = [self._store.begin_fetch(entry) for entry in entries]
         operation = operations.batch_get_credentials([entry.key for entry in entries], min_ttl)
         try:
-            results = self.run(operation)
+            results = self.run(operation, self._store.read_timeout(entries, min_ttl))
         except (Unimplemented, PermissionDenied, InvalidArgument):
             return {}  # an older server, or one account of many is at fault
         except IntegrationsError as error:
@@ -435,7 +440,7 @@ class Integrations:
                 if found.has_same_secret(rejected):
                     try:
                         self.run(operations.refresh(key, force=True))
-                    except ReauthorizationRequired:
+                    except (ReauthorizationRequired, DeadlineExceeded):
                         raise
                     except IntegrationsError:
                         pass  # keys cannot be refreshed, and the policy may not allow it: a new one may have come
@@ -455,7 +460,8 @@ class Integrations:
         while True:
             fetch = self._store.begin_fetch(entry)
             try:
-                message = self.run(operations.get_credentials(entry.key, min_ttl))
+                operation = operations.get_credentials(entry.key, min_ttl)
+                message = self.run(operation, self._store.read_timeout([entry], min_ttl))
             except IntegrationsError as error:
                 usable = self._store.record_failure(entry, error, min_ttl)
                 if usable is None:
@@ -613,20 +619,27 @@ class Account(AccountAdapters):
     ) -> Generator[WebhookEvent, None, None]:
         """Iterate over webhook events, and acknowledge each that was processed, which is when the next is asked for.
 
-        Ends after the last event; with `poll_interval`, in seconds, it waits for further ones. `timeout` is of each
-        call.
+        Those that are processed within a second are acknowledged together: after a crash they come again. Ends after
+        the last event; with `poll_interval`, in seconds, it waits for further ones. `timeout` is of each call.
         """
         key = self._key()
         while True:
             events = self._client.run(operations.list_webhook_events(key, consumer), timeout)
-            processed = 0
+            processed, ack_time = 0, time.monotonic() + _ACK_INTERVAL
             try:
                 for event in events:
                     yield event
                     processed = event.number
-            finally:
+                    if time.monotonic() >= ack_time:
+                        self._client.run(operations.ack_webhook_events(key, consumer, processed), timeout)
+                        processed, ack_time = 0, time.monotonic() + _ACK_INTERVAL
+            except GeneratorExit:  # nobody asks for the next one any longer
                 if processed:
-                    self._client.run(operations.ack_webhook_events(key, consumer, processed), timeout)
+                    with suppress(IntegrationsError):  # what is not acknowledged comes again
+                        self._client.run(operations.ack_webhook_events(key, consumer, processed), timeout)
+                raise
+            if processed:
+                self._client.run(operations.ack_webhook_events(key, consumer, processed), timeout)
             if not events:
                 if poll_interval is None:
                     return

@@ -47,6 +47,7 @@ class Configuration:
         """Raises `ConfigurationError` for parameters that contradict each other."""
         if not self.address:
             raise ConfigurationError("address: is empty; set it, or INTEGRATIONS_ADDRESS, such as dns:///host:50051")
+        _check_address(self.address)
         if self.token is not None and self.token_file is not None:
             raise ConfigurationError("token, token_file: set one of them")
         if (self.cert_file is None) != (self.key_file is None):
@@ -106,6 +107,22 @@ class Configuration:
             *name,
             *self.channel_options,
         ]
+
+
+def _check_address(address: str) -> None:
+    """Raise `ConfigurationError` for what gRPC would look for until each call's deadline."""
+    scheme = next((scheme for scheme in _SCHEMES if address.startswith(scheme)), "")
+    if scheme not in ("", "dns:"):
+        return
+    if not scheme and "://" in address:
+        raise ConfigurationError("address: is a URL; it has to be host:port, and tls (INTEGRATIONS_TLS) true or false")
+    rest = address.removeprefix(scheme).rpartition("/")[2]
+    try:
+        host, port = urlsplit(f"//{rest}").hostname, urlsplit(f"//{rest}").port
+    except ValueError:
+        host, port = None, None
+    if not host or port == 0 or (port is None and (not scheme or rest.endswith(":"))):
+        raise ConfigurationError("address: needs a host and a port, such as integrations:50051 or [::1]:50051")
 
 
 def _parse_tls(text: str | None) -> bool | None:

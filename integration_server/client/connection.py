@@ -31,7 +31,7 @@ Signature = Sequence[tuple[int, int, int] | None]
 class FileWatcher(Generic[T]):
     """A value that is built from files, and built again after they have changed.
 
-    `build` raises `ConfigurationError` or `OSError` for files that cannot be used.
+    `build` raises `ConfigurationError` for files that cannot be used.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class FileWatcher(Generic[T]):
             if signature != self._signature:
                 try:
                     self.value = self._build()
-                except (ConfigurationError, OSError) as error:
+                except ConfigurationError as error:
                     logger.warning("files have changed and cannot be used; the previous contents stay: %s", error)
                 else:
                     self._signature = signature
@@ -78,6 +78,7 @@ class TokenSource:
 
     def __init__(self, configuration: Configuration) -> None:
         token = configuration.token
+        self._is_configured = token is not None
         self._configured = SecretText(token) if isinstance(token, str) else token
         path = configuration.token_file
         self._file = None if path is None else FileWatcher([path], lambda: _read_token(path))
@@ -94,13 +95,13 @@ class TokenSource:
         token = self.current(renewed=renewed)
         if isawaitable(token):
             raise ConfigurationError("token: an async function needs AsyncIntegrations")
-        return None if token is None else _checked(token, "token")
+        return _checked(token, "token") if self._is_configured else token
 
     async def get_async(self, *, renewed: bool = False) -> str | None:
         """Return the token."""
         token = self.current(renewed=renewed)
-        found = SecretText(await token) if isawaitable(token) else token
-        return None if found is None else _checked(found, "token")
+        found = await token if isawaitable(token) else token
+        return _checked(found, "token") if self._is_configured else found
 
 
 class SecretText(str):
@@ -112,14 +113,25 @@ class SecretText(str):
         return "<secret>"
 
 
+def _read(name: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{name}: {path}: {error.strerror or error}") from error
+
+
 def _read_token(path: Path) -> str:
-    return _checked(SecretText(path.read_bytes().decode("ascii", errors="replace")), str(path))
+    return _checked(SecretText(_read("token_file", path).decode("ascii", errors="replace")), f"token_file: {path}")
 
 
-def _checked(token: str, name: str) -> str:
+def _checked(token: object, name: str) -> str:
     """Return a token without the line break that files and variables end with. gRPC's own errors name no cause."""
+    if not isinstance(token, str):
+        raise ConfigurationError(f"{name}: is of type {type(token).__name__}, and not a token")
     token = SecretText(token.strip())
-    if not token or not token.isascii() or not token.isprintable():
+    if not token:
+        raise ConfigurationError(f"{name}: is empty")
+    if not token.isascii() or not token.isprintable():
         raise ConfigurationError(f"{name}: is not a token")
     return token
 
@@ -140,17 +152,17 @@ class TlsContents:
 def watch_tls_files(configuration: Configuration) -> FileWatcher[TlsContents | None]:
     """Return the contents of the files of a channel, or None for a channel without TLS."""
     files: Mapping[str, Path | None] = {
-        "authorities": configuration.ca_file,
-        "certificate": configuration.cert_file,
-        "key": configuration.key_file,
+        "ca_file": configuration.ca_file,
+        "cert_file": configuration.cert_file,
+        "key_file": configuration.key_file,
     }
 
     def read() -> TlsContents | None:
         if not configuration.uses_tls:
             return None
-        contents = {name: path.read_bytes() for name, path in files.items() if path is not None}
+        authorities, certificate, key = (None if path is None else _read(name, path) for name, path in files.items())
         _validate(configuration)
-        return TlsContents(**contents)
+        return TlsContents(authorities, certificate, key)
 
     return FileWatcher([path for path in files.values() if path is not None], read)
 
@@ -164,10 +176,14 @@ def _validate(configuration: Configuration) -> None:
         if configuration.cert_file is not None:
             context.load_cert_chain(configuration.cert_file, configuration.key_file, password=_refuse_password)
     except (ssl.SSLError, ValueError) as error:
-        paths = ", ".join(
-            str(path) for path in (configuration.ca_file, configuration.cert_file, configuration.key_file) if path
-        )
-        raise ConfigurationError(f"{paths}: {getattr(error, 'reason', None) or error}") from error
+        raise ConfigurationError(f"{_names(configuration)}: {getattr(error, 'reason', None) or error}") from error
+    except OSError as error:  # replaced meanwhile
+        raise ConfigurationError(f"{_names(configuration)}: {error.strerror or error}") from error
+
+
+def _names(configuration: Configuration) -> str:
+    paths = {"ca_file": configuration.ca_file, "cert_file": configuration.cert_file, "key_file": configuration.key_file}
+    return ", ".join(f"{name}: {path}" for name, path in paths.items() if path is not None)
 
 
 def _refuse_password() -> str:
@@ -188,24 +204,28 @@ class UseGuard:
     def _loop(self) -> object:
         return None
 
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is a forked process: gRPC's calls hang here, and another thread may have held a lock."""
+        return self._used_in is not None and self._used_in[0] != self._process_id()
+
     def check(self) -> None:
         """Raise `ClientClosed`, or `RuntimeError` in another process or event loop."""
         if self.is_closed:
             raise ClientClosed("the client is closed")
-        here = self._process_id(), self._loop()
-        if self._used_in is None:
-            self._used_in = here
-        if self._used_in == here:
-            return
-        if self._used_in[0] != here[0]:
+        if self.is_inherited:
             raise RuntimeError(
                 "the process was forked after the first call of this client, and gRPC does not survive that: create "
                 "the client, or call it first, in the forked process"
             )
-        raise RuntimeError(
-            "this client belongs to the event loop of its first call, and another one is running: create an "
-            "AsyncIntegrations in each event loop, such as inside of what asyncio.run runs"
-        )
+        here = self._process_id(), self._loop()
+        if self._used_in is None:
+            self._used_in = here
+        if self._used_in != here:
+            raise RuntimeError(
+                "this client belongs to the event loop of its first call, and another one is running: create an "
+                "AsyncIntegrations in each event loop, such as inside of what asyncio.run runs"
+            )
 
 
 class AsyncUseGuard(UseGuard):

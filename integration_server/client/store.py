@@ -39,6 +39,7 @@ _MARGIN = timedelta(seconds=60)  # for the request that the credentials are put 
 _MARGIN_SHARE = 0.1  # of the lifetime, for credentials that last for minutes
 _UNWATCHED_TTL = 300.0  # seconds until credentials that no stream reports on are asked for again
 _OUTAGE_PAUSE = 10.0  # seconds; a call waits for three before it finds that the server is not available
+_READ_TIMEOUT = 5.0  # seconds; gRPC's retries, which a restarting server needs, take three of them
 _RENEWAL_PAUSE = 30.0  # seconds; the server's own pause between forced refreshes
 
 
@@ -124,7 +125,7 @@ class CredentialStore(Generic[LockT]):
         self._now = now
         self.monotonic = monotonic
         self._jitter = jitter
-        self._use_guard = UseGuard() if use_guard is None else use_guard
+        self.use_guard = UseGuard() if use_guard is None else use_guard
         self._lock = threading.RLock()
         self._entries: OrderedDict[Key, Entry[LockT]] = OrderedDict()
         self._resolved: OrderedDict[tuple[str, str], int] = OrderedDict()
@@ -141,7 +142,7 @@ class CredentialStore(Generic[LockT]):
         As `entry`, raises `ClientClosed`, or `RuntimeError` in a forked process or another event loop: no stream keeps
         the credentials fresh there, and another thread may have held the lock.
         """
-        self._use_guard.check()
+        self.use_guard.check()
         with self._lock:
             return self._resolved.get((user_id, integration_type))
 
@@ -154,7 +155,7 @@ class CredentialStore(Generic[LockT]):
 
     def entry(self, key: Key, integration_type: str) -> Entry[LockT]:
         """Return the entry of an account, and count it as used."""
-        self._use_guard.check()
+        self.use_guard.check()
         with self._lock:
             now = self.monotonic()
             entry = self._entries.get(key)
@@ -205,6 +206,14 @@ class CredentialStore(Generic[LockT]):
             if found is None and entry.attempt_error is not None and entry.attempt_time >= since:
                 raise copy(entry.attempt_error)
             return found
+
+    def read_timeout(self, entries: Sequence[Entry[LockT]], min_ttl: timedelta | None) -> float | None:
+        """Return the deadline of a read in seconds; None, which is the RPC's own, unless memory has what can be used.
+
+        A server behind a network that drops packets would otherwise hold all users of credentials that are valid.
+        """
+        with self._lock:
+            return _READ_TIMEOUT if all(self._usable(entry, min_ttl) for entry in entries) else None
 
     def begin_fetch(self, entry: Entry[LockT]) -> Fetch:
         """Return the state before the account's credentials are read."""

@@ -32,6 +32,7 @@ from integration_server.client.errors import (
     IntegrationsError,
     InvalidField,
     Unauthenticated,
+    Unavailable,
     error_of_call,
 )
 from integration_server.client.hooks import CallHook, End, Metadata, begin_all
@@ -131,8 +132,9 @@ def _metadata(token: str | None) -> Metadata:
 class _CallErrors:
     """Converts the errors of one call."""
 
-    def __init__(self, name: str, seconds: float | None, guard: UseGuard) -> None:
+    def __init__(self, name: str, seconds: float | None, guard: UseGuard, configuration: Configuration) -> None:
         self._name = name
+        self._configuration = configuration
         self._seconds = seconds
         self._guard = guard
 
@@ -150,6 +152,10 @@ class _CallErrors:
         if isinstance(converted, DeadlineExceeded) and not converted.reason and self._seconds is not None:
             # gRPC's own message names neither the RPC nor the time.
             return _deadline_exceeded(self._name, self._seconds)
+        if isinstance(converted, Unavailable) and not converted.reason:
+            # gRPC's own message does not say whether TLS was tried, and the host only if it has an address.
+            tls = "with TLS" if self._configuration.uses_tls else "without TLS"
+            return Unavailable(f"{self._configuration.address} ({tls}) is not available: {converted.message}")
         return converted
 
     def cancelled(self) -> IntegrationsError:
@@ -202,7 +208,7 @@ def _ending(end: End, errors: _CallErrors) -> Iterator[None]:
 class Transport:
     """Calls over gRPC that block their thread. Threads share it.
 
-    Raises `ConfigurationError` or `OSError` if a file cannot be used.
+    Raises `ConfigurationError` if a file cannot be used.
     """
 
     def __init__(
@@ -233,7 +239,7 @@ class Transport:
     ) -> ResponseStream[ResponseT]:
         """Begin a stream of responses."""
         seconds = _seconds(timeout, rpc)
-        errors = _CallErrors(rpc.name, seconds, self._guard)
+        errors = _CallErrors(rpc.name, seconds, self._guard, self._configuration)
         metadata = _metadata(self._token.get())
         channel: Any = self._open_channel()
         end = begin_all(self._hooks, rpc.name, metadata)
@@ -245,6 +251,8 @@ class Transport:
 
     def close(self) -> None:
         """Close the channel, and cancel its calls."""
+        if self._guard.is_inherited:
+            return
         with self._lock:
             self._guard.is_closed = True
             channel, self._channel = self._channel, None
@@ -257,7 +265,7 @@ class Transport:
         channel: Any = self._open_channel()
         end = begin_all(self._hooks, rpc.name, metadata)
         method = channel.unary_unary(rpc.path, rpc.request.SerializeToString, rpc.response.FromString)
-        with _ending(end, _CallErrors(rpc.name, seconds, self._guard)):
+        with _ending(end, _CallErrors(rpc.name, seconds, self._guard, self._configuration)):
             response: ResponseT = method(request, timeout=seconds, metadata=metadata)
         end(None)
         return response
@@ -308,7 +316,7 @@ class _Responses(Generic[_ItemT]):
 class AsyncTransport:
     """Calls over gRPC for asyncio. It belongs to the event loop of its first call.
 
-    Raises `ConfigurationError` or `OSError` if a file cannot be used.
+    Raises `ConfigurationError` if a file cannot be used.
     """
 
     def __init__(
@@ -339,7 +347,7 @@ class AsyncTransport:
     ) -> AsyncResponseStream[ResponseT]:
         """Begin a stream of responses."""
         seconds = _seconds(timeout, rpc)
-        errors = _CallErrors(rpc.name, seconds, self._guard)
+        errors = _CallErrors(rpc.name, seconds, self._guard, self._configuration)
         metadata = _metadata(await self._token.get_async())
         channel: Any = self._open_channel()
         end = begin_all(self._hooks, rpc.name, metadata)
@@ -366,7 +374,7 @@ class AsyncTransport:
         channel: Any = self._open_channel()
         end = begin_all(self._hooks, rpc.name, metadata)
         method = channel.unary_unary(rpc.path, rpc.request.SerializeToString, rpc.response.FromString)
-        with _ending(end, _CallErrors(rpc.name, seconds, self._guard)):
+        with _ending(end, _CallErrors(rpc.name, seconds, self._guard, self._configuration)):
             response: ResponseT = await method(request, timeout=seconds, metadata=metadata)
         end(None)
         return response

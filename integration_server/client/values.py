@@ -132,5 +132,9 @@ class FileCursorStore:
     def save(self, cursor: str) -> None:
         """Store the cursor."""
         temporary = self._path.with_name(f"{self._path.name}.{uuid4().hex}")
-        temporary.write_text(cursor, "ascii")
-        temporary.replace(self._path)
+        try:
+            temporary.write_text(cursor, "ascii")
+            temporary.replace(self._path)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # such as half a file on a full disk
+            raise

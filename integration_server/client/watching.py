@@ -68,7 +68,9 @@ class Watcher:
         weakref.finalize(owner, self.close)
 
     def close(self) -> None:
-        """End all streams."""
+        """End all streams. In a forked process there are none."""
+        if self._store.use_guard.is_inherited:
+            return
         with self._lock:
             self._closed.set()
             runs = list(self._runs.values())

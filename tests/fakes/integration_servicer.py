@@ -13,7 +13,7 @@ import grpc
 from google.protobuf import any as any_message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from integrations.v1 import credentials_pb2, integration_pb2
+from integrations.v1 import credentials_pb2, event_pb2, integration_pb2, webhook_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.integration_service_pb2_grpc import (
     IntegrationServiceServicer,
@@ -44,6 +44,9 @@ class FakeServicer(IntegrationServiceServicer):
         self.streams: list[queue.Queue[pb.WatchCredentialsResponse | None]] = []
         self.refreshed: Callable[[int], None] = lambda _: None
         self.lock = threading.Lock()
+        self.webhook_events = 0
+        self.acknowledged: list[int] = []
+        self.event_streams: list[threading.Event] = []
 
     def credentials(self, number: int) -> credentials_pb2.Credentials:
         """The credentials of an integration."""
@@ -139,6 +142,28 @@ class FakeServicer(IntegrationServiceServicer):
         if self.connect_time:
             integration.connect_time.FromSeconds(self.connect_time)
         return pb.GetIntegrationResponse(integration=integration)
+
+    def ListWebhookEvents(self, request: pb.ListWebhookEventsRequest, context: Any) -> pb.ListWebhookEventsResponse:
+        """The `webhook_events` that are not acknowledged."""
+        self._count("ListWebhookEvents", context)
+        first = max(self.acknowledged, default=0) + 1
+        events = [webhook_pb2.WebhookEvent(number=number) for number in range(first, self.webhook_events + 1)]
+        return pb.ListWebhookEventsResponse(events=events)
+
+    def AckWebhookEvents(self, request: pb.AckWebhookEventsRequest, context: Any) -> pb.AckWebhookEventsResponse:
+        """Record the number."""
+        self._count("AckWebhookEvents", context)
+        self.acknowledged.append(request.through_number)
+        return pb.AckWebhookEventsResponse(through_number=request.through_number)
+
+    def WatchIntegrations(self, request: pb.WatchIntegrationsRequest, context: Any) -> Iterator[Any]:
+        """Send an event, and then nothing until the stream is cancelled, which sets its one of `event_streams`."""
+        self._count("WatchIntegrations", context)
+        ended = threading.Event()
+        self.event_streams.append(ended)
+        context.add_callback(ended.set)
+        yield pb.WatchIntegrationsResponse(event=event_pb2.IntegrationEvent(integration_id=1), cursor="next")
+        ended.wait(60)
 
     def RefreshToken(self, request: pb.RefreshTokenRequest, context: Any) -> pb.RefreshTokenResponse:
         """Call `refreshed`."""

@@ -4,6 +4,8 @@ import asyncio
 import inspect
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ from typing import Any
 import grpc
 import pytest
 
-from integration_server.client import AsyncIntegrations, Credentials, Integrations
+from integration_server.client import AsyncIntegrations, Credentials, Integrations, MemoryCursorStore
 from integration_server.client.connection import AsyncUseGuard, UseGuard
 from integration_server.client.errors import (
     AccountNotConnected,
@@ -314,6 +316,40 @@ def test_a_forked_process_is_told_to_create_its_own_client(servicer: FakeService
         guard.check()
 
 
+FORKS = """
+import os, sys, threading
+from integration_server.client import Integrations
+
+client = Integrations(sys.argv[1])
+account = client.account(user="ada", integration_id=1)
+account.credentials()
+process = os.fork()
+if process:
+    ended = threading.Event()
+    killer = threading.Timer(30, os.kill, (process, 9))
+    killer.start()
+    status = os.waitpid(process, 0)[1]
+    killer.cancel()
+    assert account.get()
+    sys.exit(os.waitstatus_to_exitcode(status))
+for use in (account.credentials, account.get):
+    try:
+        use()
+    except RuntimeError as error:
+        assert "forked" in str(error)
+    else:
+        raise AssertionError
+client.close()
+"""
+
+
+def test_a_forked_process_closes_its_copy_and_ends(address: str) -> None:
+    """As a worker of gunicorn does, which ends with `sys.exit`."""
+    command = [sys.executable, "-c", FORKS, address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_first_reads_of_many_accounts_are_one_rpc(loop: Loop, servicer: FakeServicer, address: str) -> None:
     client = loop.client(address)
     accounts = [client.account(user="ada", integration_id=number) for number in (1, 2, 3, 2, 99)]
@@ -516,6 +552,82 @@ def test_a_deadline_that_is_no_number_is_refused(loop: Loop, address: str) -> No
     with pytest.raises(InvalidField) as caught:
         loop(lambda: account.refresh(timeout=float("nan")))
     assert [violation.field for violation in caught.value.fields] == ["timeout"]
+
+
+def step(events: Any) -> Any:
+    """The next event of an iterator of either client."""
+    return next(events) if hasattr(events, "__next__") else anext(events)
+
+
+def end(events: Any) -> Any:
+    """Abandon an iterator of either client."""
+    return events.close() if hasattr(events, "__next__") else events.aclose()
+
+
+def test_a_slow_consumer_acknowledges_each_event(loop: Loop, servicer: FakeServicer, address: str) -> None:
+    servicer.webhook_events = 3
+    events = loop.client(address).account(user="ada", integration_id=1).webhook_events("tests")
+    assert loop(step, events).number == 1
+    assert servicer.acknowledged == []
+    time.sleep(1.0)  # processes the event
+    assert loop(step, events).number == 2
+    assert servicer.acknowledged == [1]  # after a crash in the second one, the first does not come again
+    loop(end, events)
+    assert servicer.acknowledged == [1]
+
+
+def test_an_abandoned_iterator_acknowledges_what_was_processed(
+    loop: Loop, servicer: FakeServicer, address: str
+) -> None:
+    servicer.webhook_events = 3
+    account = loop.client(address).account(user="ada", integration_id=1)
+    events = account.webhook_events("tests")
+    for _ in range(3):
+        loop(step, events)
+    loop(end, events)
+    assert servicer.acknowledged[-1] == 2
+    events = account.webhook_events("tests")
+    assert loop(step, events).number == 3
+    with pytest.raises((StopIteration, StopAsyncIteration)):
+        loop(step, events)
+    assert servicer.acknowledged[-1] == 3
+
+
+def test_an_iterator_that_is_abandoned_after_its_client_is_silent(
+    loop: Loop, servicer: FakeServicer, address: str
+) -> None:
+    servicer.webhook_events = 3
+    client = loop.client(address)
+    events = client.account(user="ada", integration_id=1).webhook_events("tests")
+    for _ in range(2):
+        loop(step, events)
+    loop(client.close if isinstance(client, Integrations) else client.aclose)
+    loop(end, events)
+    assert servicer.acknowledged in ([], [1])  # [1] on a machine that took a second
+
+
+class FullDisk(MemoryCursorStore):
+    """A cursor store that cannot save."""
+
+    def save(self, cursor: str) -> None:
+        """Fail."""
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("is_full", [True, False], ids=["full disk", "abandoned"])
+def test_no_stream_of_events_outlives_its_iterator(
+    loop: Loop, servicer: FakeServicer, address: str, is_full: bool
+) -> None:
+    events = loop.client(address).events(cursor_store=FullDisk() if is_full else None)
+    assert loop(step, events).integration_id == 1
+    (ended,) = servicer.event_streams
+    assert not ended.is_set()
+    if is_full:
+        with pytest.raises(OSError, match="No space left"):
+            loop(step, events)
+    else:
+        loop(end, events)
+    loop.until(ended.is_set)
 
 
 def with_locals(error: BaseException) -> str:

@@ -68,6 +68,46 @@ def test_names_what_is_wrong(environment: dict[str, str], named: str) -> None:
         Configuration.from_env({"OTHER": "x", **environment})
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://127.0.0.1:50051",
+        "https://integrations.example:50051/",
+        "integrations",
+        "127.0.0.1",
+        "127.0.0.1:99999",
+        "integrations:",
+        "integrations:port",
+        ":50051",
+        "::1:50051",
+        "dns:///",
+        "dns:///:50051",
+        "dns:///integrations:99999",
+        "dns:///integrations:",
+    ],
+)
+def test_an_address_that_cannot_be_one_is_refused(address: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^address: "):
+        Configuration(address=address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "integrations.example:443",
+        "[2001:db8::1]:50051",
+        "dns:///integrations.example",
+        "dns://10.0.0.1/integrations:50051",
+        "dns:integrations:50051",
+        "ipv4:10.0.0.1:1,10.0.0.2:2",
+        "unix:/run/server.sock",
+        "xds:///integrations",
+    ],
+)
+def test_negative_control_addresses_of_grpc_are_not(address: str) -> None:
+    assert Configuration(address=address).target.endswith(address)
+
+
 def test_only_idempotent_rpcs_are_repeated() -> None:
     options = dict(Configuration(address="a:1").options)
     config = json.loads(str(options["grpc.service_config"]))

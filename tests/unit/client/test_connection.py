@@ -50,8 +50,11 @@ def test_certificates_are_read_again_and_invalid_ones_are_not_used(tmp_path: Pat
 
 
 def test_a_missing_or_invalid_file_is_an_error_at_first(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        watch_tls_files(Configuration(address="server:1", ca_file=tmp_path / "missing.pem"))
+    for name in ("missing.pem", "."):
+        with pytest.raises(ConfigurationError, match=r"^ca_file: .*(No such file|Is a directory)"):
+            watch_tls_files(Configuration(address="server:1", ca_file=tmp_path / name))
+        with pytest.raises(ConfigurationError, match=r"^token_file: .*(No such file|Is a directory)"):
+            TokenSource(Configuration(address="server:1", token_file=tmp_path / name))
     (tmp_path / "token").write_text("two\nlines")
     with pytest.raises(ConfigurationError, match="is not a token"):
         TokenSource(Configuration(address="server:1", token_file=tmp_path / "token"))
@@ -78,7 +81,20 @@ async def test_a_token_is_text_a_file_or_what_a_function_returns() -> None:
     assert await source.get_async() == "fetched"
 
 
-@pytest.mark.parametrize("text", ["", " \n", "two\nlines", "secret-tök", "secret-\0", "a\tb"])
+async def test_what_is_no_text_and_what_is_empty_is_named(tmp_path: Path) -> None:
+    (tmp_path / "token").write_bytes(b" \n")
+    with pytest.raises(ConfigurationError, match=r"^token_file: .*token: is empty$"):
+        TokenSource(Configuration(address="server:1", token_file=tmp_path / "token"))
+    for token, named in (("", "is empty"), (lambda: None, "is of type NoneType"), (lambda: b"x", "is of type bytes")):
+        source = TokenSource(Configuration(address="a:1", token=token))  # type: ignore[arg-type]  # what is under test
+        with pytest.raises(ConfigurationError, match=f"^token: {named}"):
+            source.get()
+        with pytest.raises(ConfigurationError, match=f"^token: {named}"):
+            await source.get_async()
+    assert TokenSource(Configuration(address="a:1")).get() is None
+
+
+@pytest.mark.parametrize("text", ["two\nlines", "secret-tök", "secret-\0", "a\tb"])
 async def test_what_is_no_token_is_an_error_that_does_not_print_it(text: str) -> None:
     async def fetch() -> str:
         return text

@@ -207,6 +207,16 @@ def test_while_the_server_is_away_it_is_asked_once_in_ten_seconds(store: Store, 
     assert store.record_failure(entry, QuotaExceeded("quota"), timedelta(hours=1)) is None  # they last for less
 
 
+def test_only_a_read_that_memory_can_replace_has_a_short_deadline(store: Store, clock: Clock) -> None:
+    entry = read(store, credentials(clock))
+    unread = store.entry(Key("ada", 99), "")
+    assert store.read_timeout([entry], None) is not None
+    assert store.read_timeout([entry], timedelta(hours=2)) is None
+    assert store.read_timeout([entry, unread], None) is None
+    clock.seconds += 3601
+    assert store.read_timeout([entry], None) is None
+
+
 def test_unused_accounts_are_dropped(store: Store, clock: Clock) -> None:
     read(store, credentials(clock))
     clock.seconds += 3601
@@ -255,4 +265,12 @@ def test_a_cursor_survives_in_its_file(tmp_path: Path) -> None:
     FileCursorStore(file).save("one")
     FileCursorStore(file).save("two")
     assert FileCursorStore(file).load() == "two"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_cursor_that_cannot_be_saved_leaves_no_file(tmp_path: Path) -> None:
+    file = tmp_path / "cursor"
+    file.mkdir()  # which no file replaces
+    with pytest.raises(OSError, match="cursor"):
+        FileCursorStore(file).save("one")
     assert list(tmp_path.iterdir()) == [file]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from integration_server.client.connection import UseGuard
 from integration_server.client.credentials import Credentials
 from integration_server.client.errors import Cancelled
 from integration_server.client.store import CredentialStore, Key, StreamState
@@ -125,6 +126,21 @@ async def test_streams_end_with_a_client_that_nobody_closes(is_forgotten: bool) 
         await watcher.close()
 
 
+class NoCaller:
+    """Calls nothing."""
+
+    def call(self, *_: Any) -> Any:
+        """No test calls this."""
+        raise NotImplementedError
+
+    def stream(self, *_: Any) -> Any:
+        """No test calls this."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 def test_a_client_that_is_collected_in_its_own_thread_ends() -> None:
     """The garbage collector may find a client in the thread of its stream, while that holds the lock."""
 
@@ -133,16 +149,6 @@ def test_a_client_that_is_collected_in_its_own_thread_ends() -> None:
             watcher.close()
             return super().request(stream)
 
-    class NoCaller:
-        def call(self, *_: Any) -> Any:
-            raise NotImplementedError
-
-        def stream(self, *_: Any) -> Any:
-            raise NotImplementedError
-
-        def close(self) -> None:
-            """Nothing is open."""
-
     store = CollectingStore(threading.Lock)
     watcher = Watcher(NoCaller(), store)
     before = set(threading.enumerate())
@@ -150,3 +156,21 @@ def test_a_client_that_is_collected_in_its_own_thread_ends() -> None:
     for thread in set(threading.enumerate()) - before:
         thread.join(30)
         assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("is_forked", [True, False], ids=["", "negative control"])
+def test_a_forked_process_ends_while_a_thread_of_its_parent_held_the_lock(is_forked: bool) -> None:
+    """No thread of the parent is there to release it."""
+    process = 1
+    guard = UseGuard(lambda: process)
+    guard.check()
+    watcher = Watcher(NoCaller(), CredentialStore(threading.Lock, use_guard=guard))
+    if is_forked:
+        process = 2
+    with watcher._lock:
+        closing = threading.Thread(target=watcher.close)
+        closing.start()
+        closing.join(30 if is_forked else 0.2)
+        assert closing.is_alive() is not is_forked
+    closing.join(30)
+    assert not closing.is_alive()
