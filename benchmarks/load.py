@@ -3,8 +3,8 @@
     python -m benchmarks.load --seconds 300
 
 Every half minute the provider has a fault for ten seconds: an outage, slow responses, a rate limit, refused refreshes.
-It ends by itself or at Ctrl-C, switches the fault off and disconnects what it has connected. If Prometheus is
-installed, it scrapes the server meanwhile, and the end shows which queries of the dashboards return data.
+It ends by itself or at Ctrl-C, switches the fault off and disconnects what it has connected. If Prometheus is installed
+and starts, it scrapes the server meanwhile, and the end shows which queries of the dashboards return data.
 """
 
 import asyncio
@@ -12,13 +12,14 @@ import base64
 import hashlib
 import hmac
 import random
+import shutil
 import signal
 import sys
 import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
@@ -33,7 +34,7 @@ from google.protobuf.struct_pb2 import Struct
 from rich.console import Console
 from rich.status import Status
 
-from benchmarks.dashboard_queries import Scraper, dashboard_queries, scraping
+from benchmarks.dashboard_queries import NoPrometheus, Scraper, dashboard_queries, scraping
 from integration_server.dev import connect_account
 from integration_server.sandbox.browser_user import decide
 from integration_server.sandbox.model import SAMPLE_ACCOUNTS
@@ -351,10 +352,30 @@ def require_loopback(address: str) -> None:
 async def check_dashboards(scraper: Scraper, show: Callable[[str], None]) -> None:
     """Show how many queries of the dashboards return data, and which do not."""
     queries = list(dashboard_queries())
-    empty = await scraper.without_data(queries)
+    try:
+        empty = await scraper.without_data(queries)
+        default = await scraper.without_data([query.without_default for query in queries if query not in empty])
+    except httpx.HTTPError as error:
+        show(f"Dashboards: not checked, because Prometheus fails: {type(error).__name__}: {error}")
+        return
     show(f"Dashboards: {len(queries) - len(empty)} of {len(queries)} queries return data.")
     for query in empty:
         show(f"  no data: {query.dashboard}, {query.panel}: {query.expression}")
+    for query in default:
+        show(f"  nothing has happened: {query.dashboard}, {query.panel}")
+
+
+@asynccontextmanager
+async def _scraping(metrics: str, show: Callable[[str], None]) -> AsyncIterator[Scraper | None]:
+    """Scrape the metrics; None where that is not wanted or not possible, which is shown."""
+    async with AsyncExitStack() as stack:
+        scraper = None
+        if metrics:
+            try:
+                scraper = await stack.enter_async_context(scraping(metrics, shutil.which("prometheus")))
+            except NoPrometheus as problem:
+                show(f"Dashboards: not checked, because Prometheus does not run: {problem}")
+        yield scraper
 
 
 async def _main(
@@ -366,7 +387,7 @@ async def _main(
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         with console.status("Connecting accounts") as status:
-            async with connected_load(server, sidecar, sandbox) as load, scraping(metrics) as scraper:
+            async with connected_load(server, sidecar, sandbox) as load, _scraping(metrics, show_line) as scraper:
                 await run_load(load, seconds, rate, stop, Printer(console, status).show, has_faults=has_faults)
                 if scraper is not None:
                     await check_dashboards(scraper, show_line)

@@ -12,7 +12,7 @@ child's standard input. Each message is a line of JSON:
 The config carries what must not be on a command line or in an environment. The supervisor has one thread and no event
 loop, so that it can fork. It writes the children's standard error line by line, so that lines stay whole.
 
-Imports nothing of ours: a child imports it before it knows anything.
+Imports nothing of ours but `standard_streams`: a child imports it before it knows anything.
 """
 
 import asyncio
@@ -36,6 +36,8 @@ from math import inf
 from typing import Any, Literal
 
 import structlog
+
+from integration_server.standard_streams import PatientOutput
 
 MAX_REPORT_BYTES = 4096  # of a child; it has a few names and addresses
 
@@ -297,6 +299,7 @@ class Supervisor:
         self._drain_time = drain_time
         self._stop_signals: list[int] = []  # that have arrived
         self._has_served = False
+        self._output = PatientOutput(_ERRORS)
         self._log = structlog.get_logger(__name__)
 
     def run(self) -> int:
@@ -468,7 +471,7 @@ class Supervisor:
         *lines, process.unwritten = (process.unwritten + chunk).split(b"\n")
         if len(process.unwritten) > _LINE_BYTES:
             lines, process.unwritten = [*lines, process.unwritten], b""
-        _write(self._labelled(process, lines))
+        self._write(self._labelled(process, lines))
         return True
 
     def _labelled(self, process: _Process, lines: Iterable[bytes]) -> Iterator[bytes]:
@@ -483,6 +486,15 @@ class Supervisor:
                 if suppressed:
                     self._log.warning("printed_lines_suppressed", name=process.spec.name, suppressed=suppressed)
                 self._log.warning("printed_line", name=process.spec.name, text=line.decode("utf-8", errors="replace"))
+
+    def _write(self, lines: Iterable[bytes]) -> None:
+        """Write lines to standard error, if somebody still reads it."""
+        lost = self._output.lost
+        with suppress(OSError):
+            self._output.write(b"".join(line + b"\n" for line in lines))
+        if lost and lost == self._output.lost:
+            self._output.lost = 0
+            self._log.warning("log_lines_lost", bytes=lost)
 
     def _unregister(self, end: socket.socket | int) -> None:
         with suppress(KeyError):
@@ -500,7 +512,7 @@ class Supervisor:
                 del self._processes[name]
                 while self._relay_errors(process):
                     pass
-                _write(self._labelled(process, [process.unwritten] if process.unwritten else []))
+                self._write(self._labelled(process, [process.unwritten] if process.unwritten else []))
                 self._unregister(process.control)
                 self._unregister(process.errors)
                 process.control.close()
@@ -577,11 +589,3 @@ def _parse_report(line: bytes, names: Sequence[str]) -> Mapping[str, str] | None
     if not isinstance(details, dict) or set(details) != set(names):
         return None
     return details if all(isinstance(value, str) for value in details.values()) else None
-
-
-def _write(lines: Iterable[bytes]) -> None:
-    """Write lines to standard error, if somebody still reads it."""
-    data = b"".join(line + b"\n" for line in lines)
-    with suppress(OSError):
-        while data:
-            data = data[os.write(_ERRORS, data) :]

@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +12,28 @@ from typing import Any
 
 import httpx
 
+from benchmarks.dashboard_queries import dashboard_queries
 from tests.end_to_end.processes import free_port
 
 RULES = Path(__file__).parents[1] / "deploy" / "prometheus"
 SKIP_REASON = "prometheus is not installed; on Debian: apt-get install prometheus"
 DIVISOR = 30
 """As deploy/prometheus/alerts.yaml says: a window of five minutes becomes ten seconds, with ten scrapes."""
+
+PANELS_WITH_DEFAULT: Mapping[str, Sequence[str]] = {
+    "AuthenticationFails": ["Calls refused unverified"],
+    "CallersRefused": ["Calls over the quota of their caller"],
+    "CertificateEnds": ["Certificates: time left", "Certificates: part of the validity left"],
+    "ClientSecretRefused": ["Refused client secrets, mass refusals"],
+    "MassInvalidGrants": ["Refused client secrets, mass refusals"],
+    "ProcessDown": ["Processes down", "Alerts that fire"],
+    "ProviderRateLimits": ["Calls refused by the rate limit"],
+    "ProviderUnavailable": ["Requests that fail, by type"],
+    "RefreshesFail": ["Refreshes that fail, by type"],
+    "WebhooksUnrouted": ["Webhooks of no integration"],
+}
+"""Alerts, and panels that show the same event. They have a default for its absence (`or vector(0)`), and so always have
+data; without it, a query of each has data when the alert fires."""
 
 _DEADLINE = 120.0  # seconds; a busy machine scrapes late
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -53,6 +69,23 @@ class Prometheus:
         assert response["status"] == "success", (expression, response)
         data = response["data"]
         return data["result"] if data["resultType"] == "vector" else [data]
+
+    async def wait_until_shown(self, alerts: Iterable[str]) -> None:
+        """Wait until the panels show the event of alerts that fire. Raises `AssertionError` with those that do not."""
+        panels = {panel for alert in alerts for panel in PANELS_WITH_DEFAULT.get(alert, ())}
+        cores = [query.without_default for query in dashboard_queries() if query.panel in panels]
+        with_data: set[str] = set()
+        try:
+            async with asyncio.timeout(_DEADLINE):
+                while True:
+                    for query in cores:
+                        if await self.query(query.expression):
+                            with_data.add(query.panel)
+                    if with_data >= panels:
+                        return
+                    await asyncio.sleep(0.2)
+        except TimeoutError:
+            raise AssertionError(f"without data: {sorted(panels - with_data)}") from None
 
     async def rules(self) -> Sequence[Mapping[str, Any]]:
         """All rules, with their health."""

@@ -147,6 +147,7 @@ class Trial:
                     return fired >= set(names)
 
                 await self.prometheus.wait_until(all_fired, within)
+                await self.prometheus.wait_until_shown(names)
             finally:
                 driving.cancel()
                 await asyncio.gather(driving, return_exceptions=True)
@@ -434,6 +435,7 @@ async def test_a_certificate_whose_renewal_is_late(sqlite_url: str, tmp_path: Pa
         await prometheus.wait_until(lambda firing: not firing & alerts)
         issuer.write("server", issuer.authority.issue(SERVER, lifetime=timedelta(hours=1)))
         await prometheus.wait_until(lambda firing: alerts <= firing)
+        await prometheus.wait_until_shown(alerts)
         issuer.write("server", issuer.authority.issue(SERVER))
         await prometheus.wait_until(lambda firing: not firing & alerts)
 
@@ -454,6 +456,7 @@ async def test_processes_that_do_not_respond_and_servers_that_nobody_scrapes(sql
             os.kill(pid, signal.SIGSTOP)
             try:
                 await prometheus.wait_until(lambda firing, alert=alert: alert in firing)  # type: ignore[misc]
+                await prometheus.wait_until_shown([alert])
             finally:
                 with suppress(ProcessLookupError):  # the supervisor may have replaced it
                     os.kill(pid, signal.SIGCONT)
@@ -486,6 +489,8 @@ async def test_all_queries_return_data_after_make_run_and_make_load(tmp_path: Pa
         scraper = Scraper(prometheus.url.removesuffix("/api/v1"), prometheus.client)
         missing = DashboardQuery("", "", "integration_server_no_such_metric")  # the negative control
         assert await scraper.without_data([*queries, missing]) == [missing]
+        happened = {"Requests that fail, by type", "Refreshes that fail, by type", "Webhooks of no integration"}
+        assert not await scraper.without_data([query.without_default for query in queries if query.panel in happened])
         rules = await prometheus.rules()
         assert {rule["name"]: rule["lastError"] for rule in rules if rule["health"] != "ok"} == {}
         for rule in rules:
@@ -494,12 +499,30 @@ async def test_all_queries_return_data_after_make_run_and_make_load(tmp_path: Pa
             assert await prometheus.query(recorded), recorded
 
 
-async def run_load(directory: Path, *arguments: str) -> str:
-    """The output of `make load`."""
+async def test_the_load_goes_on_if_prometheus_does_not_start(tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "prometheus"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'cannot map the file' >&2; exit 3\n")
+    program.chmod(0o755)
+    async with dev_server(tmp_path) as (_, environment):
+        output = await run_load(
+            tmp_path,
+            *("--seconds", "1", "--server", environment["GRPC_ADDRESS"]),
+            *("--sidecar", f"http://{environment['SIDECAR_ADDRESS']}"),
+            *("--sandbox", f"http://{environment['SANDBOX_ADDRESS']}"),
+            *("--metrics", environment["METRICS_ADDRESS"]),
+            path=program.parent,
+        )
+    assert "Prometheus does not run: it ended with code 3: cannot map the file" in output
+    assert re.search(r"Sent: [\d,]+ ok", output)
+
+
+async def run_load(directory: Path, *arguments: str, path: Path | None = None) -> str:
+    """The output of `make load`. Programs are also looked for in `path`, first."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "benchmarks.load", *arguments),
         cwd=directory,
-        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'generated'}", "PATH": os.environ["PATH"], "COLUMNS": "200"},
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'generated'}", "PATH": f"{path}:{os.environ['PATH']}", "COLUMNS": "200"},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

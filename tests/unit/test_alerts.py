@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.dashboard_queries import dashboard_queries
 from integration_server.observability.metrics import METRICS, PREFIX
+from tests.prometheus import PANELS_WITH_DEFAULT
 
 PROJECT = Path(__file__).parents[2]
 PROMETHEUS = PROJECT / "deploy" / "prometheus"
@@ -138,3 +140,20 @@ def test_a_dashboard_can_be_imported_and_names_metrics_that_exist(path: Path) ->
 def test_the_dashboards_show_every_metric() -> None:
     shown = "\n".join(query for path in DASHBOARDS for query in queries(json.loads(path.read_text())))
     assert [metric.name for metric in METRICS if metric.name not in shown] == []
+
+
+def test_each_query_with_a_default_shows_an_event_whose_alert_is_tried() -> None:
+    """A default always has data: without this, such a query could name anything."""
+    with_default = [query for query in dashboard_queries() if query.without_default != query]
+    panels = {query.panel for query in with_default}
+    assert panels == {panel for shown in PANELS_WITH_DEFAULT.values() for panel in shown}
+    tried = (PROJECT / "tests" / "end_to_end" / "test_alerts.py").read_text()
+    assert [name for name in PANELS_WITH_DEFAULT if f"IntegrationServer{name}" not in ALERTS] == []
+    assert [name for name in PANELS_WITH_DEFAULT if f'"{name}"' not in tried] == []
+    for query in with_default:
+        assert "integration_server_" in query.without_default.expression or "ALERTS{" in query.expression
+
+
+def test_no_other_query_has_data_whatever_the_metrics_are() -> None:
+    always = re.compile(r"\b(vector|absent|absent_over_time|time|scalar)\(")
+    assert [query for query in dashboard_queries() if always.search(query.without_default.expression)] == []

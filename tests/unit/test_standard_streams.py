@@ -4,8 +4,9 @@ import errno
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -18,7 +19,7 @@ from integration_server.logs import configure_logging, new_access_log
 from integration_server.observability.observed_calls import CallIdReader, ObservedCalls, ObservedMethod
 from integration_server.observability.otlp import OtlpExporter, Response
 from integration_server.observability.tracing import SpanTracing
-from integration_server.standard_streams import UnfailingStream, unfailing
+from integration_server.standard_streams import PatientOutput, UnfailingStream, unfailing
 from tests.fakes.inmemory_grpc import FakeContext
 
 IDS = CallIdReader(str).read([])
@@ -163,3 +164,82 @@ def test_what_can_be_written_is_written() -> None:
     unfailing.writelines(["b", "c"])
     unfailing.flush()
     assert (stream.getvalue(), unfailing.getvalue(), unfailing.isatty()) == ("abc", "abc", False)  # type: ignore[operator]
+
+
+# --- a reader that does not read -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def full_pipe() -> Iterator[tuple[int, TextIO]]:
+    """A pipe without room: the end to read from, and a stream to write to."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"." * 4096)
+    os.set_blocking(writing, True)
+    os.set_blocking(reading, False)
+    with os.fdopen(writing, "w") as stream:
+        yield reading, stream
+    os.close(reading)
+
+
+def read_all(reading: int) -> bytes:
+    """What is in the pipe, without what filled it."""
+    found = b""
+    with suppress(BlockingIOError):
+        while True:
+            found += os.read(reading, 2**20)
+    return found.strip(b".")
+
+
+@pytest.mark.parametrize("text", ["line\n", f"{LONG}\n", f"{LONG * 100}\n"])
+def test_what_a_stopped_reader_does_not_take_is_lost_until_it_reads_again(text: str) -> None:
+    with full_pipe() as (reading, stream):
+        unfailing = UnfailingStream(stream, patience=0.01)
+        for _ in range(3):
+            print(text, file=unfailing, end="", flush=True)
+        assert read_all(reading) == b""
+        print("read again", file=unfailing)
+        assert read_all(reading) == b"read again\n"
+
+
+@pytest.mark.parametrize("patience", [0.01, None])
+def test_a_write_ends_although_nobody_reads(patience: float | None) -> None:
+    """Second: the negative control, which waits for the reader."""
+    with full_pipe() as (reading, stream):
+        unfailing = UnfailingStream(stream, patience=patience)
+        thread = threading.Thread(target=print, args=["line"], kwargs={"file": unfailing})
+        thread.start()
+        thread.join(60 if patience else 0.3)
+        assert thread.is_alive() is (patience is None)
+        found = read_all(reading)
+        thread.join(60)
+        assert found + read_all(reading) == (b"" if patience else b"line\n")
+
+
+def test_the_output_counts_what_is_lost() -> None:
+    with full_pipe() as (reading, stream):
+        output = PatientOutput(stream.fileno(), patience=0.01)
+        for _ in range(2):
+            output.write(b"a" * 10_000)
+        assert output.lost == 20_000
+        read_all(reading)
+        output.write(b"b" * 10_000)
+        assert (output.lost, read_all(reading)) == (20_000, b"b" * 10_000)
+
+
+def test_lines_of_several_threads_stay_whole() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as source, os.fdopen(writing, "w") as stream:
+        unfailing = UnfailingStream(stream)
+        texts = [character * 60 + "\n" for character in "abcd"]
+        threads = [
+            threading.Thread(target=lambda text=text: [unfailing.write(text) for _ in range(200)]) for text in texts
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        stream.close()
+        assert sorted(source.read().decode().splitlines(keepends=True)) == sorted(texts * 200)
