@@ -17,6 +17,7 @@ from sqlalchemy import (
     bindparam,
     func,
     literal,
+    literal_column,
     or_,
     select,
 )
@@ -26,6 +27,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 _BYTES_PER_JSON_BYTE = 6  # a number takes up to six times as many bytes in a protobuf Struct as in JSON
 _FIXED_BYTES = 512  # of a row's numbers, times and flags
+_ZERO = literal_column("0")  # not a parameter, of which a statement would have one for each column
 
 
 class ByteLength(FunctionElement[int]):
@@ -52,12 +54,13 @@ def _sqlite(element: ByteLength, compiler: SQLCompiler, **options: object) -> st
 
 def row_bytes(columns: Iterable[ColumnElement[Any]]) -> ColumnElement[int]:
     """An estimate of the bytes that these columns of a row take in a response: not less than they take."""
-    lengths = [
-        func.coalesce(ByteLength(column), 0) * (_BYTES_PER_JSON_BYTE if isinstance(column.type, JSON) else 1)
-        for column in columns
-        if isinstance(column.type, String | JSON | LargeBinary)
-    ]
+    lengths = [_max_bytes(one) for one in columns if isinstance(one.type, String | JSON | LargeBinary)]
     return reduce(add, lengths, literal(_FIXED_BYTES, BigInteger))
+
+
+def _max_bytes(column: ColumnElement[Any]) -> ColumnElement[int]:
+    length = func.coalesce(ByteLength(column), _ZERO)
+    return length * _BYTES_PER_JSON_BYTE if isinstance(column.type, JSON) else length
 
 
 def page_of(query: Select[Any], key: Column[int], size: ColumnElement[int], *, descending: bool = False) -> Select[Any]:

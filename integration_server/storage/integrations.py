@@ -81,11 +81,12 @@ _FIND = DriverQuery(
 )
 
 
+_ROW_BYTES = row_bytes(_T)
+
+
 def _list_query(*conditions: ColumnElement[bool]) -> DriverQuery:
     following = (_T.user_id == bindparam("user_id"), _T.integration_id > bindparam("after"))
-    return DriverQuery(
-        page_of(select(*STORED_COLUMNS).where(*following, *conditions), _T.integration_id, row_bytes(_T))
-    )
+    return DriverQuery(page_of(select(*STORED_COLUMNS).where(*following, *conditions), _T.integration_id, _ROW_BYTES))
 
 
 _is_connected, _has_type = _T.connect_time.is_not(None), is_one_of(_T.integration_type, "integration_types")
