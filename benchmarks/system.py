@@ -5,7 +5,7 @@ import itertools
 import multiprocessing
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import partial
@@ -329,10 +329,15 @@ async def _row(
     connected = new.as_stored(now).connected_to(account.account_id, account.account_label, now)
     return {
         **new_integration_values(new, now),
-        **asdict(await encrypt(connected, tokens)),
-        **asdict(account),
+        **_columns(await encrypt(connected, tokens)),
+        **_columns(account),
         "connect_time": now,
     }
+
+
+def _columns(values: NewCredentials | NewAccount) -> Mapping[str, Any]:
+    """The fields, which `asdict` would copy in a third of the time that a row takes."""
+    return {one.name: getattr(values, one.name) for one in fields(values)}
 
 
 # --- load --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The queue of audit entries that are not written yet. It decides which calls share an entry.
 
-Equal reads within a second share one entry, which has their number. Whatever changes something has its own.
+Equal reads within a second share one entry, which has their number. Whatever changes something has its own. The queue
+has room for a limited number of bytes of reads.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +13,9 @@ from integration_server.domain.audit import Action, AuditEntry
 BATCH_SIZE = 1000
 """The most entries that are written at once."""
 
+_ENTRY_BYTES = 512  # of all objects of a queued entry that have one size, in the queue and among the shared ones
+_CHARACTER_BYTES = 4  # of texts that callers choose, at most
+
 _READS = frozenset({Action.READ_CREDENTIALS, Action.READ_WEBHOOKS, Action.READ_UNROUTED_WEBHOOKS})
 """The actions whose equal calls may share an entry: they change nothing."""
 
@@ -21,6 +25,7 @@ class QueuedEntry:
     """An entry that is not written yet, and the number of calls that share it."""
 
     entry: AuditEntry
+    size: int  # in bytes
     call_count: int = 1
 
     def record(self) -> AuditEntry:
@@ -28,24 +33,23 @@ class QueuedEntry:
         return self.entry if self.call_count == 1 else replace(self.entry, call_count=self.call_count)
 
 
-class AuditQueue:
-    """Entries in the order in which they are written.
+def queued_bytes(entry: AuditEntry) -> int:
+    """The memory that an entry takes in the queue, at most."""
+    characters = len(entry.user_id) + len(entry.purpose) + len(entry.integration_type) + len(entry.details)
+    return _ENTRY_BYTES + _CHARACTER_BYTES * characters
 
-    `interval` is the time within which equal reads share an entry. `on_batch` is called when a batch is complete, and
-    `on_refusal` with each entry that the queue refuses because it has `max_entries` already.
+
+class AuditQueue:
+    """Entries in the order in which they are written, of at most `max_bytes`.
+
+    `interval` is the time within which equal reads share an entry. `on_batch` is called when a batch is complete.
     """
 
-    def __init__(
-        self,
-        interval: timedelta,
-        max_entries: int,
-        on_batch: Callable[[], object] = lambda: None,
-        on_refusal: Callable[[AuditEntry], object] = lambda _: None,
-    ) -> None:
+    def __init__(self, interval: timedelta, max_bytes: int, on_batch: Callable[[], object] = lambda: None) -> None:
         self._interval = interval
-        self._max_entries = max_entries
+        self._max_bytes = max_bytes
         self._on_batch = on_batch
-        self._on_refusal = on_refusal
+        self._bytes = 0
         self._entries: list[QueuedEntry] = []
         self._shared: dict[tuple[object, ...], QueuedEntry] = {}
 
@@ -61,14 +65,12 @@ class AuditQueue:
         call, is_read = entry.call, entry.action in _READS
         if is_read and self._count(call, entry.time):
             return True
-        if len(self._entries) >= self._max_entries:
-            self._on_refusal(entry)
+        size = queued_bytes(entry)
+        if self._bytes + size > self._max_bytes:
             return False
-        queued = self.append(entry)
+        queued = self._append(entry, size)
         if is_read:
             self._shared[call] = queued
-        if len(self._entries) == BATCH_SIZE:
-            self._on_batch()
         return True
 
     def enqueue_again(self, entry: AuditEntry, time: datetime) -> bool:
@@ -76,10 +78,8 @@ class AuditQueue:
         return self._count(entry.call, time) or self.enqueue(replace(entry, time=time))
 
     def append(self, entry: AuditEntry) -> QueuedEntry:
-        """Queue an entry, also if the queue is full."""
-        queued = QueuedEntry(entry)
-        self._entries.append(queued)
-        return queued
+        """Queue an entry, also if the queue is full: it is about a change that is already made."""
+        return self._append(entry, queued_bytes(entry))
 
     def end_sharing(self) -> None:
         """Let no further call share an entry that is queued now, because it is about to be written."""
@@ -91,7 +91,16 @@ class AuditQueue:
 
     def remove_first(self, size: int) -> None:
         """Remove the oldest entries: they are written."""
+        self._bytes -= sum(queued.size for queued in self._entries[:size])
         del self._entries[:size]
+
+    def _append(self, entry: AuditEntry, size: int) -> QueuedEntry:
+        queued = QueuedEntry(entry, size)
+        self._entries.append(queued)
+        self._bytes += size
+        if len(self._entries) == BATCH_SIZE:
+            self._on_batch()
+        return queued
 
     def _count(self, call: tuple[object, ...], time: datetime) -> bool:
         """Count a call with an equal one of the same interval. Returns False if there is none."""

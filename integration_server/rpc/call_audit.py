@@ -4,8 +4,8 @@ The contract declares for which methods.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
@@ -63,10 +63,10 @@ response_source: ContextVar[ResponseSource | None] = ContextVar("response_source
 """The source of the current call's response, of a method whose responses are reused."""
 
 
-RecordItem = Callable[[str, int, str], AuditEntry | None]
+RecordItem = Callable[[str, int, str], Awaitable[AuditEntry | None]]
 """Records an item of the current call: user, integration, outcome. Returns its entry, if calls are recorded.
 
-Raises `StoreUnavailable` if the queue is full: what is not recorded is not returned.
+Waits while the queue is full, and then raises `StoreUnavailable`: what is not recorded is not returned.
 """
 
 record_item: ContextVar[RecordItem] = ContextVar("record_item")
@@ -80,8 +80,8 @@ def record_audit(trail: AuditTrail, caller_of: CallerLookup, clock: Clock) -> In
     whole, which its client has not caused by going away.
 
     A method that awaits its audit entry responds once the entry is stored, or after two seconds. For any other method
-    the entry is queued. Raises `StoreUnavailable` if the queue is full: what is not recorded is not returned. Raises
-    `InvalidField` for a purpose with control characters.
+    the entry is queued, for which the call waits while the queue is full. Raises `StoreUnavailable` if it stays full:
+    what is not recorded is not returned. Raises `InvalidField` for a purpose with control characters.
     """
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
@@ -135,11 +135,12 @@ class _Recorder:
                 "audit_write_delayed", action=entry.action, integration_id=entry.integration_id
             )
 
-    def record_item(self, caller: str, purpose: str, user_id: str, integration_id: int, outcome: str) -> AuditEntry:
+    async def record_item(
+        self, caller: str, purpose: str, user_id: str, integration_id: int, outcome: str
+    ) -> AuditEntry:
         """Queue the entry of an item. Raises `StoreUnavailable`."""
         entry = AuditEntry(self.clock(), caller, self.action, user_id, integration_id, "", outcome, purpose)
-        if not self.trail.queue.enqueue(entry):
-            raise StoreUnavailable
+        await self.trail.put(entry)
         return entry
 
 
@@ -163,33 +164,40 @@ class _Audited:
         try:
             _require_valid_purpose(self._purpose)
         except InvalidField as error:
-            self._record_error(error)
+            await self._record_error(error)
             raise
         return self
 
     async def __aexit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         if error is not None:
-            self._record_error(error)
+            await self._record_error(error)
             return
-        method, trail = self._recorder.method, self._recorder.trail
         if self._recorder.records_items:
             return
         entry = self._entry(_response_outcome(self._response))
         if (source := response_source.get()) is not None:
             source.entry = entry
-        if method.awaits_audit:
+        if self._recorder.method.awaits_audit:
             await self._recorder.record(entry)
-        elif not trail.queue.enqueue(entry):
-            raise StoreUnavailable
+        else:
+            await self._recorder.trail.put(entry)
 
     def add(self, response: Message) -> None:
         """Count a response."""
         self._response = self._response or response
         self._received += len(_field("body", response) or b"")
 
-    def _record_error(self, error: BaseException) -> None:
-        if not self._recorder.records_items or isinstance(error, Exception):
-            self._recorder.trail.queue.enqueue(self._entry(error_outcome(error)))
+    async def _record_error(self, error: BaseException) -> None:
+        """Record a call that fails. Its error stays the same if there is no room for its entry."""
+        is_cancelled = not isinstance(error, Exception)
+        if self._recorder.records_items and is_cancelled:
+            return
+        entry, trail = self._entry(error_outcome(error)), self._recorder.trail
+        if self._recorder.method.awaits_audit:  # the change may be made all the same
+            trail.queue.append(entry)
+        else:
+            with suppress(StoreUnavailable):
+                await trail.put(entry, waits=not is_cancelled)
 
     def _entry(self, outcome: str) -> AuditEntry:
         """The entry of the call, with the integration that its messages name."""

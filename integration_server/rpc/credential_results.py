@@ -70,7 +70,7 @@ class CredentialResults:
             try:
                 found = None if self._responses is None else self._responses.find(key, batch.room)
             except ResponseTooLarge as error:
-                found = self._error_result(request.requests[index], error)
+                found = await self._error_result(request.requests[index], error)
             if found is None:
                 missing.append(index)
             else:
@@ -103,32 +103,32 @@ class CredentialResults:
             outcomes = await self._credentials.get_many(decoded, current_allowed_types())
         except BaseException as error:  # the call ends: what was requested is recorded all the same
             for item in items:
-                self._record(item, error_outcome(error))
+                await self._record(item, error_outcome(error))
             raise
         for number, (index, item, outcome) in enumerate(zip(missing, items, outcomes, strict=True)):
             if isinstance(outcome, Exception):
-                result = self._error_result(item, outcome)
+                result = await self._error_result(item, outcome)
             else:
-                result = self._credentials_result(item, outcome, keys[index], batch.room)
+                result = await self._credentials_result(item, outcome, keys[index], batch.room)
             if len(result) > batch.room:  # an error: credentials that do not fit were omitted
                 result = _OMITTED
             batch.put(index, result)
             if number % _ITEMS_PER_SLICE == _ITEMS_PER_SLICE - 1:
                 await asyncio.sleep(0)
 
-    def _credentials_result(
+    async def _credentials_result(
         self, item: pb.GetCredentialsRequest, usable: UsableCredentials, key: ResponseKey, room: int
     ) -> bytes:
         result = pb.CredentialsResult(credentials=mapping.encode_credentials(usable)).SerializeToString()
         if len(result) > room:
-            return self._error_result(item, ResponseTooLarge.of_batch())
-        entry = self._record(item, SUCCESS)
+            return await self._error_result(item, ResponseTooLarge.of_batch())
+        entry = await self._record(item, SUCCESS)
         if entry is not None and self._responses is not None and usable.integration is not None:
             self._responses.put(key, result, usable.integration, usable.valid_until, entry)
         return result
 
-    def _error_result(self, item: pb.GetCredentialsRequest, error: Exception) -> bytes:
-        self._record(item, error_outcome(error))
+    async def _error_result(self, item: pb.GetCredentialsRequest, error: Exception) -> bytes:
+        await self._record(item, error_outcome(error))
         return self.encode_error(error)
 
     def encode_error(self, error: Exception) -> bytes:
@@ -136,16 +136,16 @@ class CredentialResults:
         self._log_bug(_METHOD, error)
         return _encode_error(error)
 
-    def watched(self, user_id: str, integration_id: int, shared: SharedOutcome) -> bytes:
+    async def watched(self, user_id: str, integration_id: int, shared: SharedOutcome) -> bytes:
         """Return an encoded result of a stream, with its tag, which is recorded.
 
         Streams that share an outcome encode it once. All of them are about the same integration.
         """
         outcome, record = shared.outcome, record_item.get(_record_nothing)
         if isinstance(outcome, UsableCredentials):
-            record(outcome.integration.user_id if outcome.integration else user_id, integration_id, SUCCESS)
+            await record(outcome.integration.user_id if outcome.integration else user_id, integration_id, SUCCESS)
         elif isinstance(outcome, Exception):
-            record(user_id, integration_id, error_outcome(outcome))
+            await record(user_id, integration_id, error_outcome(outcome))
         if shared.encoded is None:
             result = self._encode_watched(outcome)
             item = b"".join((_ID_TAG, _varint(integration_id), _WATCHED_RESULT_TAG, _varint(len(result)), result))
@@ -165,8 +165,8 @@ class CredentialResults:
         if not isinstance(error, IntegrationServerError):
             self._call_log.unhandled(method, error)
 
-    def _record(self, item: pb.GetCredentialsRequest, outcome: str) -> AuditEntry | None:
-        return record_item.get(_record_nothing)(item.user_id, item.integration_id, outcome)
+    async def _record(self, item: pb.GetCredentialsRequest, outcome: str) -> AuditEntry | None:
+        return await record_item.get(_record_nothing)(item.user_id, item.integration_id, outcome)
 
 
 def encode_watch_response(items: Sequence[bytes], cursor: str = "") -> bytes:
@@ -177,7 +177,7 @@ def encode_watch_response(items: Sequence[bytes], cursor: str = "") -> bytes:
     return b"".join((*items, _CURSOR_TAG, _varint(len(text)), text))
 
 
-def _record_nothing(_user_id: str, _integration_id: int, _outcome: str) -> None:
+async def _record_nothing(_user_id: str, _integration_id: int, _outcome: str) -> None:
     """For servers without an audit trail, which are those of tests."""
 
 

@@ -9,8 +9,8 @@ import asyncio
 import heapq
 import random
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -56,6 +56,7 @@ _MAX_ENTRIES = 4  # of the heap for each integration: tokens that last for weeks
 _MAX_FAILED = 200  # integrations named in a cursor, of at most 8 KiB; of more, everything is sent again
 _FAILED_MARK = "~"  # before them, in hexadecimal; base64url has no such character
 _ALL_FAILED = "*"
+_TOO_SLOW = "whose credentials are read too slowly; resume after the last cursor"
 _MAX_SEND = 60.0  # seconds that a client may take to read a response, as for the stream of events
 
 
@@ -113,11 +114,12 @@ class CredentialWatch:
                 )
                 if news or is_cursor_due:
                     text = "" if position is None else stream.cursor(await self._changes.text_of(position))
-                    for response in self._encode(request.user_id, news, text):
-                        send_time = loop.time()
-                        yield response
-                        if loop.time() - send_time > _MAX_SEND:
-                            raise QuotaExceeded("whose credentials are read too slowly; resume after the last cursor")
+                    async with aclosing(self._encode(request.user_id, news, text)) as responses:
+                        async for response in responses:
+                            send_time = loop.time()
+                            yield response
+                            if loop.time() - send_time > _MAX_SEND:
+                                raise QuotaExceeded(_TOO_SLOW)
                     sent_position, heartbeat_time = position, loop.time() + self._heartbeat
                 elif changes.is_stopping:
                     raise ServerStopping
@@ -127,12 +129,12 @@ class CredentialWatch:
                     until_heartbeat = self._heartbeat if position is None else heartbeat_time - loop.time()
                     await changes.wait(max(0.0, min(until_heartbeat, until_heartbeat if due is None else due)))
 
-    def _encode(self, user_id: str, news: "Sequence[_News]", cursor: str) -> Iterator[bytes]:
+    async def _encode(self, user_id: str, news: "Sequence[_News]", cursor: str) -> AsyncGenerator[bytes]:
         """Yield responses of limited size with the results, of which the last has the cursor."""
         items: list[bytes] = []
         size = 0
         for number, shared in news:
-            item = self._results.watched(user_id, number, shared)
+            item = await self._results.watched(user_id, number, shared)
             if items and size + len(item) > _MAX_RESPONSE:
                 yield encode_watch_response(items)
                 items, size = [], 0

@@ -171,7 +171,23 @@ async def abort_call(
         status = with_details.code, with_details.details, (*with_details.trailing_metadata, *ids)
     try:
         await context.abort(*status)
-    except grpc.aio.AbortError:
-        raise
+    except grpc.aio.AbortError as aborted:
+        forget_frames(error)
+        aborted.__context__ = None
+        raise aborted.with_traceback(None) from None
     except grpc.aio.BaseError:  # the client is gone, or was already when the handler itself aborted the call
         log.client_gone()
+
+
+def forget_frames(error: BaseException) -> None:
+    """Free what the frames of an error, and of those that it stems from, refer to: it was reported.
+
+    gRPC keeps the error that ends a call with the call, which the frames of that error refer to. With the frames of the
+    handler, the cycle would keep what the call has read, such as decrypted credentials, until a collection of all
+    objects.
+    """
+    waiting = [error]
+    while waiting:
+        one = waiting.pop()
+        waiting += [further for further in (one.__cause__, one.__context__) if further is not None]
+        one.__traceback__ = one.__cause__ = one.__context__ = None

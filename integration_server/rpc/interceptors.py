@@ -187,6 +187,7 @@ class _ConvertedCall:
         return self._request
 
     async def __aexit__(self, _type: object, error: BaseException | None, _traceback: object) -> bool:
+        del _traceback  # the error that ends the call keeps this frame (`abort_call`)
         outcome = "OK", ""
         try:
             if isinstance(error, (asyncio.CancelledError, GeneratorExit)):

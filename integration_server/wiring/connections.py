@@ -41,7 +41,7 @@ def build_connections(parts: ServiceParts, webhook_router: WebhookRouter) -> Con
         cipher,
         clock,
         parts.schedule,
-        parts.trail.queue.enqueue,
+        parts.trail.queue.append,
         webhook_router.add,
         waits_for_revocations=constants.keeps_shared_grants,
     )

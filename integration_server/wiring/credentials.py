@@ -43,7 +43,7 @@ def build_credentials(parts: ServiceParts, lookup: IntegrationLookup) -> Credent
         clock,
         constants.random_token,
         constants.jitter,
-        parts.trail.queue.enqueue,
+        parts.trail.queue.append,
         lease_duration=settings.refresh_lease,
         pause=constants.pause,
         record_call=metrics.counter(METRICS.refresh_calls),
@@ -61,6 +61,6 @@ def build_credentials(parts: ServiceParts, lookup: IntegrationLookup) -> Credent
         max_batch_bytes=settings.grpc_max_message_bytes,
     )
     confirmation = GrantConfirmation(
-        stores.integrations, service, failures, providers, tasks, clock, parts.trail.queue.enqueue, constants.monotonic
+        stores.integrations, service, failures, providers, tasks, clock, parts.trail.queue.append, constants.monotonic
     )
     return CredentialUseCases(service, refresher, failures, confirmation)

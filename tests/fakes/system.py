@@ -12,9 +12,9 @@ from sqlalchemy import Row, Table, delete, select, text, update
 
 from integration_server.bootstrap import Service, build_service
 from integration_server.domain.audit import AuditEntry
-from integration_server.domain.audit_queue import AuditQueue
+from integration_server.domain.audit_queue import AuditQueue, QueuedEntry
 from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens
-from integration_server.domain.errors import IntegrationPending
+from integration_server.domain.errors import IntegrationPending, StoreUnavailable
 from integration_server.domain.integration import Integration, UserId
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.background.detached_tasks import DetachedTasks
@@ -111,6 +111,11 @@ class RecordingAuditQueue(AuditQueue):
             self.entries.append(entry)
         return not self.is_full
 
+    def append(self, entry: AuditEntry) -> QueuedEntry:
+        """Record an entry."""
+        self.entries.append(entry)
+        return super().append(entry)
+
     def enqueue_again(self, entry: AuditEntry, time: datetime) -> bool:
         """Record a call that is equal to that of an entry."""
         return self.enqueue(replace(entry, time=time))
@@ -123,6 +128,11 @@ class RecordingAuditTrail(AuditTrail):
 
     def __init__(self) -> None:
         self.queue = RecordingAuditQueue()
+
+    async def put(self, entry: AuditEntry, *, waits: bool = True) -> None:
+        """Record an entry. Raises `StoreUnavailable` if the queue is full."""
+        if not self.queue.enqueue(entry):
+            raise StoreUnavailable
 
     @property
     def entries(self) -> list[AuditEntry]:

@@ -1,7 +1,8 @@
 """The audit trail: writes the queued entries to the audit log in batches.
 
 RPCs that change state respond after their entry is written. Entries of reads are written with the next batch, at most
-a second later: a crash can lose a second of them.
+a second later: a crash can lose a second of them. While the queue is full, reads wait for a moment: callers then read
+as fast as the log is written.
 """
 
 import asyncio
@@ -17,6 +18,13 @@ from integration_server.domain.audit import AuditEntry
 from integration_server.domain.audit_queue import BATCH_SIZE, AuditQueue, QueuedEntry
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.domain.integration import UserId
+
+# Six to eight thousand entries: more than callers read in a second, and six batches. A queue that is longer than what
+# is written at a time gains nothing: it only moves the moment at which reads have to be as slow as the writes.
+_MAX_BYTES = 4 * 1024 * 1024
+
+_MAX_WAIT = timedelta(seconds=2)  # a caller that waits longer would give up, or call again
+_FULL = "the audit log is written too slowly: too many reads wait for it"
 
 _NO_USER = UserId("")
 audit_user: ContextVar[UserId] = ContextVar("audit_user", default=_NO_USER)
@@ -40,14 +48,24 @@ class AuditEntryLost(Exception):
 class AuditTrail:
     """Writes the entries of its `queue` after `interval`, or as soon as there is a batch of them, or as soon as
     somebody waits for one. Leaving the context writes the rest.
+
+    Reads wait for `max_wait` at most while the queue has `max_bytes`.
     """
 
-    def __init__(self, log: AuditLog, *, interval: timedelta = timedelta(seconds=1), max_pending: int = 50_000) -> None:
+    def __init__(
+        self,
+        log: AuditLog,
+        *,
+        interval: timedelta = timedelta(seconds=1),
+        max_bytes: int = _MAX_BYTES,
+        max_wait: timedelta = _MAX_WAIT,
+    ) -> None:
         self._log = log
+        self._max_wait = max_wait.total_seconds()
         self._interval = interval.total_seconds()
         self._flush_requested = asyncio.Event()
-        # The default limit is some seconds of reads at full load, and about 20 MB.
-        self.queue = AuditQueue(interval, max_pending, self._flush_requested.set, self._log_refusal)
+        self.queue = AuditQueue(interval, max_bytes, self._flush_requested.set)
+        self._waiting: dict[asyncio.Future[None], AuditEntry] = {}  # for room, in the order of their calls
         self._written: dict[QueuedEntry, asyncio.Future[None]] = {}
         self._logger = structlog.get_logger(__name__)
 
@@ -64,6 +82,26 @@ class AuditTrail:
         if self.queue:
             self._logger.error("audit_entries_lost", entries=len(self.queue))
 
+    async def put(self, entry: AuditEntry, *, waits: bool = True) -> None:
+        """Queue an entry, or count a read with an equal one, as soon as the queue has room.
+
+        Raises `StoreUnavailable` if that takes too long: then the log cannot be written, or far too slowly. `waits` is
+        False for a call that has ended.
+        """
+        if self.queue.enqueue(entry):
+            return None
+        queued: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[queued] = entry
+        self._flush_requested.set()
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._max_wait if waits else 0):
+                    return await queued
+        finally:
+            self._waiting.pop(queued, None)
+        self._logger.error("audit_queue_full", action=entry.action, integration_id=entry.integration_id)
+        raise StoreUnavailable(_FULL)
+
     async def record(self, entry: AuditEntry) -> None:
         """Write an entry, and return once it is written. Raises `AuditEntryLost`.
 
@@ -74,8 +112,15 @@ class AuditTrail:
         self._flush_requested.set()
         await written
 
-    def _log_refusal(self, entry: AuditEntry) -> None:
-        self._logger.error("audit_queue_full", action=entry.action, integration_id=entry.integration_id)
+    def _admit_waiting(self) -> None:
+        """Queue what waits for room, in its order, as far as there is room."""
+        while self._waiting:
+            queued, entry = next(iter(self._waiting.items()))
+            if not queued.done():  # done: the call has ended
+                if not self.queue.enqueue(entry):
+                    return
+                queued.set_result(None)
+            del self._waiting[queued]
 
     async def _write_batches(self) -> None:
         while True:
@@ -98,7 +143,7 @@ class AuditTrail:
             size = min(remaining, BATCH_SIZE)
             await self._write_batch(size)
             remaining -= size
-        if len(self.queue) >= BATCH_SIZE:
+        if self._waiting or len(self.queue) >= BATCH_SIZE:
             self._flush_requested.set()
 
     async def _write_batch(self, size: int) -> None:
@@ -115,6 +160,7 @@ class AuditTrail:
                 return
             failure = error
         self.queue.remove_first(len(batch))
+        self._admit_waiting()
         if failure is not None:
             entry, kind = batch[0].entry, type(failure).__qualname__
             self._logger.error("audit_entry_lost", action=entry.action, integration_id=entry.integration_id, kind=kind)

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from integration_server.domain.audit import Action, AuditEntry
 from integration_server.domain.audit_queue import AuditQueue
@@ -30,7 +31,12 @@ class Trail(AuditTrail):
     """Has its entries as the log stores them."""
 
     def __init__(self, *, full: bool = False) -> None:
-        self.queue = AuditQueue(timedelta(0), max_entries=0 if full else 1000)
+        self.queue = AuditQueue(timedelta(0), max_bytes=0 if full else 1_000_000)
+
+    async def put(self, entry: AuditEntry, *, waits: bool = True) -> None:
+        """Keep the entry, or raise `StoreUnavailable`."""
+        if not self.queue.enqueue(entry):
+            raise StoreUnavailable
 
     async def record(self, entry: AuditEntry) -> None:
         """Keep the entry."""
@@ -229,6 +235,63 @@ async def test_credentials_are_not_returned_without_an_entry() -> None:
         await call(Trail(full=True), GET, request, pb.GetCredentialsResponse)
 
 
+async def test_a_full_queue_changes_no_error_and_drops_no_change() -> None:
+    """The change of a call that fails may be made all the same."""
+    trail = Trail(full=True)
+    for method, request in (
+        (GET, pb.GetCredentialsRequest(integration_id=7, user_id="ada")),
+        (CONNECT, pb.ConnectWithApiKeyRequest(user_id="ada", api_key="secret")),
+    ):
+        with pytest.raises(IntegrationNotFound):
+            await call(trail, method, request, reject)
+    assert [(entry.action, entry.outcome) for entry in trail.entries] == [("connect", "INTEGRATION_NOT_FOUND")]
+
+
+class SlowLog:
+    """An `AuditLog` that takes each batch some turns of the event loop later."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+
+    async def append(self, entries: Sequence[AuditEntry]) -> None:
+        """Store entries."""
+        for _ in range(10):
+            await asyncio.sleep(0)
+        self.ids += [entry.integration_id for entry in entries]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_reads_wait_while_the_queue_is_full_also_those_that_fail(fails: bool) -> None:
+    log = SlowLog()
+
+    async def read(trail: AuditTrail, number: int) -> None:
+        request = pb.GetCredentialsRequest(integration_id=number, user_id="ada")
+        if fails:
+            with pytest.raises(IntegrationNotFound):
+                await call(trail, GET, request, reject)
+        else:
+            assert await call(trail, GET, request, pb.GetCredentialsResponse) == pb.GetCredentialsResponse()
+
+    async with AuditTrail(log, max_bytes=5000) as trail:
+        await asyncio.gather(*(read(trail, number) for number in range(1, 51)))
+    assert log.ids == list(range(1, 51))
+
+
+async def test_a_call_that_has_ended_does_not_wait_for_room() -> None:
+    """Nobody waits for its response, and thousands of them would wait."""
+
+    def end() -> Any:
+        raise asyncio.CancelledError
+
+    request = pb.GetCredentialsRequest(integration_id=7, user_id="ada")
+    trail = AuditTrail(
+        SlowLog(), max_bytes=0, max_wait=timedelta(hours=1)
+    )  # is never written, because it is not entered
+    with capture_logs() as logs, pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(call(trail, GET, request, end), 60)
+    assert [line["event"] for line in logs] == ["audit_queue_full"]
+
+
 async def test_negative_control_a_trail_that_drops_entries_returns_credentials() -> None:
     """The negative control."""
 
@@ -240,6 +303,6 @@ async def test_negative_control_a_trail_that_drops_entries_returns_credentials()
             return True
 
     trail = Trail()
-    trail.queue = DroppingQueue(timedelta(0), 1000)
+    trail.queue = DroppingQueue(timedelta(0), 1_000_000)
     await call(trail, GET, pb.GetCredentialsRequest(integration_id=7, user_id="ada"), pb.GetCredentialsResponse)
     assert not trail.entries

@@ -1,4 +1,7 @@
-from collections.abc import AsyncIterator
+import asyncio
+import gc
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -23,7 +26,7 @@ from integration_server.domain.errors import (
 )
 from integration_server.rpc.errors import Unauthenticated, status_of
 from integration_server.rpc.interceptors import convert_errors
-from integration_server.rpc.methods import Method
+from integration_server.rpc.methods import Behavior, Context, Method
 from integrations.v1.error_reason_pb2 import ErrorReason
 from tests.fakes.errors import EVERY_ERROR, error_classes
 from tests.fakes.inmemory_grpc import FakeContext, InMemoryGrpc, RpcError
@@ -91,6 +94,75 @@ async def rejection(error: BaseException, caller: str = "") -> RpcError:
         await convert_errors(lambda _context: caller)(METHOD, behavior)(Message(), context)
     assert context.error is not None
     return context.error
+
+
+# --- memory --------------------------------------------------------------------------------------------------------
+
+
+class Secret:
+    """What a call has read."""
+
+
+class KeepingContext(FakeContext):
+    """Keeps the error that ends the call, as gRPC does, which raises it again."""
+
+    aborted: grpc.aio.AbortError
+
+    async def abort(self, *status: Any) -> None:
+        """End the call."""
+        try:
+            await super().abort(*status)
+        except grpc.aio.AbortError as error:
+            self.aborted = error
+            raise
+
+
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """Only what nothing refers to is freed."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+async def frees_what_it_read(call: Callable[[Behavior, Context], Awaitable[object]]) -> bool:
+    """Whether what a failed call has read is freed when the call has ended."""
+    read: list[weakref.ref[Secret]] = []
+
+    async def load(secret: Secret) -> None:
+        future = asyncio.get_running_loop().create_future()
+        future.set_exception(KeyError(secret))
+        await future
+
+    async def behavior(_request: object, _context: object) -> None:
+        secret = Secret()
+        read.append(weakref.ref(secret))
+        try:
+            await load(secret)
+        except KeyError as error:
+            raise StoreUnavailable from error
+
+    context: Any = KeepingContext()
+    with pytest.raises(grpc.aio.AbortError):
+        await call(behavior, context)
+    assert context.aborted is not None
+    return read[0]() is None
+
+
+@pytest.mark.usefixtures("no_collection")
+async def test_what_a_failed_call_has_read_is_freed_with_the_call() -> None:
+    assert await frees_what_it_read(lambda behavior, context: convert_errors()(METHOD, behavior)(Message(), context))
+
+
+@pytest.mark.usefixtures("no_collection")
+async def test_negative_control_an_error_that_keeps_its_frames_keeps_what_was_read() -> None:
+    async def abort_only(behavior: Behavior, context: Context) -> None:
+        try:
+            await behavior(Message(), context)
+        except StoreUnavailable:
+            await context.abort(grpc.StatusCode.UNAVAILABLE)
+
+    assert not await frees_what_it_read(abort_only)
 
 
 # --- statuses ------------------------------------------------------------------------------------------------------

@@ -73,8 +73,7 @@ class Caller:
         assert source is not None
         source.integration, source.valid_until = self.current, self.valid_until
         source.entry = AuditEntry(self.now, self.name, Action.READ_CREDENTIALS, "ada", 1, purpose=self.purpose)
-        if not self.trail.queue.enqueue(source.entry):
-            raise StoreUnavailable
+        await self.trail.put(source.entry, waits=False)
         credentials = credentials_pb2.Credentials(bearer_token=f"{TOKEN} {self.decoded}")
         return pb.GetCredentialsResponse(credentials=credentials)
 
@@ -83,8 +82,8 @@ class Caller:
         return [("x-purpose", self.purpose)] if self.purpose else []
 
 
-def make(log: Log, *, checks_changes: bool = True, max_pending: int = 100, max_bytes: int = 1 << 20) -> Caller:
-    trail = AuditTrail(log, max_pending=max_pending)
+def make(log: Log, *, checks_changes: bool = True, queue_bytes: int = 1 << 20, max_bytes: int = 1 << 20) -> Caller:
+    trail = AuditTrail(log, max_bytes=queue_bytes)
     caller: Caller
     responses = ReusedResponses(
         lambda integration: integration is caller.current or not checks_changes,
@@ -175,7 +174,7 @@ async def test_an_error_is_not_kept(log: Log) -> None:
 
 
 async def test_no_response_is_sent_without_an_audit_entry(log: Log) -> None:
-    caller = make(log, max_pending=1)
+    caller = make(log, queue_bytes=1000)
     await caller.call()
     caller.now = NOON + timedelta(seconds=2)  # the queued entry cannot be shared
     with pytest.raises(StoreUnavailable):

@@ -6,6 +6,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from integration_server.domain.audit import Action, AuditEntry
+from integration_server.domain.audit_queue import queued_bytes
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.service.audit.audit_trail import AuditEntryLost, AuditTrail
 from tests.fakes.clock import NOON
@@ -81,11 +82,83 @@ async def test_entries_keep_their_order_while_the_database_is_unavailable(log: I
     assert log.ids == [1, 2]
 
 
+def room_for(entries: int) -> int:
+    """The bytes of a queue with room for so many entries."""
+    return entries * queued_bytes(entry(0))
+
+
 async def test_a_full_queue_rejects_reads_but_not_changes(log: InMemoryAuditLog) -> None:
-    async with AuditTrail(log, interval=NEVER, max_pending=2) as trail:
+    async with AuditTrail(log, interval=NEVER, max_bytes=room_for(2)) as trail:
         assert [trail.queue.enqueue(entry(number)) for number in range(3)] == [True, True, False]
-        await trail.record(entry(3))
-    assert log.ids == [0, 1, 3]
+        trail.queue.append(entry(3))
+        await trail.record(entry(4))
+        assert [trail.queue.enqueue(entry(number)) for number in range(5, 8)] == [True, True, False]
+    assert log.ids == [0, 1, 3, 4, 5, 6]
+
+
+async def test_reads_wait_until_the_log_is_written(log: InMemoryAuditLog) -> None:
+    """Callers that read faster than the log is written become as fast as it is; none is refused, no entry is lost."""
+    most, readers, reads = 20, 7, 300
+    pending: list[int] = []
+
+    async def read_all(trail: AuditTrail, reader: int) -> None:
+        for number in range(reads):
+            await trail.put(entry(reads * reader + number))
+            pending.append(len(trail.queue))
+
+    async with AuditTrail(log, max_bytes=room_for(most), max_wait=NEVER) as trail, asyncio.TaskGroup() as group:
+        for reader in range(readers):
+            group.create_task(read_all(trail, reader))
+    assert max(pending) == most
+    assert sorted(log.ids) == list(range(readers * reads))
+
+
+async def test_negative_control_without_waiting_reads_are_refused(log: InMemoryAuditLog) -> None:
+    async with AuditTrail(log, max_bytes=room_for(2)) as trail:
+        await trail.put(entry(1))
+        await trail.put(entry(2))
+        with pytest.raises(StoreUnavailable):
+            await trail.put(entry(3), waits=False)
+
+
+async def test_a_log_that_cannot_be_written_refuses_reads_in_the_end(log: InMemoryAuditLog) -> None:
+    log.is_unavailable = True
+    with capture_logs() as logs:
+        async with AuditTrail(log, interval=AT_ONCE, max_bytes=room_for(1), max_wait=AT_ONCE) as trail:
+            await trail.put(entry(1))
+            with pytest.raises(StoreUnavailable, match="the audit log is written too slowly"):
+                await trail.put(entry(2))
+            log.is_unavailable = False
+            await asyncio.wait_for(log.written.wait(), 60)
+            await trail.put(entry(3))
+    assert log.ids == [1, 3]
+    assert [line["integration_id"] for line in logs if line["event"] == "audit_queue_full"] == [2]
+
+
+async def test_what_waits_for_room_is_queued_in_the_order_of_the_calls(log: InMemoryAuditLog) -> None:
+    log.is_unavailable = True
+    async with AuditTrail(log, interval=AT_ONCE, max_bytes=room_for(2), max_wait=NEVER) as trail:
+        waiting = [asyncio.create_task(trail.put(entry(number))) for number in range(10)]
+        await asyncio.sleep(0)
+        assert [task.done() for task in waiting] == [True, True] + 8 * [False]
+        waiting[5].cancel()
+        log.is_unavailable = False
+        await asyncio.gather(*waiting, return_exceptions=True)
+    assert log.ids == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+
+
+async def test_equal_reads_that_wait_share_an_entry(log: InMemoryAuditLog) -> None:
+    async with AuditTrail(log, interval=NEVER, max_bytes=room_for(1), max_wait=NEVER) as trail:
+        await trail.put(entry(1))
+        await asyncio.gather(*(trail.put(entry(2)) for _ in range(3)))
+    assert [[(one.integration_id, one.call_count) for one in batch] for batch in log.batches] == [[(1, 1)], [(2, 3)]]
+
+
+async def test_what_waits_does_not_wait_for_the_interval(log: InMemoryAuditLog) -> None:
+    """Although there is room for less than a batch."""
+    async with AuditTrail(log, interval=NEVER, max_bytes=room_for(1), max_wait=NEVER) as trail:
+        await asyncio.wait_for(asyncio.gather(*(trail.put(entry(number)) for number in range(5))), 60)
+    assert log.ids == [0, 1, 2, 3, 4]
 
 
 async def test_an_entry_that_cannot_be_stored_is_reported_and_does_not_block_others(log: InMemoryAuditLog) -> None:
