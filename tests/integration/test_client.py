@@ -350,6 +350,39 @@ def test_a_forked_process_closes_its_copy_and_ends(address: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+EXITS = """
+import atexit, sys, threading
+
+@atexit.register  # runs after what is registered later
+def count() -> None:
+    print([thread.name for thread in threading.enumerate() if "integration_server" in thread.name])
+
+from integration_server.client import Integrations
+
+client = Integrations(sys.argv[1])
+client.account(user="ada", integration_id=1).credentials()
+assert [thread.name for thread in threading.enumerate() if "integration_server" in thread.name]
+raise ValueError("the traceback keeps the client")
+"""
+
+
+def test_no_thread_is_in_grpc_when_the_interpreter_ends(address: str) -> None:
+    """Such a thread can crash the process, after an error that would be the last thing in its log."""
+    command = [sys.executable, "-c", EXITS, address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert (done.returncode, done.stdout) == (1, "[]\n")
+    assert "ValueError: the traceback keeps the client" in done.stderr
+
+
+def test_a_closed_client_has_no_threads(servicer: FakeServicer, address: str) -> None:
+    before = set(threading.enumerate())
+    client = Integrations(address)
+    client.account(user="ada", integration_id=1).credentials()
+    assert [thread for thread in set(threading.enumerate()) - before if "integration_server" in thread.name]
+    client.close()
+    assert not [thread for thread in set(threading.enumerate()) - before if "integration_server" in thread.name]
+
+
 def test_first_reads_of_many_accounts_are_one_rpc(loop: Loop, servicer: FakeServicer, address: str) -> None:
     client = loop.client(address)
     accounts = [client.account(user="ada", integration_id=number) for number in (1, 2, 3, 2, 99)]
