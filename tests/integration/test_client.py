@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -728,3 +729,16 @@ def test_a_value_that_no_message_can_have_is_named(loop: Loop, address: str) -> 
             loop(use)
         assert [violation.field for violation in caught.value.fields] == [field]
         assert str(caught.value).startswith(f"{field} ")
+
+
+def test_the_documented_programs_run(servicer: FakeServicer, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs/client.md").read_text()
+    programs = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert len(programs) == 2
+    monkeypatch.setenv("INTEGRATIONS_ADDRESS", address)
+    names: dict[str, Any] = {}
+    for program in programs:
+        exec(program, names)  # noqa: S102 — of our documentation
+    names["integrations"].close()
+    assert names["credentials"].access_token == "secret-token-1-1"
+    assert servicer.calls["GetCredentials"] == 1  # the second program uses memory
