@@ -147,7 +147,7 @@ class _CallErrors:
         """Return the error of a call that has failed."""
         call: Any = error  # the errors of calls are calls as well
         converted = error_of_call(call.code(), call.details(), call.trailing_metadata() or ())
-        if isinstance(converted, Cancelled):
+        if isinstance(converted, Cancelled) and self._guard.is_closed:
             return self.cancelled()
         if isinstance(converted, DeadlineExceeded) and not converted.reason and self._seconds is not None:
             # gRPC's own message names neither the RPC nor the time.

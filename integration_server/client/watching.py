@@ -19,6 +19,9 @@ from integrations.v1.integration_service_pb2 import WatchCredentialsResponse
 logger = logging.getLogger("integration_server.client")
 
 
+_JOIN_TIMEOUT = 2.0  # seconds; a cancelled stream ends at once, but not the function of a user's token
+
+
 def restart_delay(stream: StreamState) -> float:
     """Return how many seconds a stream waits for further accounts before it restarts."""
     return 0.1 + len(stream.ids) / 1000
@@ -33,6 +36,7 @@ class _Run:
     """The running stream of a `StreamState`."""
 
     def __init__(self) -> None:
+        self.thread: threading.Thread | None = None
         self.call: ResponseStream[WatchCredentialsResponse] | None = None
         self.is_restarting = False
         self.timer: threading.Timer | None = None
@@ -57,7 +61,8 @@ class Watcher:
             if run is None:
                 run = self._runs[id(stream)] = _Run()
                 name = "integration_server.client credentials"
-                threading.Thread(target=self._run, args=(stream, run), name=name, daemon=True).start()
+                run.thread = threading.Thread(target=self._run, args=(stream, run), name=name, daemon=True)
+                run.thread.start()
             elif run.timer is None:
                 run.timer = threading.Timer(restart_delay(stream), self._restart, (stream, run))
                 run.timer.daemon = True
@@ -65,12 +70,23 @@ class Watcher:
 
     def end_with(self, owner: object) -> None:
         """End all streams when `owner` is gone, also if nobody closes it, and before the interpreter ends."""
-        weakref.finalize(owner, self.close)
+        weakref.finalize(owner, self._end)
 
     def close(self) -> None:
-        """End all streams. In a forked process there are none."""
+        """End all streams, and their threads. In a forked process there are none."""
+        for thread in self._cancel():
+            if thread is not threading.current_thread():
+                thread.join(_JOIN_TIMEOUT)
+
+    def _end(self) -> None:
+        if threading.main_thread().is_alive():
+            self._cancel()  # the garbage collector runs in any thread: what others wait for may be held here
+        else:
+            self.close()  # the interpreter ends, and a thread that is still in gRPC then can crash it
+
+    def _cancel(self) -> list[threading.Thread]:
         if self._store.use_guard.is_inherited:
-            return
+            return []
         with self._lock:
             self._closed.set()
             runs = list(self._runs.values())
@@ -79,6 +95,7 @@ class Watcher:
                 run.timer.cancel()
             if run.call is not None:
                 run.call.cancel()
+        return [run.thread for run in runs if run.thread is not None]
 
     def _restart(self, stream: StreamState, run: _Run) -> None:
         with self._lock:

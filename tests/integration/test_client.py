@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -348,6 +349,39 @@ def test_a_forked_process_closes_its_copy_and_ends(address: str) -> None:
     command = [sys.executable, "-c", FORKS, address]
     done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
     assert done.returncode == 0, done.stderr
+
+
+EXITS = """
+import atexit, sys, threading
+
+@atexit.register  # runs after what is registered later
+def count() -> None:
+    print([thread.name for thread in threading.enumerate() if "integration_server" in thread.name])
+
+from integration_server.client import Integrations
+
+client = Integrations(sys.argv[1])
+client.account(user="ada", integration_id=1).credentials()
+assert [thread.name for thread in threading.enumerate() if "integration_server" in thread.name]
+raise ValueError("the traceback keeps the client")
+"""
+
+
+def test_no_thread_is_in_grpc_when_the_interpreter_ends(address: str) -> None:
+    """Such a thread can crash the process, after an error that would be the last thing in its log."""
+    command = [sys.executable, "-c", EXITS, address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert (done.returncode, done.stdout) == (1, "[]\n")
+    assert "ValueError: the traceback keeps the client" in done.stderr
+
+
+def test_a_closed_client_has_no_threads(servicer: FakeServicer, address: str) -> None:
+    before = set(threading.enumerate())
+    client = Integrations(address)
+    client.account(user="ada", integration_id=1).credentials()
+    assert [thread for thread in set(threading.enumerate()) - before if "integration_server" in thread.name]
+    client.close()
+    assert not [thread for thread in set(threading.enumerate()) - before if "integration_server" in thread.name]
 
 
 def test_first_reads_of_many_accounts_are_one_rpc(loop: Loop, servicer: FakeServicer, address: str) -> None:
@@ -695,3 +729,16 @@ def test_a_value_that_no_message_can_have_is_named(loop: Loop, address: str) -> 
             loop(use)
         assert [violation.field for violation in caught.value.fields] == [field]
         assert str(caught.value).startswith(f"{field} ")
+
+
+def test_the_documented_programs_run(servicer: FakeServicer, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs/client.md").read_text()
+    programs = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert len(programs) == 2
+    monkeypatch.setenv("INTEGRATIONS_ADDRESS", address)
+    names: dict[str, Any] = {}
+    for program in programs:
+        exec(program, names)  # noqa: S102 — of our documentation
+    names["integrations"].close()
+    assert names["credentials"].access_token == "secret-token-1-1"
+    assert servicer.calls["GetCredentials"] == 1  # the second program uses memory
