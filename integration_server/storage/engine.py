@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from sqlalchemy import (
+    BindParameter,
     Connection,
     Executable,
     Row,
@@ -178,14 +179,18 @@ def _begin_immediate(connection: Connection) -> None:
 
 
 class DatabaseTime(FunctionElement[datetime]):
-    """The current time of the database plus `offset`; not the start of the transaction."""
+    """The current time of the database plus `offset`; not the start of the transaction.
+
+    `offset` may be a parameter, in seconds: NULL makes the time NULL.
+    """
 
     name = "database_time"
     type = UtcDateTime()
     inherit_cache = True
 
-    def __init__(self, offset: timedelta = timedelta(0)) -> None:
-        super().__init__(bindparam(None, offset.total_seconds(), unique=True))
+    def __init__(self, offset: timedelta | BindParameter[float] = timedelta(0)) -> None:
+        is_fixed = isinstance(offset, timedelta)
+        super().__init__(bindparam(None, offset.total_seconds(), unique=True) if is_fixed else offset)
 
 
 @compiles(DatabaseTime, "postgresql")

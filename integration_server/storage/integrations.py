@@ -3,10 +3,11 @@
 import asyncio
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, fields, replace
 from datetime import datetime, timedelta
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -14,6 +15,7 @@ import asyncpg
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    BindParameter,
     ColumnElement,
     FromClause,
     Integer,
@@ -33,7 +35,6 @@ from sqlalchemy import (
     table,
     update,
 )
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
@@ -56,7 +57,13 @@ from integration_server.service.integrations.ports import (
 )
 from integration_server.storage.async_engine import AsyncConnection
 from integration_server.storage.bounded_pages import is_last_page, page_of, page_parameters, row_bytes
-from integration_server.storage.driver_queries import DriverQuery, UtcDateTime, Values
+from integration_server.storage.driver_queries import (
+    ConstraintViolated,
+    DriverConnection,
+    DriverQuery,
+    UtcDateTime,
+    Values,
+)
 from integration_server.storage.engine import Database, from_row
 from integration_server.storage.list_parameters import is_one_of
 from integration_server.storage.revocations import add_claimed, require_valid_grant
@@ -82,6 +89,15 @@ _FIND = DriverQuery(
 
 
 _ROW_BYTES = row_bytes(_T)
+
+_FIND_ACCOUNT = DriverQuery(
+    select(*STORED_COLUMNS).where(
+        _T.user_id == bindparam("user_id"),
+        _T.client_key == bindparam("client_key"),
+        _T.account_id == bindparam("account_id"),
+        _T.connect_time.is_not(None),
+    )
+)
 
 
 def _list_query(*conditions: ColumnElement[bool]) -> DriverQuery:
@@ -181,16 +197,32 @@ _FENCE = ("integration_id", "user_id", "version", "settings_version")
 _CHECK_TIMES = _T.last_health_check, _T.check_due_time
 """All that a refresh neither sets nor has in its fence: what else it has read is in the row too when it commits."""
 
-_COMMIT_REFRESH = DriverQuery(
+
+def _new(names: Iterable[str]) -> dict[str, BindParameter[Any]]:
+    """Parameters for new values of columns, each with the prefix `new_`."""
+    return {name: bindparam(f"new_{name}", type_=_T[name].type) for name in names}
+
+
+_commit = (
     update(integrations)
     .where(*(_T[name] == bindparam(f"of_{name}") for name in _FENCE))
     .values(
-        **{one.name: bindparam(f"new_{one.name}", type_=_T[one.name].type) for one in fields(NewCredentials)},
+        **_new(one.name for one in fields(NewCredentials)),
         **_NO_REFRESH_FAILURE,
         update_time=bindparam("now", type_=UtcDateTime),
         version=_T.version + 1,
     )
-    .returning(*_CHECK_TIMES)
+)
+_COMMIT_REFRESH = DriverQuery(_commit.returning(*_CHECK_TIMES))
+_COMMIT_CONNECTION = DriverQuery(
+    _commit.values(_new((*_CONNECTION_COLUMNS, "check_due_time"))).returning(*PLAINTEXT_COLUMNS)
+)
+_DROP_PENDING = DriverQuery(
+    delete(integrations).where(
+        _T.integration_id == bindparam("of_integration"),
+        _T.user_id == bindparam("of_user"),
+        _T.connect_time.is_(None),
+    )
 )
 
 _RESUME = (
@@ -269,15 +301,9 @@ class SqlIntegrations:
         self, user_id: UserId, integration_type: str, account_id: str, oauth_client: str = ""
     ) -> StoredIntegration | None:
         """The user's connected integration with that account, of the client."""
-        row = await self._database.fetch_one(
-            select(integrations).where(
-                _T.user_id == user_id,
-                _T.client_key == client_key(integration_type, oauth_client),
-                _T.account_id == account_id,
-                _T.connect_time.is_not(None),
-            )
-        )
-        return None if row is None else stored_integration_of(row)
+        key = client_key(integration_type, oauth_client)
+        rows = await self._database.read(_FIND_ACCOUNT, user_id=user_id, client_key=key, account_id=account_id)
+        return stored_integration_at(rows[0]) if rows else None
 
     async def list(
         self,
@@ -357,14 +383,13 @@ class SqlIntegrations:
             "check_due_time": check_due_time,
             "connect_time": now,
         }
-        statement = insert(integrations).values(values).returning(*PLAINTEXT_COLUMNS)
-        row = None
+        added = None
         with _suppress_account_conflict():
-            async with self._database.write_transaction() as connection:
+            async with self._database.driver_transaction() as connection:
                 await require_valid_grant(connection, connected, credentials.token_fingerprint, proof)
                 await require_room_for_integration(connection, integration.user_id, self._quotas)
-                row = (await connection.execute(statement)).one_or_none()
-        return None if row is None else integration_of(row)
+                added = await insert_integration(connection, values)
+        return added
 
     async def commit_connection(
         self,
@@ -384,23 +409,22 @@ class SqlIntegrations:
         `RevocationInProgress`.
         """
         connected = integration.connected_to(account.account_id, account.account_label, now)
-        connect = replace_credentials(
-            integration,
-            {
-                **_new_credentials_values(integration, credentials, now),
-                **{name: getattr(connected, name) for name in _CONNECTION_COLUMNS},
-                "check_due_time": check_due_time,
-            },
-        )
-        row = None
-        with _suppress_account_conflict():
-            async with self._change_transaction(integration.integration_id) as connection:
-                await require_valid_grant(connection, connected, credentials.token_fingerprint, proof)
-                row = (await connection.execute(connect)).one_or_none()
-                if row is not None and superseded_id is not None:
-                    is_superseded = matches_integration(superseded_id, integration.user_id)
-                    await connection.execute(delete(integrations).where(*is_superseded, _T.connect_time.is_(None)))
-        return None if row is None else integration_of(row)
+        values = {
+            **_values_of(credentials),
+            **{name: getattr(connected, name) for name in _CONNECTION_COLUMNS},
+            "check_due_time": check_due_time,
+        }
+        rows: Sequence[Values] = ()
+        try:
+            with _suppress_account_conflict():
+                async with self._database.driver_transaction() as connection:
+                    await require_valid_grant(connection, connected, credentials.token_fingerprint, proof)
+                    rows = await connection.run(_COMMIT_CONNECTION, **_commit_parameters(integration, values, now))
+                    if rows and superseded_id is not None:
+                        await connection.run(_DROP_PENDING, of_integration=superseded_id, of_user=integration.user_id)
+        finally:
+            self._on_change(integration.integration_id)
+        return _integration_at(rows[0]) if rows else None
 
     async def commit_refresh(
         self, integration: Integration, credentials: NewCredentials, now: datetime
@@ -409,14 +433,9 @@ class SqlIntegrations:
 
         The commit voids a lease on that version.
         """
-        values = _values_of(credentials)
+        parameters = _commit_parameters(integration, _values_of(credentials), now)
         try:
-            rows = await self._database.run(
-                _COMMIT_REFRESH,
-                **{f"of_{name}": getattr(integration, name) for name in _FENCE},
-                **{f"new_{name}": value for name, value in values.items()},
-                now=now,
-            )
+            rows = await self._database.run(_COMMIT_REFRESH, **parameters)
         finally:
             self._on_change(integration.integration_id)
         if not rows:
@@ -604,14 +623,14 @@ def new_integration_values(integration: NewIntegration, now: datetime) -> dict[s
     }
 
 
-def _new_credentials_values(integration: Integration, credentials: NewCredentials, now: datetime) -> dict[str, Any]:
-    """The columns after the credentials were replaced."""
-    version = integration.version + 1
-    return {**_values_of(credentials), **_NO_REFRESH_FAILURE, "update_time": now, "version": version}
-
-
 def _values_of(credentials: NewCredentials) -> dict[str, Any]:
     return {one.name: getattr(credentials, one.name) for one in fields(credentials)}
+
+
+def _commit_parameters(integration: Integration, values: Mapping[str, Any], now: datetime) -> Mapping[str, Any]:
+    """The parameters of a commit of new values over an integration as it was read."""
+    fence = {f"of_{name}": getattr(integration, name) for name in _FENCE}
+    return {**fence, **{f"new_{name}": value for name, value in values.items()}, "now": now}
 
 
 def failure_values(failure: Failure) -> dict[str, Any]:
@@ -629,6 +648,19 @@ def _next_due_time(due_time: datetime | None, *, may_be_earlier: bool = True) ->
     new = bindparam(None, due_time, UtcDateTime)
     is_replaced = _T.refresh_due_time.is_not(None) if may_be_earlier else _T.refresh_due_time <= new
     return case((is_replaced, new), else_=_T.refresh_due_time)
+
+
+async def insert_integration(connection: DriverConnection, values: Mapping[str, Any]) -> Integration:
+    """Insert a row of these columns, and return the integration in it."""
+    parameters = {f"new_{name}": value for name, value in values.items()}
+    ((*row,),) = await connection.run(_insert_of(tuple(values)), **parameters)
+    return _integration_at(row)
+
+
+@lru_cache(maxsize=8)
+def _insert_of(names: tuple[str, ...]) -> DriverQuery:
+    """The insert of these columns. Cached, because building one takes milliseconds."""
+    return DriverQuery(insert(integrations).values(_new(names)).returning(*PLAINTEXT_COLUMNS))
 
 
 # --- statements --------------------------------------------------------------------------------------------------
@@ -671,8 +703,8 @@ def _suppress_account_conflict() -> Iterator[None]:
     """Suppress the error of a row that has the account of another row of the user."""
     try:
         yield
-    except IntegrityError as error:
+    except ConstraintViolated as error:
         # The only unique index on this column. SQLite names the columns, PostgreSQL the index, which contains their
         # names.
-        if "account_id" not in str(error.orig):
+        if "account_id" not in str(error.__cause__):
             raise

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Row, and_, delete, func, insert, literal_column, or_, select, update
+from sqlalchemy import Row, and_, bindparam, delete, func, insert, literal_column, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
@@ -17,6 +17,7 @@ from integration_server.domain.errors import CallerNotAllowed, OAuthClientInUse,
 from integration_server.domain.oauth_client import client_key
 from integration_server.service.oauth_clients.ports import SecretAlarm, SecretState, StoredOAuthClient
 from integration_server.storage.async_engine import AsyncConnection
+from integration_server.storage.driver_queries import DriverConnection, DriverQuery
 from integration_server.storage.engine import Database, DatabaseTime, from_row
 from integration_server.storage.tables import integrations, oauth_client_alarms, oauth_clients, revocations
 
@@ -24,6 +25,12 @@ _C = oauth_clients.c
 _A = oauth_client_alarms.c
 _I = integrations.c
 _R = revocations.c
+# SQLite serializes write transactions instead.
+_LOCK_CLIENT = DriverQuery(
+    select(_C.oauth_client_id)
+    .where(_C.integration_type == bindparam("of_type"), _C.name == bindparam("of_name"))
+    .with_for_update(read=True)
+)
 _UPSERTS: Mapping[str, Callable[..., Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
 
@@ -129,14 +136,9 @@ class SqlOAuthClients:
             )
 
 
-async def require_client(connection: AsyncConnection, integration_type: str, oauth_client: str) -> None:
+async def require_client(connection: DriverConnection, integration_type: str, oauth_client: str) -> None:
     """Keep a client until the end of the transaction. Raises `CallerNotAllowed` if it is gone, as if it never was."""
-    if not oauth_client:
-        return
-    is_client = _C.integration_type == integration_type, _C.name == oauth_client
-    # SQLite serializes write transactions instead.
-    lock = select(_C.oauth_client_id).where(*is_client).with_for_update(read=True)
-    if await connection.scalar(lock) is None:
+    if oauth_client and not await connection.run(_LOCK_CLIENT, of_type=integration_type, of_name=oauth_client):
         raise CallerNotAllowed
 
 

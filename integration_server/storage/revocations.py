@@ -9,11 +9,26 @@ the other.
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Row, Select, Table, and_, delete, exists, false, insert, or_, select, true, update
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    String,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    false,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from integration_server.domain.integration import Integration
+from integration_server.domain.oauth_client import client_key
 from integration_server.service.background.ports import Claim, JobKind
 from integration_server.service.connections.revocation_ports import (
     CallDecision,
@@ -24,7 +39,9 @@ from integration_server.service.connections.revocation_ports import (
     RevocationInProgress,
 )
 from integration_server.storage.async_engine import AsyncConnection
+from integration_server.storage.driver_queries import DriverConnection, DriverQuery
 from integration_server.storage.engine import Database, DatabaseTime, from_row
+from integration_server.storage.list_parameters import is_one_of
 from integration_server.storage.tables import integrations, locks, revocations
 
 _R = revocations.c
@@ -34,6 +51,35 @@ _T = integrations.c
 _RECORD_DURATION = timedelta(minutes=5)
 
 _LOCK = select(locks).where(locks.c.lock_name == "revocation")  # SQLite serializes write transactions instead
+_LOCK_SHARED = DriverQuery(_LOCK.with_for_update(read=True))
+
+_NOW = DriverQuery(select(DatabaseTime()))
+
+_is_called = or_(
+    _R.revoke_time > bindparam("proof_time"), and_(_R.due_time == _R.call_due_time, _R.due_time > DatabaseTime())
+)
+_is_ended_by = or_(is_one_of(_R.integration_type, "ended_by_types"), is_one_of(_R.client_key, "ended_by_clients"))
+_account = bindparam("of_account", type_=String)
+_MAY_HAVE_ENDED = DriverQuery(
+    select(
+        or_(
+            *(
+                exists().where(_is_called, may_have_ended)
+                for may_have_ended in (
+                    _R.token_fingerprint == bindparam("of_fingerprint"),
+                    and_(_is_ended_by, _R.account_id.is_(None)),
+                    and_(_is_ended_by, or_(_account.is_(None), _R.account_id == _account)),
+                    and_(
+                        _is_ended_by,
+                        _R.user_id == bindparam("of_user"),
+                        _R.integration_type != bindparam("of_type"),
+                    ),
+                )
+            )
+        )
+    )
+)
+"""Whether a revocation, in progress or completed after the proof, may have ended a grant."""
 
 
 class SqlRevocationOutbox:
@@ -85,7 +131,8 @@ class SqlRevocationOutbox:
 
     async def now(self) -> datetime:
         """The time of the database's clock."""
-        return await self._database.current_time()
+        ((now,),) = await self._database.read(_NOW)
+        return cast("datetime", now)
 
     async def remove(self, claim: Claim[Revocation]) -> None:
         """Remove a grant; does nothing if it is gone."""
@@ -113,7 +160,7 @@ def _ended_integrations(
     is_own = _T.user_id == grant.user_id
     # For each client apart, so that each condition has an index.
     for scope in ended:
-        is_ended = is_of(integrations, scope)
+        is_ended = _is_of(scope)
         if grant.account_id is None:
             yield is_ended
             continue
@@ -123,14 +170,14 @@ def _ended_integrations(
             yield and_(is_own, is_ended)
 
 
-def is_of(table: Table, scope: ClientScope) -> ColumnElement[bool]:
-    """The condition for the rows of a client."""
-    is_type: ColumnElement[bool] = table.c.integration_type == scope.integration_type
-    return is_type if scope.oauth_client is None else and_(is_type, table.c.oauth_client == scope.oauth_client)
+def _is_of(scope: ClientScope) -> ColumnElement[bool]:
+    """The condition for the integrations of a client."""
+    is_type = _T.integration_type == scope.integration_type
+    return is_type if scope.oauth_client is None else and_(is_type, _T.oauth_client == scope.oauth_client)
 
 
 async def require_valid_grant(
-    connection: AsyncConnection, integration: Integration, token_fingerprint: str | None, proof: GrantProof | None
+    connection: DriverConnection, integration: Integration, token_fingerprint: str | None, proof: GrantProof | None
 ) -> None:
     """Raise `RevocationInProgress` if a revocation may have ended the grant that this transaction stores.
 
@@ -138,16 +185,19 @@ async def require_valid_grant(
     """
     if proof is None:
         return
-    await connection.execute(_LOCK.with_for_update(read=True))
-    is_called = or_(_R.revoke_time > proof.time, and_(_R.due_time == _R.call_due_time, _R.due_time > DatabaseTime()))
-    is_ended_by = or_(false(), *(is_of(revocations, scope) for scope in proof.ended_by))
-    may_have_account = [
-        _R.account_id.is_(None),
-        true() if integration.account_id is None else _R.account_id == integration.account_id,
-        and_(_R.user_id == integration.user_id, _R.integration_type != integration.integration_type),
-    ]
-    conditions = [_R.token_fingerprint == token_fingerprint, *(and_(is_ended_by, one) for one in may_have_account)]
-    if await connection.scalar(select(or_(*(exists().where(is_called, one) for one in conditions)))):
+    await connection.run(_LOCK_SHARED)
+    clients = [(one.integration_type, one.oauth_client) for one in proof.ended_by]
+    ((may_have_ended,),) = await connection.run(
+        _MAY_HAVE_ENDED,
+        proof_time=proof.time,
+        of_fingerprint=token_fingerprint,
+        of_user=integration.user_id,
+        of_type=integration.integration_type,
+        of_account=integration.account_id,
+        ended_by_types=[integration_type for integration_type, name in clients if name is None],
+        ended_by_clients=[client_key(integration_type, name) for integration_type, name in clients if name is not None],
+    )
+    if may_have_ended:
         raise RevocationInProgress
 
 

@@ -14,7 +14,6 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from integration_server.domain.errors import QuotaExceeded
 from integration_server.domain.integration import UserId
-from integration_server.storage.async_engine import AsyncConnection
 from integration_server.storage.driver_queries import DriverConnection, DriverQuery
 from integration_server.storage.engine import Database
 from integration_server.storage.tables import integrations, user_usage, webhook_consumer_offsets, webhook_events
@@ -43,8 +42,10 @@ DEFAULT_USER_QUOTAS = UserQuotas()
 
 _BATCH_SIZE = 1000  # rows that one statement deletes
 
-_COUNT_INTEGRATIONS = select(func.count()).select_from(
-    select(literal(1)).where(_I.user_id == bindparam("user_id")).limit(bindparam("most")).subquery()
+_COUNT_INTEGRATIONS = DriverQuery(
+    select(func.count()).select_from(
+        select(literal(1)).where(_I.user_id == bindparam("user_id")).limit(bindparam("most")).subquery()
+    )
 )
 
 _acknowledged_by_all = (
@@ -85,20 +86,19 @@ async def remove_unused(database: Database) -> None:
         pass
 
 
-async def lock_user(connection: AsyncConnection, user_id: UserId) -> None:
+async def lock_user(connection: DriverConnection, user_id: UserId) -> None:
     """Lock the user's row until the end of the transaction, and create it if there is none."""
-    add = _ADD_WEBHOOK_BYTES[connection.dialect.name].statement
-    await connection.execute(add, {"user_id": user_id, "webhook_bytes": 0})
+    await _add_bytes(connection, user_id, 0)
 
 
-async def has_room_for_integration(connection: AsyncConnection, user_id: UserId, quotas: UserQuotas) -> bool:
+async def has_room_for_integration(connection: DriverConnection, user_id: UserId, quotas: UserQuotas) -> bool:
     """Lock the user and return whether another integration would not exceed the quota."""
     await lock_user(connection, user_id)
-    parameters = {"user_id": user_id, "most": quotas.integrations}
-    return (await connection.scalar(_COUNT_INTEGRATIONS, parameters) or 0) < quotas.integrations
+    ((count,),) = await connection.run(_COUNT_INTEGRATIONS, user_id=user_id, most=quotas.integrations)
+    return int(count) < quotas.integrations
 
 
-async def require_room_for_integration(connection: AsyncConnection, user_id: UserId, quotas: UserQuotas) -> None:
+async def require_room_for_integration(connection: DriverConnection, user_id: UserId, quotas: UserQuotas) -> None:
     """Lock the user and raise `QuotaExceeded` if another integration would exceed the quota."""
     if not await has_room_for_integration(connection, user_id, quotas):
         raise QuotaExceeded.of_user(

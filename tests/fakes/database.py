@@ -127,13 +127,15 @@ class _SynchronousDriver:
         try:
             return await self._connection.execute(query.statement, parameters)
         except IntegrityError as error:
-            raise ConstraintViolated from error
+            raise ConstraintViolated from error.orig
 
 
-def _format_time(clock: Clock, time_format: str, time: str, *modifiers: str) -> str:
+def _format_time(clock: Clock, time_format: str, time: str, *modifiers: str | None) -> str | None:
     """SQLite's `strftime` as `DatabaseTime` and the triggers call it, on the test's clock and to the microsecond."""
     assert (time_format, time) == ("%Y-%m-%d %H:%M:%f000", "now")
-    offset = sum(float(modifier.removesuffix(" seconds")) for modifier in modifiers)
+    if None in modifiers:
+        return None
+    offset = sum(float(modifier.removesuffix(" seconds")) for modifier in modifiers if modifier is not None)
     return (clock() + timedelta(seconds=offset)).strftime("%Y-%m-%d %H:%M:%S.%f")
 
 

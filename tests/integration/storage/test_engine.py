@@ -14,14 +14,14 @@ from pathlib import Path
 import asyncpg
 import pytest
 from sqlalchemy import event, func, select, text
-from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import greenlet_spawn
 
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.service.common_types import AssociatedData
 from integration_server.storage.async_engine import AsyncEngine
-from integration_server.storage.driver_queries import DriverQuery
+from integration_server.storage.driver_queries import ConstraintViolated, DriverQuery
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.key_encryption import KeyEncryptionKeys, LocalKey
@@ -105,7 +105,7 @@ class TestTransactions:
         integrations = SqlIntegrations(database)
         new = new_integration()
         await integrations.add_connected(new, account(None), new_credentials(), NOW)
-        with pytest.raises(IntegrityError):
+        with pytest.raises(ConstraintViolated):
             await integrations.add_connected(new, account(None), new_credentials(), NOW)
 
     async def test_errors_do_not_contain_the_values(self, database: Database) -> None:
@@ -116,7 +116,7 @@ class TestTransactions:
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     async def test_numbers_without_json_representation_are_rejected(self, database: Database, value: float) -> None:
-        with pytest.raises(StatementError):
+        with pytest.raises(ValueError, match="JSON"):
             await create_connected(SqlIntegrations(database), config={"value": value})
 
 
