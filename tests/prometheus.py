@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.dashboard_queries import dashboard_queries
+from benchmarks.dashboard_queries import DashboardQuery, dashboard_queries
 from tests.end_to_end.processes import free_port
 
 RULES = Path(__file__).parents[1] / "deploy" / "prometheus"
@@ -20,20 +20,20 @@ SKIP_REASON = "prometheus is not installed; on Debian: apt-get install prometheu
 DIVISOR = 30
 """As deploy/prometheus/alerts.yaml says: a window of five minutes becomes ten seconds, with ten scrapes."""
 
-PANELS_WITH_DEFAULT: Mapping[str, Sequence[str]] = {
-    "AuthenticationFails": ["Calls refused unverified"],
-    "CallersRefused": ["Calls over the quota of their caller"],
-    "CertificateEnds": ["Certificates: time left", "Certificates: part of the validity left"],
-    "ClientSecretRefused": ["Refused client secrets, mass refusals"],
-    "MassInvalidGrants": ["Refused client secrets, mass refusals"],
-    "ProcessDown": ["Processes down", "Alerts that fire"],
-    "ProviderRateLimits": ["Calls refused by the rate limit"],
-    "ProviderUnavailable": ["Requests that fail, by type"],
-    "RefreshesFail": ["Refreshes that fail, by type"],
-    "WebhooksUnrouted": ["Webhooks of no integration"],
+EVENTS_WITH_DEFAULT: Mapping[str, Sequence[str]] = {
+    "AuthenticationFails": ["authentication_refusals_total"],
+    "CallersRefused": ['reason="QUOTA_EXCEEDED"'],
+    "CertificateEnds": ["certificate_remaining_seconds"],
+    "ClientSecretRefused": ["client_secret_refusals_total"],
+    "MassInvalidGrants": ["mass_invalid_grants_total"],
+    "ProcessDown": ["process_up", "ALERTS"],
+    "ProviderRateLimits": ["rate_limit_refusals_total"],
+    "ProviderUnavailable": ['class=~"5xx|no_response"'],
+    "RefreshesFail": ['outcome!="success"'],
+    "WebhooksUnrouted": ["webhooks_unrouted_total"],
 }
-"""Alerts, and panels that show the same event. They have a default for its absence (`or vector(0)`), and so always have
-data; without it, a query of each has data when the alert fires."""
+"""Alerts, and what the queries of panels select that show the same event. These have a default for its absence
+(`or vector(0)`), and so always have data; without it, they have data when the alert fires."""
 
 _DEADLINE = 120.0  # seconds; a busy machine scrapes late
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -43,6 +43,16 @@ def find_programs() -> Sequence[str] | None:
     """The paths of prometheus and promtool, if both are installed."""
     found = [shutil.which(name) for name in ("prometheus", "promtool")]
     return None if None in found else [path for path in found if path]
+
+
+def queries_with_default(alert: str) -> Sequence[DashboardQuery]:
+    """The queries of the dashboards that have a default, and show the event of the alert."""
+    return [
+        query
+        for query in dashboard_queries()
+        if query.without_default != query
+        and any(selected in query.without_default.expression for selected in EVENTS_WITH_DEFAULT.get(alert, ()))
+    ]
 
 
 def divided(rules: str, divisor: int = DIVISOR) -> str:
@@ -72,20 +82,13 @@ class Prometheus:
 
     async def wait_until_shown(self, alerts: Iterable[str]) -> None:
         """Wait until the panels show the event of alerts that fire. Raises `AssertionError` with those that do not."""
-        panels = {panel for alert in alerts for panel in PANELS_WITH_DEFAULT.get(alert, ())}
-        cores = [query.without_default for query in dashboard_queries() if query.panel in panels]
-        with_data: set[str] = set()
+        missing = [query.without_default for alert in alerts for query in queries_with_default(alert)]
         try:
             async with asyncio.timeout(_DEADLINE):
-                while True:
-                    for query in cores:
-                        if await self.query(query.expression):
-                            with_data.add(query.panel)
-                    if with_data >= panels:
-                        return
+                while missing := [query for query in missing if not await self.query(query.expression)]:  # noqa: ASYNC110
                     await asyncio.sleep(0.2)
         except TimeoutError:
-            raise AssertionError(f"without data: {sorted(panels - with_data)}") from None
+            raise AssertionError(f"without data: {missing}") from None
 
     async def rules(self) -> Sequence[Mapping[str, Any]]:
         """All rules, with their health."""
