@@ -1,6 +1,7 @@
 """The client against a servicer on loopback: credentials in memory, streams, tokens, errors. Both clients run each."""
 
 import asyncio
+import copy
 import inspect
 import os
 import pickle
@@ -302,8 +303,13 @@ def test_nothing_prints_a_secret(loop: Loop, servicer: FakeServicer, address: st
     ):
         for text in (repr(value), str(value), f"{value}"):
             assert "secret-token" not in text
-    with pytest.raises(TypeError, match="pickled"):
-        pickle.dumps(credentials)
+    for refuses in (credentials, client, account, account.httpx()):
+        with pytest.raises(TypeError, match="pickled"):
+            pickle.dumps(refuses)
+    for copy_of in (copy.copy, copy.deepcopy):
+        assert copy_of(credentials) is credentials
+        with pytest.raises(TypeError, match="a client cannot be copied"):
+            copy_of(client)
     assert "secret-token" in credentials.access_token  # negative control: it is there
 
 
