@@ -289,7 +289,7 @@ class Integrations:
         `on_gap` is called after events were lost because the cursor has expired, for the caller to list the
         integrations; without it `CursorExpired` is raised.
         """
-        store = MemoryCursorStore() if cursor_store is None else cursor_store
+        store: CursorStore = MemoryCursorStore() if cursor_store is None else cursor_store
         cursor, failures, has_gap = store.load(), 0, False
         while True:
             try:

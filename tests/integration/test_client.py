@@ -646,6 +646,38 @@ def test_an_iterator_that_is_abandoned_after_its_client_is_silent(
     assert servicer.acknowledged in ([], [1])  # [1] on a machine that took a second
 
 
+class AsyncStore:
+    """A cursor store over the network."""
+
+    def __init__(self) -> None:
+        self.cursors = ["first"]
+
+    async def load(self) -> str:
+        """The last cursor."""
+        await asyncio.sleep(0)
+        return self.cursors[-1]
+
+    async def save(self, cursor: str) -> None:
+        """Keep the cursor."""
+        await asyncio.sleep(0)
+        self.cursors.append(cursor)
+
+
+async def test_a_cursor_store_may_be_async(servicer: FakeServicer, address: str) -> None:
+    store = AsyncStore()
+    async with AsyncIntegrations(address) as client:
+        events = client.events(cursor_store=store)
+        await anext(events)
+        following = asyncio.ensure_future(anext(events))
+        async with asyncio.timeout(30):
+            while store.cursors[-1] != "next":  # noqa: ASYNC110  # bounded
+                await asyncio.sleep(0.01)
+        following.cancel()
+        await asyncio.wait([following])
+    assert store.cursors == ["first", "next"]
+    assert servicer.event_requests[0].cursor == "first"
+
+
 class FullDisk(MemoryCursorStore):
     """A cursor store that cannot save."""
 
