@@ -33,6 +33,7 @@ _REPLACEMENTS = (
     (r"\bAsync(?=[A-Z])", ""),
     # Statements
     (r"\basync (?=def|for|with)", ""),
+    (r"\bawait settled\(((?:[^()]|\([^()]*\))*)\)", r"\1"),
     (r"\bawait ", ""),
     (r"\ba(?=(?:iter|next|close)\()", ""),
     (r"\b__a(?=(?:enter|exit|iter)__)", "__"),
@@ -47,8 +48,8 @@ def blocking(source: str) -> str:
     """Return the blocking form of a module for asyncio, formatted."""
     for pattern, replacement in _REPLACEMENTS:
         source = re.sub(pattern, replacement, source)
-    # UP028, C416: `yield from` and `list()`, which asyncio does not have.
-    for command in (["check", "--select", "I,UP028,C416", "--fix", "--unsafe-fixes"], ["format"]):
+    # F401: imports for asyncio. UP028, C416: `yield from` and `list()`, which asyncio does not have.
+    for command in (["check", "--select", "F401,I,UP028,C416", "--fix", "--unsafe-fixes"], ["format"]):
         source = subprocess.run(
             [str(Path(sys.executable).with_name("ruff")), *command, "--quiet", "--stdin-filename", str(TARGET), "-"],
             input=source,

@@ -11,6 +11,7 @@ from integration_server.client.errors import IntegrationsError
 from integration_server.client.hooks import CallHook, OpenTelemetryHook
 from integration_server.client.values import (
     ApiResponse,
+    AsyncCursorStore,
     CallbackResult,
     CursorStore,
     FileCursorStore,
@@ -25,6 +26,7 @@ __all__ = [
     "AsyncAccount",
     "AsyncConnection",
     "AsyncCredentialSource",
+    "AsyncCursorStore",
     "AsyncIntegrations",
     "AsyncStreamedResponse",
     "CallHook",

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaita
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import NoReturn, Self, TypeVar
 
 from integration_server.client import operations, rpcs
 from integration_server.client.adapters.account_adapters import AsyncAccountAdapters
@@ -34,12 +34,13 @@ from integration_server.client.store import CredentialStore, Entry, Key
 from integration_server.client.transport import AsyncCaller, AsyncResponseStream, AsyncTransport, Timeout
 from integration_server.client.values import (
     ApiResponse,
+    AsyncCursorStore,
     Attempt,
     CallbackResult,
-    CursorStore,
     MemoryCursorStore,
     WebhookEvent,
     WebhookSecret,
+    settled,
 )
 from integration_server.client.watching import AsyncWatcher
 from integrations.v1 import integration_service_pb2 as pb
@@ -142,6 +143,12 @@ class AsyncIntegrations:
     async def __aexit__(self, *_: object) -> None:
         """Close the client."""
         await self.aclose()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Refuse: a copy would share the channel, and a pickle hold the token."""
+        raise TypeError(
+            "a client cannot be copied or pickled: pass the user and the type, and create one where it is used"
+        )
 
     # --- Accounts ---------------------------------------------------------------------------------------------------
 
@@ -272,7 +279,7 @@ class AsyncIntegrations:
         *,
         user: str = "",
         type: str = "",  # noqa: A002
-        cursor_store: CursorStore | None = None,
+        cursor_store: AsyncCursorStore | None = None,
         on_gap: Callable[[], Awaitable[None]] | None = None,
     ) -> AsyncGenerator[IntegrationEvent, None]:
         """Iterate over events without end: of one user or of all, of one type or of all. Reconnects by itself.
@@ -281,8 +288,8 @@ class AsyncIntegrations:
         `on_gap` is called after events were lost because the cursor has expired, for the caller to list the
         integrations; without it `CursorExpired` is raised.
         """
-        store = MemoryCursorStore() if cursor_store is None else cursor_store
-        cursor, failures, has_gap = store.load(), 0, False
+        store: AsyncCursorStore = MemoryCursorStore() if cursor_store is None else cursor_store
+        cursor, failures, has_gap = await settled(store.load()), 0, False
         while True:
             try:
                 stream = await self._caller.stream(
@@ -298,14 +305,14 @@ class AsyncIntegrations:
                         if response.HasField("event"):
                             yield response.event
                         cursor = response.cursor
-                        store.save(cursor)
+                        await settled(store.save(cursor))
                 finally:
                     stream.cancel()  # also if nobody asks for the next event, or the store fails
             except CursorExpired:
                 if on_gap is None or has_gap:
                     raise
                 cursor, has_gap = "", True
-                store.save("")
+                await settled(store.save(""))
             except (Unavailable, ResourceExhausted, DeadlineExceeded) as error:
                 failures += 1
                 delay = random.uniform(0.1, min(0.5 * 2.0 ** min(failures, 8), _MAX_BACKOFF))  # noqa: S311 - jitter  # nosec B311

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import NoReturn, Self, TypeVar
 
 from integration_server.client import operations, rpcs
 from integration_server.client.adapters.account_adapters import AccountAdapters
@@ -144,6 +144,12 @@ class Integrations:
     def __exit__(self, *_: object) -> None:
         """Close the client."""
         self.close()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Refuse: a copy would share the channel, and a pickle hold the token."""
+        raise TypeError(
+            "a client cannot be copied or pickled: pass the user and the type, and create one where it is used"
+        )
 
     # --- Accounts ---------------------------------------------------------------------------------------------------
 
@@ -283,7 +289,7 @@ class Integrations:
         `on_gap` is called after events were lost because the cursor has expired, for the caller to list the
         integrations; without it `CursorExpired` is raised.
         """
-        store = MemoryCursorStore() if cursor_store is None else cursor_store
+        store: CursorStore = MemoryCursorStore() if cursor_store is None else cursor_store
         cursor, failures, has_gap = store.load(), 0, False
         while True:
             try:

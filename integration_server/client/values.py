@@ -1,12 +1,15 @@
 """Values that the client returns, where those of the contract would print secrets or users' data."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from inspect import isawaitable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from uuid import uuid4
+
+ValueT = TypeVar("ValueT")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +102,23 @@ class CursorStore(Protocol):
     def save(self, cursor: str) -> None:
         """Store the cursor, in place of the previous one."""
         ...
+
+
+class AsyncCursorStore(Protocol):
+    """Keeps the cursor of an event stream of `AsyncIntegrations`. Either method may be async, or both."""
+
+    def load(self) -> str | Awaitable[str]:
+        """Return the cursor; empty the first time."""
+        ...
+
+    def save(self, cursor: str) -> Awaitable[None] | None:
+        """Store the cursor, in place of the previous one."""
+        ...
+
+
+async def settled(value: ValueT | Awaitable[ValueT]) -> ValueT:
+    """Return a value, or what it is awaited for."""
+    return await value if isawaitable(value) else value
 
 
 class MemoryCursorStore:

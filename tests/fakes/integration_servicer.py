@@ -47,6 +47,7 @@ class FakeServicer(IntegrationServiceServicer):
         self.webhook_events = 0
         self.acknowledged: list[int] = []
         self.event_streams: list[threading.Event] = []
+        self.event_requests: list[pb.WatchIntegrationsRequest] = []
 
     def credentials(self, number: int) -> credentials_pb2.Credentials:
         """The credentials of an integration."""
@@ -161,6 +162,7 @@ class FakeServicer(IntegrationServiceServicer):
         self._count("WatchIntegrations", context)
         ended = threading.Event()
         self.event_streams.append(ended)
+        self.event_requests.append(request)
         context.add_callback(ended.set)
         yield pb.WatchIntegrationsResponse(event=event_pb2.IntegrationEvent(integration_id=1), cursor="next")
         ended.wait(60)

@@ -1,6 +1,7 @@
 """The client against a servicer on loopback: credentials in memory, streams, tokens, errors. Both clients run each."""
 
 import asyncio
+import copy
 import inspect
 import os
 import pickle
@@ -302,8 +303,13 @@ def test_nothing_prints_a_secret(loop: Loop, servicer: FakeServicer, address: st
     ):
         for text in (repr(value), str(value), f"{value}"):
             assert "secret-token" not in text
-    with pytest.raises(TypeError, match="pickled"):
-        pickle.dumps(credentials)
+    for refuses in (credentials, client, account, account.httpx()):
+        with pytest.raises(TypeError, match="pickled"):
+            pickle.dumps(refuses)
+    for copy_of in (copy.copy, copy.deepcopy):
+        assert copy_of(credentials) is credentials
+        with pytest.raises(TypeError, match="a client cannot be copied"):
+            copy_of(client)
     assert "secret-token" in credentials.access_token  # negative control: it is there
 
 
@@ -638,6 +644,38 @@ def test_an_iterator_that_is_abandoned_after_its_client_is_silent(
     loop(client.close if isinstance(client, Integrations) else client.aclose)
     loop(end, events)
     assert servicer.acknowledged in ([], [1])  # [1] on a machine that took a second
+
+
+class AsyncStore:
+    """A cursor store over the network."""
+
+    def __init__(self) -> None:
+        self.cursors = ["first"]
+
+    async def load(self) -> str:
+        """The last cursor."""
+        await asyncio.sleep(0)
+        return self.cursors[-1]
+
+    async def save(self, cursor: str) -> None:
+        """Keep the cursor."""
+        await asyncio.sleep(0)
+        self.cursors.append(cursor)
+
+
+async def test_a_cursor_store_may_be_async(servicer: FakeServicer, address: str) -> None:
+    store = AsyncStore()
+    async with AsyncIntegrations(address) as client:
+        events = client.events(cursor_store=store)
+        await anext(events)
+        following = asyncio.ensure_future(anext(events))
+        async with asyncio.timeout(30):
+            while store.cursors[-1] != "next":  # noqa: ASYNC110  # bounded
+                await asyncio.sleep(0.01)
+        following.cancel()
+        await asyncio.wait([following])
+    assert store.cursors == ["first", "next"]
+    assert servicer.event_requests[0].cursor == "first"
 
 
 class FullDisk(MemoryCursorStore):
