@@ -18,7 +18,7 @@ from integration_server.hot_reload import InvalidFile
 from integration_server.lifecycle import AddressTaken, protect_memory, raise_fd_limit
 from integration_server.logs import configure_logging
 from integration_server.providers.factory import ProvidersError
-from integration_server.settings import Settings, SettingsError, read_environment
+from integration_server.settings import Settings, SettingsError, name_files, read_environment
 from integration_server.storage.data_keys import describe_data_keys
 from integration_server.storage.engine import open_database
 from integration_server.storage.key_encryption import KEY_BYTES, KeyringError
@@ -62,7 +62,8 @@ def report_errors(function: Callable[P, None], *, exit_code: int = 1) -> Callabl
         except ProvidersError as error:
             end("Invalid providers:", *error.problems)
         except InvalidFile as error:
-            end("Invalid files of authentication and authorization:", *error.problems)
+            problems = name_files(error.problems, read_environment(Path.cwd()))
+            end("Invalid files of authentication and authorization:", *problems)
         except BrokenPipeError:
             raise  # the reader of the output has ended, as `head` does: typer ends quietly
         except OSError as error:
