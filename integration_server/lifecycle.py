@@ -81,8 +81,9 @@ class AddressTaken(Exception):
 
     def __init__(self, setting: str, address: object, error: OSError, remedy: str = "") -> None:
         # Without the address, which asyncio repeats there.
-        cause = os.strerror(error.errno) if error.errno in errno.errorcode else str(error.strerror).partition(" (")[0]
-        remedies = [_LISTEN_REMEDIES.get(error.errno or 0, "correct the address"), *filter(None, [remedy])]
+        number = error.errno or 0
+        cause = os.strerror(number) if number in errno.errorcode else str(error.strerror).partition(" (")[0]
+        remedies = [_LISTEN_REMEDIES.get(number, "correct the address"), *filter(None, [remedy])]
         super().__init__(f"{setting}: cannot listen on {address}: {cause.lower()}; {', or '.join(remedies)}")
 
 
