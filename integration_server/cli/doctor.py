@@ -19,7 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from integration_server.cli.operations import expiry_warnings
+from integration_server.cli.shared import DEVELOPMENT_KEY_FILE, development_key
 from integration_server.cli.tables import print_table
+from integration_server.command_errors import CommandFailed
 from integration_server.domain.errors import StoreUnavailable, UnknownIntegrationType
 from integration_server.hot_reload import InvalidFile
 from integration_server.pem_validation import pair_problems, validity_period
@@ -121,7 +123,7 @@ async def _caught(
     except (SettingsError, ProvidersError, InvalidFile) as error:
         for problem in name_files(error.problems, environment):
             yield Status.FAILED, problem
-    except (KeyringError, SchemaError, OSError) as error:
+    except (CommandFailed, KeyringError, SchemaError, OSError) as error:
         yield Status.FAILED, str(error)
 
 
@@ -169,8 +171,10 @@ async def _schema(settings: Settings, _environment: Mapping[str, str]) -> AsyncI
 
 async def _keys(settings: Settings, _environment: Mapping[str, str]) -> AsyncIterator[tuple[Status, str]]:
     if settings.encryption_key is None and settings.kms_key_id is None:
-        yield Status.SKIPPED, "in dev mode a key is generated in ./data at the first start"
-        return
+        if not DEVELOPMENT_KEY_FILE.exists():
+            yield Status.SKIPPED, "in dev mode a key is generated in ./data at the first start"
+            return
+        settings = settings.model_copy(update={"encryption_key": development_key(DEVELOPMENT_KEY_FILE)})
     keys = await open_key_encryptions(settings)
     if not _has_database(settings):
         yield Status.OK, "valid; there is no database yet whose data keys it would unwrap"

@@ -33,6 +33,9 @@ from integration_server.wiring.system import utc_now
 
 P = ParamSpec("P")
 
+DEVELOPMENT_KEY_FILE = Path("data/encryption.key")
+"""The key of dev mode, unless one is set."""
+
 
 def command(function: Callable[P, Coroutine[Any, Any, None]], *, exit_code: int = 1) -> Callable[P, None]:
     """Make a command of an async function, which runs on uvloop. `exit_code` is that of errors of the operator."""
@@ -153,11 +156,11 @@ async def prepare_database(settings: Settings) -> Settings:
     async with open_database(settings.database_url) as database:
         await check_schema(database)
     if settings.dev_mode and settings.encryption_key is None and settings.kms_key_id is None:
-        settings = settings.model_copy(update={"encryption_key": _development_key(Path("data/encryption.key"))})
+        settings = settings.model_copy(update={"encryption_key": development_key(DEVELOPMENT_KEY_FILE)})
     return settings
 
 
-def _development_key(path: Path) -> bytes:
+def development_key(path: Path) -> bytes:
     """The key of this working copy, generated if there is none. Concurrent processes all get the same key."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists():
