@@ -36,8 +36,8 @@ def main() -> None:
 def program_name(argv: Sequence[str]) -> str:
     """The name in the texts of help: as the program was started.
 
-    Shells complete by the name of a command: their scripts are those of `integration-server`, whatever printed them. They
-    pass what to complete in a variable that is named after the program, and no name has a space.
+    Shells complete by the name of a command: their scripts are those of `integration-server`, whatever printed them.
+    They pass what to complete in a variable that is named after the program, and no name has a space.
     """
     is_module = Path(argv[0]).name == "__main__.py" and not any("-completion" in argument for argument in argv)
     return "python -m integration_server" if is_module else "integration-server"
