@@ -24,6 +24,8 @@ def _load_commands() -> Callable[[], None]:
             from integration_server.cli import serving  # noqa: PLC0415 - while the libraries are hidden
 
         return serving.main
+    # Read by gRPC's C core when it is imported. By default it prints failed handshakes, which the error says anyway.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from integration_server.cli import program  # noqa: PLC0415 - the server's dependencies may be missing
 
     return program.main

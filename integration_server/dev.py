@@ -147,7 +147,7 @@ async def running_with_sandbox(
         try:
             sandbox_url = await stack.enter_async_context(run_sandbox(sandbox, *sandbox_address))
         except OSError as error:
-            raise AddressTaken(f"cannot listen on {sandbox_address} (SANDBOX_ADDRESS): {error.strerror}") from error
+            raise AddressTaken("SANDBOX_ADDRESS", sandbox_address, error) from error
         extra_providers = [partial(register, base_url=sandbox_url) for register in simulated.values()]
         server = running_server(settings, environment, extra_providers=extra_providers, clock=clock, on_call=on_call)
         addresses = await stack.enter_async_context(server)

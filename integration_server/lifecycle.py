@@ -2,10 +2,12 @@
 
 import asyncio
 import ctypes
+import errno
 import gc
 import os
 import resource
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -72,7 +74,40 @@ def freeze_gc() -> None:
 
 
 class AddressTaken(Exception):
-    """The server cannot listen on its address."""
+    """The server cannot listen on an address. The message is SETTING: cause; remedy.
+
+    `remedy` is a further one, besides that of the cause.
+    """
+
+    def __init__(self, setting: str, address: object, error: OSError, remedy: str = "") -> None:
+        # Without the address, which asyncio repeats there.
+        number = error.errno or 0
+        cause = os.strerror(number) if number in errno.errorcode else str(error.strerror).partition(" (")[0]
+        remedies = [_LISTEN_REMEDIES.get(number, "correct the address"), *filter(None, [remedy])]
+        super().__init__(f"{setting}: cannot listen on {address}: {cause.lower()}; {', or '.join(remedies)}")
+
+
+_LISTEN_REMEDIES = {
+    errno.EADDRINUSE: "stop the program that listens there, or choose another port",
+    errno.EADDRNOTAVAIL: "use an address of this machine",
+    errno.EACCES: "choose a port from 1024 on",
+    socket.EAI_NONAME: "correct the host name, or check DNS",
+    socket.EAI_AGAIN: "correct the host name, or check DNS",
+}
+
+
+def _try_to_bind(address: str) -> None:
+    """Raise `OSError` if gRPC could not listen on the address: it prints the reason itself, and does not return it.
+
+    With SO_REUSEPORT, because a claim of the workers' port may be bound (wiring/workers.py).
+    """
+    host, _, port = address.rpartition(":")
+    found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for family, kind, number, _, target in found:
+        with socket.socket(family, kind, number) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind(target)
 
 
 @asynccontextmanager
@@ -91,13 +126,16 @@ async def serving(
     calls that last until the server stops. It is called when clients have been told to connect elsewhere.
     """
     try:
+        _try_to_bind(address)
         if local_target is not None:
             server.add_insecure_port(local_target)
         port = (
             server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
         )
-    except RuntimeError as error:
-        raise AddressTaken(f"cannot listen on {address} (GRPC_ADDRESS): is another server running there?") from error
+    except OSError as error:
+        raise AddressTaken("GRPC_ADDRESS", address, error) from error
+    except RuntimeError as error:  # what has been free just now
+        raise AddressTaken("GRPC_ADDRESS", address, OSError(errno.EADDRINUSE, "")) from error
     await server.start()
     watch = asyncio.create_task(_end_with(server), name="watch server")
     try:

@@ -25,7 +25,7 @@ def certificate_problems(path: Path, content: bytes) -> Sequence[str]:
     try:
         _certificates(content)
     except ValueError:
-        return [f"{path}: is not a certificate in PEM"]
+        return [f"{path}: is not a certificate in PEM; correct the path, or replace the file"]
     return []
 
 
@@ -35,9 +35,10 @@ def pair_problems(certificate_path: Path, certificate: bytes, key_path: Path, ke
     try:
         public = load_pem_private_key(key, password=None).public_key()
     except (ValueError, TypeError):
-        return [*problems, f"{key_path}: is not a private key in PEM without a password"]
+        remedy = "correct the path, or remove the password: openssl pkey"
+        return [*problems, f"{key_path}: is not a private key in PEM without a password; {remedy}"]
     if not problems and _certificates(certificate)[0].public_key() != public:
-        return [f"{key_path}: is not the key of {certificate_path}"]
+        return [f"{key_path}: is not the key of {certificate_path}; replace both by a pair"]
     return problems
 
 

@@ -47,11 +47,15 @@ class Address(NamedTuple):
 
 def parse_address(text: str) -> Address:
     """Parse HOST:PORT, with an IPv6 host in brackets. Raises `ValueError`."""
-    parts = urlsplit(f"//{text}")
+    try:
+        parts = urlsplit(f"//{text}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
     # A URL's user, path or query would be dropped, and another address than the written one be used.
-    if not parts.hostname or parts.port is None or not text.isprintable() or set(text) & set("@/?#\\ "):
-        raise ValueError("must be HOST:PORT, such as 127.0.0.1:50051")
-    return Address(parts.hostname, parts.port)
+    if not host or port is None or not text.isprintable() or set(text) & set("@/?#\\ "):
+        raise ValueError("must be HOST:PORT, such as 127.0.0.1:50051 or [::1]:50051, with a port up to 65535")
+    return Address(host, port)
 
 
 def is_url(text: str) -> bool:

@@ -7,7 +7,7 @@ Types and bounds are checked field by field; conditions over several settings ar
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -93,11 +93,21 @@ def read_env_file(directory: Path, *, interpolate: bool = True) -> Mapping[str, 
         return {}
     except UnicodeDecodeError as error:
         raise SettingsError([f"{path}: is not text in UTF-8 (byte {error.start}); save it in UTF-8"]) from None
-    broken = [binding.original.line for binding in parse_stream(StringIO(content)) if binding.error]
+    originals = [binding.original for binding in parse_stream(StringIO(content)) if binding.error]
+    # The text of an assignment begins with the empty lines before it.
+    broken = [each.line + len(each.string) - len(each.string.lstrip("\n")) for each in originals]
     if broken:
         remedy = "write NAME=value, with closed quotation marks, or # before a comment"
         raise SettingsError([f"{path}: line {line} is not an assignment; {remedy}" for line in broken])
     return dotenv_values(stream=StringIO(content), interpolate=interpolate)
+
+
+def name_files(problems: Sequence[str], environment: Mapping[str, str]) -> Sequence[str]:
+    """The problems of files, which begin with the path, with the setting before it that names the file."""
+    aliases = {field.alias for field in Settings.model_fields.values()}
+    settings = {f"{Path(value)}: ": name for name, value in environment.items() if value and name in aliases}
+    paths = [next((path for path in settings if problem.startswith(path)), "") for problem in problems]
+    return [f"{settings[path]}: {text}" if path else text for path, text in zip(paths, problems, strict=True)]
 
 
 def _is_jwks_location(location: str | None, dev_mode: bool) -> bool:

@@ -59,7 +59,11 @@ def check_chart(values: Mapping[str, Any], chart: Path = CHART) -> Iterator[str]
     yield from (f"helm lint: {error}" for error in report["errors"] if not found)
     if report["errors"]:
         return
-    manifests = render(values, chart)
+    try:
+        manifests = render(values, chart)
+    except helm_python.HelmError as error:  # `fail` in a template, which the linter ignores
+        yield f"helm template: {error}"
+        return
     for manifest in manifests:
         yield from _validate(manifest)
     yield from check_settings(manifests)
@@ -99,7 +103,8 @@ def check_settings(manifests: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     (pod,) = (item["spec"]["template"]["spec"] for item in manifests if item["kind"] == "StatefulSet")
     texts = {item["metadata"]["name"]: item["data"] for item in manifests if item["kind"] == "ConfigMap"}
     (container,) = pod["containers"]
-    variables = {entry["name"]: entry["value"] for entry in container["env"]}
+    # A variable from a Secret of its own has the value that the server's Secret would give it.
+    variables = {entry["name"]: entry.get("value", _SECRET.get(entry["name"], "")) for entry in container["env"]}
     if len(variables) != len(container["env"]):
         yield "a variable of the container is set twice"
     known = {field.alias for field in Settings.model_fields.values()}
@@ -129,9 +134,12 @@ def _mount(
         volume = volumes.get(mount["name"], {})
         mounted[mount["mountPath"]] = target = folder / str(number)
         target.mkdir()
-        files = texts[volume["configMap"]["name"]] if "configMap" in volume else {}
-        if "secret" in volume:
+        files = texts.get(volume.get("configMap", {}).get("name", ""))
+        if volume.get("name") in {"tls", "client-ca"}:
             files = dict.fromkeys(("tls.crt", "tls.key", "ca.crt"), "")
+        elif files is None:  # of others: it has the files that the settings name
+            named = [entry.get("value", "") for entry in container["env"]]
+            files = {Path(path).name: "" for path in named if path.startswith(f"{mount['mountPath']}/")}
         for name, text in files.items():
             (target / name).write_text(text)
     return mounted

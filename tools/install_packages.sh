@@ -13,9 +13,9 @@ trap 'rm -f "$failed"' EXIT
     "$python" -m pip install --disable-pip-version-check --no-input --no-deps --progress-bar off \
         --require-hashes --requirement "$lock" "$@" 2>&1 || echo $? >"$failed"
 } | awk -v total="$total" '
-    /^(Collecting|Processing|Requirement already satisfied:)/ {
+    /^(Collecting|Processing|Requirement already satisfied:|Ignoring)/ {
         ++count
-        if ($1 == "Requirement") next
+        if ($1 == "Requirement" || $1 == "Ignoring") next  # installed already, or for other platforms
         name = $2; sub(/.*\//, "", name)
         printf "  [%d/%d] %s\n", count, total, name
     }

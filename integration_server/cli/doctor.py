@@ -19,15 +19,17 @@ from rich.table import Table
 from rich.text import Text
 
 from integration_server.cli.operations import expiry_warnings
+from integration_server.cli.shared import DEVELOPMENT_KEY_FILE, development_key
 from integration_server.cli.tables import print_table
+from integration_server.command_errors import CommandFailed
 from integration_server.domain.errors import StoreUnavailable, UnknownIntegrationType
 from integration_server.hot_reload import InvalidFile
-from integration_server.pem_validation import validity_period
+from integration_server.pem_validation import pair_problems, validity_period
 from integration_server.providers.factory import ProvidersError
 from integration_server.providers.http import ProviderHttp
 from integration_server.rpc.authentication import IdentityKind
 from integration_server.rpc.policy import read_policy
-from integration_server.settings import Settings, SettingsError, read_environment
+from integration_server.settings import Settings, SettingsError, name_files, read_environment
 from integration_server.storage.data_keys import describe_data_keys
 from integration_server.storage.engine import open_database
 from integration_server.storage.key_encryption import KeyringError
@@ -99,6 +101,11 @@ async def _run_checks() -> Sequence[Finding]:
         findings += [Finding("settings", Status.WARNING, name) for name in misspelled_names()]
         return [*findings, Finding("others", Status.SKIPPED, "they need settings that are valid")]
     findings = [Finding("settings", Status.OK, "valid")]
+    if settings.refresh_lease <= settings.provider_timeout:
+        problem = (
+            "REFRESH_LEASE_SECONDS: is not longer than PROVIDER_TIMEOUT_SECONDS; another server may refresh meanwhile"
+        )
+        findings = [Finding("settings", Status.WARNING, problem)]
     for name, check in CHECKS.items():
         findings += [Finding(name, status, detail) async for status, detail in _caught(check, settings, environment)]
     return findings
@@ -114,9 +121,9 @@ async def _caught(
     except StoreUnavailable as error:
         yield Status.FAILED, explain_outage(error, settings.database_url)
     except (SettingsError, ProvidersError, InvalidFile) as error:
-        for problem in error.problems:
+        for problem in name_files(error.problems, environment):
             yield Status.FAILED, problem
-    except (KeyringError, SchemaError, OSError) as error:
+    except (CommandFailed, KeyringError, SchemaError, OSError) as error:
         yield Status.FAILED, str(error)
 
 
@@ -164,8 +171,10 @@ async def _schema(settings: Settings, _environment: Mapping[str, str]) -> AsyncI
 
 async def _keys(settings: Settings, _environment: Mapping[str, str]) -> AsyncIterator[tuple[Status, str]]:
     if settings.encryption_key is None and settings.kms_key_id is None:
-        yield Status.SKIPPED, "in dev mode a key is generated in ./data at the first start"
-        return
+        if not DEVELOPMENT_KEY_FILE.exists():
+            yield Status.SKIPPED, "in dev mode a key is generated in ./data at the first start"
+            return
+        settings = settings.model_copy(update={"encryption_key": development_key(DEVELOPMENT_KEY_FILE)})
     keys = await open_key_encryptions(settings)
     if not _has_database(settings):
         yield Status.OK, "valid; there is no database yet whose data keys it would unwrap"
@@ -197,7 +206,7 @@ async def _callback_urls(settings: Settings, _environment: Mapping[str, str]) ->
         yield Status.WARNING, "ALLOWED_RETURN_URLS is not set: users stay on a page of the sidecar after connecting"
 
 
-async def _certificates(settings: Settings, _environment: Mapping[str, str]) -> AsyncIterator[tuple[Status, str]]:
+async def _certificates(settings: Settings, environment: Mapping[str, str]) -> AsyncIterator[tuple[Status, str]]:
     files = {
         "TLS_CERT_FILE": settings.tls_cert_file,
         "TLS_CLIENT_CA_FILE": settings.tls_client_ca_file,
@@ -212,9 +221,17 @@ async def _certificates(settings: Settings, _environment: Mapping[str, str]) -> 
         try:
             begin, end = validity_period(await asyncio.to_thread(path.read_bytes))
         except ValueError:
-            yield Status.FAILED, f"{setting}: {path} is not a certificate in PEM"
+            yield Status.FAILED, f"{setting}: {path}: is not a certificate in PEM"
             continue
         yield _validity(setting, begin, end, utc_now())
+    for certificate, key in (
+        (settings.tls_cert_file, settings.tls_key_file),
+        (settings.sidecar_tls_cert_file, settings.sidecar_tls_key_file),
+    ):
+        if certificate is not None and key is not None:
+            problems = pair_problems(certificate, certificate.read_bytes(), key, key.read_bytes())
+            for problem in name_files(problems, environment):
+                yield Status.FAILED, problem
 
 
 def _validity(setting: str, begin: datetime, end: datetime, now: datetime) -> tuple[Status, str]:

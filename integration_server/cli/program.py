@@ -1,6 +1,8 @@
 """The command line: `python -m integration_server --help` lists the commands."""
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,7 +30,17 @@ def _main_options(
 
 def main() -> None:
     """Run the command in the process's arguments."""
-    run_program(new_program(), sys.argv[1:], "python -m integration_server")
+    run_program(new_program(), sys.argv[1:], program_name(sys.argv))
+
+
+def program_name(argv: Sequence[str]) -> str:
+    """The name in the texts of help: as the program was started.
+
+    Shells complete by the name of a command: their scripts are those of `integration-server`, whatever printed them.
+    They pass what to complete in a variable that is named after the program, and no name has a space.
+    """
+    is_module = Path(argv[0]).name == "__main__.py" and not any("-completion" in argument for argument in argv)
+    return "python -m integration_server" if is_module else "integration-server"
 
 
 def new_program() -> typer.Typer:

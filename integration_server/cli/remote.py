@@ -32,6 +32,8 @@ NOT_AVAILABLE = 3
 _DEFAULT_ADDRESS = "127.0.0.1:50051"
 """Where a server listens by default; that of `make run`."""
 
+_REMEDY = "--address or INTEGRATIONS_ADDRESS names another, --tls and --no-tls the protocol"
+
 _OPTIONS: Mapping[str, tuple[Any, str, str]] = {
     "address": (str | None, "INTEGRATIONS_ADDRESS", f"The server's address; without both, {_DEFAULT_ADDRESS}."),
     "token_file": (Path | None, "INTEGRATIONS_TOKEN_FILE", "A file with the caller's token (JWT)."),
@@ -57,16 +59,18 @@ def remote_command(
     def run_command(*args: P.args, **kwargs: P.kwargs) -> None:
         given = {name: kwargs.pop(name, None) for name in _OPTIONS}
         _make_output_safe()
+        environment = connection_environment(os.environ, given)
         try:
             # Without `watch`: the commands use no credentials.
-            environment = connection_environment(os.environ, given)
             with Integrations.from_env(environment, hooks=hooks, watch=False) as client:
                 function(client, *args, **kwargs)
         except ConfigurationError as error:
             fail(escape(str(error)), exit_code=WRONG_USE)
         except IntegrationsError as error:
+            away = exit_code_of(error) == NOT_AVAILABLE and not error.reason  # the server itself gives a reason
+            hint = f"; is the server running at {environment['INTEGRATIONS_ADDRESS']}? {_REMEDY}" if away else ""
             raise CommandFailed(
-                escape(describe(error)),
+                escape(describe(error) + hint),
                 exit_code=exit_code_of(error),
                 status=error.code.name,
                 reason=error.reason,

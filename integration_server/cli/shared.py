@@ -18,7 +18,7 @@ from integration_server.hot_reload import InvalidFile
 from integration_server.lifecycle import AddressTaken, protect_memory, raise_fd_limit
 from integration_server.logs import configure_logging
 from integration_server.providers.factory import ProvidersError
-from integration_server.settings import Settings, SettingsError, read_environment
+from integration_server.settings import Settings, SettingsError, name_files, read_environment
 from integration_server.storage.data_keys import describe_data_keys
 from integration_server.storage.engine import open_database
 from integration_server.storage.key_encryption import KEY_BYTES, KeyringError
@@ -32,6 +32,9 @@ from integration_server.wiring.storage import Storage, open_storage
 from integration_server.wiring.system import utc_now
 
 P = ParamSpec("P")
+
+DEVELOPMENT_KEY_FILE = Path("data/encryption.key")
+"""The key of dev mode, unless one is set."""
 
 
 def command(function: Callable[P, Coroutine[Any, Any, None]], *, exit_code: int = 1) -> Callable[P, None]:
@@ -62,7 +65,8 @@ def report_errors(function: Callable[P, None], *, exit_code: int = 1) -> Callabl
         except ProvidersError as error:
             end("Invalid providers:", *error.problems)
         except InvalidFile as error:
-            end("Invalid files of authentication and authorization:", *error.problems)
+            problems = name_files(error.problems, read_environment(Path.cwd()))
+            end("Invalid files of authentication and authorization:", *problems)
         except BrokenPipeError:
             raise  # the reader of the output has ended, as `head` does: typer ends quietly
         except OSError as error:
@@ -152,11 +156,11 @@ async def prepare_database(settings: Settings) -> Settings:
     async with open_database(settings.database_url) as database:
         await check_schema(database)
     if settings.dev_mode and settings.encryption_key is None and settings.kms_key_id is None:
-        settings = settings.model_copy(update={"encryption_key": _development_key(Path("data/encryption.key"))})
+        settings = settings.model_copy(update={"encryption_key": development_key(DEVELOPMENT_KEY_FILE)})
     return settings
 
 
-def _development_key(path: Path) -> bytes:
+def development_key(path: Path) -> bytes:
     """The key of this working copy, generated if there is none. Concurrent processes all get the same key."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists():

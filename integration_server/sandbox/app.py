@@ -25,7 +25,8 @@ _EVENTS = "/calendar/v3/calendars/{calendar_id}/events"
 
 def create_app(sandbox: Sandbox) -> Starlette:
     """The app over the state in `sandbox`."""
-    authorization = AuthorizationEndpoint(sandbox, ConsentPages())
+    pages = ConsentPages()
+    authorization = AuthorizationEndpoint(sandbox, pages)
     tokens = TokenEndpoints(sandbox)
     resources = Resources(sandbox)
     calendar = SimulatedCalendarApi(sandbox)
@@ -47,8 +48,13 @@ def create_app(sandbox: Sandbox) -> Starlette:
         sandbox.behaviour = replace(sandbox.behaviour, faults=faults)
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
+    async def show_index(_request: Request) -> Response:
+        """The page at the address that `make run` prints."""
+        return pages.render("index.html", HTTPStatus.OK, accounts=sandbox.accounts.values())
+
     return Starlette(
         routes=[
+            Route("/", show_index),
             Route("/faults", set_faults, methods=["PUT"]),
             route("GET", "/oauth/authorize", "authorize", authorization.respond),
             route("POST", "/oauth/authorize", "decide", authorization.respond),

@@ -78,13 +78,19 @@ async def _open(key_id: str) -> AwsKmsKey:
     try:
         client = await asyncio.to_thread(_client, _region(key_id))  # reads files, which takes 0.1 s
     except NoRegionError:
-        raise KeyringError(f"key {key_id} has no region: give its ARN, or set AWS_REGION") from None
+        raise _unusable(key_id, "has no region; give its ARN, or set AWS_REGION") from None
     except (BotoCoreError, ValueError) as error:
-        raise KeyringError(f"key {key_id} of AWS KMS cannot be used: {type(error).__name__}") from error
+        raise _unusable(
+            key_id, f"cannot be used: {type(error).__name__}; correct the key's id and AWS_REGION"
+        ) from error
     described = (await _call(client.describe_key, key_id))["KeyMetadata"]
     if described.get("KeySpec", "SYMMETRIC_DEFAULT") != "SYMMETRIC_DEFAULT":
-        raise KeyringError(f"key {key_id} of AWS KMS is not a symmetric key for encryption")
+        raise _unusable(key_id, "is not a symmetric key for encryption; name one that is")
     return AwsKmsKey(client, described["Arn"])
+
+
+def _unusable(key_id: str, problem: str) -> KeyringError:
+    return KeyringError(f"KMS_KEY_ID: key {key_id} of AWS KMS {problem}")
 
 
 def _client(region: str | None) -> BaseClient:
@@ -107,10 +113,16 @@ async def _call(operation: Callable[..., Any], key_id: str, **parameters: object
         if code in _UNWRAP_ERROR_CODES:
             raise UnwrapError from None
         if code in _CONFIGURATION_ERROR_CODES:
-            raise KeyringError(f"key {key_id} of AWS KMS cannot be used: {code}") from error
-        raise StoreUnavailable(f"AWS KMS is unavailable: {code}") from error
+            raise _unusable(
+                key_id, f"cannot be used: {code}; correct the id, or what the key's policy permits"
+            ) from error
+        raise StoreUnavailable(
+            f"KMS_KEY_ID: AWS KMS is unavailable: {code}; check its status, and try again"
+        ) from error
     except NoCredentialsError:
-        raise KeyringError(f"key {key_id} of AWS KMS cannot be used: no AWS credentials are found") from None
+        raise _unusable(key_id, "cannot be used: no AWS credentials are found; set AWS_PROFILE or the role") from None
     except BotoCoreError as error:
-        raise StoreUnavailable(f"AWS KMS is unavailable: {type(error).__name__}") from error
+        raise StoreUnavailable(
+            f"KMS_KEY_ID: AWS KMS is unavailable: {type(error).__name__}; check network, proxy and AWS_REGION"
+        ) from error
     return response

@@ -518,7 +518,8 @@ def _is_connection_error(error: BaseException) -> bool:
     if isinstance(error, (OSError, PoolTimeoutError)):  # TimeoutError is an OSError
         return True
     if isinstance(error, DBAPIError):
-        return error.connection_invalidated or _is_unavailable(error.orig)
+        is_misconfigured = isinstance(getattr(error.orig, "__cause__", None), asyncpg.ClientConfigurationError)
+        return error.connection_invalidated or is_misconfigured or _is_unavailable(error.orig)
     if isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, sqlite3.Error)):  # of the driver itself
         # Those of arguments are ValueErrors too.
         is_lost = isinstance(error, asyncpg.InterfaceError) and not isinstance(error, ValueError)

@@ -9,6 +9,7 @@ import socket
 import sqlite3
 import ssl
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import parse_qs
 
 import asyncpg
@@ -61,6 +62,7 @@ _SQLITE_CODES = {
         "check the disk, and that it is not a network file system",
     ),
 }
+_TLS_FILES = frozenset({"sslrootcert", "sslcert", "sslkey", "sslcrl"})
 _ERRNO_IN_TEXT = re.compile(r"\[Errno (\d+)\]")  # of the errors that asyncio joins into one, for several addresses
 
 
@@ -72,6 +74,8 @@ def explain_outage(error: BaseException, database_url: str) -> str:
     if isinstance(error, StoreUnavailable) and str(error) != StoreUnavailable.message:
         return str(error)
     location = parse_database_url(database_url)
+    if isinstance(location, PostgresLocation) and (problem := _tls_file_problem(location)) is not None:
+        return f"DATABASE_URL: {problem}"
     explain = _explain_sqlite if isinstance(location, SqliteLocation) else _explain_postgres
     for cause in _causes(error):
         if (explained := explain(cause)) is not None:
@@ -92,24 +96,56 @@ def _names(location: SqliteLocation | PostgresLocation) -> dict[str, str]:
     }
 
 
+def _tls_file_problem(location: PostgresLocation) -> str | None:
+    """The first TLS file of the URL that cannot be used. The driver's error does not say which, if it says anything."""
+    files = {name: values[0] for name, values in parse_qs(location.parameters).items() if name in _TLS_FILES}
+    for name, path in files.items():
+        try:
+            Path(path).read_bytes()
+        except OSError as error:
+            return f"cannot read {path}: {(error.strerror or '').lower()}; correct {name}"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for name in ("sslrootcert", "sslcrl"):
+        try:
+            context.load_verify_locations(files.get(name))
+        except ssl.SSLError:
+            return f"{files[name]} has no certificate in PEM; correct {name}"
+        except TypeError:  # there is none
+            continue
+    try:
+        if "sslcert" in files:
+            context.load_cert_chain(files["sslcert"], files.get("sslkey"), password="")  # do not ask for one
+    except ssl.SSLError:
+        return "the pair of sslcert and sslkey is no certificate and its key, in PEM without a password; correct both"
+    return None
+
+
 def _host_parameter(location: PostgresLocation) -> str:
     return parse_qs(location.parameters).get("host", [""])[0]
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The errors that led to one, the innermost first: the driver's, then those that wrap it."""
+    """The errors that led to one, the innermost first: the driver's, then those that wrap it.
+
+    Before all of them comes what the driver says of the URL's parameters: it wraps a missing file.
+    """
     chain: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in chain:
         chain.append(current)
         current = getattr(current, "orig", None) or current.__cause__ or current.__context__
-    return reversed(chain)
+    chain.reverse()
+    return iter(sorted(chain, key=lambda each: not isinstance(each, asyncpg.ClientConfigurationError)))
 
 
 def _explain_postgres(error: BaseException) -> tuple[str, str] | None:
     if isinstance(error, asyncpg.PostgresError):
         state = error.sqlstate or ""
         return next(((cause, remedy) for prefix, cause, remedy in _SQLSTATES if state.startswith(prefix)), None)
+    if isinstance(error, asyncpg.ClientConfigurationError):  # of the parameters; it quotes no password
+        return "the connection cannot be made: " + _escaped(
+            str(error).partition("\n")[0]
+        ), "correct the URL's parameters"
     if isinstance(error, socket.gaierror):
         return "unknown host: {server}", "correct the host name, or check DNS"
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -121,6 +157,11 @@ def _explain_postgres(error: BaseException) -> tuple[str, str] | None:
         other = _ERRNOS[errno.ECONNRESET] if isinstance(error, ConnectionError) else _timeout(error)
         return next((_ERRNOS[number] for number in numbers if number in _ERRNOS), other)
     return _timeout(error)
+
+
+def _escaped(text: str) -> str:
+    """The text with braces that `format_map` prints as they are."""
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 def _timeout(error: BaseException) -> tuple[str, str] | None:

@@ -5,9 +5,11 @@ pool; reads use autocommit, which saves the two round trips of a transaction. On
 """
 
 import asyncio
+import errno
 import json
 import os
 import sqlite3
+import stat
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -33,7 +35,13 @@ ReadJson = Callable[[str], Any]
 
 DEFAULT_DATABASE_URL = "sqlite:///./data/integrations.db"
 
-_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+_PARAMETER_CHOICES = {
+    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "sslnegotiation": ("postgres", "direct"),
+    "target_session_attrs": ("any", "primary", "standby", "read-write", "read-only", "prefer-standby"),
+}
+
+_MAX_PORT = 65_535
 
 _POSTGRES_PARAMETERS = frozenset(
     {
@@ -93,12 +101,15 @@ def _sqlite_location(url: URL) -> SqliteLocation:
 
 
 def _postgres_location(url: URL) -> PostgresLocation:
-    if "@" in (url.host or ""):
-        raise ValueError("has more than one @: percent-encode the one in the password as %40")
+    if "@" in f"{url.host}{url.database}":
+        raise ValueError("has more than one @: percent-encode those in the password as %40, and a / as %2F")
+    if url.port is not None and not 0 < url.port <= _MAX_PORT:
+        raise ValueError(f"has an impossible port: expected 1 to {_MAX_PORT}")
     if not url.query.keys() <= _POSTGRES_PARAMETERS:
         raise ValueError(f"has an unknown parameter: expected {', '.join(sorted(_POSTGRES_PARAMETERS))}")
-    if url.query.get("sslmode", "prefer") not in _SSL_MODES:
-        raise ValueError(f"has an unknown sslmode: expected {', '.join(_SSL_MODES)}")
+    for parameter, choices in _PARAMETER_CHOICES.items():
+        if url.query.get(parameter, choices[0]) not in choices:
+            raise ValueError(f"has an unknown {parameter}: expected {', '.join(choices)}")
     return PostgresLocation(
         url=url.set(drivername="postgresql+asyncpg", query={}), parameters=urlencode(url.query, doseq=True)
     )
@@ -319,11 +330,16 @@ class RollingBackConnection(sqlite3.Connection):
 
 
 def _make_private_file(path: Path, *_connect_arguments: object) -> None:
+    """Make the file unless it exists. Raises `OSError` if it is unusable: SQLite's own error does not say why."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Only a new file: closing one that is open elsewhere in this process drops the process's locks on it
     # (sqlite.org/howtocorrupt.html §2.2), and the next process that exits would remove the WAL.
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))  # SQLite gives the WAL the same mode
+    if stat.S_ISDIR(path.stat().st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def _configure_sqlite(connection: AsyncAdapt_aiosqlite_connection, _record: object) -> None:

@@ -66,9 +66,9 @@ async def running_metrics_listener(
         try:
             url = await stack.enter_async_context(serve(address.port))
         except OSError as error:
-            problem = f"cannot listen on {address} (METRICS_ADDRESS): {error.strerror}; an empty value switches it off"
             if not may_move:
-                raise AddressTaken(problem) from error
+                off = "set an empty value, which switches it off"
+                raise AddressTaken("METRICS_ADDRESS", address, error, off) from error
             structlog.get_logger(__name__).warning("metrics_address_taken", address=str(address))
             url = await stack.enter_async_context(serve(0))
         yield f"{url}{PATH}"

@@ -106,7 +106,7 @@ async def running_sidecar(
             )
             url = await stack.enter_async_context(sidecar)
         except OSError as error:
-            raise AddressTaken(f"cannot listen on {listen} (SIDECAR_ADDRESS): {error.strerror}") from error
+            raise AddressTaken("SIDECAR_ADDRESS", listen, error) from error
         await stack.enter_async_context(periodic_job(client.poll, _POLL_INTERVAL))
         yield url
 

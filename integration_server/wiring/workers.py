@@ -143,9 +143,7 @@ def claimed_port(address: Address, workers: int) -> Iterator[PortClaim]:
         try:
             sockets, port = _bind(address, stack)
         except OSError as error:
-            raise AddressTaken(
-                f"cannot listen on {address} (GRPC_ADDRESS): {error.strerror}; is another server running there?"
-            ) from error
+            raise AddressTaken("GRPC_ADDRESS", address, error) from error
         for claimed in sockets:
             claimed.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         hosts = [_without_mapping(ip_address(claimed.getsockname()[0])) for claimed in sockets]

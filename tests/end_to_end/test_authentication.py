@@ -389,6 +389,7 @@ async def test_a_start_with_invalid_files_reports_all_problems(sqlite_url: str, 
     credential_issuer.put("users.json", json.dumps({"keys": [{"kty": "oct", "k": "c2VjcmV0"}]}).encode())
     finished = await run(tmp_path, environment, "serve")
     assert finished.code == 1
+    assert "USER_JWT_JWKS: " in finished.err
     assert "users.json: has no public key for signatures" in finished.err
 
 

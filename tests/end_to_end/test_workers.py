@@ -104,7 +104,7 @@ async def test_a_port_in_use_and_an_invalid_number_of_workers_are_reported_once(
         taken = str(claim.address)
         async with grpc_listener(taken):
             for changes, named in (
-                ({"GRPC_ADDRESS": taken}, f"{taken} (GRPC_ADDRESS)"),
+                ({"GRPC_ADDRESS": taken}, f"GRPC_ADDRESS: cannot listen on {taken}: address already in use; stop"),
                 ({"WORKERS": "0"}, "WORKERS: "),
                 ({"WORKERS": "abc"}, "WORKERS: "),
                 ({"DATABASE_URL": f"sqlite:///{tmp_path / 'none' / 'x.db'}", "DEV_MODE": "false"}, "migrate"),

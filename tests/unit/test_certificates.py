@@ -70,14 +70,22 @@ def interrupted_after(times: int) -> Callable[[Path, bytes], None]:
     return replace_some
 
 
+NO_KEY = (
+    "a-key.pem: is not a private key in PEM without a password; correct the path, or remove the password: openssl pkey"
+)
+NO_CERTIFICATE = "a.pem: is not a certificate in PEM; correct the path, or replace the file"
+
+
 def test_a_mismatched_pair_is_reported_with_its_paths() -> None:
     one, other = Authority().issue(SERVER), Authority().issue(SERVER)
-    assert pair_problems(CERTIFICATE, one.certificate, KEY, other.key) == ["a-key.pem: is not the key of a.pem"]
-    assert pair_problems(CERTIFICATE, one.key, KEY, one.certificate) == [
-        "a.pem: is not a certificate in PEM",
-        "a-key.pem: is not a private key in PEM without a password",
+    assert pair_problems(CERTIFICATE, one.certificate, KEY, other.key) == [
+        "a-key.pem: is not the key of a.pem; replace both by a pair"
     ]
-    assert certificate_problems(CERTIFICATE, b"") == ["a.pem: is not a certificate in PEM"]
+    assert pair_problems(CERTIFICATE, one.key, KEY, one.certificate) == [
+        NO_CERTIFICATE,
+        NO_KEY,
+    ]
+    assert certificate_problems(CERTIFICATE, b"") == [NO_CERTIFICATE]
 
 
 def test_server_and_sidecar_reject_invalid_files_at_the_start(tmp_path: Path) -> None:
@@ -86,7 +94,10 @@ def test_server_and_sidecar_reject_invalid_files_at_the_start(tmp_path: Path) ->
     certificate.write_bytes(pair.certificate)
     key.write_bytes(Authority().issue(SERVER).key)
     authority.write_bytes(b"no")
-    problems = {f"{key}: is not the key of {certificate}", f"{authority}: is not a certificate in PEM"}
+    problems = {
+        f"{key}: is not the key of {certificate}; replace both by a pair",
+        NO_CERTIFICATE.replace("a.pem", str(authority)),
+    }
     with pytest.raises(InvalidFile) as server:
         ReloadingServerCredentials(certificate, key, authority)
     assert set(server.value.problems) == problems

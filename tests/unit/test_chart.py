@@ -72,7 +72,13 @@ def test_each_values_file_passes(name: str) -> None:
         (with_settings(DEV_MODE=True), "DEV_MODE"),
         (with_settings(DATABASE_URL="postgresql://u:p@h/d"), "DATABASE_URL"),
         (with_settings(SLACK_CLIENT_SECRET="s"), "SLACK_CLIENT_SECRET"),
+        # What contradicts another value.
+        (with_settings(DRAIN_SECONDS=60), "terminationGracePeriodSeconds: must be at least 100"),
+        (with_settings(SHUTDOWN_GRACE_SECONDS="300"), "terminationGracePeriodSeconds: must be at least 325"),
+        (changed(autoscaling={"enabled": True, "minReplicas": 3, "maxReplicas": 2}), "autoscaling.maxReplicas"),
+        (changed(listenHost="::"), "/listenHost"),
         # What only the schemas of Kubernetes know.
+        (changed(extraVolumes=[{"name": "ca", "configmap": {"name": "ca"}}]), "'configmap' was unexpected"),
         (changed(affinity={"nodeAfinity": {}}), "'nodeAfinity' was unexpected"),
         (changed(tolerations=[{"key": 1}]), "tolerations.0.key"),
         (changed(tls={**MINIMAL["tls"], "clientCaSecretName": "ca", "certManager": {"enabled": True}}), "issuerRef"),
@@ -129,6 +135,37 @@ def test_the_migration_gets_the_database_and_no_key() -> None:
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert [entry["name"] for entry in container["env"]] == ["DATABASE_URL"]
     assert "envFrom" not in container
+
+
+def test_the_database_may_have_a_secret_of_its_own() -> None:
+    """As operators of databases make it. Both containers read it there, and the server before its other Secret."""
+    values = changed(databaseUrl={"secretName": "database-app", "key": "uri"})
+    assert list(check_chart(values)) == []
+    pods = [item["spec"]["template"]["spec"] for item in render(values) if item["kind"] in {"StatefulSet", "Job"}]
+    assert len(pods) == 2
+    for pod in pods:
+        (entry,) = (one for one in pod["containers"][0]["env"] if one["name"] == "DATABASE_URL")
+        assert entry["valueFrom"] == {"secretKeyRef": {"name": "database-app", "key": "uri"}}
+
+
+def test_servers_and_the_migration_mount_further_volumes() -> None:
+    volume = {"name": "ca", "configMap": {"name": "database-ca"}}
+    mount = {"name": "ca", "mountPath": "/etc/database-ca", "readOnly": True}
+    settings = {**MINIMAL["settings"], "OPENBAO_CA_FILE": "/etc/database-ca/ca.pem"}
+    values = changed(extraVolumes=[volume], extraVolumeMounts=[mount], settings=settings)
+    assert list(check_chart(values)) == []
+    pods = [item["spec"]["template"]["spec"] for item in render(values) if item["kind"] in {"StatefulSet", "Job"}]
+    assert len(pods) == 2
+    for pod in pods:
+        assert volume in pod["volumes"]
+        assert mount in pod["containers"][0]["volumeMounts"]
+    not_mounted = changed(settings=settings)
+    assert "OPENBAO_CA_FILE" in "\n".join(check_chart(not_mounted))
+
+
+def test_a_stop_has_the_time_that_its_settings_need() -> None:
+    values = {**with_settings(DRAIN_SECONDS=60), "terminationGracePeriodSeconds": 100}
+    assert list(check_chart(values)) == []
 
 
 def test_a_port_without_peers_is_closed() -> None:

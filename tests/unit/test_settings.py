@@ -13,7 +13,7 @@ import pytest
 
 from integration_server.entropy import is_weak_key
 from integration_server.setting_types import Address, parse_address
-from integration_server.settings import RULES, SERVER_RULES, Rule, Settings, SettingsError, read_environment
+from integration_server.settings import RULES, SERVER_RULES, Rule, Settings, SettingsError, name_files, read_environment
 from integration_server.sidecar_settings import SidecarSettings
 
 KEY = "+/Pz3dP6tdBUG8YwuTlWg4Zk1TjaGYX0N+CbVF0/j1s="  # with both characters in which the two alphabets differ
@@ -683,6 +683,80 @@ def test_environment_variables_override_the_file(tmp_path: Path, monkeypatch: py
     environment = read_environment(tmp_path)
     assert (environment["LOG_LEVEL"], environment["PUBLIC_URL"]) == ("WARNING", "https://file.example")
     assert "BARE" not in environment
+
+
+def test_white_space_around_a_value_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACME_CLIENT_SECRET", "from a file\n")
+    (tmp_path / ".env").write_text("ACME_CLIENT_ID=' id\t'\n")
+    environment = read_environment(tmp_path)
+    assert (environment["ACME_CLIENT_ID"], environment["ACME_CLIENT_SECRET"]) == ("id", "from a file")
+
+
+@pytest.mark.parametrize(
+    ("content", "reported"),
+    [
+        (b"LOG_LEVEL=INFO\nthese are three words\n", "line 2 is not an assignment"),
+        (b"LOG_LEVEL=INFO\n\nDATABASE_URL='sqlite:///x.db\n", "line 3 is not an assignment"),
+        (b"=value\n", "line 1 is not an assignment"),
+        ("LOG_LEVEL=INFO # ä\n".encode("latin-1"), "is not text in UTF-8 (byte 17)"),
+        ("LOG_LEVEL=INFO\n".encode("utf-16"), "is not text in UTF-8 (byte 0)"),
+        (None, "is a directory"),
+    ],
+    ids=["words", "open-quote", "no-name", "latin-1", "utf-16", "directory"],
+)
+def test_a_file_that_cannot_be_read_is_refused(content: bytes | None, reported: str, tmp_path: Path) -> None:
+    """Otherwise the server starts without what the file sets."""
+    path = tmp_path / ".env"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(SettingsError) as caught:
+        read_environment(tmp_path)
+    (problem,) = caught.value.problems
+    assert f"{path}: {reported}" in problem
+    assert ";" in problem  # the remedy
+    assert "sqlite" not in problem
+
+
+ADDRESS_PROBLEM = "must be HOST:PORT, such as 127.0.0.1:50051 or [::1]:50051, with a port up to 65535"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "problem"),
+    [
+        ("DEV_MODE", "maybe", "must be true or false"),
+        ("WORKERS", "2.5", "must be a whole number, without a unit"),
+        ("WORKERS", "9" * 40, "must be at most 64"),
+        ("CREDENTIALS_CACHE_SIZE", "24MB", "must be a whole number, without a unit"),
+        ("PROVIDER_TIMEOUT_SECONDS", "10s", "must be a number, without a unit"),
+        ("EVENT_RETENTION_DAYS", "-7", "must be greater than 0 seconds"),
+        ("EVENT_RETENTION_DAYS", "400", "must be at most 365 days"),
+        ("TRACES_SAMPLE_RATIO", "2", "must be at most 1.0"),
+        ("LOG_LEVEL", "chatty", "must be 'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
+        ("RATE_LIMIT_REDIS_URL", "redis://cache:port/0", "must be redis://HOST:PORT/DATABASE, or rediss:// for TLS"),
+        ("RATE_LIMIT_REDIS_URL", "redis://cache/main", "must be redis://HOST:PORT/DATABASE, or rediss:// for TLS"),
+        (
+            "GRPC_ADDRESS",
+            "'127.0.0.1:5'",
+            f"{ADDRESS_PROBLEM}; remove the quotation marks around it",
+        ),
+        ("WORKERS", '"2"', "must be a whole number, without a unit; remove the quotation marks around it"),
+    ],
+)
+def test_a_problem_says_what_a_value_must_be(variable: str, value: str, problem: str) -> None:
+    assert problems_of({**PRODUCTION, variable: value}) == [f"{variable}: {problem}"]
+
+
+def test_problems_of_files_get_the_setting_that_names_the_file() -> None:
+    environment = {"TLS_KEY_FILE": "./certs/key.pem", "POLICY_FILE": "/etc/policy.toml", "HOME": "/etc", "JWT_JWKS": ""}
+    problems = ["certs/key.pem: is no key", "/etc/policy.toml: a.b: is wrong", "/etc: is not named", "other: text"]
+    assert name_files(problems, environment) == [
+        "TLS_KEY_FILE: certs/key.pem: is no key",
+        "POLICY_FILE: /etc/policy.toml: a.b: is wrong",
+        *problems[2:],
+    ]
+
+
+def test_a_log_level_may_be_in_small_letters() -> None:
+    assert Settings.from_environment({**PRODUCTION, "LOG_LEVEL": "warning"}).log_level == "WARNING"
 
 
 def test_a_missing_file_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,6 @@ from integration_server.storage.outage_causes import explain_outage
 from integration_server.storage.schema import check_schema, migrate
 from tests.loopback import accepting
 
-# A connection that fails leaves a thread of aiosqlite, which reports its end to a loop that may be closed.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-
 PASSWORD = "correct-horse"
 HTTP_RESPONSE = b"HTTP/1.1 400 Bad Request\r\n\r\n"
 
@@ -89,6 +86,31 @@ async def test_something_else_listens(response: bytes | None, query: str, report
         assert reported in await explanation(url_of("127.0.0.1", port, query), 1 if response is None else 30)
 
 
+@pytest.mark.parametrize(
+    ("query", "reported"),
+    [
+        ("sslmode=verify-full&sslrootcert={0}/missing.pem", "cannot read {0}/missing.pem: no such file"),
+        ("sslmode=verify-full&sslrootcert={0}", "cannot read {0}: is a directory"),
+        ("sslmode=verify-full&sslrootcert={0}/text", "{0}/text has no certificate in PEM; correct sslrootcert"),
+        ("sslmode=require&sslcert={0}/text&sslkey={0}/text", "the pair of sslcert and sslkey"),
+        ("sslmode=require&sslcert={0}/text&sslkey={0}/missing.key", "cannot read {0}/missing.key"),
+    ],
+)
+async def test_a_tls_file_of_the_url_that_cannot_be_used(query: str, reported: str, tmp_path: Path) -> None:
+    """The driver's own errors look like those of an absent database."""
+    (tmp_path / "text").write_text("no PEM")
+    cause = await explanation(url_of("127.0.0.1", 1, "?" + query.format(tmp_path)))
+    assert reported.format(tmp_path) in cause
+
+
+async def test_a_parameter_that_the_driver_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`verify-full` without `sslrootcert` needs the file of the user's home directory."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cause = await explanation(url_of("127.0.0.1", 1, "?sslmode=verify-full"))
+    assert "root certificate file" in cause
+    assert "socket" not in cause
+
+
 @pytest.mark.postgres
 async def test_a_database_or_a_role_that_does_not_exist(postgres_url: str) -> None:
     name = postgres_url.partition("?")[0].rpartition("/")[2]
@@ -125,9 +147,9 @@ def make_broken_link(path: Path) -> None:
     ("make", "name", "reported"),
     [
         (make_text, "", "is not an SQLite database"),
-        (make_directory, "", "cannot open"),
+        (make_directory, "", "is a directory"),
         (make_text, "/below.db", "cannot write"),
-        (make_broken_link, "", "cannot open"),
+        (make_broken_link, "", "no such file"),
     ],
     ids=["text", "directory", "below-a-file", "broken-link"],
 )

@@ -20,6 +20,15 @@ async def test_redirects_with_code_state_and_issuer(application: OAuthClient) ->
     assert callback["iss"] == "https://sandbox.example"
 
 
+async def test_its_own_address_says_what_it_is_and_how_to_connect(application: OAuthClient) -> None:
+    """`make run` prints the address."""
+    response = await application.http.get("/")
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/html")
+    for text in ("A simulated provider", "ada@example.com", "authorization_url"):
+        assert text in response.text
+
+
 async def test_redirects_with_303(application: OAuthClient) -> None:
     form = httpx.URL(application.authorization_url()).params
     response = await application.http.post("/oauth/authorize", data={**form, "account": "ada", "decision": "allow"})

@@ -30,6 +30,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{ if .Values.externalSecrets.enabled }}{{ include "integration-server.name" . }}{{ else }}{{ .Values.secretName }}{{ end }}
 {{- end }}
 
+{{- define "integration-server.databaseUrl" -}}
+name: DATABASE_URL
+valueFrom:
+  secretKeyRef:
+    name: {{ .Values.databaseUrl.secretName | default (include "integration-server.secretName" .) }}
+    key: {{ if .Values.databaseUrl.secretName }}{{ .Values.databaseUrl.key }}{{ else }}DATABASE_URL{{ end }}
+{{- end }}
+
 {{- define "integration-server.tlsSecretName" -}}
 {{ if .Values.tls.certManager.enabled }}{{ include "integration-server.name" . }}-tls{{ else }}{{ .Values.tls.secretName }}{{ end }}
 {{- end }}
