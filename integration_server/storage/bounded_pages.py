@@ -27,7 +27,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 _BYTES_PER_JSON_BYTE = 6  # a number takes up to six times as many bytes in a protobuf Struct as in JSON
 _FIXED_BYTES = 512  # of a row's numbers, times and flags
-_ZERO = literal_column("0")  # not a parameter, of which a statement would have one for each column
+_ZERO: ColumnElement[int] = literal_column("0")  # not a parameter, of which a statement would have one for each column
 
 
 class ByteLength(FunctionElement[int]):
