@@ -94,12 +94,12 @@ _TABLES: Mapping[JobKind, _DueTable] = {
 }
 
 
-def due_rows_of(
+def rows_of(
     job_kind: JobKind, job_type: ColumnElement[str]
 ) -> tuple[Column[Any], Column[datetime], Sequence[ColumnElement[bool]]]:
-    """The key and the due time of a job's rows, and the conditions of those that are due, of a type."""
+    """The key and the due time of a job's rows, and the conditions of those of a type that become due."""
     table = _TABLES[job_kind]
-    return table.row_id, table.due_time, table.due_rows(job_type)
+    return table.row_id, table.due_time, (table.is_enabled, table.type == job_type)
 
 
 class SqlDueWork:

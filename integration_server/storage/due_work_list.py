@@ -8,8 +8,8 @@ from sqlalchemy import ColumnElement, Row, Select, String, and_, bindparam, func
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.service.background.ports import JobKind
 from integration_server.service.operators.ports import MAX_DUE_COUNT, DueItem, DuePosition
-from integration_server.storage.due_work import due_rows_of
-from integration_server.storage.engine import Database
+from integration_server.storage.due_work import rows_of
+from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.tables import authorization_attempts, integrations, revocations
 
 _I = integrations.c
@@ -29,14 +29,17 @@ _DESCRIPTIONS: Mapping[JobKind, tuple[ColumnElement[Any], ColumnElement[Any], Co
 
 
 def due_rows_statement(job_kind: JobKind, job_type: str, after: DuePosition | None, limit: int) -> Select[Any]:
-    """The statement that lists due rows, in the order of the index on (type, due time)."""
-    row_id, due_time, conditions = due_rows_of(job_kind, bindparam("job_type", job_type, String))
+    """The statement that lists rows in the order of the index on (type, due time), with the time now.
+
+    Also those that are not due yet: PostgreSQL expects few rows between a time and an unknown one, and would sort all.
+    """
+    row_id, due_time, conditions = rows_of(job_kind, bindparam("job_type", job_type, String))
     integration_id, user_id, attempts = _DESCRIPTIONS[job_kind]
     columns = (
-        *(row_id.label("row_id"), due_time.label("due_time")),
+        *(row_id.label("row_id"), due_time.label("due_time"), DatabaseTime().label("now")),
         *(integration_id.label("integration_id"), user_id.label("user_id"), attempts.label("attempts")),
     )
-    statement = select(*columns).where(*conditions).order_by(due_time, row_id).limit(limit)
+    statement = select(*columns).where(*conditions, due_time.is_not(None)).order_by(due_time, row_id).limit(limit)
     if after is None:
         return statement
     is_later = or_(due_time > after.due_time, and_(due_time == after.due_time, row_id > after.row_id))
@@ -45,9 +48,9 @@ def due_rows_statement(job_kind: JobKind, job_type: str, after: DuePosition | No
 
 def due_count_statement(job_kind: JobKind, job_type: str) -> Select[Any]:
     """The statement that counts the due rows of a type, up to the maximum."""
-    row_id, _, conditions = due_rows_of(job_kind, bindparam("job_type", job_type, String))
-    rows = select(row_id).where(*conditions).limit(MAX_DUE_COUNT).subquery()
-    return select(func.count()).select_from(rows)
+    row_id, due_time, conditions = rows_of(job_kind, bindparam("job_type", job_type, String))
+    rows = select(row_id).where(*conditions, due_time <= select(DatabaseTime()).scalar_subquery())
+    return select(func.count()).select_from(rows.limit(MAX_DUE_COUNT).subquery())
 
 
 class SqlDueRows:
@@ -61,12 +64,12 @@ class SqlDueRows:
     ) -> Sequence[DueItem]:
         """The due rows of a job and type after a position, the longest due first."""
         rows = await self._database.fetch(due_rows_statement(job_kind, job_type, after, limit))
-        return [_item_of(job_kind, job_type, row) for row in rows]
+        return [_item_of(job_kind, job_type, row) for row in rows if row.due_time <= row.now]
 
     async def oldest_due(self, job_kind: JobKind, job_type: str) -> Sequence[DueItem]:
         """The longest due row of a job and type, with the number of its due rows."""
         rows = await self._database.fetch(due_rows_statement(job_kind, job_type, None, 1))
-        if not rows:
+        if not rows or rows[0].due_time > rows[0].now:
             return []
         count = await self._database.fetch_value(due_count_statement(job_kind, job_type))
         return [_item_of(job_kind, job_type, row, due_count=count) for row in rows]
