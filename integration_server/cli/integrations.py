@@ -67,8 +67,7 @@ def list_integrations(
     as_json: JsonLines = False,
 ) -> None:
     """List integrations, the oldest first: a user's, or, for callers who may `operate`, those of all users."""
-    wanted = Status.Value(f"STATUS_{status.name}") if status else Status.STATUS_UNSPECIFIED
-    listed, is_of_all_users = _integrations(client, user, integration_type, wanted, account)
+    listed, is_of_all_users = _integrations(client, user, integration_type, status, account)
     integrations = _limited(counted("Listing", listed), limit)
     if as_json:
         print_json_lines(integrations)
@@ -80,11 +79,12 @@ def list_integrations(
 
 
 def _integrations(
-    client: Integrations, user: str, integration_type: str, status: Status, account: str
+    client: Integrations, user: str, integration_type: str, status: StatusName | None, account: str
 ) -> tuple[Iterator[Integration], bool]:
     """Return the integrations, and whether they are of all users."""
     if not user:
-        found = client.find_integrations(type=integration_type, status=status, account_id=account)
+        wanted = f"STATUS_{status.name}" if status else Status.STATUS_UNSPECIFIED
+        found = client.find_integrations(type=integration_type, status=wanted, account_id=account)
         try:
             first = next(found, None)
         except PermissionDenied:
@@ -92,7 +92,11 @@ def _integrations(
         else:
             return chain([] if first is None else [first], found), True
     own = client.list(user=user, type=integration_type)
-    return (each for each in own if status in {0, each.status} and account in {"", each.account_id}), False
+
+    def is_wanted(each: Integration) -> bool:
+        return status in {None, StatusName[status_name(each.status)]} and account in {"", each.account_id}
+
+    return filter(is_wanted, own), False
 
 
 def _limited(items: Iterator[ItemT], limit: int) -> Iterator[ItemT]:
@@ -315,7 +319,7 @@ def list_due_work(
     as_json: JsonLines = False,
 ) -> None:
     """List the background work that is due, the longest due first. For callers who may `operate`."""
-    wanted = Job.Value(f"JOB_{job.name}") if job else Job.JOB_UNSPECIFIED
+    wanted = f"JOB_{job.name}" if job else Job.JOB_UNSPECIFIED
     found = client.due_work(type=integration_type, job=wanted, oldest_only=oldest)
     due_work = _limited(counted("Listing", found), limit)
     if as_json:

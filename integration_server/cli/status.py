@@ -27,7 +27,8 @@ from integration_server.client import Integrations, operations
 from integration_server.client.errors import IntegrationsError, PermissionDenied
 from integration_server.client.operations import ItemT, Operation
 from integration_server.client.rpcs import Rpc
-from integrations.v1.integration_pb2 import Integration, Status
+from integration_server.domain.integration import Status as StatusName
+from integrations.v1.integration_pb2 import Integration
 from integrations.v1.operator_service_pb2 import DueWork, IntegrationCount
 
 _CHECK = Rpc("Check", HealthCheckRequest, HealthCheckResponse, timeout=10, service="grpc.health.v1.Health")
@@ -201,10 +202,10 @@ def format_view(view: View, width: int | None) -> Sequence[str]:
 
 def _format_counts(counts: Sequence[IntegrationCount], width: int | None) -> Sequence[str]:
     """A row for each type, with the number of its integrations in each status."""
-    statuses = Status.values()[1:]
-    numbers = {(each.integration_type, each.status): each.count for each in counts}
+    statuses = [one.name for one in StatusName]
+    numbers = {(each.integration_type, status_name(each.status)): each.count for each in counts}
     rows = [
         [name, *(f"{numbers.get((name, status), 0):,}" for status in statuses)]
         for name in sorted({each.integration_type for each in counts})
     ]
-    return format_table(("type", *(f"!{status_name(status)}" for status in statuses)), rows, width)
+    return format_table(("type", *(f"!{status}" for status in statuses)), rows, width)

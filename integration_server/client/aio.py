@@ -327,18 +327,21 @@ class AsyncIntegrations:
         self,
         *,
         type: str = "",  # noqa: A002
-        status: Status = Status.STATUS_UNSPECIFIED,
+        status: "Status | str" = Status.STATUS_UNSPECIFIED,
         account_id: str = "",
         timeout: Timeout = None,
     ) -> AsyncIterator[Integration]:
-        """Iterate over the integrations of all users, or those that meet the conditions, the oldest first."""
+        """Iterate over the integrations of all users, or those that meet the conditions, the oldest first.
+
+        `status` can also be a name, such as "STATUS_ERROR".
+        """
         return self.iterate(operations.find_integrations(type, status, account_id), timeout)
 
     async def count_integrations(
         self,
         *,
         type: str = "",  # noqa: A002
-        status: Status = Status.STATUS_UNSPECIFIED,
+        status: "Status | str" = Status.STATUS_UNSPECIFIED,
         account_id: str = "",
         timeout: Timeout = None,
     ) -> Sequence[IntegrationCount]:
@@ -350,7 +353,7 @@ class AsyncIntegrations:
         self,
         *,
         type: str = "",  # noqa: A002
-        job: Job = Job.JOB_UNSPECIFIED,
+        job: "Job | str" = Job.JOB_UNSPECIFIED,
         oldest_only: bool = False,
         timeout: Timeout = None,
     ) -> AsyncIterator[DueWork]:

@@ -554,7 +554,7 @@ def list_oauth_clients(integration_type: str) -> Listing[operator_pb.OAuthClient
     return page
 
 
-def find_integrations(integration_type: str, status: Status, account_id: str) -> Listing[Integration]:
+def find_integrations(integration_type: str, status: "Status | str", account_id: str) -> Listing[Integration]:
     """The integrations of all users that meet the conditions, the oldest first; empty and unspecified ones: any."""
 
     def page(token: str) -> Operation[Page[Integration]]:
@@ -568,7 +568,9 @@ def find_integrations(integration_type: str, status: Status, account_id: str) ->
     return page
 
 
-def count_integrations(integration_type: str, status: Status, account_id: str) -> Listing[operator_pb.IntegrationCount]:
+def count_integrations(
+    integration_type: str, status: "Status | str", account_id: str
+) -> Listing[operator_pb.IntegrationCount]:
     """The numbers of the integrations that `find_integrations` finds, of each page: `sum_of_counts` adds them."""
 
     def page(token: str) -> Operation[Page[operator_pb.IntegrationCount]]:
@@ -593,7 +595,9 @@ def sum_of_counts(counts: Iterable[operator_pb.IntegrationCount]) -> Sequence[op
     ]
 
 
-def list_due_work(integration_type: str, job: operator_pb.Job, *, oldest_only: bool) -> Listing[operator_pb.DueWork]:
+def list_due_work(
+    integration_type: str, job: "operator_pb.Job | str", *, oldest_only: bool
+) -> Listing[operator_pb.DueWork]:
     """The background work that is due, by job and OAuth client, the longest due first; an unspecified job: all jobs."""
 
     def page(token: str) -> Operation[Page[operator_pb.DueWork]]:

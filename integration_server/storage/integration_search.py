@@ -5,11 +5,12 @@ Therefore a page examines a bounded number of rows in the order of the primary k
 rows in an index, and examines only them.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Integer, Select, String, bindparam, func, select
+from sqlalchemy import BigInteger, ColumnElement, Integer, String, bindparam, func, select
 
 from integration_server.domain.integration import IntegrationId, Status
 from integration_server.service.operators.ports import (
@@ -42,8 +43,8 @@ def window_query(by_account: bool) -> DriverQuery:
     """The id of the last row that a call examines, and the number of rows up to it."""
     ids = select(_T.integration_id).where(_examined(by_account)).order_by(_T.integration_id)
     window = ids.limit(bindparam("max_examined", type_=Integer)).subquery()
-    last: Select[Any] = select(func.max(window.c.integration_id), func.count()).select_from(window)
-    return DriverQuery(last)
+    values: Sequence[ColumnElement[Any]] = (func.max(window.c.integration_id), func.count())
+    return DriverQuery(select(*values).select_from(window))
 
 
 def _conditions(by_type: bool, by_account: bool, by_status: bool) -> list[ColumnElement[bool]]:

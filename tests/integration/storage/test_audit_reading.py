@@ -140,9 +140,9 @@ async def test_a_page_reads_a_bounded_number_of_rows_on_postgres(postgres_url: s
             }
             for n in range(many)
         ]
-        async with database.write_transaction() as connection:
+        async with database.write_transaction() as transaction:
             for begin in range(0, many, 500):
-                await connection.execute(insert(audit_entries), values[begin : begin + 500])
+                await transaction.execute(insert(audit_entries), values[begin : begin + 500])
     connection = await asyncpg.connect(postgres_url)
 
     async def explain(statement: Any) -> int:

@@ -164,12 +164,12 @@ async def plans(postgres_url: str) -> AsyncIterator[Plans]:
             {"user_id": f"user-{n}", "account_id": f"account-{n // SHARED}", "integration_type": TYPES[n % 3]}
             for n in range(MANY)
         ]
-        async with database.write_transaction() as connection:
+        async with database.write_transaction() as transaction:
             values = [
                 {**ROW, **row, "uid": str(n), "client_key": row["integration_type"]} for n, row in enumerate(rows)
             ]
             for begin in range(0, MANY, 500):
-                await connection.execute(insert(integrations), values[begin : begin + 500])
+                await transaction.execute(insert(integrations), values[begin : begin + 500])
     connection = await asyncpg.connect(postgres_url)
     try:
         await connection.execute("ANALYZE")

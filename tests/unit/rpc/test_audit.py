@@ -109,7 +109,12 @@ async def test_only_method_path_and_status_of_a_provider_call_are_recorded() -> 
             Action.FIND_INTEGRATIONS,
             "count_only=True status=STATUS_ERROR account_id=a b",
         ),
-        ("FindIntegrations", operator_pb.FindIntegrationsRequest(status=99), Action.FIND_INTEGRATIONS, "status=99"),
+        (
+            "FindIntegrations",
+            operator_pb.FindIntegrationsRequest.FromString(b"\x10\x63"),
+            Action.FIND_INTEGRATIONS,
+            "status=99",
+        ),
         (
             "ListDueWork",
             operator_pb.ListDueWorkRequest(job=operator_pb.JOB_REFRESH),
