@@ -47,6 +47,9 @@ from integration_server.service.integrations.integration_manager import Integrat
 from integration_server.service.integrations.ports import IntegrationLookup
 from integration_server.service.oauth_clients.oauth_client_directory import ClientAuthentication, OAuthClientDirectory
 from integration_server.service.oauth_clients.oauth_client_manager import OAuthClientManager
+from integration_server.service.operators.audit_log_reader import AuditLogReader
+from integration_server.service.operators.due_work_list import DueWorkList
+from integration_server.service.operators.integration_search import IntegrationSearch
 from integration_server.service.provider_port import ProviderSet
 from integration_server.service.proxy.calls import ApiProxy
 from integration_server.service.proxy.rate_limiter import DistributedLimiter, RateLimiters
@@ -443,6 +446,11 @@ def build_service(
             credentials.failures.probe,
             public_url=settings.public_url,
         ),
+        integration_search=IntegrationSearch(
+            stores.integration_search, providers, aead, clock, max_page_bytes=parts.max_page_bytes
+        ),
+        due_work_list=DueWorkList(stores.due_work, stores.due_rows, aead),
+        audit_log_reader=AuditLogReader(stores.audit_entries, aead),
     )
     worker = build_worker(
         parts,

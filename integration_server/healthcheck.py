@@ -10,13 +10,14 @@ import sys
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
+from pathlib import Path
 from typing import Annotated
 
 import typer
-from dotenv import dotenv_values
 from pydantic import ValidationError
 
 from integration_server.command_errors import CommandFailed, run_program
+from integration_server.env_file import EnvFileError, read_env_file
 from integration_server.setting_types import Address
 from integration_server.sidecar_settings import SidecarSettings
 
@@ -31,7 +32,11 @@ def healthcheck(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Ask the running server whether it is ready. The exit code is 1 if it is not."""
-    problem = find_problem({**dotenv_values(".env"), **os.environ}, "/healthz" if is_liveness else "/readyz")
+    try:
+        in_file = read_env_file(Path.cwd(), max_wait=_DEADLINE)
+    except EnvFileError as error:
+        raise CommandFailed(*error.problems) from None
+    problem = find_problem({**in_file, **os.environ}, "/healthz" if is_liveness else "/readyz")
     if problem is not None:
         raise CommandFailed(problem)
     typer.echo(json.dumps({"healthy": True}) if as_json else "ok")

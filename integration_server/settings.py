@@ -9,16 +9,14 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
-from io import StringIO
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from dotenv import dotenv_values
-from dotenv.parser import parse_stream
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from integration_server import env_file
 from integration_server.entropy import is_weak_key
 from integration_server.setting_types import (
     DAY,
@@ -80,26 +78,11 @@ def read_environment(directory: Path) -> dict[str, str]:
 
 
 def read_env_file(directory: Path, *, interpolate: bool = True) -> Mapping[str, str | None]:
-    """The variables of `.env` in the directory, none if there is no such file. Raises `SettingsError`.
-
-    A line that is no assignment is a problem, and not skipped: the server would start without what it sets.
-    """
-    path = directory / ".env"
-    if path.is_dir():  # what Docker makes of a file to mount that does not exist
-        raise SettingsError([f"{path}: is a directory; remove it, or make it the file with the settings"])
+    """The variables of `.env` in the directory, none if there is no such file. Raises `SettingsError`."""
     try:
-        content = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return {}
-    except UnicodeDecodeError as error:
-        raise SettingsError([f"{path}: is not text in UTF-8 (byte {error.start}); save it in UTF-8"]) from None
-    originals = [binding.original for binding in parse_stream(StringIO(content)) if binding.error]
-    # The text of an assignment begins with the empty lines before it.
-    broken = [each.line + len(each.string) - len(each.string.lstrip("\n")) for each in originals]
-    if broken:
-        remedy = "write NAME=value, with closed quotation marks, or # before a comment"
-        raise SettingsError([f"{path}: line {line} is not an assignment; {remedy}" for line in broken])
-    return dotenv_values(stream=StringIO(content), interpolate=interpolate)
+        return env_file.read_env_file(directory, interpolate=interpolate)
+    except env_file.EnvFileError as error:
+        raise SettingsError(error.problems) from None
 
 
 def name_files(problems: Sequence[str], environment: Mapping[str, str]) -> Sequence[str]:

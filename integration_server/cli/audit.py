@@ -1,35 +1,50 @@
 """The `audit` commands: list and verify the audit log, and erase a user from it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from datetime import UTC, datetime
+from functools import partial, wraps
+from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from integration_server.cli.options import Json, JsonLines
+from integration_server.cli.remote import names_server, remote_command, without_connection
 from integration_server.cli.shared import command, confirm, fail, load_settings, open_prepared_storage
-from integration_server.cli.tables import print_json, print_records, print_result
+from integration_server.cli.tables import (
+    counted,
+    format_time,
+    print_json,
+    print_json_lines,
+    print_result,
+    print_table,
+)
+from integration_server.client import Integrations
 from integration_server.domain.audit import OPERATOR, Action, AuditEntry
+from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.rpc.operator_service import encode_audit_entry
+from integration_server.service.operators.ports import AuditFilter
 from integration_server.setting_types import is_url
 from integration_server.settings import Settings
-from integration_server.storage.audit import list_audit_entries
 from integration_server.storage.audit_erasure import UserErasure
 from integration_server.storage.audit_head_file import RecordedHeads, read_heads
+from integration_server.storage.audit_reading import SqlAuditEntries
 from integration_server.storage.audit_verification import AuditVerification
 from integration_server.storage.engine import open_database
 from integration_server.text_escaping import escape_again
 from integration_server.wiring.audit_heads import open_head_recorder
 from integration_server.wiring.system import utc_now
+from integrations.v1.operator_service_pb2 import AuditEntry as AuditEntryMessage
 
 ALTERED, WRONG_OPTION, NOT_VERIFIED = 1, 2, 3
 """Exit codes of `audit verify`; 0 means intact."""
 
 _MAX_ID = 2**63 - 1  # of both databases
-_MAX_LIMIT = 1_000_000  # entries, which are all in memory
+_PAGE_SIZE = 1000  # entries
 _MAX_SHOWN_LINES = 10
 
 
@@ -106,34 +121,103 @@ def _read_recorded_heads(settings: Settings, path: Path | None, *, may_be_missin
     return recorded
 
 
-@command
-async def list_audit(
-    user: Annotated[str, typer.Option(help="List only this user's entries.")] = "",
-    integration: Annotated[int, typer.Option(min=0, max=_MAX_ID, help="List only this integration's entries.")] = 0,
-    limit: Annotated[int, typer.Option(min=1, max=_MAX_LIMIT, help="The maximum number of entries.")] = 100,
+_UserEntries = Annotated[str, typer.Option("--user", help="List only this user's entries.")]
+_IntegrationEntries = Annotated[
+    int, typer.Option("--integration", min=0, max=_MAX_ID, help="List only this integration's entries.")
+]
+_CallerEntries = Annotated[str, typer.Option("--caller", help="List only this caller's entries.")]
+_ActionEntries = Annotated[str, typer.Option("--action", help="List only entries of this action, such as connect.")]
+_Since = Annotated[datetime | None, typer.Option("--since", help="List only entries from this time on, in UTC.")]
+_Until = Annotated[datetime | None, typer.Option("--until", help="List only entries before this time, in UTC.")]
+_Limit = Annotated[int, typer.Option("--limit", min=1, help="The maximum number of entries.")]
+
+
+@remote_command
+def _list_of_server(
+    client: Integrations,
+    user: _UserEntries = "",
+    integration: _IntegrationEntries = 0,
+    caller: _CallerEntries = "",
+    action: _ActionEntries = "",
+    since: _Since = None,
+    until: _Until = None,
+    limit: _Limit = 100,
     as_json: JsonLines = False,
 ) -> None:
-    """List the entries of the audit log, the newest first. Names are escaped: docs/audit.md describes how."""
+    """List the entries of the audit log, the newest first. Names are escaped: docs/audit.md describes how.
+
+    With the address of a running server, by option or variable, that server is asked. Otherwise the database in the
+    settings of this machine is read.
+    """
+    entries = client.audit_entries(
+        user=user,
+        integration_id=integration,
+        caller=caller,
+        action=action,
+        start_time=_as_utc(since),
+        end_time=_as_utc(until),
+    )
+    _print_entries(counted("Listing", islice(entries, limit)), as_json=as_json)
+
+
+@command
+async def _list_of_database(
+    user: str,
+    integration: int,
+    caller: str,
+    action: str,
+    since: datetime | None,
+    until: datetime | None,
+    limit: int,
+    as_json: bool,
+) -> None:
     settings, _ = await load_settings(needs_key=False)
-    columns = ("!time (UTC)", "caller", "action", "user", "integration", "outcome", "purpose", "details")
+    condition = AuditFilter(UserId(user), IntegrationId(integration), caller, action, _as_utc(since), _as_utc(until))
+    listed: list[AuditEntryMessage] = []
     async with open_database(settings.database_url) as database:
-        entries = await list_audit_entries(database, user, integration, limit)
-    records = [
-        ("?", *[""] * 6, "cannot be read: see `audit verify`")
-        if entry is None
-        else (
-            entry.time,
-            entry.caller,
-            entry.action,
-            entry.user_id,
-            " ".join(filter(None, (str(entry.integration_id or ""), entry.integration_type))),
-            entry.outcome if entry.call_count == 1 else f"{entry.outcome} ({entry.call_count:,} calls)",
-            entry.purpose,
-            entry.details,
-        )
-        for entry in entries
+        log, position = SqlAuditEntries(database), None
+        while True:
+            page = await log.list(condition, position, min(limit - len(listed), _PAGE_SIZE))
+            listed += map(encode_audit_entry, page.items)
+            position = page.last
+            if position is None or len(listed) == limit:
+                break
+    _print_entries(listed, as_json=as_json)
+
+
+@wraps(_list_of_server)
+def list_audit(**given: Any) -> None:  # noqa: ANN401  # the options of the command
+    if names_server(given):
+        _list_of_server(**given)
+    else:
+        _list_of_database(**without_connection(given))
+
+
+def _as_utc(time: datetime | None) -> datetime | None:
+    return None if time is None else time.replace(tzinfo=UTC)
+
+
+def _print_entries(entries: Iterable[AuditEntryMessage], *, as_json: bool) -> None:
+    if as_json:
+        print_json_lines(entries)
+        return
+    columns = ("!time (UTC)", "caller", "action", "user", "integration", "outcome", "purpose", "details")
+    print_table(columns, list(map(_entry_row, entries)), "No entry.", clean=escape_again)
+
+
+def _entry_row(entry: AuditEntryMessage) -> list[str]:
+    if entry.unreadable:
+        return ["?", *[""] * 6, "cannot be read: see `audit verify`"]
+    return [
+        format_time(entry, "time"),
+        entry.caller,
+        entry.action,
+        "\\{erased}" if entry.erased else entry.user_id,  # no name is escaped to this
+        " ".join(filter(None, (str(entry.integration_id or ""), entry.integration_type))),
+        entry.outcome if entry.call_count == 1 else f"{entry.outcome} ({entry.call_count:,} calls)",
+        entry.purpose,
+        entry.details,
     ]
-    print_records(columns, records, "No entry.", as_json=as_json, clean=escape_again)
 
 
 @command

@@ -1,4 +1,7 @@
-"""The commands `integrations …`, `webhooks unrouted`, `events tail` and `clients …`, which call a running server."""
+"""The commands `integrations …`, `due-work list`, `webhooks unrouted`, `events tail` and `clients …`.
+
+They call a running server.
+"""
 
 import json
 import sys
@@ -6,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -35,28 +38,81 @@ from integration_server.cli.tables import (
     waiting,
 )
 from integration_server.client import Integrations, operations
-from integration_server.client.errors import IntegrationsError
+from integration_server.client.errors import IntegrationsError, PermissionDenied
 from integration_server.client.hooks import End, Metadata
 from integration_server.client.store import Key
 from integration_server.client.values import FileCursorStore
+from integration_server.domain.integration import Status as StatusName
+from integration_server.service.background.ports import JobKind
 from integration_server.text_escaping import escape
 from integrations.v1.event_pb2 import IntegrationEvent, IntegrationEventKind
 from integrations.v1.integration_pb2 import AuthMethod, HealthCheck, Integration, RevocationState, Status
-from integrations.v1.operator_service_pb2 import OAuthClient, SecretState, UnroutedReason
+from integrations.v1.operator_service_pb2 import DueWork, Job, OAuthClient, SecretState, UnroutedReason
+
+ItemT = TypeVar("ItemT")
 
 # --- integrations ----------------------------------------------------------------------------------------------------
 
 
 @remote_command
 def list_integrations(
-    client: Integrations, user: User = "", integration_type: Type = "", as_json: JsonLines = False
+    client: Integrations,
+    user: Annotated[str, typer.Option("--user", help="Only this user's. For callers who may not `operate`.")] = "",
+    integration_type: Type = "",
+    status: Annotated[
+        StatusName | None, typer.Option(case_sensitive=False, help="Only this status.", show_default=False)
+    ] = None,
+    account: Annotated[str, typer.Option(help="Only this account id at the provider.", show_default=False)] = "",
+    limit: Annotated[int, typer.Option(min=1, help="The maximum number of integrations.")] = 1000,
+    as_json: JsonLines = False,
 ) -> None:
-    """List a user's integrations, the oldest first."""
-    integrations = counted("Listing", client.list(user=user, type=integration_type))
+    """List integrations, the oldest first: a user's, or, for callers who may `operate`, those of all users."""
+    listed, is_of_all_users = _integrations(client, user, integration_type, status, account)
+    integrations = _limited(counted("Listing", listed), limit)
     if as_json:
         print_json_lines(integrations)
-        return
-    print_table(INTEGRATION_COLUMNS, [integration_row(each) for each in integrations], "The user has no integration.")
+    elif is_of_all_users:
+        rows = [found_integration_row(each) for each in integrations]
+        print_table(FOUND_INTEGRATION_COLUMNS, rows, "No integration meets the conditions.")
+    else:
+        print_table(INTEGRATION_COLUMNS, [integration_row(each) for each in integrations], "The user has none.")
+
+
+def _integrations(
+    client: Integrations, user: str, integration_type: str, status: StatusName | None, account: str
+) -> tuple[Iterator[Integration], bool]:
+    """Return the integrations, and whether they are of all users."""
+    if not user:
+        wanted = f"STATUS_{status.name}" if status else Status.STATUS_UNSPECIFIED
+        found = client.find_integrations(type=integration_type, status=wanted, account_id=account)
+        try:
+            first = next(found, None)
+        except PermissionDenied:
+            pass  # the caller has a user's own token, or has to name the user
+        else:
+            return chain([] if first is None else [first], found), True
+    own = client.list(user=user, type=integration_type)
+
+    def is_wanted(each: Integration) -> bool:
+        return status in {None, StatusName[status_name(each.status)]} and account in {"", each.account_id}
+
+    return filter(is_wanted, own), False
+
+
+def _limited(items: Iterator[ItemT], limit: int) -> Iterator[ItemT]:
+    """The items up to a limit, and a note on standard error if there are more."""
+    yield from islice(items, limit)
+    if next(items, None) is not None:
+        typer.echo(f"There are more than {limit:,}: raise --limit, or narrow the search.", err=True)
+
+
+FOUND_INTEGRATION_COLUMNS = ("!id", "user", "type", "account", "!status", "!token expires (UTC)", "error")
+
+
+def found_integration_row(integration: Integration) -> list[str]:
+    """Return the cells of `FOUND_INTEGRATION_COLUMNS`, which fit into 80 cells."""
+    number, integration_type, _, *others = integration_row(integration)
+    return [number, integration.user_id, integration_type, *others]
 
 
 INTEGRATION_COLUMNS = ("!id", "type", "name", "account", "!status", "!token expires (UTC)", "error")
@@ -244,6 +300,60 @@ def list_unrouted_webhooks(
     ]
     columns = ("!received (UTC)", "type", "event", "reason", "account", "client", "!bytes")
     print_table(columns, rows, "Every webhook event was delivered to an integration.")
+
+
+# --- due work --------------------------------------------------------------------------------------------------------
+
+
+@remote_command
+def list_due_work(
+    client: Integrations,
+    integration_type: Type = "",
+    job: Annotated[
+        JobKind | None, typer.Option(case_sensitive=False, help="Only this job.", show_default=False)
+    ] = None,
+    oldest: Annotated[
+        bool, typer.Option("--oldest", help="Only the longest due of each job and OAuth client, with their number.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, help="The maximum number of pieces of work.")] = 1000,
+    as_json: JsonLines = False,
+) -> None:
+    """List the background work that is due, the longest due first. For callers who may `operate`."""
+    wanted = f"JOB_{job.name}" if job else Job.JOB_UNSPECIFIED
+    found = client.due_work(type=integration_type, job=wanted, oldest_only=oldest)
+    due_work = _limited(counted("Listing", found), limit)
+    if as_json:
+        print_json_lines(due_work)
+        return
+    columns = ("!due since (UTC)", "!job", "type", "client", "user", "!integration", "!attempts")
+    rows = [_due_row(each) for each in due_work]
+    print_table((*columns, "!due") if oldest else columns, rows, "No work is due.")
+
+
+def _due_row(due: DueWork) -> list[str]:
+    cells = [
+        format_time(due, "due_time"),
+        job_name(due.job),
+        due.integration_type,
+        due.oauth_client,
+        due.user_id,
+        str(due.integration_id or ""),
+        str(due.attempts),
+    ]
+    return [*cells, count_text(due.due_count, _MAX_DUE_COUNT)] if due.due_count else cells
+
+
+_MAX_DUE_COUNT = 1000  # as the contract says
+
+
+def job_name(job: Job) -> str:
+    """Return a job without its prefix."""
+    return Job.Name(job).removeprefix("JOB_")
+
+
+def count_text(count: int, maximum: int) -> str:
+    """Return a number that is not counted beyond a maximum."""
+    return f"{count:,}" if count < maximum else f"{maximum:,}+"
 
 
 # --- events ----------------------------------------------------------------------------------------------------------

@@ -88,6 +88,10 @@ def new_program() -> typer.Typer:
     integrations_app.command("disconnect")(integrations.disconnect_integration)
     app.add_typer(integrations_app, name="integrations")
 
+    due_work_app = typer.Typer(help="Background work, on a running server.", no_args_is_help=True)
+    due_work_app.command("list")(integrations.list_due_work)
+    app.add_typer(due_work_app, name="due-work")
+
     webhooks_app = typer.Typer(help="Webhook events, on a running server.", no_args_is_help=True)
     webhooks_app.command("unrouted")(integrations.list_unrouted_webhooks)
     app.add_typer(webhooks_app, name="webhooks")

@@ -50,6 +50,17 @@ Type = Annotated[str, typer.Option("--type", help="Only this integration type.")
 IntegrationId = Annotated[int, typer.Argument(min=1, max=2**63 - 1, help="The integration's id.")]
 
 
+def names_server(given: Mapping[str, object]) -> bool:
+    """Whether an option of the connection was given, or the environment has the server's address."""
+    is_given = any(given.get(name) is not None for name in _OPTIONS)
+    return is_given or bool(os.environ.get(_OPTIONS["address"][1]))
+
+
+def without_connection(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a command without those of the connection."""
+    return {name: value for name, value in given.items() if name not in _OPTIONS}
+
+
 def remote_command(
     function: Callable[Concatenate[Integrations, P], None], *, hooks: Sequence[CallHook] = ()
 ) -> Callable[P, None]:

@@ -1,27 +1,38 @@
-"""The command `status`: the state of a running server, its types, OAuth clients, webhooks and integrations."""
+"""The command `status`: the state of a running server, its types, OAuth clients, webhooks, work and integrations."""
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from typing import Annotated
 
 import typer
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from integration_server.cli.integrations import INTEGRATION_COLUMNS, describe_secrets, integration_row
+from integration_server.cli.integrations import (
+    FOUND_INTEGRATION_COLUMNS,
+    count_text,
+    describe_secrets,
+    found_integration_row,
+    job_name,
+    status_name,
+)
 from integration_server.cli.options import Json
 from integration_server.cli.remote import FAILED, NOT_AVAILABLE, describe, exit_code_of, remote_command
-from integration_server.cli.tables import format_table, output_width, print_json, to_json
+from integration_server.cli.tables import format_table, format_time, output_width, print_json, to_json
 from integration_server.client import Integrations, operations
 from integration_server.client.errors import IntegrationsError, PermissionDenied
 from integration_server.client.operations import ItemT, Operation
 from integration_server.client.rpcs import Rpc
+from integration_server.domain.integration import Status as StatusName
 from integrations.v1.integration_pb2 import Integration
+from integrations.v1.operator_service_pb2 import DueWork, IntegrationCount
 
 _CHECK = Rpc("Check", HealthCheckRequest, HealthCheckResponse, timeout=10, service="grpc.health.v1.Health")
+_MIN_PAUSE = 9  # times the duration of a look
 _MAX_LISTED = 1000  # items that are read to count them, so that a look at a large server stays cheap
 
 
@@ -39,8 +50,10 @@ class View:
     """What the server has said, at one time."""
 
     lines: Sequence[Line]
-    integrations: Sequence[Integration]
     exit_code: int
+    counts: Sequence[IntegrationCount] = ()
+    due_work: Sequence[DueWork] = ()
+    integrations: Sequence[Integration] = ()
 
 
 @remote_command
@@ -62,7 +75,8 @@ def status(
         view = read_view(client, users)
         if as_json:
             parts = [asdict(line) for line in view.lines]
-            print_json({"parts": parts, "integrations": [to_json(each) for each in view.integrations]})
+            lists = {"counts": view.counts, "due_work": view.due_work, "integrations": view.integrations}
+            print_json({"parts": parts, **{name: list(map(to_json, items)) for name, items in lists.items()}})
         else:
             typer.echo("\n".join(format_view(view, output_width())))
         raise typer.Exit(view.exit_code)
@@ -75,17 +89,27 @@ def _update(read: Callable[[], View], interval: float) -> None:
 
     with Live(Text("Asking the server"), auto_refresh=False) as live:
         while True:
+            begin = time.monotonic()
             lines = format_view(read(), output_width())
             live.update(Text("\n".join([f"{datetime.now(UTC):%F %T} UTC", *lines])), refresh=True)
-            time.sleep(interval)
+            # A look at very many integrations takes seconds: the server is kept busy for a tenth of the time at most.
+            time.sleep(max(interval, _MIN_PAUSE * (time.monotonic() - begin)))
 
 
 def read_view(client: Integrations, users: Sequence[str]) -> View:
     """Ask the server. What the caller may not see says so, and does not hide the rest."""
     server, exit_code = _server(client)
     if exit_code == NOT_AVAILABLE:  # nothing else would respond either
-        return View([server], [], exit_code)
-    parts = {"integration types": _types, "OAuth clients": _clients, "unrouted webhooks": _webhooks}
+        return View([server], exit_code)
+    counts: list[IntegrationCount] = []
+    due_work: list[DueWork] = []
+    parts: Mapping[str, Callable[[Integrations], tuple[str, str]]] = {
+        "integration types": _types,
+        "OAuth clients": _clients,
+        "unrouted webhooks": _webhooks,
+        "due work": partial(_due_work, due_work),
+        "integrations": partial(_counts, counts),
+    }
     lines = [server, *(_permitted(part, client, read) for part, read in parts.items())]
     integrations: list[Integration] = []
     for user in users:
@@ -93,7 +117,7 @@ def read_view(client: Integrations, users: Sequence[str]) -> View:
             integrations += client.list(user=user)
         except IntegrationsError as error:
             lines.append(Line(f"user {user}", "failed", describe(error)))
-    return View(lines, integrations, exit_code)
+    return View(lines, exit_code, counts, due_work, integrations)
 
 
 def _server(client: Integrations) -> tuple[Line, int]:
@@ -137,6 +161,22 @@ def _webhooks(client: Integrations) -> tuple[str, str]:
     return _count(webhooks), newest
 
 
+def _due_work(found: list[DueWork], client: Integrations) -> tuple[str, str]:
+    """The longest due work of each job and client."""
+    found += client.due_work(oldest_only=True)
+    if not found:
+        return "0", ""
+    oldest = min(found, key=lambda each: each.due_time.ToNanoseconds())
+    of = " ".join(filter(None, (job_name(oldest.job), oldest.integration_type, oldest.oauth_client)))
+    since = f"the oldest: {of}, due since {format_time(oldest, 'due_time')} UTC"
+    return count_text(sum(each.due_count for each in found), _MAX_LISTED), since
+
+
+def _counts(found: list[IntegrationCount], client: Integrations) -> tuple[str, str]:
+    found += client.count_integrations()
+    return f"{sum(each.count for each in found):,}", "of all users"
+
+
 def _first(client: Integrations, listing: operations.Listing[ItemT]) -> Sequence[ItemT]:
     return list(islice(client.iterate(listing), _MAX_LISTED))
 
@@ -150,8 +190,22 @@ def format_view(view: View, width: int | None) -> Sequence[str]:
     parts = format_table(
         ("!part", "state", "detail"), [[each.part, each.state, each.detail] for each in view.lines], width
     )
-    if not view.integrations:
-        return parts
-    columns = ("user", *INTEGRATION_COLUMNS)
-    rows = [[each.user_id, *integration_row(each)] for each in view.integrations]
-    return [*parts, "", *format_table(columns, rows, width)]
+    tables = [parts]
+    if view.counts:
+        tables.append(_format_counts(view.counts, width))
+    if view.integrations:
+        rows = [found_integration_row(each) for each in view.integrations]
+        tables.append(format_table(FOUND_INTEGRATION_COLUMNS, rows, width))
+    first, *others = tables
+    return [*first, *(line for table in others for line in ("", *table))]
+
+
+def _format_counts(counts: Sequence[IntegrationCount], width: int | None) -> Sequence[str]:
+    """A row for each type, with the number of its integrations in each status."""
+    statuses = [one.name for one in StatusName]
+    numbers = {(each.integration_type, status_name(each.status)): each.count for each in counts}
+    rows = [
+        [name, *(f"{numbers.get((name, status), 0):,}" for status in statuses)]
+        for name in sorted({each.integration_type for each in counts})
+    ]
+    return format_table(("type", *(f"!{status}" for status in statuses)), rows, width)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NoReturn, Self, TypeVar
 
@@ -46,7 +46,8 @@ from integration_server.client.values import (
 from integration_server.client.watching import Watcher
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.event_pb2 import IntegrationEvent
-from integrations.v1.integration_pb2 import HealthCheck, Integration, IntegrationTypeInfo
+from integrations.v1.integration_pb2 import HealthCheck, Integration, IntegrationTypeInfo, Status
+from integrations.v1.operator_service_pb2 import AuditEntry, DueWork, IntegrationCount, Job
 
 ResultT = TypeVar("ResultT")
 
@@ -320,6 +321,70 @@ class Integrations:
                 if error.retry_after is not None:
                     delay = max(delay, error.retry_after.total_seconds())
                 time.sleep(delay)
+
+    # --- For operators ----------------------------------------------------------------------------------------------
+
+    def find_integrations(
+        self,
+        *,
+        type: str = "",  # noqa: A002
+        status: "Status | str" = Status.STATUS_UNSPECIFIED,
+        account_id: str = "",
+        timeout: Timeout = None,
+    ) -> Iterator[Integration]:
+        """Iterate over the integrations of all users, or those that meet the conditions, the oldest first.
+
+        `status` can also be a name, such as "STATUS_ERROR".
+        """
+        return self.iterate(operations.find_integrations(type, status, account_id), timeout)
+
+    def count_integrations(
+        self,
+        *,
+        type: str = "",  # noqa: A002
+        status: "Status | str" = Status.STATUS_UNSPECIFIED,
+        account_id: str = "",
+        timeout: Timeout = None,
+    ) -> Sequence[IntegrationCount]:
+        """Return how many integrations `find_integrations` finds, by type and status. `timeout` is of each page."""
+        pages = self.iterate(operations.count_integrations(type, status, account_id), timeout)
+        return operations.sum_of_counts(list(pages))
+
+    def due_work(
+        self,
+        *,
+        type: str = "",  # noqa: A002
+        job: "Job | str" = Job.JOB_UNSPECIFIED,
+        oldest_only: bool = False,
+        timeout: Timeout = None,
+    ) -> Iterator[DueWork]:
+        """Iterate over the background work that is due, by job and OAuth client, the longest due first.
+
+        `oldest_only`: only the longest due of each job and client, with their number.
+        """
+        return self.iterate(operations.list_due_work(type, job, oldest_only=oldest_only), timeout)
+
+    def audit_entries(
+        self,
+        *,
+        user: str = "",
+        integration_id: int | None = None,
+        caller: str = "",
+        action: str = "",
+        start_time: datetime | None = None,
+        end_time: datetime | None = None,
+        timeout: Timeout = None,
+    ) -> Iterator[AuditEntry]:
+        """Iterate over the entries of the audit log, or those that meet the conditions, the newest first."""
+        listing = operations.list_audit_entries(
+            user=user,
+            integration_id=integration_id or 0,
+            caller=caller,
+            action=action,
+            start_time=start_time,
+            end_time=end_time,
+        )
+        return self.iterate(listing, timeout)
 
     # --- For accounts -----------------------------------------------------------------------------------------------
 

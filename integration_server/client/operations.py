@@ -1,7 +1,8 @@
 """The server's functions as values: a request, and what becomes of its response. No I/O; both clients run them."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
@@ -27,7 +28,7 @@ from integration_server.client.values import ApiResponse, Attempt, CallbackResul
 from integrations.v1 import credentials_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1 import operator_service_pb2 as operator_pb
-from integrations.v1.integration_pb2 import HealthCheck, Integration, IntegrationTypeInfo
+from integrations.v1.integration_pb2 import HealthCheck, Integration, IntegrationTypeInfo, Status
 
 ResultT = TypeVar("ResultT")
 ItemT = TypeVar("ItemT")
@@ -548,6 +549,93 @@ def list_oauth_clients(integration_type: str) -> Listing[operator_pb.OAuthClient
         )
         return Operation(
             rpcs.LIST_OAUTH_CLIENTS, request, lambda response: Page(response.oauth_clients, response.next_page_token)
+        )
+
+    return page
+
+
+def find_integrations(integration_type: str, status: "Status | str", account_id: str) -> Listing[Integration]:
+    """The integrations of all users that meet the conditions, the oldest first; empty and unspecified ones: any."""
+
+    def page(token: str) -> Operation[Page[Integration]]:
+        request = operator_pb.FindIntegrationsRequest(
+            integration_type=integration_type, status=status, account_id=account_id, page_size=200, page_token=token
+        )
+        return Operation(
+            rpcs.FIND_INTEGRATIONS, request, lambda response: Page(response.integrations, response.next_page_token)
+        )
+
+    return page
+
+
+def count_integrations(
+    integration_type: str, status: "Status | str", account_id: str
+) -> Listing[operator_pb.IntegrationCount]:
+    """The numbers of the integrations that `find_integrations` finds, of each page: `sum_of_counts` adds them."""
+
+    def page(token: str) -> Operation[Page[operator_pb.IntegrationCount]]:
+        request = operator_pb.FindIntegrationsRequest(
+            integration_type=integration_type, status=status, account_id=account_id, page_token=token, count_only=True
+        )
+        return Operation(
+            rpcs.FIND_INTEGRATIONS, request, lambda response: Page(response.counts, response.next_page_token)
+        )
+
+    return page
+
+
+def sum_of_counts(counts: Iterable[operator_pb.IntegrationCount]) -> Sequence[operator_pb.IntegrationCount]:
+    """The sums of the counts by type and status."""
+    sums = Counter[tuple[str, Status]]()
+    for each in counts:
+        sums[each.integration_type, each.status] += each.count
+    return [
+        operator_pb.IntegrationCount(integration_type=integration_type, status=status, count=count)
+        for (integration_type, status), count in sorted(sums.items())
+    ]
+
+
+def list_due_work(
+    integration_type: str, job: "operator_pb.Job | str", *, oldest_only: bool
+) -> Listing[operator_pb.DueWork]:
+    """The background work that is due, by job and OAuth client, the longest due first; an unspecified job: all jobs."""
+
+    def page(token: str) -> Operation[Page[operator_pb.DueWork]]:
+        request = operator_pb.ListDueWorkRequest(
+            job=job, integration_type=integration_type, oldest_only=oldest_only, page_size=200, page_token=token
+        )
+        return Operation(
+            rpcs.LIST_DUE_WORK, request, lambda response: Page(response.due_work, response.next_page_token)
+        )
+
+    return page
+
+
+def list_audit_entries(
+    *,
+    user: str = "",
+    integration_id: int = 0,
+    caller: str = "",
+    action: str = "",
+    start_time: datetime | None = None,
+    end_time: datetime | None = None,
+    page_size: int = 200,
+) -> Listing[operator_pb.AuditEntry]:
+    """The entries of the audit log that meet the conditions, the newest first."""
+
+    def page(token: str) -> Operation[Page[operator_pb.AuditEntry]]:
+        request = operator_pb.ListAuditEntriesRequest(
+            user_id=user,
+            integration_id=integration_id,
+            caller=caller,
+            action=action,
+            start_time=start_time,
+            end_time=end_time,
+            page_size=page_size,
+            page_token=token,
+        )
+        return Operation(
+            rpcs.LIST_AUDIT_ENTRIES, request, lambda response: Page(response.audit_entries, response.next_page_token)
         )
 
     return page

@@ -83,6 +83,25 @@ LIST_OAUTH_CLIENTS = Rpc(
     True,
     OPERATOR_SERVICE,
 )
+FIND_INTEGRATIONS = Rpc(
+    "FindIntegrations",
+    operator_pb.FindIntegrationsRequest,
+    operator_pb.FindIntegrationsResponse,
+    10,
+    True,
+    OPERATOR_SERVICE,
+)
+LIST_DUE_WORK = Rpc(
+    "ListDueWork", operator_pb.ListDueWorkRequest, operator_pb.ListDueWorkResponse, 10, True, OPERATOR_SERVICE
+)
+LIST_AUDIT_ENTRIES = Rpc(
+    "ListAuditEntries",
+    operator_pb.ListAuditEntriesRequest,
+    operator_pb.ListAuditEntriesResponse,
+    10,
+    True,
+    OPERATOR_SERVICE,
+)
 
 RPCS: Sequence[Rpc[Message, Message]] = tuple(value for value in vars().values() if isinstance(value, Rpc))
 

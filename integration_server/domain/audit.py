@@ -38,6 +38,9 @@ class Action(StrEnum):
     PUT_OAUTH_CLIENT = "put_oauth_client"
     READ_OAUTH_CLIENTS = "read_oauth_clients"
     DELETE_OAUTH_CLIENT = "delete_oauth_client"
+    FIND_INTEGRATIONS = "find_integrations"
+    READ_DUE_WORK = "read_due_work"
+    READ_AUDIT_ENTRIES = "read_audit_entries"
     LOSE_GRANT = "lose_grant"
     ERASE_USER = "erase_user"
     STORE_CREDENTIALS = "store_credentials"
@@ -107,6 +110,11 @@ class AuditEntry:
 def recorded_user_id(user_id: str) -> EscapedText:
     """Return a user as its entries name it."""
     return escape(user_id, _MAX_LENGTHS["user_id"])
+
+
+def recorded_caller(caller: str) -> EscapedText:
+    """Return a caller as its entries name it."""
+    return escape(caller, _MAX_LENGTHS["caller"])
 
 
 def background_entry(

@@ -16,7 +16,16 @@ BATCH_SIZE = 1000
 _ENTRY_BYTES = 512  # of all objects of a queued entry that have one size, in the queue and among the shared ones
 _CHARACTER_BYTES = 4  # of texts that callers choose, at most
 
-_READS = frozenset({Action.READ_CREDENTIALS, Action.READ_WEBHOOKS, Action.READ_UNROUTED_WEBHOOKS})
+_READS = frozenset(
+    {
+        Action.READ_CREDENTIALS,
+        Action.READ_WEBHOOKS,
+        Action.READ_UNROUTED_WEBHOOKS,
+        Action.FIND_INTEGRATIONS,
+        Action.READ_DUE_WORK,
+        Action.READ_AUDIT_ENTRIES,
+    }
+)
 """The actions whose equal calls may share an entry: they change nothing."""
 
 

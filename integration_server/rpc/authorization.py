@@ -64,7 +64,10 @@ def authorize_method(policy: Callable[[], Policy]) -> Interceptor:
     def wrap(method: Method, behavior: Behavior) -> Behavior:
         def require_permission() -> Caller:
             caller = policy().caller_of(current_identity())
-            if method.permission is None or method.permission not in caller.permissions.granted:
+            permissions = caller.permissions
+            if method.permission is None or method.permission not in permissions.granted:
+                raise CallerNotAllowed
+            if method.requires_all_types and permissions.allowed_types.integration_types is not None:
                 raise CallerNotAllowed
             return caller
 

@@ -33,6 +33,12 @@ _CLIENT_FIELDS: Mapping[str, str] = {
     Action.DELETE_OAUTH_CLIENT: "name",
 }
 """The fields of requests that name an OAuth client, which is then a detail of the audit entry."""
+_CONDITIONS: Mapping[str, Sequence[str]] = {
+    Action.FIND_INTEGRATIONS: ("count_only", "status", "account_id"),
+    Action.READ_DUE_WORK: ("oldest_only", "job"),
+    Action.READ_AUDIT_ENTRIES: ("action", "caller"),
+}
+"""The conditions of operators' reads, which are details of the audit entry; a text that others choose comes last."""
 _MAX_AUDIT_WAIT = 2.0  # seconds: the change is already made, and a caller that waits longer would repeat it
 
 
@@ -204,7 +210,7 @@ class _Audited:
         action, request = self._recorder.action, self._first_request
         messages = [request] if self._response is None else [request, self._response]
         client = _field(_CLIENT_FIELDS.get(action, ""), request)
-        details = self._recorder.details or client or _details(*messages)
+        details = self._recorder.details or client or _conditions(action, request) or _details(*messages)
         if isinstance(self._request, RequestStream):
             details = f"{details}; {self._request.body_size} bytes sent, {self._received} received"
         return AuditEntry(
@@ -236,6 +242,18 @@ def _details(*messages: Message) -> str:
     """Return method, path and status of a provider call; never query or body, which may hold secrets."""
     parts = (_field(name, *messages) for name in ("method", "path", "status_code"))
     return " ".join(str(part) for part in parts if part)
+
+
+def _conditions(action: Action, request: Any) -> str:  # noqa: ANN401  # a request with these fields
+    """Return the conditions of an operator's read, as far as they were given."""
+    names = [name for name in _CONDITIONS.get(action, ()) if getattr(request, name)]
+    return " ".join(f"{name}={_value_text(request, name)}" for name in names)
+
+
+def _value_text(request: Any, name: str) -> str:  # noqa: ANN401  # as `_conditions`
+    enum_type, value = request.DESCRIPTOR.fields_by_name[name].enum_type, getattr(request, name)
+    known = None if enum_type is None else enum_type.values_by_number.get(value)
+    return str(value if known is None else known.name)
 
 
 def _field(name: str, *messages: object) -> Any:  # noqa: ANN401  # the field's type

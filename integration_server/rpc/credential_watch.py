@@ -106,15 +106,15 @@ class CredentialWatch:
             while True:
                 if not changes.is_stopping:
                     await stream.read()
-                news, position = stream.take_news(), stream.position
+                results, position = stream.take_unsent(), stream.position
                 is_cursor_due = position is not None and (
                     sent_position is None
                     or loop.time() >= heartbeat_time
                     or (changes.is_stopping and position != sent_position)
                 )
-                if news or is_cursor_due:
+                if results or is_cursor_due:
                     text = "" if position is None else stream.cursor(await self._changes.text_of(position))
-                    async with aclosing(self._encode(request.user_id, news, text)) as responses:
+                    async with aclosing(self._encode(request.user_id, results, text)) as responses:
                         async for response in responses:
                             send_time = loop.time()
                             yield response
@@ -129,11 +129,11 @@ class CredentialWatch:
                     until_heartbeat = self._heartbeat if position is None else heartbeat_time - loop.time()
                     await changes.wait(max(0.0, min(until_heartbeat, until_heartbeat if due is None else due)))
 
-    async def _encode(self, user_id: str, news: "Sequence[_News]", cursor: str) -> AsyncGenerator[bytes]:
+    async def _encode(self, user_id: str, results: "Sequence[_WatchResult]", cursor: str) -> AsyncGenerator[bytes]:
         """Yield responses of limited size with the results, of which the last has the cursor."""
         items: list[bytes] = []
         size = 0
-        for number, shared in news:
+        for number, shared in results:
             item = await self._results.watched(user_id, number, shared)
             if items and size + len(item) > _MAX_RESPONSE:
                 yield encode_watch_response(items)
@@ -166,7 +166,7 @@ class CredentialWatch:
             await stream.close()
 
 
-_News = tuple[IntegrationId, SharedOutcome]
+_WatchResult = tuple[IntegrationId, SharedOutcome]
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,11 +281,11 @@ class _Stream:
         self._refreshing: dict[IntegrationId, asyncio.Task[None]] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._deferred: dict[IntegrationId, None] = {}  # for which there is no room among the refreshes
-        self._news: list[_News] = []
+        self._unsent: list[_WatchResult] = []
 
     @property
     def position(self) -> WatchPosition | None:
-        """The position after all news that were taken. None until everything was sent once."""
+        """The position after all results that were taken. None until everything was sent once."""
         return next(iter(self._unsettled.values()), self._position)
 
     @property
@@ -314,7 +314,7 @@ class _Stream:
         return None if due is None else max(0.0, due - self._now())
 
     async def read(self) -> None:
-        """Read some of what has to be read, and add what the client does not have to the news."""
+        """Read some of what has to be read, and queue the results that the client does not have."""
         requests = self._take()
         position = self._position if self._unread or self._changes.changed else self._changes.position
         if requests:
@@ -330,10 +330,10 @@ class _Stream:
                     self._settle(number, SharedOutcome(outcome), self._now())
         self._position = position
 
-    def take_news(self) -> Sequence[_News]:
-        """What the client does not have yet."""
-        news, self._news = self._news, []
-        return news
+    def take_unsent(self) -> Sequence[_WatchResult]:
+        """The results that the client does not have yet."""
+        results, self._unsent = self._unsent, []
+        return results
 
     async def close(self) -> None:
         """Wait for no refresh any longer. Those that run are completed all the same."""
@@ -395,12 +395,12 @@ class _Stream:
             self._failed.add(number)
             self._known.discard(number)
         elif number in self._known:
-            return  # should this be news all the same, the change feed is about to report it
+            return  # should this differ all the same, the change feed is about to report it
         else:
             self._failed.discard(number)
         if watched.sent != mark:
             watched.sent = mark
-            self._news.append((number, shared))
+            self._unsent.append((number, shared))
 
     def _schedule(self, number: IntegrationId, watched: _Watched, outcome: object, mark: int | str, now: float) -> None:
         due = early_ttl = None

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import Any
 
 from google.protobuf.message import Message
@@ -16,6 +16,7 @@ from integration_server.rpc.mapping import (
     decode_matching,
     decode_required_text,
     decode_text,
+    decode_time,
     encode,
     require_at_most,
 )
@@ -53,12 +54,12 @@ def decode_event_query(request: pb.ListEventsRequest) -> domain.EventQuery:
     return domain.EventQuery(
         *mapping.decode_page(request, MAX_PAGE_SIZE),
         sync_token=decode_text("sync_token", request.sync_token, mapping.MAX_PARAMETER_LENGTH),
-        time_min=_decode_timestamp(request, "time_min"),
-        time_max=_decode_timestamp(request, "time_max"),
+        time_min=decode_time(request, "time_min"),
+        time_max=decode_time(request, "time_max"),
         single_events=request.single_events,
         order_by=decode_enum(domain.EventOrder, request, "order_by"),
         show_deleted=request.show_deleted,
-        updated_min=_decode_timestamp(request, "updated_min"),
+        updated_min=decode_time(request, "updated_min"),
         i_cal_uid=decode_text("i_cal_uid", request.i_cal_uid, MAX_TEXT_LENGTH),
         private_extended_property=_decode_constraints("private_extended_property", request.private_extended_property),
         shared_extended_property=_decode_constraints("shared_extended_property", request.shared_extended_property),
@@ -69,8 +70,8 @@ def decode_instance_query(request: pb.ListEventInstancesRequest) -> domain.Insta
     """Return which instances of a recurring event to list."""
     return domain.InstanceQuery(
         *mapping.decode_page(request, MAX_PAGE_SIZE),
-        time_min=_decode_timestamp(request, "time_min"),
-        time_max=_decode_timestamp(request, "time_max"),
+        time_min=decode_time(request, "time_min"),
+        time_max=decode_time(request, "time_max"),
         show_deleted=request.show_deleted,
         original_start_time=_decode_time(request, "original_start_time"),
     )
@@ -107,7 +108,7 @@ def _decode_time(message: Message, name: str, parent: str = "") -> domain.EventT
     zone = decode_matching(f"{field}.time_zone", value.time_zone, _ZONE, zone_problem)
     if value.WhichOneof("when") == "date":
         return domain.EventTime(_decode_day(f"{field}.date", value.date), zone)
-    moment = _decode_timestamp(value, "date_time", f"{field}.")
+    moment = decode_time(value, "date_time", f"{field}.")
     if moment is None:
         raise InvalidField(field, "has neither date nor date_time")
     return domain.EventTime(moment, zone)
@@ -120,16 +121,6 @@ def _decode_day(field: str, value: str) -> date:
     except ValueError:
         pass
     raise InvalidField(field, "is not a day, such as 2026-03-28")
-
-
-def _decode_timestamp(message: Message, name: str, parent: str = "") -> datetime | None:
-    if not message.HasField(name):
-        return None
-    try:
-        moment: datetime = getattr(message, name).ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise InvalidField(f"{parent}{name}", "is not a time between the years 1 and 9999") from None
-    return moment
 
 
 def _decode_attendees(event: pb.Event) -> Sequence[domain.Attendee]:

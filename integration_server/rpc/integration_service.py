@@ -26,6 +26,9 @@ from integration_server.service.events.watched_changes import ChangeDispatcher
 from integration_server.service.health.health_checks import HealthChecker
 from integration_server.service.integrations.integration_manager import IntegrationManager
 from integration_server.service.oauth_clients.oauth_client_manager import OAuthClientManager
+from integration_server.service.operators.audit_log_reader import AuditLogReader
+from integration_server.service.operators.due_work_list import DueWorkList
+from integration_server.service.operators.integration_search import IntegrationSearch
 from integration_server.service.proxy.calls import ApiProxy
 from integration_server.service.webhooks.unrouted_webhooks import UnroutedWebhookLog
 from integration_server.service.webhooks.webhook_delivery import WebhookDelivery
@@ -55,6 +58,9 @@ class UseCases:
     watched_changes: ChangeDispatcher
     api_proxy: ApiProxy
     oauth_clients: OAuthClientManager
+    integration_search: IntegrationSearch
+    due_work_list: DueWorkList
+    audit_log_reader: AuditLogReader
 
 
 class IntegrationService(pb_grpc.IntegrationServiceServicer):
@@ -152,7 +158,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
             *mapping.decode_page(request),
             current_allowed_types(),
         )
-        integrations = await _encode_integrations(page.items, self._clock())
+        integrations = await encode_integrations(page.items, self._clock())
         return pb.ListIntegrationsResponse(integrations=integrations, next_page_token=page.next_page_token)
 
     async def GetIntegration(self, request: pb.GetIntegrationRequest, context: Context) -> pb.GetIntegrationResponse:
@@ -344,7 +350,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
                 yield pb.StreamProviderResponse(body=part)
 
 
-async def _encode_integrations(
+async def encode_integrations(
     integrations: Iterable[Integration], now: datetime
 ) -> Sequence[integration_pb2.Integration]:
     """Convert integrations. Other calls proceed after each config, whose conversion can take ten milliseconds."""

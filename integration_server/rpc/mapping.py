@@ -51,6 +51,7 @@ MAX_PARAMETER_LENGTH = 8192  # of a callback: some providers' authorization code
 MAX_WEBHOOK_URL_LENGTH = 16 * 1024
 MAX_CONSUMER_LENGTH = MAX_API_LENGTH = 64
 MAX_METHOD_LENGTH = 16
+MAX_ACTION_LENGTH = 32  # of the column in the audit log
 MAX_WEBHOOK_HEADERS = 200
 MAX_CONFIG_BYTES = 64 * 1024
 DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 50, 200
@@ -223,6 +224,17 @@ def decode_duration(field: str, request: Message) -> timedelta | None:
     if value.seconds > MAX_DURATION_SECONDS or value.nanos > MAX_NANOS:
         raise InvalidField(field, "is out of range")
     return value.ToTimedelta()
+
+
+def decode_time(message: Message, name: str, parent: str = "") -> datetime | None:
+    """Return the time in the field `name` of a message at `parent`; None if it is unset."""
+    if not message.HasField(name):
+        return None
+    try:
+        moment: datetime = getattr(message, name).ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise InvalidField(f"{parent}{name}", "is not a time between the years 1 and 9999") from None
+    return moment
 
 
 def decode_enum(target: type[E], message: Message, name: str, parent: str = "") -> E | None:

@@ -75,6 +75,7 @@ class Method:
     audit_action: Action | None = None  # None: not recorded
     awaits_audit: bool = False
     names_user: bool = True
+    requires_all_types: bool = False  # of the caller
     items_field: str = ""  # the repeated field whose entries are authorized, counted and recorded one by one
     streams_requests: bool = False
     streams_responses: bool = False
@@ -126,6 +127,7 @@ def method_of(descriptor: Any) -> Method:  # noqa: ANN401  # MethodDescriptor, w
         audit_action=action,
         awaits_audit=access.await_audit,
         names_user=access.names_user if access.HasField("names_user") else True,
+        requires_all_types=access.requires_all_types,
         items_field=access.items_field,
         streams_requests=descriptor.client_streaming,
         streams_responses=descriptor.server_streaming,

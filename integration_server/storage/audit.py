@@ -22,26 +22,25 @@ from json.encoder import encode_basestring_ascii as _quote
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import Row, Select, bindparam, func, insert, select, update
+from sqlalchemy import Row, bindparam, func, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from integration_server.domain.audit import AuditEntry, recorded_user_id
+from integration_server.domain.audit import AuditEntry
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.service.audit.audit_heads import AUDIT_CHAIN, Head
 from integration_server.service.common_types import Aead
 from integration_server.service.credentials.credential_cipher import chain_key_aad
 from integration_server.storage.driver_queries import DriverConnection, DriverQuery
-from integration_server.storage.engine import Database, DatabaseTime, from_row
+from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.tables import audit_chains, audit_entries
-from integration_server.text_escaping import EscapedText
 
 _C = audit_chains.c
 _E = audit_entries.c
 
-_TEXTS = ("caller", "action", "user_id", "integration_type", "outcome", "purpose", "details")
+TEXTS = ("caller", "action", "user_id", "integration_type", "outcome", "purpose", "details")
 _NUMBERS = ("time", "integration_id", "integration_version", "call_count")
-_FIELDS = attrgetter(*_TEXTS, *_NUMBERS)
-_COLUMNS = (*_TEXTS, *_NUMBERS, "chain_id", "sequence", "mac", "salt", "commitment")
+_FIELDS = attrgetter(*TEXTS, *_NUMBERS)
+_COLUMNS = (*TEXTS, *_NUMBERS, "chain_id", "sequence", "mac", "salt", "commitment")
 _AUTHENTICATED = attrgetter(
     "caller", "action", "integration_id", "integration_type", "integration_version", "outcome", "call_count"
 )
@@ -61,8 +60,6 @@ _PART_SIZE = 50  # entries: they hold the event loop for at most about 5 ms
 
 ERASED = {"user_id": "", "purpose": "", "details": "", "salt": None}
 """The values of an erased entry's columns. `purpose` and `details` may name the user too, or the account."""
-
-_SHOWN_AS_ERASED = EscapedText("\\{erased}")  # no name is escaped to this
 
 UNREADABLE = (ValueError, TypeError, ArithmeticError, AttributeError, DBAPIError)
 """The errors of reading a row that this program cannot have written: a time before the year 1, a negative length, or on
@@ -208,37 +205,3 @@ def _extend(chain: Chain, entries: Sequence[AuditEntry]) -> tuple[Chain, Sequenc
         chain = chain.extended_with(entry, commitment)
         rows.append((*_FIELDS(entry), chain.chain_id, chain.entries, chain.head, salt, commitment))
     return chain, rows
-
-
-async def list_audit_entries(
-    database: Database, user_id: str, integration_id: int, limit: int
-) -> Sequence[AuditEntry | None]:
-    """Return entries, the newest first. An empty user and 0 mean all. None stands for an unreadable entry."""
-    query = select(audit_entries).order_by(_E.time.desc(), _E.sequence.desc()).limit(limit)
-    if user_id:
-        query = query.where(_E.user_id == recorded_user_id(user_id))
-    if integration_id:
-        query = query.where(_E.integration_id == integration_id)
-    try:
-        # Also rows that this program cannot have written: readers must see them.
-        return [_entry_of(row) for row in await database.fetch(query)]
-    except UNREADABLE:
-        return await _list_readable(database, query)
-
-
-def _entry_of(row: Row[Any]) -> AuditEntry:
-    texts = {name: EscapedText(getattr(row, name)) for name in _TEXTS}
-    if row.salt is None:
-        texts["user_id"] = _SHOWN_AS_ERASED
-    return from_row(AuditEntry, row, **texts)
-
-
-async def _list_readable(database: Database, query: Select[Any]) -> Sequence[AuditEntry | None]:
-    entries: list[AuditEntry | None] = []
-    for key in await database.fetch(query.with_only_columns(_E.chain_id, _E.sequence)):
-        one = select(audit_entries).where(_E.chain_id == key.chain_id, _E.sequence == key.sequence)
-        try:
-            entries += [_entry_of(row) for row in await database.fetch(one)]
-        except UNREADABLE:
-            entries.append(None)
-    return entries

@@ -67,6 +67,11 @@ class SqlChangeFeed:
         self._quiet_queries: dict[bool, DriverQuery] = {}
         self._poll_queries: dict[bool, DriverQuery] = {}
 
+    @property
+    def connection(self) -> int:
+        """The number of the connection that polls; a new one may lead to another database."""
+        return self._database.monitor_connections
+
     async def wait_for_change(self) -> None:
         """Return when the database notifies of a change."""
         await self._database.change_notified.wait()

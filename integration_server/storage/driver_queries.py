@@ -275,6 +275,8 @@ class DriverQueries:
     _monitor: PoolProxiedConnection | None = None
     _monitor_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _monitor_timeout: float = 1.0  # seconds
+    monitor_connections: int = 0
+    """How many connections to the database were opened for monitoring: each may lead to another database."""
 
     @property
     def dialect_name(self) -> str:
@@ -299,6 +301,10 @@ class DriverQueries:
                 rows = await self._over_driver(engine, lent).run(query, **parameters)
             await _return_raw(engine, lent)
             return rows
+
+    def count_monitor_connection(self, *_: object) -> None:
+        """Note that a connection was opened for monitoring: a listener of its pool."""
+        self.monitor_connections += 1
 
     async def monitor(self, query: DriverQuery, **parameters: Any) -> Sequence[Values]:  # noqa: ANN401
         """As `read`, on the monitoring connection.

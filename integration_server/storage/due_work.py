@@ -94,6 +94,14 @@ _TABLES: Mapping[JobKind, _DueTable] = {
 }
 
 
+def rows_of(
+    job_kind: JobKind, job_type: ColumnElement[str]
+) -> tuple[Column[Any], Column[datetime], Sequence[ColumnElement[bool]]]:
+    """The key and the due time of a job's rows, and the conditions of those of a type that become due."""
+    table = _TABLES[job_kind]
+    return table.row_id, table.due_time, (table.is_enabled, table.type == job_type)
+
+
 class SqlDueWork:
     """A `DueWork` over a SQL database."""
 

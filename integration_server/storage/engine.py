@@ -167,6 +167,7 @@ async def open_database(
         _keeps_statements=pools.keeps_statements,
         _monitor_timeout=monitor_timeout,
     )
+    event.listen(pools.monitors.sync_engine, "connect", database.count_monitor_connection)
     if add_span is not None:
         database.trace_statements(add_span)
     async with aclosing(database):

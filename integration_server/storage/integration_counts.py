@@ -90,7 +90,7 @@ def batch_statement(after: int, limit: int, now: datetime, within: tuple[timedel
     ).group_by(b.integration_type, b.status)
 
 
-def status_at(now: datetime) -> ColumnElement[str]:
+def status_at(now: datetime | ColumnElement[datetime]) -> ColumnElement[str]:
     """`Integration.status` in SQL."""
     has_expired = and_(not_(_T.is_renewable), _T.access_token_expire_time <= now)
     return case(

@@ -34,7 +34,7 @@ _I = integrations.c
 _E = webhook_events.c
 _O = webhook_consumer_offsets.c
 
-_RECIPIENTS = (
+RECIPIENTS = (
     select(integrations)
     .where(
         or_(
@@ -48,6 +48,8 @@ _RECIPIENTS = (
     .order_by(_I.integration_id)
     .limit(bindparam("limit"))
 )
+"""The integrations that a webhook's events may be for. The index of accounts and the primary key find them."""
+
 _EXISTING_EVENTS = select(_E.integration_id, _E.event_id).where(
     _E.integration_id.in_(bindparam("integration_ids", expanding=True)),
     _E.event_id.in_(bindparam("event_ids", expanding=True)),
@@ -129,7 +131,7 @@ class SqlWebhookInbox:
             "after": after,
             "limit": limit,
         }
-        return [stored_integration_of(row) for row in await self._database.fetch(_RECIPIENTS, parameters)]
+        return [stored_integration_of(row) for row in await self._database.fetch(RECIPIENTS, parameters)]
 
     async def known(
         self, integration_ids: Collection[IntegrationId], event_ids: Collection[str]

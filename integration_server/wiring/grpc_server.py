@@ -174,7 +174,7 @@ def build_grpc_server(
     service = IntegrationService(use_cases, clock, results)
     integration_service_pb2_grpc.add_IntegrationServiceServicer_to_server(service, target)
     google_calendar_pb2_grpc.add_GoogleCalendarServiceServicer_to_server(GoogleCalendarService(google_calendar), target)
-    operator_service_pb2_grpc.add_OperatorServiceServicer_to_server(OperatorService(use_cases), target)
+    operator_service_pb2_grpc.add_OperatorServiceServicer_to_server(OperatorService(use_cases, clock), target)
     health_pb2_grpc.add_HealthServicer_to_server(health, target)
     # Where callers are authenticated, the policy decides who may use reflection.
     if settings.dev_mode or settings.authenticates_callers:

@@ -18,14 +18,18 @@ from integration_server.service.events.ports import ChangeFeed
 from integration_server.service.health.ports import HealthHistory
 from integration_server.service.integrations.ports import IntegrationStore
 from integration_server.service.oauth_clients.ports import OAuthClientStore
+from integration_server.service.operators.ports import AuditEntries, DueRows, IntegrationSearchStore
 from integration_server.service.webhooks.ports import UnroutedWebhooks, WebhookEndpoints, WebhookInbox, WebhookRoutes
 from integration_server.settings import Settings
 from integration_server.storage.audit import SqlAuditLog
+from integration_server.storage.audit_reading import SqlAuditEntries
 from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
 from integration_server.storage.change_feed import SqlChangeFeed
 from integration_server.storage.due_work import SqlDueWork
+from integration_server.storage.due_work_list import SqlDueRows
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.health_checks import SqlHealthHistory
+from integration_server.storage.integration_search import SqlIntegrationSearch
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.key_encryption import KeyEncryptionKeys
 from integration_server.storage.keyring import Keyring, open_keyring
@@ -56,6 +60,9 @@ class Stores:
     unrouted_webhooks: UnroutedWebhooks
     change_feed: ChangeFeed
     oauth_clients: OAuthClientStore
+    integration_search: IntegrationSearchStore
+    due_rows: DueRows
+    audit_entries: AuditEntries
 
 
 BuildStores = Callable[[Settings, Database, Callable[[IntegrationId], None]], Stores]
@@ -110,6 +117,9 @@ def sql_stores(settings: Settings, database: Database, on_change: Callable[[Inte
         SqlUnroutedWebhooks(database, UnroutedLimits(max_bytes=settings.unrouted_webhook_max_bytes)),
         SqlChangeFeed(database),
         SqlOAuthClients(database),
+        SqlIntegrationSearch(database),
+        SqlDueRows(database),
+        SqlAuditEntries(database),
     )
 
 

@@ -40,7 +40,7 @@ async def test_audit_entries_are_listed_and_altered_entries_are_detected(postgre
     environment = server_environment(postgres_url, ENCRYPTION_KEY=key)
     listed = await run(tmp_path, environment, "audit", "list", "--json")
     rows = [json.loads(line) for line in listed.out.splitlines()]
-    done = [tuple(row[name] for name in ("action", "user", "outcome", "purpose")) for row in rows]
+    done = [tuple(row[name] for name in ("action", "user_id", "outcome", "purpose")) for row in rows]
     assert sorted(done) == sorted(
         [
             ("connect", "ada", "OK", ""),

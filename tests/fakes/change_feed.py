@@ -17,6 +17,7 @@ class FakeChangeFeed:
         self.changed_ids: list[IntegrationId] = []
         self.polls = 0
         self.database_id = "one"
+        self.connection = 1
         self.is_unavailable = False
         self.notified = asyncio.Event()
 

@@ -31,6 +31,7 @@ class InMemoryDatabase(Database):
     """
 
     dialect_name = "sqlite"
+    monitor_connections = 1
 
     def __init__(self, clock: Clock) -> None:
         self.is_unavailable = False

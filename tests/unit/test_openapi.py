@@ -128,6 +128,6 @@ def test_what_the_converter_does_not_know_is_an_error() -> None:
     file = FileDescriptorProto()
     operator_service_pb2.DESCRIPTOR.CopyToProto(file)
     rule = file.service[0].method[0].options.Extensions[HTTP]
-    rule.get, rule.response_body = "/api/v1/x", "unrouted_webhooks"
-    with pytest.raises(UnsupportedContract, match="ListUnroutedWebhooks"):
+    rule.get, rule.response_body = "/api/v1/x", "integrations"
+    with pytest.raises(UnsupportedContract, match="FindIntegrations"):
         openapi_document(FileDescriptorSet(file=[file]).SerializeToString())

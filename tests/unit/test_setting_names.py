@@ -88,8 +88,10 @@ def test_a_slip_is_reported_however_many_other_names_there_are(tmp_path: Path, m
 def test_a_file_that_cannot_be_read_is_the_only_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env").symlink_to("/proc/self/mem")  # can be opened, but not read, also by root
-    with pytest.raises(CommandFailed, match="Input/output error"):
+    with pytest.raises(CommandFailed) as failed:
         command(_start_without_its_key)()
+    (problem,) = failed.value.problems
+    assert "(Input/output error); repair or remove it" in problem
 
 
 async def _start_without_its_key() -> None:

@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from integrations.v1 import integration_pb2 as integrations_dot_v1_dot_integration__pb2
 from integrations.v1 import options_pb2 as integrations_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&integrations/v1/operator_service.proto\x12\x0fintegrations.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dintegrations/v1/options.proto\"\xff\x02\n\x0bOAuthClient\x12\x18\n\x10integration_type\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\x0f\n\x07\x63\x61llers\x18\x04 \x03(\t\x12\x1b\n\x13has_previous_secret\x18\x05 \x01(\x08\x12\x1a\n\x12has_webhook_secret\x18\x06 \x01(\x08\x12\x13\n\x0bwebhook_url\x18\x07 \x01(\t\x12\x32\n\x0csecret_state\x18\x08 \x01(\x0e\x32\x1c.integrations.v1.SecretState\x12/\n\x0brefuse_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ltered\x18\n \x01(\x08\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd5\x01\n\x15PutOAuthClientRequest\x12\x18\n\x10integration_type\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\x1a\n\rclient_secret\x18\x04 \x01(\tB\x03\x80\x01\x01\x12\x0f\n\x07\x63\x61llers\x18\x05 \x03(\t\x12\x1b\n\x0ewebhook_secret\x18\x06 \x01(\tB\x03\x80\x01\x01\x12!\n\x14webhook_verify_token\x18\x07 \x01(\tB\x03\x80\x01\x01\x12\x14\n\x0c\x65nd_rotation\x18\x08 \x01(\x08\"L\n\x16PutOAuthClientResponse\x12\x32\n\x0coauth_client\x18\x01 \x01(\x0b\x32\x1c.integrations.v1.OAuthClient\"Z\n\x17ListOAuthClientsRequest\x12\x18\n\x10integration_type\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"h\n\x18ListOAuthClientsResponse\x12\x33\n\roauth_clients\x18\x01 \x03(\x0b\x32\x1c.integrations.v1.OAuthClient\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"B\n\x18\x44\x65leteOAuthClientRequest\x12\x18\n\x10integration_type\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x1b\n\x19\x44\x65leteOAuthClientResponse\"\x84\x02\n\x0fUnroutedWebhook\x12\x18\n\x10integration_type\x18\x01 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x12\n\nevent_type\x18\x03 \x01(\t\x12\x30\n\x0creceive_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x06reason\x18\x05 \x01(\x0e\x32\x1f.integrations.v1.UnroutedReason\x12\x12\n\naccount_id\x18\x06 \x01(\t\x12\r\n\x05route\x18\x07 \x01(\t\x12\x15\n\rpayload_bytes\x18\x08 \x01(\x03\x12\x14\n\x0coauth_client\x18\t \x01(\t\"^\n\x1bListUnroutedWebhooksRequest\x12\x18\n\x10integration_type\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"t\n\x1cListUnroutedWebhooksResponse\x12;\n\x11unrouted_webhooks\x18\x01 \x03(\x0b\x32 .integrations.v1.UnroutedWebhook\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*e\n\x0bSecretState\x12\x1c\n\x18SECRET_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aSECRET_STATE_PREVIOUS_USED\x10\x01\x12\x18\n\x14SECRET_STATE_REFUSED\x10\x02*\xb9\x01\n\x0eUnroutedReason\x12\x1f\n\x1bUNROUTED_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1aUNROUTED_REASON_UNREADABLE\x10\x01\x12\x1e\n\x1aUNROUTED_REASON_NO_ACCOUNT\x10\x02\x12#\n\x1fUNROUTED_REASON_UNKNOWN_ACCOUNT\x10\x03\x12!\n\x1dUNROUTED_REASON_UNKNOWN_ROUTE\x10\x04\x32\xfa\x03\n\x0fOperatorService\x12\x7f\n\x14ListUnroutedWebhooks\x12,.integrations.v1.ListUnroutedWebhooksRequest\x1a-.integrations.v1.ListUnroutedWebhooksResponse\"\n\xaa\xbb\x18\x06\x08\x0b\x10\r \x00\x12w\n\x0ePutOAuthClient\x12&.integrations.v1.PutOAuthClientRequest\x1a\'.integrations.v1.PutOAuthClientResponse\"\x14\xaa\xbb\x18\x08\x08\x0b\x10\x0e\x18\x01 \x00\xb2\xbb\x18\x04\x08\x80\x80\x04\x12s\n\x10ListOAuthClients\x12(.integrations.v1.ListOAuthClientsRequest\x1a).integrations.v1.ListOAuthClientsResponse\"\n\xaa\xbb\x18\x06\x08\x0b\x10\x0f \x00\x12x\n\x11\x44\x65leteOAuthClient\x12).integrations.v1.DeleteOAuthClientRequest\x1a*.integrations.v1.DeleteOAuthClientResponse\"\x0c\xaa\xbb\x18\x08\x08\x0b\x10\x10\x18\x01 \x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&integrations/v1/operator_service.proto\x12\x0fintegrations.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!integrations/v1/integration.proto\x1a\x1dintegrations/v1/options.proto\"\xff\x02\n\x0bOAuthClient\x12\x18\n\x10integration_type\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\x0f\n\x07\x63\x61llers\x18\x04 \x03(\t\x12\x1b\n\x13has_previous_secret\x18\x05 \x01(\x08\x12\x1a\n\x12has_webhook_secret\x18\x06 \x01(\x08\x12\x13\n\x0bwebhook_url\x18\x07 \x01(\t\x12\x32\n\x0csecret_state\x18\x08 \x01(\x0e\x32\x1c.integrations.v1.SecretState\x12/\n\x0brefuse_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ltered\x18\n \x01(\x08\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd5\x01\n\x15PutOAuthClientRequest\x12\x18\n\x10integration_type\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\x1a\n\rclient_secret\x18\x04 \x01(\tB\x03\x80\x01\x01\x12\x0f\n\x07\x63\x61llers\x18\x05 \x03(\t\x12\x1b\n\x0ewebhook_secret\x18\x06 \x01(\tB\x03\x80\x01\x01\x12!\n\x14webhook_verify_token\x18\x07 \x01(\tB\x03\x80\x01\x01\x12\x14\n\x0c\x65nd_rotation\x18\x08 \x01(\x08\"L\n\x16PutOAuthClientResponse\x12\x32\n\x0coauth_client\x18\x01 \x01(\x0b\x32\x1c.integrations.v1.OAuthClient\"Z\n\x17ListOAuthClientsRequest\x12\x18\n\x10integration_type\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"h\n\x18ListOAuthClientsResponse\x12\x33\n\roauth_clients\x18\x01 \x03(\x0b\x32\x1c.integrations.v1.OAuthClient\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"B\n\x18\x44\x65leteOAuthClientRequest\x12\x18\n\x10integration_type\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x1b\n\x19\x44\x65leteOAuthClientResponse\"\x84\x02\n\x0fUnroutedWebhook\x12\x18\n\x10integration_type\x18\x01 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x12\n\nevent_type\x18\x03 \x01(\t\x12\x30\n\x0creceive_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x06reason\x18\x05 \x01(\x0e\x32\x1f.integrations.v1.UnroutedReason\x12\x12\n\naccount_id\x18\x06 \x01(\t\x12\r\n\x05route\x18\x07 \x01(\t\x12\x15\n\rpayload_bytes\x18\x08 \x01(\x03\x12\x14\n\x0coauth_client\x18\t \x01(\t\"^\n\x1bListUnroutedWebhooksRequest\x12\x18\n\x10integration_type\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"t\n\x1cListUnroutedWebhooksResponse\x12;\n\x11unrouted_webhooks\x18\x01 \x03(\x0b\x32 .integrations.v1.UnroutedWebhook\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xab\x01\n\x17\x46indIntegrationsRequest\x12\x18\n\x10integration_type\x18\x01 \x01(\t\x12\'\n\x06status\x18\x02 \x01(\x0e\x32\x17.integrations.v1.Status\x12\x12\n\naccount_id\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12\x12\n\ncount_only\x18\x06 \x01(\x08\"\x9a\x01\n\x18\x46indIntegrationsResponse\x12\x32\n\x0cintegrations\x18\x01 \x03(\x0b\x32\x1c.integrations.v1.Integration\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x31\n\x06\x63ounts\x18\x03 \x03(\x0b\x32!.integrations.v1.IntegrationCount\"d\n\x10IntegrationCount\x12\x18\n\x10integration_type\x18\x01 \x01(\t\x12\'\n\x06status\x18\x02 \x01(\x0e\x32\x17.integrations.v1.Status\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\"\xd8\x01\n\x07\x44ueWork\x12!\n\x03job\x18\x01 \x01(\x0e\x32\x14.integrations.v1.Job\x12\x18\n\x10integration_type\x18\x02 \x01(\t\x12\x14\n\x0coauth_client\x18\x03 \x01(\t\x12\x16\n\x0eintegration_id\x18\x04 \x01(\x03\x12\x0f\n\x07user_id\x18\x05 \x01(\t\x12,\n\x08\x64ue_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x61ttempts\x18\x07 \x01(\x05\x12\x11\n\tdue_count\x18\x08 \x01(\x05\"\x8d\x01\n\x12ListDueWorkRequest\x12!\n\x03job\x18\x01 \x01(\x0e\x32\x14.integrations.v1.Job\x12\x18\n\x10integration_type\x18\x02 \x01(\t\x12\x13\n\x0boldest_only\x18\x03 \x01(\x08\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"Z\n\x13ListDueWorkResponse\x12*\n\x08\x64ue_work\x18\x01 \x03(\x0b\x32\x18.integrations.v1.DueWork\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa1\x02\n\nAuditEntry\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x63\x61ller\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x16\n\x0eintegration_id\x18\x05 \x01(\x03\x12\x18\n\x10integration_type\x18\x06 \x01(\t\x12\x1b\n\x13integration_version\x18\x07 \x01(\x03\x12\x0f\n\x07outcome\x18\x08 \x01(\t\x12\x0f\n\x07purpose\x18\t \x01(\t\x12\x0f\n\x07\x64\x65tails\x18\n \x01(\t\x12\x12\n\ncall_count\x18\x0b \x01(\x03\x12\x0e\n\x06\x65rased\x18\x0c \x01(\x08\x12\x12\n\nunreadable\x18\r \x01(\x08\"\xe7\x01\n\x17ListAuditEntriesRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x16\n\x0eintegration_id\x18\x02 \x01(\x03\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\t\"g\n\x18ListAuditEntriesResponse\x12\x32\n\raudit_entries\x18\x01 \x03(\x0b\x32\x1b.integrations.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*e\n\x0bSecretState\x12\x1c\n\x18SECRET_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aSECRET_STATE_PREVIOUS_USED\x10\x01\x12\x18\n\x14SECRET_STATE_REFUSED\x10\x02*\xb9\x01\n\x0eUnroutedReason\x12\x1f\n\x1bUNROUTED_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1aUNROUTED_REASON_UNREADABLE\x10\x01\x12\x1e\n\x1aUNROUTED_REASON_NO_ACCOUNT\x10\x02\x12#\n\x1fUNROUTED_REASON_UNKNOWN_ACCOUNT\x10\x03\x12!\n\x1dUNROUTED_REASON_UNKNOWN_ROUTE\x10\x04*y\n\x03Job\x12\x13\n\x0fJOB_UNSPECIFIED\x10\x00\x12\x0f\n\x0bJOB_REFRESH\x10\x01\x12\r\n\tJOB_CHECK\x10\x02\x12\x12\n\x0eJOB_REVOCATION\x10\x03\x12\x13\n\x0fJOB_DEVICE_POLL\x10\x04\x12\x14\n\x10JOB_KEY_ROTATION\x10\x05\x32\xcc\x06\n\x0fOperatorService\x12s\n\x10\x46indIntegrations\x12(.integrations.v1.FindIntegrationsRequest\x1a).integrations.v1.FindIntegrationsResponse\"\n\xaa\xbb\x18\x06\x08\x0b\x10\x11 \x00\x12\x7f\n\x14ListUnroutedWebhooks\x12,.integrations.v1.ListUnroutedWebhooksRequest\x1a-.integrations.v1.ListUnroutedWebhooksResponse\"\n\xaa\xbb\x18\x06\x08\x0b\x10\r \x00\x12\x64\n\x0bListDueWork\x12#.integrations.v1.ListDueWorkRequest\x1a$.integrations.v1.ListDueWorkResponse\"\n\xaa\xbb\x18\x06\x08\x0b\x10\x12 \x00\x12u\n\x10ListAuditEntries\x12(.integrations.v1.ListAuditEntriesRequest\x1a).integrations.v1.ListAuditEntriesResponse\"\x0c\xaa\xbb\x18\x08\x08\x0b\x10\x13 \x01\x30\x01\x12w\n\x0ePutOAuthClient\x12&.integrations.v1.PutOAuthClientRequest\x1a\'.integrations.v1.PutOAuthClientResponse\"\x14\xaa\xbb\x18\x08\x08\x0b\x10\x0e\x18\x01 \x00\xb2\xbb\x18\x04\x08\x80\x80\x04\x12s\n\x10ListOAuthClients\x12(.integrations.v1.ListOAuthClientsRequest\x1a).integrations.v1.ListOAuthClientsResponse\"\n\xaa\xbb\x18\x06\x08\x0b\x10\x0f \x00\x12x\n\x11\x44\x65leteOAuthClient\x12).integrations.v1.DeleteOAuthClientRequest\x1a*.integrations.v1.DeleteOAuthClientResponse\"\x0c\xaa\xbb\x18\x08\x08\x0b\x10\x10\x18\x01 \x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,38 +40,64 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUTOAUTHCLIENTREQUEST'].fields_by_name['webhook_secret']._serialized_options = b'\200\001\001'
   _globals['_PUTOAUTHCLIENTREQUEST'].fields_by_name['webhook_verify_token']._loaded_options = None
   _globals['_PUTOAUTHCLIENTREQUEST'].fields_by_name['webhook_verify_token']._serialized_options = b'\200\001\001'
+  _globals['_OPERATORSERVICE'].methods_by_name['FindIntegrations']._loaded_options = None
+  _globals['_OPERATORSERVICE'].methods_by_name['FindIntegrations']._serialized_options = b'\252\273\030\006\010\013\020\021 \000'
   _globals['_OPERATORSERVICE'].methods_by_name['ListUnroutedWebhooks']._loaded_options = None
   _globals['_OPERATORSERVICE'].methods_by_name['ListUnroutedWebhooks']._serialized_options = b'\252\273\030\006\010\013\020\r \000'
+  _globals['_OPERATORSERVICE'].methods_by_name['ListDueWork']._loaded_options = None
+  _globals['_OPERATORSERVICE'].methods_by_name['ListDueWork']._serialized_options = b'\252\273\030\006\010\013\020\022 \000'
+  _globals['_OPERATORSERVICE'].methods_by_name['ListAuditEntries']._loaded_options = None
+  _globals['_OPERATORSERVICE'].methods_by_name['ListAuditEntries']._serialized_options = b'\252\273\030\010\010\013\020\023 \0010\001'
   _globals['_OPERATORSERVICE'].methods_by_name['PutOAuthClient']._loaded_options = None
   _globals['_OPERATORSERVICE'].methods_by_name['PutOAuthClient']._serialized_options = b'\252\273\030\010\010\013\020\016\030\001 \000\262\273\030\004\010\200\200\004'
   _globals['_OPERATORSERVICE'].methods_by_name['ListOAuthClients']._loaded_options = None
   _globals['_OPERATORSERVICE'].methods_by_name['ListOAuthClients']._serialized_options = b'\252\273\030\006\010\013\020\017 \000'
   _globals['_OPERATORSERVICE'].methods_by_name['DeleteOAuthClient']._loaded_options = None
   _globals['_OPERATORSERVICE'].methods_by_name['DeleteOAuthClient']._serialized_options = b'\252\273\030\010\010\013\020\020\030\001 \000'
-  _globals['_SECRETSTATE']._serialized_start=1575
-  _globals['_SECRETSTATE']._serialized_end=1676
-  _globals['_UNROUTEDREASON']._serialized_start=1679
-  _globals['_UNROUTEDREASON']._serialized_end=1864
-  _globals['_OAUTHCLIENT']._serialized_start=124
-  _globals['_OAUTHCLIENT']._serialized_end=507
-  _globals['_PUTOAUTHCLIENTREQUEST']._serialized_start=510
-  _globals['_PUTOAUTHCLIENTREQUEST']._serialized_end=723
-  _globals['_PUTOAUTHCLIENTRESPONSE']._serialized_start=725
-  _globals['_PUTOAUTHCLIENTRESPONSE']._serialized_end=801
-  _globals['_LISTOAUTHCLIENTSREQUEST']._serialized_start=803
-  _globals['_LISTOAUTHCLIENTSREQUEST']._serialized_end=893
-  _globals['_LISTOAUTHCLIENTSRESPONSE']._serialized_start=895
-  _globals['_LISTOAUTHCLIENTSRESPONSE']._serialized_end=999
-  _globals['_DELETEOAUTHCLIENTREQUEST']._serialized_start=1001
-  _globals['_DELETEOAUTHCLIENTREQUEST']._serialized_end=1067
-  _globals['_DELETEOAUTHCLIENTRESPONSE']._serialized_start=1069
-  _globals['_DELETEOAUTHCLIENTRESPONSE']._serialized_end=1096
-  _globals['_UNROUTEDWEBHOOK']._serialized_start=1099
-  _globals['_UNROUTEDWEBHOOK']._serialized_end=1359
-  _globals['_LISTUNROUTEDWEBHOOKSREQUEST']._serialized_start=1361
-  _globals['_LISTUNROUTEDWEBHOOKSREQUEST']._serialized_end=1455
-  _globals['_LISTUNROUTEDWEBHOOKSRESPONSE']._serialized_start=1457
-  _globals['_LISTUNROUTEDWEBHOOKSRESPONSE']._serialized_end=1573
-  _globals['_OPERATORSERVICE']._serialized_start=1867
-  _globals['_OPERATORSERVICE']._serialized_end=2373
+  _globals['_SECRETSTATE']._serialized_start=3129
+  _globals['_SECRETSTATE']._serialized_end=3230
+  _globals['_UNROUTEDREASON']._serialized_start=3233
+  _globals['_UNROUTEDREASON']._serialized_end=3418
+  _globals['_JOB']._serialized_start=3420
+  _globals['_JOB']._serialized_end=3541
+  _globals['_OAUTHCLIENT']._serialized_start=159
+  _globals['_OAUTHCLIENT']._serialized_end=542
+  _globals['_PUTOAUTHCLIENTREQUEST']._serialized_start=545
+  _globals['_PUTOAUTHCLIENTREQUEST']._serialized_end=758
+  _globals['_PUTOAUTHCLIENTRESPONSE']._serialized_start=760
+  _globals['_PUTOAUTHCLIENTRESPONSE']._serialized_end=836
+  _globals['_LISTOAUTHCLIENTSREQUEST']._serialized_start=838
+  _globals['_LISTOAUTHCLIENTSREQUEST']._serialized_end=928
+  _globals['_LISTOAUTHCLIENTSRESPONSE']._serialized_start=930
+  _globals['_LISTOAUTHCLIENTSRESPONSE']._serialized_end=1034
+  _globals['_DELETEOAUTHCLIENTREQUEST']._serialized_start=1036
+  _globals['_DELETEOAUTHCLIENTREQUEST']._serialized_end=1102
+  _globals['_DELETEOAUTHCLIENTRESPONSE']._serialized_start=1104
+  _globals['_DELETEOAUTHCLIENTRESPONSE']._serialized_end=1131
+  _globals['_UNROUTEDWEBHOOK']._serialized_start=1134
+  _globals['_UNROUTEDWEBHOOK']._serialized_end=1394
+  _globals['_LISTUNROUTEDWEBHOOKSREQUEST']._serialized_start=1396
+  _globals['_LISTUNROUTEDWEBHOOKSREQUEST']._serialized_end=1490
+  _globals['_LISTUNROUTEDWEBHOOKSRESPONSE']._serialized_start=1492
+  _globals['_LISTUNROUTEDWEBHOOKSRESPONSE']._serialized_end=1608
+  _globals['_FINDINTEGRATIONSREQUEST']._serialized_start=1611
+  _globals['_FINDINTEGRATIONSREQUEST']._serialized_end=1782
+  _globals['_FINDINTEGRATIONSRESPONSE']._serialized_start=1785
+  _globals['_FINDINTEGRATIONSRESPONSE']._serialized_end=1939
+  _globals['_INTEGRATIONCOUNT']._serialized_start=1941
+  _globals['_INTEGRATIONCOUNT']._serialized_end=2041
+  _globals['_DUEWORK']._serialized_start=2044
+  _globals['_DUEWORK']._serialized_end=2260
+  _globals['_LISTDUEWORKREQUEST']._serialized_start=2263
+  _globals['_LISTDUEWORKREQUEST']._serialized_end=2404
+  _globals['_LISTDUEWORKRESPONSE']._serialized_start=2406
+  _globals['_LISTDUEWORKRESPONSE']._serialized_end=2496
+  _globals['_AUDITENTRY']._serialized_start=2499
+  _globals['_AUDITENTRY']._serialized_end=2788
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=2791
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=3022
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=3024
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=3127
+  _globals['_OPERATORSERVICE']._serialized_start=3544
+  _globals['_OPERATORSERVICE']._serialized_end=4388
 # @@protoc_insertion_point(module_scope)

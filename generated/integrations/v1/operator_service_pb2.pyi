@@ -1,6 +1,7 @@
 import datetime
 
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from integrations.v1 import integration_pb2 as _integration_pb2
 from integrations.v1 import options_pb2 as _options_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -24,6 +25,15 @@ class UnroutedReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     UNROUTED_REASON_NO_ACCOUNT: _ClassVar[UnroutedReason]
     UNROUTED_REASON_UNKNOWN_ACCOUNT: _ClassVar[UnroutedReason]
     UNROUTED_REASON_UNKNOWN_ROUTE: _ClassVar[UnroutedReason]
+
+class Job(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    JOB_UNSPECIFIED: _ClassVar[Job]
+    JOB_REFRESH: _ClassVar[Job]
+    JOB_CHECK: _ClassVar[Job]
+    JOB_REVOCATION: _ClassVar[Job]
+    JOB_DEVICE_POLL: _ClassVar[Job]
+    JOB_KEY_ROTATION: _ClassVar[Job]
 SECRET_STATE_UNSPECIFIED: SecretState
 SECRET_STATE_PREVIOUS_USED: SecretState
 SECRET_STATE_REFUSED: SecretState
@@ -32,6 +42,12 @@ UNROUTED_REASON_UNREADABLE: UnroutedReason
 UNROUTED_REASON_NO_ACCOUNT: UnroutedReason
 UNROUTED_REASON_UNKNOWN_ACCOUNT: UnroutedReason
 UNROUTED_REASON_UNKNOWN_ROUTE: UnroutedReason
+JOB_UNSPECIFIED: Job
+JOB_REFRESH: Job
+JOB_CHECK: Job
+JOB_REVOCATION: Job
+JOB_DEVICE_POLL: Job
+JOB_KEY_ROTATION: Job
 
 class OAuthClient(_message.Message):
     __slots__ = ("integration_type", "name", "client_id", "callers", "has_previous_secret", "has_webhook_secret", "webhook_url", "secret_state", "refuse_time", "altered", "create_time", "update_time")
@@ -156,3 +172,139 @@ class ListUnroutedWebhooksResponse(_message.Message):
     unrouted_webhooks: _containers.RepeatedCompositeFieldContainer[UnroutedWebhook]
     next_page_token: str
     def __init__(self, unrouted_webhooks: _Optional[_Iterable[_Union[UnroutedWebhook, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class FindIntegrationsRequest(_message.Message):
+    __slots__ = ("integration_type", "status", "account_id", "page_size", "page_token", "count_only")
+    INTEGRATION_TYPE_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    COUNT_ONLY_FIELD_NUMBER: _ClassVar[int]
+    integration_type: str
+    status: _integration_pb2.Status
+    account_id: str
+    page_size: int
+    page_token: str
+    count_only: bool
+    def __init__(self, integration_type: _Optional[str] = ..., status: _Optional[_Union[_integration_pb2.Status, str]] = ..., account_id: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., count_only: _Optional[bool] = ...) -> None: ...
+
+class FindIntegrationsResponse(_message.Message):
+    __slots__ = ("integrations", "next_page_token", "counts")
+    INTEGRATIONS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    integrations: _containers.RepeatedCompositeFieldContainer[_integration_pb2.Integration]
+    next_page_token: str
+    counts: _containers.RepeatedCompositeFieldContainer[IntegrationCount]
+    def __init__(self, integrations: _Optional[_Iterable[_Union[_integration_pb2.Integration, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., counts: _Optional[_Iterable[_Union[IntegrationCount, _Mapping]]] = ...) -> None: ...
+
+class IntegrationCount(_message.Message):
+    __slots__ = ("integration_type", "status", "count")
+    INTEGRATION_TYPE_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    integration_type: str
+    status: _integration_pb2.Status
+    count: int
+    def __init__(self, integration_type: _Optional[str] = ..., status: _Optional[_Union[_integration_pb2.Status, str]] = ..., count: _Optional[int] = ...) -> None: ...
+
+class DueWork(_message.Message):
+    __slots__ = ("job", "integration_type", "oauth_client", "integration_id", "user_id", "due_time", "attempts", "due_count")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    INTEGRATION_TYPE_FIELD_NUMBER: _ClassVar[int]
+    OAUTH_CLIENT_FIELD_NUMBER: _ClassVar[int]
+    INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    DUE_TIME_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    DUE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    job: Job
+    integration_type: str
+    oauth_client: str
+    integration_id: int
+    user_id: str
+    due_time: _timestamp_pb2.Timestamp
+    attempts: int
+    due_count: int
+    def __init__(self, job: _Optional[_Union[Job, str]] = ..., integration_type: _Optional[str] = ..., oauth_client: _Optional[str] = ..., integration_id: _Optional[int] = ..., user_id: _Optional[str] = ..., due_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., attempts: _Optional[int] = ..., due_count: _Optional[int] = ...) -> None: ...
+
+class ListDueWorkRequest(_message.Message):
+    __slots__ = ("job", "integration_type", "oldest_only", "page_size", "page_token")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    INTEGRATION_TYPE_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_ONLY_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    job: Job
+    integration_type: str
+    oldest_only: bool
+    page_size: int
+    page_token: str
+    def __init__(self, job: _Optional[_Union[Job, str]] = ..., integration_type: _Optional[str] = ..., oldest_only: _Optional[bool] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListDueWorkResponse(_message.Message):
+    __slots__ = ("due_work", "next_page_token")
+    DUE_WORK_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    due_work: _containers.RepeatedCompositeFieldContainer[DueWork]
+    next_page_token: str
+    def __init__(self, due_work: _Optional[_Iterable[_Union[DueWork, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class AuditEntry(_message.Message):
+    __slots__ = ("time", "caller", "action", "user_id", "integration_id", "integration_type", "integration_version", "outcome", "purpose", "details", "call_count", "erased", "unreadable")
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    INTEGRATION_TYPE_FIELD_NUMBER: _ClassVar[int]
+    INTEGRATION_VERSION_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    PURPOSE_FIELD_NUMBER: _ClassVar[int]
+    DETAILS_FIELD_NUMBER: _ClassVar[int]
+    CALL_COUNT_FIELD_NUMBER: _ClassVar[int]
+    ERASED_FIELD_NUMBER: _ClassVar[int]
+    UNREADABLE_FIELD_NUMBER: _ClassVar[int]
+    time: _timestamp_pb2.Timestamp
+    caller: str
+    action: str
+    user_id: str
+    integration_id: int
+    integration_type: str
+    integration_version: int
+    outcome: str
+    purpose: str
+    details: str
+    call_count: int
+    erased: bool
+    unreadable: bool
+    def __init__(self, time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., caller: _Optional[str] = ..., action: _Optional[str] = ..., user_id: _Optional[str] = ..., integration_id: _Optional[int] = ..., integration_type: _Optional[str] = ..., integration_version: _Optional[int] = ..., outcome: _Optional[str] = ..., purpose: _Optional[str] = ..., details: _Optional[str] = ..., call_count: _Optional[int] = ..., erased: _Optional[bool] = ..., unreadable: _Optional[bool] = ...) -> None: ...
+
+class ListAuditEntriesRequest(_message.Message):
+    __slots__ = ("user_id", "integration_id", "caller", "action", "start_time", "end_time", "page_size", "page_token")
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    START_TIME_FIELD_NUMBER: _ClassVar[int]
+    END_TIME_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    user_id: str
+    integration_id: int
+    caller: str
+    action: str
+    start_time: _timestamp_pb2.Timestamp
+    end_time: _timestamp_pb2.Timestamp
+    page_size: int
+    page_token: str
+    def __init__(self, user_id: _Optional[str] = ..., integration_id: _Optional[int] = ..., caller: _Optional[str] = ..., action: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListAuditEntriesResponse(_message.Message):
+    __slots__ = ("audit_entries", "next_page_token")
+    AUDIT_ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    audit_entries: _containers.RepeatedCompositeFieldContainer[AuditEntry]
+    next_page_token: str
+    def __init__(self, audit_entries: _Optional[_Iterable[_Union[AuditEntry, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...

@@ -36,10 +36,25 @@ class OperatorServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.FindIntegrations = channel.unary_unary(
+                '/integrations.v1.OperatorService/FindIntegrations',
+                request_serializer=integrations_dot_v1_dot_operator__service__pb2.FindIntegrationsRequest.SerializeToString,
+                response_deserializer=integrations_dot_v1_dot_operator__service__pb2.FindIntegrationsResponse.FromString,
+                _registered_method=True)
         self.ListUnroutedWebhooks = channel.unary_unary(
                 '/integrations.v1.OperatorService/ListUnroutedWebhooks',
                 request_serializer=integrations_dot_v1_dot_operator__service__pb2.ListUnroutedWebhooksRequest.SerializeToString,
                 response_deserializer=integrations_dot_v1_dot_operator__service__pb2.ListUnroutedWebhooksResponse.FromString,
+                _registered_method=True)
+        self.ListDueWork = channel.unary_unary(
+                '/integrations.v1.OperatorService/ListDueWork',
+                request_serializer=integrations_dot_v1_dot_operator__service__pb2.ListDueWorkRequest.SerializeToString,
+                response_deserializer=integrations_dot_v1_dot_operator__service__pb2.ListDueWorkResponse.FromString,
+                _registered_method=True)
+        self.ListAuditEntries = channel.unary_unary(
+                '/integrations.v1.OperatorService/ListAuditEntries',
+                request_serializer=integrations_dot_v1_dot_operator__service__pb2.ListAuditEntriesRequest.SerializeToString,
+                response_deserializer=integrations_dot_v1_dot_operator__service__pb2.ListAuditEntriesResponse.FromString,
                 _registered_method=True)
         self.PutOAuthClient = channel.unary_unary(
                 '/integrations.v1.OperatorService/PutOAuthClient',
@@ -63,9 +78,36 @@ class OperatorServiceServicer:
     sidecar have the permission. Available over gRPC only. Errors are as those of `IntegrationService`.
     """
 
+    def FindIntegrations(self, request, context):
+        """Searches the integrations of all users, by type, status and account, the oldest first; or counts them. A page examines
+        a limited number of integrations: it may have fewer than `page_size`, also none, and still be followed by another.
+        No response contains a secret.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListUnroutedWebhooks(self, request, context):
         """Lists verified webhook events that belong to no integration, the newest first. They are kept for a limited time,
         and of each type a limited number. Their payloads are not returned.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDueWork(self, request, context):
+        """Lists the background work that is due and not in progress, by job and OAuth client, the longest due first; or only the
+        longest due of each.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAuditEntries(self, request, context):
+        """Lists entries of the audit log, the newest first. Entries do not all name an integration type: only callers with
+        access to all types may list them, others get CALLER_NOT_ALLOWED. A page examines a limited number of entries: it may
+        have fewer than `page_size`, also none, and still be followed by another. Whether entries were altered is not
+        verified; the command `audit verify` does that.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,10 +141,25 @@ class OperatorServiceServicer:
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'FindIntegrations': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindIntegrations,
+                    request_deserializer=integrations_dot_v1_dot_operator__service__pb2.FindIntegrationsRequest.FromString,
+                    response_serializer=integrations_dot_v1_dot_operator__service__pb2.FindIntegrationsResponse.SerializeToString,
+            ),
             'ListUnroutedWebhooks': grpc.unary_unary_rpc_method_handler(
                     servicer.ListUnroutedWebhooks,
                     request_deserializer=integrations_dot_v1_dot_operator__service__pb2.ListUnroutedWebhooksRequest.FromString,
                     response_serializer=integrations_dot_v1_dot_operator__service__pb2.ListUnroutedWebhooksResponse.SerializeToString,
+            ),
+            'ListDueWork': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDueWork,
+                    request_deserializer=integrations_dot_v1_dot_operator__service__pb2.ListDueWorkRequest.FromString,
+                    response_serializer=integrations_dot_v1_dot_operator__service__pb2.ListDueWorkResponse.SerializeToString,
+            ),
+            'ListAuditEntries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuditEntries,
+                    request_deserializer=integrations_dot_v1_dot_operator__service__pb2.ListAuditEntriesRequest.FromString,
+                    response_serializer=integrations_dot_v1_dot_operator__service__pb2.ListAuditEntriesResponse.SerializeToString,
             ),
             'PutOAuthClient': grpc.unary_unary_rpc_method_handler(
                     servicer.PutOAuthClient,
@@ -133,6 +190,33 @@ class OperatorService:
     """
 
     @staticmethod
+    def FindIntegrations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/integrations.v1.OperatorService/FindIntegrations',
+            integrations_dot_v1_dot_operator__service__pb2.FindIntegrationsRequest.SerializeToString,
+            integrations_dot_v1_dot_operator__service__pb2.FindIntegrationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListUnroutedWebhooks(request,
             target,
             options=(),
@@ -149,6 +233,60 @@ class OperatorService:
             '/integrations.v1.OperatorService/ListUnroutedWebhooks',
             integrations_dot_v1_dot_operator__service__pb2.ListUnroutedWebhooksRequest.SerializeToString,
             integrations_dot_v1_dot_operator__service__pb2.ListUnroutedWebhooksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDueWork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/integrations.v1.OperatorService/ListDueWork',
+            integrations_dot_v1_dot_operator__service__pb2.ListDueWorkRequest.SerializeToString,
+            integrations_dot_v1_dot_operator__service__pb2.ListDueWorkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAuditEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/integrations.v1.OperatorService/ListAuditEntries',
+            integrations_dot_v1_dot_operator__service__pb2.ListAuditEntriesRequest.SerializeToString,
+            integrations_dot_v1_dot_operator__service__pb2.ListAuditEntriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

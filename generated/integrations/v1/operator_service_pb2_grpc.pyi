@@ -35,9 +35,24 @@ class OperatorServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> OperatorServiceAsyncStub: ...
+    FindIntegrations: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.FindIntegrationsRequest, _operator_service_pb2.FindIntegrationsResponse]
+    """Searches the integrations of all users, by type, status and account, the oldest first; or counts them. A page examines
+    a limited number of integrations: it may have fewer than `page_size`, also none, and still be followed by another.
+    No response contains a secret.
+    """
     ListUnroutedWebhooks: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.ListUnroutedWebhooksRequest, _operator_service_pb2.ListUnroutedWebhooksResponse]
     """Lists verified webhook events that belong to no integration, the newest first. They are kept for a limited time,
     and of each type a limited number. Their payloads are not returned.
+    """
+    ListDueWork: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.ListDueWorkRequest, _operator_service_pb2.ListDueWorkResponse]
+    """Lists the background work that is due and not in progress, by job and OAuth client, the longest due first; or only the
+    longest due of each.
+    """
+    ListAuditEntries: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.ListAuditEntriesRequest, _operator_service_pb2.ListAuditEntriesResponse]
+    """Lists entries of the audit log, the newest first. Entries do not all name an integration type: only callers with
+    access to all types may list them, others get CALLER_NOT_ALLOWED. A page examines a limited number of entries: it may
+    have fewer than `page_size`, also none, and still be followed by another. Whether entries were altered is not
+    verified; the command `audit verify` does that.
     """
     PutOAuthClient: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.PutOAuthClientRequest, _operator_service_pb2.PutOAuthClientResponse]
     """Adds an OAuth client of a type, or changes the one with its name. Integrations that are connected with it use the new
@@ -60,9 +75,24 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    FindIntegrations: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.FindIntegrationsRequest, _operator_service_pb2.FindIntegrationsResponse]  # type: ignore[assignment]
+    """Searches the integrations of all users, by type, status and account, the oldest first; or counts them. A page examines
+    a limited number of integrations: it may have fewer than `page_size`, also none, and still be followed by another.
+    No response contains a secret.
+    """
     ListUnroutedWebhooks: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.ListUnroutedWebhooksRequest, _operator_service_pb2.ListUnroutedWebhooksResponse]  # type: ignore[assignment]
     """Lists verified webhook events that belong to no integration, the newest first. They are kept for a limited time,
     and of each type a limited number. Their payloads are not returned.
+    """
+    ListDueWork: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.ListDueWorkRequest, _operator_service_pb2.ListDueWorkResponse]  # type: ignore[assignment]
+    """Lists the background work that is due and not in progress, by job and OAuth client, the longest due first; or only the
+    longest due of each.
+    """
+    ListAuditEntries: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.ListAuditEntriesRequest, _operator_service_pb2.ListAuditEntriesResponse]  # type: ignore[assignment]
+    """Lists entries of the audit log, the newest first. Entries do not all name an integration type: only callers with
+    access to all types may list them, others get CALLER_NOT_ALLOWED. A page examines a limited number of entries: it may
+    have fewer than `page_size`, also none, and still be followed by another. Whether entries were altered is not
+    verified; the command `audit verify` does that.
     """
     PutOAuthClient: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.PutOAuthClientRequest, _operator_service_pb2.PutOAuthClientResponse]  # type: ignore[assignment]
     """Adds an OAuth client of a type, or changes the one with its name. Integrations that are connected with it use the new
@@ -84,6 +114,17 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """
 
     @_abc_1.abstractmethod
+    def FindIntegrations(
+        self,
+        request: _operator_service_pb2.FindIntegrationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.FindIntegrationsResponse, _abc.Awaitable[_operator_service_pb2.FindIntegrationsResponse]]:
+        """Searches the integrations of all users, by type, status and account, the oldest first; or counts them. A page examines
+        a limited number of integrations: it may have fewer than `page_size`, also none, and still be followed by another.
+        No response contains a secret.
+        """
+
+    @_abc_1.abstractmethod
     def ListUnroutedWebhooks(
         self,
         request: _operator_service_pb2.ListUnroutedWebhooksRequest,
@@ -91,6 +132,28 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_operator_service_pb2.ListUnroutedWebhooksResponse, _abc.Awaitable[_operator_service_pb2.ListUnroutedWebhooksResponse]]:
         """Lists verified webhook events that belong to no integration, the newest first. They are kept for a limited time,
         and of each type a limited number. Their payloads are not returned.
+        """
+
+    @_abc_1.abstractmethod
+    def ListDueWork(
+        self,
+        request: _operator_service_pb2.ListDueWorkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.ListDueWorkResponse, _abc.Awaitable[_operator_service_pb2.ListDueWorkResponse]]:
+        """Lists the background work that is due and not in progress, by job and OAuth client, the longest due first; or only the
+        longest due of each.
+        """
+
+    @_abc_1.abstractmethod
+    def ListAuditEntries(
+        self,
+        request: _operator_service_pb2.ListAuditEntriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.ListAuditEntriesResponse, _abc.Awaitable[_operator_service_pb2.ListAuditEntriesResponse]]:
+        """Lists entries of the audit log, the newest first. Entries do not all name an integration type: only callers with
+        access to all types may list them, others get CALLER_NOT_ALLOWED. A page examines a limited number of entries: it may
+        have fewer than `page_size`, also none, and still be followed by another. Whether entries were altered is not
+        verified; the command `audit verify` does that.
         """
 
     @_abc_1.abstractmethod

@@ -40,6 +40,9 @@ class AuditAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     AUDIT_ACTION_PUT_OAUTH_CLIENT: _ClassVar[AuditAction]
     AUDIT_ACTION_READ_OAUTH_CLIENTS: _ClassVar[AuditAction]
     AUDIT_ACTION_DELETE_OAUTH_CLIENT: _ClassVar[AuditAction]
+    AUDIT_ACTION_FIND_INTEGRATIONS: _ClassVar[AuditAction]
+    AUDIT_ACTION_READ_DUE_WORK: _ClassVar[AuditAction]
+    AUDIT_ACTION_READ_AUDIT_ENTRIES: _ClassVar[AuditAction]
 PERMISSION_UNSPECIFIED: Permission
 PERMISSION_READ: Permission
 PERMISSION_CONNECT: Permission
@@ -69,6 +72,9 @@ AUDIT_ACTION_READ_UNROUTED_WEBHOOKS: AuditAction
 AUDIT_ACTION_PUT_OAUTH_CLIENT: AuditAction
 AUDIT_ACTION_READ_OAUTH_CLIENTS: AuditAction
 AUDIT_ACTION_DELETE_OAUTH_CLIENT: AuditAction
+AUDIT_ACTION_FIND_INTEGRATIONS: AuditAction
+AUDIT_ACTION_READ_DUE_WORK: AuditAction
+AUDIT_ACTION_READ_AUDIT_ENTRIES: AuditAction
 ACCESS_FIELD_NUMBER: _ClassVar[int]
 access: _descriptor.FieldDescriptor
 REQUEST_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -83,15 +89,17 @@ class RequestSize(_message.Message):
     def __init__(self, max_bytes: _Optional[int] = ..., bulk_field: _Optional[str] = ...) -> None: ...
 
 class Access(_message.Message):
-    __slots__ = ("permission", "audit_action", "await_audit", "names_user", "items_field")
+    __slots__ = ("permission", "audit_action", "await_audit", "names_user", "items_field", "requires_all_types")
     PERMISSION_FIELD_NUMBER: _ClassVar[int]
     AUDIT_ACTION_FIELD_NUMBER: _ClassVar[int]
     AWAIT_AUDIT_FIELD_NUMBER: _ClassVar[int]
     NAMES_USER_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_FIELD_NUMBER: _ClassVar[int]
+    REQUIRES_ALL_TYPES_FIELD_NUMBER: _ClassVar[int]
     permission: Permission
     audit_action: AuditAction
     await_audit: bool
     names_user: bool
     items_field: str
-    def __init__(self, permission: _Optional[_Union[Permission, str]] = ..., audit_action: _Optional[_Union[AuditAction, str]] = ..., await_audit: _Optional[bool] = ..., names_user: _Optional[bool] = ..., items_field: _Optional[str] = ...) -> None: ...
+    requires_all_types: bool
+    def __init__(self, permission: _Optional[_Union[Permission, str]] = ..., audit_action: _Optional[_Union[AuditAction, str]] = ..., await_audit: _Optional[bool] = ..., names_user: _Optional[bool] = ..., items_field: _Optional[str] = ..., requires_all_types: _Optional[bool] = ...) -> None: ...

@@ -214,6 +214,7 @@ class ChangeFeedReader:
         self._poll_time: float | None = None
         self._lock = asyncio.Lock()
         self._database_id_time: float | None = None
+        self._connection = 0
         self._polled_database_id = ""
         self.database_id = ""
         self.events = EventBuffer()
@@ -299,6 +300,11 @@ class ChangeFeedReader:
                 if self.database_id and self._database_id_time is None:
                     await self.read_database_id()
                 batch = await self.feed.poll(self._cursor, _MAX_BATCH)
+                if self.feed.connection != self._connection:
+                    # A failover between two polls shows as a new connection only: no poll has failed.
+                    self._connection, self._database_id_time = self.feed.connection, None
+                    if self.database_id:
+                        await self.read_database_id()
             except StoreUnavailable:
                 self._database_id_time = None  # another database may come in its place
                 raise

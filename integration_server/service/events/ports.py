@@ -75,6 +75,10 @@ class EventFilter:
 class ChangeFeed(Protocol):
     """The log of changes that all replicas make to integrations, kept for some time."""
 
+    @property
+    def connection(self) -> int:
+        """A number that differs once polls reach the store over another connection, maybe without an error between."""
+
     async def wait_for_change(self) -> None:
         """Return when the store notifies of a change. Notifications may be lost, and some stores have none."""
 

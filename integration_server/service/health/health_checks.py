@@ -76,8 +76,8 @@ class HealthChecker:
     max_page_bytes: int
 
     def __post_init__(self) -> None:
-        self._check_pages = PageTokens(self.aead, "health-check-page")
-        self._report_pages = PageTokens(self.aead, "health-report-page")
+        self._check_pages = PageTokens(self.aead, "health-check-page", int)
+        self._report_pages = PageTokens(self.aead, "health-report-page", int)
         self._cipher = CredentialCipher(self.aead)
         self._reports = SingleFlight[tuple[object, ...], HealthReport](self.tasks)
         self._checks = SingleFlight[tuple[IntegrationId, int], _SharedCheck](self.tasks)

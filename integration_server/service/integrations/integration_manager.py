@@ -27,9 +27,9 @@ class IntegrationManager:
     max_page_bytes: int
 
     def __post_init__(self) -> None:
-        self._pages = PageTokens(self.aead, "page")
+        self._pages = PageTokens(self.aead, "page", int)
         self._cipher = CredentialCipher(self.aead)
-        self._type_pages = PageTokens(self.aead, "integration-type-page")
+        self._type_pages = PageTokens(self.aead, "integration-type-page", int)
 
     async def list_integration_types(
         self, page_size: int, page_token: str, allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES

@@ -33,7 +33,7 @@ class UnroutedWebhookLog:
     monotonic: Callable[[], float]
 
     def __post_init__(self) -> None:
-        self._pages = PageTokens(self.aead, "unrouted-webhook-page")
+        self._pages = PageTokens(self.aead, "unrouted-webhook-page", int)
         self._log = structlog.get_logger(__name__)
         self._logged: TTLCache[str, None] = TTLCache(_MAX_LOGGED, _LOG_INTERVAL, self.monotonic)
         self._not_logged: Counter[str] = Counter()

@@ -37,7 +37,7 @@ class WebhookDelivery:
     max_page_bytes: int
 
     def __post_init__(self) -> None:
-        self._pages = PageTokens(self.aead, "webhook-event-page")
+        self._pages = PageTokens(self.aead, "webhook-event-page", int)
 
     async def list_webhook_events(
         self, integration_id: IntegrationId, user_id: UserId, consumer: str, page_size: int, page_token: str

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from alembic import context
 from alembic.migration import MigrationContext, MigrationInfo
-from dotenv import dotenv_values
 from sqlalchemy import Connection
 
+from integration_server.env_file import read_env_file
 from integration_server.storage.driver_queries import UtcDateTime
 from integration_server.storage.engine import open_database
 from integration_server.storage.pools import DEFAULT_DATABASE_URL, SqliteLocation, parse_database_url
@@ -23,7 +23,7 @@ from integration_server.storage.tables import metadata
 
 
 def _database_url() -> str:
-    return os.environ.get("DATABASE_URL") or dotenv_values(".env").get("DATABASE_URL") or DEFAULT_DATABASE_URL
+    return os.environ.get("DATABASE_URL") or read_env_file(Path.cwd()).get("DATABASE_URL") or DEFAULT_DATABASE_URL
 
 
 def _render_item(kind: str, item: object, _context: object) -> str | Literal[False]:

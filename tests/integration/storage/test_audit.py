@@ -15,11 +15,12 @@ from sqlalchemy import delete, insert, select, text, update
 
 from integration_server.domain.audit import Action, AuditEntry
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.storage.audit import Chain, SqlAuditLog, commitment_of, list_audit_entries
+from integration_server.storage.audit import Chain, SqlAuditLog, commitment_of
 from integration_server.storage.audit_verification import AuditVerification
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.keyring import Keyring
 from integration_server.storage.tables import audit_chains, audit_entries
+from tests.audit_lists import list_audit_entries
 from tests.fakes.clock import NOON
 from tests.keyrings import open_test_keyring
 from tests.loop_hold.meter import MAX_HOLD, LoopHolds

@@ -536,3 +536,25 @@ class TestCancellation:
                 await asyncio.gather(*(count(database) for _ in range(5)))
             async with database.read_connection() as connection:
                 assert await connection.scalar(text("SELECT name FROM integrations")) == ""
+
+
+@pytest.mark.postgres
+async def test_a_monitoring_connection_that_the_server_has_closed_is_replaced_without_an_error_but_counted(
+    postgres_url: str,
+) -> None:
+    """As in a failover between two polls: the number is all that tells."""
+    async with open_database(postgres_url) as database:
+        ((pid,),) = await database.monitor(PID_QUERY)
+        assert [tuple(row) for row in await database.monitor(PID_QUERY)] == [(pid,)]
+        assert database.monitor_connections == 1
+        async with database.read_connection() as connection:
+            await connection.execute(text(f"SELECT pg_terminate_backend({pid}, 30000)"))
+        async with asyncio.timeout(60):
+            while True:
+                try:  # until the end of the connection has been read
+                    ((new_pid,),) = await database.monitor(PID_QUERY)
+                    break
+                except StoreUnavailable:
+                    await asyncio.sleep(0)
+        assert new_pid != pid
+        assert database.monitor_connections == 2

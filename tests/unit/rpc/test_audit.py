@@ -19,9 +19,12 @@ from integration_server.service.audit.audit_trail import AuditTrail, audit_user
 from integration_server.text_escaping import escape
 from integrations.v1 import google_calendar_pb2, integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
+from integrations.v1 import operator_service_pb2 as operator_pb
+from integrations.v1.integration_pb2 import Status
 from tests.fakes.clock import NOON
 
 CALENDARS = google_calendar_pb2.DESCRIPTOR.services_by_name["GoogleCalendarService"]
+OPERATOR = operator_pb.DESCRIPTOR.services_by_name["OperatorService"]
 SERVICE = pb.DESCRIPTOR.services_by_name["IntegrationService"]
 GET = f"/{SERVICE.full_name}/GetCredentials"
 CONNECT = f"/{SERVICE.full_name}/ConnectWithApiKey"
@@ -94,6 +97,58 @@ async def test_only_method_path_and_status_of_a_provider_call_are_recorded() -> 
     listing = google_calendar_pb2.ListEventsRequest(user_id="ada", integration_id=7)
     await call(trail, f"/{CALENDARS.full_name}/ListEvents", listing, google_calendar_pb2.ListEventsResponse)
     assert (trail.entries[1].action, trail.entries[1].details) == (Action.CALL, "ListEvents")
+
+
+@pytest.mark.parametrize(
+    ("name", "request_", "action", "details"),
+    [
+        ("FindIntegrations", operator_pb.FindIntegrationsRequest(), Action.FIND_INTEGRATIONS, ""),
+        (
+            "FindIntegrations",
+            operator_pb.FindIntegrationsRequest(account_id="a b", status=Status.STATUS_ERROR, count_only=True),
+            Action.FIND_INTEGRATIONS,
+            "count_only=True status=STATUS_ERROR account_id=a b",
+        ),
+        (
+            "FindIntegrations",
+            operator_pb.FindIntegrationsRequest.FromString(b"\x10\x63"),
+            Action.FIND_INTEGRATIONS,
+            "status=99",
+        ),
+        (
+            "ListDueWork",
+            operator_pb.ListDueWorkRequest(job=operator_pb.JOB_REFRESH),
+            Action.READ_DUE_WORK,
+            "job=JOB_REFRESH",
+        ),
+        (
+            "ListAuditEntries",
+            operator_pb.ListAuditEntriesRequest(caller="billing", action="call"),
+            Action.READ_AUDIT_ENTRIES,
+            "action=call caller=billing",
+        ),
+    ],
+)
+async def test_the_conditions_of_an_operators_read_are_recorded(
+    name: str, request_: Any, action: Action, details: str
+) -> None:
+    trail = Trail()
+    response = {"FindIntegrations": operator_pb.FindIntegrationsResponse}.get(name, operator_pb.ListDueWorkResponse)
+    await call(trail, f"/{OPERATOR.full_name}/{name}", request_, response)
+    (entry,) = trail.entries
+    assert (entry.caller, entry.action, entry.details, entry.outcome) == ("billing", action, details, "OK")
+
+
+async def test_an_operators_read_about_a_user_is_an_entry_of_that_user() -> None:
+    trail = Trail()
+    request = operator_pb.ListAuditEntriesRequest(user_id="ada", integration_id=7)
+    await call(trail, f"/{OPERATOR.full_name}/ListAuditEntries", request, operator_pb.ListAuditEntriesResponse)
+    with pytest.raises(StoreUnavailable):  # what is not recorded is not returned
+        await call(
+            Trail(full=True), f"/{OPERATOR.full_name}/ListAuditEntries", request, operator_pb.ListAuditEntriesResponse
+        )
+    (entry,) = trail.entries
+    assert (entry.user_id, entry.integration_id) == ("ada", 7)
 
 
 async def test_a_read_is_recorded_with_its_purpose() -> None:

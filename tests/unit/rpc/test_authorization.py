@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from itertools import repeat
 from typing import Any
 
 import grpc
@@ -161,6 +163,27 @@ async def test_a_state_of_a_type_that_is_not_allowed_looks_forged(system: FakeSy
         with pytest.raises(RpcError) as rejected:
             await ProtectedService(system).call("HandleCallback", request, token="token keys")
         assert rejected.value.reason == "STATE_INVALID"
+
+
+@pytest.mark.parametrize("requires_all_types", [True, False], ids=["", "negative control"])
+async def test_what_names_no_type_is_denied_to_callers_of_some_types(requires_all_types: bool) -> None:
+    async def respond(_request: object, _context: object) -> str:
+        return "entries of every type"
+
+    some = Permissions(frozenset({Permission.OPERATE}), AllowedTypes(frozenset({"fake"})))
+    every = Permissions(frozenset({Permission.OPERATE}), ALL_INTEGRATION_TYPES)
+    declared = describe_method("/integrations.v1.OperatorService/ListAuditEntries")
+    assert declared.requires_all_types
+    method = replace(declared, requires_all_types=requires_all_types)
+    for permissions in (some, every):
+        policy = Policy({(IdentityKind.TOKEN, "all"): Caller("all", permissions)}, Permissions())
+        authorized = authorize_method(repeat(policy).__next__)(method, respond)
+        outcome = authenticate(fake_tokens(), SettableClock())(method, authorized)(None, FakeContext(token="token all"))
+        if permissions is some and requires_all_types:
+            with pytest.raises(CallerNotAllowed):
+                await outcome
+        else:
+            assert await outcome == "entries of every type"
 
 
 async def test_an_alias_stands_for_its_type() -> None:

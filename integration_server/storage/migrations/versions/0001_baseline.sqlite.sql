@@ -116,7 +116,7 @@ CREATE TABLE integrations (
 
 CREATE INDEX ix_integrations_data_key_id ON integrations (substr(encrypted_credentials, 2, 8), integration_id);
 
-CREATE INDEX ix_integrations_integration_type_account_id ON integrations (integration_type, account_id);
+CREATE INDEX ix_integrations_account_id ON integrations (account_id, integration_id);
 
 CREATE INDEX ix_integrations_client_key_check_due_time ON integrations (client_key, check_due_time) WHERE is_active IS 1 AND reauthorization_required IS 0;
 

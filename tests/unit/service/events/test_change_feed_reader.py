@@ -216,6 +216,24 @@ class TestChangeFeedReader:
         assert [changed for changed, _ in cache.calls] == [None, set(), set(), None, set()]
         assert reader.database_id == "another"
 
+    @pytest.mark.parametrize("is_noticed", [True, False], ids=["", "negative control"])
+    async def test_a_failover_between_two_polls_is_noticed_by_the_new_connection(
+        self, feed: FakeChangeFeed, is_noticed: bool
+    ) -> None:
+        """No poll fails, and the identity that was read is less than ten seconds old."""
+        cache = RecordingCache()
+        reader = ChangeFeedReader(feed, cache, lambda: 0)
+        await reader.read_database_id()
+        for _ in range(2):
+            await reader.poll()
+        feed.database_id = "another"
+        feed.connection += is_noticed
+        for _ in range(2):
+            await reader.poll()
+        after = None if is_noticed else set[IntegrationId]()
+        assert [changed for changed, _ in cache.calls] == [None, set(), after, set()]
+        assert (reader.database_id == "another") == is_noticed
+
     async def test_a_notification_ends_the_wait(self, feed: FakeChangeFeed) -> None:
         pauses: list[float] = []
         reader = ChangeFeedReader(feed, RecordingCache(), lambda: 0, pause=recorded(pauses))
