@@ -25,6 +25,7 @@ from integration_server.client.errors import (
     PermissionDenied,
     ReauthorizationRequired,
     ResourceExhausted,
+    Unauthenticated,
     Unavailable,
     Unimplemented,
 )
@@ -291,6 +292,7 @@ class AsyncIntegrations:
         """
         store: AsyncCursorStore = MemoryCursorStore() if cursor_store is None else cursor_store
         cursor, failures, has_gap = await settled(store.load()), 0, False
+        is_accepted = False
         while True:
             try:
                 stream = await self._caller.stream(
@@ -299,7 +301,7 @@ class AsyncIntegrations:
                 )
                 try:
                     async for response in stream:
-                        failures = 0
+                        failures, is_accepted = 0, True
                         if has_gap and on_gap is not None:
                             await on_gap()
                             has_gap = False
@@ -314,6 +316,10 @@ class AsyncIntegrations:
                     raise
                 cursor, has_gap = "", True
                 await settled(store.save(""))
+            except Unauthenticated:
+                if not is_accepted:
+                    raise
+                is_accepted = False  # the token has expired while the stream ran: the next one has a newer token
             except (Unavailable, ResourceExhausted, DeadlineExceeded) as error:
                 failures += 1
                 delay = random.uniform(0.1, min(0.5 * 2.0 ** min(failures, 8), _MAX_BACKOFF))  # noqa: S311 - jitter  # nosec B311

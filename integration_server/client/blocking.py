@@ -27,6 +27,7 @@ from integration_server.client.errors import (
     PermissionDenied,
     ReauthorizationRequired,
     ResourceExhausted,
+    Unauthenticated,
     Unavailable,
     Unimplemented,
 )
@@ -292,6 +293,7 @@ class Integrations:
         """
         store: CursorStore = MemoryCursorStore() if cursor_store is None else cursor_store
         cursor, failures, has_gap = store.load(), 0, False
+        is_accepted = False
         while True:
             try:
                 stream = self._caller.stream(
@@ -300,7 +302,7 @@ class Integrations:
                 )
                 try:
                     for response in stream:
-                        failures = 0
+                        failures, is_accepted = 0, True
                         if has_gap and on_gap is not None:
                             on_gap()
                             has_gap = False
@@ -315,6 +317,10 @@ class Integrations:
                     raise
                 cursor, has_gap = "", True
                 store.save("")
+            except Unauthenticated:
+                if not is_accepted:
+                    raise
+                is_accepted = False  # the token has expired while the stream ran: the next one has a newer token
             except (Unavailable, ResourceExhausted, DeadlineExceeded) as error:
                 failures += 1
                 delay = random.uniform(0.1, min(0.5 * 2.0 ** min(failures, 8), _MAX_BACKOFF))  # noqa: S311 - jitter  # nosec B311

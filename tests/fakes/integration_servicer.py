@@ -47,6 +47,7 @@ class FakeServicer(IntegrationServiceServicer):
         self.webhook_events = 0
         self.acknowledged: list[int] = []
         self.event_streams: list[threading.Event] = []
+        self.event_end: grpc.StatusCode | None = None
         self.event_requests: list[pb.WatchIntegrationsRequest] = []
 
     def credentials(self, number: int) -> credentials_pb2.Credentials:
@@ -158,7 +159,7 @@ class FakeServicer(IntegrationServiceServicer):
         return pb.AckWebhookEventsResponse(through_number=request.through_number)
 
     def WatchIntegrations(self, request: pb.WatchIntegrationsRequest, context: Any) -> Iterator[Any]:
-        """Send an event, and then nothing until the stream is cancelled, which sets its one of `event_streams`."""
+        """Send an event, and then nothing until its one of `event_streams` is set, as by a cancel. Then `event_end`."""
         self._count("WatchIntegrations", context)
         ended = threading.Event()
         self.event_streams.append(ended)
@@ -166,6 +167,8 @@ class FakeServicer(IntegrationServiceServicer):
         context.add_callback(ended.set)
         yield pb.WatchIntegrationsResponse(event=event_pb2.IntegrationEvent(integration_id=1), cursor="next")
         ended.wait(60)
+        if self.event_end is not None:
+            context.abort(self.event_end, "the stream has ended")
 
     def RefreshToken(self, request: pb.RefreshTokenRequest, context: Any) -> pb.RefreshTokenResponse:
         """Call `refreshed`."""

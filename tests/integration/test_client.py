@@ -646,6 +646,29 @@ def test_an_iterator_that_is_abandoned_after_its_client_is_silent(
     assert servicer.acknowledged in ([], [1])  # [1] on a machine that took a second
 
 
+@pytest.mark.parametrize("is_renewed", [True, False], ids=["", "negative control"])
+def test_events_go_on_when_the_token_expires_that_their_stream_began_with(
+    loop: Loop, servicer: FakeServicer, address: str, is_renewed: bool
+) -> None:
+    """The server ends a stream whose token has expired, however new the token is that the client has meanwhile."""
+    servicer.accepted_token = "old"
+    tokens = ["old"]
+    events = loop.client(address, token=lambda: tokens[-1]).events()
+    assert loop(step, events).integration_id == 1
+    servicer.accepted_token = "new"
+    if is_renewed:
+        tokens.append("new")
+    servicer.event_end = grpc.StatusCode.UNAUTHENTICATED
+    servicer.event_streams[0].set()
+    if not is_renewed:
+        with pytest.raises(Unauthenticated):
+            loop(step, events)
+        return
+    assert loop(step, events).integration_id == 1
+    assert [request.cursor for request in servicer.event_requests] == ["", "next"]
+    loop(end, events)
+
+
 class AsyncStore:
     """A cursor store over the network."""
 
