@@ -82,7 +82,7 @@ async def open_auth_stack(
         validity_periods: Callable[[], Mapping[str, tuple[datetime, datetime]]] = dict
         if settings.tls_cert_file is not None and settings.tls_key_file is not None:
             certificates = ReloadingServerCredentials(
-                settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file
+                settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file, clock
             )
             credentials, reloaders = certificates.credentials(), [certificates.poll]
             validity_periods = certificates.validity_periods

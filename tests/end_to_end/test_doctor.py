@@ -39,6 +39,23 @@ async def test_a_good_server(sqlite_url: str, tmp_path: Path) -> None:
     assert environment["ENCRYPTION_KEY"] not in finished.out
 
 
+async def test_in_dev_mode_the_key_of_the_working_copy_is_checked(sqlite_url: str, tmp_path: Path) -> None:
+    environment = server_environment(sqlite_url, ENCRYPTION_KEY="")
+    first = findings(await run(tmp_path, environment, "doctor", "--json"))
+    assert [status for status, _ in first["keys"]] == ["skipped"]
+    assert (await run(tmp_path, environment, "keys", "show")).code == 0  # makes the key
+    async with open_database(sqlite_url) as database:
+        key = LocalKey((tmp_path / "data" / "encryption.key").read_bytes())
+        await open_keyring(database, KeyEncryptionKeys(key))
+    assert findings(await run(tmp_path, environment, "doctor", "--json"))["keys"] == [
+        ("ok", "unwraps all data keys: 1")
+    ]
+    (tmp_path / "data" / "encryption.key").write_bytes(os.urandom(32))
+    finished = await run(tmp_path, environment, "doctor", "--json")
+    assert finished.code == 1
+    assert [status for status, _ in findings(finished)["keys"]] == ["failed"]
+
+
 async def test_what_is_wrong_is_named_with_a_remedy(sqlite_url: str, tmp_path: Path) -> None:
     async with open_database(sqlite_url) as database:
         await open_keyring(database, KeyEncryptionKeys(LocalKey(os.urandom(32))))

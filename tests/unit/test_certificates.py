@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from structlog.testing import capture_logs
 
 from integration_server.hot_reload import InvalidFile
 from integration_server.pem_validation import certificate_problems, pair_problems, validity_period
@@ -86,6 +87,25 @@ def test_a_mismatched_pair_is_reported_with_its_paths() -> None:
         NO_KEY,
     ]
     assert certificate_problems(CERTIFICATE, b"") == [NO_CERTIFICATE]
+
+
+@pytest.mark.parametrize(
+    ("age", "is_logged"),
+    [(timedelta(hours=-2), True), (timedelta(hours=1), False), (timedelta(days=4), True)],
+    ids=["not-yet", "valid", "expired"],
+)
+def test_a_certificate_that_is_not_valid_now_is_logged_at_the_start(
+    age: timedelta, is_logged: bool, tmp_path: Path
+) -> None:
+    """Without the line, the server starts as if all were well, and every client refuses it."""
+    pair = Authority().issue(SERVER, lifetime=timedelta(days=3))
+    certificate, key = tmp_path / "a.pem", tmp_path / "a-key.pem"
+    certificate.write_bytes(pair.certificate)
+    key.write_bytes(pair.key)
+    begin, _ = validity_period(pair.certificate)
+    with capture_logs() as logs:
+        ReloadingServerCredentials(certificate, key, None, lambda: begin + age)
+    assert [(line["event"], line["role"]) for line in logs] == [("certificate_not_valid", "server")] * is_logged
 
 
 def test_server_and_sidecar_reject_invalid_files_at_the_start(tmp_path: Path) -> None:
