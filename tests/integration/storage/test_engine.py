@@ -8,7 +8,7 @@ import sqlite3
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 
 import asyncpg
@@ -549,12 +549,10 @@ async def test_a_monitoring_connection_that_the_server_has_closed_is_replaced_wi
         assert database.monitor_connections == 1
         async with database.read_connection() as connection:
             await connection.execute(text(f"SELECT pg_terminate_backend({pid}, 30000)"))
+        new_pid = pid
         async with asyncio.timeout(60):
-            while True:
-                try:  # until the end of the connection has been read
+            while new_pid == pid:
+                with suppress(StoreUnavailable):  # until the end of the connection has been read
                     ((new_pid,),) = await database.monitor(PID_QUERY)
-                    break
-                except StoreUnavailable:
-                    await asyncio.sleep(0)
         assert new_pid != pid
         assert database.monitor_connections == 2
