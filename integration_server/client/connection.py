@@ -198,38 +198,43 @@ class UseGuard:
 
     def __init__(self, process_id: Callable[[], int] = os.getpid) -> None:
         self._process_id = process_id
-        self._used_in: tuple[int, object] | None = None
+        self._used_in: int | None = None
         self.is_closed = False
-
-    def _loop(self) -> object:
-        return None
 
     @property
     def is_inherited(self) -> bool:
         """Whether this is a forked process: gRPC's calls hang here, and another thread may have held a lock."""
-        return self._used_in is not None and self._used_in[0] != self._process_id()
+        return self._used_in is not None and self._used_in != self._process_id()
 
     def check(self) -> None:
         """Raise `ClientClosed`, or `RuntimeError` in another process or event loop."""
         if self.is_closed:
             raise ClientClosed("the client is closed")
-        if self.is_inherited:
+        process_id = self._process_id()
+        if self._used_in is None:
+            self._used_in = process_id
+        elif self._used_in != process_id:
             raise RuntimeError(
                 "the process was forked after the first call of this client, and gRPC does not survive that: create "
                 "the client, or call it first, in the forked process"
-            )
-        here = self._process_id(), self._loop()
-        if self._used_in is None:
-            self._used_in = here
-        if self._used_in != here:
-            raise RuntimeError(
-                "this client belongs to the event loop of its first call, and another one is running: create an "
-                "AsyncIntegrations in each event loop, such as inside of what asyncio.run runs"
             )
 
 
 class AsyncUseGuard(UseGuard):
     """`UseGuard` of a client for asyncio."""
 
-    def _loop(self) -> object:
-        return asyncio.get_running_loop()
+    def __init__(self, process_id: Callable[[], int] = os.getpid) -> None:
+        super().__init__(process_id)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def check(self) -> None:
+        """Raise as `UseGuard` does."""
+        super().check()
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise RuntimeError(
+                "this client belongs to the event loop of its first call, and another one is running: create an "
+                "AsyncIntegrations in each event loop, such as inside of what asyncio.run runs"
+            )
