@@ -13,9 +13,10 @@ trap 'rm -f "$failed"' EXIT
     "$python" -m pip install --disable-pip-version-check --no-input --no-deps --progress-bar off \
         --require-hashes --requirement "$lock" "$@" 2>&1 || echo $? >"$failed"
 } | awk -v total="$total" '
-    /^(Collecting|Processing|Requirement already satisfied:|Ignoring)/ {
+    /^Ignoring/ { --total }  # a package of another platform: pip says so before the first of the others
+    /^(Collecting|Processing|Requirement already satisfied:)/ {
         ++count
-        if ($1 == "Requirement" || $1 == "Ignoring") next  # installed already, or for other platforms
+        if ($1 == "Requirement") next
         name = $2; sub(/.*\//, "", name)
         printf "  [%d/%d] %s\n", count, total, name
     }
