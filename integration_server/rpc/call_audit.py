@@ -141,12 +141,17 @@ class _Recorder:
                 "audit_write_delayed", action=entry.action, integration_id=entry.integration_id
             )
 
+    async def put(self, entry: AuditEntry, *, waits: bool = True) -> None:
+        """Queue an entry, if necessary after a wait for room. Raises `StoreUnavailable`."""
+        if not self.trail.queue.enqueue(entry):
+            await self.trail.enqueue_later(entry, waits=waits)
+
     async def record_item(
         self, caller: str, purpose: str, user_id: str, integration_id: int, outcome: str
     ) -> AuditEntry:
         """Queue the entry of an item. Raises `StoreUnavailable`."""
         entry = AuditEntry(self.clock(), caller, self.action, user_id, integration_id, "", outcome, purpose)
-        await self.trail.put(entry)
+        await self.put(entry)
         return entry
 
 
@@ -186,7 +191,7 @@ class _Audited:
         if self._recorder.method.awaits_audit:
             await self._recorder.record(entry)
         else:
-            await self._recorder.trail.put(entry)
+            await self._recorder.put(entry)
 
     def add(self, response: Message) -> None:
         """Count a response."""
@@ -198,12 +203,12 @@ class _Audited:
         is_cancelled = not isinstance(error, Exception)
         if self._recorder.records_items and is_cancelled:
             return
-        entry, trail = self._entry(error_outcome(error)), self._recorder.trail
+        entry = self._entry(error_outcome(error))
         if self._recorder.method.awaits_audit:  # the change may be made all the same
-            trail.queue.append(entry)
+            self._recorder.trail.queue.append(entry)
         else:
             with suppress(StoreUnavailable):
-                await trail.put(entry, waits=not is_cancelled)
+                await self._recorder.put(entry, waits=not is_cancelled)
 
     def _entry(self, outcome: str) -> AuditEntry:
         """The entry of the call, with the integration that its messages name."""

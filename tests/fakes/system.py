@@ -129,10 +129,9 @@ class RecordingAuditTrail(AuditTrail):
     def __init__(self) -> None:
         self.queue = RecordingAuditQueue()
 
-    async def put(self, entry: AuditEntry, *, waits: bool = True) -> None:
-        """Record an entry. Raises `StoreUnavailable` if the queue is full."""
-        if not self.queue.enqueue(entry):
-            raise StoreUnavailable
+    async def enqueue_later(self, entry: AuditEntry, *, waits: bool = True) -> None:
+        """Raise `StoreUnavailable`: the queue stays full."""
+        raise StoreUnavailable
 
     @property
     def entries(self) -> list[AuditEntry]:

@@ -82,14 +82,12 @@ class AuditTrail:
         if self.queue:
             self._logger.error("audit_entries_lost", entries=len(self.queue))
 
-    async def put(self, entry: AuditEntry, *, waits: bool = True) -> None:
-        """Queue an entry, or count a read with an equal one, as soon as the queue has room.
+    async def enqueue_later(self, entry: AuditEntry, *, waits: bool = True) -> None:
+        """Queue an entry that the full queue has refused, as soon as it has room.
 
         Raises `StoreUnavailable` if that takes too long: then the log cannot be written, or far too slowly. `waits` is
         False for a call that has ended.
         """
-        if self.queue.enqueue(entry):
-            return None
         queued: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[queued] = entry
         self._flush_requested.set()

@@ -36,10 +36,9 @@ class Trail(AuditTrail):
     def __init__(self, *, full: bool = False) -> None:
         self.queue = AuditQueue(timedelta(0), max_bytes=0 if full else 1_000_000)
 
-    async def put(self, entry: AuditEntry, *, waits: bool = True) -> None:
-        """Keep the entry, or raise `StoreUnavailable`."""
-        if not self.queue.enqueue(entry):
-            raise StoreUnavailable
+    async def enqueue_later(self, entry: AuditEntry, *, waits: bool = True) -> None:
+        """Raise `StoreUnavailable`: the queue stays full."""
+        raise StoreUnavailable
 
     async def record(self, entry: AuditEntry) -> None:
         """Keep the entry."""

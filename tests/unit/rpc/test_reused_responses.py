@@ -73,7 +73,8 @@ class Caller:
         assert source is not None
         source.integration, source.valid_until = self.current, self.valid_until
         source.entry = AuditEntry(self.now, self.name, Action.READ_CREDENTIALS, "ada", 1, purpose=self.purpose)
-        await self.trail.put(source.entry, waits=False)
+        if not self.trail.queue.enqueue(source.entry):
+            raise StoreUnavailable
         credentials = credentials_pb2.Credentials(bearer_token=f"{TOKEN} {self.decoded}")
         return pb.GetCredentialsResponse(credentials=credentials)
 
