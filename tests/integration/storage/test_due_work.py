@@ -9,7 +9,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import Dialect, insert, literal, select
+from sqlalchemy import Dialect, UpdateBase, insert, literal, select
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 
@@ -25,6 +25,7 @@ PAST = datetime(2000, 1, 1, tzinfo=UTC)
 TYPES = ("acme", "beta", "gamma")
 LIMIT = 8
 BACKLOG = 3000
+CLAIMED = 200
 MINUTE = timedelta(minutes=1)
 Explain = Callable[[Any], Awaitable[int]]
 INTEGRATION_JOBS = (JobKind.REFRESH, JobKind.CHECK, JobKind.REVOCATION, JobKind.DEVICE_POLL)
@@ -78,6 +79,11 @@ async def add_due_rows(database: Database, count: int) -> None:
         await connection.execute(insert(authorization_attempts), attempts)
 
 
+def new_claim(job_kind: JobKind, dialect: str) -> UpdateBase:
+    """The claim of a few rows of a type."""
+    return claim_statement(job_kind, literal("beta"), literal(LIMIT), MINUTE, dialect)
+
+
 def compiled(statement: Any, dialect: Dialect) -> tuple[str, Sequence[Any]]:
     """The statement's text and its positional parameters."""
     result = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
@@ -125,8 +131,22 @@ class TestPostgresPlans:
 
     @pytest.mark.parametrize("job_kind", INTEGRATION_JOBS)
     async def test_a_claim_reads_only_the_rows_that_it_claims(self, explain: Explain, job_kind: JobKind) -> None:
-        # Each claimed row is read when it is found, locked, and updated.
-        assert await explain(claim_statement(job_kind, literal("beta"), literal(LIMIT), MINUTE)) <= 3 * LIMIT
+        assert await explain(new_claim(job_kind, "postgresql")) <= LIMIT
+
+    @pytest.mark.parametrize("job_kind", INTEGRATION_JOBS)
+    async def test_a_claim_passes_over_the_rows_that_are_claimed(
+        self, postgres_url: str, explain: Explain, job_kind: JobKind
+    ) -> None:
+        async with open_database(postgres_url) as database:
+            due_work = SqlDueWork(database)
+            claims = await due_work.claim(job_kind, "beta", CLAIMED, claim_duration=MINUTE)
+            assert len(claims) == CLAIMED
+            # Each is read with its claim.
+            assert 2 * CLAIMED < await explain(new_claim(job_kind, "postgresql")) <= 2 * CLAIMED + 3 * LIMIT
+            assert await explain(DUE_TYPES) <= 2 * CLAIMED + 3 * (len(TYPES) + 1) * len(JobKind)
+            for claim in claims:
+                await due_work.postpone(claim, MINUTE)
+            assert await explain(new_claim(job_kind, "postgresql")) <= 3 * LIMIT  # all have expired already
 
     async def test_negative_control_a_query_for_all_due_rows_reads_the_backlog(self, explain: Explain) -> None:
         """Negative control: the measure detects a scan."""
@@ -135,7 +155,7 @@ class TestPostgresPlans:
 
 class TestSqliteSteps:
     async def test_the_cost_does_not_depend_on_the_backlog(self, sqlite_url: str) -> None:
-        claims = [claim_statement(job_kind, literal("beta"), literal(LIMIT), MINUTE) for job_kind in INTEGRATION_JOBS]
+        claims = [new_claim(job_kind, "sqlite") for job_kind in INTEGRATION_JOBS]
         scan = select(revocations.c.uid).where(revocations.c.due_time <= DatabaseTime())  # negative control
         async with open_database(sqlite_url) as database:
             await add_due_rows(database, 2 * LIMIT * len(TYPES))
