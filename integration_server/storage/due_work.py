@@ -29,6 +29,7 @@ from sqlalchemy import (
     cast,
     func,
     literal,
+    literal_column,
     select,
     true,
     union_all,
@@ -56,6 +57,10 @@ from integration_server.storage.tables import (
 )
 
 T = TypeVar("T")
+
+_MAX_CLAIMED: ColumnElement[int] = literal_column("32")
+"""The most rows that are claimed at once. A constant of the statement: for a number that it does not know, PostgreSQL
+expects to read a tenth of the due rows, and plans each claim anew instead of keeping the plan. That takes longer."""
 
 _I = integrations.c
 _R = revocations.c
@@ -190,7 +195,8 @@ def claim_statement(
         claims.replaced_expire_time: replaced.scalar_subquery(),
     }
     # No row locks, which would write to the rows.
-    due = select(*values.values()).where(*table.due_rows(job_type)).order_by(table.due_time).limit(limit)
+    due = select(*values.values()).where(*table.due_rows(job_type)).order_by(table.due_time).limit(_MAX_CLAIMED)
+    due = select(due.subquery()).where(true()).limit(limit)  # SQLite needs a WHERE before the conflict clause
     insert: Any = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}[dialect](due_work_claims)
     new = insert.from_select([column.name for column in values], due)
     claim: UpdateBase = new.on_conflict_do_update(
