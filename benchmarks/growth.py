@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import asyncpg
 from rich.progress import Progress
 
 from benchmarks.harness import Bound, Result
 from benchmarks.system import HEALTHY_TYPE, DatabaseKind, Seeded, System, running_system, seed
-from integration_server.service.background.ports import JobKind
+from integration_server.service.background.ports import Claim, JobKind
 from integration_server.storage.due_work import SqlDueWork
 from integration_server.storage.engine import open_database
 from integration_server.wiring.system import utc_now
@@ -29,6 +30,7 @@ from integrations.v1 import integration_service_pb2 as pb
 _PAGE = 50
 _HOT = 10  # integrations that are read again and again
 _CLAIM = 8  # rows, as of the background worker
+_CLAIM_DURATION = timedelta(minutes=10)  # longer than a run: a claim ends with its outcome
 _FILLER_TYPE = "filler"  # no server has it, so that their workers leave its due rows to the benchmark
 _DUE = 0.9
 _DEADLINE = 60.0
@@ -56,6 +58,7 @@ class _Subject:
     seeded: Sequence[Seeded]
     due_work: SqlDueWork
     unread: list[Seeded] = field(default_factory=list)
+    claimed: Sequence[Claim[Any]] = ()
 
     async def hit(self) -> None:
         """Read an integration that is in the cache."""
@@ -75,12 +78,15 @@ class _Subject:
         assert len(response.integrations) == _PAGE, "the page is not full"
 
     async def claim(self) -> None:
-        """Find the types with due work, and claim some rows of one, as a poll of the background worker does.
-
-        The rows are due again at once, after all others.
-        """
+        """Find the types with due work, and claim some rows of one, as a poll of the background worker does."""
         await self.due_work.due_types()
-        await self.due_work.claim(JobKind.REFRESH, _FILLER_TYPE, _CLAIM, claim_duration=timedelta(0))
+        self.claimed = await self.due_work.claim(JobKind.REFRESH, _FILLER_TYPE, _CLAIM, claim_duration=_CLAIM_DURATION)
+
+    async def complete_claims(self) -> None:
+        """Make the claimed rows due again at once, after all others. It is the write of a refresh, and not measured."""
+        claimed, self.claimed = self.claimed, ()
+        for claim in claimed:
+            assert await self.due_work.postpone(claim, timedelta(0)) is not None, "the claim was lost"
 
     async def read(self, integration: Seeded) -> None:
         """Get the credentials of an integration."""
@@ -206,6 +212,7 @@ async def _measure(plan: GrowthPlan, small: _Subject, large: _Subject, advance: 
         for name, call in _CALLS.items():
             for _ in range(_FIRST_MISSES if name == "miss" else _WARM_UP):
                 await call(subject)
+                await subject.complete_claims()
     times: dict[str, list[tuple[list[float], list[float]]]] = {name: [] for name in _CALLS}
     for _ in range(plan.rounds):
         for name, call in _CALLS.items():
@@ -219,6 +226,7 @@ async def _measure(plan: GrowthPlan, small: _Subject, large: _Subject, advance: 
                     begin = time.perf_counter()
                     await call((small, large)[index])
                     both[index].append(time.perf_counter() - begin)
+                    await (small, large)[index].complete_claims()
             times[name].append(both)
             advance()
             await asyncio.sleep(0)

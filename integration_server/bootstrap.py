@@ -86,7 +86,7 @@ from integration_server.wiring.workers import BEAT_INTERVAL, Worker
 PeriodicJob = tuple[Callable[[], Awaitable[object]], timedelta]
 """A function and the interval between its calls."""
 
-_SWEEP_INTERVAL = timedelta(seconds=30)  # of the deletion of abandoned authorization attempts
+_SWEEP_INTERVAL = timedelta(seconds=30)  # of the deletion of expired claims and abandoned authorization attempts
 _POLL_INTERVAL = timedelta(seconds=0.5)  # of files that may change
 _READINESS_INTERVAL = timedelta(seconds=1)
 _DUE_WORK_INTERVAL = timedelta(seconds=1)
@@ -309,6 +309,7 @@ async def running_grpc_server(
         ]
         background_jobs: list[PeriodicJob] = [
             (service.worker.poll, _DUE_WORK_INTERVAL),
+            (service.worker.prune, _SWEEP_INTERVAL),
             (use_cases.oauth_connection.remove_abandoned, _SWEEP_INTERVAL),
             (use_cases.health_checker.prune, _RETENTION_INTERVAL),
             (use_cases.event_stream.prune, _RETENTION_INTERVAL),

@@ -5,7 +5,7 @@ callers one gets the attempt.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,6 +17,7 @@ from integration_server.service.background.ports import Claim
 from integration_server.service.connections.ports import AuthorizationAttempt
 from integration_server.service.integrations.ports import NewIntegration
 from integration_server.storage.driver_queries import DriverConnection, DriverQuery, Values
+from integration_server.storage.due_work_claims import is_held
 from integration_server.storage.engine import Database, DatabaseTime, from_row
 from integration_server.storage.integrations import insert_integration, new_integration_values
 from integration_server.storage.list_parameters import is_one_of
@@ -208,11 +209,11 @@ class SqlAuthorizationAttempts:
         values = {"poll_interval_seconds": interval.total_seconds(), "poll_failures": failures}
         row = await self._database.write_one(
             update(authorization_attempts)
-            .where(_A.attempt_id == claim.row_id, _A.poll_due_time == claim.due_time, _A.integration_id.is_not(None))
+            .where(*is_held(claim, _A.attempt_id, _A.poll_due_time), _A.integration_id.is_not(None))
             .values({**values, "poll_due_time": DatabaseTime(delay)})
             .returning(_A.poll_due_time)
         )
-        return None if row is None else replace(claim, due_time=row[0])
+        return None if row is None else claim.renewed(row[0])
 
     async def finish(self, attempt: AuthorizationAttempt, encrypted_outcome: bytes | None) -> None:
         """End a consumed attempt. Its integration is deleted if it is still pending.

@@ -1,18 +1,18 @@
 """SQL implementation of `DueWork`: the only statements that find, claim and postpone due work.
 
 Due times stay in the tables of the jobs, so that the outcome of a job and its next due time are one statement. Each
-table is declared once below. Every job has an index on (type, due time): the types are found by a loose index scan and
-each claim reads only the rows that it takes, so that the cost of a poll does not depend on the number of due rows.
+table is declared once below. Every job has an index on (type, due time): the types are found by a loose index scan, and
+each claim reads the rows that it takes and those before them that are claimed, so that the cost of a poll does not
+depend on the number of due rows. `due_work_claims.py` says what a claim is.
 
 All times are the database's. The refresh lease (`refresh_leases.py`) is a different mechanism: it protects a call that
 may run on demand, not a due row, and must record whether a refresh token may be spent.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
-from operator import attrgetter
 from typing import Any, TypeVar
 
 from sqlalchemy import (
@@ -24,24 +24,31 @@ from sqlalchemy import (
     ScalarSelect,
     Select,
     String,
+    UpdateBase,
     bindparam,
+    cast,
     func,
     literal,
+    literal_column,
     select,
     true,
     union_all,
     update,
 )
-from sqlalchemy.sql.dml import ReturningUpdate
+from sqlalchemy.dialects import postgresql, sqlite
 
 from integration_server.service.background.ports import Claim, JobKind
 from integration_server.storage.authorization_attempts import attempt_of
 from integration_server.storage.driver_queries import DriverQuery
+from integration_server.storage.due_work_claims import NOW, is_due, is_held, is_of
 from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.integrations import stored_integration_of
+from integration_server.storage.list_parameters import is_one_of
+from integration_server.storage.pruning import prune
 from integration_server.storage.revocations import revocation_of
 from integration_server.storage.tables import (
     authorization_attempts,
+    due_work_claims,
     integrations,
     is_polled,
     is_usable,
@@ -51,26 +58,29 @@ from integration_server.storage.tables import (
 
 T = TypeVar("T")
 
+_MAX_CLAIMED: ColumnElement[int] = literal_column("32")
+"""The most rows that are claimed at once. A constant of the statement: for a number that it does not know, PostgreSQL
+expects to read a tenth of the due rows, and plans each claim anew instead of keeping the plan. That takes longer."""
+
 _I = integrations.c
 _R = revocations.c
 _A = authorization_attempts.c
-
-_NOW = select(DatabaseTime()).scalar_subquery()  # evaluated once per statement: PostgreSQL can then use the index
 
 
 @dataclass(frozen=True, slots=True)
 class _DueTable:
     """The columns that hold one job's due times.
 
-    `item_of` maps a row to the item of its claim. Rows that do not match `is_enabled` are never due. `claim_values` are
-    further columns that a claim sets.
+    `item_of` maps a row to the item of its claim. Rows that do not match `is_enabled` are never due. `outcome_values`
+    are further columns that `postpone` sets.
     """
 
+    job_kind: JobKind
     type: Column[str]
     due_time: Column[datetime]
     item_of: Callable[[Row[Any]], Any]
     is_enabled: ColumnElement[bool] = field(default_factory=true)
-    claim_values: Mapping[str, ColumnElement[Any]] = field(default_factory=dict)
+    outcome_values: Mapping[str, ColumnElement[Any]] = field(default_factory=dict)
 
     @property
     def row_id(self) -> Column[Any]:
@@ -79,18 +89,23 @@ class _DueTable:
         return column
 
     def due_rows(self, job_type: ColumnElement[str]) -> Sequence[ColumnElement[bool]]:
-        """The conditions of the due rows of a type."""
-        return self.is_enabled, self.type == job_type, self.due_time <= _NOW
+        """The conditions of the due rows of a type that are not claimed."""
+        return self.is_enabled, self.type == job_type, *is_due(self.job_kind, self.row_id, self.due_time)
 
 
 _TABLES: Mapping[JobKind, _DueTable] = {
-    JobKind.REFRESH: _DueTable(_I.client_key, _I.refresh_due_time, stored_integration_of, is_enabled=is_usable),
-    JobKind.CHECK: _DueTable(_I.client_key, _I.check_due_time, stored_integration_of, is_enabled=is_usable),
-    JobKind.REVOCATION: _DueTable(
-        _R.client_key, _R.due_time, revocation_of, claim_values={"attempts": _R.attempts + 1}
-    ),
-    JobKind.DEVICE_POLL: _DueTable(_A.integration_type, _A.poll_due_time, attempt_of, is_enabled=is_polled),
-    JobKind.KEY_ROTATION: _DueTable(singleton_jobs.c.job_name, singleton_jobs.c.due_time, lambda _: None),
+    table.job_kind: table
+    for table in (
+        _DueTable(JobKind.REFRESH, _I.client_key, _I.refresh_due_time, stored_integration_of, is_enabled=is_usable),
+        _DueTable(JobKind.CHECK, _I.client_key, _I.check_due_time, stored_integration_of, is_enabled=is_usable),
+        _DueTable(
+            JobKind.REVOCATION,
+            *(_R.client_key, _R.due_time, revocation_of),
+            outcome_values={"attempts": _R.attempts + 1},
+        ),
+        _DueTable(JobKind.DEVICE_POLL, _A.integration_type, _A.poll_due_time, attempt_of, is_enabled=is_polled),
+        _DueTable(JobKind.KEY_ROTATION, singleton_jobs.c.job_name, singleton_jobs.c.due_time, lambda _: None),
+    )
 }
 
 
@@ -124,51 +139,81 @@ class SqlDueWork:
     async def claim(
         self, job_kind: JobKind, job_type: str, limit: int, *, claim_duration: timedelta
     ) -> Sequence[Claim[Any]]:
-        """Claim at most `limit` due rows, the longest due first. Skips rows that another claim has locked."""
-        table, query = _TABLES[job_kind], _claim_query(job_kind, claim_duration)
-        row_id, due_time = attrgetter(table.row_id.key), attrgetter(table.due_time.key)
-        rows = query.named(await self._database.run(query, job_type=job_type, limit=limit))
-        return [Claim(job_kind, row_id(row), due_time(row), table.item_of(row)) for row in rows]
+        """Claim at most `limit` due rows, the longest due first. Of concurrent claims of a row, one succeeds."""
+        table = _TABLES[job_kind]
+        claim = _claim_query(job_kind, claim_duration, self._database.dialect_name)
+        claimed = await self._database.run(claim, job_type=job_type, limit=limit)
+        if not claimed:
+            return []
+        to_row_id = table.row_id.type.python_type
+        claims = {to_row_id(text): times for text, *times in claimed}
+        # Read after the claim, so that the work sees what has changed since the row was found to be due.
+        read = _read_query(job_kind)
+        found = read.named(await self._database.read(read, row_ids=list(claims)))
+        rows = {getattr(row, table.row_id.key): row for row in found}
+        return [
+            Claim(job_kind, row_id, due_time, expire_time, table.item_of(rows[row_id]))
+            for row_id, (due_time, expire_time) in claims.items()
+            if row_id in rows and getattr(rows[row_id], table.due_time.key) == due_time
+        ]
 
     async def postpone(self, claim: Claim[T], delay: timedelta) -> Claim[T] | None:
         """Make the claimed row due after `delay`, unless another process has claimed it."""
         table = _TABLES[claim.job_kind]
         postpone = (
             update(table.row_id.table)
-            .where(table.row_id == claim.row_id, table.due_time == claim.due_time)
-            .values({table.due_time.name: DatabaseTime(delay)})
+            .where(*is_held(claim, table.row_id, table.due_time))
+            .values({table.due_time.name: DatabaseTime(delay), **table.outcome_values})
             .returning(table.due_time)
         )
         row = await self._database.write_one(postpone)
-        return None if row is None else replace(claim, due_time=row[0])
+        return None if row is None else claim.renewed(row[0])
+
+    async def prune(self) -> int:
+        """Delete a batch of the claims that have expired. Returns how many."""
+        return await prune(self._database, due_work_claims.c.expire_time, NOW)
 
 
 @lru_cache(maxsize=32)
-def _claim_query(job_kind: JobKind, claim_duration: timedelta) -> DriverQuery:
+def _claim_query(job_kind: JobKind, claim_duration: timedelta, dialect: str) -> DriverQuery:
     """Cached, because building the statement costs more than running it."""
     job_type, limit = bindparam("job_type", type_=String), bindparam("limit", type_=Integer)
-    return DriverQuery(claim_statement(job_kind, job_type, limit, claim_duration))
+    return DriverQuery(claim_statement(job_kind, job_type, limit, claim_duration, dialect))
 
 
 def claim_statement(
-    job_kind: JobKind, job_type: ColumnElement[str], limit: ColumnElement[int], claim_duration: timedelta
-) -> ReturningUpdate[Any]:
-    """The statement that claims due rows of any job."""
+    job_kind: JobKind, job_type: ColumnElement[str], limit: ColumnElement[int], claim_duration: timedelta, dialect: str
+) -> UpdateBase:
+    """The statement that claims due rows of any job. It returns their ids and due times, and the ends of the claims."""
+    table, claims = _TABLES[job_kind], due_work_claims.c
+    replaced = select(claims.expire_time).where(is_of(job_kind, table.row_id)).correlate(table.row_id.table)
+    values = {
+        claims.job_kind: literal(job_kind.value),
+        claims.row_id: cast(table.row_id, String),
+        claims.due_time: table.due_time,
+        claims.expire_time: DatabaseTime(claim_duration),
+        claims.replaced_expire_time: replaced.scalar_subquery(),
+    }
+    # No row locks, which would write to the rows.
+    due = select(*values.values()).where(*table.due_rows(job_type)).order_by(table.due_time).limit(_MAX_CLAIMED)
+    due = select(due.subquery()).where(true()).limit(limit)  # SQLite needs a WHERE before the conflict clause
+    insert: Any = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}[dialect](due_work_claims)
+    new = insert.from_select([column.name for column in values], due)
+    claim: UpdateBase = new.on_conflict_do_update(
+        index_elements=[claims.job_kind, claims.row_id],
+        set_={name: new.excluded[name] for name in ("due_time", "expire_time", "replaced_expire_time")},
+        # If another process has claimed the row since this statement began, it keeps it.
+        where=claims.expire_time == new.excluded.replaced_expire_time,
+    ).returning(claims.row_id, claims.due_time, claims.expire_time)
+    return claim
+
+
+@lru_cache
+def _read_query(job_kind: JobKind) -> DriverQuery:
+    """The query for claimed rows."""
     table = _TABLES[job_kind]
-    due = (
-        select(table.row_id)
-        .where(*table.due_rows(job_type))
-        .order_by(table.due_time)
-        .limit(limit)
-        .with_for_update(skip_locked=True)  # SQLite serializes write transactions instead
-        .cte("due")
-    )
-    return (
-        update(table.row_id.table)
-        .where(table.row_id.in_(select(due.c[table.row_id.name])))
-        .values({table.due_time.name: DatabaseTime(claim_duration), **table.claim_values})
-        .returning(*table.row_id.table.c, DatabaseTime().label("now"))
-    )
+    columns = *table.row_id.table.c, DatabaseTime().label("now")
+    return DriverQuery(select(*columns).where(is_one_of(table.row_id, "row_ids"), table.is_enabled))
 
 
 def _types(job_kind: JobKind, table: _DueTable) -> CTE:

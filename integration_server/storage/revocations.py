@@ -7,7 +7,7 @@ the other.
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any, cast
 
@@ -40,6 +40,7 @@ from integration_server.service.connections.revocation_ports import (
 )
 from integration_server.storage.async_engine import AsyncConnection
 from integration_server.storage.driver_queries import DriverConnection, DriverQuery
+from integration_server.storage.due_work_claims import is_held
 from integration_server.storage.engine import Database, DatabaseTime, from_row
 from integration_server.storage.list_parameters import is_one_of
 from integration_server.storage.tables import integrations, locks, revocations
@@ -90,7 +91,7 @@ class SqlRevocationOutbox:
 
     async def add(self, grant: OrphanedGrant) -> None:
         """Add a grant that is due at once."""
-        await self._database.write(insert(revocations).values(_values(grant, attempts=0, claim_duration=timedelta(0))))
+        await self._database.write(insert(revocations).values(_values(grant, claim_duration=timedelta(0))))
 
     async def begin_call(
         self,
@@ -102,7 +103,7 @@ class SqlRevocationOutbox:
         keeps_shared_grants: bool = True,
     ) -> tuple[CallDecision, Claim[Revocation]]:
         """Decide whether the revocation may be sent, and claim it anew for the call if so."""
-        is_claimed = _R.revocation_id == claim.row_id, _R.due_time == claim.due_time
+        is_claimed = is_held(claim, _R.revocation_id, _R.due_time)
         async with self._database.write_transaction() as connection:
             await connection.execute(_LOCK.with_for_update())
             if await connection.scalar(select(_R.revocation_id).where(*is_claimed)) is None:
@@ -119,7 +120,7 @@ class SqlRevocationOutbox:
             due_time = (await connection.execute(select(DatabaseTime(claim_duration)))).scalar_one()
             begin = update(revocations).where(*is_claimed).values(due_time=due_time, call_due_time=due_time)
             await connection.execute(begin)
-        return CallDecision.SEND, replace(claim, due_time=due_time)
+        return CallDecision.SEND, claim.renewed(due_time)
 
     async def complete(self, claim: Claim[Revocation]) -> None:
         """Record that the grant is revoked, and delete its credentials."""
@@ -207,25 +208,24 @@ async def add_claimed(
     """Add a grant that the caller has claimed, in the caller's transaction."""
     add = (
         insert(revocations)
-        .values(_values(grant, attempts=1, claim_duration=claim_duration))
+        .values(_values(grant, claim_duration=claim_duration))
         .returning(*_R, DatabaseTime().label("now"))
     )
     row = (await connection.execute(add)).one()
-    return Claim(JobKind.REVOCATION, row.revocation_id, row.due_time, revocation_of(row))
+    return Claim(JobKind.REVOCATION, row.revocation_id, row.due_time, row.due_time, revocation_of(row))
 
 
 def revocation_of(row: Row[Any]) -> Revocation:
     """The revocation of a row that was selected with the database's time as `now`."""
     return Revocation(
-        from_row(OrphanedGrant, row), row.attempts, row.now - row.create_time, row.revoke_time is not None
+        from_row(OrphanedGrant, row), row.attempts + 1, row.now - row.create_time, row.revoke_time is not None
     )
 
 
-def _values(grant: OrphanedGrant, *, attempts: int, claim_duration: timedelta) -> Mapping[str, Any]:
+def _values(grant: OrphanedGrant, *, claim_duration: timedelta) -> Mapping[str, Any]:
     return {
         **asdict(grant),
         "client_key": grant.client_key,
         "create_time": DatabaseTime(),
         "due_time": DatabaseTime(claim_duration),
-        "attempts": attempts,
     }

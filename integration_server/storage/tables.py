@@ -480,6 +480,22 @@ singleton_jobs = Table(
 """Background jobs that have one row for the whole installation. The migration inserts the rows; see `due_work.py`."""
 
 
+due_work_claims = Table(
+    "due_work_claims",
+    metadata,
+    Column("job_kind", String(32), primary_key=True),
+    Column("row_id", String(255), primary_key=True),
+    Column("due_time", UtcDateTime, nullable=False),
+    Column("expire_time", UtcDateTime, nullable=False),
+    Column("replaced_expire_time", UtcDateTime),
+    # So that a table with few claims has many pages, and keeps them: PostgreSQL would plan to scan a small table for
+    # each due row, and keep the plan while it grows.
+    postgresql_with={"fillfactor": 10, "vacuum_truncate": "false"},
+)
+"""The claims of due work; see `due_work_claims.py`. `row_id` is the primary key in the table of the job, as text.
+`replaced_expire_time` is the end of the claim of the same row that this one has replaced."""
+
+
 def data_key_id(ciphertext: ColumnElement[bytes]) -> ColumnElement[bytes]:
     """The id of the data key of an encrypted value, from its header; see `keyring.py`."""
     # Literals: SQLite uses the index below only if the expression is identical.

@@ -212,7 +212,7 @@ WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
     ),
     "postpone": (
         lambda s, integration: s.due_work.postpone(
-            Claim(JobKind.CHECK, integration.integration_id, NOW, None), LONG_CLAIM
+            Claim(JobKind.CHECK, integration.integration_id, NOW, LATER, None), LONG_CLAIM
         ),
         [],
     ),

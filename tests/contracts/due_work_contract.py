@@ -58,7 +58,8 @@ class DueWorkContract:
         assert {claim.row_id for claim in claims} == {row.integration_id for row in rows[2:]}
         for claim in claims:
             assert claim.item == await find_stored(integrations, claim.item.integration.integration_id)
-            assert getattr(claim.item.integration, f"{job_kind.value}_due_time") == claim.due_time > PAST
+            assert getattr(claim.item.integration, f"{job_kind.value}_due_time") == claim.due_time < PAST
+            assert claim.expire_time > PAST
 
     async def test_a_claimed_row_is_due_again_when_the_claim_expires(
         self, due_work: DueWork, integrations: IntegrationStore, job_kind: JobKind
@@ -67,6 +68,31 @@ class DueWorkContract:
         assert len(await due_work.claim(job_kind, "acme", 5, claim_duration=EXPIRED_CLAIM)) == 1
         assert len(await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM)) == 1
         assert await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM) == []
+
+    async def test_another_due_time_ends_a_claim(
+        self, due_work: DueWork, integrations: IntegrationStore, job_kind: JobKind
+    ) -> None:
+        await add_due(integrations, PAST)
+        (claim,) = await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM)
+        assert await due_work.postpone(claim, -SECOND) is not None
+        assert await list_due_types(due_work, job_kind) == ["acme"]
+        (again,) = await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM)
+        assert again.due_time > claim.due_time
+        assert await due_work.postpone(claim, -SECOND) is None
+        assert await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM) == []
+        assert await due_work.postpone(again, LONG_CLAIM) is not None
+        assert await list_due_types(due_work, job_kind) == []
+
+    async def test_claims_are_deleted_when_they_have_expired(
+        self, due_work: DueWork, integrations: IntegrationStore, job_kind: JobKind
+    ) -> None:
+        for _ in range(3):
+            await add_due(integrations, PAST)
+        assert len(await due_work.claim(job_kind, "acme", 1, claim_duration=LONG_CLAIM)) == 1
+        expired = await due_work.claim(job_kind, "acme", 2, claim_duration=EXPIRED_CLAIM)
+        assert [await due_work.prune() for _ in range(2)] == [2, 0]
+        again = await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM)
+        assert {claim.row_id for claim in again} == {claim.row_id for claim in expired}
 
     async def test_lists_the_types_with_due_rows(
         self, due_work: DueWork, integrations: IntegrationStore, job_kind: JobKind

@@ -1,7 +1,7 @@
 """The background worker: claims due work of every job and runs the job's handler.
 
-There is no leader. Each process polls for due rows and claims a few at a time. A claim moves the due time ahead, so
-that no other process does the same work, and a row that a crashed process had claimed is due again. Each job and OAuth
+There is no leader. Each process polls for due rows and claims a few at a time. While a claim lasts, no other process
+does the same work; a row that a crashed process had claimed is then claimed again. Each job and OAuth
 client has a concurrency limit and a circuit breaker of its own, so that one slow or failing provider, or one client
 that its provider refuses, delays no other. A type of due work is the key of a client, or the name of a singleton job.
 
@@ -22,7 +22,7 @@ from typing import Any, Self
 import structlog
 
 from integration_server.domain.due_times import backoff
-from integration_server.domain.errors import StoreUnavailable
+from integration_server.domain.errors import IntegrationServerError, StoreUnavailable
 from integration_server.domain.oauth_client import type_of_key
 from integration_server.service.background.ports import Claim, DueWork, JobKind
 from integration_server.service.common_types import Clock, Jitter
@@ -31,7 +31,9 @@ from integration_server.service.provider_port import ProviderSet
 JobHandler = Callable[[Claim[Any]], Awaitable[bool]]
 """Does the work for one claimed row. Returns False if the provider failed in a way that concerns all its integrations.
 
-The handler stores the next due time with the outcome of its work. If it raises, the row is due when the claim expires.
+The handler stores the next due time with the outcome of its work. If it returns False or raises, and has stored none,
+the worker postpones the row, so that rows without an outcome delay no others. An `IntegrationServerError` concerns this
+row only.
 """
 
 _FAILURE_THRESHOLD = 5  # in a row, over all rows of a type: one row alone is not the cause
@@ -160,6 +162,11 @@ class BackgroundWorker:
         """The jobs and types whose calls are stopped, or tried one at a time."""
         return [key for key, breaker in list(self._breakers.items()) if breaker.is_open]
 
+    async def prune(self) -> None:
+        """Delete the claims that have expired."""
+        while await self.due_work.prune():
+            pass
+
     async def poll(self) -> None:
         """Start the due work of each job and type that is not running already."""
         provider_types = {provider.integration_type for provider in self.providers.all()}
@@ -200,8 +207,12 @@ class BackgroundWorker:
         return ()
 
     async def _run_job(self, job: DueJob, claim: Claim[Any], breaker: "CircuitBreaker") -> None:
+        has_outcome = False
         try:
-            is_healthy = await job.handler(claim)
+            has_outcome = await job.handler(claim)
+            breaker.record(has_outcome, self.clock())
+        except IntegrationServerError:
+            breaker.record(True, self.clock())
         except Exception as error:  # a failure of one row must not end the work on the others
             self._log.error(
                 "background_job_failed",
@@ -209,8 +220,9 @@ class BackgroundWorker:
                 row_id=claim.row_id,
                 kind=type(error).__qualname__,
             )
-            return
-        breaker.record(is_healthy, self.clock())
+        if not has_outcome:
+            with suppress(StoreUnavailable):  # the row is due when the claim expires
+                await self.due_work.postpone(claim, job.claim_duration)
 
 
 class CircuitBreaker:

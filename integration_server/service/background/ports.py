@@ -1,7 +1,7 @@
 """The port of the due-work mechanism: jobs, claims on due rows, and the store of due times."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar
@@ -21,16 +21,21 @@ class JobKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Claim(Generic[T]):
-    """A due row that one process works on until `due_time`, when the row is due again.
+    """A row that one process works on until `expire_time`, on the database's clock. Then another process may claim it.
 
-    `due_time` is on the database's clock. It is also the fence: a process whose claim has expired and was replaced
-    cannot change the due time. `item` is what the job works on.
+    `due_time` is the row's. Both are the fence: whatever gives the row another due time ends the claim, and a process
+    whose claim has expired and was replaced cannot change the due time. `item` is what the job works on.
     """
 
     job_kind: JobKind
     row_id: int | str
     due_time: datetime
+    expire_time: datetime
     item: T
+
+    def renewed(self, due_time: datetime) -> "Claim[T]":
+        """The claim after the row was made due at a time, which is the end of the claim too."""
+        return replace(self, due_time=due_time, expire_time=due_time)
 
 
 class DueWork(Protocol):
@@ -47,11 +52,15 @@ class DueWork(Protocol):
     ) -> Sequence[Claim[Any]]:
         """Claim at most `limit` due rows of a job and type, the longest due first, for `claim_duration`.
 
-        A claimed row is due again after `claim_duration`, unless the outcome of the work sets another due time.
+        The row keeps its due time, and can be claimed again after `claim_duration`, unless the outcome of the work sets
+        another due time. May return fewer rows than are due if another process claims at the same time.
         """
 
     async def postpone(self, claim: Claim[T], delay: timedelta) -> Claim[T] | None:
         """Make the claimed row due after `delay`, and return the claim with the new due time.
 
-        Returns None and changes nothing if the row is gone or another process has claimed it.
+        Returns None and changes nothing if the row is gone, has another due time, or was claimed by another process.
         """
+
+    async def prune(self) -> int:
+        """Delete a batch of the claims that have expired. Returns how many."""

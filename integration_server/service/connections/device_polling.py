@@ -142,7 +142,7 @@ class DeviceAuthorizationPoller:
             pause = max(interval, response.retry_after)
             await self.attempts.postpone_poll(held, pause, interval=interval, failures=0)
             return True
-        await self._complete(claims, target, provider, response, held.due_time - held_for)
+        await self._complete(claims, target, provider, response, held.expire_time - held_for)
         return True
 
     async def _complete(

@@ -104,14 +104,13 @@ class TokenRefresher:
     async def refresh_proactively(self, due: StoredIntegration) -> bool:
         """Refresh an integration that was just read, or record that its tokens have expired and cannot be refreshed.
 
-        Returns False if the refresh shows that the provider is unhealthy.
+        Returns False if the refresh shows that the provider is unhealthy. Raises an `IntegrationServerError` that
+        concerns this integration only.
         """
         try:
             await self.tasks.outcome(self._flight(due.integration, due, RefreshCause.EXPIRY))
         except (ProviderUnavailable, ProviderMisconfigured, ProviderNotConfigured):
             return False
-        except IntegrationServerError:
-            return True  # concerns this integration only, and is recorded there
         return True
 
     async def recover(self) -> None:

@@ -1,20 +1,21 @@
 """The plans of the due-work statements: the rows read do not depend on the backlog."""
 
+import asyncio
 import json
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import Dialect, insert, literal, select
+from sqlalchemy import Dialect, UpdateBase, insert, literal, select
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 
 from integration_server.domain.integration import UserId
-from integration_server.service.background.ports import JobKind
+from integration_server.service.background.ports import Claim, JobKind
 from integration_server.service.connections.revocation_ports import ClientScope, OrphanedGrant
 from integration_server.storage.due_work import DUE_TYPES, SqlDueWork, claim_statement
 from integration_server.storage.engine import Database, DatabaseTime, open_database
@@ -25,6 +26,7 @@ PAST = datetime(2000, 1, 1, tzinfo=UTC)
 TYPES = ("acme", "beta", "gamma")
 LIMIT = 8
 BACKLOG = 3000
+CLAIMED = 200
 MINUTE = timedelta(minutes=1)
 Explain = Callable[[Any], Awaitable[int]]
 INTEGRATION_JOBS = (JobKind.REFRESH, JobKind.CHECK, JobKind.REVOCATION, JobKind.DEVICE_POLL)
@@ -78,6 +80,11 @@ async def add_due_rows(database: Database, count: int) -> None:
         await connection.execute(insert(authorization_attempts), attempts)
 
 
+def new_claim(job_kind: JobKind, dialect: str) -> UpdateBase:
+    """The claim of a few rows of a type."""
+    return claim_statement(job_kind, literal("beta"), literal(LIMIT), MINUTE, dialect)
+
+
 def compiled(statement: Any, dialect: Dialect) -> tuple[str, Sequence[Any]]:
     """The statement's text and its positional parameters."""
     result = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
@@ -125,17 +132,63 @@ class TestPostgresPlans:
 
     @pytest.mark.parametrize("job_kind", INTEGRATION_JOBS)
     async def test_a_claim_reads_only_the_rows_that_it_claims(self, explain: Explain, job_kind: JobKind) -> None:
-        # Each claimed row is read when it is found, locked, and updated.
-        assert await explain(claim_statement(job_kind, literal("beta"), literal(LIMIT), MINUTE)) <= 3 * LIMIT
+        assert await explain(new_claim(job_kind, "postgresql")) <= LIMIT
+
+    @pytest.mark.parametrize("job_kind", INTEGRATION_JOBS)
+    async def test_a_claim_passes_over_the_rows_that_are_claimed(
+        self, postgres_url: str, explain: Explain, job_kind: JobKind
+    ) -> None:
+        async with open_database(postgres_url) as database:
+            due_work = SqlDueWork(database)
+            claims: list[Claim[Any]] = []
+            while len(claims) < CLAIMED:
+                claims += await due_work.claim(job_kind, "beta", LIMIT, claim_duration=MINUTE)
+            # Each is read with its claim.
+            assert 2 * CLAIMED < await explain(new_claim(job_kind, "postgresql")) <= 2 * CLAIMED + 3 * LIMIT
+            assert await explain(DUE_TYPES) <= 2 * CLAIMED + 3 * (len(TYPES) + 1) * len(JobKind)
+            for claim in claims:
+                await due_work.postpone(claim, MINUTE)
+            assert await explain(new_claim(job_kind, "postgresql")) <= 3 * LIMIT  # all have expired already
 
     async def test_negative_control_a_query_for_all_due_rows_reads_the_backlog(self, explain: Explain) -> None:
         """Negative control: the measure detects a scan."""
         assert await explain(select(revocations.c.uid).where(revocations.c.due_time <= DatabaseTime())) >= BACKLOG
 
 
+@pytest.mark.postgres
+@pytest.mark.parametrize("is_fenced", [True, False])
+async def test_a_claim_that_began_before_another_gets_none_of_its_rows(postgres_url: str, *, is_fenced: bool) -> None:
+    """The second case is the negative control: without the condition on conflicts, the rows are claimed twice."""
+    statement = claim_statement(JobKind.REFRESH, literal("beta"), literal(LIMIT), MINUTE, "postgresql")
+    sql, parameters = compiled(statement, asyncpg_dialect.dialect())  # type: ignore[no-untyped-call]
+    fence = " WHERE due_work_claims.expire_time = excluded.replaced_expire_time"
+    assert fence in sql
+    async with open_database(postgres_url) as database, AsyncExitStack() as stack:
+        await add_due_rows(database, LIMIT * len(TYPES))
+        first, second, third = [await asyncpg.connect(postgres_url) for _ in range(3)]
+        for connection in (first, second, third):
+            stack.push_async_callback(connection.close)
+        async with first.transaction():
+            claimed = await first.fetch(sql, *parameters)
+            assert len(claimed) == LIMIT
+            # Each row has an outcome, is due again, and is claimed again: the second claim sees none of this.
+            await first.execute("UPDATE integrations SET refresh_due_time = refresh_due_time + interval '1 second'")
+            assert len(await first.fetch(sql, *parameters)) == LIMIT
+            waiting = asyncio.create_task(second.fetch(sql if is_fenced else sql.replace(fence, ""), *parameters))
+            async with asyncio.timeout(60):
+                while not await third.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                    pass
+        assert len(await waiting) == (0 if is_fenced else LIMIT)
+        kept = await third.fetch(
+            "SELECT FROM due_work_claims JOIN integrations ON row_id = integration_id::text"
+            " AND due_time = refresh_due_time"
+        )
+        assert len(kept) == (LIMIT if is_fenced else 0)
+
+
 class TestSqliteSteps:
     async def test_the_cost_does_not_depend_on_the_backlog(self, sqlite_url: str) -> None:
-        claims = [claim_statement(job_kind, literal("beta"), literal(LIMIT), MINUTE) for job_kind in INTEGRATION_JOBS]
+        claims = [new_claim(job_kind, "sqlite") for job_kind in INTEGRATION_JOBS]
         scan = select(revocations.c.uid).where(revocations.c.due_time <= DatabaseTime())  # negative control
         async with open_database(sqlite_url) as database:
             await add_due_rows(database, 2 * LIMIT * len(TYPES))

@@ -217,6 +217,15 @@ CREATE TABLE singleton_jobs (
 
 INSERT INTO singleton_jobs (job_name, due_time) VALUES ('key_rotation', CURRENT_TIMESTAMP);
 
+CREATE TABLE due_work_claims (
+    job_kind VARCHAR(32) NOT NULL,
+    row_id VARCHAR(255) NOT NULL,
+    due_time TIMESTAMP WITH TIME ZONE NOT NULL,
+    expire_time TIMESTAMP WITH TIME ZONE NOT NULL,
+    replaced_expire_time TIMESTAMP WITH TIME ZONE,
+    CONSTRAINT pk_due_work_claims PRIMARY KEY (job_kind, row_id)
+) WITH (fillfactor = 10, vacuum_truncate = false);
+
 CREATE TABLE authorization_attempts (
     attempt_id VARCHAR(255) NOT NULL,
     integration_id BIGINT,

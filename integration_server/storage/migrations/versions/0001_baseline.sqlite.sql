@@ -212,6 +212,15 @@ CREATE TABLE singleton_jobs (
 
 INSERT INTO singleton_jobs (job_name, due_time) VALUES ('key_rotation', strftime('%Y-%m-%d %H:%M:%f000', 'now'));
 
+CREATE TABLE due_work_claims (
+    job_kind VARCHAR(32) NOT NULL,
+    row_id VARCHAR(255) NOT NULL,
+    due_time DATETIME NOT NULL,
+    expire_time DATETIME NOT NULL,
+    replaced_expire_time DATETIME,
+    CONSTRAINT pk_due_work_claims PRIMARY KEY (job_kind, row_id)
+);
+
 CREATE TABLE authorization_attempts (
     attempt_id VARCHAR(255) NOT NULL,
     integration_id INTEGER,

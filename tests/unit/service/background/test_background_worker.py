@@ -251,6 +251,28 @@ async def test_an_unexpected_failure_is_logged_and_does_not_block_others(system:
     assert "secret" not in str(logs)
 
 
+@pytest.mark.parametrize("failure", [ProviderUnavailable(), ReauthorizationRequired(), ValueError(), None])
+async def test_rows_without_an_outcome_delay_no_others(system: FakeSystem, failure: Exception | None) -> None:
+    """The last case is the negative control: for the worker, the row has an outcome."""
+    failing, other = await connect_many(system, 2)
+    make_refreshes_due(system)
+    due_times = {row.integration_id: system.row(row.integration_id).refresh_due_time for row in (failing, other)}
+
+    async def handler(_claim: Claim[StoredIntegration]) -> bool:
+        if isinstance(failure, ProviderUnavailable):
+            return False
+        if failure is not None:
+            raise failure
+        return True
+
+    async with new_worker(system, JobKind.REFRESH, handler) as worker:
+        await run_once(worker)
+    for integration_id, due_time in due_times.items():
+        assert due_time is not None
+        is_postponed = (system.row(integration_id).refresh_due_time or due_time) >= system.clock() + CLAIM_DURATION
+        assert is_postponed == (failure is not None)
+
+
 async def test_unknown_types_are_skipped(system: FakeSystem) -> None:
     provider = system.add_provider("removed")
     await connect_many(system, 1, "removed")

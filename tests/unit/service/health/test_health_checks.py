@@ -418,7 +418,9 @@ async def test_other_integrations_are_checked_nevertheless(system: FakeSystem) -
 async def test_background_checks_do_not_use_up_the_callers_budget(system: FakeSystem) -> None:
     row = await system.connect()
     for _ in range(5):
-        claim = Claim(JobKind.CHECK, row.integration_id, system.clock(), system.stored(row.integration_id))
+        claim = Claim(
+            JobKind.CHECK, row.integration_id, system.clock(), system.clock(), system.stored(row.integration_id)
+        )
         await system.health_checker.check_due(claim)
     system.provider.verifications.clear()
     await check(system, row.integration_id)
