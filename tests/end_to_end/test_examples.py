@@ -84,13 +84,13 @@ def documented_commands(page: str) -> Iterator[list[str]]:
     for block in re.findall(r"^```sh\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE):
         for line in re.findall(r"^\.venv/bin/python -m integration_server (.+)$", block, re.MULTILINE):
             arguments = shlex.split(line, comments=True)
-            if arguments[0] in {"integrations", "webhooks", "events", "clients", "status"}:
+            if arguments[0] in {"integrations", "due-work", "webhooks", "events", "clients", "status"}:
                 yield arguments
 
 
 async def test_the_documented_commands_work_as_written(tmp_path: Path) -> None:
     pages = [list(documented_commands(page)) for page in ("README.md", "docs/command-line.md")]
-    assert list(map(len, pages)) == [3, 10]
+    assert list(map(len, pages)) == [3, 12]
     async with dev_server(tmp_path) as (_, environment):
         address = {"INTEGRATIONS_ADDRESS": environment["GRPC_ADDRESS"]}
         for arguments in (arguments for commands in pages for arguments in commands):
