@@ -206,6 +206,8 @@ class BackgroundWorker:
         try:
             has_outcome = await job.handler(claim)
             breaker.record(has_outcome, self.clock())
+        except StoreUnavailable:
+            pass  # says nothing about the provider
         except IntegrationServerError:
             breaker.record(True, self.clock())
         except Exception as error:  # a failure of one row must not end the work on the others
