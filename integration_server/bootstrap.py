@@ -309,7 +309,7 @@ async def running_grpc_server(
         ]
         background_jobs: list[PeriodicJob] = [
             (service.worker.poll, _DUE_WORK_INTERVAL),
-            (service.worker.prune, _SWEEP_INTERVAL),
+            (stores.due_work.prune, _SWEEP_INTERVAL),
             (use_cases.oauth_connection.remove_abandoned, _SWEEP_INTERVAL),
             (use_cases.health_checker.prune, _RETENTION_INTERVAL),
             (use_cases.event_stream.prune, _RETENTION_INTERVAL),

@@ -157,7 +157,7 @@ class Declarations:
     # Background work
     due_age: Metric = _gauge(
         "due_work_oldest_age_seconds",
-        "Time for which the oldest due row of a job has been due; 0 if none is.",
+        "Time for which the oldest due row of a job that is not in progress has been due; 0 if there is none.",
         "background_job",
         TYPE_LABEL,
     )

@@ -40,11 +40,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 from integration_server.service.background.ports import Claim, JobKind
 from integration_server.storage.authorization_attempts import attempt_of
 from integration_server.storage.driver_queries import DriverQuery
-from integration_server.storage.due_work_claims import NOW, is_due, is_held, is_of
+from integration_server.storage.due_work_claims import NOW, claimable_time, is_due, is_held, is_of
 from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.integrations import stored_integration_of
 from integration_server.storage.list_parameters import is_one_of
-from integration_server.storage.pruning import prune
+from integration_server.storage.pruning import BATCH_SIZE, prune
 from integration_server.storage.revocations import revocation_of
 from integration_server.storage.tables import (
     authorization_attempts,
@@ -58,8 +58,8 @@ from integration_server.storage.tables import (
 
 T = TypeVar("T")
 
-_MAX_CLAIMED: ColumnElement[int] = literal_column("32")
-"""The most rows that are claimed at once. A constant of the statement: for a number that it does not know, PostgreSQL
+_MAX_CLAIMED = 32
+"""The most rows that a statement claims. A constant of the statement: for a number that it does not know, PostgreSQL
 expects to read a tenth of the due rows, and plans each claim anew instead of keeping the plan. That takes longer."""
 
 _I = integrations.c
@@ -111,10 +111,11 @@ _TABLES: Mapping[JobKind, _DueTable] = {
 
 def rows_of(
     job_kind: JobKind, job_type: ColumnElement[str]
-) -> tuple[Column[Any], Column[datetime], Sequence[ColumnElement[bool]]]:
-    """The key and the due time of a job's rows, and the conditions of those of a type that become due."""
+) -> tuple[Column[Any], Column[datetime], ColumnElement[datetime], Sequence[ColumnElement[bool]]]:
+    """The key of a job's rows, their due and claimable times, and the conditions of those of a type that become due."""
     table = _TABLES[job_kind]
-    return table.row_id, table.due_time, (table.is_enabled, table.type == job_type)
+    claimable = claimable_time(job_kind, table.row_id, table.due_time)
+    return table.row_id, table.due_time, claimable, (table.is_enabled, table.type == job_type)
 
 
 class SqlDueWork:
@@ -140,6 +141,17 @@ class SqlDueWork:
         self, job_kind: JobKind, job_type: str, limit: int, *, claim_duration: timedelta
     ) -> Sequence[Claim[Any]]:
         """Claim at most `limit` due rows, the longest due first. Of concurrent claims of a row, one succeeds."""
+        claims: list[Claim[Any]] = []
+        has_more = True
+        while has_more and len(claims) < limit:
+            batch = await self._claim_batch(job_kind, job_type, limit - len(claims), claim_duration)
+            claims += batch
+            has_more = len(batch) == _MAX_CLAIMED
+        return claims
+
+    async def _claim_batch(
+        self, job_kind: JobKind, job_type: str, limit: int, claim_duration: timedelta
+    ) -> Sequence[Claim[Any]]:
         table = _TABLES[job_kind]
         claim = _claim_query(job_kind, claim_duration, self._database.dialect_name)
         claimed = await self._database.run(claim, job_type=job_type, limit=limit)
@@ -170,8 +182,12 @@ class SqlDueWork:
         return None if row is None else claim.renewed(row[0])
 
     async def prune(self) -> int:
-        """Delete a batch of the claims that have expired. Returns how many."""
-        return await prune(self._database, due_work_claims.c.expire_time, NOW)
+        """Delete the claims that have expired, in batches. Returns how many."""
+        total, count = 0, BATCH_SIZE
+        while count == BATCH_SIZE:  # not until none is left: others expire meanwhile
+            count = await prune(self._database, due_work_claims.c.expire_time, NOW)
+            total += count
+        return total
 
 
 @lru_cache(maxsize=32)
@@ -195,7 +211,12 @@ def claim_statement(
         claims.replaced_expire_time: replaced.scalar_subquery(),
     }
     # No row locks, which would write to the rows.
-    due = select(*values.values()).where(*table.due_rows(job_type)).order_by(table.due_time).limit(_MAX_CLAIMED)
+    due = (
+        select(*values.values())
+        .where(*table.due_rows(job_type))
+        .order_by(table.due_time)
+        .limit(literal_column(str(_MAX_CLAIMED)))
+    )
     due = select(due.subquery()).where(true()).limit(limit)  # SQLite needs a WHERE before the conflict clause
     insert: Any = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}[dialect](due_work_claims)
     new = insert.from_select([column.name for column in values], due)

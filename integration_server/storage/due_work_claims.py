@@ -25,14 +25,19 @@ def is_of(job_kind: JobKind, row_id: Column[Any]) -> ColumnElement[bool]:
     return and_(_C.job_kind == job_kind.value, _C.row_id == cast(row_id, String))
 
 
-def is_due(job_kind: JobKind, row_id: Column[Any], due_time: Column[datetime]) -> Sequence[ColumnElement[bool]]:
-    """The conditions for the rows that are due and have no claim that counts: the due time of others is its end."""
+def claimable_time(job_kind: JobKind, row_id: Column[Any], due_time: Column[datetime]) -> ColumnElement[datetime]:
+    """The time from which on a row may be claimed: the end of its claim, or its due time if it has none that counts."""
     claim_end = (
         select(_C.expire_time).where(is_of(job_kind, row_id), _C.due_time == due_time).correlate(row_id.table)
     ).scalar_subquery()
     # Not EXISTS, which PostgreSQL may turn into a join that reads every due row, nor IS NULL: it would expect few rows
     # to match, and sort them.
-    return due_time <= NOW, func.coalesce(claim_end, due_time) <= NOW
+    return func.coalesce(claim_end, due_time)
+
+
+def is_due(job_kind: JobKind, row_id: Column[Any], due_time: Column[datetime]) -> Sequence[ColumnElement[bool]]:
+    """The conditions for the rows that are due and have no claim that counts."""
+    return due_time <= NOW, claimable_time(job_kind, row_id, due_time) <= NOW
 
 
 def is_held(claim: Claim[Any], row_id: Column[Any], due_time: Column[datetime]) -> Sequence[ColumnElement[bool]]:

@@ -1,6 +1,10 @@
-"""Lists due rows in SQL, for operators: implements the port `DueRows`. `due_work.py` says which rows are due."""
+"""Lists due rows in SQL, for operators: implements the port `DueRows`. `due_work.py` says which rows are due.
+
+Rows that a process has claimed are in progress, and not listed.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, String, and_, bindparam, func, literal, or_, select
@@ -9,6 +13,7 @@ from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.service.background.ports import JobKind
 from integration_server.service.operators.ports import MAX_DUE_COUNT, DueItem, DuePosition
 from integration_server.storage.due_work import rows_of
+from integration_server.storage.due_work_claims import NOW
 from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.tables import authorization_attempts, integrations, revocations
 
@@ -33,10 +38,11 @@ def due_rows_statement(job_kind: JobKind, job_type: str, after: DuePosition | No
 
     Also those that are not due yet: PostgreSQL expects few rows between a time and an unknown one, and would sort all.
     """
-    row_id, due_time, conditions = rows_of(job_kind, bindparam("job_type", job_type, String))
+    row_id, due_time, claimable_time, conditions = rows_of(job_kind, bindparam("job_type", job_type, String))
     integration_id, user_id, attempts = _DESCRIPTIONS[job_kind]
     columns = (
-        *(row_id.label("row_id"), due_time.label("due_time"), DatabaseTime().label("now")),
+        *(row_id.label("row_id"), due_time.label("due_time"), claimable_time.label("claimable_time")),
+        DatabaseTime().label("now"),
         *(integration_id.label("integration_id"), user_id.label("user_id"), attempts.label("attempts")),
     )
     statement = select(*columns).where(*conditions, due_time.is_not(None)).order_by(due_time, row_id).limit(limit)
@@ -48,9 +54,12 @@ def due_rows_statement(job_kind: JobKind, job_type: str, after: DuePosition | No
 
 def due_count_statement(job_kind: JobKind, job_type: str) -> Select[Any]:
     """The statement that counts the due rows of a type, up to the maximum."""
-    row_id, due_time, conditions = rows_of(job_kind, bindparam("job_type", job_type, String))
-    rows = select(row_id).where(*conditions, due_time <= select(DatabaseTime()).scalar_subquery())
+    row_id, due_time, claimable_time, conditions = rows_of(job_kind, bindparam("job_type", job_type, String))
+    rows = select(row_id).where(*conditions, due_time <= NOW, claimable_time <= NOW)
     return select(func.count()).select_from(rows.limit(MAX_DUE_COUNT).subquery())
+
+
+_MIN_READ = 32  # rows: the longest due ones are often claimed
 
 
 class SqlDueRows:
@@ -63,19 +72,27 @@ class SqlDueRows:
         self, job_kind: JobKind, job_type: str, after: DuePosition | None, limit: int
     ) -> Sequence[DueItem]:
         """The due rows of a job and type after a position, the longest due first."""
-        rows = await self._database.fetch(due_rows_statement(job_kind, job_type, after, limit))
-        return [_item_of(job_kind, job_type, row) for row in rows if row.due_time <= row.now]
+        items: list[DueItem] = []
+        while len(items) < limit:
+            read_count = max(limit, _MIN_READ)
+            rows = await self._database.fetch(due_rows_statement(job_kind, job_type, after, read_count))
+            due = [row for row in rows if row.due_time <= row.now]
+            items += [_item_of(job_kind, job_type, row) for row in due if row.claimable_time <= row.now]
+            if len(due) < read_count:
+                break
+            after = DuePosition(job_kind, job_type, due[-1].due_time, due[-1].row_id)
+        return items[:limit]
 
     async def oldest_due(self, job_kind: JobKind, job_type: str) -> Sequence[DueItem]:
         """The longest due row of a job and type, with the number of its due rows."""
-        rows = await self._database.fetch(due_rows_statement(job_kind, job_type, None, 1))
-        if not rows or rows[0].due_time > rows[0].now:
+        items = await self.list_due(job_kind, job_type, None, 1)
+        if not items:
             return []
         count = await self._database.fetch_value(due_count_statement(job_kind, job_type))
-        return [_item_of(job_kind, job_type, row, due_count=count) for row in rows]
+        return [replace(item, due_count=count) for item in items]
 
 
-def _item_of(job_kind: JobKind, job_type: str, row: Row[Any], due_count: int = 0) -> DueItem:
+def _item_of(job_kind: JobKind, job_type: str, row: Row[Any]) -> DueItem:
     return DueItem(
         job_kind=job_kind,
         job_type=job_type,
@@ -84,5 +101,4 @@ def _item_of(job_kind: JobKind, job_type: str, row: Row[Any], due_count: int = 0
         integration_id=IntegrationId(row.integration_id or 0),
         user_id=UserId(row.user_id),
         attempts=row.attempts,
-        due_count=due_count,
     )

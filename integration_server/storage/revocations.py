@@ -119,7 +119,8 @@ class SqlRevocationOutbox:
                         return decision, claim
             due_time = (await connection.execute(select(DatabaseTime(claim_duration)))).scalar_one()
             begin = update(revocations).where(*is_claimed).values(due_time=due_time, call_due_time=due_time)
-            await connection.execute(begin)
+            if not (await connection.execute(begin)).rowcount:  # another process has claimed it since it was read
+                return CallDecision.NOT_CLAIMED, claim
         return CallDecision.SEND, claim.renewed(due_time)
 
     async def complete(self, claim: Claim[Revocation]) -> None:

@@ -69,6 +69,14 @@ class DueWorkContract:
         assert len(await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM)) == 1
         assert await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM) == []
 
+    async def test_a_claim_takes_as_many_rows_as_it_asks_for(
+        self, due_work: DueWork, integrations: IntegrationStore, job_kind: JobKind
+    ) -> None:
+        rows = [await add_due(integrations, PAST - number * SECOND) for number in range(80)]
+        for expected in (rows[10:], rows[:10], []):  # 70 are more than a statement claims
+            claims = await due_work.claim(job_kind, "acme", 70, claim_duration=LONG_CLAIM)
+            assert {claim.row_id for claim in claims} == {row.integration_id for row in expected}
+
     async def test_another_due_time_ends_a_claim(
         self, due_work: DueWork, integrations: IntegrationStore, job_kind: JobKind
     ) -> None:

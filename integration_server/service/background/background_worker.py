@@ -162,11 +162,6 @@ class BackgroundWorker:
         """The jobs and types whose calls are stopped, or tried one at a time."""
         return [key for key, breaker in list(self._breakers.items()) if breaker.is_open]
 
-    async def prune(self) -> None:
-        """Delete the claims that have expired."""
-        while await self.due_work.prune():
-            pass
-
     async def poll(self) -> None:
         """Start the due work of each job and type that is not running already."""
         provider_types = {provider.integration_type for provider in self.providers.all()}
@@ -211,6 +206,8 @@ class BackgroundWorker:
         try:
             has_outcome = await job.handler(claim)
             breaker.record(has_outcome, self.clock())
+        except StoreUnavailable:
+            pass  # says nothing about the provider
         except IntegrationServerError:
             breaker.record(True, self.clock())
         except Exception as error:  # a failure of one row must not end the work on the others

@@ -63,4 +63,4 @@ class DueWork(Protocol):
         """
 
     async def prune(self) -> int:
-        """Delete a batch of the claims that have expired. Returns how many."""
+        """Delete the claims that have expired. Returns how many."""

@@ -13,6 +13,7 @@ from integration_server.domain.errors import (
     ProviderMisconfigured,
     ProviderRejected,
     ProviderUnavailable,
+    QuotaExceeded,
     ReauthorizationRequired,
     ScopeMissing,
     StoreUnavailable,
@@ -91,9 +92,14 @@ class HealthChecker:
         return await self._check(stored, None)
 
     async def check_due(self, claim: Claim[StoredIntegration]) -> bool:
-        """Check a due integration: the handler of the background job. Returns whether the provider is healthy."""
+        """Check a due integration: the handler of the background job. Returns whether the provider is healthy.
+
+        Raises `QuotaExceeded` if the user has so many checks at this provider that it was not checked.
+        """
         stored = await self._redacted(claim.item)
         shared = await self._checks.run(_flight_key(stored), lambda: self._check_live(stored, None))
+        if all(completed.check is not shared.check for completed in shared.batch.completed):
+            raise QuotaExceeded("that check the integrations of one user")
         return shared.check.error_class not in {ProviderUnavailable.reason, ProviderMisconfigured.reason}
 
     async def check_all_health(

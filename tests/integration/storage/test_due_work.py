@@ -6,11 +6,11 @@ import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, closing
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import pytest
-from sqlalchemy import Dialect, UpdateBase, insert, literal, select
+from sqlalchemy import Delete, Dialect, UpdateBase, insert, literal, select
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 
@@ -19,8 +19,9 @@ from integration_server.service.background.ports import Claim, JobKind
 from integration_server.service.connections.revocation_ports import ClientScope, OrphanedGrant
 from integration_server.storage.due_work import DUE_TYPES, SqlDueWork, claim_statement
 from integration_server.storage.engine import Database, DatabaseTime, open_database
+from integration_server.storage.pruning import BATCH_SIZE
 from integration_server.storage.revocations import ends_integration
-from integration_server.storage.tables import authorization_attempts, integrations, revocations
+from integration_server.storage.tables import authorization_attempts, due_work_claims, integrations, revocations
 
 PAST = datetime(2000, 1, 1, tzinfo=UTC)
 TYPES = ("acme", "beta", "gamma")
@@ -184,6 +185,34 @@ async def test_a_claim_that_began_before_another_gets_none_of_its_rows(postgres_
             " AND due_time = refresh_due_time"
         )
         assert len(kept) == (LIMIT if is_fenced else 0)
+
+
+class DatabaseWhereClaimsExpire:
+    """A database in which another claim expires before each deletion of expired ones."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.deletions = 0
+
+    async def write(self, statement: Delete) -> int:
+        """Run a deletion."""
+        self.deletions += 1
+        assert self.deletions < 10
+        new = {"job_kind": "check", "row_id": f"new-{self.deletions}", "due_time": PAST, "expire_time": PAST}
+        await self.database.write(insert(due_work_claims).values(new))
+        return await self.database.write(statement)
+
+
+async def test_the_deletion_of_claims_ends_although_others_expire_meanwhile(sqlite_url: str) -> None:
+    async with open_database(sqlite_url) as database:
+        async with database.write_transaction() as connection:
+            expired = {"job_kind": "refresh", "due_time": PAST, "expire_time": PAST}
+            await connection.execute(
+                insert(due_work_claims), [expired | {"row_id": str(number)} for number in range(2 * BATCH_SIZE)]
+            )
+        while_expiring = DatabaseWhereClaimsExpire(database)
+        assert await SqlDueWork(cast("Database", while_expiring)).prune() == 2 * BATCH_SIZE + 3
+        assert while_expiring.deletions == 3
 
 
 class TestSqliteSteps:

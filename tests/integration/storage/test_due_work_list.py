@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
@@ -20,7 +21,7 @@ from integration_server.storage.due_work_list import SqlDueRows, due_count_state
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.tables import integrations, revocations
 from tests.fakes.aead import FakeAead
-from tests.integration.storage.test_due_work import PAST, TYPES, add_due_rows, compiled, rows_read
+from tests.integration.storage.test_due_work import MINUTE, PAST, TYPES, add_due_rows, compiled, rows_read
 
 OF_INTEGRATIONS = (JobKind.REFRESH, JobKind.CHECK, JobKind.DEVICE_POLL)
 
@@ -58,8 +59,8 @@ async def test_the_pages_have_all_due_rows_once_in_order(database: Database, pag
         later = update(integrations).where(integrations.c.integration_id == 1)
         await connection.execute(later.values(refresh_due_time=PAST.replace(year=PAST.year + 1)))
         await connection.execute(later.values(check_due_time=None, refresh_failures=3))
-        claimed = update(revocations).where(revocations.c.revocation_id == 2)
-        await connection.execute(claimed.values(due_time=PAST.replace(year=2999), attempts=1))
+        not_due = update(revocations).where(revocations.c.revocation_id == 2)
+        await connection.execute(not_due.values(due_time=PAST.replace(year=2999), attempts=1))
     pages = await pages_of(due_work_list(database), page_size)
     assert max(map(len, pages)) <= page_size
     items = [item for page in pages for item in page]
@@ -108,6 +109,22 @@ async def test_only_the_longest_due_of_each_job_and_type_with_their_number(datab
     assert sorted(map(str, groups)) == sorted(map(str, await SqlDueWork(database).due_types()))
     assert len(set(groups)) == len(groups) == 4 * len(TYPES) + 1
     assert {item.due_count for item in items if item.job_kind is not JobKind.KEY_ROTATION} == {4}
+
+
+@pytest.mark.parametrize("page_size", [1, 40, 200])
+async def test_work_in_progress_is_not_listed(database: Database, page_size: int) -> None:
+    await add_due_rows(database, 120)
+    claims = SqlDueWork(database)
+    for kind in OF_INTEGRATIONS:
+        assert len(await claims.claim(kind, "beta", 38, claim_duration=MINUTE)) == 38
+        assert len(await claims.claim(kind, "acme", 40, claim_duration=MINUTE)) == 40
+        assert len(await claims.claim(kind, "gamma", 40, claim_duration=timedelta(0))) == 40  # have ended
+    for kind in OF_INTEGRATIONS:
+        items = [item for page in await pages_of(due_work_list(database), page_size, kind) for item in page]
+        assert Counter(item.job_type for item in items) == {"beta": 2, "gamma": 40}
+    oldest = [item for page in await pages_of(due_work_list(database), page_size, oldest_only=True) for item in page]
+    counts = {item.job_type: item.due_count for item in oldest if item.job_kind in OF_INTEGRATIONS}
+    assert counts == {"beta": 2, "gamma": 40}
 
 
 async def test_a_page_token_is_of_one_list(database: Database) -> None:

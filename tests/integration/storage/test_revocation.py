@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import asyncpg
 import pytest
 from sqlalchemy import func, select, update
 
@@ -19,18 +21,19 @@ from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.background.ports import JobKind
 from integration_server.service.connections.account_linking import AccountLinker
 from integration_server.service.connections.revocation import RevocationService, RevocationTimes
+from integration_server.service.connections.revocation_ports import CallDecision
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.credentials.refresh_commit import RefreshCommitter
 from integration_server.service.credentials.refresh_failures import InvalidGrantDetector, RefreshFailurePolicy
 from integration_server.service.credentials.refresher import TokenRefresher
 from integration_server.storage.due_work import SqlDueWork
-from integration_server.storage.engine import Database, DatabaseTime
+from integration_server.storage.engine import Database, DatabaseTime, open_database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.refresh_journal import FileRefreshJournal
 from integration_server.storage.refresh_leases import SqlRefreshLeases
 from integration_server.storage.revocations import SqlRevocationOutbox
 from integration_server.storage.tables import revocations
-from tests.contracts.store_contract import account, new_integration
+from tests.contracts.store_contract import account, new_grant, new_integration
 from tests.fakes.aead import FakeAead
 from tests.fakes.clock import SettableClock
 from tests.fakes.oauth_clients import own_clients
@@ -145,6 +148,26 @@ async def test_a_failed_revocation_is_retried_by_another_process(
     await process.make_due()
     await other_process.run_background_until(2)
     assert provider.revocations == [TOKENS, TOKENS]
+
+
+@pytest.mark.postgres
+async def test_a_claim_that_is_replaced_during_the_decision_is_not_sent(postgres_url: str) -> None:
+    """Sent without a record of the call, it could end a grant that is connected meanwhile."""
+    async with open_database(postgres_url) as database, AsyncExitStack() as stack:
+        outbox, due_work = SqlRevocationOutbox(database), SqlDueWork(database)
+        await outbox.add(new_grant(token_fingerprint="token"))
+        (expired,) = await due_work.claim(JobKind.REVOCATION, "acme", 1, claim_duration=timedelta(0))
+        other = await asyncpg.connect(postgres_url)
+        stack.push_async_callback(other.close)
+        async with other.transaction():
+            await other.execute("LOCK TABLE integrations")  # the decision reads them
+            decision = asyncio.create_task(outbox.begin_call(expired, [], [], MINUTE))
+            async with asyncio.timeout(60):
+                while not await other.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                    pass
+            (claim,) = await due_work.claim(JobKind.REVOCATION, "acme", 1, claim_duration=MINUTE)
+        assert (await decision)[0] is CallDecision.NOT_CLAIMED
+        assert (await outbox.begin_call(claim, [], [], MINUTE))[0] is CallDecision.SEND
 
 
 async def test_a_token_response_for_a_removed_integration_is_revoked(

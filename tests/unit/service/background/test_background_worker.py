@@ -10,6 +10,7 @@ from integration_server.domain.errors import (
     ProviderMisconfigured,
     ProviderRejected,
     ProviderUnavailable,
+    QuotaExceeded,
     ReauthorizationRequired,
     StoreUnavailable,
 )
@@ -303,7 +304,38 @@ async def test_the_circuit_breaker_opens_and_then_allows_one_trial(system: FakeS
     assert all(system.row(number).version == 1 + 1 for number in system.ids())
 
 
+async def test_an_outage_of_the_database_does_not_close_a_circuit_breaker(system: FakeSystem) -> None:
+    await connect_many(system, 20)
+    make_refreshes_due(system)
+    is_database_down = False
+
+    async def handler(_claim: Claim[StoredIntegration]) -> bool:
+        if is_database_down:
+            raise StoreUnavailable
+        return False
+
+    async with new_worker(system, JobKind.REFRESH, handler) as worker:
+        await run_once(worker)
+        assert worker.open_breakers()
+        is_database_down = True
+        system.clock.advance(MINUTE)
+        await run_once(worker)
+        assert worker.open_breakers()
+
+
 # --- health checks ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_check_that_gets_no_turn_delays_no_others(system: FakeSystem) -> None:
+    """A user has at most eight checks at a provider at a time. The ninth is due later."""
+    await connect_many(system, 9)
+    system.clock.advance(CHECK_INTERVAL)
+    system.provider.gate = asyncio.Event()
+    system.health_checker.deadline = timedelta(seconds=0.02)
+    claims = await system.due_work.claim(JobKind.CHECK, "fake", 9, claim_duration=timedelta(0))
+    outcomes = await asyncio.gather(*map(system.health_checker.check_due, claims), return_exceptions=True)
+    (without_turn,) = [outcome for outcome in outcomes if outcome is not False]
+    assert isinstance(without_turn, QuotaExceeded)  # so that the worker postpones it
 
 
 async def test_every_integration_is_checked_on_its_interval(system: FakeSystem) -> None:
