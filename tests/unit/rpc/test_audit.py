@@ -362,12 +362,12 @@ async def test_changes_wait_in_turn_with_reads_and_none_is_refused() -> None:
 
     async def one(trail: AuditTrail, number: int) -> None:
         if number % 2:
-            request = pb.GetCredentialsRequest(integration_id=number, user_id="ada")
-            await call(trail, GET, request, pb.GetCredentialsResponse)
+            read = pb.GetCredentialsRequest(integration_id=number, user_id="ada")
+            await call(trail, GET, read, pb.GetCredentialsResponse)
         else:
-            request = pb.ConnectWithApiKeyRequest(user_id="ada", api_key="secret")
+            connect = pb.ConnectWithApiKeyRequest(user_id="ada", api_key="secret")
             response = pb.ConnectWithApiKeyResponse(integration=integration_pb2.Integration(integration_id=number))
-            await call(trail, CONNECT, request, lambda: response)
+            await call(trail, CONNECT, connect, lambda: response)
 
     async with AuditTrail(log, max_bytes=5 * _BYTES, max_wait=NEVER) as trail:
         await asyncio.gather(*(one(trail, number) for number in range(1, 101)))
