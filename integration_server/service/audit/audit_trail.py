@@ -156,7 +156,9 @@ class AuditTrail:
             size = min(remaining, BATCH_SIZE)
             await self._write_batch(size)
             remaining -= size
-        if self._waiting or len(self.queue) >= BATCH_SIZE:
+        if len(self.queue) >= (
+            1 if self._waiting else BATCH_SIZE
+        ):  # not for what an empty queue has no room for either
             self._flush_requested.set()
 
     async def _write_batch(self, size: int) -> None:
