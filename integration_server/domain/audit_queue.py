@@ -16,7 +16,7 @@ BATCH_SIZE = 1000
 _ENTRY_BYTES = 512  # of all objects of a queued entry that have one size, in the queue and among the shared ones
 _CHARACTER_BYTES = 4  # of texts that callers choose, at most
 
-_READS = frozenset(
+READS = frozenset(
     {
         Action.READ_CREDENTIALS,
         Action.READ_WEBHOOKS,
@@ -65,13 +65,18 @@ class AuditQueue:
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether the entries have fewer bytes than there is room for."""
+        return self._bytes < self._max_bytes
+
     def age(self, now: datetime) -> timedelta:
         """The age of the oldest entry; 0 if there is none."""
         return now - self._entries[0].entry.time if self._entries else timedelta(0)
 
     def enqueue(self, entry: AuditEntry) -> bool:
         """Queue an entry, or count a read with an equal one. Returns False, without doing so, if the queue is full."""
-        call, is_read = entry.call, entry.action in _READS
+        call, is_read = entry.call, entry.action in READS
         if is_read and self._count(call, entry.time):
             return True
         size = queued_bytes(entry)

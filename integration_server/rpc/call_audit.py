@@ -17,6 +17,7 @@ import structlog
 from google.protobuf.message import Message
 
 from integration_server.domain.audit import SUCCESS, Action, AuditEntry
+from integration_server.domain.audit_queue import READS
 from integration_server.domain.errors import IntegrationServerError, InvalidField, StoreUnavailable
 from integration_server.domain.integration import Integration
 from integration_server.domain.text import control_character_problem
@@ -39,6 +40,7 @@ _CONDITIONS: Mapping[str, Sequence[str]] = {
     Action.READ_AUDIT_ENTRIES: ("action", "caller"),
 }
 """The conditions of operators' reads, which are details of the audit entry; a text that others choose comes last."""
+_CANCELLED = "CANCELLED"  # the outcome of a call that its client has ended
 _MAX_AUDIT_WAIT = 2.0  # seconds: the change is already made, and a caller that waits longer would repeat it
 
 
@@ -72,7 +74,8 @@ response_source: ContextVar[ResponseSource | None] = ContextVar("response_source
 RecordItem = Callable[[str, int, str], Awaitable[AuditEntry | None]]
 """Records an item of the current call: user, integration, outcome. Returns its entry, if calls are recorded.
 
-Waits while the queue is full, and then raises `StoreUnavailable`: what is not recorded is not returned.
+Waits while the queue is full, unless the call has ended, and then raises `StoreUnavailable`: what is not recorded is
+not returned.
 """
 
 record_item: ContextVar[RecordItem] = ContextVar("record_item")
@@ -86,8 +89,9 @@ def record_audit(trail: AuditTrail, caller_of: CallerLookup, clock: Clock) -> In
     whole, which its client has not caused by going away.
 
     A method that awaits its audit entry responds once the entry is stored, or after two seconds. For any other method
-    the entry is queued, for which the call waits while the queue is full. Raises `StoreUnavailable` if it stays full:
-    what is not recorded is not returned. Raises `InvalidField` for a purpose with control characters.
+    the entry is queued. While the queue is full, a read waits before it responds, and any other call before it begins.
+    Raises `StoreUnavailable` if it stays full: what is not recorded is not returned, and changes nothing. Raises
+    `InvalidField` for a purpose with control characters.
     """
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
@@ -131,6 +135,11 @@ class _Recorder:
     details: str
     records_items: bool
 
+    @property
+    def is_read(self) -> bool:
+        """Whether the calls change nothing."""
+        return self.action in READS
+
     async def record(self, entry: AuditEntry) -> None:
         """Wait until an entry is stored, but not for long."""
         try:
@@ -151,7 +160,7 @@ class _Recorder:
     ) -> AuditEntry:
         """Queue the entry of an item. Raises `StoreUnavailable`."""
         entry = AuditEntry(self.clock(), caller, self.action, user_id, integration_id, "", outcome, purpose)
-        await self.put(entry)
+        await self.put(entry, waits=outcome != _CANCELLED)
         return entry
 
 
@@ -172,6 +181,8 @@ class _Audited:
     async def __aenter__(self) -> Self:
         if self._recorder.records_items:
             record_item.set(partial(self._recorder.record_item, self._caller, self._purpose))
+        if not self._recorder.is_read:
+            await self._recorder.trail.wait_for_room(self._recorder.action)
         try:
             _require_valid_purpose(self._purpose)
         except InvalidField as error:
@@ -190,8 +201,10 @@ class _Audited:
             source.entry = entry
         if self._recorder.method.awaits_audit:
             await self._recorder.record(entry)
-        else:
+        elif self._recorder.is_read:
             await self._recorder.put(entry)
+        else:
+            self._recorder.trail.queue.append(entry)
 
     def add(self, response: Message) -> None:
         """Count a response."""
@@ -204,11 +217,11 @@ class _Audited:
         if self._recorder.records_items and is_cancelled:
             return
         entry = self._entry(error_outcome(error))
-        if self._recorder.method.awaits_audit:  # the change may be made all the same
-            self._recorder.trail.queue.append(entry)
-        else:
+        if self._recorder.is_read:
             with suppress(StoreUnavailable):
                 await self._recorder.put(entry, waits=not is_cancelled)
+        else:  # the change may be made all the same
+            self._recorder.trail.queue.append(entry)
 
     def _entry(self, outcome: str) -> AuditEntry:
         """The entry of the call, with the integration that its messages name."""
@@ -235,7 +248,7 @@ def error_outcome(error: BaseException) -> str:
     """Return the outcome of what ends with an error: its reason."""
     if isinstance(error, IntegrationServerError):
         return error.reason
-    return "INTERNAL" if isinstance(error, Exception) else "CANCELLED"
+    return "INTERNAL" if isinstance(error, Exception) else _CANCELLED
 
 
 def _response_outcome(response: Message | None) -> str:

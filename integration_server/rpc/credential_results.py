@@ -6,9 +6,10 @@ responses (hot_path.py), and most items of a batch cost no more than their decry
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 
 from integration_server.domain.audit import SUCCESS, AuditEntry
-from integration_server.domain.errors import IntegrationServerError, InvalidField, ResponseTooLarge
+from integration_server.domain.errors import IntegrationServerError, InvalidField, ResponseTooLarge, StoreUnavailable
 from integration_server.rpc import mapping
 from integration_server.rpc.call_audit import error_outcome, record_item
 from integration_server.rpc.call_log import CallLog
@@ -102,8 +103,9 @@ class CredentialResults:
         try:
             outcomes = await self._credentials.get_many(decoded, current_allowed_types())
         except BaseException as error:  # the call ends: what was requested is recorded all the same
-            for item in items:
-                await self._record(item, error_outcome(error))
+            with suppress(StoreUnavailable):  # the error stays the same
+                for item in items:
+                    await self._record(item, error_outcome(error))
             raise
         for number, (index, item, outcome) in enumerate(zip(missing, items, outcomes, strict=True)):
             if isinstance(outcome, Exception):

@@ -185,9 +185,16 @@ def forget_frames(error: BaseException) -> None:
     gRPC keeps the error that ends a call with the call, which the frames of that error refer to. With the frames of the
     handler, the cycle would keep what the call has read, such as decrypted credentials, until a collection of all
     objects.
+
+    Our own errors stay causes: calls that wait for one refresh share its error, and each reports its provider's code.
     """
-    waiting = [error]
+    waiting, known = [error], set[int]()
     while waiting:
         one = waiting.pop()
+        if id(one) in known:  # an error may be among its own causes
+            continue
+        known.add(id(one))
         waiting += [further for further in (one.__cause__, one.__context__) if further is not None]
-        one.__traceback__ = one.__cause__ = one.__context__ = None
+        one.__traceback__ = one.__context__ = None
+        if not isinstance(one.__cause__, IntegrationServerError):
+            one.__cause__ = None

@@ -109,6 +109,7 @@ integrations = Table(
     Column("encrypted_credentials", LargeBinary),
     Index("ix_integrations_user_id_integration_id", "user_id", "integration_id"),
     Index("ix_integrations_account_id", "account_id", "integration_id"),
+    Index("ix_integrations_integration_type_account_id", "integration_type", "account_id"),
     sqlite_autoincrement=True,
 )
 """Integrations. `domain/integration.py` describes the columns. Ids are never reused. Rows with the same

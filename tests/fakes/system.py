@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Row, Table, delete, select, text, update
 
 from integration_server.bootstrap import Service, build_service
-from integration_server.domain.audit import AuditEntry
+from integration_server.domain.audit import Action, AuditEntry
 from integration_server.domain.audit_queue import AuditQueue, QueuedEntry
 from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens
 from integration_server.domain.errors import IntegrationPending, StoreUnavailable
@@ -132,6 +132,11 @@ class RecordingAuditTrail(AuditTrail):
     async def enqueue_later(self, entry: AuditEntry, *, waits: bool = True) -> None:
         """Raise `StoreUnavailable`: the queue stays full."""
         raise StoreUnavailable
+
+    async def wait_for_room(self, action: Action) -> None:
+        """Raise `StoreUnavailable` while the queue is full."""
+        if self.queue.is_full:
+            raise StoreUnavailable
 
     @property
     def entries(self) -> list[AuditEntry]:

@@ -1,8 +1,8 @@
 """The audit trail: writes the queued entries to the audit log in batches.
 
 RPCs that change state respond after their entry is written. Entries of reads are written with the next batch, at most
-a second later: a crash can lose a second of them. While the queue is full, reads wait for a moment: callers then read
-as fast as the log is written.
+a second later: a crash can lose a second of them. While the queue is full, reads wait for a moment before they respond,
+and changes before they begin: callers then call as fast as the log is written.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from typing import Protocol, Self
 
 import structlog
 
-from integration_server.domain.audit import AuditEntry
+from integration_server.domain.audit import Action, AuditEntry
 from integration_server.domain.audit_queue import BATCH_SIZE, AuditQueue, QueuedEntry
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.domain.integration import UserId
@@ -24,7 +24,7 @@ from integration_server.domain.integration import UserId
 _MAX_BYTES = 4 * 1024 * 1024
 
 _MAX_WAIT = timedelta(seconds=2)  # a caller that waits longer would give up, or call again
-_FULL = "the audit log is written too slowly: too many reads wait for it"
+_FULL = "the audit log is written too slowly: too many calls wait for it"
 
 _NO_USER = UserId("")
 audit_user: ContextVar[UserId] = ContextVar("audit_user", default=_NO_USER)
@@ -49,7 +49,7 @@ class AuditTrail:
     """Writes the entries of its `queue` after `interval`, or as soon as there is a batch of them, or as soon as
     somebody waits for one. Leaving the context writes the rest.
 
-    Reads wait for `max_wait` at most while the queue has `max_bytes`.
+    Calls wait for `max_wait` at most while the queue has `max_bytes`.
     """
 
     def __init__(
@@ -65,7 +65,8 @@ class AuditTrail:
         self._interval = interval.total_seconds()
         self._flush_requested = asyncio.Event()
         self.queue = AuditQueue(interval, max_bytes, self._flush_requested.set)
-        self._waiting: dict[asyncio.Future[None], AuditEntry] = {}  # for room, in the order of their calls
+        # For room, in the order of their calls; None for what is to begin, whose entry is not known yet.
+        self._waiting: dict[asyncio.Future[None], AuditEntry | None] = {}
         self._written: dict[QueuedEntry, asyncio.Future[None]] = {}
         self._logger = structlog.get_logger(__name__)
 
@@ -88,17 +89,31 @@ class AuditTrail:
         Raises `StoreUnavailable` if that takes too long: then the log cannot be written, or far too slowly. `waits` is
         False for a call that has ended.
         """
-        queued: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[queued] = entry
+        if not await self._is_admitted(entry, self._max_wait if waits else 0):
+            self._logger.error("audit_queue_full", action=entry.action, integration_id=entry.integration_id)
+            raise StoreUnavailable(_FULL)
+
+    async def wait_for_room(self, action: Action) -> None:
+        """Return as soon as the queue has room. Raises `StoreUnavailable` as `enqueue_later`.
+
+        For an action that changes something, before it begins: afterwards its entry is queued in any case.
+        """
+        if not self.queue.has_room and not await self._is_admitted(None, self._max_wait):
+            self._logger.error("audit_queue_full", action=action)
+            raise StoreUnavailable(_FULL)
+
+    async def _is_admitted(self, entry: AuditEntry | None, timeout: float) -> bool:
+        """Wait until an entry is queued, or until another could be. Returns False if that takes too long."""
+        admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[admitted] = entry
         self._flush_requested.set()
         try:
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._max_wait if waits else 0):
-                    return await queued
+                async with asyncio.timeout(timeout):
+                    await admitted
         finally:
-            self._waiting.pop(queued, None)
-        self._logger.error("audit_queue_full", action=entry.action, integration_id=entry.integration_id)
-        raise StoreUnavailable(_FULL)
+            self._waiting.pop(admitted, None)
+        return not admitted.cancelled()  # what is admitted as the time ends is queued
 
     async def record(self, entry: AuditEntry) -> None:
         """Write an entry, and return once it is written. Raises `AuditEntryLost`.
@@ -113,12 +128,12 @@ class AuditTrail:
     def _admit_waiting(self) -> None:
         """Queue what waits for room, in its order, as far as there is room."""
         while self._waiting:
-            queued, entry = next(iter(self._waiting.items()))
-            if not queued.done():  # done: the call has ended
-                if not self.queue.enqueue(entry):
+            admitted, entry = next(iter(self._waiting.items()))
+            if not admitted.done():  # done: the call has ended
+                if not (self.queue.has_room if entry is None else self.queue.enqueue(entry)):
                     return
-                queued.set_result(None)
-            del self._waiting[queued]
+                admitted.set_result(None)
+            del self._waiting[admitted]
 
     async def _write_batches(self) -> None:
         while True:
@@ -141,7 +156,9 @@ class AuditTrail:
             size = min(remaining, BATCH_SIZE)
             await self._write_batch(size)
             remaining -= size
-        if self._waiting or len(self.queue) >= BATCH_SIZE:
+        if len(self.queue) >= (
+            1 if self._waiting else BATCH_SIZE
+        ):  # not for what an empty queue has no room for either
             self._flush_requested.set()
 
     async def _write_batch(self, size: int) -> None:

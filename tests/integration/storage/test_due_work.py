@@ -121,12 +121,14 @@ class TestPostgresPlans:
         await connection.close()
 
     @pytest.mark.parametrize("account_id", ["account", None])
+    @pytest.mark.parametrize("of_type", ["beta", "of no integration"])
     async def test_the_decision_to_send_a_revocation_reads_few_rows(
-        self, explain: Explain, account_id: str | None
+        self, explain: Explain, of_type: str, account_id: str | None
     ) -> None:
-        grant = OrphanedGrant("uid", UserId("ann"), "beta", account_id, b"", token_fingerprint="token")
+        """Also of a type without integrations, among which no search ends early."""
+        grant = OrphanedGrant("uid", UserId("ann"), of_type, account_id, b"", token_fingerprint="token")
         for whose in (integrations.c.user_id == "bob", integrations.c.user_id != "bob"):
-            assert await explain(ends_integration(grant, [ClientScope("beta", None)], ["beta"], whose)) <= LIMIT
+            assert await explain(ends_integration(grant, [ClientScope(of_type, None)], [of_type], whose)) <= LIMIT
 
     async def test_a_poll_reads_two_rows_per_job_and_type(self, explain: Explain) -> None:
         assert await explain(DUE_TYPES) <= 2 * (len(TYPES) + 1) * len(JobKind)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from datetime import timedelta
 from typing import Any
@@ -28,6 +29,9 @@ OPERATOR = operator_pb.DESCRIPTOR.services_by_name["OperatorService"]
 SERVICE = pb.DESCRIPTOR.services_by_name["IntegrationService"]
 GET = f"/{SERVICE.full_name}/GetCredentials"
 CONNECT = f"/{SERVICE.full_name}/ConnectWithApiKey"
+ACK = f"/{SERVICE.full_name}/AckWebhookEvents"
+NEVER = timedelta(hours=1)
+_BYTES = 512  # of an entry, at least
 
 
 class Trail(AuditTrail):
@@ -39,6 +43,11 @@ class Trail(AuditTrail):
     async def enqueue_later(self, entry: AuditEntry, *, waits: bool = True) -> None:
         """Raise `StoreUnavailable`: the queue stays full."""
         raise StoreUnavailable
+
+    async def wait_for_room(self, action: Action) -> None:
+        """Raise `StoreUnavailable` while the queue is full."""
+        if not self.queue.has_room:
+            raise StoreUnavailable
 
     async def record(self, entry: AuditEntry) -> None:
         """Keep the entry."""
@@ -290,15 +299,79 @@ async def test_credentials_are_not_returned_without_an_entry() -> None:
 
 
 async def test_a_full_queue_changes_no_error_and_drops_no_change() -> None:
-    """The change of a call that fails may be made all the same."""
-    trail = Trail(full=True)
-    for method, request in (
-        (GET, pb.GetCredentialsRequest(integration_id=7, user_id="ada")),
-        (CONNECT, pb.ConnectWithApiKeyRequest(user_id="ada", api_key="secret")),
+    """The change of a call that fails, or is cancelled, may be made all the same."""
+    request, acknowledgement = pb.GetCredentialsRequest(integration_id=7, user_id="ada"), pb.AckWebhookEventsRequest()
+    connect = pb.ConnectWithApiKeyRequest(user_id="ada", api_key="secret")
+    for path, message, error, recorded in (
+        (GET, request, IntegrationNotFound, []),
+        (CONNECT, connect, IntegrationNotFound, [("connect", "INTEGRATION_NOT_FOUND")]),
+        (CONNECT, connect, asyncio.CancelledError, [("connect", "CANCELLED")]),
+        (ACK, acknowledgement, asyncio.CancelledError, [("ack_webhooks", "CANCELLED")]),
+        (ACK, acknowledgement, None, [("ack_webhooks", "OK")]),
     ):
-        with pytest.raises(IntegrationNotFound):
-            await call(trail, method, request, reject)
-    assert [(entry.action, entry.outcome) for entry in trail.entries] == [("connect", "INTEGRATION_NOT_FOUND")]
+        trail = Trail()
+
+        def fill(trail: Trail = trail, error: type[BaseException] | None = error) -> pb.AckWebhookEventsResponse:
+            trail.queue = AuditQueue(timedelta(0), max_bytes=0)
+            if error is not None:
+                raise error
+            return pb.AckWebhookEventsResponse()
+
+        with nullcontext() if error is None else pytest.raises(error):
+            await call(trail, path, message, fill)
+        assert [(entry.action, entry.outcome) for entry in trail.entries] == recorded
+
+
+class UnavailableLog:
+    """An `AuditLog` that cannot be written."""
+
+    async def append(self, _entries: Sequence[AuditEntry]) -> None:
+        """Raise `StoreUnavailable`."""
+        raise StoreUnavailable
+
+
+class UnboundedTrail(AuditTrail):
+    """For the negative control."""
+
+    async def wait_for_room(self, _action: Action) -> None:
+        """Return at once."""
+
+
+@pytest.mark.parametrize(("trail_type", "is_bounded"), [(AuditTrail, True), (UnboundedTrail, False)])
+async def test_changes_begin_only_while_the_queue_has_room(trail_type: type[AuditTrail], is_bounded: bool) -> None:
+    """Callers that repeat what fails while the database is away do not fill the memory."""
+    begun = 0
+
+    def fail() -> Any:
+        nonlocal begun
+        begun += 1
+        raise StoreUnavailable
+
+    request = pb.ConnectWithApiKeyRequest(user_id="ada", api_key="secret")
+    max_wait = timedelta(milliseconds=1)
+    async with trail_type(UnavailableLog(), max_bytes=5 * _BYTES, max_wait=max_wait) as trail:
+        for _ in range(100):
+            with pytest.raises(StoreUnavailable):
+                await call(trail, CONNECT, request, fail)
+        assert begun == len(trail.queue)
+        assert (begun <= 5) == is_bounded
+
+
+async def test_changes_wait_in_turn_with_reads_and_none_is_refused() -> None:
+    log = SlowLog()
+
+    async def one(trail: AuditTrail, number: int) -> None:
+        if number % 2:
+            read = pb.GetCredentialsRequest(integration_id=number, user_id="ada")
+            await call(trail, GET, read, pb.GetCredentialsResponse)
+        else:
+            connect = pb.ConnectWithApiKeyRequest(user_id="ada", api_key="secret")
+            response = pb.ConnectWithApiKeyResponse(integration=integration_pb2.Integration(integration_id=number))
+            await call(trail, CONNECT, connect, lambda: response)
+
+    async with AuditTrail(log, max_bytes=5 * _BYTES, max_wait=NEVER) as trail:
+        await asyncio.gather(*(one(trail, number) for number in range(1, 101)))
+    assert sorted(log.ids) == list(range(1, 101))
 
 
 class SlowLog:
@@ -326,7 +399,7 @@ async def test_reads_wait_while_the_queue_is_full_also_those_that_fail(fails: bo
         else:
             assert await call(trail, GET, request, pb.GetCredentialsResponse) == pb.GetCredentialsResponse()
 
-    async with AuditTrail(log, max_bytes=5000) as trail:
+    async with AuditTrail(log, max_bytes=5000, max_wait=NEVER) as trail:
         await asyncio.gather(*(read(trail, number) for number in range(1, 51)))
     assert log.ids == list(range(1, 51))
 

@@ -10,16 +10,19 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import code_pb2, error_details_pb2
 
 from integration_server.domain.allowed_types import AllowedTypes
-from integration_server.domain.errors import IntegrationNotFound, ProviderUnavailable
+from integration_server.domain.errors import IntegrationNotFound, ProviderUnavailable, StoreUnavailable
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.rpc.call_audit import record_audit
 from integration_server.rpc.credential_results import MAX_BATCH, CredentialResults
 from integration_server.rpc.hot_path import ReusedResponses
 from integration_server.rpc.integration_service import IntegrationService
+from integration_server.rpc.methods import describe_method
+from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.credentials.credential_service import CredentialRequest, UsableCredentials
 from integration_server.service.credentials.integration_cache import RaceSafeCache
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1 import integration_service_pb2_grpc as pb_grpc
+from tests.fakes.clock import NOON
 from tests.fakes.inmemory_grpc import FakeContext, InMemoryGrpc, RpcError
 from tests.fakes.system import ADA, EVE, FakeSystem
 from tests.statements import captured_statements
@@ -306,6 +309,31 @@ async def test_without_an_entry_no_credentials_are_returned() -> None:
         assert rejected.value.reason == "STORE_UNAVAILABLE"
         server.system.trail.queue.is_full = False
         assert [reason(result) for result in await server.batch([(integration_id, ADA)])] == ["OK"]
+
+
+async def test_a_batch_that_is_cancelled_while_the_queue_is_full_ends_at_once() -> None:
+    """Nobody waits for it: of a thousand items, each would wait for room."""
+    started = asyncio.Event()
+
+    class HangingCredentials:
+        async def get_many(self, *_: object) -> None:
+            started.set()
+            await asyncio.Event().wait()
+
+    class UnwritableLog:
+        async def append(self, _entries: object) -> None:
+            raise StoreUnavailable
+
+    trail = AuditTrail(UnwritableLog(), max_bytes=0, max_wait=HOUR)
+    results: Any = CredentialResults(HangingCredentials())  # type: ignore[arg-type]
+    method = describe_method("/integrations.v1.IntegrationService/BatchGetCredentials")
+    batch = record_audit(trail, lambda _: "caller", lambda: NOON)(method, results.batch)
+    request = pb.BatchGetCredentialsRequest(requests=[pb.GetCredentialsRequest(integration_id=1, user_id=ADA)])
+    call = asyncio.ensure_future(batch(request, FakeContext()))
+    await started.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(call, 60)
 
 
 async def test_a_rejected_batch_has_one_entry(server: BatchServer) -> None:

@@ -21,6 +21,7 @@ from integration_server.domain.errors import (
     ProviderUnavailable,
     QuotaExceeded,
     RateLimited,
+    ReauthorizationRequired,
     ServerStopping,
     StoreUnavailable,
 )
@@ -163,6 +164,23 @@ async def test_negative_control_an_error_that_keeps_its_frames_keeps_what_was_re
             await context.abort(grpc.StatusCode.UNAVAILABLE)
 
     assert not await frees_what_it_read(abort_only)
+
+
+async def test_calls_that_share_an_error_all_report_the_code_of_the_provider() -> None:
+    cause = ProviderRejected("the refresh token")
+    cause.provider_reason = "consent_revoked"
+    cause.__cause__ = KeyError("what a frame has")
+    shared = ReauthorizationRequired()
+    shared.__cause__ = cause
+    reported = [(await rejection(shared)).info.metadata["provider_reason"] for _ in range(2)]
+    assert reported == ["consent_revoked"] * 2
+    assert [one for one in (shared.__traceback__, cause.__traceback__, cause.__cause__) if one is not None] == []
+
+
+async def test_an_error_among_its_own_causes_ends_the_call() -> None:
+    error, cause = ReauthorizationRequired(), ProviderRejected("the refresh token")
+    error.__cause__, cause.__cause__ = cause, error
+    assert (await rejection(error)).reason == ReauthorizationRequired.reason
 
 
 # --- statuses ------------------------------------------------------------------------------------------------------

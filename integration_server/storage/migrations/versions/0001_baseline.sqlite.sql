@@ -124,6 +124,8 @@ CREATE INDEX ix_integrations_client_key_refresh_due_time ON integrations (client
 
 CREATE INDEX ix_integrations_client_key_refresh_retry_time ON integrations (client_key, refresh_retry_time) WHERE refresh_failures > 0;
 
+CREATE INDEX ix_integrations_integration_type_account_id ON integrations (integration_type, account_id);
+
 CREATE INDEX ix_integrations_integration_type_oauth_client ON integrations (integration_type, oauth_client) WHERE oauth_client != '';
 
 CREATE INDEX ix_integrations_pending ON integrations (integration_id) WHERE connect_time IS NULL;

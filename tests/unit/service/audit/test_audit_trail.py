@@ -141,6 +141,15 @@ async def test_a_log_that_cannot_be_written_refuses_reads_in_the_end(log: InMemo
     assert [line["integration_id"] for line in logs if line["event"] == "audit_queue_full"] == [2]
 
 
+async def test_what_an_empty_queue_has_no_room_for_is_refused_and_stops_nothing_else(log: InMemoryAuditLog) -> None:
+    """The writer has nothing to write, and lets others run."""
+    async with AuditTrail(log, interval=AT_ONCE, max_bytes=1, max_wait=AT_ONCE) as trail:
+        with pytest.raises(StoreUnavailable):
+            await put(trail, entry(1))
+        await trail.record(entry(2))
+    assert log.ids == [2]
+
+
 async def test_what_waits_for_room_is_queued_in_the_order_of_the_calls(log: InMemoryAuditLog) -> None:
     log.is_unavailable = True
     async with AuditTrail(log, interval=AT_ONCE, max_bytes=room_for(2), max_wait=NEVER) as trail:
