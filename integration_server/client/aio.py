@@ -231,18 +231,20 @@ class AsyncIntegrations:
         timeout: Timeout = None,
     ) -> "AsyncConnection":
         """Connect an account with secrets that its user has copied. `wait` returns at once."""
-        operation = operations.connect_with_api_key(
-            user=user,
-            integration_type=type,
-            api_key=api_key,
-            api_secret=api_secret,
-            secret_fields=secret_fields,
-            webhook_secret=webhook_secret,
-            name=name,
-            config=config,
-            integration_id=integration_id or 0,
-        )
-        del api_key, api_secret, secret_fields, webhook_secret  # some reporters of errors print local variables
+        try:
+            operation = operations.connect_with_api_key(
+                user=user,
+                integration_type=type,
+                api_key=api_key,
+                api_secret=api_secret,
+                secret_fields=secret_fields,
+                webhook_secret=webhook_secret,
+                name=name,
+                config=config,
+                integration_id=integration_id or 0,
+            )
+        finally:
+            del api_key, api_secret, secret_fields, webhook_secret  # some reporters of errors print local variables
         integration = await self.run(operation, timeout)
         attempt = Attempt(
             integration_id=integration.integration_id, user=user, integration_type=integration.integration_type
@@ -262,16 +264,20 @@ class AsyncIntegrations:
         timeout: Timeout = None,
     ) -> CallbackResult:
         """Complete a connection whose redirect has come to the caller instead of the sidecar."""
-        operation = operations.handle_callback(
-            state=state, code=code, error=error, iss=iss, query=query, integration_type=type, user=user
-        )
-        del state, code, query  # some reporters of errors print local variables
+        try:
+            operation = operations.handle_callback(
+                state=state, code=code, error=error, iss=iss, query=query, integration_type=type, user=user
+            )
+        finally:
+            del state, code, query  # some reporters of errors print local variables
         return await self.run(operation, timeout)
 
     async def confirm(self, *, user: str, confirmation_token: str, timeout: Timeout = None) -> CallbackResult:
         """Complete a connection whose callback did not name the user."""
-        operation = operations.confirm(user, confirmation_token)
-        del confirmation_token  # some reporters of errors print local variables
+        try:
+            operation = operations.confirm(user, confirmation_token)
+        finally:
+            del confirmation_token  # some reporters of errors print local variables
         return await self.run(operation, timeout)
 
     # --- Events -----------------------------------------------------------------------------------------------------
@@ -301,10 +307,11 @@ class AsyncIntegrations:
                 )
                 try:
                     async for response in stream:
-                        failures, is_accepted = 0, True
+                        failures = 0
                         if has_gap and on_gap is not None:
                             await on_gap()
                             has_gap = False
+                        is_accepted = True  # not before `on_gap`, whose own calls may be rejected for good
                         if response.HasField("event"):
                             yield response.event
                         cursor = response.cursor
@@ -732,8 +739,10 @@ class AsyncAccount(AsyncAccountAdapters):
         self, webhook_secret: str = "", *, previous_ttl: timedelta | None = None, timeout: Timeout = None
     ) -> WebhookSecret:
         """Set the secret of the webhook URL; the server generates one if none is given."""
-        operation = operations.set_webhook_secret(await self._key(), webhook_secret, previous_ttl)
-        del webhook_secret  # some reporters of errors print local variables
+        try:
+            operation = operations.set_webhook_secret(await self._key(), webhook_secret, previous_ttl)
+        finally:
+            del webhook_secret  # some reporters of errors print local variables
         return await self._client.run(operation, timeout)
 
 

@@ -273,6 +273,7 @@ class Transport:
     def _open_channel(self) -> grpc.Channel:
         self._guard.check()
         with self._lock:
+            self._guard.check()  # again: another thread may have closed the client, and would not close a new channel
             contents = self._tls.poll()
             if self._channel is None or contents != self._contents:
                 # The calls on a channel that is replaced keep it open until they end.

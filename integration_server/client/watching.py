@@ -59,10 +59,11 @@ class Watcher:
                 return
             run = self._runs.get(id(stream))
             if run is None:
-                run = self._runs[id(stream)] = _Run()
+                run = _Run()
                 name = "integration_server.client credentials"
                 run.thread = threading.Thread(target=self._run, args=(stream, run), name=name, daemon=True)
-                run.thread.start()
+                run.thread.start()  # may fail, and the next account tries again; it waits for the lock
+                self._runs[id(stream)] = run
             elif run.timer is None:
                 run.timer = threading.Timer(restart_delay(stream), self._restart, (stream, run))
                 run.timer.daemon = True
