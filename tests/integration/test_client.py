@@ -21,7 +21,7 @@ import pytest
 
 from integration_server.client import AsyncIntegrations, Credentials, Integrations, MemoryCursorStore
 from integration_server.client.configuration import Configuration
-from integration_server.client.connection import AsyncUseGuard, UseGuard
+from integration_server.client.connection import AsyncUseGuard, TlsContents, UseGuard
 from integration_server.client.errors import (
     AccountNotConnected,
     Cancelled,
@@ -508,27 +508,37 @@ def test_a_call_in_progress_ends_with_the_client(servicer: FakeServicer, address
     assert str(errors[0]) == "RefreshToken: the client was closed"
 
 
-class ClosedAfterCheck(UseGuard):
-    """The guard of a client that another thread closes when a call has been checked."""
+class InterruptedTransport(Transport):
+    """Runs a function while it opens its channel, as the handler of a signal runs at any time."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.close: Callable[[], None] = lambda: None
+    interrupt: Callable[[], None] = staticmethod(lambda: None)
 
-    def check(self) -> None:
-        super().check()
-        self.close()
+    def _new_channel(self, contents: TlsContents | None) -> grpc.Channel:
+        self.interrupt()
+        return super()._new_channel(contents)
 
 
-def test_a_client_that_is_closed_as_a_call_begins_opens_no_channel(address: str) -> None:
-    """Nothing would close it."""
-    guard = ClosedAfterCheck()
-    transport = Transport(Configuration(address=address, tls=False), guard=guard)
-    guard.close = transport.close
-    with pytest.raises(ClientClosed):
-        transport.call(REFRESH_TOKEN, RefreshTokenRequest(integration_id=1))
-    assert guard.is_closed
-    assert transport._channel is None
+@pytest.mark.parametrize("is_closed", [True, False], ids=["", "negative control"])
+def test_a_client_that_is_closed_as_a_call_begins_leaves_no_channel_open(address: str, is_closed: bool) -> None:
+    """Nothing would close it, and the call would wait for its own thread."""
+    transport = InterruptedTransport(Configuration(address=address, tls=False))
+    if is_closed:
+        transport.interrupt = transport.close
+    errors: list[IntegrationsError] = []
+
+    def call() -> None:
+        try:
+            transport.call(REFRESH_TOKEN, RefreshTokenRequest(integration_id=1))
+        except IntegrationsError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert [type(error) for error in errors] == [ClientClosed] * is_closed
+    assert (transport._channel is None) is is_closed
+    transport.close()
 
 
 @pytest.mark.parametrize("is_cancelled", [False, True], ids=["", "negative control"])
