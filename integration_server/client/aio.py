@@ -11,7 +11,7 @@ from typing import NoReturn, Self, TypeVar
 
 from integration_server.client import operations, rpcs
 from integration_server.client.adapters.account_adapters import AsyncAccountAdapters
-from integration_server.client.configuration import ChannelOptions, Configuration, Token
+from integration_server.client.configuration import ChannelOptions, Configuration, SecretText, Token
 from integration_server.client.connecting import check_expiry, device_outcome, is_connected, merged, pauses
 from integration_server.client.connection import AsyncUseGuard
 from integration_server.client.credentials import Credentials
@@ -84,6 +84,7 @@ class AsyncIntegrations:
         def path(name: str | Path | None) -> Path | None:
             return None if name is None else Path(name)
 
+        token = SecretText(token) if isinstance(token, str) else token  # some reporters of errors print local variables
         configuration = Configuration(
             address=address,
             token=token,
@@ -114,7 +115,10 @@ class AsyncIntegrations:
         idle: timedelta = timedelta(hours=1),
     ) -> Self:
         """Return a client that the environment variables `INTEGRATIONS_*` configure: docs/client.md lists them."""
-        configuration = Configuration.from_env(environment)
+        try:
+            configuration = Configuration.from_env(environment)
+        finally:
+            del environment  # some reporters of errors print local variables
         return cls(
             configuration.address,
             token=configuration.token,

@@ -13,7 +13,7 @@ from typing import NoReturn, Self, TypeVar
 
 from integration_server.client import operations, rpcs
 from integration_server.client.adapters.account_adapters import AccountAdapters
-from integration_server.client.configuration import ChannelOptions, Configuration, Token
+from integration_server.client.configuration import ChannelOptions, Configuration, SecretText, Token
 from integration_server.client.connecting import check_expiry, device_outcome, is_connected, merged, pauses
 from integration_server.client.connection import UseGuard
 from integration_server.client.credentials import Credentials
@@ -85,6 +85,7 @@ class Integrations:
         def path(name: str | Path | None) -> Path | None:
             return None if name is None else Path(name)
 
+        token = SecretText(token) if isinstance(token, str) else token  # some reporters of errors print local variables
         configuration = Configuration(
             address=address,
             token=token,
@@ -115,7 +116,10 @@ class Integrations:
         idle: timedelta = timedelta(hours=1),
     ) -> Self:
         """Return a client that the environment variables `INTEGRATIONS_*` configure: docs/client.md lists them."""
-        configuration = Configuration.from_env(environment)
+        try:
+            configuration = Configuration.from_env(environment)
+        finally:
+            del environment  # some reporters of errors print local variables
         return cls(
             configuration.address,
             token=configuration.token,

@@ -15,10 +15,9 @@ from typing import Any, Generic, Protocol, TypeVar
 import grpc
 import grpc.aio
 
-from integration_server.client.configuration import Configuration
+from integration_server.client.configuration import Configuration, SecretText
 from integration_server.client.connection import (
     AsyncUseGuard,
-    SecretText,
     TlsContents,
     TokenSource,
     UseGuard,

@@ -20,7 +20,7 @@ import grpc
 import pytest
 
 from integration_server.client import AsyncIntegrations, Credentials, Integrations, MemoryCursorStore
-from integration_server.client.configuration import Configuration
+from integration_server.client.configuration import Configuration, ConfigurationError
 from integration_server.client.connection import AsyncUseGuard, TlsContents, UseGuard
 from integration_server.client.errors import (
     AccountNotConnected,
@@ -835,6 +835,30 @@ def test_no_local_variable_of_a_failed_call_has_a_secret(
         assert "client/" in text
         assert "secret-token" not in text
         assert ("secret-" in text) is not is_trimmed
+
+
+TOKEN = "secret-token-of-the-caller"
+
+
+@pytest.mark.parametrize("kind", [Integrations, AsyncIntegrations, Configuration])
+def test_no_local_variable_of_a_client_that_cannot_be_made_has_the_token(kind: type[Any]) -> None:
+    """`Configuration` is the negative control: it takes the token as it is."""
+    uses: list[Callable[[], Any]] = [
+        lambda: kind(address="http://x:1", token=TOKEN),
+        lambda: kind(address="x:1", token=TOKEN, cert_file="missing.pem"),
+    ]
+    if kind is not Configuration:
+        uses += [
+            lambda: kind("x:1", token=TOKEN, ca_file="missing.pem"),
+            lambda: kind.from_env({"INTEGRATIONS_ADDRESS": "http://x:1", "INTEGRATIONS_TOKEN": TOKEN}),
+            lambda: kind.from_env(
+                {"INTEGRATIONS_ADDRESS": "x:1", "INTEGRATIONS_TOKEN": TOKEN, "INTEGRATIONS_CA_FILE": "missing.pem"}
+            ),
+        ]
+    for number, use in enumerate(uses):
+        with pytest.raises(ConfigurationError) as caught:
+            use()
+        assert (TOKEN in with_locals(caught.value)) is (kind is Configuration), number
 
 
 def test_a_value_that_no_message_can_have_is_named(loop: Loop, address: str) -> None:
