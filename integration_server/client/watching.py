@@ -65,9 +65,10 @@ class Watcher:
                 run.thread.start()  # may fail, and the next account tries again; it waits for the lock
                 self._runs[id(stream)] = run
             elif run.timer is None:
-                run.timer = threading.Timer(restart_delay(stream), self._restart, (stream, run))
-                run.timer.daemon = True
-                run.timer.start()
+                timer = threading.Timer(restart_delay(stream), self._restart, (stream, run))
+                timer.daemon = True
+                timer.start()
+                run.timer = timer
 
     def end_with(self, owner: object) -> None:
         """End all streams when `owner` is gone, also if nobody closes it, and before the interpreter ends."""
