@@ -11,7 +11,7 @@ from typing import NoReturn, Self, TypeVar
 
 from integration_server.client import operations, rpcs
 from integration_server.client.adapters.account_adapters import AsyncAccountAdapters
-from integration_server.client.configuration import ChannelOptions, Configuration, Token
+from integration_server.client.configuration import ChannelOptions, Configuration, SecretText, Token
 from integration_server.client.connecting import check_expiry, device_outcome, is_connected, merged, pauses
 from integration_server.client.connection import AsyncUseGuard
 from integration_server.client.credentials import Credentials
@@ -84,6 +84,7 @@ class AsyncIntegrations:
         def path(name: str | Path | None) -> Path | None:
             return None if name is None else Path(name)
 
+        token = SecretText(token) if isinstance(token, str) else token  # some reporters of errors print local variables
         configuration = Configuration(
             address=address,
             token=token,
@@ -114,7 +115,10 @@ class AsyncIntegrations:
         idle: timedelta = timedelta(hours=1),
     ) -> Self:
         """Return a client that the environment variables `INTEGRATIONS_*` configure: docs/client.md lists them."""
-        configuration = Configuration.from_env(environment)
+        try:
+            configuration = Configuration.from_env(environment)
+        finally:
+            del environment  # some reporters of errors print local variables
         return cls(
             configuration.address,
             token=configuration.token,
@@ -231,18 +235,20 @@ class AsyncIntegrations:
         timeout: Timeout = None,
     ) -> "AsyncConnection":
         """Connect an account with secrets that its user has copied. `wait` returns at once."""
-        operation = operations.connect_with_api_key(
-            user=user,
-            integration_type=type,
-            api_key=api_key,
-            api_secret=api_secret,
-            secret_fields=secret_fields,
-            webhook_secret=webhook_secret,
-            name=name,
-            config=config,
-            integration_id=integration_id or 0,
-        )
-        del api_key, api_secret, secret_fields, webhook_secret  # some reporters of errors print local variables
+        try:
+            operation = operations.connect_with_api_key(
+                user=user,
+                integration_type=type,
+                api_key=api_key,
+                api_secret=api_secret,
+                secret_fields=secret_fields,
+                webhook_secret=webhook_secret,
+                name=name,
+                config=config,
+                integration_id=integration_id or 0,
+            )
+        finally:
+            del api_key, api_secret, secret_fields, webhook_secret  # some reporters of errors print local variables
         integration = await self.run(operation, timeout)
         attempt = Attempt(
             integration_id=integration.integration_id, user=user, integration_type=integration.integration_type
@@ -262,16 +268,20 @@ class AsyncIntegrations:
         timeout: Timeout = None,
     ) -> CallbackResult:
         """Complete a connection whose redirect has come to the caller instead of the sidecar."""
-        operation = operations.handle_callback(
-            state=state, code=code, error=error, iss=iss, query=query, integration_type=type, user=user
-        )
-        del state, code, query  # some reporters of errors print local variables
+        try:
+            operation = operations.handle_callback(
+                state=state, code=code, error=error, iss=iss, query=query, integration_type=type, user=user
+            )
+        finally:
+            del state, code, query  # some reporters of errors print local variables
         return await self.run(operation, timeout)
 
     async def confirm(self, *, user: str, confirmation_token: str, timeout: Timeout = None) -> CallbackResult:
         """Complete a connection whose callback did not name the user."""
-        operation = operations.confirm(user, confirmation_token)
-        del confirmation_token  # some reporters of errors print local variables
+        try:
+            operation = operations.confirm(user, confirmation_token)
+        finally:
+            del confirmation_token  # some reporters of errors print local variables
         return await self.run(operation, timeout)
 
     # --- Events -----------------------------------------------------------------------------------------------------
@@ -301,10 +311,11 @@ class AsyncIntegrations:
                 )
                 try:
                     async for response in stream:
-                        failures, is_accepted = 0, True
+                        failures = 0
                         if has_gap and on_gap is not None:
                             await on_gap()
                             has_gap = False
+                        is_accepted = True  # not before `on_gap`, whose own calls may be rejected for good
                         if response.HasField("event"):
                             yield response.event
                         cursor = response.cursor
@@ -732,8 +743,10 @@ class AsyncAccount(AsyncAccountAdapters):
         self, webhook_secret: str = "", *, previous_ttl: timedelta | None = None, timeout: Timeout = None
     ) -> WebhookSecret:
         """Set the secret of the webhook URL; the server generates one if none is given."""
-        operation = operations.set_webhook_secret(await self._key(), webhook_secret, previous_ttl)
-        del webhook_secret  # some reporters of errors print local variables
+        try:
+            operation = operations.set_webhook_secret(await self._key(), webhook_secret, previous_ttl)
+        finally:
+            del webhook_secret  # some reporters of errors print local variables
         return await self._client.run(operation, timeout)
 
 

@@ -13,7 +13,7 @@ from typing import NoReturn, Self, TypeVar
 
 from integration_server.client import operations, rpcs
 from integration_server.client.adapters.account_adapters import AccountAdapters
-from integration_server.client.configuration import ChannelOptions, Configuration, Token
+from integration_server.client.configuration import ChannelOptions, Configuration, SecretText, Token
 from integration_server.client.connecting import check_expiry, device_outcome, is_connected, merged, pauses
 from integration_server.client.connection import UseGuard
 from integration_server.client.credentials import Credentials
@@ -85,6 +85,7 @@ class Integrations:
         def path(name: str | Path | None) -> Path | None:
             return None if name is None else Path(name)
 
+        token = SecretText(token) if isinstance(token, str) else token  # some reporters of errors print local variables
         configuration = Configuration(
             address=address,
             token=token,
@@ -115,7 +116,10 @@ class Integrations:
         idle: timedelta = timedelta(hours=1),
     ) -> Self:
         """Return a client that the environment variables `INTEGRATIONS_*` configure: docs/client.md lists them."""
-        configuration = Configuration.from_env(environment)
+        try:
+            configuration = Configuration.from_env(environment)
+        finally:
+            del environment  # some reporters of errors print local variables
         return cls(
             configuration.address,
             token=configuration.token,
@@ -232,18 +236,20 @@ class Integrations:
         timeout: Timeout = None,
     ) -> "Connection":
         """Connect an account with secrets that its user has copied. `wait` returns at once."""
-        operation = operations.connect_with_api_key(
-            user=user,
-            integration_type=type,
-            api_key=api_key,
-            api_secret=api_secret,
-            secret_fields=secret_fields,
-            webhook_secret=webhook_secret,
-            name=name,
-            config=config,
-            integration_id=integration_id or 0,
-        )
-        del api_key, api_secret, secret_fields, webhook_secret  # some reporters of errors print local variables
+        try:
+            operation = operations.connect_with_api_key(
+                user=user,
+                integration_type=type,
+                api_key=api_key,
+                api_secret=api_secret,
+                secret_fields=secret_fields,
+                webhook_secret=webhook_secret,
+                name=name,
+                config=config,
+                integration_id=integration_id or 0,
+            )
+        finally:
+            del api_key, api_secret, secret_fields, webhook_secret  # some reporters of errors print local variables
         integration = self.run(operation, timeout)
         attempt = Attempt(
             integration_id=integration.integration_id, user=user, integration_type=integration.integration_type
@@ -263,16 +269,20 @@ class Integrations:
         timeout: Timeout = None,
     ) -> CallbackResult:
         """Complete a connection whose redirect has come to the caller instead of the sidecar."""
-        operation = operations.handle_callback(
-            state=state, code=code, error=error, iss=iss, query=query, integration_type=type, user=user
-        )
-        del state, code, query  # some reporters of errors print local variables
+        try:
+            operation = operations.handle_callback(
+                state=state, code=code, error=error, iss=iss, query=query, integration_type=type, user=user
+            )
+        finally:
+            del state, code, query  # some reporters of errors print local variables
         return self.run(operation, timeout)
 
     def confirm(self, *, user: str, confirmation_token: str, timeout: Timeout = None) -> CallbackResult:
         """Complete a connection whose callback did not name the user."""
-        operation = operations.confirm(user, confirmation_token)
-        del confirmation_token  # some reporters of errors print local variables
+        try:
+            operation = operations.confirm(user, confirmation_token)
+        finally:
+            del confirmation_token  # some reporters of errors print local variables
         return self.run(operation, timeout)
 
     # --- Events -----------------------------------------------------------------------------------------------------
@@ -302,10 +312,11 @@ class Integrations:
                 )
                 try:
                     for response in stream:
-                        failures, is_accepted = 0, True
+                        failures = 0
                         if has_gap and on_gap is not None:
                             on_gap()
                             has_gap = False
+                        is_accepted = True  # not before `on_gap`, whose own calls may be rejected for good
                         if response.HasField("event"):
                             yield response.event
                         cursor = response.cursor
@@ -730,8 +741,10 @@ class Account(AccountAdapters):
         self, webhook_secret: str = "", *, previous_ttl: timedelta | None = None, timeout: Timeout = None
     ) -> WebhookSecret:
         """Set the secret of the webhook URL; the server generates one if none is given."""
-        operation = operations.set_webhook_secret(self._key(), webhook_secret, previous_ttl)
-        del webhook_secret  # some reporters of errors print local variables
+        try:
+            operation = operations.set_webhook_secret(self._key(), webhook_secret, previous_ttl)
+        finally:
+            del webhook_secret  # some reporters of errors print local variables
         return self._client.run(operation, timeout)
 
 

@@ -20,6 +20,15 @@ _SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "xds:", "vsock:
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
+class SecretText(str):
+    """Text that is not printed where it is a local variable, or in a list."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<secret>"
+
+
 class ConfigurationError(ValueError):
     """The client is not configured correctly. The message names the parameters or variables."""
 
@@ -58,7 +67,8 @@ class Configuration:
     @classmethod
     def from_env(cls, environment: Mapping[str, str] | None = None, channel_options: ChannelOptions = ()) -> Self:
         """Return the configuration in environment variables. An empty variable counts as not set."""
-        values = {name: value for name, value in (os.environ if environment is None else environment).items() if value}
+        values = _values(os.environ if environment is None else environment)
+        del environment  # some reporters of errors print local variables
 
         def path(name: str) -> Path | None:
             return Path(values[name]) if name in values else None
@@ -123,6 +133,11 @@ def _check_address(address: str) -> None:
         host, port = None, None
     if not host or port == 0 or (port is None and (not scheme or rest.endswith(":"))):
         raise ConfigurationError("address: needs a host and a port, such as integrations:50051 or [::1]:50051")
+
+
+def _values(environment: Mapping[str, str]) -> Mapping[str, str]:
+    given = {name: value for name, value in environment.items() if value and name.startswith("INTEGRATIONS_")}
+    return {name: SecretText(value) if name == "INTEGRATIONS_TOKEN" else value for name, value in given.items()}
 
 
 def _parse_tls(text: str | None) -> bool | None:

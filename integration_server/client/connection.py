@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 import grpc
 
-from integration_server.client.configuration import Configuration, ConfigurationError
+from integration_server.client.configuration import Configuration, ConfigurationError, SecretText
 from integration_server.client.errors import ClientClosed
 
 logger = logging.getLogger("integration_server.client")
@@ -102,15 +102,6 @@ class TokenSource:
         token = self.current(renewed=renewed)
         found = await token if isawaitable(token) else token
         return _checked(found, "token") if self._is_configured else found
-
-
-class SecretText(str):
-    """Text that is not printed where it is a local variable, or in a list."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "<secret>"
 
 
 def _read(name: str, path: Path) -> bytes:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import wraps
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
@@ -125,11 +126,27 @@ def _description(value: object, error: Exception) -> str:
     # Not protobuf's own text, which may have the value.
     if isinstance(error, TypeError):
         return f"cannot have a value of type {type(value).__name__}"
-    return "is out of range" if isinstance(value, int) else "has characters that are not Unicode"
+    if isinstance(error, UnicodeError):
+        return "has characters that are not Unicode"
+    return "is out of range" if isinstance(value, int) else "is not one of the names that the contract has"
 
 
 def _invalid(field: str, description: str) -> InvalidField:
     return InvalidField(f"{field} {description}", fields=[FieldViolation(field, description)])
+
+
+def _with_secrets(function: Callable[FieldsP, Operation[ResultT]]) -> Callable[FieldsP, Operation[ResultT]]:
+    """Give the errors of a function no frames of it: they hold secrets, and some reporters print local variables."""
+
+    @wraps(function)
+    def without_frames(*args: FieldsP.args, **values: FieldsP.kwargs) -> Operation[ResultT]:
+        try:
+            return function(*args, **values)
+        except Exception as error:
+            del args, values
+            raise error.with_traceback(None)  # noqa: B904 - it is the error itself
+
+    return without_frames
 
 
 # --- Integrations ---------------------------------------------------------------------------------------------------
@@ -252,6 +269,7 @@ def connect(
     return Operation(rpcs.CONNECT, request, decode)
 
 
+@_with_secrets
 def connect_with_api_key(
     *,
     user: str,
@@ -280,6 +298,7 @@ def connect_with_api_key(
     return Operation(rpcs.CONNECT_WITH_API_KEY, request, lambda response: response.integration)
 
 
+@_with_secrets
 def handle_callback(
     *,
     state: str,
@@ -304,6 +323,7 @@ def handle_callback(
     return Operation(rpcs.HANDLE_CALLBACK, request, _callback_result)
 
 
+@_with_secrets
 def confirm(user: str, confirmation_token: str) -> Operation[CallbackResult]:
     """Complete a connection whose callback did not name the user."""
     request = _message(pb.ConfirmConnectionRequest, user_id=user, confirmation_token=confirmation_token)
@@ -501,6 +521,7 @@ def get_webhook_endpoint(key: Key) -> Operation[pb.GetWebhookEndpointResponse]:
     return Operation(rpcs.GET_WEBHOOK_ENDPOINT, request, lambda response: response)
 
 
+@_with_secrets
 def set_webhook_secret(key: Key, webhook_secret: str, previous_ttl: timedelta | None) -> Operation[WebhookSecret]:
     """Set the secret of the integration's webhook URL."""
     request = _message(
@@ -558,8 +579,13 @@ def find_integrations(integration_type: str, status: "Status | str", account_id:
     """The integrations of all users that meet the conditions, the oldest first; empty and unspecified ones: any."""
 
     def page(token: str) -> Operation[Page[Integration]]:
-        request = operator_pb.FindIntegrationsRequest(
-            integration_type=integration_type, status=status, account_id=account_id, page_size=200, page_token=token
+        request = _message(
+            operator_pb.FindIntegrationsRequest,
+            integration_type=integration_type,
+            status=status,
+            account_id=account_id,
+            page_size=200,
+            page_token=token,
         )
         return Operation(
             rpcs.FIND_INTEGRATIONS, request, lambda response: Page(response.integrations, response.next_page_token)
@@ -574,8 +600,13 @@ def count_integrations(
     """The numbers of the integrations that `find_integrations` finds, of each page: `sum_of_counts` adds them."""
 
     def page(token: str) -> Operation[Page[operator_pb.IntegrationCount]]:
-        request = operator_pb.FindIntegrationsRequest(
-            integration_type=integration_type, status=status, account_id=account_id, page_token=token, count_only=True
+        request = _message(
+            operator_pb.FindIntegrationsRequest,
+            integration_type=integration_type,
+            status=status,
+            account_id=account_id,
+            page_token=token,
+            count_only=True,
         )
         return Operation(
             rpcs.FIND_INTEGRATIONS, request, lambda response: Page(response.counts, response.next_page_token)
@@ -601,8 +632,13 @@ def list_due_work(
     """The background work that is due, by job and OAuth client, the longest due first; an unspecified job: all jobs."""
 
     def page(token: str) -> Operation[Page[operator_pb.DueWork]]:
-        request = operator_pb.ListDueWorkRequest(
-            job=job, integration_type=integration_type, oldest_only=oldest_only, page_size=200, page_token=token
+        request = _message(
+            operator_pb.ListDueWorkRequest,
+            job=job,
+            integration_type=integration_type,
+            oldest_only=oldest_only,
+            page_size=200,
+            page_token=token,
         )
         return Operation(
             rpcs.LIST_DUE_WORK, request, lambda response: Page(response.due_work, response.next_page_token)
@@ -624,7 +660,8 @@ def list_audit_entries(
     """The entries of the audit log that meet the conditions, the newest first."""
 
     def page(token: str) -> Operation[Page[operator_pb.AuditEntry]]:
-        request = operator_pb.ListAuditEntriesRequest(
+        request = _message(
+            operator_pb.ListAuditEntriesRequest,
             user_id=user,
             integration_id=integration_id,
             caller=caller,

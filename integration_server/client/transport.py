@@ -15,10 +15,9 @@ from typing import Any, Generic, Protocol, TypeVar
 import grpc
 import grpc.aio
 
-from integration_server.client.configuration import Configuration
+from integration_server.client.configuration import Configuration, SecretText
 from integration_server.client.connection import (
     AsyncUseGuard,
-    SecretText,
     TlsContents,
     TokenSource,
     UseGuard,
@@ -219,7 +218,7 @@ class Transport:
         self._token = TokenSource(configuration)
         self._tls = watch_tls_files(configuration)
         self._guard = UseGuard() if guard is None else guard
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may call `close` in a thread that holds it
         self._channel: grpc.Channel | None = None
         self._contents: TlsContents | None = None
 
@@ -277,7 +276,13 @@ class Transport:
             if self._channel is None or contents != self._contents:
                 # The calls on a channel that is replaced keep it open until they end.
                 self._channel, self._contents = self._new_channel(contents), contents
-            return self._channel
+            channel = self._channel
+        if (
+            self._guard.is_closed
+        ):  # meanwhile, by another thread or a signal's handler, which has not seen a new channel
+            self.close()
+        self._guard.check()
+        return channel
 
     def _new_channel(self, contents: TlsContents | None) -> grpc.Channel:
         target, options = self._configuration.target, self._configuration.options

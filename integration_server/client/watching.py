@@ -59,14 +59,16 @@ class Watcher:
                 return
             run = self._runs.get(id(stream))
             if run is None:
-                run = self._runs[id(stream)] = _Run()
+                run = _Run()
                 name = "integration_server.client credentials"
                 run.thread = threading.Thread(target=self._run, args=(stream, run), name=name, daemon=True)
-                run.thread.start()
+                run.thread.start()  # may fail, and the next account tries again; it waits for the lock
+                self._runs[id(stream)] = run
             elif run.timer is None:
-                run.timer = threading.Timer(restart_delay(stream), self._restart, (stream, run))
-                run.timer.daemon = True
-                run.timer.start()
+                timer = threading.Timer(restart_delay(stream), self._restart, (stream, run))
+                timer.daemon = True
+                timer.start()
+                run.timer = timer
 
     def end_with(self, owner: object) -> None:
         """End all streams when `owner` is gone, also if nobody closes it, and before the interpreter ends."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, and_, or_, select
+from sqlalchemy import Column, ColumnElement, Row, Select, literal, or_, select, tuple_
 
 from integration_server.domain.audit import AuditEntry, recorded_caller, recorded_user_id
 from integration_server.service.operators.ports import AuditFilter, AuditPage, AuditPosition, ListedEntry
@@ -19,7 +19,6 @@ from integration_server.text_escaping import EscapedText
 
 _E = audit_entries.c
 _KEY = (_E.chain_id, _E.sequence)
-_NEWEST_FIRST = (_E.time.desc(), _E.chain_id.desc(), _E.sequence.desc())
 _UNREADABLE_ENTRY = ListedEntry(None)
 
 MAX_EXAMINED = 10_000
@@ -78,38 +77,52 @@ class SqlAuditEntries:
 
 def page_statement(condition: AuditFilter, after: AuditPosition, end: AuditPosition | None) -> Select[Any]:
     """The entries that meet the conditions and follow a position, up to an `end` that is included."""
-    query = select(audit_entries).where(*_indexed_conditions(condition), *_other_conditions(condition))
+    query = _following(select(audit_entries), condition, after)
     if end is not None:
-        query = query.where(_E.time >= end.time, ~_follows(end))
-    return _following(query, after)
+        query = query.where(_order(condition) >= _values(condition, end))
+    return query.where(*_indexed_conditions(condition), *_other_conditions(condition))
 
 
 def window_statement(condition: AuditFilter, after: AuditPosition, max_examined: int) -> Select[Any]:
     """The last entry that a call examines, if there are as many."""
-    query: Select[Any] = select(_E.time, *_KEY).where(*_indexed_conditions(condition))
-    query = _following(query, replace(after, skipped=0))
-    return query.offset(max_examined - 1).limit(1)
+    query = _following(select(_E.time, *_KEY), condition, replace(after, skipped=0))
+    return query.where(*_indexed_conditions(condition)).offset(max_examined - 1).limit(1)
 
 
-def _following(query: Select[Any], after: AuditPosition) -> Select[Any]:
+def _following(query: Select[Any], condition: AuditFilter, after: AuditPosition) -> Select[Any]:
+    """The rows from a position on. To be the first condition: of those on one column, SQLite searches by the first."""
     if after.time is not None:
-        query = query.where(_E.time <= after.time, _follows(after))  # the first is the condition that an index serves
-    return query.order_by(*_NEWEST_FIRST).offset(after.skipped or None)
+        # Not `<`: PostgreSQL would compare the user only, expect no row, and read and sort all of the user's.
+        is_other = or_(_E.chain_id != after.chain_id, _E.sequence != after.sequence)
+        query = query.where(_order(condition) <= _values(condition, after), is_other)
+    return query.order_by(*(column.desc() for column in _columns(condition))).offset(after.skipped or None)
 
 
-def _follows(position: AuditPosition) -> ColumnElement[bool]:
-    same_time, same_chain = _E.time == position.time, _E.chain_id == position.chain_id
-    return or_(
-        _E.time < position.time,
-        and_(same_time, _E.chain_id < position.chain_id),
-        and_(same_time, same_chain, _E.sequence < position.sequence),
-    )
+def _columns(condition: AuditFilter) -> Sequence[Column[Any]]:
+    """The columns that entries are ordered by. Those of an index come first.
+
+    The user is one of them, although it is the same in all: in the order of the time alone, PostgreSQL would read the
+    entries of all users, where it expects many of this one, and examine any number of newer ones first.
+    """
+    return (*((_E.user_id,) if condition.user_id else ()), _E.time, *_KEY)
+
+
+def _order(condition: AuditFilter) -> ColumnElement[Any]:
+    return tuple_(*_columns(condition))
+
+
+def _values(condition: AuditFilter, position: AuditPosition) -> ColumnElement[Any]:
+    """A position as a value of `_order`."""
+    user = (recorded_user_id(condition.user_id),) if condition.user_id else ()
+    values = (*user, position.time, position.chain_id, position.sequence)
+    return tuple_(*(literal(value, column.type) for value, column in zip(values, _columns(condition), strict=True)))
 
 
 def _indexed_conditions(condition: AuditFilter) -> Sequence[ColumnElement[bool]]:
-    conditions = []
+    conditions: list[ColumnElement[bool]] = []
     if condition.user_id:
-        conditions.append(_E.user_id == recorded_user_id(condition.user_id))
+        user_id = recorded_user_id(condition.user_id)
+        conditions += [_E.user_id >= user_id, _E.user_id <= user_id]  # with `=`, the order would lose its first column
     if condition.start_time is not None:
         conditions.append(_E.time >= condition.start_time)
     if condition.end_time is not None:

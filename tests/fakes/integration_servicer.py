@@ -49,6 +49,7 @@ class FakeServicer(IntegrationServiceServicer):
         self.event_streams: list[threading.Event] = []
         self.event_end: grpc.StatusCode | None = None
         self.event_requests: list[pb.WatchIntegrationsRequest] = []
+        self.lost_cursors: set[str] = set()
 
     def credentials(self, number: int) -> credentials_pb2.Credentials:
         """The credentials of an integration."""
@@ -164,6 +165,10 @@ class FakeServicer(IntegrationServiceServicer):
         ended = threading.Event()
         self.event_streams.append(ended)
         self.event_requests.append(request)
+        if request.cursor in self.lost_cursors:
+            lost = status(code_pb2.FAILED_PRECONDITION, "CURSOR_EXPIRED")
+            context.set_trailing_metadata([("grpc-status-details-bin", lost.SerializeToString())])
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the cursor has expired")
         context.add_callback(ended.set)
         yield pb.WatchIntegrationsResponse(event=event_pb2.IntegrationEvent(integration_id=1), cursor="next")
         ended.wait(60)

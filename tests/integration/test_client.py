@@ -20,7 +20,8 @@ import grpc
 import pytest
 
 from integration_server.client import AsyncIntegrations, Credentials, Integrations, MemoryCursorStore
-from integration_server.client.connection import AsyncUseGuard, UseGuard
+from integration_server.client.configuration import Configuration, ConfigurationError
+from integration_server.client.connection import AsyncUseGuard, TlsContents, UseGuard
 from integration_server.client.errors import (
     AccountNotConnected,
     Cancelled,
@@ -34,9 +35,10 @@ from integration_server.client.errors import (
     Unauthenticated,
     Unavailable,
 )
-from integration_server.client.rpcs import CONNECT_WITH_API_KEY, WATCH_CREDENTIALS
+from integration_server.client.rpcs import CONNECT_WITH_API_KEY, REFRESH_TOKEN, WATCH_CREDENTIALS
+from integration_server.client.transport import Transport
 from integrations.v1 import integration_service_pb2
-from integrations.v1.integration_service_pb2 import WatchCredentialsRequest
+from integrations.v1.integration_service_pb2 import RefreshTokenRequest, WatchCredentialsRequest
 from tests.fakes.integration_servicer import FakeServicer, serve
 
 
@@ -506,6 +508,39 @@ def test_a_call_in_progress_ends_with_the_client(servicer: FakeServicer, address
     assert str(errors[0]) == "RefreshToken: the client was closed"
 
 
+class InterruptedTransport(Transport):
+    """Runs a function while it opens its channel, as the handler of a signal runs at any time."""
+
+    interrupt: Callable[[], None] = staticmethod(lambda: None)
+
+    def _new_channel(self, contents: TlsContents | None) -> grpc.Channel:
+        self.interrupt()
+        return super()._new_channel(contents)
+
+
+@pytest.mark.parametrize("is_closed", [True, False], ids=["", "negative control"])
+def test_a_client_that_is_closed_as_a_call_begins_leaves_no_channel_open(address: str, is_closed: bool) -> None:
+    """Nothing would close it, and the call would wait for its own thread."""
+    transport = InterruptedTransport(Configuration(address=address, tls=False))
+    if is_closed:
+        transport.interrupt = transport.close
+    errors: list[IntegrationsError] = []
+
+    def call() -> None:
+        try:
+            transport.call(REFRESH_TOKEN, RefreshTokenRequest(integration_id=1))
+        except IntegrationsError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert [type(error) for error in errors] == [ClientClosed] * is_closed
+    assert (transport._channel is None) is is_closed
+    transport.close()
+
+
 @pytest.mark.parametrize("is_cancelled", [False, True], ids=["", "negative control"])
 async def test_no_task_is_cancelled_by_a_client_that_is_closed(
     servicer: FakeServicer, address: str, is_cancelled: bool
@@ -669,6 +704,34 @@ def test_events_go_on_when_the_token_expires_that_their_stream_began_with(
     loop(end, events)
 
 
+@pytest.mark.parametrize("is_rejected", [True, False], ids=["", "negative control"])
+def test_events_end_with_an_error_that_on_gap_meets_for_good(
+    loop: Loop, servicer: FakeServicer, address: str, is_rejected: bool
+) -> None:
+    """Otherwise the streams, which are accepted, would begin again without end and without a pause."""
+    servicer.lost_cursors.add("lost")
+    gaps = []
+
+    def fill_gap() -> None:
+        gaps.append(len(servicer.event_requests))
+        if is_rejected and len(gaps) < 5:
+            raise Unauthenticated("the caller is not known")
+
+    async def fill_gap_async() -> None:
+        fill_gap()
+
+    store = MemoryCursorStore()
+    store.save("lost")
+    events = loop.client(address).events(cursor_store=store, on_gap=fill_gap if loop.runner is None else fill_gap_async)
+    if is_rejected:
+        with pytest.raises(Unauthenticated):
+            loop(step, events)
+    else:
+        assert loop(step, events).integration_id == 1
+    assert gaps == [2]
+    loop(end, events)
+
+
 class AsyncStore:
     """A cursor store over the network."""
 
@@ -754,6 +817,13 @@ def test_no_local_variable_of_a_failed_call_has_a_secret(
         lambda: account.set_webhook_secret(key),
         lambda: account.get(timeout=0),
         lambda: client.account(user="stranger", integration_id=1).credentials(),
+        # These fail before they are sent.
+        lambda: client.connect_with_api_key(user=5, type="x", api_key=key, secret_fields={"a": key}),
+        lambda: client.connect_with_api_key(user="ada", type="x", api_key=key, config={"a": timedelta()}),
+        lambda: client.handle_callback(state=state, code="secret-code", query="secret-query", iss=5),
+        lambda: client.confirm(user=5, confirmation_token="secret-confirmation"),
+        lambda: client.account(user=5, integration_id=1).set_webhook_secret(key),
+        lambda: client.account(user="none", type="x").set_webhook_secret(key),
     ]
     if not is_trimmed:  # below what cuts the frames off: the request has the secret, and the token is hidden anyway
         request = integration_service_pb2.ConnectWithApiKeyRequest(api_key=key)
@@ -765,6 +835,30 @@ def test_no_local_variable_of_a_failed_call_has_a_secret(
         assert "client/" in text
         assert "secret-token" not in text
         assert ("secret-" in text) is not is_trimmed
+
+
+TOKEN = "secret-token-of-the-caller"
+
+
+@pytest.mark.parametrize("kind", [Integrations, AsyncIntegrations, Configuration])
+def test_no_local_variable_of_a_client_that_cannot_be_made_has_the_token(kind: type[Any]) -> None:
+    """`Configuration` is the negative control: it takes the token as it is."""
+    uses: list[Callable[[], Any]] = [
+        lambda: kind(address="http://x:1", token=TOKEN),
+        lambda: kind(address="x:1", token=TOKEN, cert_file="missing.pem"),
+    ]
+    if kind is not Configuration:
+        uses += [
+            lambda: kind("x:1", token=TOKEN, ca_file="missing.pem"),
+            lambda: kind.from_env({"INTEGRATIONS_ADDRESS": "http://x:1", "INTEGRATIONS_TOKEN": TOKEN}),
+            lambda: kind.from_env(
+                {"INTEGRATIONS_ADDRESS": "x:1", "INTEGRATIONS_TOKEN": TOKEN, "INTEGRATIONS_CA_FILE": "missing.pem"}
+            ),
+        ]
+    for number, use in enumerate(uses):
+        with pytest.raises(ConfigurationError) as caught:
+            use()
+        assert (TOKEN in with_locals(caught.value)) is (kind is Configuration), number
 
 
 def test_a_value_that_no_message_can_have_is_named(loop: Loop, address: str) -> None:
@@ -784,6 +878,11 @@ def test_a_value_that_no_message_can_have_is_named(loop: Loop, address: str) -> 
         (lambda: client.account(user="ada", integration_id="1").health(), "integration_id"),
         (lambda: client.connect(user="ada", type="x", scopes=[1]), "scopes"),
         (lambda: client.connect_with_api_key(user="ada", type="x", api_key=b"\xff"), "api_key"),
+        (lambda: client.count_integrations(status="STATUS_WRONG"), "status"),
+        (lambda: step(client.find_integrations(account_id=5)), "account_id"),
+        (lambda: step(client.due_work(job="JOB_WRONG")), "job"),
+        (lambda: step(client.audit_entries(start_time="today")), "start_time"),
+        (lambda: step(client.audit_entries(integration_id=2**64)), "integration_id"),
     ]
     for use, field in uses:
         with pytest.raises(InvalidField) as caught:

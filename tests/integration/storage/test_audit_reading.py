@@ -9,7 +9,8 @@ from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import insert, select, text
+from sqlalchemy import create_engine, insert, select, text
+from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 
 from integration_server.domain.audit import Action, AuditEntry
@@ -123,9 +124,28 @@ async def test_texts_are_compared_as_they_are_recorded(database: Database) -> No
         assert await list_entries(database, condition) == [[]]
 
 
+def test_sqlite_searches_a_user_from_the_position_on() -> None:
+    after, end = AuditPosition(NOON, "chain", 9), AuditPosition(NOON - SECOND, "chain", 5)
+    condition = AuditFilter(UserId("ada"))
+    by_user = select(audit_entries).where(audit_entries.c.user_id == "ada")  # negative control
+    engine = create_engine("sqlite://")
+    with engine.connect() as connection:
+        audit_entries.create(connection)
+        for statement, search in (
+            (page_statement(condition, after, end), "(user_id,time)>(?,?) AND (user_id,time)<(?,?)"),
+            (page_statement(condition, after, None), "user_id>? AND (user_id,time)<(?,?)"),
+            (window_statement(condition, after, 5), "user_id>? AND (user_id,time)<(?,?)"),
+            (by_user.order_by(audit_entries.c.time.desc()), "user_id=?"),
+        ):
+            sql, parameters = compiled(statement, sqlite_dialect.dialect())
+            steps = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", tuple(map(str, parameters))).all()
+            assert f"ix_audit_entries_user_id_time ({search})" in steps[0][3]
+    engine.dispose()
+
+
 @pytest.mark.postgres
 async def test_a_page_reads_a_bounded_number_of_rows_on_postgres(postgres_url: str) -> None:
-    many, examined, page_size = 5000, 100, 20
+    many, old, examined, page_size = 5000, 1000, 100, 20
     async with open_database(postgres_url) as database:
         common = {"chain_id": "chain", "caller": "a", "action": "call", "integration_id": 1, "integration_type": ""}
         common |= {"integration_version": 0, "call_count": 1, "outcome": "OK", "purpose": "", "details": ""}
@@ -134,7 +154,7 @@ async def test_a_page_reads_a_bounded_number_of_rows_on_postgres(postgres_url: s
                 **common,
                 "commitment": b"",
                 "mac": b"",
-                "user_id": f"user-{n % 50}",
+                "user_id": "user-of-old" if n < old else f"user-{n % 50}",
                 "time": NOON + n * SECOND,
                 "sequence": n,
             }
@@ -160,7 +180,17 @@ async def test_a_page_reads_a_bounded_number_of_rows_on_postgres(postgres_url: s
             assert await explain(page_statement(condition, after, end).limit(page_size + 1)) <= examined + 2
             every = AuditFilter(UserId(user))
             assert await explain(page_statement(every, after, None).limit(page_size)) <= examined + 2
-        # Negative control: without the bound, all older entries are read.
+        # The last entries of a user who had many are long ago.
+        condition = AuditFilter(UserId("user-of-old"), action="read_webhooks")
+        for position, last in ((AuditPosition(None), old), (AuditPosition(NOON + 500 * SECOND, "chain", 500), 500)):
+            end = AuditPosition(NOON + (last - examined) * SECOND, "chain", last - examined)
+            assert await explain(window_statement(condition, position, examined)) <= examined + 2
+            assert await explain(page_statement(condition, position, end).limit(page_size + 1)) <= examined + 2
+            every = AuditFilter(condition.user_id)
+            assert await explain(page_statement(every, position, None).limit(page_size)) <= examined + 2
+        # Negative controls: in the order of the time alone, all newer entries are read; without the bound, all older.
+        by_time = select(audit_entries).where(audit_entries.c.user_id == "user-of-old")
+        assert await explain(by_time.order_by(audit_entries.c.time.desc()).limit(page_size)) >= many - old
         rare = AuditFilter(action="read_webhooks")
         assert await explain(page_statement(rare, after, None).limit(page_size + 1)) >= 2999
     finally:

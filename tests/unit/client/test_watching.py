@@ -174,3 +174,26 @@ def test_a_forked_process_ends_while_a_thread_of_its_parent_held_the_lock(is_for
         assert closing.is_alive() is not is_forked
     closing.join(30)
     assert not closing.is_alive()
+
+
+@pytest.mark.parametrize("is_running", [False, True], ids=["stream", "restart"])
+def test_a_thread_that_cannot_start_is_tried_again(is_running: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process at its limit of threads closes its client all the same, and can watch later."""
+    store = CredentialStore(threading.Lock)
+    watcher = Watcher(NoCaller(), store)
+    stream = stream_of(store, 1)
+    if is_running:
+        watcher.start(stream)
+    with monkeypatch.context() as limited:
+        limited.setattr(threading.Thread, "start", start_no_thread)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            watcher.start(stream)
+    assert [run.timer for run in watcher._runs.values()] == [None] * is_running
+    watcher.start(stream)
+    assert [run.timer is not None for run in watcher._runs.values()] == [is_running]
+    watcher.close()
+
+
+def start_no_thread(_: threading.Thread) -> None:
+    """As at the system's limit."""
+    raise RuntimeError("can't start new thread")
