@@ -221,6 +221,16 @@ async def test_grpc_passes_through_with_details_and_streams(shared: Gateway) -> 
         assert any(key == "grpc-status-details-bin" for key, _ in caught.value.trailing_metadata() or ())
 
 
+async def test_an_error_of_envoy_has_a_text_for_grpc_clients(shared: Gateway) -> None:
+    async with grpc.aio.insecure_channel(shared.envoy.url.removeprefix("http://")) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary("/other.Service/Method")(b"", timeout=60)
+    assert (caught.value.code(), caught.value.details()) == (
+        grpc.StatusCode.UNIMPLEMENTED,
+        "Envoy: route_not_found: ",
+    )
+
+
 PAGE = """<!doctype html><title>Callback</title><script>
 const urlParams = new URLSearchParams(window.location.search);
 const code = urlParams.get('code');
