@@ -223,12 +223,11 @@ async def test_grpc_passes_through_with_details_and_streams(shared: Gateway) -> 
 
 async def test_an_error_of_envoy_has_a_text_for_grpc_clients(shared: Gateway) -> None:
     async with grpc.aio.insecure_channel(shared.envoy.url.removeprefix("http://")) as channel:
+        call: Any = channel.unary_unary("/other.Service/Method")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await channel.unary_unary("/other.Service/Method")(b"", timeout=60)
-    assert (caught.value.code(), caught.value.details()) == (
-        grpc.StatusCode.UNIMPLEMENTED,
-        "Envoy: route_not_found: ",
-    )
+            await call(b"", timeout=60)
+    error = caught.value
+    assert (error.code(), error.details()) == (grpc.StatusCode.UNIMPLEMENTED, "Envoy: route_not_found: ")
 
 
 PAGE = """<!doctype html><title>Callback</title><script>
