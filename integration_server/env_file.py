@@ -16,7 +16,8 @@ NAME = ".env"
 MAX_BYTES = 1024 * 1024
 """Of the file: a hundred times what all settings with their keys take."""
 
-_MAX_WAIT = 10.0  # seconds, for the writer of a named pipe: a secret manager may have to ask its user first
+MAX_WAIT = 10.0
+"""Seconds, for the writer of a named pipe: a secret manager may have to ask its user first."""
 _READ_SIZE = 64 * 1024
 
 # Byte order marks (Unicode 15 §23.8) of the encodings that Windows' programs call "Unicode".
@@ -31,9 +32,7 @@ class EnvFileError(Exception):
         self.problems = list(problems)
 
 
-def read_env_file(
-    directory: Path, *, interpolate: bool = True, max_wait: float = _MAX_WAIT
-) -> Mapping[str, str | None]:
+def read_env_file(directory: Path, *, interpolate: bool = True, max_wait: float = MAX_WAIT) -> Mapping[str, str | None]:
     """The variables of `.env` in the directory, none if there is no such file. Raises `EnvFileError`.
 
     A line that is no assignment is a problem, and not skipped: the server would start without what it sets. The file

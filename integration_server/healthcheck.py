@@ -24,6 +24,8 @@ from integration_server.sidecar_settings import SidecarSettings
 # Seconds. The sidecar waits at most one for the server. The orchestrator has a deadline of its own, above this one.
 _DEADLINE = 3.0
 
+_ADDRESS = "SIDECAR_ADDRESS"
+
 
 def healthcheck(
     is_liveness: Annotated[
@@ -33,7 +35,8 @@ def healthcheck(
 ) -> None:
     """Ask the running server whether it is ready. The exit code is 1 if it is not."""
     try:
-        in_file = read_env_file(Path.cwd(), max_wait=_DEADLINE)
+        # Without need it is not read: the server has read it before, and need not find it as it is now.
+        in_file = {} if _ADDRESS in os.environ else read_env_file(Path.cwd(), max_wait=_DEADLINE)
     except EnvFileError as error:
         raise CommandFailed(*error.problems) from None
     problem = find_problem({**in_file, **os.environ}, "/healthz" if is_liveness else "/readyz")
@@ -44,9 +47,9 @@ def healthcheck(
 
 def find_problem(environment: Mapping[str, str | None], path: str, deadline: float = _DEADLINE) -> str | None:
     """Why the sidecar of these settings does not report health at the path within the deadline; None if it does."""
-    text = (environment.get("SIDECAR_ADDRESS") or "").strip()
+    text = (environment.get(_ADDRESS) or "").strip()
     try:
-        address = SidecarSettings.model_validate({"SIDECAR_ADDRESS": text} if text else {}).sidecar_address
+        address = SidecarSettings.model_validate({_ADDRESS: text} if text else {}).sidecar_address
     except ValidationError as error:
         return f"SIDECAR_ADDRESS: {error.errors(include_url=False)[0]['msg'].removeprefix('Value error, ')}"
     return _ask(address.reachable, path, deadline)

@@ -103,11 +103,19 @@ def _try_to_bind(address: str) -> None:
     """
     host, _, port = address.rpartition(":")
     found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    missing: list[OSError] = []
     for family, kind, number, _, target in found:
-        with socket.socket(family, kind, number) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            listener.bind(target)
+        try:
+            with socket.socket(family, kind, number) as listener:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                listener.bind(target)
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                raise
+            missing.append(error)  # an IPv6 address of localhost on a machine without IPv6, which gRPC leaves out
+    if len(missing) == len(found):
+        raise missing[0]
 
 
 @asynccontextmanager

@@ -67,20 +67,23 @@ class SettingsError(Exception):
         self.problems = problems
 
 
-def read_environment(directory: Path) -> dict[str, str]:
+def read_environment(directory: Path, *, max_wait: float = env_file.MAX_WAIT) -> dict[str, str]:
     """The environment variables, and below them the variables of `.env` in the directory.
 
     White space around a value is dropped: a file that a variable is read from usually ends with a line feed. Raises
-    `SettingsError` if the file cannot be read.
+    `SettingsError` if the file cannot be read, as a named pipe to which nobody writes within `max_wait` seconds.
     """
-    from_file = {name: value for name, value in read_env_file(directory).items() if value is not None}
+    in_file = read_env_file(directory, max_wait=max_wait)
+    from_file = {name: value for name, value in in_file.items() if value is not None}
     return {name: value.strip() for name, value in {**from_file, **os.environ}.items()}
 
 
-def read_env_file(directory: Path, *, interpolate: bool = True) -> Mapping[str, str | None]:
-    """The variables of `.env` in the directory, none if there is no such file. Raises `SettingsError`."""
+def read_env_file(
+    directory: Path, *, interpolate: bool = True, max_wait: float = env_file.MAX_WAIT
+) -> Mapping[str, str | None]:
+    """As `env_file.read_env_file`. Raises `SettingsError`."""
     try:
-        return env_file.read_env_file(directory, interpolate=interpolate)
+        return env_file.read_env_file(directory, interpolate=interpolate, max_wait=max_wait)
     except env_file.EnvFileError as error:
         raise SettingsError(error.problems) from None
 

@@ -4,49 +4,104 @@ Whoever reads the log can end or stop reading, and the disk that it is on can be
 a line is about. Imports no other module of this package.
 """
 
+import math
 import os
 import select
 import sys
 import threading
-from collections.abc import Iterable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 # The last one: a signal has interrupted another write to the same stream.
 _FAILURES = (OSError, ValueError, RuntimeError)
 
 _PATIENCE = 1.0  # seconds: a reader that runs at all reads within it, and no caller gives up
+_WAITING_SHARE = 0.01  # of the time: what calls lose to a reader that is always too slow
 _PIECE = 4096  # bytes: a pipe that can be written to has room for as many, so that writing them does not wait
+_RETRY_DELAY = 0.01  # seconds
 
 
 class PatientOutput:
     """Writes to a descriptor that may take nothing, such as a pipe whose reader is stopped or a terminal after Ctrl-S.
 
     What it does not take within `patience` seconds is lost, and then everything at once until it takes something again.
-    `lost` counts bytes. `patience` is None in negative controls: it waits.
+    The seconds are those of all writes together, and come back with `waiting_share` of the time: a reader that is too
+    slow would take them for each write. `lost` counts bytes. In negative controls `patience` is None, and it waits, or
+    the share is a large one. `poll` waits for room for so many milliseconds, and returns whether there is.
     """
 
-    def __init__(self, descriptor: int, *, patience: float | None = _PATIENCE) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        *,
+        patience: float | None = _PATIENCE,
+        waiting_share: float = _WAITING_SHARE,
+        monotonic: Callable[[], float] = time.monotonic,
+        poll: Callable[[float | None], object] | None = None,
+    ) -> None:
         self.lost = 0
         self._descriptor = descriptor
-        self._patience = patience
+        self._is_terminal = os.isatty(descriptor)
+        self._patience = self._left = math.inf if patience is None else patience
+        self._monotonic = monotonic
+        self._left_at = monotonic()
+        self._waiting_share = waiting_share
         self._is_stuck = False
-        self._poll = select.poll()
-        self._poll.register(descriptor, select.POLLOUT)
+        self._is_cut = False  # the last line that was written
+        room = select.poll()
+        room.register(descriptor, select.POLLOUT)
+        self._poll = poll or room.poll
 
     def write(self, data: bytes) -> None:
-        """Write as much as possible. Raises `OSError`."""
-        while data:
-            if not self._has_room():
-                self.lost += len(data)
-                return
-            with suppress(BlockingIOError):  # another process has taken the room
-                data = data[os.write(self._descriptor, data[:_PIECE]) :]
+        """Write as much as possible; what follows a line that was cut begins a new one. Raises `OSError`."""
+        rest = b"\n" + data if self._is_cut else data
+        with self._opened() as descriptor:
+            while rest:
+                written = self._write_piece(descriptor, rest[:_PIECE])
+                if not written:
+                    self.lost += min(len(rest), len(data))
+                    return
+                self._is_cut = not rest.endswith(b"\n", 0, written)
+                rest = rest[written:]
+        self._is_cut = False
 
-    def _has_room(self) -> bool:
-        patience = 0 if self._is_stuck else self._patience
-        self._is_stuck = not self._poll.poll(None if patience is None else patience * 1000)
-        return not self._is_stuck
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        """The descriptor to write to. A terminal that takes a part of a line waits until it takes the rest, unless it
+        is opened again; the given descriptor has the same mode in other programs."""
+        own = self._descriptor
+        if self._is_terminal:
+            with suppress(OSError):  # of another user's
+                own = os.open(f"/proc/self/fd/{own}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            yield own
+        finally:
+            if own != self._descriptor:
+                os.close(own)
+
+    def _write_piece(self, descriptor: int, piece: bytes) -> int:
+        """Returns the number of bytes that are written, 0 if there is no room in time."""
+        begin = self._monotonic()
+        left = min(self._patience, self._left + (begin - self._left_at) * self._waiting_share)
+        deadline = begin if self._is_stuck else begin + left
+        written = 0
+        while not written and self._poll_until(deadline):
+            try:
+                written = os.write(descriptor, piece)
+            except BlockingIOError:  # another process has taken the room, or a terminal has too little for a line feed
+                if self._monotonic() >= deadline:
+                    break
+                time.sleep(_RETRY_DELAY)
+        self._left_at = self._monotonic()
+        self._left = left - (self._left_at - begin)
+        self._is_stuck = not written
+        return written
+
+    def _poll_until(self, deadline: float) -> bool:
+        seconds = max(0.0, deadline - self._monotonic())
+        return bool(self._poll(None if seconds == math.inf else seconds * 1000))
 
 
 class UnfailingStream:

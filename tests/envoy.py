@@ -95,7 +95,7 @@ def adapted(
     *,
     authority: Path | None = None,
     retries: bool = True,
-) -> Mapping[str, Any]:
+) -> dict[str, Any]:
     """The configuration as an operator adapts it: addresses, and the path of the descriptor set.
 
     `authority` is that of the servers' certificates; without it they have no TLS. Without `retries`, Envoy sends each
@@ -140,11 +140,13 @@ async def run_envoy(
     retries: bool = True,
     authority: Path | None = None,
     change_tls: Callable[[dict[str, Any]], object] = lambda _: None,
+    change: Callable[[dict[str, Any]], object] = lambda _: None,
     until: Callable[[Mapping[str, str]], bool] = are_healthy,
 ) -> AsyncIterator[Envoy]:
     """Run Envoy in front of servers and sidecars, given as host:port. Skips the test if there is no Envoy.
 
-    `change_tls` changes how the servers' certificates are verified. It runs once the healths are as asked for.
+    `change_tls` changes how the servers' certificates are verified, and `change` anything. It runs once
+    the healths are as asked for.
     """
     program = find_envoy()
     if program is None:
@@ -156,6 +158,7 @@ async def run_envoy(
     )
     if authority is not None:
         change_tls(config["static_resources"]["clusters"][0]["transport_socket"]["typed_config"]["common_tls_context"])
+    change(config)
     path.write_text(yaml.safe_dump(config))
     with (directory / "envoy.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(

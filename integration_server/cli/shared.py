@@ -65,7 +65,7 @@ def report_errors(function: Callable[P, None], *, exit_code: int = 1) -> Callabl
         except ProvidersError as error:
             end("Invalid providers:", *error.problems)
         except InvalidFile as error:
-            problems = name_files(error.problems, read_environment(Path.cwd()))
+            problems = name_files(error.problems, _environment_again())
             end("Invalid files of authentication and authorization:", *problems)
         except BrokenPipeError:
             raise  # the reader of the output has ended, as `head` does: typer ends quietly
@@ -81,7 +81,15 @@ def report_errors(function: Callable[P, None], *, exit_code: int = 1) -> Callabl
 
 def _explain(error: StoreUnavailable) -> str:
     """Name the cause."""
-    return explain_outage(error, read_environment(Path.cwd()).get("DATABASE_URL") or DEFAULT_DATABASE_URL)
+    return explain_outage(error, _environment_again().get("DATABASE_URL") or DEFAULT_DATABASE_URL)
+
+
+def _environment_again() -> Mapping[str, str]:
+    """The environment for a message about something else: without `.env` if that is no longer as it was."""
+    try:
+        return read_environment(Path.cwd(), max_wait=0.0)
+    except SettingsError:
+        return os.environ
 
 
 def fail(message: str, *problems: str, exit_code: int = 1) -> NoReturn:

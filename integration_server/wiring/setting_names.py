@@ -50,8 +50,8 @@ class UnknownName:
 def unknown_names(directory: Path, providers: Iterable[HasSettings]) -> Sequence[UnknownName]:
     """The names in `.env` of a directory that are no setting, and those in the environment that resemble one.
 
-    At most 20, first those that resemble a setting. Raises `OSError` or
-    `SettingsError` if the file cannot be read.
+    At most 20, first those that resemble a setting. None of the file if it is no longer as it was when the settings
+    were read: a named pipe is empty then.
     """
     known = {field.alias or name.upper() for name, field in Settings.model_fields.items()}
     prefixes = []
@@ -59,7 +59,7 @@ def unknown_names(directory: Path, providers: Iterable[HasSettings]) -> Sequence
         known.update(provider.setting_names)
         prefixes.append(f"{provider.integration_type.upper()}_")
     known_names = _KnownNames(known)
-    in_file = read_env_file(directory, interpolate=False).keys() - known
+    in_file = _names_in_file(directory) - known
     found = [
         *(
             UnknownName(name, ".env", meant)
@@ -79,10 +79,7 @@ def unknown_names(directory: Path, providers: Iterable[HasSettings]) -> Sequence
 
 def misspelled_names() -> Sequence[str]:
     """What to say, after a failure, of names that resemble a setting of the server: one of them may be its cause."""
-    try:
-        return [str(unknown) for unknown in unknown_names(Path.cwd(), ()) if unknown.meant]
-    except (OSError, SettingsError):  # of .env, which may be the failure itself
-        return []
+    return [str(unknown) for unknown in unknown_names(Path.cwd(), ()) if unknown.meant]
 
 
 def warn_of_unknown_names(providers: Iterable[HasSettings]) -> None:
@@ -90,6 +87,13 @@ def warn_of_unknown_names(providers: Iterable[HasSettings]) -> None:
     log = structlog.get_logger(__name__)
     for unknown in unknown_names(Path.cwd(), providers):
         log.warning("unknown_setting", name=unknown.name, source=unknown.source, did_you_mean=unknown.meant)
+
+
+def _names_in_file(directory: Path) -> Set[str]:
+    try:
+        return read_env_file(directory, interpolate=False, max_wait=0.0).keys()
+    except SettingsError:
+        return frozenset()
 
 
 class _KnownNames:

@@ -26,6 +26,8 @@ from tests.end_to_end.rest_user import API, RestUser, connect_body, make_nine_re
 from tests.end_to_end.system import APP_CALLBACK, RETURN_URL, System, query_of, run_system
 from tests.end_to_end.test_pages_in_a_browser import CHROMIUM
 from tests.envoy import SKIP_REASON, Envoy, find_envoy, run_envoy
+from tests.integration.providers.socket_servers import server_tls
+from tests.loopback import accepting
 
 pytestmark = [
     pytest.mark.slow,
@@ -219,6 +221,49 @@ async def test_grpc_passes_through_with_details_and_streams(shared: Gateway) -> 
             await service.GetIntegration(pb.GetIntegrationRequest(integration_id=4711), metadata=metadata, timeout=60)
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
         assert any(key == "grpc-status-details-bin" for key, _ in caught.value.trailing_metadata() or ())
+
+
+async def test_an_error_of_envoy_has_a_text_for_grpc_clients(shared: Gateway) -> None:
+    async with grpc.aio.insecure_channel(shared.envoy.url.removeprefix("http://")) as channel:
+        call: Any = channel.unary_unary("/other.Service/Method")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(b"", timeout=60)
+    error = caught.value
+    assert (error.code(), error.details()) == (grpc.StatusCode.UNIMPLEMENTED, "Envoy: NoRouteFound: ")
+
+
+@pytest.mark.parametrize("shows_details", [False, True])
+async def test_an_error_of_envoy_shows_nothing_of_the_servers(tmp_path: Path, *, shows_details: bool) -> None:
+    """Envoy's details of a failed connection have the names in the server's certificate. Second: the negative control,
+    which shows the details."""
+    tls, certificate = server_tls(tmp_path, "internal.example")
+
+    def change(config: dict[str, Any]) -> None:
+        for cluster in config["static_resources"]["clusters"]:
+            del cluster["health_checks"]  # between two of them, a server is believed to be well
+        if shows_details:
+            config.update(json.loads(json.dumps(config).replace("RESPONSE_FLAGS_LONG", "RESPONSE_CODE_DETAILS")))
+
+    async def read(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with (
+        accepting(read, tls=tls) as port,
+        run_envoy(tmp_path, [f"127.0.0.1:{port}"], [], authority=certificate, change=change) as envoy,
+        httpx.AsyncClient(base_url=envoy.url, trust_env=False, timeout=60) as client,
+        grpc.aio.insecure_channel(envoy.url.removeprefix("http://")) as channel,
+    ):
+        response = await client.get(f"{API}/status")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await IntegrationServiceStub(channel).ListIntegrations(pb.ListIntegrationsRequest(), timeout=60)
+    assert (response.status_code, response.json()["code"], caught.value.code()) == (
+        503,
+        14,
+        grpc.StatusCode.UNAVAILABLE,
+    )
+    for text in (reason(response), str(caught.value.details())):
+        assert ("internal.example" in text) is shows_details
+        assert ("UpstreamConnectionFailure" in text) is not shows_details
 
 
 PAGE = """<!doctype html><title>Callback</title><script>

@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
-from integration_server.healthcheck import find_problem
+from integration_server.command_errors import CommandFailed
+from integration_server.healthcheck import find_problem, healthcheck
 from integration_server.setting_types import parse_address
 from tests.unit.client.test_imports import imported
 
@@ -52,6 +54,19 @@ async def test_only_200_is_healthy(response: bytes, found: str | None) -> None:
         result = await problem(address)
     assert (result is None) == (found is None)
     assert (found or "") in (result or "")
+
+
+async def test_a_file_that_has_become_invalid_fails_no_check_that_needs_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("no assignment\n")
+    monkeypatch.delenv("SIDECAR_ADDRESS", raising=False)
+    with pytest.raises(CommandFailed, match="is not an assignment"):
+        healthcheck()
+    async with sidecar(lambda _: OK) as address:
+        monkeypatch.setenv("SIDECAR_ADDRESS", address)
+        await asyncio.to_thread(healthcheck)
 
 
 async def test_liveness_asks_another_path_than_readiness() -> None:

@@ -2,15 +2,16 @@
 
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from datetime import timedelta
 
 import grpc
 import pytest
 from structlog.testing import capture_logs
 
-from integration_server.lifecycle import AddressTaken
+from integration_server.lifecycle import AddressTaken, serving
 from integration_server.setting_types import Address
 from integration_server.wiring.workers import claimed_port
 
@@ -78,6 +79,19 @@ def test_the_workers_of_another_server_cannot_join() -> None:
 def test_an_address_that_this_machine_does_not_have_is_named(host: str) -> None:
     with pytest.raises(AddressTaken, match=host), claimed_port(Address(host, 0), 2):
         pass
+
+
+@pytest.mark.parametrize(("hosts", "serves"), [(["192.0.2.1", "127.0.0.1"], True), (["192.0.2.1"], False)])
+async def test_a_name_may_have_an_address_that_this_machine_does_not_have(
+    hosts: Sequence[str], serves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `localhost` has in a container without IPv6. gRPC resolves the name itself."""
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0)) for host in hosts]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_kwargs: found)
+    listening = serving(grpc.aio.server(), "localhost:0", timedelta(0))
+    with nullcontext() if serves else pytest.raises(AddressTaken, match="cannot assign requested address"):
+        async with listening as port:
+            assert port
 
 
 def test_a_program_that_joins_later_is_reported_once_and_again_when_there_is_another() -> None:

@@ -75,6 +75,7 @@ def test_each_values_file_passes(name: str) -> None:
         # What contradicts another value.
         (with_settings(DRAIN_SECONDS=60), "terminationGracePeriodSeconds: must be at least 100"),
         (with_settings(SHUTDOWN_GRACE_SECONDS="300"), "terminationGracePeriodSeconds: must be at least 325"),
+        (with_settings(DRAIN_SECONDS="30.5"), "terminationGracePeriodSeconds: must be at least 71"),
         (changed(autoscaling={"enabled": True, "minReplicas": 3, "maxReplicas": 2}), "autoscaling.maxReplicas"),
         (changed(listenHost="::"), "/listenHost"),
         # What only the schemas of Kubernetes know.
@@ -148,6 +149,10 @@ def test_the_database_may_have_a_secret_of_its_own() -> None:
         assert entry["valueFrom"] == {"secretKeyRef": {"name": "database-app", "key": "uri"}}
 
 
+def test_names_of_digits_stay_texts() -> None:
+    assert list(check_chart(changed(databaseUrl={"secretName": "123", "key": "456"}))) == []
+
+
 def test_servers_and_the_migration_mount_further_volumes() -> None:
     volume = {"name": "ca", "configMap": {"name": "database-ca"}}
     mount = {"name": "ca", "mountPath": "/etc/database-ca", "readOnly": True}
@@ -164,8 +169,9 @@ def test_servers_and_the_migration_mount_further_volumes() -> None:
 
 
 def test_a_stop_has_the_time_that_its_settings_need() -> None:
-    values = {**with_settings(DRAIN_SECONDS=60), "terminationGracePeriodSeconds": 100}
-    assert list(check_chart(values)) == []
+    for drain, seconds in ((60, 100), (0, 40), ("", 45)):
+        values = {**with_settings(DRAIN_SECONDS=drain), "terminationGracePeriodSeconds": seconds}
+        assert list(check_chart(values)) == []
 
 
 def test_a_port_without_peers_is_closed() -> None:

@@ -1,5 +1,6 @@
 """Names that are no setting are reported, with the setting that may be meant."""
 
+import os
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from integration_server.cli.shared import command, load_settings
+from integration_server.cli.shared import command, load_settings, report_errors
 from integration_server.command_errors import CommandFailed
+from integration_server.hot_reload import InvalidFile
 from integration_server.storage.schema import SchemaError
 from integration_server.wiring.setting_names import misspelled_names, unknown_names, warn_of_unknown_names
 
@@ -51,6 +53,39 @@ def test_a_name_in_the_environment_counts_only_if_it_resembles_a_setting(
 ) -> None:
     monkeypatch.setenv(name, "secret-value")
     assert (name in {unknown.name for unknown in unknown_names(tmp_path, PROVIDERS)}) is is_reported
+
+
+@pytest.mark.parametrize("becomes_empty_pipe", [True, False])
+def test_a_file_that_is_no_longer_as_it_was_fails_no_start(
+    becomes_empty_pipe: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOGLEVEL", "INFO")
+    if becomes_empty_pipe:  # whoever writes to it has written once
+        os.mkfifo(tmp_path / ".env")
+    else:
+        (tmp_path / ".env").write_text("no assignment\n")
+    with capture_logs() as logs:
+        warn_of_unknown_names(PROVIDERS)
+    assert [entry["name"] for entry in logs if entry["source"] == "the environment"] == ["LOGLEVEL"]
+
+
+@pytest.mark.parametrize("becomes_empty_pipe", [True, False])
+def test_a_file_that_is_no_longer_as_it_was_hides_no_error(
+    becomes_empty_pipe: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def start() -> None:
+        if becomes_empty_pipe:
+            os.mkfifo(tmp_path / ".env")
+        else:
+            (tmp_path / ".env").write_text("no assignment\n")
+        raise InvalidFile("policy.toml: is not TOML")
+
+    with pytest.raises(CommandFailed) as caught:
+        report_errors(start)()
+    assert caught.value.problems[0] == "policy.toml: is not TOML"
 
 
 def test_the_start_logs_names_and_no_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -229,6 +229,68 @@ def test_the_output_counts_what_is_lost() -> None:
         assert (output.lost, read_all(reading)) == (20_000, b"b" * 10_000)
 
 
+class SlowReader:
+    """Takes a piece every half a second, by a clock that only waits move."""
+
+    def __init__(self) -> None:
+        self.now, self.waited, self.next_piece = 0.0, 0.0, 0.0
+
+    def poll(self, milliseconds: float | None) -> bool:
+        assert milliseconds is not None
+        wait = min(max(0.0, self.next_piece - self.now), milliseconds / 1000)
+        self.now, self.waited = self.now + wait, self.waited + wait
+        has_room = self.now >= self.next_piece
+        if has_room:
+            self.next_piece = self.now + 0.5
+        return has_room
+
+
+@pytest.mark.parametrize("share", [0.01, 1e9])
+def test_a_reader_that_is_too_slow_blocks_its_writer_for_a_hundredth_of_the_time(share: float) -> None:
+    """Second: the negative control, which is blocked most of the time."""
+    reader = SlowReader()
+    with Path(os.devnull).open("w") as stream:
+        output = PatientOutput(stream.fileno(), waiting_share=share, monotonic=lambda: reader.now, poll=reader.poll)
+        while reader.now < 100:
+            output.write(b"line\n")
+            reader.now += 0.01
+    assert reader.waited < 1 + 0.01 * 101 if share < 1 else reader.waited > 90
+
+
+def test_a_line_that_is_cut_does_not_damage_the_next_one() -> None:
+    with full_pipe() as (reading, stream):
+        os.read(reading, 4096)
+        output = PatientOutput(stream.fileno(), patience=0.01)
+        output.write(b"a" * 5000 + b"\n")
+        assert output.lost == 5001 - 4096
+        assert read_all(reading) == b"a" * 4096
+        output.write(b"b\n")
+        assert read_all(reading) == b"\nb\n"
+        output.write(b"c\n")
+        assert read_all(reading) == b"c\n"
+
+
+@pytest.mark.parametrize("patience", [0.01, None])
+def test_a_write_to_a_terminal_that_takes_a_part_of_it_ends(patience: float | None) -> None:
+    """Second: the negative control, which waits for the terminal."""
+    terminal, descriptor = os.openpty()
+    output = PatientOutput(descriptor, patience=patience)
+
+    def write() -> None:
+        with suppress(OSError):  # once the terminal is closed
+            for _ in range(1000):
+                output.write(b"a line of an odd length\n")
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    thread.join(60 if patience else 0.3)
+    is_waiting = thread.is_alive()
+    os.close(terminal)
+    thread.join(60)
+    os.close(descriptor)
+    assert (is_waiting, output.lost > 0) == (patience is None, patience is not None)
+
+
 def test_lines_of_several_threads_stay_whole() -> None:
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as source, os.fdopen(writing, "w") as stream:

@@ -34,8 +34,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 name: DATABASE_URL
 valueFrom:
   secretKeyRef:
-    name: {{ .Values.databaseUrl.secretName | default (include "integration-server.secretName" .) }}
-    key: {{ if .Values.databaseUrl.secretName }}{{ .Values.databaseUrl.key }}{{ else }}DATABASE_URL{{ end }}
+    name: {{ .Values.databaseUrl.secretName | default (include "integration-server.secretName" .) | quote }}
+    key: {{ if .Values.databaseUrl.secretName }}{{ .Values.databaseUrl.key | default "DATABASE_URL" | quote }}{{ else }}DATABASE_URL{{ end }}
 {{- end }}
 
 {{- define "integration-server.tlsSecretName" -}}
@@ -64,4 +64,10 @@ capabilities: {drop: [ALL]}
 {{- /* A number as it is written: Helm reads it as a float, which would print a million as 1e+06. */ -}}
 {{- define "integration-server.text" -}}
 {{ if and (kindIs "float64" .) (eq . (floor .)) }}{{ int64 . }}{{ else }}{{ . }}{{ end }}
+{{- end }}
+
+{{- /* The seconds of a setting, of the values or the default, as a whole number. */ -}}
+{{- define "integration-server.seconds" -}}
+{{- $text := include "integration-server.text" (index . 0) | trim -}}
+{{ ternary (index . 1) (ceil (float64 $text)) (eq $text "") }}
 {{- end }}
