@@ -19,6 +19,7 @@ from integration_server.rpc.call_audit import record_audit
 from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.integration_service import IntegrationService
 from integration_server.rpc.interceptors import enforce_deadline
+from integration_server.rpc.methods import Permission, method_of
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest
 from integration_server.service.credentials.integration_cache import RaceSafeCache
 from integration_server.service.integrations.ports import StoredIntegration
@@ -69,7 +70,16 @@ def names_integration(message: Any) -> bool:
     )
 
 
-METHODS = {method.full_name: method for method in methods_of_the_contract() if names_integration(method.input_type)}
+def is_for_operators(method: MethodDescriptor) -> bool:
+    """Whether only operators, who may search across users, can call the method."""
+    return method_of(method).permission is Permission.OPERATE
+
+
+METHODS = {
+    method.full_name: method
+    for method in methods_of_the_contract()
+    if not is_for_operators(method) and names_integration(method.input_type)
+}
 
 
 def request_for(method: MethodDescriptor, integration_id: int, user_id: UserId) -> Message:
