@@ -156,9 +156,8 @@ class AuditTrail:
             size = min(remaining, BATCH_SIZE)
             await self._write_batch(size)
             remaining -= size
-        if len(self.queue) >= (
-            1 if self._waiting else BATCH_SIZE
-        ):  # not for what an empty queue has no room for either
+        # Not for an empty queue, even if somebody waits: it will not have more room.
+        if len(self.queue) >= (1 if self._waiting else BATCH_SIZE):
             self._flush_requested.set()
 
     async def _write_batch(self, size: int) -> None:
