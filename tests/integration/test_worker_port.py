@@ -1,5 +1,6 @@
 """Workers share a port that their server has claimed: no other server gets a part of the connections unnoticed."""
 
+import errno
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -112,6 +113,28 @@ def test_a_program_that_joins_later_is_reported_once_and_again_when_there_is_ano
     assert [(log["event"], log["foreign_listeners"]) for log in logs] == [("port_shared", 1), ("port_shared", 2)]
 
 
+@contextmanager
+def port_that_is_free_at(*hosts: str) -> Iterator[int]:
+    """A port at which no other program listens, at any of the addresses; it is not listened at either."""
+    for _ in range(100):
+        with ExitStack() as stack:
+            port = 0
+            try:
+                for host in hosts:
+                    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+                    bound = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+                    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                    bound.bind((host, port))
+                    port = bound.getsockname()[1]
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                continue
+        yield port
+        return
+    raise AssertionError("no port is free")
+
+
 @pytest.mark.parametrize(
     ("own", "other", "is_shared"),
     [
@@ -129,7 +152,12 @@ def test_a_program_that_joins_later_is_reported_once_and_again_when_there_is_ano
     ],
 )
 def test_only_who_gets_connections_of_this_server_is_reported(own: str, other: str, is_shared: bool) -> None:
-    with claimed_port(Address(own, 0), 2) as claim, ExitStack() as stack, capture_logs() as logs:
+    with (
+        port_that_is_free_at(own, other) as port,
+        claimed_port(Address(own, port), 2) as claim,
+        ExitStack() as stack,
+        capture_logs() as logs,
+    ):
         for _ in range(2):
             stack.enter_context(listening(claim.address, shares=True))
         with listening(Address(other, claim.address.port), shares=True):
