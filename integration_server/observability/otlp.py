@@ -38,9 +38,8 @@ _INTERVAL = 5.0  # seconds
 _TIMEOUT = 5.0  # seconds for one batch
 _CLOSING_TIMEOUT = 10.0  # seconds for all that wait at the end
 _RETRY_DELAY = 1.0  # seconds
-_MAX_RETRY_AFTER = (
-    60.0  # seconds: a collector that restarts is back by then, and one that asks for hours is asked again
-)
+# Seconds. A collector that restarts is back by then, and one that asks for hours is asked again.
+_MAX_RETRY_AFTER = 60.0
 _MAX_RETRY_AFTER_LENGTH = 40  # characters; a date has 29
 _ACCEPTED = 2  # hundred
 _RETRYABLE = frozenset({429, 502, 503, 504})  # opentelemetry.io/docs/specs/otlp/#otlphttp-response
