@@ -28,7 +28,6 @@ from sqlalchemy import (
     bindparam,
     cast,
     func,
-    literal,
     literal_column,
     select,
     true,
@@ -40,7 +39,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from integration_server.service.background.ports import Claim, JobKind
 from integration_server.storage.authorization_attempts import attempt_of
 from integration_server.storage.driver_queries import DriverQuery
-from integration_server.storage.due_work_claims import NOW, claimable_time, is_due, is_held, is_of
+from integration_server.storage.due_work_claims import NOW, claimable_time, is_due, is_held, is_of, kind_literal
 from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.integrations import stored_integration_of
 from integration_server.storage.list_parameters import is_one_of
@@ -204,7 +203,7 @@ def claim_statement(
     table, claims = _TABLES[job_kind], due_work_claims.c
     replaced = select(claims.expire_time).where(is_of(job_kind, table.row_id)).correlate(table.row_id.table)
     values = {
-        claims.job_kind: literal(job_kind.value),
+        claims.job_kind: kind_literal(job_kind).label("job_kind"),
         claims.row_id: cast(table.row_id, String),
         claims.due_time: table.due_time,
         claims.expire_time: DatabaseTime(claim_duration),
@@ -255,14 +254,14 @@ def _due_types(job_kind: JobKind, table: _DueTable) -> Select[Any]:
     """The job's types with due rows."""
     types = _types(job_kind, table)
     earliest = _earliest(table, types)
-    return select(literal(job_kind.value).label("job_kind"), types.c.job_type).where(earliest.is_not(None))
+    return select(kind_literal(job_kind).label("job_kind"), types.c.job_type).where(earliest.is_not(None))
 
 
 def _oldest_due(job_kind: JobKind, table: _DueTable) -> Select[Any]:
     """The job's types, each with the earliest time of its due rows."""
     types = _types(job_kind, table)
     columns = types.c.job_type, _earliest(table, types).label("earliest"), DatabaseTime().label("now")
-    return select(literal(job_kind.value).label("job_kind"), *columns).where(types.c.job_type.is_not(None))
+    return select(kind_literal(job_kind).label("job_kind"), *columns).where(types.c.job_type.is_not(None))
 
 
 OLDEST_DUE = union_all(*(_oldest_due(job_kind, table) for job_kind, table in _TABLES.items()))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, String, and_, cast, exists, func, select
+from sqlalchemy import Column, ColumnElement, String, and_, cast, exists, func, literal_column, select
 
 from integration_server.service.background.ports import Claim, JobKind
 from integration_server.storage.engine import DatabaseTime
@@ -20,9 +20,14 @@ NOW = select(DatabaseTime()).scalar_subquery()  # evaluated once per statement: 
 _C = due_work_claims.c
 
 
+def kind_literal(job_kind: JobKind) -> ColumnElement[str]:
+    """The job as a constant of a statement. Without parameters, PostgreSQL plans the statement once for a session."""
+    return literal_column(f"'{job_kind.value}'", String)
+
+
 def is_of(job_kind: JobKind, row_id: Column[Any]) -> ColumnElement[bool]:
     """The condition for the claim of a row, whether or not it counts."""
-    return and_(_C.job_kind == job_kind.value, _C.row_id == cast(row_id, String))
+    return and_(_C.job_kind == kind_literal(job_kind), _C.row_id == cast(row_id, String))
 
 
 def claimable_time(job_kind: JobKind, row_id: Column[Any], due_time: Column[datetime]) -> ColumnElement[datetime]:

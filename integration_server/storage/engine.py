@@ -182,30 +182,30 @@ def _begin_immediate(connection: Connection) -> None:
 class DatabaseTime(FunctionElement[datetime]):
     """The current time of the database plus `offset`; not the start of the transaction.
 
-    `offset` may be a parameter, in seconds: NULL makes the time NULL.
+    `offset` may be a parameter, in seconds: NULL makes the time NULL. Without one, the time has no parameter.
     """
 
     name = "database_time"
     type = UtcDateTime()
     inherit_cache = True
 
-    def __init__(self, offset: timedelta | BindParameter[float] = timedelta(0)) -> None:
-        is_fixed = isinstance(offset, timedelta)
-        super().__init__(bindparam(None, offset.total_seconds(), unique=True) if is_fixed else offset)
+    def __init__(self, offset: timedelta | BindParameter[float] | None = None) -> None:
+        if isinstance(offset, timedelta):
+            offset = bindparam(None, offset.total_seconds(), unique=True)
+        super().__init__(*(() if offset is None else (offset,)))
 
 
 @compiles(DatabaseTime, "postgresql")
 def _postgresql(element: DatabaseTime, compiler: SQLCompiler, **options: object) -> str:
-    (seconds,) = element.clauses
-    # Not now(), which is constant within a transaction.
-    return f"(clock_timestamp() + make_interval(secs => {compiler.process(seconds, **options)}))"
+    offset = "".join(f" + make_interval(secs => {compiler.process(one, **options)})" for one in element.clauses)
+    return f"(clock_timestamp(){offset})"  # not now(), which is constant within a transaction
 
 
 @compiles(DatabaseTime, "sqlite")
 def _sqlite(element: DatabaseTime, compiler: SQLCompiler, **options: object) -> str:
-    (seconds,) = element.clauses
+    offset = "".join(f", {compiler.process(one, **options)} || ' seconds'" for one in element.clauses)
     # The text format of `UtcDateTime` in SQLite, so that times compare as text.
-    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {compiler.process(seconds, **options)} || ' seconds')"
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now'{offset})"
 
 
 def from_row(value_type: type[T], row: Any, **converted: object) -> T:  # noqa: ANN401  # columns as attributes

@@ -10,15 +10,17 @@ from typing import Any, cast
 
 import asyncpg
 import pytest
-from sqlalchemy import Delete, Dialect, UpdateBase, insert, literal, select
+from sqlalchemy import Delete, Dialect, UpdateBase, any_, bindparam, insert, literal, select, text
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 
 from integration_server.domain.integration import UserId
 from integration_server.service.background.ports import Claim, JobKind
 from integration_server.service.connections.revocation_ports import ClientScope, OrphanedGrant
+from integration_server.storage.driver_queries import DriverQuery
 from integration_server.storage.due_work import DUE_TYPES, SqlDueWork, claim_statement
 from integration_server.storage.engine import Database, DatabaseTime, open_database
+from integration_server.storage.list_parameters import IdList
 from integration_server.storage.pruning import BATCH_SIZE
 from integration_server.storage.revocations import ends_integration
 from integration_server.storage.tables import authorization_attempts, due_work_claims, integrations, revocations
@@ -156,6 +158,50 @@ class TestPostgresPlans:
     async def test_negative_control_a_query_for_all_due_rows_reads_the_backlog(self, explain: Explain) -> None:
         """Negative control: the measure detects a scan."""
         assert await explain(select(revocations.c.uid).where(revocations.c.due_time <= DatabaseTime())) >= BACKLOG
+
+
+@pytest.mark.postgres
+class TestPostgresPlansOnce:
+    """A statement whose parameters seem to matter to its cost is planned anew by each execution."""
+
+    EXECUTIONS = 12
+    FIRST = 5  # PostgreSQL plans so many executions of each statement before it compares the costs
+
+    async def plans_of(self, database: Database, work: Callable[[], Awaitable[object]]) -> Sequence[int]:
+        """How often each statement of the only connection was planned for the values of its parameters."""
+        for _ in range(self.EXECUTIONS):
+            await work()
+        plans = text("SELECT custom_plans FROM pg_prepared_statements WHERE custom_plans + generic_plans >= :executed")
+        async with database.read_connection() as connection:
+            return (await connection.execute(plans, {"executed": self.EXECUTIONS})).scalars().all()
+
+    async def test_polls_and_claims_are_planned_once(self, postgres_url: str) -> None:
+        async with open_database(postgres_url, pool_size=1) as database:
+            await add_due_rows(database, BACKLOG)
+            async with database.write_transaction() as connection:
+                await connection.execute(text("ANALYZE"))
+            due_work = SqlDueWork(database)
+
+            async def poll() -> None:
+                await due_work.due_types()
+                claims = await due_work.claim(JobKind.REFRESH, "beta", 2, claim_duration=MINUTE)
+                assert [await due_work.postpone(claim, MINUTE) for claim in claims]
+
+            plans = await self.plans_of(database, poll)
+        assert len(plans) == 4
+        assert max(plans) <= self.FIRST, plans
+
+    async def test_negative_control_a_list_whose_length_is_known_is_planned_by_each_execution(
+        self, postgres_url: str
+    ) -> None:
+        """Negative control: the planner expects ten of the ids, and finds fewer cheaper."""
+        ids = bindparam("ids", type_=IdList)
+        read = DriverQuery(select(integrations).where(integrations.c.integration_id == any_(ids)))
+        async with open_database(postgres_url, pool_size=1) as database:
+            await add_due_rows(database, BACKLOG)
+            async with database.write_transaction() as connection:
+                await connection.execute(text("ANALYZE"))
+            assert await self.plans_of(database, lambda: database.read(read, ids=[1, 2])) == [self.EXECUTIONS]
 
 
 @pytest.mark.postgres
