@@ -489,12 +489,14 @@ due_work_claims = Table(
     Column("due_time", UtcDateTime, nullable=False),
     Column("expire_time", UtcDateTime, nullable=False),
     Column("replaced_expire_time", UtcDateTime),
+    Column("expired_claims", Integer, nullable=False, server_default="0"),
     # So that a table with few claims has many pages, and keeps them: PostgreSQL would plan to scan a small table for
     # each due row, and keep the plan while it grows.
     postgresql_with={"fillfactor": 10, "vacuum_truncate": "false"},
 )
 """The claims of due work; see `due_work_claims.py`. `row_id` is the primary key in the table of the job, as text.
-`replaced_expire_time` is the end of the claim of the same row that this one has replaced."""
+`replaced_expire_time` is the end of the claim of the same row that this one has replaced. `expired_claims` is the number
+of claims of the same due time that have ended before this one."""
 
 
 def data_key_id(ciphertext: ColumnElement[bytes]) -> ColumnElement[bytes]:

@@ -1,9 +1,10 @@
 """The background worker: claims due work of every job and runs the job's handler.
 
 There is no leader. Each process polls for due rows and claims a few at a time. While a claim lasts, no other process
-does the same work; a row that a crashed process had claimed is then claimed again. Each job and OAuth
-client has a concurrency limit and a circuit breaker of its own, so that one slow or failing provider, or one client
-that its provider refuses, delays no other. A type of due work is the key of a client, or the name of a singleton job.
+does the same work; a row that a crashed process had claimed is then claimed again, for longer each time, so that a row
+whose work ends the process does so ever less often. Each job and OAuth client has a concurrency limit and a circuit
+breaker of its own, so that one slow or failing provider, or one client that its provider refuses, delays no other. A
+type of due work is the key of a client, or the name of a singleton job.
 
 All jobs and types share one budget (`WorkBudget`): a backlog of due work delays no RPC, whatever number of providers
 it is of.
@@ -197,9 +198,15 @@ class BackgroundWorker:
                 _, in_flight = await asyncio.wait(in_flight, return_when=asyncio.FIRST_COMPLETED)
 
     async def _claim(self, job: DueJob, job_type: str, limit: int) -> Iterable[Claim[Any]]:
-        with suppress(StoreUnavailable):  # the rows are still due at the next poll
-            return await self.due_work.claim(job.kind, job_type, limit, claim_duration=job.claim_duration)
-        return ()
+        try:
+            claims = await self.due_work.claim(job.kind, job_type, limit, claim_duration=job.claim_duration)
+        except StoreUnavailable:  # the rows are still due at the next poll
+            return ()
+        for claim in claims:
+            if claim.expired_claims:
+                fields = {"job_kind": job.kind.value, "job_type": job_type, "row_id": claim.row_id}
+                self._log.warning("background_job_abandoned", **fields, expired_claims=claim.expired_claims)
+        return claims
 
     async def _run_job(self, job: DueJob, claim: Claim[Any], breaker: "CircuitBreaker") -> None:
         has_outcome = False

@@ -123,7 +123,7 @@ class DeviceAuthorizationPoller:
         held_for = max(self.claim_duration, _pause(interval, failures + 1))
         held: Claim[AuthorizationAttempt] | None = claim
         if self.fences_polls:
-            held = await self.attempts.postpone_poll(claim, held_for, interval=interval, failures=failures)
+            held = await self.attempts.begin_poll(claim, held_for)
         if held is None:
             return True  # another process has it, or it has ended
         try:
@@ -142,7 +142,7 @@ class DeviceAuthorizationPoller:
             pause = max(interval, response.retry_after)
             await self.attempts.postpone_poll(held, pause, interval=interval, failures=0)
             return True
-        await self._complete(claims, target, provider, response, held.expire_time - held_for)
+        await self._complete(claims, target, provider, response, held.due_time - held_for)
         return True
 
     async def _complete(

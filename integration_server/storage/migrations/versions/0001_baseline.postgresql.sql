@@ -225,6 +225,7 @@ CREATE TABLE due_work_claims (
     due_time TIMESTAMP WITH TIME ZONE NOT NULL,
     expire_time TIMESTAMP WITH TIME ZONE NOT NULL,
     replaced_expire_time TIMESTAMP WITH TIME ZONE,
+    expired_claims INTEGER DEFAULT '0' NOT NULL,
     CONSTRAINT pk_due_work_claims PRIMARY KEY (job_kind, row_id)
 ) WITH (fillfactor = 10, vacuum_truncate = false);
 

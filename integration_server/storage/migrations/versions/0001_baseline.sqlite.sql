@@ -220,6 +220,7 @@ CREATE TABLE due_work_claims (
     due_time DATETIME NOT NULL,
     expire_time DATETIME NOT NULL,
     replaced_expire_time DATETIME,
+    expired_claims INTEGER DEFAULT '0' NOT NULL,
     CONSTRAINT pk_due_work_claims PRIMARY KEY (job_kind, row_id)
 );
 

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
 from structlog.testing import capture_logs
 
 from integration_server.domain.credentials import OAuthTokens
@@ -24,7 +25,7 @@ from integration_server.domain.revocation import RevocationState
 from integration_server.service.connections.revocation_ports import OrphanedGrant
 from integration_server.service.credentials.refresh_commit import RefreshResult
 from integration_server.service.integrations.ports import NewAccount
-from integration_server.storage.tables import revocations
+from integration_server.storage.tables import due_work_claims, revocations
 from tests.fakes.provider import HOUR, wait_until
 from tests.fakes.stores import intercept, restore, with_non_exclusive_claims
 from tests.fakes.system import ADA, EVE, GIVE_UP_AFTER, LEASE, FakeSystem
@@ -209,6 +210,37 @@ async def test_a_grant_claimed_by_a_crashed_process_is_revoked_by_another(
     await background_round(system)
     assert len(system.provider.revocations) == 1
     assert not system.revocation_rows()
+
+
+async def attempts_that_end_the_process(*, counts_expired_claims: bool, hours: int) -> tuple[FakeSystem, int]:
+    """The number of attempts in that time of a revocation whose request ends the process."""
+    system = FakeSystem()
+    async with system.tasks:
+        await disconnect_during_outage(system, await system.connect())
+        system.provider.revoke_error = asyncio.CancelledError()
+        for _ in range(12 * hours):
+            system.clock.advance(timedelta(minutes=5))
+            if not counts_expired_claims:
+                system.database.execute(delete(due_work_claims))
+            await background_round(system)
+    return system, len(system.provider.revocations)
+
+
+async def test_an_attempt_that_ends_the_process_is_repeated_ever_less_often_and_given_up() -> None:
+    system, attempts = await attempts_that_end_the_process(counts_expired_claims=True, hours=10)
+    assert 8 < attempts < 25
+    assert system.revocation_rows()
+    system.clock.advance(GIVE_UP_AFTER)
+    with capture_logs() as logs:
+        await background_round(system)
+    assert not system.revocation_rows()
+    assert len(system.provider.revocations) == attempts
+    assert "revocation_given_up" in {log["event"] for log in logs}
+
+
+async def test_negative_control_without_the_count_it_ends_each_process() -> None:
+    _, attempts = await attempts_that_end_the_process(counts_expired_claims=False, hours=10)
+    assert attempts == 120
 
 
 async def test_a_database_failure_after_the_removal_does_not_undo_it(
