@@ -1,8 +1,8 @@
 """SQL implementation of `DueWork`: the only statements that find, claim and postpone due work.
 
 Due times stay in the tables of the jobs, so that the outcome of a job and its next due time are one statement. Each
-table is declared once below. Every job has an index on (type, due time): the types are found by a loose index scan, and
-each claim reads the rows that it takes and those before them that are claimed, so that the cost of a poll does not
+table is declared once below. Every job has an index on (type, due time, id): the types are found by a loose index scan,
+and each claim reads the rows that it takes and those before them that are claimed, so that the cost of a poll does not
 depend on the number of due rows. `due_work_claims.py` says what a claim is.
 
 All times are the database's. The refresh lease (`refresh_leases.py`) is a different mechanism: it protects a call that
@@ -207,8 +207,8 @@ def _claim_query(job_kind: JobKind, claim_duration: timedelta, dialect: str) -> 
 def claim_statement(
     job_kind: JobKind, job_type: ColumnElement[str], limit: ColumnElement[int], claim_duration: timedelta, dialect: str
 ) -> UpdateBase:
-    """The statement that claims due rows of any job. It returns their ids and due times, and the ends of the claims, and
-    how many claims of each have expired."""
+    """The statement that claims due rows of any job. It returns their ids and due times, the ends of the claims, and how
+    many claims have expired before."""
     table, claims = _TABLES[job_kind], due_work_claims.c
     replaced = select(claims.expire_time).where(is_of(job_kind, table.row_id)).correlate(table.row_id.table)
     values = {

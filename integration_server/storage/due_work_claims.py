@@ -20,8 +20,8 @@ from integration_server.storage.tables import due_work_claims
 NOW = select(DatabaseTime()).scalar_subquery()  # evaluated once per statement: PostgreSQL can then use an index
 
 OUTDATED = select(DatabaseTime(-timedelta(minutes=1))).scalar_subquery()
-"""The end of the last claim that is of no further use. Until then, the next one counts it as expired: processes that have
-died start again meanwhile, and poll each second."""
+"""The end of the last claim that is of no further use. Until then the next one counts it as expired: processes that
+have died start again meanwhile, and poll each second."""
 
 _C = due_work_claims.c
 
