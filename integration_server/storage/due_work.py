@@ -207,8 +207,8 @@ def _claim_query(job_kind: JobKind, claim_duration: timedelta, dialect: str) -> 
 def claim_statement(
     job_kind: JobKind, job_type: ColumnElement[str], limit: ColumnElement[int], claim_duration: timedelta, dialect: str
 ) -> UpdateBase:
-    """The statement that claims due rows of any job. It returns their ids and due times, the ends of the claims, and how
-    many claims have expired before."""
+    """The statement that claims due rows of any job. It returns their ids and due times, the ends of the claims, and
+    how many claims have expired before."""
     table, claims = _TABLES[job_kind], due_work_claims.c
     replaced = select(claims.expire_time).where(is_of(job_kind, table.row_id)).correlate(table.row_id.table)
     values = {

@@ -127,6 +127,10 @@ class DueJob:
     needs_provider: bool = True
 
 
+async def _never_wait() -> None:
+    """Without an audit trail, no entry waits for room."""
+
+
 @dataclass(eq=False, repr=False)
 class BackgroundWorker:
     """Runs the due work of all jobs. It works while its context is entered; leaving the context cancels handlers."""
@@ -140,6 +144,7 @@ class BackgroundWorker:
     limits: WorkerLimits
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
     busy_time: Callable[[], float] = time.thread_time  # seconds for which the event loop's thread was busy
+    wait_for_audit: Callable[[], Awaitable[None]] = _never_wait  # raises `StoreUnavailable`
 
     def __post_init__(self) -> None:
         self._budget = WorkBudget(self.limits, self.pause, self.busy_time)
@@ -199,6 +204,7 @@ class BackgroundWorker:
 
     async def _claim(self, job: DueJob, job_type: str, limit: int) -> Iterable[Claim[Any]]:
         try:
+            await self.wait_for_audit()  # before the work, whose audit entries are queued in any case
             claims = await self.due_work.claim(job.kind, job_type, limit, claim_duration=job.claim_duration)
         except StoreUnavailable:  # the rows are still due at the next poll
             return ()
