@@ -126,8 +126,9 @@ class DueWorkContract:
     ) -> None:
         await add_due(integrations, PAST)
         for number in range(3):
-            (claim,) = await due_work.claim(job_kind, "acme", 5, claim_duration=EXPIRED_CLAIM)
-            assert claim.expired_claims == number
+            claims = await due_work.claim(job_kind, "acme", 5, claim_duration=EXPIRED_CLAIM)
+            assert [claim.expired_claims for claim in claims] == [number]
+        (claim,) = await due_work.claim(job_kind, "acme", 5, claim_duration=EXPIRED_CLAIM)
         assert await due_work.postpone(claim, -SECOND) is not None
         (claim,) = await due_work.claim(job_kind, "acme", 5, claim_duration=EXPIRED_CLAIM)
         assert claim.expired_claims == 0

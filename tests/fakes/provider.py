@@ -95,7 +95,7 @@ class FakeProvider:
     refresh_error: Exception | None = None
     verify_error: Exception | None = None
     verify_errors: list[Exception | None] = field(default_factory=list)  # of the next verifications, before that
-    revoke_error: BaseException | None = None
+    revoke_error: Exception | None = None
     rejected_access_tokens: Sequence[str] = ()
     gate: asyncio.Event | None = None
 

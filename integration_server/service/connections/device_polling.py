@@ -7,8 +7,8 @@ counts from the response, and is on the database's clock.
 A device code works once. If the response that has the tokens is lost, the next request is refused and the attempt ends:
 the user has to begin again. Tokens that arrive for an attempt that has ended meanwhile are revoked.
 
-The attempts of an integration type have one circuit breaker, over all its OAuth clients, apart from those of other jobs:
-polls without a response delay the polls of the type for half a minute at most, and stop no refresh.
+The attempts of an integration type have one circuit breaker, over all its OAuth clients, apart from those of other
+jobs: polls without a response delay the polls of the type for half a minute at most, and stop no refresh.
 
 Nobody returns from the provider, so that there is no callback to confirm: docs/security.md has what that means.
 """

@@ -206,7 +206,7 @@ class RevocationService:
         await self._record(claim, self.due_work.postpone(claim, pause))
 
     async def _give_up(self, claim: Claim[Revocation], log_fields: Mapping[str, object]) -> None:
-        fields = _log_fields(claim.item.grant) | log_fields
+        fields = {**_log_fields(claim.item.grant), **log_fields}
         self._log.error("revocation_given_up", **fields, attempts=claim.item.attempts)
         await self._record(claim, self.revocations.remove(claim))
 
