@@ -122,14 +122,16 @@ async def test_the_caller_does_not_wait_for_a_slow_provider() -> None:
     assert len(system.provider.revocations) == 1
 
 
-async def test_first_attempts_per_provider_are_limited(system: FakeSystem) -> None:
-    rows = [await system.connect_account(f"account-{number}") for number in range(20)]
-    system.provider.gate, system.provider.max_in_flight = asyncio.Event(), 0
-    disconnection = [asyncio.create_task(disconnect(system, row)) for row in rows]
-    await wait_until(lambda: system.provider.in_flight == 8)
-    await run_other_tasks()
-    system.provider.gate.set()
-    assert set(await asyncio.gather(*disconnection)) == {REVOKED}
+async def test_first_attempts_per_provider_are_limited() -> None:
+    system = FakeSystem(options={"revocation_wait": timedelta(minutes=1)})  # in real time
+    async with system.tasks:
+        rows = [await system.connect_account(f"account-{number}") for number in range(20)]
+        system.provider.gate, system.provider.max_in_flight = asyncio.Event(), 0
+        disconnection = [asyncio.create_task(disconnect(system, row)) for row in rows]
+        await wait_until(lambda: system.provider.in_flight == 8)
+        await run_other_tasks()
+        system.provider.gate.set()
+        assert set(await asyncio.gather(*disconnection)) == {REVOKED}
     assert system.provider.max_in_flight == 8
 
 
