@@ -29,6 +29,7 @@ from integration_server.client.errors import (
     DeadlineExceeded,
     IntegrationNotFound,
     IntegrationsError,
+    Internal,
     InvalidField,
     ProviderRejected,
     SeveralAccounts,
@@ -702,6 +703,34 @@ def test_events_go_on_when_the_token_expires_that_their_stream_began_with(
     assert loop(step, events).integration_id == 1
     assert [request.cursor for request in servicer.event_requests] == ["", "next"]
     loop(end, events)
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN])
+def test_events_go_on_after_a_proxy_has_ended_their_stream(
+    loop: Loop, servicer: FakeServicer, address: str, code: grpc.StatusCode
+) -> None:
+    events = loop.client(address).events()
+    assert loop(step, events).integration_id == 1
+    servicer.event_end = code
+    servicer.event_streams[0].set()
+    assert loop(step, events).integration_id == 1
+    assert [request.cursor for request in servicer.event_requests] == ["", "next"]
+    loop(end, events)
+
+
+@pytest.mark.parametrize("is_accepted_once", [True, False])
+def test_events_end_with_the_defect_of_a_server_that_accepts_no_stream(
+    loop: Loop, servicer: FakeServicer, address: str, is_accepted_once: bool
+) -> None:
+    events = loop.client(address).events()
+    if is_accepted_once:
+        loop(step, events)
+        servicer.event_end = grpc.StatusCode.INTERNAL
+        servicer.event_streams[0].set()
+    servicer.event_rejection = grpc.StatusCode.INTERNAL
+    with pytest.raises(Internal):
+        loop(step, events)
+    assert len(servicer.event_requests) == (2 if is_accepted_once else 1)
 
 
 @pytest.mark.parametrize("is_rejected", [True, False], ids=["", "negative control"])
