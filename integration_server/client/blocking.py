@@ -585,6 +585,17 @@ class Account(AccountAdapters):
         """The user, and the type or the number."""
         return f"Account(user={self._user!r}, type={self._type!r}, integration_id={self._integration_id!r})"
 
+    def __eq__(self, other: object) -> bool:
+        """Whether the other names the account in the same way, at the same client."""
+        return isinstance(other, Account) and self._names() == other._names()
+
+    def __hash__(self) -> int:
+        """Equal accounts have equal hashes."""
+        return hash(self._names())
+
+    def _names(self) -> tuple[object, ...]:
+        return self._client, self._user, self._type, self._integration_id
+
     def integration_id(self) -> int:
         """Return the number of the account, looked up the first time."""
         if self._integration_id is not None:

@@ -37,8 +37,8 @@ class Credentials:
     api_secret: str = field(default="", repr=False)
     expire_time: datetime | None = None
     scopes: tuple[str, ...] = ()
-    headers: Mapping[str, str] = field(default_factory=_empty, repr=False)
-    query: Mapping[str, str] = field(default_factory=_empty, repr=False)
+    headers: Mapping[str, str] = field(default_factory=_empty, repr=False, hash=False)
+    query: Mapping[str, str] = field(default_factory=_empty, repr=False, hash=False)
 
     def __post_init__(self) -> None:
         """Hide the secrets where a library keeps them: in its attributes, its headers and its local variables."""

@@ -293,6 +293,26 @@ def test_at_most_the_set_number_of_accounts_is_kept(loop: Loop, servicer: FakeSe
     assert sum(len(stream.ids) for stream in client._store.streams) <= 5
 
 
+def test_accounts_and_credentials_are_values(loop: Loop, servicer: FakeServicer, address: str) -> None:
+    client = loop.client(address)
+    first, second = (client.account(user="ada", integration_id=1) for _ in range(2))
+    others = [
+        client.account(user="eve", integration_id=1),
+        client.account(user="ada", integration_id=2),
+        loop.client(address).account(user="ada", integration_id=1),
+    ]
+    assert {first, second} == {first}
+    assert first not in others
+    assert len({loop(first.credentials), loop(second.credentials)}) == 1
+
+
+def test_a_call_has_one_body(loop: Loop, address: str) -> None:
+    account = loop.client(address).account(user="ada", integration_id=1)
+    with pytest.raises(InvalidField, match="body") as caught:
+        loop(lambda: account.call("POST", "/", json={"a": 1}, body=b"{}"))
+    assert [violation.field for violation in caught.value.fields] == ["body"]
+
+
 def test_nothing_prints_a_secret(loop: Loop, servicer: FakeServicer, address: str) -> None:
     client = loop.client(address, token="secret-token-of-the-caller")
     account = client.account(user="ada", integration_id=1)
