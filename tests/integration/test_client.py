@@ -37,7 +37,7 @@ from integration_server.client.errors import (
     Unavailable,
 )
 from integration_server.client.rpcs import CONNECT_WITH_API_KEY, REFRESH_TOKEN, WATCH_CREDENTIALS
-from integration_server.client.transport import Transport
+from integration_server.client.transport import AsyncTransport, Transport
 from integrations.v1 import integration_service_pb2
 from integrations.v1.integration_service_pb2 import RefreshTokenRequest, WatchCredentialsRequest
 from tests.fakes.integration_servicer import FakeServicer, serve
@@ -736,6 +736,23 @@ def test_events_go_on_after_a_proxy_has_ended_their_stream(
     assert loop(step, events).integration_id == 1
     assert [request.cursor for request in servicer.event_requests] == ["", "next"]
     loop(end, events)
+
+
+async def test_events_go_on_when_new_certificates_have_replaced_their_channel(
+    servicer: FakeServicer, address: str
+) -> None:
+    caller = AsyncTransport(Configuration(address=address))
+    async with AsyncIntegrations(address, caller=caller) as client:
+        events = client.events()
+        await anext(events)
+        following = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0)
+        replaced, caller._channel = caller._channel, None
+        assert replaced is not None
+        await replaced.close(0)  # after a minute, in which calls end
+        assert (await asyncio.wait_for(following, 30)).integration_id == 1
+        await events.aclose()
+    assert len(servicer.event_requests) == 2
 
 
 @pytest.mark.parametrize("is_accepted_once", [True, False])
