@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from sqlalchemy import (
-    BindParameter,
+    ColumnElement,
     Connection,
     Executable,
     Row,
@@ -182,14 +182,14 @@ def _begin_immediate(connection: Connection) -> None:
 class DatabaseTime(FunctionElement[datetime]):
     """The current time of the database plus `offset`; not the start of the transaction.
 
-    `offset` may be a parameter, in seconds: NULL makes the time NULL. Without one, the time has no parameter.
+    `offset` may be an expression, in seconds: NULL makes the time NULL. Without one, the time has no parameter.
     """
 
     name = "database_time"
     type = UtcDateTime()
     inherit_cache = True
 
-    def __init__(self, offset: timedelta | BindParameter[float] | None = None) -> None:
+    def __init__(self, offset: timedelta | ColumnElement[float] | None = None) -> None:
         if isinstance(offset, timedelta):
             offset = bindparam(None, offset.total_seconds(), unique=True)
         super().__init__(*(() if offset is None else (offset,)))
@@ -203,7 +203,7 @@ def _postgresql(element: DatabaseTime, compiler: SQLCompiler, **options: object)
 
 @compiles(DatabaseTime, "sqlite")
 def _sqlite(element: DatabaseTime, compiler: SQLCompiler, **options: object) -> str:
-    offset = "".join(f", {compiler.process(one, **options)} || ' seconds'" for one in element.clauses)
+    offset = "".join(f", ({compiler.process(one, **options)}) || ' seconds'" for one in element.clauses)
     # The text format of `UtcDateTime` in SQLite, so that times compare as text.
     return f"strftime('%Y-%m-%d %H:%M:%f000', 'now'{offset})"
 
