@@ -1,7 +1,7 @@
 """The process of the metrics listener, which `serve` starts as `python -m integration_server.metrics_process`.
 
 It gets its address and the sockets of the other processes over the supervisor's channel. It has no key, no database and
-no provider's secret, and imports no part of the server.
+no provider's secret, and imports no part of the server but the domain.
 """
 
 import sys

@@ -21,7 +21,7 @@ from integration_server.client.configuration import ConfigurationError
 from integration_server.client.errors import IntegrationsError
 from integration_server.client.hooks import CallHook
 from integration_server.command_errors import INTERRUPTED, CommandFailed, describe_os_error
-from integration_server.text_escaping import escape
+from integration_server.domain.text_escaping import escape
 
 P = ParamSpec("P")
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from cachetools import LRUCache
 
 from integration_server.domain.errors import QuotaExceeded
-from integration_server.peers import PeerLimiter, peer_key
+from integration_server.domain.peers import PeerLimiter, peer_key
 from integration_server.rpc.callers import CallerLookup, peer_address
 from integration_server.rpc.certificate_names import CertificateNames
 from integration_server.rpc.errors import KeysNotAvailable, TokenExpired, Unauthenticated

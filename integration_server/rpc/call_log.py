@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 import structlog
 
-from integration_server.peers import LogLimiter
+from integration_server.domain.peers import LogLimiter
 
 CLIENT_GONE = "client_gone"
 INVALID_METADATA = "invalid_metadata"  # entries that are not UTF-8, each time that one is read

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, NO_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.errors import QuotaExceeded
 from integration_server.domain.integration import UserId
-from integration_server.peers import TrustedProxies, peer_key
+from integration_server.domain.peers import TrustedProxies, peer_key
 from integration_server.rpc.methods import SIDECAR_PERMISSIONS, Context, Permission
 
 CallerLookup: TypeAlias = Callable[[Context], str]

@@ -38,8 +38,8 @@ from google.protobuf.message import DecodeError, Message
 
 from integration_server.domain.call_budget import CallBudget
 from integration_server.domain.errors import InvalidField, QuotaExceeded, StoreUnavailable
+from integration_server.domain.peers import peer_key
 from integration_server.observability.observed_calls import CallIdReader, ObservedCalls, ObservedMethod
-from integration_server.peers import peer_key
 from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.callers import CallerLookup, CallQuota, CallRate, peer_address
 from integration_server.rpc.errors import abort_call, outcome_of

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from integration_server.return_urls import with_result_params
+from integration_server.domain.return_urls import with_result_params
 from integration_server.sidecar.bodies import BodyReader
 from integration_server.sidecar.error_mapping import HttpError, to_http_error
 from integration_server.sidecar.grpc_client import ServerClient

@@ -30,9 +30,9 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from integration_server.domain.peers import LogLimiter, PeerLimiter, TrustedProxies, peer_key
 from integration_server.logs import AnyAccessLog
 from integration_server.observability.observed_calls import REQUEST_ID, TRACEPARENT, CallIdReader, current_ids
-from integration_server.peers import LogLimiter, PeerLimiter, TrustedProxies, peer_key
 from integration_server.sidecar.error_mapping import INTERNAL_ERROR, HttpError
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.http_limits import HttpLimits

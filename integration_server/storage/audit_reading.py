@@ -11,11 +11,11 @@ from typing import Any
 from sqlalchemy import Column, ColumnElement, Row, Select, literal, or_, select, tuple_
 
 from integration_server.domain.audit import AuditEntry, recorded_caller, recorded_user_id
+from integration_server.domain.text_escaping import EscapedText
 from integration_server.service.operators.ports import AuditFilter, AuditPage, AuditPosition, ListedEntry
 from integration_server.storage.audit import TEXTS, UNREADABLE
 from integration_server.storage.engine import Database, from_row
 from integration_server.storage.tables import audit_entries
-from integration_server.text_escaping import EscapedText
 
 _E = audit_entries.c
 _KEY = (_E.chain_id, _E.sequence)

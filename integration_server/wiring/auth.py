@@ -13,8 +13,8 @@ import grpc
 
 from integration_server.domain.errors import ProviderUnavailable
 from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.domain.peers import PeerLimiter, TrustedProxies
 from integration_server.hot_reload import ReloadedFile
-from integration_server.peers import PeerLimiter, TrustedProxies
 from integration_server.providers.http import ProviderHttp, origin_of
 from integration_server.providers.outbound_connections import SsrfGuardedNetwork
 from integration_server.rpc.authentication import (

@@ -10,11 +10,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from integration_server.domain.integration import Integration
+from integration_server.domain.peers import TrustedProxies
 from integration_server.lifecycle import cap_to_fd_limit
 from integration_server.logs import AnyAccessLog
 from integration_server.observability.observed_calls import CallIdReader, ObservedCalls, TracedCalls
 from integration_server.observability.spans import Tracing
-from integration_server.peers import TrustedProxies
 from integration_server.redaction import redact_text
 from integration_server.rpc.call_audit import record_audit
 from integration_server.rpc.call_log import CallLog

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import structlog
 
+from integration_server.domain.peers import TrustedProxies
 from integration_server.lifecycle import AddressTaken, periodic_job
 from integration_server.observability.event_loop import INTERVAL, EventLoopLag
 from integration_server.observability.listener import PATH, MetricsApp, MetricsCollector, SnapshotSource
 from integration_server.observability.metrics import METRICS, Metrics, Sample
 from integration_server.observability.snapshots import answering_snapshots, encode_snapshot, take_snapshot
-from integration_server.peers import TrustedProxies
 from integration_server.setting_types import Address
 from integration_server.sidecar.http_limits import HttpLimits
 from integration_server.wiring.system import random_token

@@ -53,7 +53,7 @@ def test_every_contract_is_kept() -> None:
         pytest.param("http", "service", "import httpx", id="service-imports-http"),
         pytest.param("http", "sandbox", "import httpx", id="sandbox-imports-http"),
         pytest.param("sidecar", "sidecar", "import integration_server.service", id="sidecar-imports-service"),
-        pytest.param("client", "client", "import integration_server.text_escaping", id="client-imports-server"),
+        pytest.param("client", "client", "import integration_server.domain.text_escaping", id="client-imports-server"),
         pytest.param("client", "client", "import structlog", id="client-imports-structlog"),
         pytest.param("metrics", "service", "import prometheus_client", id="service-imports-prometheus"),
         pytest.param("settings", "providers", "import integration_server.settings", id="providers-import-settings"),

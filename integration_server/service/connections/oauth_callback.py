@@ -32,7 +32,7 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.domain.redirect_allowlist import RedirectAllowlist
-from integration_server.return_urls import with_result_params
+from integration_server.domain.return_urls import with_result_params
 from integration_server.service.audit.audit_trail import audit_user
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import Clock

@@ -10,7 +10,7 @@ from cryptography.x509 import UniformResourceIdentifier
 from structlog.testing import capture_logs
 
 from integration_server.domain.errors import QuotaExceeded
-from integration_server.peers import PeerLimiter, TrustedProxies, parse_networks
+from integration_server.domain.peers import PeerLimiter, TrustedProxies, parse_networks
 from integration_server.rpc.authentication import (
     Identity,
     IdentityKind,

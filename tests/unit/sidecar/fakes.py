@@ -13,8 +13,8 @@ from grpc_status import rpc_status
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
+from integration_server.domain.peers import TrustedProxies, parse_networks
 from integration_server.logs import new_access_log
-from integration_server.peers import TrustedProxies, parse_networks
 from integration_server.sidecar.app import create_app, create_endpoints
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.http_limits import HttpLimits

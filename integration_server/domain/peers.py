@@ -1,7 +1,7 @@
 """Peers: the address of a client, also behind proxies, and what peers that are not known may cost.
 
 Peers are counted by `peer_key`: their failed attempts, and the log lines that they cause. The memory of both limiters
-is bounded, whatever number of peers there are. Imports no other module of this package.
+is bounded, whatever number of peers there are.
 """
 
 from collections import OrderedDict
