@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from integration_server.domain.allowed_types import AllowedTypes
+from integration_server.domain.call_quota import item_charge
+from integration_server.domain.callers import current_allowed_types
 from integration_server.domain.errors import (
     IntegrationServerError,
     InvalidField,
@@ -25,9 +27,7 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.rpc import mapping
-from integration_server.rpc.callers import current_allowed_types
 from integration_server.rpc.credential_results import CredentialResults, encode_watch_response
-from integration_server.rpc.interceptors import item_charge
 from integration_server.service.common_types import Clock, Jitter
 from integration_server.service.credentials.credential_service import (
     CredentialRequest,

@@ -27,14 +27,15 @@ from google.protobuf.message import Message
 
 from integration_server.domain.audit import AuditEntry
 from integration_server.domain.audit_queue import AuditQueue
+from integration_server.domain.call_quota import CallQuota
+from integration_server.domain.callers import Caller, current_caller, set_current_caller
 from integration_server.domain.errors import QuotaExceeded, ResponseTooLarge
 from integration_server.domain.integration import Integration
 from integration_server.observability.observed_calls import CallIdReader, ObservedCalls, ObservedMethod
 from integration_server.rpc.authentication import current_identity
 from integration_server.rpc.call_audit import ResponseSource, purpose_in, purpose_of, response_source
-from integration_server.rpc.callers import Caller, CallerLookup, CallQuota, current_caller, set_current_caller
-from integration_server.rpc.interceptors import Interceptor, RecordCall, RequestReader, compose, decode_request
-from integration_server.rpc.methods import Behavior, Context, Metadata, Method
+from integration_server.rpc.interceptors import RecordCall, RequestReader, compose, decode_request
+from integration_server.rpc.methods import Behavior, CallerLookup, Context, Interceptor, Metadata, Method
 from integration_server.service.common_types import Clock
 
 _ADMISSIONS = 10_000  # as many as verified tokens

@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import cast
 from weakref import WeakKeyDictionary
 
+from integration_server.domain.callers import current_allowed_types, current_caller_name
 from integration_server.domain.integration import Integration
 from integration_server.rpc import mapping
 from integration_server.rpc.call_audit import response_source
-from integration_server.rpc.callers import current_allowed_types, current_caller_name
 from integration_server.rpc.credential_results import CredentialResults
 from integration_server.rpc.credential_watch import CredentialWatch
 from integration_server.rpc.methods import Context

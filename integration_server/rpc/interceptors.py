@@ -29,7 +29,6 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
-from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, TypeAlias, cast
 
@@ -37,18 +36,15 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from integration_server.domain.call_budget import CallBudget
+from integration_server.domain.call_quota import CallQuota, CallRate, ItemCharge, item_charge
+from integration_server.domain.callers import Permission
 from integration_server.domain.errors import InvalidField, QuotaExceeded, StoreUnavailable
 from integration_server.domain.peers import peer_key
 from integration_server.observability.observed_calls import CallIdReader, ObservedCalls, ObservedMethod
+from integration_server.rpc.authentication import peer_address
 from integration_server.rpc.call_log import CallLog
-from integration_server.rpc.callers import CallerLookup, CallQuota, CallRate, peer_address
 from integration_server.rpc.errors import abort_call, outcome_of
-from integration_server.rpc.methods import (
-    Behavior,
-    Context,
-    Method,
-    Permission,
-)
+from integration_server.rpc.methods import Behavior, CallerLookup, Context, Interceptor, Method
 from integration_server.rpc.request_limits import REQUEST, RequestMeter
 from integration_server.rpc.request_streams import (
     EndConfirmation,
@@ -56,8 +52,6 @@ from integration_server.rpc.request_streams import (
     settle_before_responses,
     with_further_requests,
 )
-
-Interceptor: TypeAlias = Callable[[Method, Behavior], Behavior]
 
 RecordCall: TypeAlias = Callable[[Method, str, str, float], object]
 """Records a call: its method, the name of its status, the reason of its error or "", and the seconds that it took."""
@@ -243,26 +237,6 @@ class _QuotaSlot:
 
     async def __aexit__(self, *_: object) -> None:
         self._quota.end(self._caller)
-
-
-class ItemCharge:
-    """Counts the items of a call as calls of its caller, once."""
-
-    def __init__(self, rate: CallRate, caller: str, items: int) -> None:
-        self._rate = rate
-        self._caller = caller
-        self._items = items
-        self._is_counted = False
-
-    def count(self, resumed: int = 0) -> None:
-        """Count the items, of which the call resumes some. Raises `QuotaExceeded`. Later calls have no effect."""
-        if not self._is_counted:
-            self._is_counted = True
-            self._rate.count_items(self._caller, self._items, resumed)
-
-
-item_charge: ContextVar[ItemCharge | None] = ContextVar("item_charge", default=None)
-"""Of the current stream, if its items are counted: it counts them as soon as it knows which of them it resumes."""
 
 
 def count_items(caller_of: CallerLookup, rate: CallRate) -> Interceptor:

@@ -6,7 +6,6 @@ requests have the default size.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, TypeAlias
 
 import grpc
@@ -14,6 +13,7 @@ from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import Message
 
 from integration_server.domain.audit import Action
+from integration_server.domain.callers import Permission
 from integration_server.rpc.request_limits import DEFAULT_MAX_BYTES, RequestLimits
 from integrations.v1 import options_pb2
 
@@ -27,38 +27,9 @@ Behavior: TypeAlias = Callable[[Any, Any], Any]
 """Takes a request and its `Context`; returns a response (awaitable), or an async generator of responses if the method
 streams them."""
 
+CallerLookup: TypeAlias = Callable[[Context], str]
+"""Returns the name of a call's caller."""
 
-class Permission(StrEnum):
-    """A set of RPCs that a policy grants together."""
-
-    READ = "read"
-    CONNECT = "connect"
-    MANAGE = "manage"
-    CHECK = "check"
-    CREDENTIALS = "credentials"
-    CALLS = "calls"
-    CALLBACKS = "callbacks"
-    WATCH = "watch"
-    WEBHOOKS = "webhooks"
-    WEBHOOK_DELIVERY = "webhook_delivery"
-    OPERATE = "operate"
-    HEALTH = "health"
-    REFLECTION = "reflection"
-
-
-USER_PERMISSIONS = frozenset(
-    {Permission.READ, Permission.CONNECT, Permission.MANAGE, Permission.CHECK, Permission.CALLBACKS, Permission.WATCH}
-)
-"""The permissions that a policy can grant to users. The others are for backends and operators only."""
-
-SIDECAR_PERMISSIONS = frozenset({Permission.CALLBACKS, Permission.WEBHOOK_DELIVERY, Permission.HEALTH})
-"""The fixed permissions of the sidecar."""
-
-SIDECAR_ONLY_PERMISSIONS = frozenset({Permission.WEBHOOK_DELIVERY})
-"""The permissions that a policy cannot grant to any other caller."""
-
-TYPELESS_PERMISSIONS = frozenset({Permission.HEALTH, Permission.REFLECTION})
-"""The permissions that need no integration types."""
 
 _THIRD_PARTY_PERMISSIONS: Mapping[str, Permission] = {
     "grpc.health.v1.Health": Permission.HEALTH,
@@ -99,6 +70,9 @@ class Method:
         """The name without its service."""
         return self.path.rpartition("/")[2]
 
+
+Interceptor: TypeAlias = Callable[[Method, Behavior], Behavior]
+"""Wraps the behavior of a method."""
 
 UNKNOWN_METHOD = Method("unknown")
 """Stands for any path that the server does not have: the path itself is the client's text and is not logged."""

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from integration_server.domain.callers import current_allowed_types
 from integration_server.domain.integration import Status, UserId
 from integration_server.rpc import mapping
-from integration_server.rpc.callers import current_allowed_types
 from integration_server.rpc.integration_service import UseCases, encode_integrations
 from integration_server.rpc.methods import Context
 from integration_server.service.background.ports import JobKind

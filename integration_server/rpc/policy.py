@@ -20,18 +20,23 @@ from pydantic_core import PydanticCustomError
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.audit import OPERATOR, SERVER
-from integration_server.domain.text import control_character_problem
-from integration_server.hot_reload import Contents, InvalidFile
-from integration_server.rpc.authentication import IdentityKind
-from integration_server.rpc.authorization import CanonicalTypeLookup, Policy
-from integration_server.rpc.callers import SIDECAR, SIDECAR_CALLER, USER, Caller, Permissions
-from integration_server.rpc.certificate_names import parse_name
-from integration_server.rpc.methods import (
+from integration_server.domain.callers import (
+    SIDECAR,
+    SIDECAR_CALLER,
     SIDECAR_ONLY_PERMISSIONS,
     TYPELESS_PERMISSIONS,
+    USER,
     USER_PERMISSIONS,
+    Caller,
+    IdentityKind,
     Permission,
+    Permissions,
+    Policy,
 )
+from integration_server.domain.text import control_character_problem
+from integration_server.hot_reload import Contents, InvalidFile
+from integration_server.rpc.authorization import CanonicalTypeLookup
+from integration_server.rpc.certificate_names import parse_name
 
 ALL_TYPES = "*"
 

@@ -11,8 +11,16 @@ from grpc._cython import cygrpc
 from grpc.aio import _server
 
 from integration_server.observability.observed_calls import call_metadata
-from integration_server.rpc.interceptors import Interceptor, compose
-from integration_server.rpc.methods import UNKNOWN_METHOD, Behavior, Context, Metadata, Method, describe_method
+from integration_server.rpc.interceptors import compose
+from integration_server.rpc.methods import (
+    UNKNOWN_METHOD,
+    Behavior,
+    Context,
+    Interceptor,
+    Metadata,
+    Method,
+    describe_method,
+)
 
 RpcHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 

@@ -9,6 +9,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from integration_server.domain.call_quota import CallQuota, CallRate
+from integration_server.domain.callers import current_caller
 from integration_server.domain.integration import Integration
 from integration_server.domain.peers import TrustedProxies
 from integration_server.lifecycle import cap_to_fd_limit
@@ -16,24 +18,15 @@ from integration_server.logs import AnyAccessLog
 from integration_server.observability.observed_calls import CallIdReader, ObservedCalls, TracedCalls
 from integration_server.observability.spans import Tracing
 from integration_server.redaction import redact_text
+from integration_server.rpc.authentication import caller_name, caller_or_address, client_address, quota_key_or_peer
 from integration_server.rpc.call_audit import record_audit
 from integration_server.rpc.call_log import CallLog
-from integration_server.rpc.callers import (
-    CallQuota,
-    CallRate,
-    caller_name,
-    caller_or_address,
-    client_address,
-    current_caller,
-    quota_key_or_peer,
-)
 from integration_server.rpc.credential_results import CredentialResults
 from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.health import ServerHealthServicer
 from integration_server.rpc.hot_path import Callers, HotPath, PathInterceptors, ReusedResponses
 from integration_server.rpc.integration_service import IntegrationService, UseCases
 from integration_server.rpc.interceptors import (
-    Interceptor,
     RecordCall,
     RequestReader,
     convert_errors,
@@ -42,6 +35,7 @@ from integration_server.rpc.interceptors import (
     enforce_quota,
     read_request,
 )
+from integration_server.rpc.methods import Interceptor
 from integration_server.rpc.operator_service import OperatorService
 from integration_server.rpc.request_limits import MAX_BYTES
 from integration_server.rpc.server import ProtectedHandlers, surviving_server

@@ -15,8 +15,8 @@ from typing import TypeAlias
 
 import structlog
 
+from integration_server.domain.call_quota import CallCounts, LocalCounts
 from integration_server.lifecycle import AddressTaken
-from integration_server.rpc.callers import CallCounts, LocalCounts
 from integration_server.setting_types import Address
 from integration_server.settings import Settings
 from integration_server.shared_memory import SharedCounts, SharedFeedState, SharedMemory

@@ -12,16 +12,17 @@ from google.rpc import error_details_pb2
 
 from integration_server.bootstrap import Service
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, NO_INTEGRATION_TYPES, AllowedTypes
+from integration_server.domain.call_quota import CallRate
+from integration_server.domain.callers import Caller, IdentityKind, Permission, Permissions, Policy
 from integration_server.domain.errors import CallerNotAllowed, IntegrationNotFound, ProviderUnavailable, ServerStopping
 from integration_server.domain.integration import IntegrationId
-from integration_server.rpc.authentication import IdentityKind, authenticate
-from integration_server.rpc.authorization import Policy, authorize_method
-from integration_server.rpc.callers import Caller, CallRate, Permissions
+from integration_server.rpc.authentication import authenticate
+from integration_server.rpc.authorization import authorize_method
 from integration_server.rpc.credential_results import CredentialResults
 from integration_server.rpc.credential_watch import CredentialWatch, DueTimes
 from integration_server.rpc.errors import Unauthenticated
 from integration_server.rpc.interceptors import compose, count_items, enforce_quota
-from integration_server.rpc.methods import Permission, describe_method
+from integration_server.rpc.methods import describe_method
 from integration_server.service.credentials.credential_service import CredentialRequest, UsableCredentials
 from integration_server.service.credentials.shared_outcomes import SharedOutcomes
 from integrations.v1 import integration_service_pb2 as pb

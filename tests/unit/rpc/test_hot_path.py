@@ -13,31 +13,26 @@ import pytest
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.audit import AuditEntry
-from integration_server.domain.integration import IntegrationId, UserId
-from integration_server.rpc.authentication import (
+from integration_server.domain.call_quota import CallQuota, CallRate
+from integration_server.domain.callers import (
+    Caller,
     Identity,
     IdentityKind,
-    TokenAuthenticator,
-    authenticate,
+    Permission,
+    Permissions,
+    Policy,
+    current_caller,
 )
-from integration_server.rpc.authorization import Policy, RequestAuthorizer, authorize_method, authorize_request
+from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.rpc.authentication import TokenAuthenticator, authenticate, caller_name, peer_address, quota_key
+from integration_server.rpc.authorization import RequestAuthorizer, authorize_method, authorize_request
 from integration_server.rpc.call_audit import record_audit
 from integration_server.rpc.call_log import CallLog
-from integration_server.rpc.callers import (
-    Caller,
-    CallQuota,
-    CallRate,
-    Permissions,
-    caller_name,
-    current_caller,
-    peer_address,
-    quota_key,
-)
 from integration_server.rpc.errors import Unauthenticated
 from integration_server.rpc.hot_path import Callers, HotPath, PathInterceptors, ReusedResponses
 from integration_server.rpc.integration_service import IntegrationService
 from integration_server.rpc.interceptors import RequestReader, compose, convert_errors, enforce_quota, read_request
-from integration_server.rpc.methods import Behavior, Context, Method, Permission, describe_method
+from integration_server.rpc.methods import Behavior, Context, Method, describe_method
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.credentials.integration_cache import RaceSafeCache
 from integration_server.storage.engine import Database
