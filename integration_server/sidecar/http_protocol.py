@@ -22,8 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from integration_server.domain.peers import peer_key
 from integration_server.http_serving import reset_connection
 from integration_server.sidecar.http_limits import HttpLimits
-from integration_server.sidecar.middleware import AnonymousLimits, is_verified
-from integration_server.sidecar.responses import security_headers
+from integration_server.sidecar.middleware import AnonymousLimits, is_verified, security_headers
 from integration_server.sidecar.strict_http import StrictConnection
 
 _SLICE_BYTES = 4 * 1024

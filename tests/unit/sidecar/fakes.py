@@ -20,7 +20,6 @@ from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.http_limits import HttpLimits
 from integration_server.sidecar.middleware import AnonymousLimits
 from integration_server.sidecar.pages import ResultPages
-from integration_server.sidecar.responses import Responses
 from integrations.v1.integration_service_pb2 import (
     HandleCallbackRequest,
     HandleCallbackResponse,
@@ -76,7 +75,7 @@ class FakeServer(ServerClient):
 
     def endpoints(self, limits: HttpLimits = LIMITS) -> Starlette:
         """The app without the probes."""
-        return create_endpoints(self, limits, PUBLIC_URL, Responses(ResultPages()), _anonymous_limits(limits), {})
+        return create_endpoints(self, limits, PUBLIC_URL, ResultPages(), _anonymous_limits(limits), {})
 
 
 def _anonymous_limits(limits: HttpLimits, proxies: str = "") -> AnonymousLimits:
