@@ -8,7 +8,7 @@ with too many gets 429 before anything else is done. Never limited are
   deliveries with failures from the provider's own addresses,
 - probes, which come before the limits, so that they are cheap.
 
-Limits on times, connections and sizes of heads are enforced below the app, in `http_protocol.py` and `strict_http.py`.
+Limits on times, connections and sizes of heads are enforced below the app, in `http_protocol.py`.
 """
 
 import asyncio
