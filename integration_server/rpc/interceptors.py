@@ -40,12 +40,12 @@ from integration_server.domain.call_quota import CallQuota, CallRate, ItemCharge
 from integration_server.domain.callers import Permission
 from integration_server.domain.errors import InvalidField, QuotaExceeded, StoreUnavailable
 from integration_server.domain.peers import peer_key
+from integration_server.domain.request_limits import REQUEST
 from integration_server.observability.observed_calls import CallIdReader, ObservedCalls, ObservedMethod
 from integration_server.rpc.authentication import peer_address
 from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.errors import abort_call, outcome_of
-from integration_server.rpc.methods import Behavior, CallerLookup, Context, Interceptor, Method
-from integration_server.rpc.request_limits import REQUEST, RequestMeter
+from integration_server.rpc.methods import Behavior, CallerLookup, Context, Interceptor, Method, request_meter
 from integration_server.rpc.request_streams import (
     EndConfirmation,
     RequestStream,
@@ -315,11 +315,12 @@ def decode_request(method: Method, behavior: Behavior) -> Behavior:
 
 
 def _decoder(method: Method, *, enforce_limits: bool = True) -> Callable[[bytes], Coroutine[Any, Any, Message]]:
-    meter = RequestMeter(method.request_class.DESCRIPTOR, method.request_limits)
+    meter = request_meter(method.request_class.DESCRIPTOR, method.request_limits)
 
     async def decode(raw: bytes) -> Message:
         if enforce_limits and len(raw) > meter.harmless_size:
-            await meter.check(raw)
+            for _ in meter.measure(raw):
+                await asyncio.sleep(0)  # other calls proceed while a large request is measured
         try:
             request = method.request_class.FromString(raw)
         except DecodeError:

@@ -10,11 +10,12 @@ from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from integration_server.domain.audit import Action
 from integration_server.domain.callers import Permission
-from integration_server.rpc.request_limits import DEFAULT_MAX_BYTES, RequestLimits
+from integration_server.domain.request_limits import DEFAULT_MAX_BYTES, RequestField, RequestLimits, RequestMeter
 from integrations.v1 import options_pb2
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -30,10 +31,19 @@ streams them."""
 CallerLookup: TypeAlias = Callable[[Context], str]
 """Returns the name of a call's caller."""
 
-
 _THIRD_PARTY_PERMISSIONS: Mapping[str, Permission] = {
     "grpc.health.v1.Health": Permission.HEALTH,
     "grpc.reflection.v1alpha.ServerReflection": Permission.REFLECTION,
+}
+
+_NOT_PACKED = frozenset({FieldDescriptor.CPPTYPE_MESSAGE, FieldDescriptor.CPPTYPE_STRING})  # also bytes
+_FIXED_TYPES: Mapping[int, int] = {  # bytes of an entry of a packed field; entries of other types are varints
+    FieldDescriptor.TYPE_DOUBLE: 8,
+    FieldDescriptor.TYPE_FIXED64: 8,
+    FieldDescriptor.TYPE_SFIXED64: 8,
+    FieldDescriptor.TYPE_FLOAT: 4,
+    FieldDescriptor.TYPE_FIXED32: 4,
+    FieldDescriptor.TYPE_SFIXED32: 4,
 }
 
 
@@ -108,3 +118,32 @@ def method_of(descriptor: Any) -> Method:  # noqa: ANN401  # MethodDescriptor, w
         request_limits=RequestLimits(size.max_bytes or DEFAULT_MAX_BYTES, size.bulk_field),
         request_class=message_factory.GetMessageClass(descriptor.input_type),
     )
+
+
+def request_meter(descriptor: Any, limits: RequestLimits) -> RequestMeter:  # noqa: ANN401  # as above
+    """Return what measures requests with this descriptor."""
+    return RequestMeter(_describe_fields(descriptor, {}, limits.bulk_field), limits)
+
+
+def _describe_fields(
+    descriptor: Any,  # noqa: ANN401  # as in `method_of`
+    known: dict[str, dict[int, RequestField]],
+    bulk_field: str = "",
+) -> Mapping[int, RequestField]:
+    """Return the fields of a message by number. `known` has the messages that are described already."""
+    fields = known.get(descriptor.full_name)
+    if fields is not None:
+        return fields
+    fields = known[descriptor.full_name] = {}  # first: a message may contain itself
+    is_named = descriptor.file.package != "google.protobuf" and not descriptor.GetOptions().map_entry
+    for one in descriptor.fields:
+        fields[one.number] = RequestField(
+            name=one.name if is_named else "",
+            message=None if one.message_type is None else _describe_fields(one.message_type, known),
+            is_packed=one.is_repeated and one.cpp_type not in _NOT_PACKED,
+            entry_size=_FIXED_TYPES.get(one.type),
+            is_bulk=one.name == bulk_field,
+        )
+    if bulk_field and not any(one.is_bulk for one in fields.values()):
+        raise ValueError(f"{descriptor.full_name} has no field {bulk_field}")
+    return fields

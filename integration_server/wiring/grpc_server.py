@@ -13,6 +13,7 @@ from integration_server.domain.call_quota import CallQuota, CallRate
 from integration_server.domain.callers import current_caller
 from integration_server.domain.integration import Integration
 from integration_server.domain.peers import TrustedProxies
+from integration_server.domain.request_limits import MAX_BYTES
 from integration_server.lifecycle import cap_to_fd_limit
 from integration_server.logs import AnyAccessLog
 from integration_server.observability.observed_calls import CallIdReader, ObservedCalls, TracedCalls
@@ -37,7 +38,6 @@ from integration_server.rpc.interceptors import (
 )
 from integration_server.rpc.methods import Interceptor
 from integration_server.rpc.operator_service import OperatorService
-from integration_server.rpc.request_limits import MAX_BYTES
 from integration_server.rpc.server import ProtectedHandlers, surviving_server
 from integration_server.rpc.stream_limits import limit_streams, write_in_time
 from integration_server.service.audit.audit_trail import AuditTrail
