@@ -366,7 +366,8 @@ def batch_get_credentials(
         rpcs.BATCH_GET_CREDENTIALS,
         _message(pb.BatchGetCredentialsRequest, requests=requests),
         lambda response: [
-            one.credentials if one.HasField("credentials") else error_of_status(one.error) for one in response.results
+            result.credentials if result.HasField("credentials") else error_of_status(result.error)
+            for result in response.results
         ],
     )
 

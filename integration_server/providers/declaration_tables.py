@@ -283,7 +283,9 @@ class SecretFieldDeclaration(GivenField):
 
     def _texts_in(self, found: object) -> Mapping[str, object]:
         values = {name: field_at(found, path) for name, path in self.keep.items()}
-        numbers = {name: str(one) for name, one in values.items() if isinstance(one, int) and not isinstance(one, bool)}
+        numbers = {
+            name: str(value) for name, value in values.items() if isinstance(value, int) and not isinstance(value, bool)
+        }
         return {**values, **numbers}
 
 

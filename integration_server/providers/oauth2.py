@@ -477,7 +477,9 @@ class OAuth2Provider(BaseProvider):
         )
         if response.status in self.revoke_gone_status:
             return True
-        if not OUR_CLIENT.isdisjoint(name for one in self.revoke_headers.values() for name in template_params(one)):
+        if not OUR_CLIENT.isdisjoint(
+            name for revoke_header in self.revoke_headers.values() for name in template_params(revoke_header)
+        ):
             return self.read_revocation(response)
         if not self.rejects_credentials(response) and (not response.is_success or self.is_failure(response)):
             raise ProviderUnavailable(retry_after=response.retry_after)

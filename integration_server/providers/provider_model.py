@@ -218,7 +218,7 @@ class ProviderModel(ABC):
     @derived
     def secret_names(self) -> Mapping[str, str]:
         """The names of templates that the secrets of an account bring, each with its secret field."""
-        kept = {name: field for field, one in self.secret_fields.items() for name in one.keep}
+        kept = {name: field for field, secret_field in self.secret_fields.items() for name in secret_field.keep}
         return {**kept, **{field: field for field in self.secret_fields}}
 
     def secret_values(self, secrets: Mapping[str, str]) -> Mapping[str, str]:

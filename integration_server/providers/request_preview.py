@@ -154,11 +154,13 @@ class _Preview:
         key = self._signing_key(provider)
         self._secrets = {
             name: json.dumps(
-                _at_paths({path: key.get(kept) or self._value(provider, kept) for kept, path in one.keep.items()})
+                _at_paths(
+                    {path: key.get(kept) or self._value(provider, kept) for kept, path in secret_field.keep.items()}
+                )
             )
-            if one.keep
+            if secret_field.keep
             else key.get(name, placeholders[name])
-            for name, one in provider.secret_fields.items()
+            for name, secret_field in provider.secret_fields.items()
         }
         self._provider = provider.with_attributes(url_params={**provider.url_params, **self._extras})
         if "" in key and isinstance(self._provider, OAuth2Provider):

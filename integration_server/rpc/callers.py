@@ -192,7 +192,7 @@ class LocalCounts:
 
     def set_debt_end(self, key: str, end: int, now: int) -> None:
         """Set the end of the key's debt."""
-        for ended in [one for one, its_end in self._debt_ends.items() if its_end <= now]:
+        for ended in [debt_end for debt_end, its_end in self._debt_ends.items() if its_end <= now]:
             del self._debt_ends[ended]
         self._debt_ends[key] = max(end, self.debt_end(key))
 

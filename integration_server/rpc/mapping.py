@@ -325,7 +325,7 @@ def decode_webhook_request(request: pb.ReceiveWebhookRequest) -> WebhookRequest:
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-_STATUSES = {one: f"STATUS_{one.name}" for one in Status}
+_STATUSES = {status: f"STATUS_{status.name}" for status in Status}
 _AUTH_METHODS = {one: f"AUTH_METHOD_{one.name}" for one in AuthMethod}
 
 _DISCONNECT_MESSAGES = {
@@ -465,8 +465,8 @@ def encode_integration_type(provider: Provider) -> integration_pb2.IntegrationTy
         provider,
         scopes=provider.required_scopes,
         configured=configured,
-        config_fields=[_encode_field(name, one) for name, one in provider.config_fields.items()],
-        secret_fields=[_encode_field(name, one) for name, one in provider.secret_fields.items()],
+        config_fields=[_encode_field(name, config_field) for name, config_field in provider.config_fields.items()],
+        secret_fields=[_encode_field(name, secret_field) for name, secret_field in provider.secret_fields.items()],
     )
 
 

@@ -182,7 +182,10 @@ class ServerClient:
         token = self._token if path is None else _read_token(path, contents[path])
         metadata = () if token is None else [("authorization", f"Bearer {token}")]
         channels = [self._channel(target, contents) for target in self._targets]
-        states = [_ChannelState(one, metadata, IntegrationServiceStub(one), HealthStub(one)) for one in channels]
+        states = [
+            _ChannelState(channel, metadata, IntegrationServiceStub(channel), HealthStub(channel))
+            for channel in channels
+        ]
         return _Channels(states, itertools.count())
 
     def _channel(self, target: str, contents: Contents) -> grpc.aio.Channel:

@@ -74,7 +74,9 @@ _T = integrations.c
 
 _FAILURE_COLUMNS = ("last_error_class", "last_error_time", "last_error_message")
 _NAMES = [
-    name for one in fields(Integration) for name in (_FAILURE_COLUMNS if one.name == "last_error" else (one.name,))
+    name
+    for field in fields(Integration)
+    for name in (_FAILURE_COLUMNS if field.name == "last_error" else (field.name,))
 ]
 
 PLAINTEXT_COLUMNS = [_T[name] for name in _NAMES]
@@ -207,7 +209,7 @@ _commit = (
     update(integrations)
     .where(*(_T[name] == bindparam(f"of_{name}") for name in _FENCE))
     .values(
-        **_new(one.name for one in fields(NewCredentials)),
+        **_new(field.name for field in fields(NewCredentials)),
         **_NO_REFRESH_FAILURE,
         update_time=bindparam("now", type_=UtcDateTime),
         version=_T.version + 1,
@@ -624,7 +626,7 @@ def new_integration_values(integration: NewIntegration, now: datetime) -> dict[s
 
 
 def _values_of(credentials: NewCredentials) -> dict[str, Any]:
-    return {one.name: getattr(credentials, one.name) for one in fields(credentials)}
+    return {field.name: getattr(credentials, field.name) for field in fields(credentials)}
 
 
 def _commit_parameters(integration: Integration, values: Mapping[str, Any], now: datetime) -> Mapping[str, Any]:

@@ -150,7 +150,7 @@ def ends_integration(
     """The query whether the revocation of a grant may end a connected integration of some users."""
     is_connected = _T.connect_time.is_not(None)
     conditions = _ended_integrations(grant, ended, comparable_types)
-    return select(or_(false(), *(exists().where(is_connected, whose, one) for one in conditions)))
+    return select(or_(false(), *(exists().where(is_connected, whose, condition) for condition in conditions)))
 
 
 def _ended_integrations(

@@ -135,7 +135,7 @@ class Revisions:
     @property
     def known(self) -> Sequence[str]:
         """Their ids."""
-        return [one.revision for one in self.revisions]
+        return [revision.revision for revision in self.revisions]
 
     def oldest_compatible(self, revision: str) -> str:
         """The last contract revision up to this one."""

@@ -125,7 +125,7 @@ class PortClaim:
         """
         listeners = find_listeners(self.address.port)
         takes_all = any(host.is_unspecified for host in self.hosts)
-        sharing = [one for one in listeners if takes_all or one in self.hosts]
+        sharing = [listener for listener in listeners if takes_all or listener in self.hosts]
         foreign = max(0, len(sharing) - len(self.hosts) * self.workers)
         if foreign > self._foreign:
             structlog.get_logger(__name__).error("port_shared", address=str(self.address), foreign_listeners=foreign)

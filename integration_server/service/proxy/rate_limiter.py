@@ -269,8 +269,10 @@ class ProviderRateLimiter:
         self._changed.set()
         self._permit_count += 1
         if self._permit_count % _SWEEP_INTERVAL == 0:
-            self._integrations = {lane: one for lane, one in self._integrations.items() if not one.is_empty(now)}
-            self._apps = {resource: one for resource, one in self._apps.items() if not one.is_empty(now)}
+            self._integrations = {
+                lane: integration for lane, integration in self._integrations.items() if not integration.is_empty(now)
+            }
+            self._apps = {resource: app for resource, app in self._apps.items() if not app.is_empty(now)}
             self._exhausted_until = {name: until for name, until in self._exhausted_until.items() if until > now}
 
     def _observe(self, integration: Integration, resource: str, path: str, response: ApiResponse) -> timedelta:

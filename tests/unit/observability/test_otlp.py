@@ -68,7 +68,7 @@ def make_spans(exporter: OtlpExporter, count: int) -> None:
 
 def texts_of(span: Span) -> dict[str, str | int]:
     """The attributes of a span."""
-    return {one.key: one.value.string_value or one.value.int_value for one in span.attributes}
+    return {attribute.key: attribute.value.string_value or attribute.value.int_value for attribute in span.attributes}
 
 
 def test_a_call_and_its_request_are_spans_of_the_trace_of_the_caller() -> None:
@@ -83,7 +83,7 @@ def test_a_call_and_its_request_are_spans_of_the_trace_of_the_caller() -> None:
 
     (content,) = collector.requests
     (of_process,) = ExportTraceServiceRequest.FromString(content).resource_spans
-    names = {one.key: one.value.string_value for one in of_process.resource.attributes}
+    names = {attribute.key: attribute.value.string_value for attribute in of_process.resource.attributes}
     assert names == {"service.name": "integration-server", "service.instance.id": "server-1"}
     inner, outer = collector.spans
     assert {inner.trace_id, outer.trace_id} == {bytes.fromhex(TRACE_ID)}

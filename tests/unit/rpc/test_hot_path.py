@@ -400,7 +400,7 @@ async def test_calls_that_wait_for_their_request_count_as_concurrent_and_end_whe
 
 # --- both paths agree ------------------------------------------------------------------------------------------------
 
-FIELDS = {one.name: one.number for one in pb.GetCredentialsRequest.DESCRIPTOR.fields}
+FIELDS = {field.name: field.number for field in pb.GetCredentialsRequest.DESCRIPTOR.fields}
 
 
 def varint(number: int, length: int = 0) -> bytes:
