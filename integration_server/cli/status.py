@@ -202,7 +202,7 @@ def format_view(view: View, width: int | None) -> Sequence[str]:
 
 def _format_counts(counts: Sequence[IntegrationCount], width: int | None) -> Sequence[str]:
     """A row for each type, with the number of its integrations in each status."""
-    statuses = [one.name for one in StatusName]
+    statuses = [status.name for status in StatusName]
     numbers = {(each.integration_type, status_name(each.status)): each.count for each in counts}
     rows = [
         [name, *(f"{numbers.get((name, status), 0):,}" for status in statuses)]

@@ -464,7 +464,7 @@ class AsyncIntegrations:
                 targets.append(await account.target())
             except IntegrationsError as error:
                 targets.append(error)
-        entries = [self._store.entry(*one) for one in targets if not isinstance(one, IntegrationsError)]
+        entries = [self._store.entry(*target) for target in targets if not isinstance(target, IntegrationsError)]
         found: dict[Key, Credentials | IntegrationsError] = {}
         stale = self._store.stale(entries, min_ttl)
         for begin in range(0, len(stale), operations.MAX_BATCH):

@@ -164,7 +164,7 @@ def _names_in(value: object) -> Iterator[str]:
     """The names in the templates of a value."""
     dumped = value.model_dump() if isinstance(value, BaseModel) else value
     if isinstance(dumped, list):
-        dumped = [one.model_dump() if isinstance(one, BaseModel) else one for one in dumped]
+        dumped = [item.model_dump() if isinstance(item, BaseModel) else item for item in dumped]
     for text in texts_in(dumped):
         yield from template_params(text)
 

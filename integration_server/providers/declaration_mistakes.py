@@ -112,13 +112,17 @@ def _tables(value: BaseModel, path: tuple[str, ...] = ()) -> Iterator[tuple[tupl
     """The tables whose names the author chooses, with their paths."""
     fields = {field.alias or name: getattr(value, name) for name, field in type(value).model_fields.items()}
     for key, part in fields.items():
-        parts = [((*path, key, str(index)), one) for index, one in enumerate(part)] if isinstance(part, list) else []
+        parts = (
+            [((*path, key, str(index)), element) for index, element in enumerate(part)]
+            if isinstance(part, list)
+            else []
+        )
         if isinstance(part, Mapping):
             yield (*path, key), part
-            parts = [((*path, key, name), one) for name, one in part.items()]
-        for place, one in [((*path, key), part), *parts]:
-            if isinstance(one, BaseModel):
-                yield from _tables(one, place)
+            parts = [((*path, key, name), element) for name, element in part.items()]
+        for element_path, element in [((*path, key), part), *parts]:
+            if isinstance(element, BaseModel):
+                yield from _tables(element, element_path)
 
 
 def _misplaced_keys(path: tuple[str, ...], table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

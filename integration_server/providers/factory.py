@@ -37,16 +37,16 @@ class ProviderRegistry(dict[str, BaseProvider]):
         by_type = {provider.integration_type: provider for provider in providers}
         super().__init__({alias: provider for provider in by_type.values() for alias in provider.aliases} | by_type)
         self._all = [by_type[name] for name in sorted(by_type)]
-        servers = {one.integration_type: _servers_of(one) for one in self._all}
+        servers = {provider.integration_type: _servers_of(provider) for provider in self._all}
         for provider in self._all:
-            ended = [one for one in self._all if _ends_grants(provider, one, servers)]
-            provider.shares_grants_with = tuple(one.integration_type for one in ended)
-            alike = (one.integration_type for one in ended if _naming_of(one) == _naming_of(provider))
+            ended = [other for other in self._all if _ends_grants(provider, other, servers)]
+            provider.shares_grants_with = tuple(other.integration_type for other in ended)
+            alike = (other.integration_type for other in ended if _naming_of(other) == _naming_of(provider))
             provider.names_accounts_like = tuple(alike)
         for provider in self._all:
             name = provider.integration_type
             provider.grants_ended_by = tuple(
-                one.integration_type for one in self._all if name in one.shares_grants_with
+                other.integration_type for other in self._all if name in other.shares_grants_with
             )
 
     def __missing__(self, integration_type: str) -> BaseProvider:

@@ -224,7 +224,7 @@ class ProviderModel(ABC):
     def secret_values(self, secrets: Mapping[str, str]) -> Mapping[str, str]:
         """The values of templates in the secrets of an account: they themselves, and those that JSON files have."""
         declared = [(self.secret_fields[field], text) for field, text in secrets.items() if field in self.secret_fields]
-        kept = {name: value for one, text in declared for name, value in one.values_of(text).items()}
+        kept = {name: value for field, text in declared for name, value in field.values_of(text).items()}
         return {**kept, **secrets}
 
     def _own_oauth_client(self) -> OAuthClient:
@@ -437,8 +437,8 @@ class ProviderModel(ABC):
         """A copy with other values for some declarations."""
         other = copy.copy(self)
         if not attributes.keys() <= _ATTRIBUTES_OF_ACCOUNTS:
-            for one in self._derived:  # they follow from the declarations of the original
-                vars(other).pop(one.name, None)
+            for derived in self._derived:  # they follow from the declarations of the original
+                vars(other).pop(derived.name, None)
             other._derived = {}
         for name, value in attributes.items():
             setattr(other, name, value)

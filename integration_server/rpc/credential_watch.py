@@ -216,7 +216,7 @@ class DueTimes:
         self._times[number] = time
         heapq.heappush(self._heap, (time, number))
         if len(self._heap) > self._max_entries * len(self._times):
-            self._heap = [(one, key) for key, one in self._times.items()]
+            self._heap = [(due_time, integration_id) for integration_id, due_time in self._times.items()]
             heapq.heapify(self._heap)
 
     def take(self, now: float) -> IntegrationId | None:

@@ -190,11 +190,11 @@ def forget_frames(error: BaseException) -> None:
     """
     waiting, known = [error], set[int]()
     while waiting:
-        one = waiting.pop()
-        if id(one) in known:  # an error may be among its own causes
+        current = waiting.pop()
+        if id(current) in known:  # an error may be among its own causes
             continue
-        known.add(id(one))
-        waiting += [further for further in (one.__cause__, one.__context__) if further is not None]
-        one.__traceback__ = one.__context__ = None
-        if not isinstance(one.__cause__, IntegrationServerError):
-            one.__cause__ = None
+        known.add(id(current))
+        waiting += [linked for linked in (current.__cause__, current.__context__) if linked is not None]
+        current.__traceback__ = current.__context__ = None
+        if not isinstance(current.__cause__, IntegrationServerError):
+            current.__cause__ = None

@@ -326,7 +326,7 @@ def decode_webhook_request(request: pb.ReceiveWebhookRequest) -> WebhookRequest:
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _STATUSES = {status: f"STATUS_{status.name}" for status in Status}
-_AUTH_METHODS = {one: f"AUTH_METHOD_{one.name}" for one in AuthMethod}
+_AUTH_METHODS = {auth_method: f"AUTH_METHOD_{auth_method.name}" for auth_method in AuthMethod}
 
 _DISCONNECT_MESSAGES = {
     RevocationState.REVOKED: "Disconnected",

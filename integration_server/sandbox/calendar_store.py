@@ -114,7 +114,9 @@ class CalendarStore:
             raise ApiError(400, "invalid")
         if fields.get("attendeesOmitted"):
             given = {attendee.get("email"): attendee for attendee in after["attendees"]}
-            after["attendees"] = [given.get(one.get("email"), one) for one in before.get("attendees", ())]
+            after["attendees"] = [
+                given.get(attendee.get("email"), attendee) for attendee in before.get("attendees", ())
+            ]
         return self._save(calendar, event_id, {**after, **{name: before[name] for name in _KEPT if name in before}})
 
     def delete(self, calendar: StoredCalendar, event_id: str, etag: str | None) -> None:

@@ -95,7 +95,7 @@ class _Channels:
         in_turn = [*self.states[first:], *self.states[:first]]
         if len(in_turn) == 1:
             return in_turn[0]
-        connected = [one for one in in_turn if one.channel.get_state(try_to_connect=True) is _READY]
+        connected = [state for state in in_turn if state.channel.get_state(try_to_connect=True) is _READY]
         return (connected or in_turn)[0]
 
     async def close(self, grace: float | None = None) -> None:

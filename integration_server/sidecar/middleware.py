@@ -85,7 +85,7 @@ class IdentifiedApp:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 # The app's own responses have none; those to webhooks have headers that a provider's type declares.
-                others = [one for one in message.get("headers", ()) if one[0] != _ID_HEADER]
+                others = [header for header in message.get("headers", ()) if header[0] != _ID_HEADER]
                 message = {**message, "headers": [*others, header]}
             await send(message)
 

@@ -107,8 +107,8 @@ class CompiledQuery:
         if not self._converters:
             return found
         rows = []
-        for one in found:
-            row = list(one)
+        for values in found:
+            row = list(values)
             for index, convert in self._converters:
                 value = row[index]
                 if value is not None:  # the conversions leave NULL as it is
@@ -350,7 +350,7 @@ class DriverQueries:
     def trace_statements(self, add_span: AddSpan) -> None:
         """Add a span for each statement from now on."""
         self.add_span = add_span
-        for engine in {one.sync_engine for one in (self._readers, self._writers, self._autocommit_writers)}:
+        for engine in {engine.sync_engine for engine in (self._readers, self._writers, self._autocommit_writers)}:
             trace_statements(engine, add_span)
 
     def _over_driver(self, engine: Engine, lent: PoolProxiedConnection) -> DriverConnection:

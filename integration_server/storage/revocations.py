@@ -188,7 +188,7 @@ async def require_valid_grant(
     if proof is None:
         return
     await connection.run(_LOCK_SHARED)
-    clients = [(one.integration_type, one.oauth_client) for one in proof.ended_by]
+    clients = [(scope.integration_type, scope.oauth_client) for scope in proof.ended_by]
     ((may_have_ended,),) = await connection.run(
         _MAY_HAVE_ENDED,
         proof_time=proof.time,

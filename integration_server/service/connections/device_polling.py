@@ -128,7 +128,7 @@ class DeviceAuthorizationPoller:
             return True  # another process has it, or it has ended
         try:
             response = await self.providers.authenticated(
-                provider, lambda one: one.poll_device_authorization(device_code)
+                provider, lambda authenticated: authenticated.poll_device_authorization(device_code)
             )
         except ProviderUnavailable as error:
             if error.issued_tokens is not None:

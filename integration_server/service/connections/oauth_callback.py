@@ -307,7 +307,9 @@ class OAuthCallbackService:
         try:
             tokens = await self.providers.authenticated(
                 provider,
-                lambda one: one.exchange_code_for_tokens(callback.code, details.redirect_uri, details.verifier),
+                lambda authenticated: authenticated.exchange_code_for_tokens(
+                    callback.code, details.redirect_uri, details.verifier
+                ),
             )
         except ProviderError as error:
             if error.issued_tokens is not None:

@@ -319,9 +319,9 @@ class OAuthClientDirectory:
 
     async def ending(self, provider: Provider) -> Sequence[ClientScope]:
         """The clients whose revocations end grants of the provider's client."""
-        others = [self.registry[integration_type] for integration_type in provider.grants_ended_by]
-        everyone = [one.integration_type for one in others if one.revocation_ends == "account"]
-        rest = [one.integration_type for one in others if one.revocation_ends != "account"]
+        ending = [self.registry[integration_type] for integration_type in provider.grants_ended_by]
+        everyone = [other.integration_type for other in ending if other.revocation_ends == "account"]
+        rest = [other.integration_type for other in ending if other.revocation_ends != "account"]
         of_client = await self._scopes_of(rest, provider) if rest else ()
         return [*(ClientScope(integration_type, None) for integration_type in everyone), *of_client]
 
@@ -331,9 +331,13 @@ class OAuthClientDirectory:
         itself = provider.integration_type, provider.oauth_client.name
         found = {itself} if itself[0] in types else set()
         if client_id:
-            own = {(one, OWN_CLIENT) for one in types if self.registry[one].oauth_client.client_id == client_id}
+            own = {
+                (integration_type, OWN_CLIENT)
+                for integration_type in types
+                if self.registry[integration_type].oauth_client.client_id == client_id
+            }
             found |= own | set(await self.store.names_of(types, client_id))
-        return [ClientScope(*one) for one in sorted(found)]
+        return [ClientScope(*scope) for scope in sorted(found)]
 
 
 def require_oauth(provider: Provider) -> OAuthProvider:

@@ -161,7 +161,9 @@ def _decoded_path_problem(path: str) -> str | None:
 
 
 def _without_format_characters(text: str) -> str:
-    return text if text.isascii() else "".join(one for one in text if unicodedata.category(one) != "Cf")
+    return (
+        text if text.isascii() else "".join(character for character in text if unicodedata.category(character) != "Cf")
+    )
 
 
 def require_no_credentials(request: ApiRequest, auth: RequestAuth) -> None:

@@ -237,7 +237,7 @@ class ProviderRateLimiter:
 
     def _own_limits_of(self, lane: Lane) -> Iterator[AdaptiveLimit]:
         integration_id, resource = lane
-        yield from (self._own_limit((integration_id, one)) for one in dict.fromkeys(("", resource)))
+        yield from (self._own_limit((integration_id, scope)) for scope in dict.fromkeys(("", resource)))
 
     def _app_limit(self, resource: str) -> AdaptiveLimit:
         if resource not in self._apps:
