@@ -12,11 +12,10 @@ from typing import NoReturn, Self, TypeVar
 from integration_server.client import operations, rpcs
 from integration_server.client.adapters.account_adapters import AsyncAccountAdapters
 from integration_server.client.configuration import ChannelOptions, Configuration, SecretText, Token
-from integration_server.client.connecting import check_expiry, device_outcome, is_connected, merged, pauses
 from integration_server.client.connection import AsyncUseGuard
+from integration_server.client.connection_attempts import check_expiry, device_outcome, is_connected, merged, pauses
 from integration_server.client.credentials import Credentials
 from integration_server.client.errors import (
-    AnswerTooLarge,
     CursorExpired,
     DeadlineExceeded,
     IntegrationNotFound,
@@ -25,6 +24,7 @@ from integration_server.client.errors import (
     PermissionDenied,
     ReauthorizationRequired,
     ResourceExhausted,
+    ResponseTooLarge,
     Unauthenticated,
     Unavailable,
     Unimplemented,
@@ -43,7 +43,7 @@ from integration_server.client.values import (
     WebhookSecret,
     settled,
 )
-from integration_server.client.watching import AsyncWatcher
+from integration_server.client.watcher import AsyncWatcher
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.event_pb2 import IntegrationEvent
 from integrations.v1.integration_pb2 import HealthCheck, Integration, IntegrationTypeInfo, Status
@@ -498,7 +498,7 @@ class AsyncIntegrations:
         found: dict[Key, Credentials | IntegrationsError] = {}
         streams = []
         for entry, fetch, result in zip(entries, fetches, results, strict=True):
-            if isinstance(result, AnswerTooLarge):
+            if isinstance(result, ResponseTooLarge):
                 continue
             if isinstance(result, IntegrationsError):
                 found[entry.key] = self._store.record_failure(entry, result, min_ttl) or result

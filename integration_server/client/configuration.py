@@ -136,8 +136,8 @@ def _check_address(address: str) -> None:
 
 
 def _values(environment: Mapping[str, str]) -> Mapping[str, str]:
-    given = {name: value for name, value in environment.items() if value and name.startswith("INTEGRATIONS_")}
-    return {name: SecretText(value) if name == "INTEGRATIONS_TOKEN" else value for name, value in given.items()}
+    variables = {name: value for name, value in environment.items() if value and name.startswith("INTEGRATIONS_")}
+    return {name: SecretText(value) if name == "INTEGRATIONS_TOKEN" else value for name, value in variables.items()}
 
 
 def _parse_tls(text: str | None) -> bool | None:

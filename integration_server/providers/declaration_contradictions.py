@@ -137,13 +137,13 @@ def _login_problems(declaration: OAuth2Declaration) -> Iterator[tuple[str, str]]
 
 def _name_problems(declaration: OAuth2Declaration) -> Iterator[tuple[str, str]]:
     """Names that are declared twice, and keys that would be sent somewhere."""
-    given = {*declaration.config_fields, *declaration.settings, *declaration.secret_fields}
+    declared_names = {*declaration.config_fields, *declaration.settings, *declaration.secret_fields}
     for field, secret_field in declaration.secret_fields.items():
-        for name in sorted(given.intersection(secret_field.keep)):
+        for name in sorted(declared_names.intersection(secret_field.keep)):
             yield f"secret_fields.{field}.keep.{name}", "is the name of another field"
-        given |= secret_field.keep.keys()
+        declared_names |= secret_field.keep.keys()
     for index, request in enumerate(declaration.login):
-        for name in sorted(given.union(OF_REQUEST, TOKEN_NAMES).intersection(request.keep)):
+        for name in sorted(declared_names.union(OF_REQUEST, TOKEN_NAMES).intersection(request.keep)):
             yield f"login.{index}.keep.{name}", "is the name of another value"
     if declaration.assertion is None or declaration.assertion.algorithm.startswith("HS"):
         return

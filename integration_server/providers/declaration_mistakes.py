@@ -1,4 +1,4 @@
-"""Mistakes in declarations whose keys and values are all valid: what a person writes who means something else.
+"""Likely mistakes in declarations whose keys and values are all valid: what an author writes by mistake.
 
 Each would start, and fail later for every account, or silently do nothing.
 """
@@ -162,10 +162,17 @@ def _name_problems(declaration: Declaration) -> Iterator[tuple[str, str]]:
     for name in sorted((_OF_SERVER - own).intersection(declaration.secret_fields)):
         yield f"secret_fields.{name}", "is a name whose value the server has; choose another one"
     of_files = {name for field in declaration.secret_fields.values() for name in field.keep}
-    given = own.intersection({*declaration.secret_fields, *of_files})
-    if isinstance(declaration, OAuth2Declaration) and len(given) == 1 and declaration.token_auth in _WITH_SECRET:
-        (name,) = given
-        yield f"secret_fields.{name}", f"is without {min(own - given)}: both are the account's, or both are ours"
+    client_fields = own.intersection({*declaration.secret_fields, *of_files})
+    if (
+        isinstance(declaration, OAuth2Declaration)
+        and len(client_fields) == 1
+        and declaration.token_auth in _WITH_SECRET
+    ):
+        (name,) = client_fields
+        yield (
+            f"secret_fields.{name}",
+            f"is without {min(own - client_fields)}: both are the account's, or both are ours",
+        )
     for key in ("config_fields", "secret_fields"):
         for name in sorted(declaration.settings.keys() & getattr(declaration, key).keys()):
             yield f"settings.{name}", f"is also one of {key}"

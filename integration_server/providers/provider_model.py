@@ -163,8 +163,8 @@ class ProviderModel(ABC):
         self._context = context
         self._derived: dict[derived[Any], Any] = {}
         self.oauth_client = self._own_oauth_client()
-        given = {name: self._setting(name.upper()) or field.default for name, field in self.settings.items()}
-        self.setting_values = {name: value for name, value in given.items() if value}
+        values = {name: self._setting(name.upper()) or field.default for name, field in self.settings.items()}
+        self.setting_values = {name: value for name, value in values.items() if value}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.integration_type}>"

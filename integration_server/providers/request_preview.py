@@ -232,8 +232,8 @@ class _Preview:
             refresh_token = None if is_secret_grant else self._placeholders["refresh_token"]
             tokens = (self._placeholders["access_token"], refresh_token)
             return OAuthTokens(*tokens, extras=self._extras, secret_fields=self._secrets)
-        given = {name: self._placeholders[name] for name in self._provider.required_fields}
-        key, secret = given.get("api_key", ""), given.get("api_secret")
+        placeholders = {name: self._placeholders[name] for name in self._provider.required_fields}
+        key, secret = placeholders.get("api_key", ""), placeholders.get("api_secret")
         return ApiKey(key, secret, secret_fields=self._secrets, extras=self._extras)
 
     async def requests(self) -> AsyncIterator[PreviewedRequest]:

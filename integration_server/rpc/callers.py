@@ -1,4 +1,4 @@
-"""Who makes a call, and how many calls each caller makes.
+"""Callers: the identity that makes a call, its permissions, and the quotas of its calls.
 
 A caller is a service, a user or the sidecar; where callers are not authenticated, the address of the client.
 """
@@ -192,8 +192,8 @@ class LocalCounts:
 
     def set_debt_end(self, key: str, end: int, now: int) -> None:
         """Set the end of the key's debt."""
-        for ended in [debt_end for debt_end, its_end in self._debt_ends.items() if its_end <= now]:
-            del self._debt_ends[ended]
+        for other in [other for other, debt_end in self._debt_ends.items() if debt_end <= now]:
+            del self._debt_ends[other]
         self._debt_ends[key] = max(end, self.debt_end(key))
 
 

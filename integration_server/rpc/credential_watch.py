@@ -205,7 +205,7 @@ class DueTimes:
 
     @property
     def next_time(self) -> float | None:
-        """Not later than the next one is due; None if none ever is."""
+        """Return a time not after the next due time; None if nothing is due."""
         return self._heap[0][0] if self._heap else None
 
     def set(self, number: IntegrationId, time: float | None) -> None:

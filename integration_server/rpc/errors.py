@@ -98,11 +98,11 @@ def status_of(error: Exception, request_id: str = "") -> status_pb2.Status:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.problem)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if isinstance(error, errors.ProviderRejected) and error.rejected_fields:
-        named = [
+        violations = [
             error_details_pb2.BadRequest.FieldViolation(field=field, description="the provider rejects it")
             for field in error.rejected_fields
         ]
-        details.append(error_details_pb2.BadRequest(field_violations=named))
+        details.append(error_details_pb2.BadRequest(field_violations=violations))
     if error.retry_after is not None:
         details.append(error_details_pb2.RetryInfo(retry_delay=error.retry_after))
     return status_pb2.Status(code=_code_of(error), message=str(error), details=map(any_message.pack, details))

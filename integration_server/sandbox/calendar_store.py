@@ -113,9 +113,9 @@ class CalendarStore:
         if any({"date", "dateTime"} <= after[name].keys() for name in ("start", "end")):
             raise ApiError(400, "invalid")
         if fields.get("attendeesOmitted"):
-            given = {attendee.get("email"): attendee for attendee in after["attendees"]}
+            replacements = {attendee.get("email"): attendee for attendee in after["attendees"]}
             after["attendees"] = [
-                given.get(attendee.get("email"), attendee) for attendee in before.get("attendees", ())
+                replacements.get(attendee.get("email"), attendee) for attendee in before.get("attendees", ())
             ]
         return self._save(calendar, event_id, {**after, **{name: before[name] for name in _KEPT if name in before}})
 

@@ -200,7 +200,7 @@ class Area(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Who sent a request, and where to."""
+    """The sender of a request, and its destination."""
 
     peer: str
     path: str = ""

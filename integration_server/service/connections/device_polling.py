@@ -171,7 +171,7 @@ class DeviceAuthorizationPoller:
             await self.token_storage.discard(claims, provider.oauth_client.name, tokens)
 
     async def _end(self, claims: StateClaims, oauth_client: str, error: IntegrationServerError) -> None:
-        """End an attempt with an error, which the app's backend learns from `HandleCallback`."""
+        """End an attempt with an error, which the app's backend gets from `HandleCallback`."""
         if isinstance(error, ProviderError) and error.issued_tokens is not None:
             await self.token_storage.discard(claims, oauth_client, error.issued_tokens)
 

@@ -55,22 +55,22 @@ class DistributedLimiter(Protocol):
 
 @dataclass(slots=True)
 class _Rejected:
-    """Whether calls of `enough` users and of `enough` accounts were rejected, of which no more are kept.
+    """The users and accounts whose calls were rejected, up to `threshold` of each.
 
     Several users may have connected one account, and one user several.
     """
 
-    enough: int
+    threshold: int
     users: set[UserId] = field(default_factory=set)
     accounts: set[str | IntegrationId] = field(default_factory=set)
 
     def add(self, integration: Integration) -> bool:
-        """Note a rejected call. Return whether it is enough."""
-        if len(self.users) < self.enough:
+        """Record a rejected call. Return whether the threshold of both is reached."""
+        if len(self.users) < self.threshold:
             self.users.add(integration.user_id)
-        if len(self.accounts) < self.enough:
+        if len(self.accounts) < self.threshold:
             self.accounts.add(integration.account_id or integration.integration_id)
-        return min(len(self.users), len(self.accounts)) >= self.enough
+        return min(len(self.users), len(self.accounts)) >= self.threshold
 
 
 @dataclass(eq=False, repr=False)

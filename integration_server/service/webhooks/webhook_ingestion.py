@@ -226,7 +226,7 @@ class WebhookIngestion:
             addressed = list(_addressed(integrations, events, await routed.routes_of(integrations)))
             deliveries = [(integration, events[index]) for integration, index in addressed]
             await self._store(batch, deliveries)
-            await self.router.learn(deliveries)
+            await self.router.store_routes(deliveries)
             for _, index in addressed:
                 unrouted.pop(index, None)
         if unrouted:

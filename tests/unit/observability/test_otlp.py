@@ -11,7 +11,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from integration_server.observability.otlp import MAX_WAITING, OtlpExporter, Response, SpanEncoder
-from integration_server.observability.spans import Kind
+from integration_server.observability.spans import SpanKind
 from integration_server.observability.tracing import RecordedSpan, SpanTracing
 
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -114,7 +114,7 @@ LONG = "ab" * 40_000
         {"long": LONG, "request_id": LONG},
     ],
 )
-def test_a_span_is_encoded_as_protobuf_encodes_it(kind: Kind, attributes: dict[str, str | int]) -> None:
+def test_a_span_is_encoded_as_protobuf_encodes_it(kind: SpanKind, attributes: dict[str, str | int]) -> None:
     spans = [
         RecordedSpan(
             f"{kind} ü",

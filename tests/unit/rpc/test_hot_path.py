@@ -34,7 +34,7 @@ from integration_server.rpc.callers import (
     quota_key,
 )
 from integration_server.rpc.errors import Unauthenticated
-from integration_server.rpc.hot_path import Callers, HotPath, PathInterceptors, ReusedResponses
+from integration_server.rpc.hot_path import CallerNames, HotPath, PathInterceptors, ReusedResponses
 from integration_server.rpc.integration_service import IntegrationService
 from integration_server.rpc.interceptors import RequestReader, compose, convert_errors, enforce_quota, read_request
 from integration_server.rpc.methods import Behavior, Context, Method, Permission, describe_method
@@ -144,7 +144,7 @@ class HotServer:
         reader = RequestReader(timedelta(seconds=60))
         self.hot_path = HotPath(
             PathInterceptors(convert, admit, process),
-            Callers(
+            CallerNames(
                 caller_name,
                 quota_key,
                 peer_address,
