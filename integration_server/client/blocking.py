@@ -18,6 +18,7 @@ from integration_server.client.connection import UseGuard
 from integration_server.client.connection_attempts import check_expiry, device_outcome, is_connected, merged, pauses
 from integration_server.client.credentials import Credentials
 from integration_server.client.errors import (
+    AnswerTooLarge,
     CursorExpired,
     DeadlineExceeded,
     IntegrationNotFound,
@@ -26,7 +27,6 @@ from integration_server.client.errors import (
     PermissionDenied,
     ReauthorizationRequired,
     ResourceExhausted,
-    ResponseTooLarge,
     Unauthenticated,
     Unavailable,
     Unimplemented,
@@ -498,7 +498,7 @@ class Integrations:
         found: dict[Key, Credentials | IntegrationsError] = {}
         streams = []
         for entry, fetch, result in zip(entries, fetches, results, strict=True):
-            if isinstance(result, ResponseTooLarge):
+            if isinstance(result, AnswerTooLarge):
                 continue
             if isinstance(result, IntegrationsError):
                 found[entry.key] = self._store.record_failure(entry, result, min_ttl) or result

@@ -321,7 +321,7 @@ class RateLimited(ResourceExhausted):
     reason = "RATE_LIMITED"
 
 
-class ResponseTooLarge(ResourceExhausted):
+class AnswerTooLarge(ResourceExhausted):
     """The provider's response is too large. The provider may have executed the request."""
 
     reason = "ANSWER_TOO_LARGE"
