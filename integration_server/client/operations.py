@@ -451,6 +451,10 @@ class ApiCall(NamedTuple):
 
 def call_provider(key: Key, call: ApiCall) -> Operation[ApiResponse]:
     """Call the provider's API."""
+    if call.json_body is not None and call.body:
+        raise InvalidField(
+            "body: is not empty beside json", fields=[FieldViolation("body", "is not empty beside json")]
+        )
     body = call.body if call.json_body is None else _json(call.json_body)
     request = _message(pb.CallProviderRequest, **call.fields(key), body=body)
     return Operation(rpcs.CALL_PROVIDER, request, api_response)
