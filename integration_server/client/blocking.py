@@ -793,7 +793,10 @@ class Connection:
         """Wait until the user has connected the account, and return it. The server may be away meanwhile.
 
         Raises `TimeoutError` after `timeout` seconds, `StateExpired` when nobody can complete the connection any
-        longer, and the reason if the provider rejects a device authorization.
+        longer, and the reason if the provider rejects a device authorization. It can be called again after a timeout.
+
+        A user who refuses can go back and allow, which does not end it. The browser comes to the `return_url` with
+        `success=false` and the `reason`: what serves that page can end the wait, if the user is not to try again.
         """
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         deadline = None if seconds is None else time.monotonic() + seconds

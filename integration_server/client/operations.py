@@ -63,6 +63,9 @@ Listing = Callable[[str], Operation[Page[ItemT]]]
 MAX_BATCH = 1_000
 """Accounts of one `BatchGetCredentials`, as the contract says."""
 
+MAX_DUE_COUNT = 1_000
+"""What `due_count` of `ListDueWork` counts up to, as the contract says."""
+
 
 def _struct(config: Config | None) -> Struct | None:
     if config is None:
