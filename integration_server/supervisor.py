@@ -37,7 +37,7 @@ from typing import Any, Literal
 
 import structlog
 
-from integration_server.standard_streams import PatientOutput
+from integration_server.standard_streams import BoundedOutput
 
 MAX_REPORT_BYTES = 4096  # of a child; it has a few names and addresses
 
@@ -299,7 +299,7 @@ class Supervisor:
         self._drain_time = drain_time
         self._stop_signals: list[int] = []  # that have arrived
         self._has_served = False
-        self._output = PatientOutput(_ERRORS)
+        self._output = BoundedOutput(_ERRORS)
         self._log = structlog.get_logger(__name__)
 
     def run(self) -> int:

@@ -100,7 +100,7 @@ def request_for(method: MethodDescriptor, integration_id: int, user_id: UserId) 
 def results_of(response: Any) -> Sequence[pb.CredentialsResult]:
     """The results in the response to a batch, or in one of a stream; none in other responses."""
     results = getattr(response, "results", ())
-    return [one.result if isinstance(one, pb.WatchedCredentials) else one for one in results]
+    return [result.result if isinstance(result, pb.WatchedCredentials) else result for result in results]
 
 
 def raise_error_of(response: Message) -> None:

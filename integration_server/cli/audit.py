@@ -186,11 +186,11 @@ async def _list_of_database(
 
 
 @wraps(_list_of_server)
-def list_audit(**given: Any) -> None:  # noqa: ANN401  # the options of the command
-    if names_server(given):
-        _list_of_server(**given)
+def list_audit(**options: Any) -> None:  # noqa: ANN401  # the options of the command
+    if names_server(options):
+        _list_of_server(**options)
     else:
-        _list_of_database(**without_connection(given))
+        _list_of_database(**without_connection(options))
 
 
 def _as_utc(time: datetime | None) -> datetime | None:

@@ -357,7 +357,7 @@ def count_text(count: int, maximum: int) -> str:
 
 
 class _ReconnectNotice:
-    """Tells on standard error why a stream has ended; the client opens it again."""
+    """Prints on standard error why a stream has ended; the client opens it again."""
 
     def begin(self, method: str, metadata: Metadata) -> End:
         """Observe a stream."""

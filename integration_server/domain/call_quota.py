@@ -65,8 +65,8 @@ class LocalCounts:
 
     def set_debt_end(self, key: str, end: int, now: int) -> None:
         """Set the end of the key's debt."""
-        for ended in [one for one, its_end in self._debt_ends.items() if its_end <= now]:
-            del self._debt_ends[ended]
+        for other in [other for other, debt_end in self._debt_ends.items() if debt_end <= now]:
+            del self._debt_ends[other]
         self._debt_ends[key] = max(end, self.debt_end(key))
 
 

@@ -217,7 +217,7 @@ class Declarations:
     process_up: Metric = _gauge("process_up", "1 if the process has given its metrics in time, else 0.", "process")
 
     def __iter__(self) -> Iterator[Metric]:
-        return (getattr(self, one.name) for one in fields(self))
+        return (getattr(self, field.name) for field in fields(self))
 
 
 METRICS = Declarations()

@@ -105,7 +105,7 @@ def _send(connection: socket.socket, take: Callable[[], bytes]) -> None:
 
 
 @contextmanager
-def answering_snapshots(path: Path, take: Callable[[], bytes]) -> Iterator[None]:
+def snapshot_server(path: Path, take: Callable[[], bytes]) -> Iterator[None]:
     """Send what `take` returns to everybody who connects to the Unix socket, from a thread, until exit."""
     path.unlink(missing_ok=True)  # of the process that this one replaces
     is_ending = threading.Event()

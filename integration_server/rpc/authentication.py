@@ -108,7 +108,7 @@ class TokenVerifier(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who sends a call: the address that failures are counted by, and the connection."""
+    """The sender of a call: the address that failures are counted by, and the connection."""
 
     address: str
     connection: str

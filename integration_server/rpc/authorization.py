@@ -133,8 +133,8 @@ class RequestAuthorizer:
             await self._require_allowed_type(caller.permissions.allowed_types, request)
 
     async def _require_allowed_type(self, allowed_types: AllowedTypes, request: Message) -> None:
-        named = getattr(request, "integration_type", "")
-        if named and not allowed_types.allows(self._canonical_type(named)):
+        integration_type = getattr(request, "integration_type", "")
+        if integration_type and not allowed_types.allows(self._canonical_type(integration_type)):
             raise CallerNotAllowed
         if getattr(request, "integration_id", 0):
             target = mapping.decode_target(request)

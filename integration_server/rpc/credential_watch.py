@@ -205,7 +205,7 @@ class DueTimes:
 
     @property
     def next_time(self) -> float | None:
-        """Not later than the next one is due; None if none ever is."""
+        """Return a time not after the next due time; None if nothing is due."""
         return self._heap[0][0] if self._heap else None
 
     def set(self, number: IntegrationId, time: float | None) -> None:
@@ -216,7 +216,7 @@ class DueTimes:
         self._times[number] = time
         heapq.heappush(self._heap, (time, number))
         if len(self._heap) > self._max_entries * len(self._times):
-            self._heap = [(one, key) for key, one in self._times.items()]
+            self._heap = [(due_time, integration_id) for integration_id, due_time in self._times.items()]
             heapq.heapify(self._heap)
 
     def take(self, now: float) -> IntegrationId | None:

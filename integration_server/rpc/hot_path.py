@@ -49,7 +49,9 @@ ResponseKey = tuple[str, str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class _ReusedResponse:
+    """A response that was sent, and what has to be unchanged to send it again."""
+
     caller: object
     integration: Integration
     valid_until: datetime | None
@@ -85,7 +87,7 @@ class ReusedResponses:
         self._audit_queue = audit_queue
         self._clock = clock
         self._aead = AESGCM(AESGCM.generate_key(256))
-        self._kept: LRUCache[ResponseKey, _Kept] = LRUCache(max_bytes, getsizeof=attrgetter("size"))
+        self._responses: LRUCache[ResponseKey, _ReusedResponse] = LRUCache(max_bytes, getsizeof=attrgetter("size"))
 
     def key_of(self, raw: bytes, context: Context) -> ResponseKey:
         """The key of a call's response: caller, purpose and request."""
@@ -96,24 +98,24 @@ class ReusedResponses:
 
         Raises `ResponseTooLarge` for one of more than `max_size` bytes.
         """
-        kept = self._kept.get(key)
-        if kept is None:
+        found = self._responses.get(key)
+        if found is None:
             return None
         now = self._clock()
-        is_valid = kept.valid_until is None or now < kept.valid_until
+        is_valid = found.valid_until is None or now < found.valid_until
         if (
             not is_valid
-            or kept.caller is not self._current_caller()
-            or kept.keys is not self._usable_keys()
-            or not self._is_current(kept.integration)
+            or found.caller is not self._current_caller()
+            or found.keys is not self._usable_keys()
+            or not self._is_current(found.integration)
         ):
-            del self._kept[key]
+            del self._responses[key]
             return None
-        if max_size is not None and len(kept.response) > max_size:
+        if max_size is not None and len(found.response) > max_size:
             raise ResponseTooLarge.of_batch()
-        if not self._audit_queue.enqueue_again(kept.entry, now):
+        if not self._audit_queue.enqueue_again(found.entry, now):
             return None
-        nonce, encrypted = kept.response[:_NONCE_BYTES], kept.response[_NONCE_BYTES:]
+        nonce, encrypted = found.response[:_NONCE_BYTES], found.response[_NONCE_BYTES:]
         return self._aead.decrypt(nonce, encrypted, key[-1])
 
     async def keep(self, key: ResponseKey, call: Awaitable[Message]) -> bytes:
@@ -146,8 +148,8 @@ class ReusedResponses:
         nonce = os.urandom(_NONCE_BYTES)
         encrypted = nonce + self._aead.encrypt(nonce, response, key[-1])
         size = sum(map(len, key)) + len(encrypted) + _OVERHEAD_BYTES
-        if size <= self._kept.maxsize:
-            self._kept[key] = _Kept(
+        if size <= self._responses.maxsize:
+            self._responses[key] = _ReusedResponse(
                 self._current_caller(), integration, valid_until, self._usable_keys(), entry, encrypted, size
             )
 
@@ -179,7 +181,7 @@ class PathInterceptors:
 
 
 @dataclass(frozen=True, slots=True)
-class Callers:
+class CallerNames:
     """How callers are named in audit entries and in quotas. `basis` is None where callers are not authenticated."""
 
     audited: CallerLookup
@@ -189,12 +191,12 @@ class Callers:
 
 
 class HotPath:
-    """Wraps methods whose responses are repeated. Calling it is a `HotPath` of interceptors.py."""
+    """Wraps methods whose responses are repeated. Calling it is a `WrapHotPath` of server.py."""
 
     def __init__(
         self,
         interceptors: PathInterceptors,
-        callers: Callers,
+        callers: CallerNames,
         quota: CallQuota,
         reader: RequestReader,
         responses: ReusedResponses,

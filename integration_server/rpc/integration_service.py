@@ -106,7 +106,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
             Callback(
                 state=mapping.decode_required_text("state", request.state, max_length),
                 code=mapping.decode_content("code", request.code, max_length),
-                integration_type=_named_type(request.integration_type),
+                integration_type=_decode_callback_type(request.integration_type),
                 iss=mapping.decode_content("iss", request.iss, mapping.MAX_URL_LENGTH),
                 error=mapping.decode_content("error", request.error, max_length),
                 user_id=mapping.decode_user_id(request.user_id) if request.user_id else None,
@@ -362,7 +362,7 @@ async def encode_integrations(
     return encoded
 
 
-def _named_type(integration_type: str) -> str:
+def _decode_callback_type(integration_type: str) -> str:
     """The type in a callback; empty for what JavaScript makes of a parameter that its page does not have."""
     return (
         "" if integration_type in {"null", "undefined"} else mapping.decode_text("integration_type", integration_type)

@@ -149,10 +149,10 @@ class _Grant(_Section):
         return value
 
     def granted(self, canonical_type: CanonicalTypeLookup) -> Permissions:
-        named = self.integration_types
+        types = self.integration_types
         return Permissions(
             self.permissions,
-            ALL_INTEGRATION_TYPES if ALL_TYPES in named else AllowedTypes(frozenset(map(canonical_type, named))),
+            ALL_INTEGRATION_TYPES if ALL_TYPES in types else AllowedTypes(frozenset(map(canonical_type, types))),
         )
 
 

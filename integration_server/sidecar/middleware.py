@@ -88,7 +88,7 @@ class IdentifiedApp:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 # The app's own responses have none; those to webhooks have headers that a provider's type declares.
-                others = [one for one in message.get("headers", ()) if one[0] != _ID_HEADER]
+                others = [header for header in message.get("headers", ()) if header[0] != _ID_HEADER]
                 message = {**message, "headers": [*others, header]}
             await send(message)
 
@@ -216,7 +216,7 @@ class Area(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Who sent a request, and where to."""
+    """The sender of a request, and its destination."""
 
     peer: str
     path: str = ""

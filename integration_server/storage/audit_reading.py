@@ -67,9 +67,9 @@ class SqlAuditEntries:
     async def _read_one_by_one(self, query: Select[Any]) -> Sequence[Row[Any] | None]:
         rows: list[Row[Any] | None] = []
         for key in await self._database.fetch(query.with_only_columns(*_KEY)):
-            one = select(audit_entries).where(_E.chain_id == key.chain_id, _E.sequence == key.sequence)
+            single_entry = select(audit_entries).where(_E.chain_id == key.chain_id, _E.sequence == key.sequence)
             try:
-                rows += [row if _is_readable(row) else None for row in await self._database.fetch(one)]
+                rows += [row if _is_readable(row) else None for row in await self._database.fetch(single_entry)]
             except UNREADABLE:
                 rows.append(None)
         return rows

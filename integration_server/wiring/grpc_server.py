@@ -25,7 +25,7 @@ from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.credential_results import CredentialResults
 from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.health import ServerHealthServicer
-from integration_server.rpc.hot_path import Callers, HotPath, PathInterceptors, ReusedResponses
+from integration_server.rpc.hot_path import CallerNames, HotPath, PathInterceptors, ReusedResponses
 from integration_server.rpc.integration_service import IntegrationService, UseCases
 from integration_server.rpc.interceptors import (
     RecordCall,
@@ -38,7 +38,7 @@ from integration_server.rpc.interceptors import (
 )
 from integration_server.rpc.methods import Interceptor
 from integration_server.rpc.operator_service import OperatorService
-from integration_server.rpc.server import ProtectedHandlers, surviving_server
+from integration_server.rpc.server import ProtectedHandlers, create_server
 from integration_server.rpc.stream_limits import limit_streams, write_in_time
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.calendar.google_calendar import GoogleCalendar
@@ -147,7 +147,7 @@ def build_grpc_server(
         if responses is None
         else HotPath(
             PathInterceptors(convert, admit, process),
-            Callers(audited_caller, caller_of, address_of, auth.basis),
+            CallerNames(audited_caller, caller_of, address_of, auth.basis),
             CallQuota(rate, concurrency=concurrency),
             reader,
             responses,
@@ -175,7 +175,7 @@ def build_grpc_server(
         names = (*SERVICE_NAMES, HEALTH_NAME, reflection.SERVICE_NAME)
         # `enable_server_reflection` adds the threaded servicer to any server but grpc.aio's own.
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), target)
-    return surviving_server(handlers, handlers.paths, grpc_options(settings, shares_port=worker.count > 1))
+    return create_server(handlers, handlers.paths, grpc_options(settings, shares_port=worker.count > 1))
 
 
 def grpc_options(settings: Settings, *, shares_port: bool = False) -> Sequence[tuple[str, int]]:

@@ -139,13 +139,13 @@ class EventBuffer:
         was_restored = low is not None and low > batch.cursor.end  # from an older backup
         if low is not None and not was_restored:
             # After a pause of the reader, its cursor may begin again below what is published.
-            self._pending = [one for one in self._pending if one.position >= low]
+            self._pending = [logged for logged in self._pending if logged.position >= low]
             high = max(low, high)
-        final = sorted((one for one in self._pending if one.position < high), key=lambda logged: logged.number)
+        final = sorted((logged for logged in self._pending if logged.position < high), key=lambda logged: logged.number)
         is_complete = low is not None and low >= self._incomplete_below and not was_restored
         if is_complete and not final:
             return  # the next range begins where this one does
-        self._pending = [one for one in self._pending if one.position >= high]
+        self._pending = [logged for logged in self._pending if logged.position >= high]
         self.horizon = high
         if low is not None and is_complete:
             published = EventRange(ChangeRange(low, high), final)

@@ -54,7 +54,9 @@ class Stream:
     @property
     def results(self) -> list[tuple[int, str]]:
         """What was sent: tokens, or the reasons of errors."""
-        return [(one.integration_id, outcome_of(one.result)) for sent in self.responses for one in sent.results]
+        return [
+            (result.integration_id, outcome_of(result.result)) for sent in self.responses for result in sent.results
+        ]
 
     @property
     def cursor(self) -> str:
@@ -153,7 +155,7 @@ async def test_what_is_due_together_is_in_one_response_with_the_cursor(system: F
     server, ids = Server(system), await connect(system, 3)
     async with server.watching(*ids, 999) as stream:
         (first,) = stream.responses[:1]
-        assert sorted(one.integration_id for one in first.results) == [*ids, 999]
+        assert sorted(result.integration_id for result in first.results) == [*ids, 999]
         assert first.cursor
 
 

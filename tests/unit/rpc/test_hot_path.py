@@ -29,7 +29,7 @@ from integration_server.rpc.authorization import RequestAuthorizer, authorize_me
 from integration_server.rpc.call_audit import record_audit
 from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.errors import Unauthenticated
-from integration_server.rpc.hot_path import Callers, HotPath, PathInterceptors, ReusedResponses
+from integration_server.rpc.hot_path import CallerNames, HotPath, PathInterceptors, ReusedResponses
 from integration_server.rpc.integration_service import IntegrationService
 from integration_server.rpc.interceptors import RequestReader, compose, convert_errors, enforce_quota, read_request
 from integration_server.rpc.methods import Behavior, Context, Method, describe_method
@@ -139,7 +139,7 @@ class HotServer:
         reader = RequestReader(timedelta(seconds=60))
         self.hot_path = HotPath(
             PathInterceptors(convert, admit, process),
-            Callers(
+            CallerNames(
                 caller_name,
                 quota_key,
                 peer_address,
@@ -395,7 +395,7 @@ async def test_calls_that_wait_for_their_request_count_as_concurrent_and_end_whe
 
 # --- both paths agree ------------------------------------------------------------------------------------------------
 
-FIELDS = {one.name: one.number for one in pb.GetCredentialsRequest.DESCRIPTOR.fields}
+FIELDS = {field.name: field.number for field in pb.GetCredentialsRequest.DESCRIPTOR.fields}
 
 
 def varint(number: int, length: int = 0) -> bytes:

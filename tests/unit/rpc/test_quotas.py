@@ -161,7 +161,7 @@ async def test_each_second_has_the_whole_rate_whatever_was_rejected_before(begin
     call = handlers.unary()
     for _ in range(3):
         results = await asyncio.gather(*(call("", FakeContext(peer=ADA)) for _ in range(50)), return_exceptions=True)
-        assert (results.count("response"), sum(isinstance(one, QuotaExceeded) for one in results)) == (5, 45)
+        assert (results.count("response"), sum(isinstance(result, QuotaExceeded) for result in results)) == (5, 45)
         now += pause
 
 
