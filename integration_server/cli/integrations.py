@@ -340,10 +340,7 @@ def _due_row(due: DueWork) -> list[str]:
         str(due.integration_id or ""),
         str(due.attempts),
     ]
-    return [*cells, count_text(due.due_count, _MAX_DUE_COUNT)] if due.due_count else cells
-
-
-_MAX_DUE_COUNT = 1000  # as the contract says
+    return [*cells, count_text(due.due_count, operations.MAX_DUE_COUNT)] if due.due_count else cells
 
 
 def job_name(job: Job) -> str:

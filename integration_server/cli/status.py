@@ -169,7 +169,7 @@ def _due_work(found: list[DueWork], client: Integrations) -> tuple[str, str]:
     oldest = min(found, key=lambda each: each.due_time.ToNanoseconds())
     of = " ".join(filter(None, (job_name(oldest.job), oldest.integration_type, oldest.oauth_client)))
     since = f"the oldest: {of}, due since {format_time(oldest, 'due_time')} UTC"
-    return count_text(sum(each.due_count for each in found), _MAX_LISTED), since
+    return count_text(sum(each.due_count for each in found), operations.MAX_DUE_COUNT), since
 
 
 def _counts(found: list[IntegrationCount], client: Integrations) -> tuple[str, str]:

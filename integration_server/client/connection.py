@@ -122,8 +122,8 @@ def _checked(token: object, name: str) -> str:
     token = SecretText(token.strip())
     if not token:
         raise ConfigurationError(f"{name}: is empty")
-    if not token.isascii() or not token.isprintable():
-        raise ConfigurationError(f"{name}: is not a token")
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigurationError(f"{name}: is not a token (without spaces, and without Bearer)")
     return token
 
 

@@ -63,6 +63,9 @@ Listing = Callable[[str], Operation[Page[ItemT]]]
 MAX_BATCH = 1_000
 """Accounts of one `BatchGetCredentials`, as the contract says."""
 
+MAX_DUE_COUNT = 1_000
+"""What `due_count` of `ListDueWork` counts up to, as the contract says."""
+
 
 def _struct(config: Config | None) -> Struct | None:
     if config is None:
@@ -450,6 +453,10 @@ class ApiCall(NamedTuple):
 
 def call_provider(key: Key, call: ApiCall) -> Operation[ApiResponse]:
     """Call the provider's API."""
+    if call.json_body is not None and call.body:
+        raise InvalidField(
+            "body: is not empty beside json", fields=[FieldViolation("body", "is not empty beside json")]
+        )
     body = call.body if call.json_body is None else _json(call.json_body)
     request = _message(pb.CallProviderRequest, **call.fields(key), body=body)
     return Operation(rpcs.CALL_PROVIDER, request, api_response)

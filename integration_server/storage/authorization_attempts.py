@@ -17,7 +17,7 @@ from integration_server.service.background.ports import Claim
 from integration_server.service.connections.ports import AuthorizationAttempt
 from integration_server.service.integrations.ports import NewIntegration
 from integration_server.storage.driver_queries import DriverConnection, DriverQuery, Values
-from integration_server.storage.due_work_claims import is_held
+from integration_server.storage.due_work_claims import is_held, renew
 from integration_server.storage.engine import Database, DatabaseTime, from_row
 from integration_server.storage.integrations import insert_integration, new_integration_values
 from integration_server.storage.list_parameters import is_one_of
@@ -201,6 +201,24 @@ class SqlAuthorizationAttempts:
     async def consume_pending_callback(self, attempt_id: str, now: datetime) -> AuthorizationAttempt | None:
         """Take an attempt with a pending callback, for this caller only. None unless it has one and is valid."""
         return await self._run(_CONSUME_HELD, of_attempt=attempt_id, now=now)
+
+    async def begin_poll(
+        self, claim: Claim[AuthorizationAttempt], claim_duration: timedelta
+    ) -> Claim[AuthorizationAttempt] | None:
+        """Claim a due poll anew for its request, unless the attempt has ended or another process has claimed it."""
+        async with self._database.write_transaction() as connection:
+            begin = (
+                update(authorization_attempts)
+                .where(*is_held(claim, _A.attempt_id, _A.poll_due_time), _A.integration_id.is_not(None))
+                .values(poll_due_time=DatabaseTime(claim_duration))
+                .returning(_A.poll_due_time)
+            )
+            due_time = (await connection.execute(begin)).scalar_one_or_none()
+            if due_time is None:
+                return None
+            renewed = claim.renewed(due_time)
+            await connection.execute(renew(claim, renewed))
+        return renewed
 
     async def postpone_poll(
         self, claim: Claim[AuthorizationAttempt], delay: timedelta, *, interval: timedelta, failures: int

@@ -40,7 +40,7 @@ from integration_server.service.connections.revocation_ports import (
 )
 from integration_server.storage.async_engine import AsyncConnection
 from integration_server.storage.driver_queries import DriverConnection, DriverQuery
-from integration_server.storage.due_work_claims import is_held
+from integration_server.storage.due_work_claims import is_held, renew
 from integration_server.storage.engine import Database, DatabaseTime, from_row
 from integration_server.storage.list_parameters import is_one_of
 from integration_server.storage.tables import integrations, locks, revocations
@@ -121,7 +121,9 @@ class SqlRevocationOutbox:
             begin = update(revocations).where(*is_claimed).values(due_time=due_time, call_due_time=due_time)
             if not (await connection.execute(begin)).rowcount:  # another process has claimed it since it was read
                 return CallDecision.NOT_CLAIMED, claim
-        return CallDecision.SEND, claim.renewed(due_time)
+            renewed = claim.renewed(due_time)
+            await connection.execute(renew(claim, renewed))
+        return CallDecision.SEND, renewed
 
     async def complete(self, claim: Claim[Revocation]) -> None:
         """Record that the grant is revoked, and delete its credentials."""

@@ -76,6 +76,7 @@ class TokenRefresher:
     random_token: RandomToken
     jitter: Jitter
     record_audit: Callable[[AuditEntry], object]
+    wait_for_audit: Callable[[Action], Awaitable[None]]
     _: KW_ONLY
     lease_duration: timedelta
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -221,6 +222,7 @@ class TokenRefresher:
         provider = found.oauth
         if provider is None:
             raise ReauthorizationRequired  # the type has API keys now
+        await self.wait_for_audit(Action.REFRESH)  # before the call: afterwards its entry is queued in any case
         start_time = self.clock()
         lease = await self._claim(integration, cause)
         if lease is None:

@@ -365,6 +365,20 @@ async def test_tokens_are_stored_after_a_short_outage_of_the_database(system: Fa
     assert system.row(begun.integration_id).is_connected
 
 
+async def test_polls_without_a_response_stop_no_refresh(system: FakeSystem) -> None:
+    """Their circuit breaker is their own, also of the same type and client."""
+    connected = await system.begin()
+    await advance(system, 5 * SECOND)
+    system.clock.advance(50 * MINUTE)
+    system.provider.decisions = [ProviderUnavailable() for _ in range(99)]
+    for user_id in (ADA, EVE) * 4:
+        await system.begin(user_id)
+    await advance(system, 5 * MINUTE, 10 * SECOND)
+    assert system.worker.open_breakers() == [(JobKind.DEVICE_POLL, "fake")]
+    assert system.provider.refreshes == ["refresh-1"]
+    assert system.row(connected.integration_id).version == 2
+
+
 # --- several processes -----------------------------------------------------------------------------------------------
 
 
