@@ -127,13 +127,13 @@ def fork_into(main: Callable[[], int]) -> Spawn:
     return spawn
 
 
-def execute(module: str, environment: Mapping[str, str]) -> Spawn:
-    """A process that runs `python -m module` with this environment, and shares no memory with the supervisor."""
+def execute(command: Sequence[str], environment: Mapping[str, str]) -> Spawn:
+    """A process that runs `python` with this command and environment, and shares no memory with the supervisor."""
 
     def spawn(control: int, errors: int) -> int:
         descriptors = [(os.POSIX_SPAWN_DUP2, control, _CONTROL), (os.POSIX_SPAWN_DUP2, errors, _ERRORS)]
         return os.posix_spawn(
-            sys.executable, [sys.executable, "-m", module], environment, file_actions=descriptors
+            sys.executable, [sys.executable, *command], environment, file_actions=descriptors
         )  # all other descriptors are closed: Python opens them so
 
     return spawn

@@ -6,7 +6,6 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 from typing import cast
-from weakref import WeakKeyDictionary
 
 from integration_server.domain.callers import current_allowed_types, current_caller_name
 from integration_server.domain.integration import Integration
@@ -21,7 +20,7 @@ from integration_server.service.connections.oauth_callback import Callback, OAut
 from integration_server.service.connections.oauth_connection import ConnectionRequest, OAuthConnectionService
 from integration_server.service.connections.revocation import RevocationService
 from integration_server.service.credentials.credential_service import CredentialService
-from integration_server.service.events.event_stream import EventStream, StreamItem
+from integration_server.service.events.event_stream import EventStream
 from integration_server.service.events.watched_changes import ChangeDispatcher
 from integration_server.service.health.health_checks import HealthChecker
 from integration_server.service.integrations.integration_manager import IntegrationManager
@@ -77,8 +76,6 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
             heartbeat=use_cases.event_stream.heartbeat,
         )
         self._clock = clock
-        # Streams share the items of events, so each event is encoded once.
-        self._stream_responses: WeakKeyDictionary[StreamItem, pb.WatchIntegrationsResponse] = WeakKeyDictionary()
 
     async def Connect(self, request: pb.ConnectRequest, context: Context) -> pb.ConnectResponse:
         """Start an OAuth 2 connection."""
@@ -320,10 +317,9 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         )
         async with aclosing(items):
             async for item in items:
-                response = self._stream_responses.get(item)
-                if response is None:
-                    response = self._stream_responses[item] = mapping.encode_stream_item(item)
-                yield response
+                if item.response is None:  # streams share the items of events, so that each is encoded once
+                    item.response = mapping.encode_stream_item(item).SerializeToString()
+                yield item.response  # encoded already, as `ProtectedHandlers` takes it
 
     async def CallProvider(self, request: pb.CallProviderRequest, context: Context) -> pb.CallProviderResponse:
         """Call the provider's API."""

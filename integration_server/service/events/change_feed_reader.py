@@ -39,13 +39,14 @@ _MAX_BUFFERED = 1_000  # events that wait in memory for one stream; a stream tha
 
 
 class SharedEvent:
-    """An event of a published range, for all streams that send it: `item` is what the first of them has encoded."""
+    """An event of a published range, for all streams that send it: the first of them sets `item` and its `cursor`."""
 
-    __slots__ = ("item", "logged", "positions")
+    __slots__ = ("cursor", "item", "logged", "positions")
 
     def __init__(self, positions: ChangeRange, logged: LoggedEvent) -> None:
         self.positions = positions
         self.logged = logged
+        self.cursor: Any = None
         self.item: Any = None
 
 
