@@ -11,8 +11,8 @@ from typing import NoReturn, Self, TypeVar
 from integration_server.client import operations, rpcs
 from integration_server.client.adapters.account_adapters import AsyncAccountAdapters
 from integration_server.client.configuration import ChannelOptions, Configuration, SecretText, Token
-from integration_server.client.connecting import check_expiry, device_outcome, is_connected, merged, pauses
 from integration_server.client.connection import AsyncUseGuard
+from integration_server.client.connection_attempts import check_expiry, device_outcome, is_connected, merged, pauses
 from integration_server.client.credentials import Credentials
 from integration_server.client.errors import (
     AnswerTooLarge,
@@ -44,7 +44,7 @@ from integration_server.client.values import (
     WebhookSecret,
     settled,
 )
-from integration_server.client.watching import AsyncWatcher, log_end, pause_before_events
+from integration_server.client.watcher import AsyncWatcher, log_end, pause_before_events
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.event_pb2 import IntegrationEvent
 from integrations.v1.integration_pb2 import HealthCheck, Integration, IntegrationTypeInfo, Status
@@ -467,7 +467,7 @@ class AsyncIntegrations:
                 targets.append(await account.target())
             except IntegrationsError as error:
                 targets.append(error)
-        entries = [self._store.entry(*one) for one in targets if not isinstance(one, IntegrationsError)]
+        entries = [self._store.entry(*target) for target in targets if not isinstance(target, IntegrationsError)]
         found: dict[Key, Credentials | IntegrationsError] = {}
         stale = self._store.stale(entries, min_ttl)
         for begin in range(0, len(stale), operations.MAX_BATCH):

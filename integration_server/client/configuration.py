@@ -141,8 +141,8 @@ def _check_address(address: str) -> None:
 
 def _values(environment: Mapping[str, str]) -> Mapping[str, str]:
     ours = {name: value.strip() for name, value in environment.items() if name.startswith("INTEGRATIONS_")}
-    given = {name: value for name, value in ours.items() if value}
-    return {name: SecretText(value) if name == "INTEGRATIONS_TOKEN" else value for name, value in given.items()}
+    variables = {name: value for name, value in ours.items() if value}
+    return {name: SecretText(value) if name == "INTEGRATIONS_TOKEN" else value for name, value in variables.items()}
 
 
 def _parse_tls(text: str | None) -> bool | None:

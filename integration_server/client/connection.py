@@ -23,7 +23,7 @@ logger = logging.getLogger("integration_server.client")
 
 T = TypeVar("T")
 
-_CHECK_INTERVAL = 1.0  # seconds between two looks at the files: a call does not pay for one each time
+_CHECK_INTERVAL = 1.0  # seconds between two checks of the files: a call does not pay for one each time
 
 Signature = Sequence[tuple[int, int, int] | None]
 

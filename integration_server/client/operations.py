@@ -195,7 +195,7 @@ def update_integration(
     key: Key, name: str | None, config: Config | None, is_active: bool | None
 ) -> Operation[Integration]:
     """Change what is not None."""
-    given = {"name": name, "config": config, "is_active": is_active}
+    changes = {"name": name, "config": config, "is_active": is_active}
     request = _message(
         pb.UpdateIntegrationRequest,
         user_id=key.user_id,
@@ -203,7 +203,7 @@ def update_integration(
         name=name,
         config=_struct(config),
         is_active=is_active,
-        update_mask=FieldMask(paths=[path for path, value in given.items() if value is not None]),
+        update_mask=FieldMask(paths=[path for path, value in changes.items() if value is not None]),
     )
     return Operation(rpcs.UPDATE_INTEGRATION, request, lambda response: response.integration)
 
@@ -369,7 +369,8 @@ def batch_get_credentials(
         rpcs.BATCH_GET_CREDENTIALS,
         _message(pb.BatchGetCredentialsRequest, requests=requests),
         lambda response: [
-            one.credentials if one.HasField("credentials") else error_of_status(one.error) for one in response.results
+            result.credentials if result.HasField("credentials") else error_of_status(result.error)
+            for result in response.results
         ],
     )
 

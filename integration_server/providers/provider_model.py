@@ -163,8 +163,8 @@ class ProviderModel(ABC):
         self._context = context
         self._derived: dict[derived[Any], Any] = {}
         self.oauth_client = self._own_oauth_client()
-        given = {name: self._setting(name.upper()) or field.default for name, field in self.settings.items()}
-        self.setting_values = {name: value for name, value in given.items() if value}
+        values = {name: self._setting(name.upper()) or field.default for name, field in self.settings.items()}
+        self.setting_values = {name: value for name, value in values.items() if value}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.integration_type}>"
@@ -218,13 +218,13 @@ class ProviderModel(ABC):
     @derived
     def secret_names(self) -> Mapping[str, str]:
         """The names of templates that the secrets of an account bring, each with its secret field."""
-        kept = {name: field for field, one in self.secret_fields.items() for name in one.keep}
+        kept = {name: field for field, secret_field in self.secret_fields.items() for name in secret_field.keep}
         return {**kept, **{field: field for field in self.secret_fields}}
 
     def secret_values(self, secrets: Mapping[str, str]) -> Mapping[str, str]:
         """The values of templates in the secrets of an account: they themselves, and those that JSON files have."""
         declared = [(self.secret_fields[field], text) for field, text in secrets.items() if field in self.secret_fields]
-        kept = {name: value for one, text in declared for name, value in one.values_of(text).items()}
+        kept = {name: value for field, text in declared for name, value in field.values_of(text).items()}
         return {**kept, **secrets}
 
     def _own_oauth_client(self) -> OAuthClient:
@@ -437,8 +437,8 @@ class ProviderModel(ABC):
         """A copy with other values for some declarations."""
         other = copy.copy(self)
         if not attributes.keys() <= _ATTRIBUTES_OF_ACCOUNTS:
-            for one in self._derived:  # they follow from the declarations of the original
-                vars(other).pop(one.name, None)
+            for derived in self._derived:  # they follow from the declarations of the original
+                vars(other).pop(derived.name, None)
             other._derived = {}
         for name, value in attributes.items():
             setattr(other, name, value)

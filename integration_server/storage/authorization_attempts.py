@@ -43,7 +43,7 @@ _REMOVE_IF_ABANDONED = DriverQuery(
     _REMOVE_ABANDONED.where(_I.integration_id == bindparam("of_integration"), _I.user_id == bindparam("of_user"))
 )
 
-_COLUMNS = {one.name: _A[one.name] for one in fields(AuthorizationAttempt)}
+_COLUMNS = {field.name: _A[field.name] for field in fields(AuthorizationAttempt)}
 """The columns of an attempt, in the order of its fields."""
 
 _FIND = DriverQuery(select(*_COLUMNS.values()).where(_A.attempt_id == bindparam("of_attempt")))
@@ -126,7 +126,7 @@ _END_POLLS = DriverQuery(
 
 _INSERT = DriverQuery(
     insert(authorization_attempts).values(
-        {name: bindparam(f"new_{name}", type_=one.type) for name, one in _COLUMNS.items()}
+        {name: bindparam(f"new_{name}", type_=column.type) for name, column in _COLUMNS.items()}
         | {
             "state": AttemptState.STARTED.value,
             "poll_due_time": DatabaseTime(bindparam("new_poll_interval_seconds", type_=Float)),
@@ -266,7 +266,10 @@ async def _drop(connection: DriverConnection, oldest: Sequence[Values]) -> None:
     if oldest:
         attempt_ids, integration_ids = zip(*oldest, strict=True)
         await connection.run(_DROP, attempt_ids=attempt_ids)
-        await connection.run(_DROP_ABANDONED, integration_ids=[one for one in integration_ids if one is not None])
+        await connection.run(
+            _DROP_ABANDONED,
+            integration_ids=[integration_id for integration_id in integration_ids if integration_id is not None],
+        )
 
 
 async def _insert(connection: DriverConnection, attempt: AuthorizationAttempt, integration_id: IntegrationId) -> None:

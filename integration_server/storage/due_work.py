@@ -168,7 +168,7 @@ class SqlDueWork:
         claims = {to_row_id(text): values for text, *values in claimed}
         # Read after the claim, so that the work sees what has changed since the row was found to be due.
         read = _read_query(job_kind)
-        found = read.named(await self._database.read(read, row_ids=list(claims)))
+        found = read.as_records(await self._database.read(read, row_ids=list(claims)))
         rows = {getattr(row, table.row_id.key): row for row in found}
         return [
             Claim(job_kind, row_id, due_time, expire_time, table.item_of(rows[row_id]), expired_claims)

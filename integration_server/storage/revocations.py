@@ -109,12 +109,12 @@ class SqlRevocationOutbox:
             if await connection.scalar(select(_R.revocation_id).where(*is_claimed)) is None:
                 return CallDecision.NOT_CLAIMED, claim
             if keeps_shared_grants:
-                for decision, whose in (
+                for decision, user_condition in (
                     (CallDecision.SHARED_WITH_OWN, _T.user_id == claim.item.grant.user_id),
                     (CallDecision.SHARED, _T.user_id != claim.item.grant.user_id),
                 ):
-                    ends_one = ends_integration(claim.item.grant, ended, comparable_types, whose)
-                    if await connection.scalar(ends_one):
+                    ends_connected = ends_integration(claim.item.grant, ended, comparable_types, user_condition)
+                    if await connection.scalar(ends_connected):
                         await connection.execute(delete(revocations).where(*is_claimed))
                         return decision, claim
             due_time = (await connection.execute(select(DatabaseTime(claim_duration)))).scalar_one()
@@ -147,12 +147,12 @@ def ends_integration(
     grant: OrphanedGrant,
     ended: Collection[ClientScope],
     comparable_types: Collection[str],
-    whose: ColumnElement[bool],
+    user_condition: ColumnElement[bool],
 ) -> Select[tuple[bool]]:
     """The query whether the revocation of a grant may end a connected integration of some users."""
     is_connected = _T.connect_time.is_not(None)
     conditions = _ended_integrations(grant, ended, comparable_types)
-    return select(or_(false(), *(exists().where(is_connected, whose, one) for one in conditions)))
+    return select(or_(false(), *(exists().where(is_connected, user_condition, condition) for condition in conditions)))
 
 
 def _ended_integrations(
@@ -190,7 +190,7 @@ async def require_valid_grant(
     if proof is None:
         return
     await connection.run(_LOCK_SHARED)
-    clients = [(one.integration_type, one.oauth_client) for one in proof.ended_by]
+    clients = [(scope.integration_type, scope.oauth_client) for scope in proof.ended_by]
     ((may_have_ended,),) = await connection.run(
         _MAY_HAVE_ENDED,
         proof_time=proof.time,

@@ -120,8 +120,8 @@ class AsyncAccountHttpClient(AsyncHttpClient):
             await self._http.close()
 
 
-def _account_sid(given: str | None, credentials: Credentials) -> str:
+def _account_sid(configured: str | None, credentials: Credentials) -> str:
     api_key, _ = key_pair(credentials, "twilio")
-    if given is None and not api_key.startswith("AC"):
+    if configured is None and not api_key.startswith("AC"):
         raise ValueError("the key is not an account SID (AC…): name the account with account_sid=")
-    return given or str(api_key)  # which is no secret
+    return configured or str(api_key)  # which is no secret

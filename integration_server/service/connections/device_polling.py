@@ -131,7 +131,7 @@ class DeviceAuthorizationPoller:
             return True  # another process has it, or it has ended
         try:
             response = await self.providers.authenticated(
-                provider, lambda one: one.poll_device_authorization(device_code)
+                provider, lambda authenticated: authenticated.poll_device_authorization(device_code)
             )
         except ProviderUnavailable as error:
             if error.issued_tokens is not None:
@@ -174,7 +174,7 @@ class DeviceAuthorizationPoller:
             await self.token_storage.discard(claims, provider.oauth_client.name, tokens)
 
     async def _end(self, claims: StateClaims, oauth_client: str, error: IntegrationServerError) -> None:
-        """End an attempt with an error, which the app's backend learns from `HandleCallback`."""
+        """End an attempt with an error, which the app's backend gets from `HandleCallback`."""
         if isinstance(error, ProviderError) and error.issued_tokens is not None:
             await self.token_storage.discard(claims, oauth_client, error.issued_tokens)
 

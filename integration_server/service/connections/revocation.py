@@ -184,7 +184,9 @@ class RevocationService:
         credentials = await self.cipher.decrypt_orphaned(grant)
         # The claim holds up new connections of the account: nothing is sent after its end.
         async with asyncio.timeout(self.times.claim.total_seconds()):
-            is_revoked = await self.providers.authenticated(provider, lambda one: one.revoke_credentials(credentials))
+            is_revoked = await self.providers.authenticated(
+                provider, lambda authenticated: authenticated.revoke_credentials(credentials)
+            )
         return RevocationState.REVOKED if is_revoked else RevocationState.NOT_SUPPORTED
 
     async def _handle_failure(self, claim: Claim[Revocation], error: Exception) -> None:

@@ -117,7 +117,7 @@ class RaceSafeCache:
     def take_due(self) -> Sequence[tuple[IntegrationId, UserId]]:
         """The integrations whose entries are in use and would expire soon, since the last call."""
         due, self._due = self._due, {}
-        return [one for one in due.items() if one[0] in self._entries]
+        return [target for target in due.items() if target[0] in self._entries]
 
     @property
     def size(self) -> int:
@@ -256,7 +256,10 @@ class CachedLookup:
         self, targets: Sequence[IntegrationTarget], max_bytes: int, allowed_types: AllowedTypes
     ) -> FoundIntegrations:
         """Read with one statement, and cache what was found."""
-        reads = {one: self._cache.begin_read(one) for one in {target[0] for target in targets}}
+        reads = {
+            integration_id: self._cache.begin_read(integration_id)
+            for integration_id in {target[0] for target in targets}
+        }
         found = FoundIntegrations({})
         try:
             found = await self._integrations.find_many(targets, max_bytes, allowed_types)

@@ -237,7 +237,9 @@ class TokenRefresher:
             was_called = True
             self.record_call(integration.integration_type)
             try:
-                token_response = await self.providers.authenticated(provider, lambda one: one.refresh(current.tokens))
+                token_response = await self.providers.authenticated(
+                    provider, lambda authenticated: authenticated.refresh(current.tokens)
+                )
             except ProviderError as error:
                 is_lost = isinstance(error, ProviderUnavailable) and error.outcome_unknown
                 outcome_known = not is_lost
