@@ -136,13 +136,13 @@ def _describe_fields(
         return fields
     fields = known[descriptor.full_name] = {}  # first: a message may contain itself
     is_named = descriptor.file.package != "google.protobuf" and not descriptor.GetOptions().map_entry
-    for field in descriptor.fields:
-        fields[field.number] = RequestField(
-            name=field.name if is_named else "",
-            message=None if field.message_type is None else _describe_fields(field.message_type, known),
-            is_packed=field.is_repeated and field.cpp_type not in _NOT_PACKED,
-            entry_size=_FIXED_TYPES.get(field.type),
-            is_bulk=field.name == bulk_field,
+    for declared in descriptor.fields:
+        fields[declared.number] = RequestField(
+            name=declared.name if is_named else "",
+            message=None if declared.message_type is None else _describe_fields(declared.message_type, known),
+            is_packed=declared.is_repeated and declared.cpp_type not in _NOT_PACKED,
+            entry_size=_FIXED_TYPES.get(declared.type),
+            is_bulk=declared.name == bulk_field,
         )
     if bulk_field and not any(field.is_bulk for field in fields.values()):
         raise ValueError(f"{descriptor.full_name} has no field {bulk_field}")
