@@ -381,6 +381,7 @@ def build_service(
     webhooks = build_webhooks(parts, webhook_router, credentials.grant_confirmation)
     health_checker = HealthChecker(
         integrations,
+        stores.integration_lists,
         stores.history,
         providers,
         credentials.service,
@@ -420,7 +421,7 @@ def build_service(
         api_key_connection=connections.api_key_connection,
         revocation_service=connections.revocation_service,
         integration_manager=IntegrationManager(
-            integrations, providers, aead, clock, max_page_bytes=parts.max_page_bytes
+            integrations, stores.integration_lists, providers, aead, clock, max_page_bytes=parts.max_page_bytes
         ),
         credentials=credentials.service,
         health_checker=health_checker,

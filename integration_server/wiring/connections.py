@@ -37,6 +37,7 @@ def build_connections(parts: ServiceParts, webhook_router: WebhookRouter) -> Con
     )
     account_linker = AccountLinker(
         stores.integrations,
+        stores.connections,
         providers,
         cipher,
         clock,
@@ -61,7 +62,7 @@ def build_connections(parts: ServiceParts, webhook_router: WebhookRouter) -> Con
     oauth_connection = OAuthConnectionService(
         stores.attempts,
         lifecycle,
-        stores.integrations,
+        stores.connections,
         account_linker,
         providers,
         cipher,

@@ -186,6 +186,7 @@ class FakeSystem:
         stores = self.wrap_stores(replace(stores, journal=self.journal), self.database)
         self.stores = Stores(**{name: intercepted(getattr(stores, name)) for name in Stores.__dataclass_fields__})
         self.integrations = self.stores.integrations
+        self.connections = self.stores.connections
         self.attempts = self.stores.attempts
         self.leases = self.stores.leases
         self.revocations = self.stores.revocations

@@ -24,7 +24,7 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.common_types import Clock
-from integration_server.service.connections.ports import AttemptDetails, StateClaims
+from integration_server.service.connections.ports import AttemptDetails, ConnectionStore, StateClaims
 from integration_server.service.connections.revocation import RevocationService
 from integration_server.service.connections.revocation_ports import GrantProof, RevocationInProgress
 from integration_server.service.credentials.credential_cipher import CredentialCipher
@@ -71,6 +71,7 @@ class AccountLinker:
     """Commits credentials to the row of their account. An account that is connected again updates its row."""
 
     integrations: IntegrationStore
+    connections: ConnectionStore
     providers: OAuthClientDirectory
     cipher: CredentialCipher
     clock: Clock
@@ -111,7 +112,7 @@ class AccountLinker:
         for _ in range(_MAX_ATTEMPTS):
             target, now = await self._find_target(requested, account), self.clock()
             if isinstance(target, NewIntegration):
-                target = replace(target, integration_id=await self.integrations.reserve_id())
+                target = replace(target, integration_id=await self.connections.reserve_id())
                 stored = target.as_stored(now)
             else:
                 # The grant belongs to the client that the attempt was begun with, whatever an altered row says.
@@ -121,14 +122,14 @@ class AccountLinker:
             check = self.schedule.next_check_time(now)
             new = await self.cipher.encrypt_new(after, credentials, provider, requested_scopes, self.schedule)
             if isinstance(target, NewIntegration):
-                committed = await self.integrations.add_connected(
+                committed = await self.connections.add_connected(
                     target, account, new, now, check_due_time=check, proof=proof
                 )
             else:
                 # A pending row is not needed if its account has another row.
                 requested_id = requested.integration_id if isinstance(requested, Integration) else None
                 superseded_id = requested_id if requested_id != target.integration_id else None
-                committed = await self.integrations.commit_connection(
+                committed = await self.connections.commit_connection(
                     target, account, new, now, check_due_time=check, superseded_id=superseded_id, proof=proof
                 )
             if committed is not None:
@@ -171,7 +172,7 @@ class AccountLinker:
         """The row that has the account already."""
         if account.account_id is None:
             return None
-        stored = await self.integrations.find_account(
+        stored = await self.connections.find_account(
             requested.user_id, requested.integration_type, account.account_id, requested.oauth_client
         )
         if stored is None:
@@ -205,7 +206,7 @@ class TokenStorage:
 
     async def now(self) -> datetime:
         """The database's clock, to be read before tokens are requested."""
-        return await self.revocation_service.revocations.now()
+        return await self.account_linker.connections.now()
 
     async def store(
         self,

@@ -20,11 +20,12 @@ from integration_server.service.connections.ports import (
     AttemptDetails,
     AuthorizationAttempt,
     AuthorizationAttemptStore,
+    ConnectionStore,
     DeviceGrant,
     StateClaims,
 )
 from integration_server.service.credentials.credential_cipher import CredentialCipher
-from integration_server.service.integrations.ports import IntegrationStore, NewIntegration
+from integration_server.service.integrations.ports import NewIntegration
 from integration_server.service.oauth_clients.oauth_client_directory import OAuthClientDirectory, require_oauth
 from integration_server.service.provider_port import OAuthProvider, Provider
 
@@ -71,7 +72,7 @@ class OAuthConnectionService:
 
     attempts: AuthorizationAttemptStore
     lifecycle: AttemptLifecycle
-    integrations: IntegrationStore
+    connections: ConnectionStore
     account_linker: AccountLinker
     providers: OAuthClientDirectory
     cipher: CredentialCipher
@@ -101,7 +102,7 @@ class OAuthConnectionService:
         verifier, now = self.random_token(), self.clock()
         expire_time = now + (ATTEMPT_LIFETIME if device is None else device.lifetime)
         details = AttemptDetails(
-            integration_id=request.integration_id or await self.integrations.reserve_id(),
+            integration_id=request.integration_id or await self.connections.reserve_id(),
             is_reconnection=bool(request.integration_id),
             redirect_uri=redirect_uri,
             return_url=return_url,
