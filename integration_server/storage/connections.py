@@ -31,7 +31,7 @@ from sqlalchemy import (
 )
 
 from integration_server.domain.errors import IntegrationNotFound
-from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.domain.integration import Integration, IntegrationId, StoredIntegration, UserId
 from integration_server.domain.oauth_client import client_key
 from integration_server.service.background.ports import Claim
 from integration_server.service.connections.ports import AuthorizationAttempt
@@ -40,7 +40,6 @@ from integration_server.service.integrations.ports import (
     NewAccount,
     NewCredentials,
     NewIntegration,
-    StoredIntegration,
 )
 from integration_server.storage.driver_queries import ConstraintViolated, DriverConnection, DriverQuery, Values
 from integration_server.storage.due_work_claims import is_held

@@ -5,8 +5,10 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, bindparam, case, select
 
-from integration_server.domain.integration import Integration, IntegrationId, UserId
-from integration_server.service.integrations.ports import StoredIntegration, StoredPage
+from integration_server.domain.integration import Integration, IntegrationId, StoredIntegration, UserId
+from integration_server.service.integrations.ports import (
+    StoredPage,
+)
 from integration_server.storage.bounded_pages import is_last_page, page_of, page_parameters, row_bytes
 from integration_server.storage.driver_queries import DriverQuery
 from integration_server.storage.engine import Database

@@ -41,7 +41,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
-from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
+from integration_server.domain.integration import Failure, Integration, IntegrationId, StoredIntegration, UserId
 from integration_server.service.connections.revocation_ports import OrphanedGrant
 from integration_server.service.credentials.credential_cipher import bound_values_of, described_by
 from integration_server.service.integrations.ports import (
@@ -51,7 +51,6 @@ from integration_server.service.integrations.ports import (
     NewCredentials,
     NewIntegration,
     RemovalResult,
-    StoredIntegration,
 )
 from integration_server.storage.async_engine import AsyncConnection
 from integration_server.storage.bounded_pages import row_bytes

@@ -8,14 +8,13 @@ import pytest
 
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.errors import IntegrationNotFound
-from integration_server.domain.integration import Integration, IntegrationId
+from integration_server.domain.integration import Integration, IntegrationId, StoredIntegration
 from integration_server.service.connections.ports import (
     AuthorizationAttemptStore,
 )
 from integration_server.service.integrations.ports import (
     IntegrationUpdate,
     NewAccount,
-    StoredIntegration,
 )
 from tests.contracts.integration_rows import (
     ANN,

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.health import HealthCheck
-from integration_server.domain.integration import Failure, Integration, IntegrationId, Status, UserId
+from integration_server.domain.integration import Failure, Integration, IntegrationId, Status, StoredIntegration, UserId
 from integration_server.service.connections.ports import (
     AuthorizationAttempt,
     AuthorizationAttemptStore,
@@ -25,7 +25,6 @@ from integration_server.service.integrations.ports import (
     NewAccount,
     NewCredentials,
     NewIntegration,
-    StoredIntegration,
 )
 from integration_server.storage.connections import SqlConnections
 from integration_server.storage.engine import Database

@@ -9,7 +9,7 @@ import pytest
 
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.errors import IntegrationNotFound
-from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.domain.integration import Integration, IntegrationId, StoredIntegration, UserId
 from integration_server.service.connections.ports import (
     AuthorizationAttemptStore,
 )
@@ -18,7 +18,6 @@ from integration_server.service.integrations.ports import (
     IntegrationTarget,
     IntegrationUpdate,
     NewAccount,
-    StoredIntegration,
 )
 from tests.contracts.integration_rows import (
     ANN,

@@ -8,10 +8,9 @@ from datetime import timedelta
 from typing import Any
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
-from integration_server.domain.integration import Integration, IntegrationId
+from integration_server.domain.integration import Integration, IntegrationId, StoredIntegration
 from integration_server.domain.webhooks import UnroutedReason
 from integration_server.service.connections.ports import AuthorizationAttemptStore
-from integration_server.service.integrations.ports import StoredIntegration
 from integration_server.service.webhooks.ports import (
     NewUnroutedWebhook,
     NewWebhookEvent,

@@ -4,14 +4,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.domain.integration import Integration, IntegrationId, StoredIntegration, UserId
 from integration_server.service.background.ports import Claim
 from integration_server.service.connections.revocation_ports import GrantProof
 from integration_server.service.integrations.ports import (
     NewAccount,
     NewCredentials,
     NewIntegration,
-    StoredIntegration,
 )
 
 

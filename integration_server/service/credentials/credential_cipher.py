@@ -13,10 +13,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.due_times import Schedule
 from integration_server.domain.errors import CredentialsUnreadable, IntegrationPending
-from integration_server.domain.integration import Failure, Integration
+from integration_server.domain.integration import Failure, Integration, StoredIntegration
 from integration_server.service.common_types import Aead, AssociatedData
 from integration_server.service.connections.revocation_ports import OrphanedGrant
-from integration_server.service.integrations.ports import NewCredentials, StoredIntegration
+from integration_server.service.integrations.ports import (
+    NewCredentials,
+)
 from integration_server.service.provider_port import Provider
 
 T = TypeVar("T")

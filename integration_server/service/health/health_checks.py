@@ -19,7 +19,7 @@ from integration_server.domain.errors import (
     StoreUnavailable,
 )
 from integration_server.domain.health import ErrorRate, HealthCheck, HealthCounts
-from integration_server.domain.integration import Failure, Integration, IntegrationId, Status, UserId
+from integration_server.domain.integration import Failure, Integration, IntegrationId, Status, StoredIntegration, UserId
 from integration_server.service.background.detached_tasks import DetachedTasks, SingleFlight
 from integration_server.service.background.ports import Claim
 from integration_server.service.common_types import Aead, Clock, loop_time
@@ -29,7 +29,10 @@ from integration_server.service.credentials.refresh_commit import RefreshResult
 from integration_server.service.health.check_budget import BURST, CheckBudget
 from integration_server.service.health.ports import CompletedCheck, HealthHistory
 from integration_server.service.integrations.page_tokens import Page, PageTokens
-from integration_server.service.integrations.ports import IntegrationLists, IntegrationStore, StoredIntegration
+from integration_server.service.integrations.ports import (
+    IntegrationLists,
+    IntegrationStore,
+)
 from integration_server.service.provider_port import Providers
 
 RATE_WINDOWS = (timedelta(hours=1), timedelta(days=1), timedelta(days=7))

@@ -7,7 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.credentials import AuthMethod
-from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
+from integration_server.domain.integration import Failure, Integration, IntegrationId, StoredIntegration, UserId
 from integration_server.domain.oauth_client import client_key
 from integration_server.service.background.ports import Claim
 from integration_server.service.connections.revocation_ports import Revocation
@@ -21,14 +21,6 @@ class StoredPage(Generic[T]):
 
     items: Sequence[T]
     is_last: bool
-
-
-@dataclass(frozen=True, slots=True)
-class StoredIntegration:
-    """An integration with its encrypted credentials; the encrypted value says whether there are any yet."""
-
-    integration: Integration
-    encrypted_credentials: bytes | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import pytest
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.audit import AuditEntry
 from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.domain.integration_cache import RaceSafeCache
 from integration_server.rpc.authentication import (
     Identity,
     IdentityKind,
@@ -39,7 +40,6 @@ from integration_server.rpc.integration_service import IntegrationService
 from integration_server.rpc.interceptors import RequestReader, compose, convert_errors, enforce_quota, read_request
 from integration_server.rpc.methods import Behavior, Context, Method, Permission, describe_method
 from integration_server.service.audit.audit_trail import AuditTrail
-from integration_server.service.credentials.integration_cache import RaceSafeCache
 from integration_server.storage.engine import Database
 from integrations.v1 import integration_service_pb2 as pb
 from tests.existence_attack import stores_over

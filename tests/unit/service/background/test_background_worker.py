@@ -15,7 +15,7 @@ from integration_server.domain.errors import (
     StoreUnavailable,
 )
 from integration_server.domain.events import EventKind
-from integration_server.domain.integration import Integration, Status
+from integration_server.domain.integration import Integration, Status, StoredIntegration
 from integration_server.service.background.background_worker import (
     BackgroundWorker,
     CircuitBreaker,
@@ -25,7 +25,10 @@ from integration_server.service.background.background_worker import (
     WorkerLimits,
 )
 from integration_server.service.background.ports import Claim, JobKind
-from integration_server.service.integrations.ports import IntegrationUpdate, NewAccount, StoredIntegration
+from integration_server.service.integrations.ports import (
+    IntegrationUpdate,
+    NewAccount,
+)
 from tests.fakes.clock import NOON, SettableClock
 from tests.fakes.provider import FakeProvider, wait_until
 from tests.fakes.system import ADA, CHECK_INTERVAL, FakeSystem
