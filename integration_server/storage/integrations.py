@@ -39,11 +39,14 @@ from sqlalchemy import (
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
+from integration_server.domain.associated_data import bound_values_of
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
 from integration_server.domain.integration import Failure, Integration, IntegrationId, StoredIntegration, UserId
 from integration_server.service.connections.revocation_ports import OrphanedGrant
-from integration_server.service.credentials.credential_cipher import bound_values_of, described_by
+from integration_server.service.credentials.credential_cipher import (
+    described_by,
+)
 from integration_server.service.integrations.ports import (
     FoundIntegrations,
     IntegrationTarget,

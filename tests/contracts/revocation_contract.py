@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from integration_server.domain.associated_data import bound_values_of
 from integration_server.domain.errors import IntegrationNotFound
 from integration_server.domain.integration import Integration, UserId
 from integration_server.service.background.ports import Claim, DueWork, JobKind
@@ -22,7 +23,6 @@ from integration_server.service.connections.revocation_ports import (
     RevocationInProgress,
     RevocationOutbox,
 )
-from integration_server.service.credentials.credential_cipher import bound_values_of
 from integration_server.service.integrations.ports import (
     IntegrationUpdate,
 )

@@ -12,10 +12,14 @@ from datetime import datetime, timedelta
 
 from pydantic import TypeAdapter
 
+from integration_server.domain.associated_data import AssociatedData, attempt_aad, callback_aad, outcome_aad
 from integration_server.domain.errors import ErrorRecord, IntegrationServerError, StateUsed, StoreUnavailable
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.domain.redirect_allowlist import RedirectAllowlist
-from integration_server.service.common_types import Aead, AssociatedData, Clock
+from integration_server.service.common_types import (
+    Aead,
+    Clock,
+)
 from integration_server.service.connections.ports import (
     AttemptDetails,
     AuthorizationAttempt,
@@ -24,9 +28,6 @@ from integration_server.service.connections.ports import (
 )
 from integration_server.service.credentials.credential_cipher import (
     EncryptedTokens,
-    attempt_aad,
-    callback_aad,
-    outcome_aad,
 )
 
 ATTEMPT_LIFETIME = timedelta(minutes=10)  # the requirements'; RFC 6749 §4.1.2 recommends it for codes

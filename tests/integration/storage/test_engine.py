@@ -17,9 +17,9 @@ from sqlalchemy import event, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import greenlet_spawn
 
+from integration_server.domain.associated_data import AssociatedData
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.domain.integration import IntegrationId, UserId
-from integration_server.service.common_types import AssociatedData
 from integration_server.storage.async_engine import AsyncEngine
 from integration_server.storage.driver_queries import ConstraintViolated, DriverQuery
 from integration_server.storage.engine import Database, open_database

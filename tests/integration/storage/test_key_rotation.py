@@ -14,24 +14,26 @@ from typing import Any
 import pytest
 from sqlalchemy import LargeBinary, insert, select, text, update
 
-from integration_server.domain.errors import CredentialsUnreadable, StoreUnavailable
-from integration_server.domain.integration import Integration
-from integration_server.service.background.background_worker import BackgroundWorker, DueJob, WorkerLimits
-from integration_server.service.background.ports import Claim, JobKind
-from integration_server.service.common_types import AssociatedData
-from integration_server.service.credentials.credential_cipher import (
+from integration_server.domain.associated_data import (
+    AssociatedData,
     attempt_aad,
     bound_values_of,
     callback_aad,
     chain_key_aad,
     credentials_aad,
-    described_by,
     oauth_client_aad,
     outcome_aad,
     payload_aad,
     route_aad,
     unrouted_payload_aad,
     webhook_secret_aad,
+)
+from integration_server.domain.errors import CredentialsUnreadable, StoreUnavailable
+from integration_server.domain.integration import Integration
+from integration_server.service.background.background_worker import BackgroundWorker, DueJob, WorkerLimits
+from integration_server.service.background.ports import Claim, JobKind
+from integration_server.service.credentials.credential_cipher import (
+    described_by,
 )
 from integration_server.storage.connections import SqlAuthorizationAttempts
 from integration_server.storage.data_keys import describe_data_keys, remove_data_key, rewrap

@@ -14,8 +14,8 @@ import asyncpg
 import pytest
 from sqlalchemy import text, update
 
+from integration_server.domain.associated_data import AssociatedData
 from integration_server.domain.errors import CredentialsUnreadable
-from integration_server.service.common_types import AssociatedData
 from integration_server.storage.connections import SqlAuthorizationAttempts
 from integration_server.storage.data_keys import describe_data_keys, remove_data_key
 from integration_server.storage.engine import Database, DatabaseTime, open_database
