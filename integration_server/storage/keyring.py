@@ -80,10 +80,6 @@ class Keyring(DataKeyCipher):
         """The id of the data key that encrypts, as of the last read."""
         return self._active_id.hex()
 
-    def usable_keys(self) -> object:
-        """What decrypts, as of the last read: another object once a data key is added, withdrawn or replaced."""
-        return self._ciphers
-
     @property
     def head(self) -> Head:
         """The head of the key set, as of the last read: with it, a copy outside the database detects a rollback."""

@@ -1,9 +1,11 @@
 """The ports of authorization attempts, and of the integrations that they connect."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
 
+from integration_server.domain.errors import ErrorRecord
 from integration_server.domain.integration import Integration, IntegrationId, StoredIntegration, UserId
 from integration_server.service.background.ports import Claim
 from integration_server.service.connections.revocation_ports import GrantProof
@@ -12,6 +14,8 @@ from integration_server.service.integrations.ports import (
     NewCredentials,
     NewIntegration,
 )
+
+ATTEMPT_LIFETIME = timedelta(minutes=10)  # the requirements'; RFC 6749 §4.1.2 recommends it for codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,38 @@ class StateClaims:
     user_id: UserId
     integration_type: str
     begin_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class CallbackOutcome:
+    """What the first callback with a code has led to, stored for its repetitions.
+
+    It has an id of a connected integration, an error, or a confirmation token, or none of them while the code is being
+    exchanged. `receive_time` is when the first callback arrived.
+    """
+
+    code_digest: str
+    receive_time: datetime
+    confirmation_token: str = field(default="", repr=False)
+    integration_id: IntegrationId = IntegrationId(0)
+    account_label: str = ""
+    error: ErrorRecord | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PendingCallback:
+    """The part of a callback that is stored, encrypted, until it is confirmed."""
+
+    code: str = field(repr=False)
+    query: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class EndedAttempt:
+    """What an attempt was begun with, and what it has led to."""
+
+    details: AttemptDetails
+    outcome: CallbackOutcome
 
 
 class AuthorizationAttemptStore(Protocol):

@@ -1,9 +1,9 @@
-"""Encryption of credentials, and of the opaque tokens that the server issues, with data keys."""
+"""Encryption with data keys: of credentials, of authorization attempts, and of the opaque tokens that name them."""
 
 import base64
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from operator import attrgetter
@@ -14,7 +14,14 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import Field, TypeAdapter, ValidationError
 
-from integration_server.domain.associated_data import AssociatedData, bound_values_of, credentials_aad
+from integration_server.domain.associated_data import (
+    AssociatedData,
+    attempt_aad,
+    bound_values_of,
+    callback_aad,
+    credentials_aad,
+    outcome_aad,
+)
 from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.due_times import Schedule
 from integration_server.domain.errors import CredentialsUnreadable, IntegrationPending
@@ -22,6 +29,7 @@ from integration_server.domain.integration import Failure, Integration, StoredIn
 from integration_server.service.common_types import (
     Aead,
 )
+from integration_server.service.connections.ports import AttemptDetails, CallbackOutcome, PendingCallback, StateClaims
 from integration_server.service.connections.revocation_ports import OrphanedGrant
 from integration_server.service.integrations.ports import (
     NewCredentials,
@@ -219,6 +227,55 @@ def _to_text(encrypted: bytes) -> str:
     return base64.urlsafe_b64encode(encrypted).rstrip(b"=").decode()
 
 
+# --- authorization attempts --------------------------------------------------------------------------------------
+
+_PENDING_CALLBACK: TypeAdapter[PendingCallback] = TypeAdapter(PendingCallback)
+_DETAILS: TypeAdapter[AttemptDetails] = TypeAdapter(AttemptDetails)
+_OUTCOME: TypeAdapter[CallbackOutcome] = TypeAdapter(CallbackOutcome)
+
+
+class AttemptCipher:
+    """Encrypts what is stored of an authorization attempt, bound to the attempt.
+
+    `states` and `confirmations` make and read the tokens that name an attempt. Stored values that were altered, or
+    belong to another attempt, raise `CredentialsUnreadable`.
+    """
+
+    def __init__(self, aead: Aead) -> None:
+        self._aead = aead
+        self.states = EncryptedTokens(aead, "state", StateClaims)
+        self.confirmations = EncryptedTokens(aead, "confirmation", StateClaims)
+
+    async def encrypt_details(self, claims: StateClaims, details: AttemptDetails) -> bytes:
+        """The encrypted details of a new attempt."""
+        return await self._aead.encrypt(_DETAILS.dump_json(details), _aad_of_attempt(attempt_aad, claims))
+
+    async def decrypt_details(self, claims: StateClaims, encrypted: bytes) -> AttemptDetails:
+        """The details of an attempt."""
+        return _DETAILS.validate_json(await self._aead.decrypt(encrypted, _aad_of_attempt(attempt_aad, claims)))
+
+    async def encrypt_callback(self, claims: StateClaims, callback: PendingCallback) -> bytes:
+        """An encrypted callback that waits for its confirmation."""
+        return await self._aead.encrypt(_PENDING_CALLBACK.dump_json(callback), _aad_of_attempt(callback_aad, claims))
+
+    async def decrypt_callback(self, claims: StateClaims, encrypted: bytes) -> PendingCallback:
+        """A callback that waits for its confirmation."""
+        plaintext = await self._aead.decrypt(encrypted, _aad_of_attempt(callback_aad, claims))
+        return _PENDING_CALLBACK.validate_json(plaintext)
+
+    async def encrypt_outcome(self, claims: StateClaims, outcome: CallbackOutcome) -> bytes:
+        """The encrypted outcome of an attempt."""
+        return await self._aead.encrypt(_OUTCOME.dump_json(outcome), _aad_of_attempt(outcome_aad, claims))
+
+    async def decrypt_outcome(self, claims: StateClaims, encrypted: bytes) -> CallbackOutcome:
+        """The outcome of an attempt, perhaps only so far."""
+        return _OUTCOME.validate_json(await self._aead.decrypt(encrypted, _aad_of_attempt(outcome_aad, claims)))
+
+
+def _aad_of_attempt(make: Callable[..., AssociatedData], claims: StateClaims) -> AssociatedData:
+    return make(claims.attempt_id, claims.user_id, claims.integration_type)
+
+
 # --- data keys ---------------------------------------------------------------------------------------------------
 
 _FORMAT = b"\x01"
@@ -242,6 +299,10 @@ class DataKeyCipher(ABC):
     def __init__(self) -> None:
         self._ciphers: Mapping[bytes, AESGCM] = {}
         self._active_id = b""
+
+    def usable_keys(self) -> object:
+        """What decrypts, as of the last read: another object once a data key is added, withdrawn or replaced."""
+        return self._ciphers
 
     async def encrypt(self, plaintext: bytes, associated_data: AssociatedData) -> bytes:
         """Encrypt with the active data key."""
