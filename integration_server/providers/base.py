@@ -20,7 +20,7 @@ from integration_server.domain.credentials import (
     OAuthTokens,
     RequestAuth,
 )
-from integration_server.domain.errors import InvalidField, ResponseTooLarge
+from integration_server.domain.errors import ApiNotDeclared, InvalidField, ResponseTooLarge
 from integration_server.domain.lenient_values import texts_at
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, ApiStream
 from integration_server.domain.text import control_character_problem
@@ -29,6 +29,7 @@ from integration_server.providers.http import HttpResponse, ResponseBodyTooLarge
 from integration_server.providers.provider_model import ProviderConfig, ProviderContext
 from integration_server.providers.provider_requests import MAX_ERROR_SIZE, ProviderRequests
 from integration_server.providers.rate_limit_headers import parse_rate_limit_headers
+from integration_server.providers.url_templates import fill
 from integration_server.providers.webhooks.parsing import unread_event
 from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys
 from integration_server.service.provider_port import OAuthProvider
@@ -135,6 +136,19 @@ class BaseProvider(ProviderRequests):
         if request.sub_account:
             raise InvalidField("sub_account", "must be empty for this integration type")
         return credentials
+
+    def api_url(self, credentials: Credentials, api: str = "") -> str:
+        """The base URL of an API for the account of these credentials. `api` is a name of `api_base_urls`.
+
+        Raises `InvalidField` for an unknown name, and `ApiNotDeclared`.
+        """
+        if api and api not in self.api_base_urls:
+            names = ", ".join(sorted(self.api_base_urls))
+            raise InvalidField("api", f"must be empty or one of: {names}" if names else "must be empty for this type")
+        url = self.api_base_urls[api] if api else self.api_base_url
+        if url is None:
+            raise ApiNotDeclared
+        return fill(url, self.for_credentials(credentials).values)
 
     def _target_of(self, credentials: Credentials, request: ApiRequest) -> dict[str, Any]:
         """Where a request goes, and what it carries, as arguments of `ProviderHttp`."""

@@ -1,9 +1,10 @@
-"""Requests of the server to a provider, what its responses mean, and the account that they name.
+"""Requests of the server to a provider for an account: the values in them, and what the responses mean.
 
 Requests go to its declared hosts only, are authenticated with credentials, and are recorded for the metrics. A response
 means something by its status in HTTP and by the codes that `errors` declares.
 """
 
+import copy
 import re
 import time
 from abc import abstractmethod
@@ -11,22 +12,26 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from json import dumps
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlencode
 
-from integration_server.domain.credentials import Credentials, RequestAuth
+from pydantic import ValidationError
+
+from integration_server.domain.credentials import Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.errors import (
+    InvalidField,
     ProviderError,
     ProviderMisconfigured,
     ProviderRejected,
     ProviderUnavailable,
 )
 from integration_server.domain.lenient_values import field_at, text_at, texts_at
+from integration_server.domain.oauth_client import OAuthClient
 from integration_server.providers.declaration_tables import Lookup, Verify
-from integration_server.providers.declared_values import as_text, chosen_account
-from integration_server.providers.http import HttpResponse
+from integration_server.providers.declared_values import as_text, chosen_account, field_values
+from integration_server.providers.http import HttpResponse, is_url, origin_of
 from integration_server.providers.provider_model import ProviderModel
-from integration_server.providers.url_templates import InvalidParam, fill, fill_json, fill_texts
+from integration_server.providers.url_templates import InvalidParam, fill, fill_json, fill_texts, host_params
 from integration_server.service.integrations.ports import NewAccount
 
 MAX_ERROR_SIZE = 1 << 16  # bytes; the longest errors, with a list of problems, have some ten kilobytes
@@ -34,9 +39,13 @@ MAX_ERROR_SIZE = 1 << 16  # bytes; the longest errors, with a list of problems, 
 HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")  # RFC 9110 §5.5, ASCII only
 
 
+_ATTRIBUTES_OF_ACCOUNTS = frozenset({"url_params", "oauth_client", "granted_scopes"})
+"""What copies for an account or a client change: no declaration depends on it."""
+
+
 class ProviderRequests(ProviderModel):
-    """Sends declared requests, and finds the account of credentials. Reads whose fault an error is, and how long it
-    lasts."""
+    """The provider for an account. Sends declared requests, and finds the account of credentials. Reads whose fault an
+    error is, and how long it lasts."""
 
     @abstractmethod
     def request_auth(self, credentials: Credentials) -> RequestAuth:
@@ -52,6 +61,145 @@ class ProviderRequests(ProviderModel):
         if not all(map(HEADER_VALUE.fullmatch, headers.values())):
             raise ProviderRejected("credentials")  # a header cannot contain it, so it is not a credential
         return RequestAuth(headers, fill_texts(self.request_query, values))
+
+    # --- the client and the values of an account
+
+    @property
+    def client_id(self) -> str:
+        """The client id: the account's own, or that of the OAuth client; empty if not set."""
+        return self._of_account("client_id") or self.oauth_client.client_id
+
+    @property
+    def client_secret(self) -> str:
+        """The client secret, in the same way."""
+        return self._of_account("client_secret") or self.oauth_client.secret
+
+    def _of_account(self, name: str) -> str:
+        """A value of the account's own client, where the type declares it as one of the secrets of an account."""
+        return self.url_params.get(name, "") if name in self.secret_names else ""
+
+    def secret_values(self, secrets: Mapping[str, str]) -> Mapping[str, str]:
+        """The values of templates in the secrets of an account: they themselves, and those that JSON files have."""
+        declared = [(self.secret_fields[field], text) for field, text in secrets.items() if field in self.secret_fields]
+        kept = {name: value for one, text in declared for name, value in one.values_of(text).items()}
+        return {**kept, **secrets}
+
+    @property
+    def values(self) -> Mapping[str, str]:
+        """The values of templates. A field of the config that was declared later has its default."""
+        fields = self.config_fields.items()
+        defaults = {name: field.text_of(field.default) for name, field in fields if field.default is not None}
+        client = {"client_id": self.client_id} if self.client_id else {}
+        return {**client, **defaults, **self._setting_texts, **self.url_params}
+
+    @property
+    def verification(self) -> Verify | None:
+        """The request that verifies credentials; None if there is none."""
+        return self.verify or (None if self.verify_url is None else Verify.model_construct(url=self.verify_url))
+
+    @property
+    def kept_names(self) -> Collection[str]:
+        """The names of the values that the provider's responses bring."""
+        return () if self.lookup is None else self.lookup.keep
+
+    def unusable_param(self) -> str | None:
+        """The name of a value that cannot be in its URL, or that leads to an undeclared host; None if there is none."""
+        if not self._params_of_urls:
+            return None
+        origins, values = self._origins, self.values
+        for url, names in self._params_of_urls.items():
+            if names <= values.keys():
+                try:
+                    filled = fill(url, values)
+                except InvalidParam as error:
+                    return error.name
+                if host_params(url) and not (is_url(filled) and origin_of(filled) in origins):
+                    return host_params(url)[0]
+        return None
+
+    def require_reachable(self, extras: Mapping[str, str], needed: Collection[str] = ()) -> None:
+        """Raise `ProviderUnavailable` if values that a response brought lead to an undeclared host.
+
+        The same if one of the `needed` names that a URL has is missing, or if a value is not as declared.
+        """
+        patterns = self.kept_patterns.items()
+        if any(name in extras and not re.fullmatch(pattern, extras[name]) for name, pattern in patterns):
+            raise ProviderUnavailable("the provider's response has a value that is not as declared")
+        if not self._params_of_urls:
+            return
+        provider = self.with_attributes(url_params={**self.url_params, **extras})
+        used = frozenset[str]().union(*self._params_of_urls.values())
+        if not used.intersection(needed) <= provider.values.keys() or provider.unusable_param() is not None:
+            raise ProviderUnavailable("the provider's response does not lead to a declared host")
+
+    # --- copies for a client, a config or an account
+
+    def for_client(self, client: OAuthClient) -> Self:
+        """The provider with another OAuth client than the operator's own, or with another of its secrets."""
+        return self.with_attributes(oauth_client=client)
+
+    def for_config(self, config: Mapping[str, Any]) -> Self:
+        """The provider for an integration with this config. Raises `InvalidField`."""
+        provider = self._with_config_fields(config) if self.config_fields else self
+        if self.config_model is None:
+            return provider
+        try:
+            return provider.configure(self.config_model.model_validate(dict(config)))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            problem = first["msg"].removeprefix("Value error, ")
+            raise InvalidField(".".join(map(str, ("config", *first["loc"]))), problem) from None
+
+    def _with_config_fields(self, config: Mapping[str, Any]) -> Self:
+        provider = self.with_attributes(
+            url_params={**self.url_params, **field_values("config", self.config_fields, config)}
+        )
+        if (name := provider.unusable_param()) is not None:
+            raise InvalidField(f"config.{name}", "is not part of an address of this integration type")
+        return provider
+
+    def configure(self, config: Any) -> Self:  # noqa: ANN401  # an instance of its own config_model
+        """The provider for a validated config. Config fields set the URL parameters of the same name."""
+        names = set[str]().union(*self._params_of_urls.values()) & set(vars(config))
+        return self.with_url_params(**{name: str(vars(config)[name]) for name in names})
+
+    def with_url_params(self, **url_params: str) -> Self:
+        """A copy with these URL parameters. Raises `ValueError` if a value is not a host or one path segment."""
+        for name in url_params:
+            fill(f"https://{{{name}}}", url_params)
+        return self.with_attributes(url_params={**self.url_params, **url_params})
+
+    def for_credentials(self, credentials: Credentials) -> Self:
+        """The provider for the account of these credentials: with the values in them and stored with them."""
+        secrets: Mapping[str, str | None]
+        if isinstance(credentials, OAuthTokens):
+            secrets = {"access_token": credentials.access_token, "refresh_token": credentials.refresh_token}
+        else:
+            secrets = {"api_key": credentials.api_key, "api_secret": credentials.api_secret}
+            if not all(re.fullmatch(pattern, secrets[name] or "") for name, pattern in self.key_patterns.items()):
+                raise ProviderRejected("credentials")
+        found = {name: value for name, value in secrets.items() if value}
+        return self.with_attributes(
+            url_params={
+                **self.url_params,
+                **credentials.extras,
+                **self.secret_values(credentials.secret_fields),
+                **found,
+            }
+        )
+
+    def with_attributes(self, **attributes: object) -> Self:
+        """A copy with other values for some declarations."""
+        other = copy.copy(self)
+        if attributes.keys() <= _ATTRIBUTES_OF_ACCOUNTS:
+            vars(other).update(self._derived)
+        else:
+            for name in self._derived:  # they follow from the declarations of the original
+                vars(other).pop(name, None)
+            other._derived = {}
+        for name, value in attributes.items():
+            setattr(other, name, value)
+        return other
 
     # --- requests of the server's own
 
