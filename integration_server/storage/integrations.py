@@ -16,20 +16,13 @@ from typing import Any
 
 import asyncpg
 from sqlalchemy import (
-    ARRAY,
-    BigInteger,
     BindParameter,
     ColumnElement,
-    FromClause,
-    Integer,
     Row,
-    String,
     and_,
     bindparam,
     case,
-    cast,
     delete,
-    func,
     insert,
     literal,
     or_,
@@ -56,7 +49,6 @@ from integration_server.service.integrations.ports import (
     RemovalResult,
 )
 from integration_server.storage.async_engine import AsyncConnection
-from integration_server.storage.bounded_pages import row_bytes
 from integration_server.storage.driver_queries import (
     DriverConnection,
     DriverQuery,
@@ -64,6 +56,7 @@ from integration_server.storage.driver_queries import (
     Values,
 )
 from integration_server.storage.engine import Database, from_row
+from integration_server.storage.integration_targets import ANY_USER, find_many_queries
 from integration_server.storage.revocations import add_claimed
 from integration_server.storage.tables import integrations, refresh_leases
 
@@ -85,49 +78,9 @@ _FIND = DriverQuery(
 )
 
 
-_ROW_BYTES = row_bytes(_T)
-
-
-_ANY_USER = ""  # no user has this id
 _ROWS_PER_SLICE = 50  # which are converted in less than a millisecond
 
-
-def _find_many(targets: FromClause) -> DriverQuery:
-    """The rows of targets with the columns `integration_id` and `user_id`; their values are NULL beyond `max_bytes`.
-
-    The user is a condition of the join, so that another user's row is read no further than one that does not exist.
-    """
-    is_target = and_(
-        _T.integration_id == targets.c.integration_id,
-        or_(targets.c.user_id == _ANY_USER, _T.user_id == targets.c.user_id),
-    )
-    size = row_bytes([_T.config, _T.encrypted_credentials, _T.name, _T.scopes, _T.missing_scopes]).label("size")
-    sized = select(_T.integration_id.label("target_id"), size).select_from(targets).join(integrations, is_target)
-    sized_rows = sized.subquery()
-    total = func.sum(sized_rows.c.size).over(order_by=sized_rows.c.target_id, rows=(None, 0)).label("total")
-    sums = select(sized_rows.c.target_id, sized_rows.c.size, total).subquery()
-    fits = or_(sums.c.total <= bindparam("max_bytes"), sums.c.total == sums.c.size)
-    found = sums.outerjoin(integrations, and_(_T.integration_id == sums.c.target_id, fits))
-    return DriverQuery(select(*STORED_COLUMNS, sums.c.target_id).select_from(found))
-
-
-_JSON_TARGETS = func.json_each(bindparam("targets", type_=String)).table_valued("value")
-_FIND_MANY = {
-    "postgresql": _find_many(
-        func.unnest(
-            cast(bindparam("ids"), ARRAY(BigInteger)),
-            cast(bindparam("user_ids"), ARRAY(String)),
-        )
-        .table_valued("integration_id", "user_id")
-        .render_derived()
-    ),
-    "sqlite": _find_many(
-        select(
-            cast(func.json_extract(_JSON_TARGETS.c.value, "$[0]"), Integer).label("integration_id"),
-            func.json_extract(_JSON_TARGETS.c.value, "$[1]").label("user_id"),
-        ).subquery()
-    ),
-}
+_FIND_MANY = find_many_queries(STORED_COLUMNS)
 
 _PROVIDER_CALL_TIME = (
     select(refresh_leases.c.call_time)
@@ -214,7 +167,7 @@ class SqlIntegrations:
         """The integrations of the targets, read with one statement, up to `max_bytes`."""
         if not targets:
             return FoundIntegrations({})
-        asked = sorted({(integration_id, user_id or _ANY_USER) for integration_id, user_id in targets})
+        asked = sorted({(integration_id, user_id or ANY_USER) for integration_id, user_id in targets})
         found: dict[IntegrationId, StoredIntegration] = {}
         omitted: set[IntegrationId] = set()
         name = self._database.dialect_name
