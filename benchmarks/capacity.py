@@ -106,8 +106,8 @@ def simulate_day(installation: Installation) -> Mapping[str, Sequence[float]]:
     average = installation.integrations * installation.reads / 60
     reads = [average * (1 + 0.8 * math.sin(2 * math.pi * (minute / _MINUTES - 0.3))) for minute in range(_MINUTES)]
     return {
-        "hit": [one * (1 - installation.miss_share) for one in reads],
-        "miss": [one * installation.miss_share for one in reads],
+        "hit": [read * (1 - installation.miss_share) for read in reads],
+        "miss": [read * installation.miss_share for read in reads],
         **due,
     }
 
@@ -175,25 +175,25 @@ def read_costs(path: Path) -> Costs:
 def table(costs: Costs) -> str:
     """The table of docs/scaling.md."""
     columns = [needs_of(installation, costs) for installation in INSTALLATIONS]
-    rates = [one.per_second for one in columns]
+    rates = [column.per_second for column in columns]
     checked, drained = "health check of an integration every", "minutes to catch up half an hour's outage of a provider"
     rows = {
-        checked: [_duration(one.installation.check_interval_minutes) for one in columns],
-        "reads per second (hits and misses)": [_round(one["hit"] + one["miss"]) for one in rates],
-        "refreshes per second": [_round(one["refresh"]) for one in rates],
-        "checks per second": [_round(one["check"]) for one in rates],
-        "**provider calls per second**": [_round(one.provider_calls_per_second) for one in columns],
-        "**cores of the servers**": [_round(one.server_cores) for one in columns],
-        "workers": [f"{one.workers:,}" for one in columns],
-        "**memory of the servers**": [_bytes(one.memory_bytes) for one in columns],
-        "**cores of the database**": [_round(one.database_cores) for one in columns],
-        "table of integrations with its indexes": [_bytes(one.table_bytes) for one in columns],
-        "**write-ahead log per second**": [_bytes(one.wal_bytes_per_second) for one in columns],
+        checked: [_duration(column.installation.check_interval_minutes) for column in columns],
+        "reads per second (hits and misses)": [_round(rate["hit"] + rate["miss"]) for rate in rates],
+        "refreshes per second": [_round(rate["refresh"]) for rate in rates],
+        "checks per second": [_round(rate["check"]) for rate in rates],
+        "**provider calls per second**": [_round(column.provider_calls_per_second) for column in columns],
+        "**cores of the servers**": [_round(column.server_cores) for column in columns],
+        "workers": [f"{column.workers:,}" for column in columns],
+        "**memory of the servers**": [_bytes(column.memory_bytes) for column in columns],
+        "**cores of the database**": [_round(column.database_cores) for column in columns],
+        "table of integrations with its indexes": [_bytes(column.table_bytes) for column in columns],
+        "**write-ahead log per second**": [_bytes(column.wal_bytes_per_second) for column in columns],
         "**IOPS**: commits, and pages of the log": [
-            _round(one.commits_per_second + one.wal_bytes_per_second / 8192) for one in columns
+            _round(column.commits_per_second + column.wal_bytes_per_second / 8192) for column in columns
         ],
-        "**connections**": [f"{one.connections:,}" for one in columns],
-        drained: [f"{one.drain_minutes:.1f}" for one in columns],
+        "**connections**": [f"{column.connections:,}" for column in columns],
+        drained: [f"{column.drain_minutes:.1f}" for column in columns],
     }
     header = (
         "| the busiest ten minutes of a day | " + " | ".join(f"{one.integrations:,}" for one in INSTALLATIONS) + " |"

@@ -62,8 +62,7 @@ class _Streams:
 
     async def _read(self, user_id: str) -> None:
         context: Any = None  # not used by this method
-        async for response in self._servicer.WatchIntegrations(pb.WatchIntegrationsRequest(user_id=user_id), context):
-            response.SerializeToString()
+        async for _ in self._servicer.WatchIntegrations(pb.WatchIntegrationsRequest(user_id=user_id), context):
             self.received += 1
 
     async def received_all(self, messages: int) -> None:

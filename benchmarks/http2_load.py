@@ -21,7 +21,7 @@ _ACK, _END_STREAM, _PADDED, _PRIORITY = 0x1, 0x1, 0x8, 0x20
 _WINDOW = 2**30  # bytes that the server may send before the next update
 _STATIC = 61  # entries of HPACK's static table
 _STATUS_200 = 8
-_PATIENCE = 60.0  # seconds without any response
+_RESPONSE_TIMEOUT = 60.0  # seconds without any response
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class _Run:
             begin = last = time.perf_counter()
             end = begin + load.seconds
             while (now := time.perf_counter()) < end or any(connection.in_flight for connection in connections):
-                wait = self._send_due(connections, begin, now) if now < end else _PATIENCE
+                wait = self._send_due(connections, begin, now) if now < end else _RESPONSE_TIMEOUT
                 for connection in connections:
                     connection.flush()
                 # Timers are accurate to a millisecond, about the duration of an RPC: the rest is a busy wait.
@@ -121,7 +121,7 @@ class _Run:
                     key.data.receive()
                 if ready:
                     last = now
-                elif now - last > _PATIENCE:
+                elif now - last > _RESPONSE_TIMEOUT:
                     raise TimeoutError("no response")
             for connection in connections:
                 connection.socket.close()
@@ -134,7 +134,7 @@ class _Run:
             for connection in connections:
                 while connection.in_flight < load.concurrency // load.connections:
                     connection.send(self._request(), now)
-            return _PATIENCE
+            return _RESPONSE_TIMEOUT
         while (due := begin + self._next / load.rate) <= now:
             connections[self._next % len(connections)].send(self._request(), due)
         return due - now

@@ -60,8 +60,8 @@ class _Client:
         """Receive the stream."""
         call: Any = self.service.WatchCredentials(pb.WatchCredentialsRequest(integration_ids=ids))
         async for response in call:
-            for one in response.results:
-                self.tokens[one.integration_id] = one.result.credentials.bearer_token
+            for result in response.results:
+                self.tokens[result.integration_id] = result.result.credentials.bearer_token
             self.received.set()
 
     async def until_received(self, number: int, replaced: str | None) -> None:
@@ -104,7 +104,7 @@ async def measure(plan: InvalidationPlan, progress: Progress) -> Result:
         task = progress.add_task("changes", total=len(seeded))
         async with _clients(system, plan.workers, [one.integration_id for one in seeded]) as clients:
             async with asyncio.timeout(_DEADLINE):
-                await asyncio.gather(*(one.until_received(seeded[-1].integration_id, None) for one in clients))
+                await asyncio.gather(*(client.until_received(seeded[-1].integration_id, None) for client in clients))
             async with _open_transaction(system):
                 begin = time.monotonic()
                 for index, one in enumerate(seeded):

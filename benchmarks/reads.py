@@ -94,7 +94,7 @@ def _cases(plan: ReadsPlan, seeded: Sequence[Seeded]) -> Sequence[_Case]:
     ) -> "Callable[[IntegrationServiceAsyncStub], Send]":
         request_class = getattr(pb, f"{name}Request")
         requests: Iterator[object] = itertools.cycle(
-            request_class(integration_id=one.integration_id, user_id=one.user_id, **fields) for one in targets
+            request_class(integration_id=target.integration_id, user_id=target.user_id, **fields) for target in targets
         )
         return lambda service: lambda: getattr(service, name)(next(requests), timeout=_DEADLINE)
 
@@ -179,7 +179,7 @@ def _result(
 
 
 def _milliseconds(name: str, seconds: Sequence[float], bound: float) -> Bound:
-    values = [1000 * one for one in seconds]
+    values = [1000 * second for second in seconds]
     median = statistics.median(values)
     text = f"{median:.2f} ms ({min(values):.2f} to {max(values):.2f})"
     return Bound(f"{name}: at most {bound:g} ms of CPU", text, median <= bound)

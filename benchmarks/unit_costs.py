@@ -27,7 +27,7 @@ _CLIENTS = 8  # concurrent calls
 _HITS = 5  # reads of each integration from the cache
 _DEADLINE = 60.0
 _POLL_INTERVAL = 0.05
-_PATIENCE = 300.0  # seconds for all of the background work, many times what it takes
+_WORK_TIMEOUT = 300.0  # seconds for all of the background work, many times what it takes
 _LIFETIME = timedelta(hours=1)
 
 
@@ -154,7 +154,7 @@ async def _refresh_all(system: System, connection: asyncpg.Connection, count: in
 
 
 async def _until(connection: asyncpg.Connection, query: str, count: int) -> None:
-    end = time.monotonic() + _PATIENCE
+    end = time.monotonic() + _WORK_TIMEOUT
     while (found := await connection.fetchval(query)) < count:
         if time.monotonic() > end:
             raise NotMeasured(f"{found} of {count} were done: the background worker is too slow")

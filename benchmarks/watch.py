@@ -77,10 +77,10 @@ class _Received:
         """Take a response."""
         now = time.monotonic()
         self.responses += bool(response.results)
-        for one in response.results:
-            self.times[one.integration_id] = now
+        for result in response.results:
+            self.times[result.integration_id] = now
             self.count += 1
-            self.errors += not one.result.HasField("credentials")
+            self.errors += not result.result.HasField("credentials")
         self.changed.set()
 
     async def until(self, number: int) -> None:
@@ -181,8 +181,8 @@ async def _watching(system: System, ids: Sequence[int]) -> AsyncIterator[_Receiv
             tasks.append(group.create_task(read(ids[begin : begin + MAX_WATCHED])))
             await received.until(min(begin + MAX_WATCHED, len(ids)))
         yield received
-        for one in tasks:
-            one.cancel()
+        for task in tasks:
+            task.cancel()
 
 
 _Change = tuple[int, bytes]

@@ -6,12 +6,18 @@ The commands are the server's, whose dependencies are an extra: without it, this
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 
 from integration_server.standard_streams import prepare_standard_streams
 
-_COMMAND_LINE_LIBRARIES = ("click", "rich")
+# The processes of a server: their modules, and libraries that they do without. uvicorn needs click.
+_PROCESSES: Mapping[str, tuple[str, Sequence[str]]] = {
+    "serve": ("integration_server.cli.serving", ["click", "rich"]),
+    "sidecar_process": ("integration_server.sidecar_process", ["rich"]),
+    "metrics_process": ("integration_server.metrics_process", ["rich"]),
+}
 
 
 def _load_commands() -> Callable[[], None]:
@@ -19,11 +25,11 @@ def _load_commands() -> Callable[[], None]:
         from integration_server import healthcheck  # noqa: PLC0415 - and nothing else is imported
 
         return healthcheck.main
-    if sys.argv[1:] == ["serve"]:
-        with _hidden(_COMMAND_LINE_LIBRARIES):
-            from integration_server.cli import serving  # noqa: PLC0415 - while the libraries are hidden
-
-        return serving.main
+    if len(sys.argv) == 2 and sys.argv[1] in _PROCESSES:
+        module, libraries = _PROCESSES[sys.argv[1]]
+        with _hidden(libraries):
+            process_main: Callable[[], None] = import_module(module).main
+        return process_main
     # Read by gRPC's C core when it is imported. By default it prints failed handshakes, which the error says anyway.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from integration_server.cli import program  # noqa: PLC0415 - the server's dependencies may be missing
@@ -35,8 +41,8 @@ def _load_commands() -> Callable[[], None]:
 def _hidden(libraries: Iterable[str]) -> Iterator[None]:
     """Let imports of these libraries fail until the block ends, as if they were not installed.
 
-    Other libraries, such as httpx, import them if they find them, for programs of their own that nobody runs here: a
-    fifteenth of the time of a start, and 6 MB. One that is imported already stays.
+    Other libraries, such as httpx and structlog, import them if they find them, for what nobody uses here: a fifteenth
+    of the time of a start, and 6 MB. One that is imported already stays.
     """
     hidden = [name for name in libraries if name not in sys.modules]
     # docs.python.org/3/reference/import.html#the-module-cache: None means that a module is not found.

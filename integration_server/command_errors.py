@@ -48,7 +48,7 @@ def describe_os_error(error: OSError) -> str:
 def end_with(command: Callable[[], object], *, as_json: bool = False) -> NoReturn:
     """Run a command, and end the process with the exit code that it returns, or that of its error.
 
-    Output that cannot be written is an error. If its reader has ended, as `head` does, nobody is told.
+    Output that cannot be written is an error. If its reader has ended, as `head` does, nothing is reported.
     """
     code = _exit_code(command, as_json=as_json)
     problem = _flush_output()

@@ -1,4 +1,4 @@
-"""Detects keys that nobody drew at random: zeros, counting bytes, a repeated pattern, text. Imports nothing of ours.
+"""Detects keys that were not generated at random: zeros, counted bytes, a repeated pattern, text.
 
 The measure is a description length (Rissanen 1978): how many bits a simple code needs for the key. Each model below is
 a prefix code, so at most one in 2^k of all keys has a description that is k bits shorter than the key itself (Kraft's

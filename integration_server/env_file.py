@@ -46,8 +46,8 @@ def read_env_file(directory: Path, *, interpolate: bool = True, max_wait: float 
     except IsADirectoryError:  # what Docker makes of a file to mount that does not exist
         raise EnvFileError(f"{path}: is a directory; remove it, or make it the file with the settings") from None
     except PermissionError:
-        who = f"the user that runs this program (uid {os.geteuid()})"
-        raise EnvFileError(f"{path}: permission denied; let {who} read it, or remove it") from None
+        user = f"the user that runs this program (uid {os.geteuid()})"
+        raise EnvFileError(f"{path}: permission denied; let {user} read it, or remove it") from None
     except OSError as error:
         raise EnvFileError(f"{path}: cannot be read ({error.strerror}); repair or remove it") from None
     originals = [binding.original for binding in parse_stream(StringIO(content)) if binding.error]
@@ -94,8 +94,8 @@ def _decode(path: Path, content: bytes) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        where = _position(content, error.start)
-        raise EnvFileError(f"{path}: is not text in UTF-8 ({where}); save it in UTF-8") from None
+        position = _position(content, error.start)
+        raise EnvFileError(f"{path}: is not text in UTF-8 ({position}); save it in UTF-8") from None
 
 
 def _position(content: bytes, index: int) -> str:

@@ -96,6 +96,6 @@ def new_access_log(stream: TextIO | None = None) -> AnyAccessLog | None:
         return None
     if not isinstance(renderer, structlog.processors.JSONRenderer):
         return TerminalLog(logger)
-    process = next((one.process for one in processors if isinstance(one, _AddProcess)), "")
+    process = next((processor.process for processor in processors if isinstance(processor, _AddProcess)), "")
     write = partial(print, end="", file=stream or unfailing(sys.stderr), flush=True)
     return AccessLog(write, redact_text, process=process)

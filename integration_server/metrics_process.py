@@ -1,7 +1,7 @@
-"""The process of the metrics listener, which `serve` starts as `python -m integration_server.metrics_process`.
+"""The process of the metrics listener, which `serve` starts as `python -m integration_server metrics_process`.
 
 It gets its address and the sockets of the other processes over the supervisor's channel. It has no key, no database and
-no provider's secret, and imports no part of the server.
+no provider's secret, and imports no part of the server but the domain.
 """
 
 import sys
@@ -49,7 +49,3 @@ def main() -> None:
         uvloop.run(serve_metrics(channel, address, sources, may_move=may_move))
     except (AddressTaken, OSError) as error:
         sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()

@@ -8,8 +8,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
@@ -31,6 +29,8 @@ def certificate_problems(path: Path, content: bytes) -> Sequence[str]:
 
 def pair_problems(certificate_path: Path, certificate: bytes, key_path: Path, key: bytes) -> Sequence[str]:
     """The problems of a certificate and its private key. They do not match while both are being replaced."""
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415 - only TLS needs it
+
     problems = certificate_problems(certificate_path, certificate)
     try:
         public = load_pem_private_key(key, password=None).public_key()

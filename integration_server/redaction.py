@@ -4,8 +4,8 @@ It is the second defence. The first is that no secret is logged: types hide thei
 made of names and numbers, and URLs are logged without their queries. Redaction covers future code and libraries. It
 detects secrets by their name and by their format; a secret with neither is not detected.
 
-What is logged is also escaped (`text_escaping.py`): two names that look alike stay different, and no name adds a line
-or controls a terminal.
+What is logged is also escaped (`domain/text_escaping.py`): two names that look alike stay different, and no name adds
+a line or controls a terminal.
 """
 
 import re
@@ -17,7 +17,7 @@ from functools import lru_cache
 
 import structlog
 
-from integration_server.text_escaping import EscapedText, cut_marker, escape
+from integration_server.domain.text_escaping import EscapedText, cut_marker, escape
 
 REDACTED = "[redacted]"
 

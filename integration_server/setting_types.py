@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from integration_server.peers import Network, parse_networks
+from integration_server.domain.peers import Network, parse_networks
 
 T = TypeVar("T")
 

@@ -76,7 +76,7 @@ class SharedCounts:
             own = slot + self._worker
             numbers[own] = max(numbers[own], beginning) + calls
             of_workers = numbers[slot : slot + self._workers]
-            counts.append(sum(one & _COUNT for one in of_workers if one >> _COUNT_BITS == second))
+            counts.append(sum(packed & _COUNT for packed in of_workers if packed >> _COUNT_BITS == second))
         return min(counts)
 
     def debt_end(self, key: str) -> int:

@@ -1,7 +1,7 @@
-"""The sidecar's process, which `serve` starts as `python -m integration_server.sidecar_process`.
+"""The sidecar's process, which `serve` starts as `python -m integration_server sidecar_process`.
 
-Its settings and its link to the server come over the supervisor's channel. The process imports neither the server nor
-its libraries, and gets none of its environment: it has no key, no database and no provider's secret.
+Its settings and its link to the server come over the supervisor's channel. Of the server the process imports only the
+domain, and none of its libraries; it gets none of its environment: it has no key, no database and no provider's secret.
 """
 
 import asyncio
@@ -49,7 +49,3 @@ def main() -> None:
         uvloop.run(serve_sidecar(channel, settings, link, metrics_socket))
     except (AddressTaken, OSError) as error:
         sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()

@@ -17,18 +17,18 @@ from typing import Any, TextIO
 # The last one: a signal has interrupted another write to the same stream.
 _FAILURES = (OSError, ValueError, RuntimeError)
 
-_PATIENCE = 1.0  # seconds: a reader that runs at all reads within it, and no caller gives up
+_MAX_WAIT = 1.0  # seconds: a reader that runs at all reads within it, and no caller gives up
 _WAITING_SHARE = 0.01  # of the time: what calls lose to a reader that is always too slow
 _PIECE = 4096  # bytes: a pipe that can be written to has room for as many, so that writing them does not wait
 _RETRY_DELAY = 0.01  # seconds
 
 
-class PatientOutput:
+class BoundedOutput:
     """Writes to a descriptor that may take nothing, such as a pipe whose reader is stopped or a terminal after Ctrl-S.
 
-    What it does not take within `patience` seconds is lost, and then everything at once until it takes something again.
+    What it does not take within `max_wait` seconds is lost, and then everything at once until it takes something again.
     The seconds are those of all writes together, and come back with `waiting_share` of the time: a reader that is too
-    slow would take them for each write. `lost` counts bytes. In negative controls `patience` is None, and it waits, or
+    slow would take them for each write. `lost` counts bytes. In negative controls `max_wait` is None, and it waits, or
     the share is a large one. `poll` waits for room for so many milliseconds, and returns whether there is.
     """
 
@@ -36,7 +36,7 @@ class PatientOutput:
         self,
         descriptor: int,
         *,
-        patience: float | None = _PATIENCE,
+        max_wait: float | None = _MAX_WAIT,
         waiting_share: float = _WAITING_SHARE,
         monotonic: Callable[[], float] = time.monotonic,
         poll: Callable[[float | None], object] | None = None,
@@ -44,9 +44,9 @@ class PatientOutput:
         self.lost = 0
         self._descriptor = descriptor
         self._is_terminal = os.isatty(descriptor)
-        self._patience = self._left = math.inf if patience is None else patience
+        self._max_wait = self._remaining = math.inf if max_wait is None else max_wait
         self._monotonic = monotonic
-        self._left_at = monotonic()
+        self._remaining_at = monotonic()
         self._waiting_share = waiting_share
         self._is_stuck = False
         self._is_cut = False  # the last line that was written
@@ -84,8 +84,8 @@ class PatientOutput:
     def _write_piece(self, descriptor: int, piece: bytes) -> int:
         """Returns the number of bytes that are written, 0 if there is no room in time."""
         begin = self._monotonic()
-        left = min(self._patience, self._left + (begin - self._left_at) * self._waiting_share)
-        deadline = begin if self._is_stuck else begin + left
+        remaining = min(self._max_wait, self._remaining + (begin - self._remaining_at) * self._waiting_share)
+        deadline = begin if self._is_stuck else begin + remaining
         written = 0
         while not written and self._poll_until(deadline):
             try:
@@ -94,8 +94,8 @@ class PatientOutput:
                 if self._monotonic() >= deadline:
                     break
                 time.sleep(_RETRY_DELAY)
-        self._left_at = self._monotonic()
-        self._left = left - (self._left_at - begin)
+        self._remaining_at = self._monotonic()
+        self._remaining = remaining - (self._remaining_at - begin)
         self._is_stuck = not written
         return written
 
@@ -108,13 +108,13 @@ class UnfailingStream:
     """A text stream on which writing neither fails nor hangs: what cannot be written is lost. The rest is that of
     `stream`."""
 
-    def __init__(self, stream: TextIO, *, patience: float | None = _PATIENCE) -> None:
+    def __init__(self, stream: TextIO, *, max_wait: float | None = _MAX_WAIT) -> None:
         self._stream = stream
         self._line = ""
         self._lock = threading.RLock()  # a signal may interrupt its own thread
-        self._output: PatientOutput | None = None
+        self._output: BoundedOutput | None = None
         with suppress(*_FAILURES):  # of a stream that is no file, or closed
-            self._output = PatientOutput(stream.fileno(), patience=patience)
+            self._output = BoundedOutput(stream.fileno(), max_wait=max_wait)
 
     def write(self, text: str) -> int:
         """Write a text, if that is possible; after its last line, when it is flushed."""
@@ -150,8 +150,8 @@ class UnfailingStream:
 
 def unfailing(stream: TextIO) -> TextIO:
     """The stream, such that writing to it does not fail."""
-    given: object = stream
-    wrapped: Any = stream if isinstance(given, UnfailingStream) else UnfailingStream(stream)
+    untyped: object = stream
+    wrapped: Any = stream if isinstance(untyped, UnfailingStream) else UnfailingStream(stream)
     return wrapped  # type: ignore[no-any-return]  # it has what a TextIO has
 
 

@@ -37,7 +37,7 @@ from typing import Any, Literal
 
 import structlog
 
-from integration_server.standard_streams import PatientOutput
+from integration_server.standard_streams import BoundedOutput
 
 MAX_REPORT_BYTES = 4096  # of a child; it has a few names and addresses
 
@@ -127,13 +127,13 @@ def fork_into(main: Callable[[], int]) -> Spawn:
     return spawn
 
 
-def execute(module: str, environment: Mapping[str, str]) -> Spawn:
-    """A process that runs `python -m module` with this environment, and shares no memory with the supervisor."""
+def execute(command: Sequence[str], environment: Mapping[str, str]) -> Spawn:
+    """A process that runs `python` with this command and environment, and shares no memory with the supervisor."""
 
     def spawn(control: int, errors: int) -> int:
         descriptors = [(os.POSIX_SPAWN_DUP2, control, _CONTROL), (os.POSIX_SPAWN_DUP2, errors, _ERRORS)]
         return os.posix_spawn(
-            sys.executable, [sys.executable, "-m", module], environment, file_actions=descriptors
+            sys.executable, [sys.executable, *command], environment, file_actions=descriptors
         )  # all other descriptors are closed: Python opens them so
 
     return spawn
@@ -299,7 +299,7 @@ class Supervisor:
         self._drain_time = drain_time
         self._stop_signals: list[int] = []  # that have arrived
         self._has_served = False
-        self._output = PatientOutput(_ERRORS)
+        self._output = BoundedOutput(_ERRORS)
         self._log = structlog.get_logger(__name__)
 
     def run(self) -> int:

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 import integrations.v1
+from integration_server.domain.callers import Permission
 from integration_server.domain.errors import IntegrationNotFound
 from integration_server.domain.integration import IntegrationId, StoredIntegration, UserId
 from integration_server.domain.integration_cache import RaceSafeCache
@@ -20,7 +21,7 @@ from integration_server.rpc.call_audit import record_audit
 from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.integration_service import IntegrationService
 from integration_server.rpc.interceptors import enforce_deadline
-from integration_server.rpc.methods import Permission, method_of
+from integration_server.rpc.methods import method_of
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest
 from integration_server.settings import Settings
 from integration_server.storage.engine import Database
@@ -98,7 +99,7 @@ def request_for(method: MethodDescriptor, integration_id: int, user_id: UserId) 
 def results_of(response: Any) -> Sequence[pb.CredentialsResult]:
     """The results in the response to a batch, or in one of a stream; none in other responses."""
     results = getattr(response, "results", ())
-    return [one.result if isinstance(one, pb.WatchedCredentials) else one for one in results]
+    return [result.result if isinstance(result, pb.WatchedCredentials) else result for result in results]
 
 
 def raise_error_of(response: Message) -> None:

@@ -4,7 +4,7 @@
     python -m tools.blocking_client --check    only compares, and exits with 1 if it differs
 
 The two clients do the same, and differ in the words that this table has. What differs in its behaviour (locks, streams,
-transports) is in `store.py`, `watching.py` and `transport.py`.
+transports) is in `store.py`, `watcher.py` and `transport.py`.
 """
 
 import re

@@ -60,7 +60,7 @@ class Fact:
 
 def facts_of(provider: BaseProvider) -> Sequence[Fact]:
     """The facts in a provider's own file, then those in the modules of its base classes that have any."""
-    modules = dict.fromkeys(one.__module__ for one in type(provider).__mro__ if issubclass(one, BaseProvider))
+    modules = dict.fromkeys(base.__module__ for base in type(provider).__mro__ if issubclass(base, BaseProvider))
     texts = [*map(_first_comment, _files_of(provider)), *map(_docstring, modules)]
     return [fact for text in texts if text is texts[0] or _FACT.search(text) for fact in facts_in(text)]
 

@@ -54,7 +54,9 @@ Settings of every type: `<TYPE>_API_VERSION` replaces the API version in the add
 PYTHON_FILES = """What no key of the language describes, from the first lines of these files:
 """
 
-GENERIC = {one.__module__ for generic in (OAuth2Provider, ApiKeyProvider, BasicAuthProvider) for one in generic.__mro__}
+GENERIC = {
+    base.__module__ for generic in (OAuth2Provider, ApiKeyProvider, BasicAuthProvider) for base in generic.__mro__
+}
 GENERIC |= {"integration_server.providers.toml_providers"}
 """The modules of the classes that all types share."""
 
@@ -82,7 +84,7 @@ def python_files(providers: Iterable[BaseProvider]) -> Iterator[Sequence[str]]:
     """The modules that are for single types or families, with their types and their first lines."""
     types: dict[ModuleType, list[str]] = {google_calendar_api: ["google_calendar"]}
     for provider in providers:
-        behaviours = [one.__module__ for one in type(provider).__mro__ if one.__module__ not in GENERIC]
+        behaviours = [base.__module__ for base in type(provider).__mro__ if base.__module__ not in GENERIC]
         scheme = provider.webhook_scheme
         own_scheme = None if scheme is None or isinstance(scheme, DeclaredScheme) else scheme_module(scheme)
         for name in [*behaviours, *([own_scheme] if own_scheme else [])]:
@@ -202,7 +204,9 @@ def old_refresh_token(provider: BaseProvider) -> str:
 def format_duration(time: timedelta) -> str:
     """A duration in its largest whole unit: "30 minutes", "1 hour"."""
     number, unit = next(
-        (time // one, name) for name, one in UNITS.items() if time % one == timedelta(0) and time >= one
+        (time // duration, name)
+        for name, duration in UNITS.items()
+        if time % duration == timedelta(0) and time >= duration
     )
     return f"{number} {unit if number > 1 else unit.removesuffix('s')}"
 

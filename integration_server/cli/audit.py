@@ -26,6 +26,7 @@ from integration_server.cli.tables import (
 from integration_server.client import Integrations
 from integration_server.domain.audit import OPERATOR, Action, AuditEntry
 from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.domain.text_escaping import escape_again
 from integration_server.rpc.operator_service import encode_audit_entry
 from integration_server.service.operators.ports import AuditFilter
 from integration_server.setting_types import is_url
@@ -35,7 +36,6 @@ from integration_server.storage.audit_head_file import RecordedHeads, read_heads
 from integration_server.storage.audit_reading import SqlAuditEntries
 from integration_server.storage.audit_verification import AuditVerification
 from integration_server.storage.engine import open_database
-from integration_server.text_escaping import escape_again
 from integration_server.wiring.audit_heads import open_head_recorder
 from integration_server.wiring.system import utc_now
 from integrations.v1.operator_service_pb2 import AuditEntry as AuditEntryMessage
@@ -186,11 +186,11 @@ async def _list_of_database(
 
 
 @wraps(_list_of_server)
-def list_audit(**given: Any) -> None:  # noqa: ANN401  # the options of the command
-    if names_server(given):
-        _list_of_server(**given)
+def list_audit(**options: Any) -> None:  # noqa: ANN401  # the options of the command
+    if names_server(options):
+        _list_of_server(**options)
     else:
-        _list_of_database(**without_connection(given))
+        _list_of_database(**without_connection(options))
 
 
 def _as_utc(time: datetime | None) -> datetime | None:

@@ -22,12 +22,12 @@ from integration_server.cli.operations import expiry_warnings
 from integration_server.cli.shared import DEVELOPMENT_KEY_FILE, development_key
 from integration_server.cli.tables import print_table
 from integration_server.command_errors import CommandFailed
+from integration_server.domain.callers import IdentityKind
 from integration_server.domain.errors import StoreUnavailable, UnknownIntegrationType
 from integration_server.hot_reload import InvalidFile
 from integration_server.pem_validation import pair_problems, validity_period
 from integration_server.providers.factory import ProvidersError
 from integration_server.providers.http import ProviderHttp
-from integration_server.rpc.authentication import IdentityKind
 from integration_server.rpc.policy import read_policy
 from integration_server.settings import Settings, SettingsError, name_files, read_environment
 from integration_server.storage.data_keys import describe_data_keys

@@ -43,8 +43,8 @@ from integration_server.client.hooks import End, Metadata
 from integration_server.client.store import Key
 from integration_server.client.values import FileCursorStore
 from integration_server.domain.integration import Status as StatusName
+from integration_server.domain.text_escaping import escape
 from integration_server.service.background.ports import JobKind
-from integration_server.text_escaping import escape
 from integrations.v1.event_pb2 import IntegrationEvent, IntegrationEventKind
 from integrations.v1.integration_pb2 import AuthMethod, HealthCheck, Integration, RevocationState, Status
 from integrations.v1.operator_service_pb2 import DueWork, Job, OAuthClient, SecretState, UnroutedReason
@@ -340,10 +340,7 @@ def _due_row(due: DueWork) -> list[str]:
         str(due.integration_id or ""),
         str(due.attempts),
     ]
-    return [*cells, count_text(due.due_count, _MAX_DUE_COUNT)] if due.due_count else cells
-
-
-_MAX_DUE_COUNT = 1000  # as the contract says
+    return [*cells, count_text(due.due_count, operations.MAX_DUE_COUNT)] if due.due_count else cells
 
 
 def job_name(job: Job) -> str:
@@ -360,7 +357,7 @@ def count_text(count: int, maximum: int) -> str:
 
 
 class _ReconnectNotice:
-    """Tells on standard error why a stream has ended; the client opens it again."""
+    """Prints on standard error why a stream has ended; the client opens it again."""
 
     def begin(self, method: str, metadata: Metadata) -> End:
         """Observe a stream."""

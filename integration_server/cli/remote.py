@@ -21,7 +21,7 @@ from integration_server.client.configuration import ConfigurationError
 from integration_server.client.errors import IntegrationsError
 from integration_server.client.hooks import CallHook
 from integration_server.command_errors import INTERRUPTED, CommandFailed, describe_os_error
-from integration_server.text_escaping import escape
+from integration_server.domain.text_escaping import escape
 
 P = ParamSpec("P")
 
@@ -50,15 +50,15 @@ Type = Annotated[str, typer.Option("--type", help="Only this integration type.")
 IntegrationId = Annotated[int, typer.Argument(min=1, max=2**63 - 1, help="The integration's id.")]
 
 
-def names_server(given: Mapping[str, object]) -> bool:
+def names_server(options: Mapping[str, object]) -> bool:
     """Whether an option of the connection was given, or the environment has the server's address."""
-    is_given = any(given.get(name) is not None for name in _OPTIONS)
-    return is_given or bool(os.environ.get(_OPTIONS["address"][1]))
+    has_option = any(options.get(name) is not None for name in _OPTIONS)
+    return has_option or bool(os.environ.get(_OPTIONS["address"][1]))
 
 
-def without_connection(given: Mapping[str, Any]) -> dict[str, Any]:
+def without_connection(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a command without those of the connection."""
-    return {name: value for name, value in given.items() if name not in _OPTIONS}
+    return {name: value for name, value in options.items() if name not in _OPTIONS}
 
 
 def remote_command(
@@ -68,9 +68,9 @@ def remote_command(
 
     @wraps(function)
     def run_command(*args: P.args, **kwargs: P.kwargs) -> None:
-        given = {name: kwargs.pop(name, None) for name in _OPTIONS}
+        connection_options = {name: kwargs.pop(name, None) for name in _OPTIONS}
         _make_output_safe()
-        environment = connection_environment(os.environ, given)
+        environment = connection_environment(os.environ, connection_options)
         try:
             # Without `watch`: the commands use no credentials.
             with Integrations.from_env(environment, hooks=hooks, watch=False) as client:
@@ -78,8 +78,12 @@ def remote_command(
         except ConfigurationError as error:
             fail(escape(str(error)), exit_code=WRONG_USE)
         except IntegrationsError as error:
-            away = exit_code_of(error) == NOT_AVAILABLE and not error.reason  # the server itself gives a reason
-            hint = f"; is the server running at {environment['INTEGRATIONS_ADDRESS']}? {_REMEDY}" if away else ""
+            is_unreachable = (
+                exit_code_of(error) == NOT_AVAILABLE and not error.reason
+            )  # the server itself gives a reason
+            hint = (
+                f"; is the server running at {environment['INTEGRATIONS_ADDRESS']}? {_REMEDY}" if is_unreachable else ""
+            )
             raise CommandFailed(
                 escape(describe(error) + hint),
                 exit_code=exit_code_of(error),
@@ -116,14 +120,14 @@ def _option(name: str) -> Any:  # noqa: ANN401  # a type form
     return Annotated[kind, option]
 
 
-def connection_environment(environment: Mapping[str, str], given: Mapping[str, object]) -> Mapping[str, str]:
+def connection_environment(environment: Mapping[str, str], options: Mapping[str, object]) -> Mapping[str, str]:
     """Return the environment variables of the client, with the options that were given in their place."""
     values = {"INTEGRATIONS_ADDRESS": _DEFAULT_ADDRESS}
     values |= {name: value for name, value in environment.items() if value}
-    for name, value in given.items():
+    for name, value in options.items():
         if value is not None:
             values[_OPTIONS[name][1]] = str(value)
-    if given.get("token_file") is not None:
+    if options.get("token_file") is not None:
         values.pop("INTEGRATIONS_TOKEN", None)
     return values
 

@@ -60,7 +60,7 @@ def serve() -> None:
         sidecar = ChildSpec(
             "sidecar",
             execute(
-                "integration_server.sidecar_process",
+                _command_of("sidecar_process"),
                 program_environment(os.environ, exports_traces=settings.traces_endpoint is not None),
             ),
             _STOP_MARGIN,
@@ -112,7 +112,7 @@ def _metrics_listener(settings: Settings, link: SidecarLink, names: Sequence[str
     return [
         ChildSpec(
             "metrics",
-            execute("integration_server.metrics_process", program_environment(os.environ)),
+            execute(_command_of("metrics_process"), program_environment(os.environ)),
             _STOP_MARGIN,
             reports=["metrics"],
             config={
@@ -124,6 +124,11 @@ def _metrics_listener(settings: Settings, link: SidecarLink, names: Sequence[str
             },
         )
     ]
+
+
+def _command_of(process: str) -> Sequence[str]:
+    """What Python runs to be a process of this server (`__main__.py`)."""
+    return ["-m", "integration_server", process]
 
 
 def program_environment(environment: Mapping[str, str], *, exports_traces: bool = False) -> Mapping[str, str]:

@@ -32,8 +32,8 @@ from integrations.v1.integration_pb2 import Integration
 from integrations.v1.operator_service_pb2 import DueWork, IntegrationCount
 
 _CHECK = Rpc("Check", HealthCheckRequest, HealthCheckResponse, timeout=10, service="grpc.health.v1.Health")
-_MIN_PAUSE = 9  # times the duration of a look
-_MAX_LISTED = 1000  # items that are read to count them, so that a look at a large server stays cheap
+_MIN_PAUSE = 9  # times the duration of a read
+_MAX_LISTED = 1000  # items that are read to count them, so that the command stays cheap on a large server
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What the server has said, at one time."""
+    """The state of a server at one time."""
 
     lines: Sequence[Line]
     exit_code: int
@@ -92,12 +92,12 @@ def _update(read: Callable[[], View], interval: float) -> None:
             begin = time.monotonic()
             lines = format_view(read(), output_width())
             live.update(Text("\n".join([f"{datetime.now(UTC):%F %T} UTC", *lines])), refresh=True)
-            # A look at very many integrations takes seconds: the server is kept busy for a tenth of the time at most.
+            # Reading very many integrations takes seconds: the server is kept busy for a tenth of the time at most.
             time.sleep(max(interval, _MIN_PAUSE * (time.monotonic() - begin)))
 
 
 def read_view(client: Integrations, users: Sequence[str]) -> View:
-    """Ask the server. What the caller may not see says so, and does not hide the rest."""
+    """Read the state of the server. A part that the caller may not read is marked so, and the others are read."""
     server, exit_code = _server(client)
     if exit_code == NOT_AVAILABLE:  # nothing else would respond either
         return View([server], exit_code)
@@ -169,7 +169,7 @@ def _due_work(found: list[DueWork], client: Integrations) -> tuple[str, str]:
     oldest = min(found, key=lambda each: each.due_time.ToNanoseconds())
     of = " ".join(filter(None, (job_name(oldest.job), oldest.integration_type, oldest.oauth_client)))
     since = f"the oldest: {of}, due since {format_time(oldest, 'due_time')} UTC"
-    return count_text(sum(each.due_count for each in found), _MAX_LISTED), since
+    return count_text(sum(each.due_count for each in found), operations.MAX_DUE_COUNT), since
 
 
 def _counts(found: list[IntegrationCount], client: Integrations) -> tuple[str, str]:
@@ -202,7 +202,7 @@ def format_view(view: View, width: int | None) -> Sequence[str]:
 
 def _format_counts(counts: Sequence[IntegrationCount], width: int | None) -> Sequence[str]:
     """A row for each type, with the number of its integrations in each status."""
-    statuses = [one.name for one in StatusName]
+    statuses = [status.name for status in StatusName]
     numbers = {(each.integration_type, status_name(each.status)): each.count for each in counts}
     rows = [
         [name, *(f"{numbers.get((name, status), 0):,}" for status in statuses)]

@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.cells import cell_len, set_cell_size
 
-from integration_server.text_escaping import escape
+from integration_server.domain.text_escaping import escape
 
 ItemT = TypeVar("ItemT")
 

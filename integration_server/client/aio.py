@@ -1,7 +1,6 @@
 """The client for asyncio: integrations, accounts, and connections that have begun."""
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -12,8 +11,8 @@ from typing import NoReturn, Self, TypeVar
 from integration_server.client import operations, rpcs
 from integration_server.client.adapters.account_adapters import AsyncAccountAdapters
 from integration_server.client.configuration import ChannelOptions, Configuration, SecretText, Token
-from integration_server.client.connecting import check_expiry, device_outcome, is_connected, merged, pauses
 from integration_server.client.connection import AsyncUseGuard
+from integration_server.client.connection_attempts import check_expiry, device_outcome, is_connected, merged, pauses
 from integration_server.client.credentials import Credentials
 from integration_server.client.errors import (
     AnswerTooLarge,
@@ -28,6 +27,8 @@ from integration_server.client.errors import (
     Unauthenticated,
     Unavailable,
     Unimplemented,
+    is_broken_stream,
+    is_temporary,
 )
 from integration_server.client.hooks import CallHook
 from integration_server.client.operations import ApiCall, Config, ItemT, Listing, Operation, Pairs
@@ -43,7 +44,7 @@ from integration_server.client.values import (
     WebhookSecret,
     settled,
 )
-from integration_server.client.watching import AsyncWatcher
+from integration_server.client.watcher import AsyncWatcher, log_end, pause_before_events
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.event_pb2 import IntegrationEvent
 from integrations.v1.integration_pb2 import HealthCheck, Integration, IntegrationTypeInfo, Status
@@ -52,7 +53,6 @@ from integrations.v1.operator_service_pb2 import AuditEntry, DueWork, Integratio
 ResultT = TypeVar("ResultT")
 
 _ACK_INTERVAL = 1.0  # seconds between two acknowledgements: one for each event would cost as much as its delivery
-_MAX_BACKOFF = 30.0  # seconds between two attempts to open a stream
 
 
 class AsyncIntegrations:
@@ -331,11 +331,14 @@ class AsyncIntegrations:
                 if not is_accepted:
                     raise
                 is_accepted = False  # the token has expired while the stream ran: the next one has a newer token
-            except (Unavailable, ResourceExhausted, DeadlineExceeded) as error:
+            except IntegrationsError as error:
+                if not is_temporary(error):
+                    if not is_accepted or not is_broken_stream(error):
+                        raise
+                    is_accepted = False  # or a server with a defect would be asked without end
                 failures += 1
-                delay = random.uniform(0.1, min(0.5 * 2.0 ** min(failures, 8), _MAX_BACKOFF))  # noqa: S311 - jitter  # nosec B311
-                if error.retry_after is not None:
-                    delay = max(delay, error.retry_after.total_seconds())
+                delay = pause_before_events(failures, error)
+                log_end("events", error, delay)
                 await asyncio.sleep(delay)
 
     # --- For operators ----------------------------------------------------------------------------------------------
@@ -464,7 +467,7 @@ class AsyncIntegrations:
                 targets.append(await account.target())
             except IntegrationsError as error:
                 targets.append(error)
-        entries = [self._store.entry(*one) for one in targets if not isinstance(one, IntegrationsError)]
+        entries = [self._store.entry(*target) for target in targets if not isinstance(target, IntegrationsError)]
         found: dict[Key, Credentials | IntegrationsError] = {}
         stale = self._store.stale(entries, min_ttl)
         for begin in range(0, len(stale), operations.MAX_BATCH):
@@ -581,6 +584,17 @@ class AsyncAccount(AsyncAccountAdapters):
     def __repr__(self) -> str:
         """The user, and the type or the number."""
         return f"AsyncAccount(user={self._user!r}, type={self._type!r}, integration_id={self._integration_id!r})"
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the other names the account in the same way, at the same client."""
+        return isinstance(other, AsyncAccount) and self._names() == other._names()
+
+    def __hash__(self) -> int:
+        """Equal accounts have equal hashes."""
+        return hash(self._names())
+
+    def _names(self) -> tuple[object, ...]:
+        return self._client, self._user, self._type, self._integration_id
 
     async def integration_id(self) -> int:
         """Return the number of the account, looked up the first time."""
@@ -781,7 +795,10 @@ class AsyncConnection:
         """Wait until the user has connected the account, and return it. The server may be away meanwhile.
 
         Raises `TimeoutError` after `timeout` seconds, `StateExpired` when nobody can complete the connection any
-        longer, and the reason if the provider rejects a device authorization.
+        longer, and the reason if the provider rejects a device authorization. It can be called again after a timeout.
+
+        A user who refuses can go back and allow, which does not end it. The browser comes to the `return_url` with
+        `success=false` and the `reason`: what serves that page can end the wait, if the user is not to try again.
         """
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         deadline = None if seconds is None else time.monotonic() + seconds

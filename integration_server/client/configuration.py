@@ -1,6 +1,7 @@
 """How the client reaches and authenticates to the server: parameters, environment variables, and files."""
 
 import os
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +18,7 @@ Token = str | Callable[[], str] | Callable[[], Awaitable[str]]
 ChannelOptions = Sequence[tuple[str, str | int]]
 
 _SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "xds:", "vsock:")
+_NOT_IN_HOSTS = re.compile(r"[\s\x00-\x1f\x7f@?#]")
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -66,7 +68,7 @@ class Configuration:
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str] | None = None, channel_options: ChannelOptions = ()) -> Self:
-        """Return the configuration in environment variables. An empty variable counts as not set."""
+        """Return the configuration in environment variables. An empty variable counts as not set, a blank one too."""
         values = _values(os.environ if environment is None else environment)
         del environment  # some reporters of errors print local variables
 
@@ -131,13 +133,16 @@ def _check_address(address: str) -> None:
         host, port = urlsplit(f"//{rest}").hostname, urlsplit(f"//{rest}").port
     except ValueError:
         host, port = None, None
+    if _NOT_IN_HOSTS.search(rest):
+        host = None
     if not host or port == 0 or (port is None and (not scheme or rest.endswith(":"))):
         raise ConfigurationError("address: needs a host and a port, such as integrations:50051 or [::1]:50051")
 
 
 def _values(environment: Mapping[str, str]) -> Mapping[str, str]:
-    given = {name: value for name, value in environment.items() if value and name.startswith("INTEGRATIONS_")}
-    return {name: SecretText(value) if name == "INTEGRATIONS_TOKEN" else value for name, value in given.items()}
+    ours = {name: value.strip() for name, value in environment.items() if name.startswith("INTEGRATIONS_")}
+    variables = {name: value for name, value in ours.items() if value}
+    return {name: SecretText(value) if name == "INTEGRATIONS_TOKEN" else value for name, value in variables.items()}
 
 
 def _parse_tls(text: str | None) -> bool | None:

@@ -23,7 +23,7 @@ logger = logging.getLogger("integration_server.client")
 
 T = TypeVar("T")
 
-_CHECK_INTERVAL = 1.0  # seconds between two looks at the files: a call does not pay for one each time
+_CHECK_INTERVAL = 1.0  # seconds between two checks of the files: a call does not pay for one each time
 
 Signature = Sequence[tuple[int, int, int] | None]
 
@@ -122,8 +122,8 @@ def _checked(token: object, name: str) -> str:
     token = SecretText(token.strip())
     if not token:
         raise ConfigurationError(f"{name}: is empty")
-    if not token.isascii() or not token.isprintable():
-        raise ConfigurationError(f"{name}: is not a token")
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigurationError(f"{name}: is not a token (without spaces, and without Bearer)")
     return token
 
 

@@ -6,11 +6,18 @@ from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any, NoReturn, Protocol, Self
 
+from integration_server.client.configuration import SecretText
 from integrations.v1 import credentials_pb2
+
+_SECRETS = ("access_token", "api_key", "api_secret")
 
 
 def _empty() -> Mapping[str, str]:
     return MappingProxyType({})
+
+
+def _secret_values(values: Mapping[str, str]) -> Mapping[str, str]:
+    return MappingProxyType({name: SecretText(value) for name, value in values.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +37,15 @@ class Credentials:
     api_secret: str = field(default="", repr=False)
     expire_time: datetime | None = None
     scopes: tuple[str, ...] = ()
-    headers: Mapping[str, str] = field(default_factory=_empty, repr=False)
-    query: Mapping[str, str] = field(default_factory=_empty, repr=False)
+    headers: Mapping[str, str] = field(default_factory=_empty, repr=False, hash=False)
+    query: Mapping[str, str] = field(default_factory=_empty, repr=False, hash=False)
+
+    def __post_init__(self) -> None:
+        """Hide the secrets where a library keeps them: in its attributes, its headers and its local variables."""
+        for name in _SECRETS:
+            object.__setattr__(self, name, SecretText(getattr(self, name)))
+        object.__setattr__(self, "headers", _secret_values(self.headers))
+        object.__setattr__(self, "query", _secret_values(self.query))
 
     @classmethod
     def decode(cls, message: credentials_pb2.Credentials, integration_id: int, integration_type: str) -> Self:
@@ -46,8 +60,8 @@ class Credentials:
             api_secret=message.api_key.api_secret,
             expire_time=expire_time,
             scopes=tuple(message.scopes),
-            headers=MappingProxyType(dict(message.headers)),
-            query=MappingProxyType(dict(message.query_params)),
+            headers=message.headers,
+            query=message.query_params,
         )
 
     def has_same_secret(self, other: "Credentials") -> bool:

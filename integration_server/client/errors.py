@@ -423,6 +423,17 @@ def error_of_status(status: status_pb2.Status) -> IntegrationsError:
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
+def is_temporary(error: IntegrationsError) -> bool:
+    """Whether a retry can succeed."""
+    return isinstance(error, Unavailable | ResourceExhausted | DeadlineExceeded)
+
+
+def is_broken_stream(error: IntegrationsError) -> bool:
+    """Whether a proxy or a lost connection may have ended the stream: gRPC then reports one of these statuses."""
+    codes = (grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+    return error.code in codes and not error.reason and not isinstance(error, ClientClosed)
+
+
 def error_of_call(
     code: grpc.StatusCode, message: str | None, metadata: Iterable[tuple[str, str | bytes]]
 ) -> IntegrationsError:

@@ -63,6 +63,9 @@ Listing = Callable[[str], Operation[Page[ItemT]]]
 MAX_BATCH = 1_000
 """Accounts of one `BatchGetCredentials`, as the contract says."""
 
+MAX_DUE_COUNT = 1_000
+"""What `due_count` of `ListDueWork` counts up to, as the contract says."""
+
 
 def _struct(config: Config | None) -> Struct | None:
     if config is None:
@@ -192,7 +195,7 @@ def update_integration(
     key: Key, name: str | None, config: Config | None, is_active: bool | None
 ) -> Operation[Integration]:
     """Change what is not None."""
-    given = {"name": name, "config": config, "is_active": is_active}
+    changes = {"name": name, "config": config, "is_active": is_active}
     request = _message(
         pb.UpdateIntegrationRequest,
         user_id=key.user_id,
@@ -200,7 +203,7 @@ def update_integration(
         name=name,
         config=_struct(config),
         is_active=is_active,
-        update_mask=FieldMask(paths=[path for path, value in given.items() if value is not None]),
+        update_mask=FieldMask(paths=[path for path, value in changes.items() if value is not None]),
     )
     return Operation(rpcs.UPDATE_INTEGRATION, request, lambda response: response.integration)
 
@@ -366,7 +369,8 @@ def batch_get_credentials(
         rpcs.BATCH_GET_CREDENTIALS,
         _message(pb.BatchGetCredentialsRequest, requests=requests),
         lambda response: [
-            one.credentials if one.HasField("credentials") else error_of_status(one.error) for one in response.results
+            result.credentials if result.HasField("credentials") else error_of_status(result.error)
+            for result in response.results
         ],
     )
 
@@ -450,6 +454,10 @@ class ApiCall(NamedTuple):
 
 def call_provider(key: Key, call: ApiCall) -> Operation[ApiResponse]:
     """Call the provider's API."""
+    if call.json_body is not None and call.body:
+        raise InvalidField(
+            "body: is not empty beside json", fields=[FieldViolation("body", "is not empty beside json")]
+        )
     body = call.body if call.json_body is None else _json(call.json_body)
     request = _message(pb.CallProviderRequest, **call.fields(key), body=body)
     return Operation(rpcs.CALL_PROVIDER, request, api_response)

@@ -18,17 +18,15 @@ from integration_server.client.connection import UseGuard
 from integration_server.client.credentials import Credentials
 from integration_server.client.errors import (
     DataLoss,
-    DeadlineExceeded,
     FailedPrecondition,
     IntegrationNotFound,
     IntegrationsError,
     InvalidArgument,
     NotFound,
     PermissionDenied,
-    ResourceExhausted,
-    Unavailable,
     Unimplemented,
     error_of_status,
+    is_temporary,
 )
 from integrations.v1 import integration_service_pb2 as pb
 
@@ -243,7 +241,7 @@ class CredentialStore(Generic[LockT]):
         with self._lock:
             now = self.monotonic()
             entry.attempt_time, entry.attempt_error = now, error
-            if isinstance(error, Unavailable | DeadlineExceeded | ResourceExhausted):
+            if is_temporary(error):
                 usable = self._usable(entry, min_ttl)
                 if usable is not None:
                     entry.outage_end = now + _OUTAGE_PAUSE

@@ -184,7 +184,7 @@ class LogHook:
 
 @contextmanager
 def _ending(end: End, errors: _CallErrors) -> Iterator[None]:
-    """Around a call: convert the error that it fails with, and tell the hooks."""
+    """Around a call: convert the error that it fails with, and end the hooks."""
     try:
         yield
     except grpc.RpcError as error:  # also those of asyncio

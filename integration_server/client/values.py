@@ -147,6 +147,8 @@ class FileCursorStore:
         try:
             return self._path.read_text("ascii").strip()
         except FileNotFoundError:
+            if not self._path.parent.is_dir():  # `save` would find that only after the first event
+                raise
             return ""
 
     def save(self, cursor: str) -> None:

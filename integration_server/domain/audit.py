@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import Any
 
 from integration_server.domain.integration import Integration
-from integration_server.text_escaping import EscapedText, escape, is_plain
+from integration_server.domain.text_escaping import EscapedText, escape, is_plain
 
 SUCCESS = "OK"
 """The outcome of a successful action. Any other outcome is a reason: of `errors.py`, or of a failed response."""

@@ -92,7 +92,7 @@ class RaceSafeCache:
     def take_due(self) -> Sequence[tuple[IntegrationId, UserId]]:
         """The integrations whose entries are in use and would expire soon, since the last call."""
         due, self._due = self._due, {}
-        return [one for one in due.items() if one[0] in self._entries]
+        return [target for target in due.items() if target[0] in self._entries]
 
     @property
     def size(self) -> int:

@@ -36,7 +36,7 @@ class OAuthClient:
 
     def using(self, secret: str) -> "OAuthClient":
         """The client, which authenticates with this one of its secrets."""
-        others = [one for one in self.secrets if one != secret]
+        others = [other for other in self.secrets if other != secret]
         return replace(self, secrets=(secret, *others))
 
 

@@ -20,7 +20,7 @@ class EventLoopLag:
         """Record by how much this call is late."""
         now = self._monotonic()
         late = max(0.0, now - self._last - INTERVAL.total_seconds())
-        self._recent = (*(one for one in self._recent if one[0] > now - _WINDOW and one[1] > late), (now, late))
+        self._recent = (*(entry for entry in self._recent if entry[0] > now - _WINDOW and entry[1] > late), (now, late))
         self._last = now
 
     def seconds(self) -> float:

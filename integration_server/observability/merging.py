@@ -4,14 +4,10 @@ Counters and histograms are added up. Those of a process that has ended stay in 
 a process was restarted. The gauges of a process that does not answer are absent, because nobody knows them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-from prometheus_client import generate_latest
-from prometheus_client.core import Metric as Family
-from prometheus_client.registry import Collector
-
-from integration_server.observability.metrics import METRICS, Metric, merge, new_family
-from integration_server.observability.snapshots import SampleKey, Snapshot, metric_of
+from integration_server.observability.metrics import METRICS, Metric, SampleKey, merge
+from integration_server.observability.snapshots import Snapshot, metric_of
 
 
 class SnapshotMerger:
@@ -27,6 +23,9 @@ class SnapshotMerger:
 
     def exposition(self, snapshots: Mapping[str, Snapshot | None]) -> bytes:
         """The exposition, of the snapshots of all processes by name; None of a process that does not answer."""
+        # A worker imports this module, and not the library: 2 MB.
+        from integration_server.observability.exposition import format_metrics  # noqa: PLC0415
+
         for name, snapshot in snapshots.items():
             if snapshot is not None:
                 self._replace(name, snapshot)
@@ -42,7 +41,7 @@ class SnapshotMerger:
         for name, snapshot in snapshots.items():
             up = METRICS.process_up
             values[up][up.name, (("process", name),)] = float(snapshot is not None)
-        return generate_latest(_Merged(values))
+        return format_metrics(values)
 
     def _replace(self, name: str, snapshot: Snapshot) -> None:
         """Keep the snapshot, and what its process has counted if another one takes its place."""
@@ -54,17 +53,3 @@ class SnapshotMerger:
             metric = metric_of(key)
             if metric.kind != "gauge":
                 merge(metric, self._ended, key, value)
-
-
-class _Merged(Collector):
-    def __init__(self, values: Mapping[Metric, Mapping[SampleKey, float]]) -> None:
-        self._values = values
-
-    def collect(self) -> Iterator[Family]:
-        """The families that have samples."""
-        for metric, samples in self._values.items():
-            if samples:
-                family = new_family(metric)
-                for (name, labels), value in samples.items():
-                    family.add_sample(name, dict(labels), value)
-                yield family

@@ -8,20 +8,17 @@ No label has a value that users, callers or senders choose. An integration type 
 """
 
 import operator
+from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
+from itertools import accumulate
 from math import isfinite
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import Metric as Family
-from prometheus_client.registry import Collector
 
 K = TypeVar("K", bound=Hashable)
-Recorder: TypeAlias = Any
-"""A counter or histogram of the library, or one of its children."""
 
 PREFIX = "integration_server_"
 MAX_SERIES = 2_000
@@ -217,7 +214,7 @@ class Declarations:
     process_up: Metric = _gauge("process_up", "1 if the process has given its metrics in time, else 0.", "process")
 
     def __iter__(self) -> Iterator[Metric]:
-        return (getattr(self, one.name) for one in fields(self))
+        return (getattr(self, field.name) for field in fields(self))
 
 
 METRICS = Declarations()
@@ -229,6 +226,9 @@ Labels = tuple[str, ...]
 Sample = tuple[Metric, Labels, float]
 """A metric, the values of its labels, and its value."""
 
+SampleKey = tuple[str, tuple[tuple[str, str], ...]]
+"""The name of a sample in the exposition and its labels, in the order of the declaration."""
+
 Read = Callable[[], Iterable[Sample]]
 """Reads values from their owner. It is called in another thread than the event loop's."""
 
@@ -237,8 +237,44 @@ _record_nothing: Callable[..., object] = "".format
 """Accepts everything. Built in, because statements, calls and requests call it where metrics are off."""
 
 
+class _Count:
+    """The counter of one combination of labels."""
+
+    __slots__ = ("key", "value")
+
+    def __init__(self, metric: Metric, labels: Labels) -> None:
+        self.key = _key(metric, labels)
+        self.value = 0
+
+    def samples(self) -> Iterator[tuple[SampleKey, float]]:
+        yield self.key, self.value
+
+
+class _Distribution:
+    """The histogram of one combination of labels: values by the first bucket that they fit in, and their sum."""
+
+    __slots__ = ("buckets", "keys", "total")
+
+    def __init__(self, metric: Metric, labels: Labels) -> None:
+        _, pairs = _key(metric, labels)
+        bounds = (*map(str, metric.buckets), "+Inf")
+        self.keys = (
+            *((f"{metric.name}_bucket", (*pairs, ("le", bound))) for bound in bounds),
+            *((f"{metric.name}_{part}", pairs) for part in ("count", "sum")),
+        )
+        self.buckets = [0] * len(bounds)
+        self.total = 0.0
+
+    def samples(self) -> Iterator[tuple[SampleKey, float]]:
+        counts = list(accumulate(self.buckets))
+        return zip(self.keys, (*counts, counts[-1], self.total), strict=True)
+
+
+S = TypeVar("S", _Count, _Distribution)
+
+
 class Metrics:
-    """The metrics of this process."""
+    """The metrics of this process. The thread of its event loop records them; any thread may read them."""
 
     def __init__(self, *, is_on: bool = True, max_series: int = MAX_SERIES, bounds_labels: bool = True) -> None:
         """Unless `is_on`, nothing is recorded. `bounds_labels` is off only for negative controls."""
@@ -247,59 +283,84 @@ class Metrics:
         """The integration types of this server, which are known later than the first record."""
         self._max_series = max_series
         self._bounds_labels = bounds_labels
-        self._registry = CollectorRegistry()
-        self._states = _StateCollector(self._bounded)
-        self._registry.register(self._states)
-        self._counters: dict[Metric, Callable[..., object]] = {}
-        self._histograms: dict[Metric, Callable[..., object]] = {}
+        self._reads: list[Read] = []
+        self._failed_reads = set[Read]()
+        self._counts: dict[Metric, dict[Labels, _Count]] = {}
+        self._distributions: dict[Metric, dict[Labels, _Distribution]] = {}
 
     def read(self, *reads: Read) -> None:
         """Call these functions whenever the metrics are read."""
-        self._states.reads.extend(reads)
+        self._reads.extend(reads)
 
     def counter(self, metric: Metric) -> Callable[..., object]:
         """A function of the labels' values that counts one."""
         if not self.is_on:
             return _record_nothing
-        if metric not in self._counters:
-            counter = Counter(metric.name, metric.help, metric.labels, registry=self._registry)
-            child = self._children(metric, counter)
-            self._counters[metric] = lambda *labels: child(labels).inc()
-        return self._counters[metric]
+        series = self._series(self._counts, metric, _Count)
+
+        def count(*labels: str) -> None:
+            (series.get(labels) or self._bounded_series(series, metric, labels, _Count)).value += 1
+
+        return count
 
     def histogram(self, metric: Metric) -> Callable[..., object]:
         """A function of a value and the labels' values that records the value."""
         if not self.is_on:
             return _record_nothing
-        if metric not in self._histograms:
-            histogram = Histogram(
-                metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=self._registry
-            )
-            child = self._children(metric, histogram)
-            self._histograms[metric] = lambda value, *labels: child(labels).observe(value)
-        return self._histograms[metric]
+        series, bounds = self._series(self._distributions, metric, _Distribution), metric.buckets
 
-    def families(self) -> Iterable[Family]:
-        """What was recorded, and the states as they are now."""
-        return self._registry.collect()
+        def observe(value: float, *labels: str) -> None:
+            of_labels = series.get(labels) or self._bounded_series(series, metric, labels, _Distribution)
+            of_labels.buckets[bisect_left(bounds, value)] += 1
+            of_labels.total += value
 
-    def _children(self, metric: Metric, recorder: Recorder) -> Callable[[Labels], Recorder]:
-        """A lookup of the recorder for the labels' values. `labels` of the library takes twice the time."""
-        if not metric.labels:
-            return lambda _labels: recorder
-        known: dict[Labels, Recorder] = {}
-        rest = (OTHER,) * len(metric.labels)
+        return observe
 
-        def child(labels: Labels) -> Recorder:
-            found = known.get(labels)
-            if found is None:
-                bounded = self._bounded(metric, labels)
-                if self._bounds_labels and bounded not in known and len(known) >= self._max_series:
-                    bounded = rest
-                found = known.setdefault(bounded, recorder.labels(*bounded))
-            return found
+    def samples(self) -> Iterator[Mapping[SampleKey, float]]:
+        """The samples of each metric: the states as they are now, and what was recorded."""
+        yield from self._states()
+        recorded: Sequence[Mapping[Labels, _Count | _Distribution]]
+        recorded = [*self._counts.values(), *self._distributions.values()]
+        for series in recorded:
+            yield dict(sample for one in list(series.values()) for sample in one.samples())
 
-        return child
+    def _states(self) -> Iterator[Mapping[SampleKey, float]]:
+        """Values whose labels become equal are merged."""
+        values: dict[Metric, dict[Labels, float]] = {}
+        for read in self._reads:
+            for metric, labels, value in self._read_samples(read):
+                merge(metric, values.setdefault(metric, {}), labels, value)
+        for metric, by_labels in values.items():
+            yield {_key(metric, labels): value for labels, value in by_labels.items()}
+
+    def _read_samples(self, read: Read) -> Sequence[Sample]:
+        """Values that cannot be read are absent; the others are still reported. Logged once for each reader."""
+        try:
+            return [
+                (metric, self._bounded(metric, labels), float(value))
+                for metric, labels, value in read()
+                if isfinite(value)
+            ]
+        except Exception as error:
+            if read not in self._failed_reads:
+                self._failed_reads.add(read)
+                structlog.get_logger(__name__).error("metrics_not_read", kind=type(error).__qualname__)
+            return ()
+
+    def _series(
+        self, recorded: dict[Metric, dict[Labels, S]], metric: Metric, kind: Callable[[Metric, Labels], S]
+    ) -> dict[Labels, S]:
+        """What is recorded of a metric, by labels. One without labels is there before it is recorded."""
+        return recorded.setdefault(metric, {} if metric.labels else {(): kind(metric, ())})
+
+    def _bounded_series(
+        self, series: dict[Labels, S], metric: Metric, labels: Labels, kind: Callable[[Metric, Labels], S]
+    ) -> S:
+        """What is recorded of labels that are new, too long or unknown, or too many."""
+        bounded = self._bounded(metric, labels)
+        if self._bounds_labels and bounded not in series and len(series) >= self._max_series:
+            bounded = (OTHER,) * len(metric.labels)
+        return series.get(bounded) or series.setdefault(bounded, kind(metric, bounded))
 
     def _bounded(self, metric: Metric, labels: Labels) -> Labels:
         """The labels with an integration type that this server has, or `unknown`; empty where there is no type."""
@@ -367,39 +428,8 @@ def _record_both(metrics: Metrics, counter: Metric, histogram: Metric) -> Callab
     return record
 
 
-class _StateCollector(Collector):
-    """Makes families of the values that are read. Values whose labels become equal are merged."""
-
-    def __init__(self, bounded: Callable[[Metric, Labels], Labels]) -> None:
-        self.reads: list[Read] = []
-        self._bounded = bounded
-        self._failed = set[Read]()
-
-    def collect(self) -> Iterator[Family]:
-        """The families of all values that could be read."""
-        values: dict[Metric, dict[Labels, float]] = {}
-        for read in self.reads:
-            for metric, labels, value in self._samples(read):
-                merge(metric, values.setdefault(metric, {}), labels, value)
-        for metric, by_labels in values.items():
-            family = new_family(metric)
-            for labels, value in by_labels.items():
-                family.add_sample(metric.name, dict(zip(metric.labels, labels, strict=True)), value)
-            yield family
-
-    def _samples(self, read: Read) -> Sequence[Sample]:
-        """Values that cannot be read are absent; the others are still reported. Logged once for each reader."""
-        try:
-            return [
-                (metric, self._bounded(metric, labels), float(value))
-                for metric, labels, value in read()
-                if isfinite(value)
-            ]
-        except Exception as error:
-            if read not in self._failed:
-                self._failed.add(read)
-                structlog.get_logger(__name__).error("metrics_not_read", kind=type(error).__qualname__)
-            return ()
+def _key(metric: Metric, labels: Labels) -> SampleKey:
+    return metric.name, tuple(zip(metric.labels, labels, strict=True))
 
 
 _MERGES: Mapping[str, Callable[[float, float], float]] = {"sum": operator.add, "max": max, "min": min}
@@ -409,8 +439,3 @@ def merge(metric: Metric, values: dict[K, float], key: K, value: float) -> None:
     """Merge a value into those of a metric."""
     before = values.get(key)
     values[key] = value if before is None else _MERGES[metric.merge](before, value)
-
-
-def new_family(metric: Metric) -> Family:
-    """A family of the metric without samples."""
-    return Family(metric.family, metric.help, metric.kind)

@@ -92,18 +92,18 @@ class CallIdReader:
         self.new_id = new_id
         self._accepts_any = accepts_any
 
-    def given_id(self, entries: Entries) -> str:
+    def caller_request_id(self, entries: Entries) -> str:
         """The request id that the caller sent; empty if it sent none, several, or one that is not taken."""
-        given = [value for name, value in entries if name == REQUEST_ID]
-        if not given:
+        values = [value for name, value in entries if name == REQUEST_ID]
+        if not values:
             return ""
-        return given[0] if len(given) == 1 and isinstance(given[0], str) and self._is_taken(given[0]) else ""
+        return values[0] if len(values) == 1 and isinstance(values[0], str) and self._is_accepted(values[0]) else ""
 
     def read(self, entries: Entries) -> CallIds:
         """The ids of a call; its request id is a new one if the caller's is not taken."""
-        return CallIds(self.given_id(entries) or self.new_id(), traceparent_in(entries))
+        return CallIds(self.caller_request_id(entries) or self.new_id(), traceparent_in(entries))
 
-    def _is_taken(self, text: str) -> bool:
+    def _is_accepted(self, text: str) -> bool:
         if self._accepts_any or HEXADECIMAL.fullmatch(text):
             return True
         return _REQUEST_ID.fullmatch(text) is not None and self._redact(text) == text
@@ -111,8 +111,8 @@ class CallIdReader:
 
 def traceparent_in(entries: Entries) -> str:
     """The caller's valid `traceparent`, without what later versions add; empty without one."""
-    given = [value for name, value in entries if name == TRACEPARENT]
-    match = _TRACEPARENT.fullmatch(given[0]) if len(given) == 1 and isinstance(given[0], str) else None
+    values = [value for name, value in entries if name == TRACEPARENT]
+    match = _TRACEPARENT.fullmatch(values[0]) if len(values) == 1 and isinstance(values[0], str) else None
     return f"00-{match['ids']}" if match else ""
 
 
@@ -219,8 +219,8 @@ class TerminalLog:
 
     def rpc(self, method: str, status: str, reason: str, seconds: float, caller: str, ids: CallIds) -> None:
         """Write the line of an RPC."""
-        given = {"reason": reason, "caller": caller, "request_id": ids.request_id, "trace_id": ids.trace_id}
-        fields = {name: value for name, value in given.items() if value}
+        optional_fields = {"reason": reason, "caller": caller, "request_id": ids.request_id, "trace_id": ids.trace_id}
+        fields = {name: value for name, value in optional_fields.items() if value}
         self._logger.info("rpc", method=method, status=status, ms=round(seconds * 1000, 1), **fields)
 
     def http(
@@ -314,8 +314,8 @@ class ObservedCalls:
         Without an id of its caller, and without an access log, nobody would ever see its id: it has none.
         """
         if self._write_line is None:
-            if given := self._reader.given_id(metadata):
-                context.set_trailing_metadata(((REQUEST_ID, given),))
+            if request_id := self._reader.caller_request_id(metadata):
+                context.set_trailing_metadata(((REQUEST_ID, request_id),))
             return
         self._note(method, context, seconds, caller, self._reader.read(metadata))
 
@@ -378,7 +378,7 @@ class TracedCalls(ObservedCalls):
 
     def _read(self, method: ObservedMethod, metadata: Entries) -> tuple[str, Attributes, str]:
         """The request id of a call, what its span says, and the traceparent of its caller."""
-        request_id = self._reader.given_id(metadata) or self._reader.new_id()
+        request_id = self._reader.caller_request_id(metadata) or self._reader.new_id()
         attributes = {
             "rpc.system.name": "grpc",
             "rpc.method": method.path[1:],

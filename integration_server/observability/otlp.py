@@ -27,7 +27,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationSc
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1 import trace_pb2 as pb
 
-from integration_server.observability.spans import REQUEST_ID_ATTRIBUTE, Kind
+from integration_server.observability.spans import REQUEST_ID_ATTRIBUTE, SpanKind
 from integration_server.observability.tracing import RecordedSpan
 
 MAX_WAITING: Final = 2048
@@ -48,7 +48,7 @@ _HEADERS_VARIABLE = "OTEL_EXPORTER_OTLP_HEADERS"  # opentelemetry.io/docs/specs/
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")  # RFC 9110 §5.6.2
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # RFC 9110 §5.5
 
-_KINDS: "Mapping[Kind, pb.Span.SpanKind.ValueType]" = {
+_KINDS: "Mapping[SpanKind, pb.Span.SpanKind.ValueType]" = {
     "server": pb.Span.SPAN_KIND_SERVER,
     "client": pb.Span.SPAN_KIND_CLIENT,
     "internal": pb.Span.SPAN_KIND_INTERNAL,
@@ -83,7 +83,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 def post_to(endpoint: str, *, follows_redirects: bool = False) -> Post:
     """Posts messages to an endpoint, from any thread. `follows_redirects` is for negative controls."""
-    headers = {"content-type": "application/x-protobuf", **_given_headers(os.environ.get(_HEADERS_VARIABLE, ""))}
+    headers = {"content-type": "application/x-protobuf", **_parse_headers(os.environ.get(_HEADERS_VARIABLE, ""))}
     opener = urllib.request.build_opener(*(() if follows_redirects else (_NoRedirects,)))
     return partial(_post, opener, endpoint, headers)
 
@@ -271,7 +271,7 @@ def _fixed_fields(trace_id: bytes, span_id: bytes, flags: int, begin: int, end: 
 
 
 @lru_cache(_KNOWN_TEXTS)
-def _kind_of(name: str, kind: Kind) -> bytes:
+def _kind_of(name: str, kind: SpanKind) -> bytes:
     return pb.Span(name=name, kind=_KINDS[kind]).SerializeToString()
 
 
@@ -304,11 +304,11 @@ def _field_header(number: int, length: int) -> bytes:
 
 
 def _key_value(name: str, value: str | int) -> KeyValue:
-    given = AnyValue(string_value=value) if isinstance(value, str) else AnyValue(int_value=value)
-    return KeyValue(key=name, value=given)
+    any_value = AnyValue(string_value=value) if isinstance(value, str) else AnyValue(int_value=value)
+    return KeyValue(key=name, value=any_value)
 
 
-def _given_headers(text: str) -> Mapping[str, str]:
+def _parse_headers(text: str) -> Mapping[str, str]:
     """The headers of the usual variable: `name=value,name=value`, percent-encoded, without those that HTTP forbids."""
     entries = (entry.partition("=") for entry in text.split(",") if "=" in entry)
     headers = {unquote(name).strip().lower(): unquote(value).strip() for name, _, value in entries}

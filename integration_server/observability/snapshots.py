@@ -17,15 +17,12 @@ from typing import Any
 
 import structlog
 
-from integration_server.observability.metrics import MAX_LABEL_LENGTH, METRICS, Metric, Metrics
+from integration_server.observability.metrics import MAX_LABEL_LENGTH, METRICS, Metric, Metrics, SampleKey
 
 MAX_SNAPSHOT_BYTES = 16 * 1024 * 1024  # several times what all metrics with all their series take
 
 _SEND_TIMEOUT = 2.0  # seconds; the reader has a shorter one
 _RETRY_INTERVAL = 0.5  # seconds
-
-SampleKey = tuple[str, tuple[tuple[str, str], ...]]
-"""The name of a sample and its labels, in the order of the declaration."""
 
 _METRICS_BY_SAMPLE: Mapping[str, Metric] = {name: metric for metric in METRICS for name in metric.sample_names}
 
@@ -48,12 +45,10 @@ def metric_of(sample: SampleKey) -> Metric:
 
 
 def take_snapshot(metrics: Metrics, instance: str, pause: Callable[[float], object] = time.sleep) -> Snapshot:
-    """Read the metrics of this process. Calls `pause(0)` between families, which lets other threads run."""
+    """Read the metrics of this process. Calls `pause(0)` between metrics, which lets other threads run."""
     values: dict[SampleKey, float] = {}
-    for family in metrics.families():
-        for sample in family.samples:
-            if sample.name in _METRICS_BY_SAMPLE:  # not the times of creation, which the library adds
-                values[sample.name, tuple(sample.labels.items())] = sample.value
+    for samples in metrics.samples():
+        values.update(samples)
         pause(0)
     return Snapshot(instance, values)
 
@@ -105,7 +100,7 @@ def _send(connection: socket.socket, take: Callable[[], bytes]) -> None:
 
 
 @contextmanager
-def answering_snapshots(path: Path, take: Callable[[], bytes]) -> Iterator[None]:
+def snapshot_server(path: Path, take: Callable[[], bytes]) -> Iterator[None]:
     """Send what `take` returns to everybody who connects to the Unix socket, from a thread, until exit."""
     path.unlink(missing_ok=True)  # of the process that this one replaces
     is_ending = threading.Event()

@@ -14,7 +14,7 @@ one that many spans share is made once; nobody changes it."""
 REQUEST_ID_ATTRIBUTE = "request_id"
 """The attribute with the request id, the only one whose text is a new one in each call."""
 
-Kind = Literal["server", "client", "internal"]
+SpanKind = Literal["server", "client", "internal"]
 
 
 class Span(Protocol):
@@ -40,7 +40,7 @@ class Tracing(Protocol):
     """Opens spans. Each is the parent of those that are opened inside it."""
 
     def root(self, name: str, attributes: Attributes) -> AbstractContextManager[Span]:
-        """A span of work that nobody asked for, with a trace of its own."""
+        """A span of background work, with a trace of its own."""
 
     def client(self, name: str, attributes: Attributes) -> AbstractContextManager[Span]:
         """A span of a request to another system, if what asks for it is traced."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from integration_server.observability.observed_calls import CallIds, current_ids
-from integration_server.observability.spans import Attributes, Kind, Span
+from integration_server.observability.spans import Attributes, Span, SpanKind
 
 _SAMPLED = 1  # the flag of a trace that is recorded: www.w3.org/TR/trace-context, §3.2.2.5
 
@@ -27,7 +27,7 @@ class RecordedSpan:
     """
 
     name: str
-    kind: Kind
+    kind: SpanKind
     traceparent: str
     parent_id: str
     has_remote_parent: bool
@@ -62,10 +62,10 @@ _current: ContextVar[RecordedSpan | None] = ContextVar("span", default=None)
 
 class _UnrecordedSpan:
     def set(self, name: str, value: str | int) -> None:
-        """Nobody asks."""
+        """Do nothing: no span is recorded."""
 
     def fail(self, reason: str) -> None:
-        """Nobody asks."""
+        """Do nothing: no span is recorded."""
 
 
 _UNRECORDED = nullcontext(_UnrecordedSpan())
@@ -111,7 +111,7 @@ class SpanTracing:
         self._sampled_ids = round(sample_ratio * 2**64)
 
     def root(self, name: str, attributes: Attributes) -> AbstractContextManager[Span]:
-        """A span of work that nobody asked for, with a trace of its own."""
+        """A span of background work, with a trace of its own."""
         return _SpanScope(self._first(name, "internal", attributes), self._record)
 
     def client(self, name: str, attributes: Attributes) -> AbstractContextManager[Span]:
@@ -152,7 +152,7 @@ class SpanTracing:
         self._record(span)
         return span.traceparent
 
-    def _first(self, name: str, kind: Kind, attributes: Attributes) -> RecordedSpan:
+    def _first(self, name: str, kind: SpanKind, attributes: Attributes) -> RecordedSpan:
         """The first span of a new trace."""
         number = random.getrandbits(192)  # nosec B311  # ids prove nothing
         is_sampled = (number & (2**64 - 1)) < self._sampled_ids

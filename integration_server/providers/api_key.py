@@ -17,7 +17,7 @@ class ApiKeyProvider(BaseProvider):
     required_fields: Sequence[str] = ("api_key",)
 
     def key_problem(self, field: str, value: str) -> str | None:
-        """Also characters that the header of the key cannot contain."""
+        """The problem with a key, also a character that the header of the key cannot contain."""
         problem = super().key_problem(field, value)
         if problem is None and self._is_in_header(field):
             return None if HEADER_VALUE.fullmatch(value) else "has characters that a header cannot contain"
@@ -50,7 +50,7 @@ class BasicAuthProvider(BaseProvider):
     basic_password = "{api_secret}"
 
     def key_problem(self, field: str, value: str) -> str | None:
-        """Also a colon in the user name, which would end it (RFC 7617 §2)."""
+        """The problem with a key, also a colon in the user name, which would end it (RFC 7617 §2)."""
         has_colon = field in template_params(self.basic_username) and ":" in value
         return "has a colon, which a user name cannot have" if has_colon else super().key_problem(field, value)
 

@@ -137,18 +137,20 @@ def _login_problems(declaration: OAuth2Declaration) -> Iterator[tuple[str, str]]
 
 def _name_problems(declaration: OAuth2Declaration) -> Iterator[tuple[str, str]]:
     """Names that are declared twice, and keys that would be sent somewhere."""
-    given = {*declaration.config_fields, *declaration.settings, *declaration.secret_fields}
-    for field, one in declaration.secret_fields.items():
-        for name in sorted(given.intersection(one.keep)):
+    declared_names = {*declaration.config_fields, *declaration.settings, *declaration.secret_fields}
+    for field, secret_field in declaration.secret_fields.items():
+        for name in sorted(declared_names.intersection(secret_field.keep)):
             yield f"secret_fields.{field}.keep.{name}", "is the name of another field"
-        given |= one.keep.keys()
+        declared_names |= secret_field.keep.keys()
     for index, request in enumerate(declaration.login):
-        for name in sorted(given.union(OF_REQUEST, TOKEN_NAMES).intersection(request.keep)):
+        for name in sorted(declared_names.union(OF_REQUEST, TOKEN_NAMES).intersection(request.keep)):
             yield f"login.{index}.keep.{name}", "is the name of another value"
     if declaration.assertion is None or declaration.assertion.algorithm.startswith("HS"):
         return
     signing = {*_names_in([declaration.assertion.key, declaration.assertion.passphrase])}
-    signing |= {field for field, one in declaration.secret_fields.items() if signing.intersection(one.keep)}
+    signing |= {
+        field for field, secret_field in declaration.secret_fields.items() if signing.intersection(secret_field.keep)
+    }
     for key in sorted(declaration.model_fields_set):
         value = getattr(declaration, key)
         if key == "assertion":
@@ -162,7 +164,7 @@ def _names_in(value: object) -> Iterator[str]:
     """The names in the templates of a value."""
     dumped = value.model_dump() if isinstance(value, BaseModel) else value
     if isinstance(dumped, list):
-        dumped = [one.model_dump() if isinstance(one, BaseModel) else one for one in dumped]
+        dumped = [item.model_dump() if isinstance(item, BaseModel) else item for item in dumped]
     for text in texts_in(dumped):
         yield from template_params(text)
 

@@ -1,4 +1,4 @@
-"""Mistakes in declarations whose keys and values are all valid: what a person writes who means something else.
+"""Likely mistakes in declarations whose keys and values are all valid: what an author writes by mistake.
 
 Each would start, and fail later for every account, or silently do nothing.
 """
@@ -112,13 +112,17 @@ def _tables(value: BaseModel, path: tuple[str, ...] = ()) -> Iterator[tuple[tupl
     """The tables whose names the author chooses, with their paths."""
     fields = {field.alias or name: getattr(value, name) for name, field in type(value).model_fields.items()}
     for key, part in fields.items():
-        parts = [((*path, key, str(index)), one) for index, one in enumerate(part)] if isinstance(part, list) else []
+        parts = (
+            [((*path, key, str(index)), element) for index, element in enumerate(part)]
+            if isinstance(part, list)
+            else []
+        )
         if isinstance(part, Mapping):
             yield (*path, key), part
-            parts = [((*path, key, name), one) for name, one in part.items()]
-        for place, one in [((*path, key), part), *parts]:
-            if isinstance(one, BaseModel):
-                yield from _tables(one, place)
+            parts = [((*path, key, name), element) for name, element in part.items()]
+        for element_path, element in [((*path, key), part), *parts]:
+            if isinstance(element, BaseModel):
+                yield from _tables(element, element_path)
 
 
 def _misplaced_keys(path: tuple[str, ...], table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -158,10 +162,17 @@ def _name_problems(declaration: Declaration) -> Iterator[tuple[str, str]]:
     for name in sorted((_OF_SERVER - own).intersection(declaration.secret_fields)):
         yield f"secret_fields.{name}", "is a name whose value the server has; choose another one"
     of_files = {name for field in declaration.secret_fields.values() for name in field.keep}
-    given = own.intersection({*declaration.secret_fields, *of_files})
-    if isinstance(declaration, OAuth2Declaration) and len(given) == 1 and declaration.token_auth in _WITH_SECRET:
-        (name,) = given
-        yield f"secret_fields.{name}", f"is without {min(own - given)}: both are the account's, or both are ours"
+    client_fields = own.intersection({*declaration.secret_fields, *of_files})
+    if (
+        isinstance(declaration, OAuth2Declaration)
+        and len(client_fields) == 1
+        and declaration.token_auth in _WITH_SECRET
+    ):
+        (name,) = client_fields
+        yield (
+            f"secret_fields.{name}",
+            f"is without {min(own - client_fields)}: both are the account's, or both are ours",
+        )
     for key in ("config_fields", "secret_fields"):
         for name in sorted(declaration.settings.keys() & getattr(declaration, key).keys()):
             yield f"settings.{name}", f"is also one of {key}"

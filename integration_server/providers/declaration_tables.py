@@ -193,7 +193,7 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
 
-class GivenField(Part):
+class InputField(Part):
     """What fields of the config, secrets and settings have in common."""
 
     title: Text | None = None
@@ -232,7 +232,7 @@ def _is_text(value: object) -> TypeGuard[str]:
     )
 
 
-class FieldDeclaration(GivenField):
+class FieldDeclaration(InputField):
     """A field that the user or the operator supplies, used as `{name}` in templates."""
 
     format: Literal["text", "url"] = "text"
@@ -257,7 +257,7 @@ class FieldDeclaration(GivenField):
         return self.values.get(value, value)
 
 
-class SecretFieldDeclaration(GivenField):
+class SecretFieldDeclaration(InputField):
     """A secret that the user supplies, used as `{name}` in templates."""
 
     keep: dict[Name, FieldPath] = {}
@@ -283,7 +283,9 @@ class SecretFieldDeclaration(GivenField):
 
     def _texts_in(self, found: object) -> Mapping[str, object]:
         values = {name: field_at(found, path) for name, path in self.keep.items()}
-        numbers = {name: str(one) for name, one in values.items() if isinstance(one, int) and not isinstance(one, bool)}
+        numbers = {
+            name: str(value) for name, value in values.items() if isinstance(value, int) and not isinstance(value, bool)
+        }
         return {**values, **numbers}
 
 

@@ -89,7 +89,9 @@ class Names:
         allowed = {*self.own, *(name for group in self.groups for name in getattr(declared, group))}
         for name in template_params(template):
             if name not in allowed:
-                close = "".join(f"; did you mean {{{one}}}?" for one in get_close_matches(name, allowed, n=1))
+                close = "".join(
+                    f"; did you mean {{{close_match}}}?" for close_match in get_close_matches(name, allowed, n=1)
+                )
                 yield f"has {{{name}}}, which is not one of: {', '.join(sorted(allowed)) or 'none'}{close}"
         if re.search(r"\{[^{}\s]*\}", fill_with_placeholders(template)):
             yield "has braces around something that is not a name"

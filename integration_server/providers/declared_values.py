@@ -9,11 +9,13 @@ from integration_server.domain.lenient_values import field_at, text_at
 from integration_server.providers.declaration_tables import Choose, FieldDeclaration
 
 
-def field_values(prefix: str, fields: Mapping[str, FieldDeclaration], given: Mapping[str, Any]) -> Mapping[str, str]:
+def field_values(
+    prefix: str, fields: Mapping[str, FieldDeclaration], values_by_name: Mapping[str, Any]
+) -> Mapping[str, str]:
     """The values of declared fields, with their defaults. Raises `InvalidField` for `<prefix>.<name>`."""
     values = {}
     for name, declared in fields.items():
-        texts = _texts_of(f"{prefix}.{name}", declared, given.get(name))
+        texts = _texts_of(f"{prefix}.{name}", declared, values_by_name.get(name))
         for path, value in texts.items():
             if (problem := declared.problem_of(value)) is not None:
                 raise InvalidField(path, problem)
@@ -43,17 +45,17 @@ def as_text(value: object) -> object:
     return dumps(value) if isinstance(value, bool | int | float) else value
 
 
-def chosen_account(choose: Choose, response: object, wanted: str | None) -> object:
+def chosen_account(choose: Choose, response: object, account_id_of_config: str | None) -> object:
     """The account that the config names, or the only one. Raises `AccountNotChosen` or `ProviderUnavailable`."""
     found = field_at(response, choose.list) if choose.list else response
     if not isinstance(found, list):
         raise ProviderUnavailable
     by_id = {account_id: item for item in found if (account_id := text_at(item, choose.id)) is not None}
-    if wanted is None and len(by_id) == 1:
+    if account_id_of_config is None and len(by_id) == 1:
         return next(iter(by_id.values()))
-    if wanted not in by_id:
+    if account_id_of_config not in by_id:
         labels = {
             account_id: text_at(item, choose.label) if choose.label else None for account_id, item in by_id.items()
         }
         raise AccountNotChosen(choose.by, labels)
-    return by_id[wanted]
+    return by_id[account_id_of_config]

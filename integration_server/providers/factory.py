@@ -37,16 +37,16 @@ class ProviderRegistry(dict[str, BaseProvider]):
         by_type = {provider.integration_type: provider for provider in providers}
         super().__init__({alias: provider for provider in by_type.values() for alias in provider.aliases} | by_type)
         self._all = [by_type[name] for name in sorted(by_type)]
-        servers = {one.integration_type: _servers_of(one) for one in self._all}
+        servers = {provider.integration_type: _servers_of(provider) for provider in self._all}
         for provider in self._all:
-            ended = [one for one in self._all if _ends_grants(provider, one, servers)]
-            provider.shares_grants_with = tuple(one.integration_type for one in ended)
-            alike = (one.integration_type for one in ended if _naming_of(one) == _naming_of(provider))
+            ended = [other for other in self._all if _ends_grants(provider, other, servers)]
+            provider.shares_grants_with = tuple(other.integration_type for other in ended)
+            alike = (other.integration_type for other in ended if _naming_of(other) == _naming_of(provider))
             provider.names_accounts_like = tuple(alike)
         for provider in self._all:
             name = provider.integration_type
             provider.grants_ended_by = tuple(
-                one.integration_type for one in self._all if name in one.shares_grants_with
+                other.integration_type for other in self._all if name in other.shares_grants_with
             )
 
     def __missing__(self, integration_type: str) -> BaseProvider:
@@ -70,9 +70,9 @@ class ProviderFactory:
         aliases = getattr(build, "aliases", ())
         declared = aliases if isinstance(aliases, list | tuple) else ()  # others are known when it is built
         names = [("integration_type", integration_type), *(("aliases", alias) for alias in declared)]
-        taken = [(key, name, self._owners[name]) for key, name in names if name in self._owners]
-        if taken:
-            raise ProvidersError(f"{origin}: {key}: {name!r} is taken by {owner}" for key, name, owner in taken)
+        conflicts = [(key, name, self._owners[name]) for key, name in names if name in self._owners]
+        if conflicts:
+            raise ProvidersError(f"{origin}: {key}: {name!r} is taken by {owner}" for key, name, owner in conflicts)
         self._builds[integration_type] = (build, origin)
         self._owners |= {name: origin for _, name in names}
 
@@ -92,19 +92,19 @@ class ProviderFactory:
 
     def build(self, context: ProviderContext, *, only: str | None = None) -> ProviderRegistry:
         """Build every provider, or the one of a type. Raises `ProvidersError` with all problems of declarations."""
-        wanted = self._builds if only is None else {only: self._builds[only]}
-        providers = {integration_type: build(context) for integration_type, (build, _) in wanted.items()}
+        builds = self._builds if only is None else {only: self._builds[only]}
+        providers = {integration_type: build(context) for integration_type, (build, _) in builds.items()}
         problems = [
             f"{self._builds[integration_type][1]}: {problem}"
             for integration_type, provider in providers.items()
             for problem in _problems_of(provider, integration_type, dev_mode=context.http.dev_mode)
         ]
-        problems += self._taken_aliases(providers)
+        problems += self._alias_conflicts(providers)
         if problems:
             raise ProvidersError(problems)
         return ProviderRegistry(providers.values())
 
-    def _taken_aliases(self, providers: Mapping[str, BaseProvider]) -> Iterator[str]:
+    def _alias_conflicts(self, providers: Mapping[str, BaseProvider]) -> Iterator[str]:
         owners = {name: origin for name, (_, origin) in self._builds.items()}
         for integration_type, provider in providers.items():
             origin = self._builds[integration_type][1]

@@ -209,7 +209,7 @@ def _format_timestamp(moment: datetime) -> str:
 
 
 def _attendee(attendee: domain.Attendee) -> Mapping[str, Any]:
-    given = {
+    members = {
         "email": attendee.email,
         "displayName": attendee.display_name,
         "responseStatus": attendee.response_status and attendee.response_status.value,
@@ -217,8 +217,8 @@ def _attendee(attendee: domain.Attendee) -> Mapping[str, Any]:
         "additionalGuests": attendee.additional_guests,
         "resource": attendee.resource,
     }
-    known = {name: value for name, value in given.items() if value}
-    return {"optional": attendee.optional, **known}
+    non_empty = {name: value for name, value in members.items() if value}
+    return {"optional": attendee.optional, **non_empty}
 
 
 def _extended_properties(properties: domain.ExtendedProperties) -> Mapping[str, Mapping[str, str | None]]:

@@ -36,11 +36,11 @@ from integration_server.domain.errors import ProviderUnavailable
 from integration_server.domain.lenient_values import bounded, read_json, seconds_until
 from integration_server.observability.spans import OpenSpan
 from integration_server.providers.outbound_connections import (
-    CONNECTING,
     CREDENTIALS_KEY,
+    SEND_STATE,
     STREAMS_BODY,
-    Connecting,
     PooledTransport,
+    SendState,
     SsrfGuardedNetwork,
     is_public,
     is_public_or_loopback,
@@ -241,7 +241,7 @@ class ProviderHttp:
 
         async def exchange() -> HttpResponse:
             target = httpx.URL(url).copy_merge_params(query) if query else url
-            request = _build_request(method, target, headers, content, attempt.connecting, credentials_key)
+            request = _build_request(method, target, headers, content, attempt.send_state, credentials_key)
             async with _SlicedTimeout(self._deadline if deadline is None else deadline.total_seconds()):
                 response = await self._transport.handle_async_request(request)
                 received = response.headers
@@ -287,7 +287,7 @@ class ProviderHttp:
         idle = partial(_idle_limit, idle_timeout.total_seconds(), body)
 
         async def open_response() -> httpx.Response:
-            request = _build_request(method, url, all_headers, content, attempt.connecting, credentials_key)
+            request = _build_request(method, url, all_headers, content, attempt.send_state, credentials_key)
             async with idle():
                 return await self._transport.handle_async_request(request)
 
@@ -328,7 +328,7 @@ class _Attempt:
     method: str
     origin: str
     retry_after: timedelta | None = None
-    connecting: Connecting = field(default_factory=Connecting)
+    send_state: SendState = field(default_factory=SendState)
     begin: float = field(default_factory=time.perf_counter)
 
     async def run(self, exchange: Awaitable[T]) -> T:
@@ -341,7 +341,7 @@ class _Attempt:
         except _FAILURES as error:
             failure = type(error).__name__.strip("_")
             kind = ResponseBodyTooLarge if isinstance(error, _BodyTooLarge) else ProviderUnavailable
-            is_sent = not (self.connecting.in_progress or isinstance(error, _NOT_SENT))
+            is_sent = not (self.send_state.is_unsent or isinstance(error, _NOT_SENT))
         self.log.warning("provider_request_failed", **self._log_fields, failure=failure)
         message = f"no usable response from the provider ({failure})"
         raise kind(message, retry_after=self.retry_after, outcome_unknown=is_sent)
@@ -445,7 +445,7 @@ def _build_request(
     url: httpx.URL | str,
     headers: Mapping[str, str] | Sequence[tuple[str, str]],
     content: str | bytes | AsyncIterator[bytes],
-    connecting: Connecting,
+    send_state: SendState,
     credentials_key: bytes | None,
 ) -> httpx.Request:
     own = list(headers.items() if isinstance(headers, Mapping) else headers)
@@ -454,7 +454,7 @@ def _build_request(
         own = [pair for pair in own if pair[0].lower() != "accept-encoding"] + [("Accept-Encoding", "identity")]
         names.add("accept-encoding")
     all_headers = [pair for pair in _DEFAULT_HEADERS.items() if pair[0].lower() not in names] + own
-    extensions: dict[str, Any] = {CONNECTING: connecting}
+    extensions: dict[str, Any] = {SEND_STATE: send_state}
     if credentials_key is not None:
         extensions[CREDENTIALS_KEY] = credentials_key
     if not isinstance(content, str | bytes):

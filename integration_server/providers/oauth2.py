@@ -195,7 +195,7 @@ class OAuth2Provider(BaseProvider):
 
     @derived
     def url_templates(self) -> Mapping[str, str]:
-        """Also those of logins."""
+        """The URL templates, with those of logins."""
         urls = {f"login.{index}.url": request.url for index, request in enumerate(self.login)}
         filled = {name: fill(url, self.setting_values, partial=True) for name, url in urls.items()}
         return {**super().url_templates, **filled}
@@ -231,8 +231,8 @@ class OAuth2Provider(BaseProvider):
         }
         if self.pkce:
             params |= {"code_challenge": code_challenge, "code_challenge_method": "S256"}
-        given = [(name, value) for name, value in params.items() if name and value]
-        return str(add_params_to_uri(fill(self.oauth_authorize_url, values), given))
+        pairs = [(name, value) for name, value in params.items() if name and value]
+        return str(add_params_to_uri(fill(self.oauth_authorize_url, values), pairs))
 
     @property
     def client_values(self) -> Mapping[str, str]:
@@ -477,7 +477,9 @@ class OAuth2Provider(BaseProvider):
         )
         if response.status in self.revoke_gone_status:
             return True
-        if not OUR_CLIENT.isdisjoint(name for one in self.revoke_headers.values() for name in template_params(one)):
+        if not OUR_CLIENT.isdisjoint(
+            name for revoke_header in self.revoke_headers.values() for name in template_params(revoke_header)
+        ):
             return self.read_revocation(response)
         if not self.rejects_credentials(response) and (not response.is_success or self.is_failure(response)):
             raise ProviderUnavailable(retry_after=response.retry_after)
@@ -570,7 +572,7 @@ class OAuth2Provider(BaseProvider):
 
     @property
     def kept_names(self) -> Collection[str]:
-        """Also those of token responses and logins."""
+        """The kept names, with those of token responses and logins."""
         of_login = {name for request in self.login for name in request.keep}
         return {*super().kept_names, *self.token_response.keep, *of_login}
 

@@ -55,8 +55,8 @@ STREAMS_BODY = "streams_body"
 """The extension of a request whose body is sent while its response is received (true). An error response, and the end
 of any response, ends the body."""
 
-CONNECTING = "connecting"
-"""The extension of a request with its `Connecting`."""
+SEND_STATE = "send_state"
+"""The extension of a request with its `SendState`."""
 
 _FIRST_ERROR_STATUS = 300  # a redirect is none, but its provider does not want the body either
 
@@ -78,10 +78,10 @@ _MAX_IDLE = 100  # connections. Busy ones have no limit: one provider that hangs
 
 
 @dataclass(slots=True)
-class Connecting:
+class SendState:
     """Whether a request is not sent yet. It stays so if it has no connection, or cannot be sent: nothing was sent."""
 
-    in_progress: bool = False
+    is_unsent: bool = False
 
 
 # --- the addresses that requests to providers may go to --------------------------------------------------------------
@@ -268,10 +268,10 @@ class PooledTransport(httpx.AsyncBaseTransport):
             headers = [*headers, (b"Connection", b"close")]
         port = url.port or _DEFAULT_PORTS[url.scheme]
         target = (url.scheme, url.raw_host.decode("ascii"), port, key if self._is_checked else None)
-        connecting = request.extensions.get(CONNECTING) or Connecting()
-        connecting.in_progress = True
+        send_state = request.extensions.get(SEND_STATE) or SendState()
+        send_state.is_unsent = True
         connection = await self._take_idle(target) or await self._connect(target)
-        return await connection.exchange(request, headers, connecting)
+        return await connection.exchange(request, headers, send_state)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -375,12 +375,12 @@ class _Connection:
             await self._stream.aclose()
 
     async def exchange(
-        self, request: httpx.Request, headers: Sequence[tuple[bytes, bytes]], connecting: Connecting
+        self, request: httpx.Request, headers: Sequence[tuple[bytes, bytes]], send_state: SendState
     ) -> httpx.Response:
         """Send a request, and return once the response headers have arrived."""
         try:
             with suppress(httpcore.WriteError):  # the provider has closed the connection; its response may be there
-                await self._send(request, headers, connecting)
+                await self._send(request, headers, send_state)
             response = await self._next_event()
             while isinstance(response, h11.InformationalResponse):
                 response = await self._next_event()
@@ -414,7 +414,7 @@ class _Connection:
             await self.close()
 
     async def _send(
-        self, request: httpx.Request, headers: Sequence[tuple[bytes, bytes]], connecting: Connecting
+        self, request: httpx.Request, headers: Sequence[tuple[bytes, bytes]], send_state: SendState
     ) -> None:
         self._upload = None
         is_stream = request.extensions.get(STREAMS_BODY)
@@ -425,7 +425,7 @@ class _Connection:
             sent = self._bytes_of(head, (h11.Data, {"data": request.content}), _END_OF_MESSAGE)
         else:
             sent = self._bytes_of(head, _END_OF_MESSAGE)
-        connecting.in_progress = False
+        send_state.is_unsent = False
         await self._stream.write(sent)
         if is_stream:
             body = cast("httpx.AsyncByteStream", request.stream)

@@ -153,8 +153,8 @@ class ProviderModel(ABC):
         self._context = context
         self._derived: dict[str, Any] = {}
         self.oauth_client = self._own_oauth_client()
-        given = {name: self._setting(name.upper()) or field.default for name, field in self.settings.items()}
-        self.setting_values = {name: value for name, value in given.items() if value}
+        values = {name: self._setting(name.upper()) or field.default for name, field in self.settings.items()}
+        self.setting_values = {name: value for name, value in values.items() if value}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.integration_type}>"
@@ -194,7 +194,7 @@ class ProviderModel(ABC):
     @derived
     def secret_names(self) -> Mapping[str, str]:
         """The names of templates that the secrets of an account bring, each with its secret field."""
-        kept = {name: field for field, one in self.secret_fields.items() for name in one.keep}
+        kept = {name: field for field, secret_field in self.secret_fields.items() for name in secret_field.keep}
         return {**kept, **{field: field for field in self.secret_fields}}
 
     def _own_oauth_client(self) -> OAuthClient:

@@ -81,7 +81,7 @@ class ProviderRequests(ProviderModel):
     def secret_values(self, secrets: Mapping[str, str]) -> Mapping[str, str]:
         """The values of templates in the secrets of an account: they themselves, and those that JSON files have."""
         declared = [(self.secret_fields[field], text) for field, text in secrets.items() if field in self.secret_fields]
-        kept = {name: value for one, text in declared for name, value in one.values_of(text).items()}
+        kept = {name: value for field, text in declared for name, value in field.values_of(text).items()}
         return {**kept, **secrets}
 
     @property

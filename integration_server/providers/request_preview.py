@@ -154,11 +154,13 @@ class _Preview:
         key = self._signing_key(provider)
         self._secrets = {
             name: json.dumps(
-                _at_paths({path: key.get(kept) or self._value(provider, kept) for kept, path in one.keep.items()})
+                _at_paths(
+                    {path: key.get(kept) or self._value(provider, kept) for kept, path in secret_field.keep.items()}
+                )
             )
-            if one.keep
+            if secret_field.keep
             else key.get(name, placeholders[name])
-            for name, one in provider.secret_fields.items()
+            for name, secret_field in provider.secret_fields.items()
         }
         self._provider = provider.with_attributes(url_params={**provider.url_params, **self._extras})
         if "" in key and isinstance(self._provider, OAuth2Provider):
@@ -230,8 +232,8 @@ class _Preview:
             refresh_token = None if is_secret_grant else self._placeholders["refresh_token"]
             tokens = (self._placeholders["access_token"], refresh_token)
             return OAuthTokens(*tokens, extras=self._extras, secret_fields=self._secrets)
-        given = {name: self._placeholders[name] for name in self._provider.required_fields}
-        key, secret = given.get("api_key", ""), given.get("api_secret")
+        placeholders = {name: self._placeholders[name] for name in self._provider.required_fields}
+        key, secret = placeholders.get("api_key", ""), placeholders.get("api_secret")
         return ApiKey(key, secret, secret_fields=self._secrets, extras=self._extras)
 
     async def requests(self) -> AsyncIterator[PreviewedRequest]:

@@ -43,7 +43,7 @@ class ShopifyProvider(OAuth2Provider):
         if not all(map(_PARAMETER.fullmatch, query)):
             raise InvalidField("query", "has a parameter that Shopify does not send")
         signatures = [_signature(query, secret) for secret in self.oauth_client.secrets]
-        if not any(hmac.compare_digest(one, query.get("hmac", "").encode()) for one in signatures):
+        if not any(hmac.compare_digest(signature, query.get("hmac", "").encode()) for signature in signatures):
             raise InvalidField("query", "is not signed by Shopify")
         if query.get("shop") != self.url_params["shop"] + _DOMAIN:
             raise InvalidField("query", "is of another shop")

@@ -1,8 +1,8 @@
 """Signed JWTs, and the keys that sign them: PEM files and shared secrets that users and operators paste.
 
 Everything here is bounded, because keys are input: measured, the worst accepted key is parsed in 4 ms and signs in 2 ms
-of CPU time, of which only the first holds the interpreter. Callers sign in a thread, which also imports joserfc: few
-providers need it, and it takes 30 ms.
+of CPU time, of which only the first holds the interpreter. Callers sign in a thread, which also imports the libraries:
+few providers need them, and they take 40 ms.
 """
 
 import asyncio
@@ -14,10 +14,9 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
     from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 
 MAX_RSA_BITS = 4096  # 2,048 are usual. One signature takes 1.5 ms, and 30 ms with 8,192 bits
@@ -73,7 +72,8 @@ _Key: TypeAlias = "RSAKey | ECKey | OKPKey | OctKey"
 
 
 def _load(text: str, algorithm: str | None, passphrase: str) -> tuple[_Key, str]:
-    from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey  # noqa: PLC0415 - in the thread
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa  # noqa: PLC0415 - in the thread
+    from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey  # noqa: PLC0415
 
     is_pem = "-----BEGIN" in text
     if algorithm is None:
@@ -101,6 +101,8 @@ def _load(text: str, algorithm: str | None, passphrase: str) -> tuple[_Key, str]
 
 
 def _load_pem(text: str, passphrase: str) -> object:
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415 - in the thread
+
     text = text.replace("\\n", "\n").replace("\\r", "")
     begin = _BEGIN.search(text)
     if begin is None:
@@ -127,14 +129,14 @@ def _load_pem(text: str, passphrase: str) -> object:
         raise UnusableKey(reason) from None  # the error may quote the key
 
 
-def _require_bounded(key: rsa.RSAPrivateKey) -> None:
+def _require_bounded(key: "rsa.RSAPrivateKey") -> None:
     if key.key_size > MAX_RSA_BITS:
         raise UnusableKey(f"has {key.key_size} bits; at most {MAX_RSA_BITS} are allowed")
     if key.public_key().public_numbers().e > _MAX_EXPONENT:
         raise UnusableKey("has an unusual public exponent")
 
 
-def _algorithm_of(key: ec.EllipticCurvePrivateKey) -> str:
+def _algorithm_of(key: "ec.EllipticCurvePrivateKey") -> str:
     found = [algorithm for algorithm, curve in _CURVES.items() if curve == key.curve.name]
     if not found:
         raise UnusableKey("is on a curve that signs no JWT; P-256, P-384 and P-521 do")

@@ -1,29 +1,27 @@
 """Authentication: determines who calls, from a verified client certificate or a verified token.
 
 A call with a token has the identity of the token's subject. A client certificate on the same connection adds nothing
-to it and does not replace a bad token.
+to it and does not replace a bad token. Where callers are not authenticated, a caller is the address of its client.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import datetime
-from enum import StrEnum
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import sha256
 from hmac import compare_digest
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 from cachetools import LRUCache
 
+from integration_server.domain.callers import Identity, IdentityKind, current_caller
 from integration_server.domain.errors import QuotaExceeded
-from integration_server.peers import PeerLimiter, peer_key
-from integration_server.rpc.callers import CallerLookup, peer_address
+from integration_server.domain.peers import PeerLimiter, TrustedProxies, peer_key
 from integration_server.rpc.certificate_names import CertificateNames
 from integration_server.rpc.errors import KeysNotAvailable, TokenExpired, Unauthenticated
-from integration_server.rpc.interceptors import Interceptor
-from integration_server.rpc.methods import Behavior, Context, Method
+from integration_server.rpc.methods import Behavior, CallerLookup, Context, Interceptor, Method
 from integration_server.service.common_types import Clock
 
 MAX_TOKEN_LENGTH = 8 * 1024
@@ -32,26 +30,69 @@ MAX_TOKEN_LENGTH = 8 * 1024
 _VERIFIED_TOKENS = 10_000  # callers and users that call at the same time
 _FAILED_CONNECTIONS = 10_000  # more than there can be open ones
 
+_KNOWN_PEERS = 1024  # whose addresses are kept as they were parsed: each makes many calls
+_FORWARDED_FOR = "x-forwarded-for"
+
 AuthContext = Mapping[str, Iterable[bytes]]
 """The properties of a peer whose certificate gRPC has verified; empty without a certificate."""
 
 
-class IdentityKind(StrEnum):
-    """How a caller authenticates."""
-
-    CERTIFICATE = "certificate"
-    TOKEN = "token"
-    USER = "user"
-    SIDECAR = "sidecar"  # the secret of the sidecar that the server has started with
+# --- names of callers ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """The authenticated name of a caller, and when it expires."""
+def caller_name(_context: Context) -> str:
+    """Return the name that the policy has for the current call's caller; empty where callers are not authenticated."""
+    caller = current_caller()
+    return "" if caller is None else caller.name
 
-    kind: IdentityKind
-    name: str
-    expire_time: datetime | None = None
+
+def quota_key(_context: Context) -> str:
+    """Return the key of the current call's quota: each service and each user has its own."""
+    caller = current_caller()
+    if caller is None:
+        return ""
+    # No name has a control character: a service with a slash in its name does not share a user's quota.
+    return caller.name if caller.user_id is None else f"{caller.name}\0{caller.user_id}"
+
+
+def caller_or_address(address_of: CallerLookup) -> CallerLookup:
+    """Return a lookup of the caller's name; where callers are not authenticated, of the client's address."""
+    return lambda context: caller_name(context) or address_of(context)
+
+
+def quota_key_or_peer(address_of: CallerLookup) -> CallerLookup:
+    """Return a lookup of the caller's quota key; where callers are not authenticated, of the client's peer key."""
+    key_of = lru_cache(_KNOWN_PEERS)(peer_key)
+    return lambda context: quota_key(context) or key_of(address_of(context))
+
+
+def peer_address(context: Context) -> str:
+    """Return the address of a call's peer without its port; for a Unix socket, `unix`."""
+    return _address_in(context.peer())
+
+
+@lru_cache(_KNOWN_PEERS)
+def _address_in(peer: str) -> str:
+    scheme, _, rest = unquote(peer).partition(":")  # ipv4:10.0.0.1:50000, ipv6:%5B::1%5D:50000 or unix:path
+    return rest.rpartition(":")[0].strip("[]") if scheme in {"ipv4", "ipv6"} else scheme
+
+
+def client_address(proxies: TrustedProxies) -> CallerLookup:
+    """Return a lookup of the address of a call's client: the caller, where callers are not authenticated."""
+
+    of_peer = lru_cache(_KNOWN_PEERS)(lambda peer: proxies.client_address(peer, ()))
+
+    def address_of(context: Context) -> str:
+        if not proxies.networks:
+            return of_peer(peer_address(context))
+        entries = context.invocation_metadata() or ()
+        forwarded_for = (str(value) for key, value in entries if key == _FORWARDED_FOR)
+        return proxies.client_address(peer_address(context), forwarded_for)
+
+    return address_of
+
+
+# --- authentication --------------------------------------------------------------------------------------------------
 
 
 class TokenVerifier(Protocol):
@@ -67,7 +108,7 @@ class TokenVerifier(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who sends a call: the address that failures are counted by, and the connection."""
+    """The sender of a call: the address that failures are counted by, and the connection."""
 
     address: str
     connection: str

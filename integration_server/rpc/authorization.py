@@ -6,50 +6,33 @@ that would reveal stored data is reported as if the data did not exist. docs/aut
 rules.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from cachetools import LRUCache
 from google.protobuf.message import Message
 
 from integration_server.domain.allowed_types import AllowedTypes
-from integration_server.domain.errors import CallerNotAllowed, IntegrationNotFound
-from integration_server.domain.integration import IntegrationId, UserId
-from integration_server.rpc import mapping
-from integration_server.rpc.authentication import Identity, IdentityKind, current_identity
-from integration_server.rpc.callers import (
-    SIDECAR_CALLER,
-    USER,
+from integration_server.domain.callers import (
     Caller,
-    Permissions,
+    Permission,
+    Policy,
     current_allowed_types,
     current_caller,
     set_current_caller,
 )
-from integration_server.rpc.interceptors import Interceptor, first_request, wrap_in_check
-from integration_server.rpc.methods import Behavior, Context, Method, Permission
+from integration_server.domain.errors import CallerNotAllowed, IntegrationNotFound
+from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.rpc import mapping
+from integration_server.rpc.authentication import current_identity
+from integration_server.rpc.interceptors import first_request, wrap_in_check
+from integration_server.rpc.methods import Behavior, Context, Interceptor, Method
 
 IntegrationTypeLookup = Callable[[IntegrationId, UserId], Awaitable[str]]
 """Returns the type of a user's integration. Raises `IntegrationNotFound`."""
 
 CanonicalTypeLookup = Callable[[str], str]
 """Returns the canonical name of an integration type, for its name or an alias."""
-
-
-class Policy:
-    """The permissions of all known callers."""
-
-    def __init__(self, services: Mapping[tuple[IdentityKind, str], Caller], users: Permissions) -> None:
-        self._services = services
-        self._users = users
-
-    def caller_of(self, identity: Identity) -> Caller:
-        """Return the caller with this identity; an unknown caller has no permissions."""
-        if identity.kind is IdentityKind.SIDECAR:
-            return SIDECAR_CALLER
-        if identity.kind is IdentityKind.USER:
-            return Caller(USER, self._users, UserId(identity.name))
-        return self._services.get((identity.kind, identity.name)) or Caller(identity.name, Permissions())
 
 
 # --- interceptors ----------------------------------------------------------------------------------------------------
@@ -150,8 +133,8 @@ class RequestAuthorizer:
             await self._require_allowed_type(caller.permissions.allowed_types, request)
 
     async def _require_allowed_type(self, allowed_types: AllowedTypes, request: Message) -> None:
-        named = getattr(request, "integration_type", "")
-        if named and not allowed_types.allows(self._canonical_type(named)):
+        integration_type = getattr(request, "integration_type", "")
+        if integration_type and not allowed_types.allows(self._canonical_type(integration_type)):
             raise CallerNotAllowed
         if getattr(request, "integration_id", 0):
             target = mapping.decode_target(request)

@@ -21,9 +21,8 @@ from integration_server.domain.audit_queue import READS
 from integration_server.domain.errors import IntegrationServerError, InvalidField, StoreUnavailable
 from integration_server.domain.integration import Integration
 from integration_server.domain.text import control_character_problem
-from integration_server.rpc.callers import CallerLookup
-from integration_server.rpc.interceptors import Interceptor, first_request
-from integration_server.rpc.methods import Behavior, Context, Method
+from integration_server.rpc.interceptors import first_request
+from integration_server.rpc.methods import Behavior, CallerLookup, Context, Interceptor, Method
 from integration_server.rpc.request_streams import RequestStream
 from integration_server.service.audit.audit_trail import AuditTrail, audit_user
 from integration_server.service.common_types import Clock

@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 import structlog
 
-from integration_server.peers import LogLimiter
+from integration_server.domain.peers import LogLimiter
 
 CLIENT_GONE = "client_gone"
 INVALID_METADATA = "invalid_metadata"  # entries that are not UTF-8, each time that one is read
@@ -66,8 +66,8 @@ class CallLog:
         """Log a rejected call: one line for each caller, method and reason, ours and the provider's."""
         key = f"{caller} {method} {reason} {provider_reason}"
         fields = {"caller": caller, "provider_reason": provider_reason}
-        given = {name: value for name, value in fields.items() if value}
-        self._log(REJECTED, key, "info", method=method, reason=reason, **given)
+        known = {name: value for name, value in fields.items() if value}
+        self._log(REJECTED, key, "info", method=method, reason=reason, **known)
 
     def unhandled(self, method: str, error: Exception) -> None:
         """Log a bug: one line for each method and class of exception.

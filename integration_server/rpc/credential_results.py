@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from integration_server.domain.audit import SUCCESS, AuditEntry
+from integration_server.domain.callers import current_allowed_types
 from integration_server.domain.errors import IntegrationServerError, InvalidField, ResponseTooLarge, StoreUnavailable
 from integration_server.rpc import mapping
 from integration_server.rpc.call_audit import error_outcome, record_item
 from integration_server.rpc.call_log import CallLog
-from integration_server.rpc.callers import current_allowed_types
 from integration_server.rpc.errors import status_of
 from integration_server.rpc.hot_path import ResponseKey, ReusedResponses
 from integration_server.rpc.methods import Context

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from integration_server.domain.allowed_types import AllowedTypes
+from integration_server.domain.call_quota import item_charge
+from integration_server.domain.callers import current_allowed_types
 from integration_server.domain.errors import (
     IntegrationServerError,
     InvalidField,
@@ -25,9 +27,7 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.rpc import mapping
-from integration_server.rpc.callers import current_allowed_types
 from integration_server.rpc.credential_results import CredentialResults, encode_watch_response
-from integration_server.rpc.interceptors import item_charge
 from integration_server.service.common_types import Clock, Jitter
 from integration_server.service.credentials.credential_service import (
     CredentialRequest,
@@ -205,7 +205,7 @@ class DueTimes:
 
     @property
     def next_time(self) -> float | None:
-        """Not later than the next one is due; None if none ever is."""
+        """Return a time not after the next due time; None if nothing is due."""
         return self._heap[0][0] if self._heap else None
 
     def set(self, number: IntegrationId, time: float | None) -> None:
@@ -216,7 +216,7 @@ class DueTimes:
         self._times[number] = time
         heapq.heappush(self._heap, (time, number))
         if len(self._heap) > self._max_entries * len(self._times):
-            self._heap = [(one, key) for key, one in self._times.items()]
+            self._heap = [(due_time, integration_id) for integration_id, due_time in self._times.items()]
             heapq.heapify(self._heap)
 
     def take(self, now: float) -> IntegrationId | None:

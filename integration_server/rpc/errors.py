@@ -98,11 +98,11 @@ def status_of(error: Exception, request_id: str = "") -> status_pb2.Status:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.problem)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if isinstance(error, errors.ProviderRejected) and error.rejected_fields:
-        named = [
+        violations = [
             error_details_pb2.BadRequest.FieldViolation(field=field, description="the provider rejects it")
             for field in error.rejected_fields
         ]
-        details.append(error_details_pb2.BadRequest(field_violations=named))
+        details.append(error_details_pb2.BadRequest(field_violations=violations))
     if error.retry_after is not None:
         details.append(error_details_pb2.RetryInfo(retry_delay=error.retry_after))
     return status_pb2.Status(code=_code_of(error), message=str(error), details=map(any_message.pack, details))
@@ -190,11 +190,11 @@ def forget_frames(error: BaseException) -> None:
     """
     waiting, known = [error], set[int]()
     while waiting:
-        one = waiting.pop()
-        if id(one) in known:  # an error may be among its own causes
+        current = waiting.pop()
+        if id(current) in known:  # an error may be among its own causes
             continue
-        known.add(id(one))
-        waiting += [further for further in (one.__cause__, one.__context__) if further is not None]
-        one.__traceback__ = one.__context__ = None
-        if not isinstance(one.__cause__, IntegrationServerError):
-            one.__cause__ = None
+        known.add(id(current))
+        waiting += [linked for linked in (current.__cause__, current.__context__) if linked is not None]
+        current.__traceback__ = current.__context__ = None
+        if not isinstance(current.__cause__, IntegrationServerError):
+            current.__cause__ = None

@@ -27,14 +27,15 @@ from google.protobuf.message import Message
 
 from integration_server.domain.audit import AuditEntry
 from integration_server.domain.audit_queue import AuditQueue
+from integration_server.domain.call_quota import CallQuota
+from integration_server.domain.callers import Caller, current_caller, set_current_caller
 from integration_server.domain.errors import QuotaExceeded, ResponseTooLarge
 from integration_server.domain.integration import Integration
 from integration_server.observability.observed_calls import CallIdReader, ObservedCalls, ObservedMethod
 from integration_server.rpc.authentication import current_identity
 from integration_server.rpc.call_audit import ResponseSource, purpose_in, purpose_of, response_source
-from integration_server.rpc.callers import Caller, CallerLookup, CallQuota, current_caller, set_current_caller
-from integration_server.rpc.interceptors import Interceptor, RecordCall, RequestReader, compose, decode_request
-from integration_server.rpc.methods import Behavior, Context, Metadata, Method
+from integration_server.rpc.interceptors import RecordCall, RequestReader, compose, decode_request
+from integration_server.rpc.methods import Behavior, CallerLookup, Context, Interceptor, Metadata, Method
 from integration_server.service.common_types import Clock
 
 _ADMISSIONS = 10_000  # as many as verified tokens
@@ -48,7 +49,9 @@ ResponseKey = tuple[str, str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class _ReusedResponse:
+    """A response that was sent, and what has to be unchanged to send it again."""
+
     caller: object
     integration: Integration
     valid_until: datetime | None
@@ -84,7 +87,7 @@ class ReusedResponses:
         self._audit_queue = audit_queue
         self._clock = clock
         self._aead = AESGCM(AESGCM.generate_key(256))
-        self._kept: LRUCache[ResponseKey, _Kept] = LRUCache(max_bytes, getsizeof=attrgetter("size"))
+        self._responses: LRUCache[ResponseKey, _ReusedResponse] = LRUCache(max_bytes, getsizeof=attrgetter("size"))
 
     def key_of(self, raw: bytes, context: Context) -> ResponseKey:
         """The key of a call's response: caller, purpose and request."""
@@ -95,24 +98,24 @@ class ReusedResponses:
 
         Raises `ResponseTooLarge` for one of more than `max_size` bytes.
         """
-        kept = self._kept.get(key)
-        if kept is None:
+        found = self._responses.get(key)
+        if found is None:
             return None
         now = self._clock()
-        is_valid = kept.valid_until is None or now < kept.valid_until
+        is_valid = found.valid_until is None or now < found.valid_until
         if (
             not is_valid
-            or kept.caller is not self._current_caller()
-            or kept.keys is not self._usable_keys()
-            or not self._is_current(kept.integration)
+            or found.caller is not self._current_caller()
+            or found.keys is not self._usable_keys()
+            or not self._is_current(found.integration)
         ):
-            del self._kept[key]
+            del self._responses[key]
             return None
-        if max_size is not None and len(kept.response) > max_size:
+        if max_size is not None and len(found.response) > max_size:
             raise ResponseTooLarge.of_batch()
-        if not self._audit_queue.enqueue_again(kept.entry, now):
+        if not self._audit_queue.enqueue_again(found.entry, now):
             return None
-        nonce, encrypted = kept.response[:_NONCE_BYTES], kept.response[_NONCE_BYTES:]
+        nonce, encrypted = found.response[:_NONCE_BYTES], found.response[_NONCE_BYTES:]
         return self._aead.decrypt(nonce, encrypted, key[-1])
 
     async def keep(self, key: ResponseKey, call: Awaitable[Message]) -> bytes:
@@ -145,8 +148,8 @@ class ReusedResponses:
         nonce = os.urandom(_NONCE_BYTES)
         encrypted = nonce + self._aead.encrypt(nonce, response, key[-1])
         size = sum(map(len, key)) + len(encrypted) + _OVERHEAD_BYTES
-        if size <= self._kept.maxsize:
-            self._kept[key] = _Kept(
+        if size <= self._responses.maxsize:
+            self._responses[key] = _ReusedResponse(
                 self._current_caller(), integration, valid_until, self._usable_keys(), entry, encrypted, size
             )
 
@@ -178,7 +181,7 @@ class PathInterceptors:
 
 
 @dataclass(frozen=True, slots=True)
-class Callers:
+class CallerNames:
     """How callers are named in audit entries and in quotas. `basis` is None where callers are not authenticated."""
 
     audited: CallerLookup
@@ -188,12 +191,12 @@ class Callers:
 
 
 class HotPath:
-    """Wraps methods whose responses are repeated. Calling it is a `HotPath` of interceptors.py."""
+    """Wraps methods whose responses are repeated. Calling it is a `WrapHotPath` of server.py."""
 
     def __init__(
         self,
         interceptors: PathInterceptors,
-        callers: Callers,
+        callers: CallerNames,
         quota: CallQuota,
         reader: RequestReader,
         responses: ReusedResponses,

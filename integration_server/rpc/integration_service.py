@@ -6,12 +6,11 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 from typing import cast
-from weakref import WeakKeyDictionary
 
+from integration_server.domain.callers import current_allowed_types, current_caller_name
 from integration_server.domain.integration import Integration
 from integration_server.rpc import mapping
 from integration_server.rpc.call_audit import response_source
-from integration_server.rpc.callers import current_allowed_types, current_caller_name
 from integration_server.rpc.credential_results import CredentialResults
 from integration_server.rpc.credential_watch import CredentialWatch
 from integration_server.rpc.methods import Context
@@ -21,7 +20,7 @@ from integration_server.service.connections.oauth_callback import Callback, OAut
 from integration_server.service.connections.oauth_connection import ConnectionRequest, OAuthConnectionService
 from integration_server.service.connections.revocation import RevocationService
 from integration_server.service.credentials.credential_service import CredentialService
-from integration_server.service.events.event_stream import EventStream, StreamItem
+from integration_server.service.events.event_stream import EventStream
 from integration_server.service.events.watched_changes import ChangeDispatcher
 from integration_server.service.health.health_checks import HealthChecker
 from integration_server.service.integrations.integration_manager import IntegrationManager
@@ -77,8 +76,6 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
             heartbeat=use_cases.event_stream.heartbeat,
         )
         self._clock = clock
-        # Streams share the items of events, so each event is encoded once.
-        self._stream_responses: WeakKeyDictionary[StreamItem, pb.WatchIntegrationsResponse] = WeakKeyDictionary()
 
     async def Connect(self, request: pb.ConnectRequest, context: Context) -> pb.ConnectResponse:
         """Start an OAuth 2 connection."""
@@ -106,7 +103,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
             Callback(
                 state=mapping.decode_required_text("state", request.state, max_length),
                 code=mapping.decode_content("code", request.code, max_length),
-                integration_type=_named_type(request.integration_type),
+                integration_type=_decode_callback_type(request.integration_type),
                 iss=mapping.decode_content("iss", request.iss, mapping.MAX_URL_LENGTH),
                 error=mapping.decode_content("error", request.error, max_length),
                 user_id=mapping.decode_user_id(request.user_id) if request.user_id else None,
@@ -320,10 +317,9 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         )
         async with aclosing(items):
             async for item in items:
-                response = self._stream_responses.get(item)
-                if response is None:
-                    response = self._stream_responses[item] = mapping.encode_stream_item(item)
-                yield response
+                if item.response is None:  # streams share the items of events, so that each is encoded once
+                    item.response = mapping.encode_stream_item(item).SerializeToString()
+                yield item.response  # encoded already, as `ProtectedHandlers` takes it
 
     async def CallProvider(self, request: pb.CallProviderRequest, context: Context) -> pb.CallProviderResponse:
         """Call the provider's API."""
@@ -362,7 +358,7 @@ async def encode_integrations(
     return encoded
 
 
-def _named_type(integration_type: str) -> str:
+def _decode_callback_type(integration_type: str) -> str:
     """The type in a callback; empty for what JavaScript makes of a parameter that its page does not have."""
     return (
         "" if integration_type in {"null", "undefined"} else mapping.decode_text("integration_type", integration_type)

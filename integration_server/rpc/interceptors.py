@@ -29,7 +29,6 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
-from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, TypeAlias, cast
 
@@ -37,27 +36,22 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from integration_server.domain.call_budget import CallBudget
+from integration_server.domain.call_quota import CallQuota, CallRate, ItemCharge, item_charge
+from integration_server.domain.callers import Permission
 from integration_server.domain.errors import InvalidField, QuotaExceeded, StoreUnavailable
+from integration_server.domain.peers import peer_key
+from integration_server.domain.request_limits import REQUEST
 from integration_server.observability.observed_calls import CallIdReader, ObservedCalls, ObservedMethod
-from integration_server.peers import peer_key
+from integration_server.rpc.authentication import peer_address
 from integration_server.rpc.call_log import CallLog
-from integration_server.rpc.callers import CallerLookup, CallQuota, CallRate, peer_address
 from integration_server.rpc.errors import abort_call, outcome_of
-from integration_server.rpc.methods import (
-    Behavior,
-    Context,
-    Method,
-    Permission,
-)
-from integration_server.rpc.request_limits import REQUEST, RequestMeter
+from integration_server.rpc.methods import Behavior, CallerLookup, Context, Interceptor, Method, request_meter
 from integration_server.rpc.request_streams import (
     EndConfirmation,
     RequestStream,
     settle_before_responses,
     with_further_requests,
 )
-
-Interceptor: TypeAlias = Callable[[Method, Behavior], Behavior]
 
 RecordCall: TypeAlias = Callable[[Method, str, str, float], object]
 """Records a call: its method, the name of its status, the reason of its error or "", and the seconds that it took."""
@@ -245,26 +239,6 @@ class _QuotaSlot:
         self._quota.end(self._caller)
 
 
-class ItemCharge:
-    """Counts the items of a call as calls of its caller, once."""
-
-    def __init__(self, rate: CallRate, caller: str, items: int) -> None:
-        self._rate = rate
-        self._caller = caller
-        self._items = items
-        self._is_counted = False
-
-    def count(self, resumed: int = 0) -> None:
-        """Count the items, of which the call resumes some. Raises `QuotaExceeded`. Later calls have no effect."""
-        if not self._is_counted:
-            self._is_counted = True
-            self._rate.count_items(self._caller, self._items, resumed)
-
-
-item_charge: ContextVar[ItemCharge | None] = ContextVar("item_charge", default=None)
-"""Of the current stream, if its items are counted: it counts them as soon as it knows which of them it resumes."""
-
-
 def count_items(caller_of: CallerLookup, rate: CallRate) -> Interceptor:
     """Count each item of a request as a call of its caller. Raises `QuotaExceeded`.
 
@@ -341,11 +315,12 @@ def decode_request(method: Method, behavior: Behavior) -> Behavior:
 
 
 def _decoder(method: Method, *, enforce_limits: bool = True) -> Callable[[bytes], Coroutine[Any, Any, Message]]:
-    meter = RequestMeter(method.request_class.DESCRIPTOR, method.request_limits)
+    meter = request_meter(method.request_class.DESCRIPTOR, method.request_limits)
 
     async def decode(raw: bytes) -> Message:
         if enforce_limits and len(raw) > meter.harmless_size:
-            await meter.check(raw)
+            for _ in meter.measure(raw):
+                await asyncio.sleep(0)  # other calls proceed while a large request is measured
         try:
             request = method.request_class.FromString(raw)
         except DecodeError:

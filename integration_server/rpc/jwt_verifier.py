@@ -18,9 +18,9 @@ from joserfc.jwk import JWKRegistry, KeySet
 from joserfc.jws import JWSRegistry, extract_compact, validate_compact
 from joserfc.jwt import JWTClaimsRegistry
 
+from integration_server.domain.callers import Identity, IdentityKind
 from integration_server.domain.text import has_control_characters
 from integration_server.hot_reload import Contents, InvalidFile, ReloadedFile
-from integration_server.rpc.authentication import Identity, IdentityKind
 from integration_server.rpc.errors import KeysNotAvailable, TokenExpired, Unauthenticated
 from integration_server.service.common_types import Clock
 

@@ -325,8 +325,8 @@ def decode_webhook_request(request: pb.ReceiveWebhookRequest) -> WebhookRequest:
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-_STATUSES = {one: f"STATUS_{one.name}" for one in Status}
-_AUTH_METHODS = {one: f"AUTH_METHOD_{one.name}" for one in AuthMethod}
+_STATUSES = {status: f"STATUS_{status.name}" for status in Status}
+_AUTH_METHODS = {auth_method: f"AUTH_METHOD_{auth_method.name}" for auth_method in AuthMethod}
 
 _DISCONNECT_MESSAGES = {
     RevocationState.REVOKED: "Disconnected",
@@ -339,18 +339,18 @@ _DISCONNECT_MESSAGES = {
 }
 
 
-def encode(message_class: type[M], source: object, **given: Any) -> M:  # noqa: ANN401  # values of any field
+def encode(message_class: type[M], source: object, **field_values: Any) -> M:  # noqa: ANN401  # values of any field
     """Return a message with the given field values. Other fields have the value of the attribute with the same name.
 
     A member of an enum becomes the value with its name, and a dataclass becomes a message. None stays unset. Raises
     `ValueError` for a value of a field that the message lacks.
     """
     encoders = _encoders(message_class)  # type: ignore[arg-type]  # a class is hashable
-    if not given.keys() <= encoders.keys():
-        raise ValueError(f"{message_class.__name__} has no field {min(given.keys() - encoders.keys())}")
+    if not field_values.keys() <= encoders.keys():
+        raise ValueError(f"{message_class.__name__} has no field {min(field_values.keys() - encoders.keys())}")
     values = {}
     for name, (encode_value, is_default_unset) in encoders.items():
-        value = given[name] if name in given else getattr(source, name)
+        value = field_values[name] if name in field_values else getattr(source, name)
         if value or not (value is None or is_default_unset):  # protobuf takes time for each value
             values[name] = value if encode_value is None else encode_value(value)
     return message_class(**values)
@@ -465,8 +465,8 @@ def encode_integration_type(provider: Provider) -> integration_pb2.IntegrationTy
         provider,
         scopes=provider.required_scopes,
         configured=configured,
-        config_fields=[_encode_field(name, one) for name, one in provider.config_fields.items()],
-        secret_fields=[_encode_field(name, one) for name, one in provider.secret_fields.items()],
+        config_fields=[_encode_field(name, config_field) for name, config_field in provider.config_fields.items()],
+        secret_fields=[_encode_field(name, secret_field) for name, secret_field in provider.secret_fields.items()],
     )
 
 

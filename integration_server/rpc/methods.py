@@ -6,15 +6,16 @@ requests have the default size.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from integration_server.domain.audit import Action
-from integration_server.rpc.request_limits import DEFAULT_MAX_BYTES, RequestLimits
+from integration_server.domain.callers import Permission
+from integration_server.domain.request_limits import DEFAULT_MAX_BYTES, RequestField, RequestLimits, RequestMeter
 from integrations.v1 import options_pb2
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -27,42 +28,22 @@ Behavior: TypeAlias = Callable[[Any, Any], Any]
 """Takes a request and its `Context`; returns a response (awaitable), or an async generator of responses if the method
 streams them."""
 
-
-class Permission(StrEnum):
-    """A set of RPCs that a policy grants together."""
-
-    READ = "read"
-    CONNECT = "connect"
-    MANAGE = "manage"
-    CHECK = "check"
-    CREDENTIALS = "credentials"
-    CALLS = "calls"
-    CALLBACKS = "callbacks"
-    WATCH = "watch"
-    WEBHOOKS = "webhooks"
-    WEBHOOK_DELIVERY = "webhook_delivery"
-    OPERATE = "operate"
-    HEALTH = "health"
-    REFLECTION = "reflection"
-
-
-USER_PERMISSIONS = frozenset(
-    {Permission.READ, Permission.CONNECT, Permission.MANAGE, Permission.CHECK, Permission.CALLBACKS, Permission.WATCH}
-)
-"""The permissions that a policy can grant to users. The others are for backends and operators only."""
-
-SIDECAR_PERMISSIONS = frozenset({Permission.CALLBACKS, Permission.WEBHOOK_DELIVERY, Permission.HEALTH})
-"""The fixed permissions of the sidecar."""
-
-SIDECAR_ONLY_PERMISSIONS = frozenset({Permission.WEBHOOK_DELIVERY})
-"""The permissions that a policy cannot grant to any other caller."""
-
-TYPELESS_PERMISSIONS = frozenset({Permission.HEALTH, Permission.REFLECTION})
-"""The permissions that need no integration types."""
+CallerLookup: TypeAlias = Callable[[Context], str]
+"""Returns the name of a call's caller."""
 
 _THIRD_PARTY_PERMISSIONS: Mapping[str, Permission] = {
     "grpc.health.v1.Health": Permission.HEALTH,
     "grpc.reflection.v1alpha.ServerReflection": Permission.REFLECTION,
+}
+
+_NOT_PACKED = frozenset({FieldDescriptor.CPPTYPE_MESSAGE, FieldDescriptor.CPPTYPE_STRING})  # also bytes
+_FIXED_TYPES: Mapping[int, int] = {  # bytes of an entry of a packed field; entries of other types are varints
+    FieldDescriptor.TYPE_DOUBLE: 8,
+    FieldDescriptor.TYPE_FIXED64: 8,
+    FieldDescriptor.TYPE_SFIXED64: 8,
+    FieldDescriptor.TYPE_FLOAT: 4,
+    FieldDescriptor.TYPE_FIXED32: 4,
+    FieldDescriptor.TYPE_SFIXED32: 4,
 }
 
 
@@ -100,6 +81,9 @@ class Method:
         return self.path.rpartition("/")[2]
 
 
+Interceptor: TypeAlias = Callable[[Method, Behavior], Behavior]
+"""Wraps the behavior of a method."""
+
 UNKNOWN_METHOD = Method("unknown")
 """Stands for any path that the server does not have: the path itself is the client's text and is not logged."""
 
@@ -134,3 +118,32 @@ def method_of(descriptor: Any) -> Method:  # noqa: ANN401  # MethodDescriptor, w
         request_limits=RequestLimits(size.max_bytes or DEFAULT_MAX_BYTES, size.bulk_field),
         request_class=message_factory.GetMessageClass(descriptor.input_type),
     )
+
+
+def request_meter(descriptor: Any, limits: RequestLimits) -> RequestMeter:  # noqa: ANN401  # as above
+    """Return what measures requests with this descriptor."""
+    return RequestMeter(_describe_fields(descriptor, {}, limits.bulk_field), limits)
+
+
+def _describe_fields(
+    descriptor: Any,  # noqa: ANN401  # as in `method_of`
+    known: dict[str, dict[int, RequestField]],
+    bulk_field: str = "",
+) -> Mapping[int, RequestField]:
+    """Return the fields of a message by number. `known` has the messages that are described already."""
+    fields = known.get(descriptor.full_name)
+    if fields is not None:
+        return fields
+    fields = known[descriptor.full_name] = {}  # first: a message may contain itself
+    is_named = descriptor.file.package != "google.protobuf" and not descriptor.GetOptions().map_entry
+    for field in descriptor.fields:
+        fields[field.number] = RequestField(
+            name=field.name if is_named else "",
+            message=None if field.message_type is None else _describe_fields(field.message_type, known),
+            is_packed=field.is_repeated and field.cpp_type not in _NOT_PACKED,
+            entry_size=_FIXED_TYPES.get(field.type),
+            is_bulk=field.name == bulk_field,
+        )
+    if bulk_field and not any(field.is_bulk for field in fields.values()):
+        raise ValueError(f"{descriptor.full_name} has no field {bulk_field}")
+    return fields

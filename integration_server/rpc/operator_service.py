@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from integration_server.domain.callers import current_allowed_types
 from integration_server.domain.integration import Status, UserId
 from integration_server.rpc import mapping
-from integration_server.rpc.callers import current_allowed_types
 from integration_server.rpc.integration_service import UseCases, encode_integrations
 from integration_server.rpc.methods import Context
 from integration_server.service.background.ports import JobKind
@@ -43,10 +43,10 @@ class OperatorService(pb_grpc.OperatorServiceServicer):
 
     async def ListDueWork(self, request: pb.ListDueWorkRequest, context: Context) -> pb.ListDueWorkResponse:
         """List the background work that is due."""
-        named = mapping.decode_text("integration_type", request.integration_type)
+        integration_type = mapping.decode_text("integration_type", request.integration_type)
         page = await self._use_cases.due_work_list.list_due_work(
             mapping.decode_enum(JobKind, request, "job"),
-            self._use_cases.integration_manager.canonical_type(named),
+            self._use_cases.integration_manager.canonical_type(integration_type),
             *mapping.decode_page(request),
             current_allowed_types(),
             oldest_only=request.oldest_only,
@@ -76,9 +76,9 @@ class OperatorService(pb_grpc.OperatorServiceServicer):
         self, request: pb.ListUnroutedWebhooksRequest, context: Context
     ) -> pb.ListUnroutedWebhooksResponse:
         """List webhook events that belong to no integration."""
-        named = mapping.decode_text("integration_type", request.integration_type)
+        integration_type = mapping.decode_text("integration_type", request.integration_type)
         page = await self._use_cases.unrouted_webhooks.list_unrouted_webhooks(
-            self._use_cases.integration_manager.canonical_type(named),
+            self._use_cases.integration_manager.canonical_type(integration_type),
             *mapping.decode_page(request),
             current_allowed_types(),
         )
@@ -107,9 +107,9 @@ class OperatorService(pb_grpc.OperatorServiceServicer):
         self, request: pb.ListOAuthClientsRequest, context: Context
     ) -> pb.ListOAuthClientsResponse:
         """List the OAuth clients."""
-        named = mapping.decode_text("integration_type", request.integration_type)
+        integration_type = mapping.decode_text("integration_type", request.integration_type)
         page = await self._use_cases.oauth_clients.list_oauth_clients(
-            self._use_cases.integration_manager.canonical_type(named),
+            self._use_cases.integration_manager.canonical_type(integration_type),
             *mapping.decode_page(request),
             current_allowed_types(),
         )

@@ -20,18 +20,23 @@ from pydantic_core import PydanticCustomError
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.audit import OPERATOR, SERVER
-from integration_server.domain.text import control_character_problem
-from integration_server.hot_reload import Contents, InvalidFile
-from integration_server.rpc.authentication import IdentityKind
-from integration_server.rpc.authorization import CanonicalTypeLookup, Policy
-from integration_server.rpc.callers import SIDECAR, SIDECAR_CALLER, USER, Caller, Permissions
-from integration_server.rpc.certificate_names import parse_name
-from integration_server.rpc.methods import (
+from integration_server.domain.callers import (
+    SIDECAR,
+    SIDECAR_CALLER,
     SIDECAR_ONLY_PERMISSIONS,
     TYPELESS_PERMISSIONS,
+    USER,
     USER_PERMISSIONS,
+    Caller,
+    IdentityKind,
     Permission,
+    Permissions,
+    Policy,
 )
+from integration_server.domain.text import control_character_problem
+from integration_server.hot_reload import Contents, InvalidFile
+from integration_server.rpc.authorization import CanonicalTypeLookup
+from integration_server.rpc.certificate_names import parse_name
 
 ALL_TYPES = "*"
 
@@ -144,10 +149,10 @@ class _Grant(_Section):
         return value
 
     def granted(self, canonical_type: CanonicalTypeLookup) -> Permissions:
-        named = self.integration_types
+        types = self.integration_types
         return Permissions(
             self.permissions,
-            ALL_INTEGRATION_TYPES if ALL_TYPES in named else AllowedTypes(frozenset(map(canonical_type, named))),
+            ALL_INTEGRATION_TYPES if ALL_TYPES in types else AllowedTypes(frozenset(map(canonical_type, types))),
         )
 
 

@@ -51,7 +51,7 @@ class RequestStream:
 
 
 class EndConfirmation:
-    """Tells a client that has ended its requests on purpose from one that is gone.
+    """Distinguishes a client that has ended its requests on purpose from one that has disconnected.
 
     The requests of a client that is gone end as those of one that has sent everything, and the cancellation comes at
     any time later. A metadata frame for a client that is gone fails at once. After the first response there is none to

@@ -11,12 +11,20 @@ from grpc._cython import cygrpc
 from grpc.aio import _server
 
 from integration_server.observability.observed_calls import call_metadata
-from integration_server.rpc.interceptors import Interceptor, compose
-from integration_server.rpc.methods import UNKNOWN_METHOD, Behavior, Context, Metadata, Method, describe_method
+from integration_server.rpc.interceptors import compose
+from integration_server.rpc.methods import (
+    UNKNOWN_METHOD,
+    Behavior,
+    Context,
+    Interceptor,
+    Metadata,
+    Method,
+    describe_method,
+)
 
 RpcHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
-HotPath: TypeAlias = Callable[[Method, Behavior], Callable[[Metadata], Behavior]]
+WrapHotPath: TypeAlias = Callable[[Method, Behavior], Callable[[Metadata], Behavior]]
 """Wraps the behavior of a method as all interceptors together do. The result gets the metadata of each call, which
 gRPC has read to find the handler, and returns the behavior for the call."""
 
@@ -41,7 +49,7 @@ class ProtectedHandlers(grpc.GenericRpcHandler):
         interceptors: Sequence[Interceptor],
         *,
         unknown_method: Sequence[Interceptor],
-        hot_path: HotPath | None = None,
+        hot_path: WrapHotPath | None = None,
         max_metadata_entries: int = MAX_METADATA_ENTRIES,
     ) -> None:
         self._interceptors = interceptors
@@ -120,12 +128,12 @@ async def _reject_unknown_method(_requests: object, context: Context) -> None:
 # This relies on names that `grpc.aio` keeps private, which is why pyproject.toml bounds the version of grpcio.
 
 
-def surviving_server(
+def create_server(
     handler: grpc.GenericRpcHandler, paths: Iterable[str], options: Sequence[tuple[str, Any]] = ()
 ) -> grpc.aio.Server:
-    """As `grpc.aio.server`, for one generic handler. `paths` are those of all methods that it knows.
+    """Create a server for one generic handler, as `grpc.aio.server` does. No path of a call can stop it.
 
-    For a call of any other method it gets an empty path.
+    `paths` are those of all methods that the handler knows. For a call of any other method it gets an empty path.
     """
     return cast("grpc.aio.Server", _Server(handler, paths, options))
 

@@ -10,10 +10,10 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
+from integration_server.domain.call_quota import CallCounts, LocalCounts
 from integration_server.domain.errors import QuotaExceeded
-from integration_server.rpc.callers import CallCounts, CallerLookup, LocalCounts
-from integration_server.rpc.interceptors import Interceptor, first_request, wrap_in_context_manager
-from integration_server.rpc.methods import Behavior, Context, Method
+from integration_server.rpc.interceptors import first_request, wrap_in_context_manager
+from integration_server.rpc.methods import Behavior, CallerLookup, Context, Interceptor, Method
 from integration_server.rpc.request_streams import CANCELLATION_DELAY
 
 

@@ -163,7 +163,9 @@ def _is_updated(event: Mapping[str, Any], updated_min: str) -> bool:
 
 
 def _has_properties(properties: Mapping[str, str], constraints: Iterable[str]) -> bool:
-    return all(properties.get(name) == value for name, _, value in (one.partition("=") for one in constraints))
+    return all(
+        properties.get(name) == value for name, _, value in (constraint.partition("=") for constraint in constraints)
+    )
 
 
 def _start_time(event: Mapping[str, Any]) -> str:

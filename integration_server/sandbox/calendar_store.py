@@ -78,7 +78,9 @@ class CalendarStore:
         """An event or an instance, also a deleted one."""
         series = calendar.events.get(event_id.rpartition("_")[0], {})
         instances = self.instances(calendar, series) if event_id not in calendar.events else ()
-        found = calendar.events.get(event_id) or next((one for one in instances if one["id"] == event_id), None)
+        found = calendar.events.get(event_id) or next(
+            (instance for instance in instances if instance["id"] == event_id), None
+        )
         if found is None:
             raise ApiError(404, "notFound")
         return found
@@ -111,15 +113,17 @@ class CalendarStore:
         if any({"date", "dateTime"} <= after[name].keys() for name in ("start", "end")):
             raise ApiError(400, "invalid")
         if fields.get("attendeesOmitted"):
-            given = {attendee.get("email"): attendee for attendee in after["attendees"]}
-            after["attendees"] = [given.get(one.get("email"), one) for one in before.get("attendees", ())]
+            replacements = {attendee.get("email"): attendee for attendee in after["attendees"]}
+            after["attendees"] = [
+                replacements.get(attendee.get("email"), attendee) for attendee in before.get("attendees", ())
+            ]
         return self._save(calendar, event_id, {**after, **{name: before[name] for name in _KEPT if name in before}})
 
     def delete(self, calendar: StoredCalendar, event_id: str, etag: str | None) -> None:
         if calendar.events.get(event_id, {}).get("status") == "cancelled":
             raise ApiError(410, "deleted")
         self.current(calendar, event_id, etag)
-        changed = [one["id"] for one in calendar.events.values() if one.get("recurringEventId") == event_id]
+        changed = [event["id"] for event in calendar.events.values() if event.get("recurringEventId") == event_id]
         for name in (event_id, *changed):
             before = self.find(calendar, name)
             cancelled = {"kind": "calendar#event", "id": name, "status": "cancelled", "updated": self._timestamp()}

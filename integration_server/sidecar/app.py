@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 from integration_server.logs import AnyAccessLog
 from integration_server.sidecar.bodies import BodyReader
 from integration_server.sidecar.callback import CallbackReceiver
+from integration_server.sidecar.error_responses import ErrorResponses
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.http_limits import HttpLimits
 from integration_server.sidecar.middleware import (
@@ -25,9 +26,9 @@ from integration_server.sidecar.middleware import (
     OuterMiddleware,
     Probes,
     Readiness,
+    security_headers,
 )
 from integration_server.sidecar.pages import ResultPages
-from integration_server.sidecar.responses import Responses, security_headers
 from integration_server.sidecar.webhooks import WebhookReceiver
 
 CALLBACK_PATH = Area.CALLBACK.value
@@ -55,7 +56,7 @@ def create_app(
         server,
         limits,
         public_url,
-        Responses(pages),
+        pages,
         anonymous,
         headers,
         default_return_url,
@@ -69,18 +70,18 @@ def create_endpoints(
     server: ServerClient,
     limits: HttpLimits,
     public_url: str,
-    responses: Responses,
+    pages: ResultPages,
     anonymous: AnonymousLimits,
     headers: Mapping[str, str],
     default_return_url: str | None = None,
     access_log: AnyAccessLog | None = None,
 ) -> Starlette:
     """The routes. Only an endpoint reads a body: a request without a route is refused unread."""
-    bodies = BodyReader(limits)
+    bodies, errors = BodyReader(limits), ErrorResponses(pages)
     callback = CallbackReceiver(
-        server, responses, bodies, default_return_url, refuse_speculative=limits.refuse_speculative
+        server, pages, errors, bodies, default_return_url, refuse_speculative=limits.refuse_speculative
     )
-    webhook = WebhookReceiver(server, responses, public_url, bodies)
+    webhook = WebhookReceiver(server, errors, public_url, bodies)
     app = Starlette(
         routes=[
             _exact_route(["GET", "POST"], CALLBACK_PATH, callback.receive),
@@ -89,8 +90,8 @@ def create_endpoints(
             _exact_route(["GET", "POST"], WEBHOOK_PATH, webhook.receive),
             *(_exact_route(None, path, _refuse_method) for path in (LIVE_PATH, READY_PATH)),
         ],
-        middleware=[Middleware(OuterMiddleware, responses, headers, anonymous, access_log)],
-        exception_handlers={HTTPException: responses.http_exception},
+        middleware=[Middleware(OuterMiddleware, errors.http_error, headers, anonymous, access_log)],
+        exception_handlers={HTTPException: errors.http_exception},
     )
     # Starlette would redirect a path with a trailing slash, with code and state, to the host in the Host header.
     app.router.redirect_slashes = False

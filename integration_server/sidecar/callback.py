@@ -9,21 +9,24 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import parse_qsl
 
 import grpc.aio
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from integration_server.return_urls import with_result_params
+from integration_server.domain.content_negotiation import wants_html
+from integration_server.domain.return_urls import with_result_params
 from integration_server.sidecar.bodies import BodyReader
 from integration_server.sidecar.error_mapping import HttpError, to_http_error
+from integration_server.sidecar.error_responses import ErrorResponses, http_error_of
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.middleware import mark_verified
-from integration_server.sidecar.responses import Responses, http_error_of
-from integrations.v1.integration_service_pb2 import HandleCallbackRequest
+from integration_server.sidecar.pages import ResultPages
+from integrations.v1.integration_service_pb2 import HandleCallbackRequest, HandleCallbackResponse
 
 # Seconds. The server gives a provider 10 s to exchange the code and 10 s to name the account. A shorter deadline would
 # report a failure for a connection that then succeeds.
@@ -62,14 +65,16 @@ class CallbackReceiver:
     def __init__(
         self,
         server: ServerClient,
-        responses: Responses,
+        pages: ResultPages,
+        errors: ErrorResponses,
         bodies: BodyReader,
         default_return_url: str | None = None,
         *,
         refuse_speculative: bool = True,
     ) -> None:
         self._server = server
-        self._responses = responses
+        self._pages = pages
+        self._errors = errors
         self._bodies = bodies
         self._default_return_url = default_return_url
         self._refuse_speculative = refuse_speculative
@@ -77,7 +82,7 @@ class CallbackReceiver:
     async def receive(self, request: Request) -> Response:
         """Handle a request to the callback path, with or without an integration type at its end."""
         if self._refuse_speculative and is_speculative(request.headers):
-            return self._responses.http_error(request, _SPECULATIVE)
+            return self._errors.http_error(request, _SPECULATIVE)
         has_state = True
         try:
             callback = decode_callback(await self._read_parameters(request), request.path_params)
@@ -88,7 +93,7 @@ class CallbackReceiver:
         except grpc.aio.AioRpcError as error:
             return self._failure(request, to_http_error(error), has_state)
         mark_verified(request.scope)  # the server has decrypted the state
-        return self._responses.callback_result(request, result)
+        return self._result(request, result)
 
     async def _read_parameters(self, request: Request) -> str:
         """The parameters in the query and in a form, form-encoded. Raises `HTTPException`."""
@@ -101,6 +106,14 @@ class CallbackReceiver:
             raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"The body is not {_FORM_TYPE}")
         async with self._bodies.read(request, MAX_PARAMETERS - len(query) - 1) as form:
             return b"&".join(filter(None, (query, form.strip()))).decode("latin-1")
+
+    def _result(self, request: Request, result: HandleCallbackResponse) -> Response:
+        """The response for a handled callback. The server takes `redirect_url` from its allow-list."""
+        if not wants_html(request.headers.getlist("accept")):
+            return JSONResponse(_to_json(result))
+        if result.redirect_url:
+            return RedirectResponse(result.redirect_url, HTTPStatus.SEE_OTHER)
+        return self._pages.callback_result(result)
 
     def _failure(self, request: Request, error: HttpError, has_state: bool) -> Response:
         """The response for an error: the browser continues at the attempt's return URL, or else at the default.
@@ -115,7 +128,7 @@ class CallbackReceiver:
             error = replace(error, redirect_url=url if has_state else f"{url}#")
         if not has_state and error.reason == "INVALID_FIELD":
             error = replace(error, page="no_response")
-        return self._responses.http_error(request, error)
+        return self._errors.http_error(request, error)
 
 
 def is_speculative(headers: Headers) -> bool:
@@ -139,3 +152,14 @@ def _single_value(name: str, values: set[str]) -> str:
         # RFC 6749 §3.1: a parameter must not be repeated. Two readers could each take another value.
         raise HTTPException(HTTPStatus.BAD_REQUEST, f"The query has the parameter {name} more than once")
     return next(iter(values))
+
+
+def _to_json(result: HandleCallbackResponse) -> Mapping[str, Any]:
+    """The documented fields, always present, and the optional ones that have a value."""
+    optional = {name: getattr(result, name) for name in ("message", "reason", "confirmation_token")}
+    return {
+        "success": result.success,
+        "integration_id": result.integration_id or None,
+        "redirect_url": result.redirect_url or None,
+        **{name: value for name, value in optional.items() if value},
+    }

@@ -95,7 +95,7 @@ class _Channels:
         in_turn = [*self.states[first:], *self.states[:first]]
         if len(in_turn) == 1:
             return in_turn[0]
-        connected = [one for one in in_turn if one.channel.get_state(try_to_connect=True) is _READY]
+        connected = [state for state in in_turn if state.channel.get_state(try_to_connect=True) is _READY]
         return (connected or in_turn)[0]
 
     async def close(self, grace: float | None = None) -> None:
@@ -182,7 +182,10 @@ class ServerClient:
         token = self._token if path is None else _read_token(path, contents[path])
         metadata = () if token is None else [("authorization", f"Bearer {token}")]
         channels = [self._channel(target, contents) for target in self._targets]
-        states = [_ChannelState(one, metadata, IntegrationServiceStub(one), HealthStub(one)) for one in channels]
+        states = [
+            _ChannelState(channel, metadata, IntegrationServiceStub(channel), HealthStub(channel))
+            for channel in channels
+        ]
         return _Channels(states, itertools.count())
 
     def _channel(self, target: str, contents: Contents) -> grpc.aio.Channel:

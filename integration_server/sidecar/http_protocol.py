@@ -19,16 +19,85 @@ from starlette.types import Scope
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from integration_server.domain.http_syntax import RequestRefused, RequestSyntax, read_chunk_header
+from integration_server.domain.peers import peer_key
 from integration_server.http_serving import reset_connection
-from integration_server.peers import peer_key
 from integration_server.sidecar.http_limits import HttpLimits
-from integration_server.sidecar.middleware import AnonymousLimits, is_verified
-from integration_server.sidecar.responses import security_headers
-from integration_server.sidecar.strict_http import StrictConnection
+from integration_server.sidecar.middleware import AnonymousLimits, is_verified, security_headers
 
 _SLICE_BYTES = 4 * 1024
 _MAX_DISCARDED_BODIES = 16  # of the largest size: far more than a client sends by mistake
 _SOCKET_BUFFER_BYTES = 64 * 1024  # for a client that does not read, or sends at once; the kernel's grow to megabytes
+
+
+# --- the parser of a connection --------------------------------------------------------------------------------------
+
+
+class StrictConnection(h11.Connection):
+    """One connection's parser, which reads only what `RequestSyntax` accepts.
+
+    After `next_event` has raised, `refusal` is the status of the response to send.
+    """
+
+    def __init__(self, limits: HttpLimits) -> None:
+        super().__init__(h11.SERVER, limits.head_bytes)
+        self.refusal = HTTPStatus.BAD_REQUEST
+        self._limits = limits
+        self._syntax = RequestSyntax(head_bytes=limits.head_bytes, headers=limits.headers, url_bytes=limits.url_bytes)
+        self._chunks = 0
+        self._body_bytes = 0
+        self._expects_chunk = False  # the next bytes are a chunk's header, perhaps after the end of a chunk
+        self._expects_trailers = False
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """The next event. Raises `RemoteProtocolError`."""
+        try:
+            if self._limits.refuse_ambiguous:
+                self._check(self.trailing_data[0])
+            event = super().next_event()
+            self._follow(event)
+        except RequestRefused as error:
+            self.refusal = error.status
+            raise h11.RemoteProtocolError(str(error), error_status_hint=error.status) from error
+        except h11.RemoteProtocolError as error:
+            self.refusal = HTTPStatus(error.error_status_hint)
+            raise
+        return event
+
+    def _check(self, data: bytes) -> None:
+        """Check what h11 reads next."""
+        if self.their_state is h11.IDLE:
+            self._syntax.check_head(data)
+        elif self.their_state is h11.SEND_BODY and self._expects_trailers:
+            self._syntax.check_trailers(data)
+        elif self.their_state is h11.SEND_BODY and self._expects_chunk:
+            self._check_chunk_header(data)
+
+    def _check_chunk_header(self, data: bytes) -> None:
+        header = read_chunk_header(data)
+        if header is None:
+            return
+        size, rest = header
+        self._expects_chunk = False  # h11 reads the header now, even if nothing of the chunk has arrived
+        if not size:
+            self._expects_trailers = True
+            self._syntax.check_trailers(rest)
+
+    def _follow(self, event: h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]) -> None:
+        """Remember what comes after an event, and count chunks."""
+        if isinstance(event, h11.Request):
+            self._chunks = self._body_bytes = 0
+            self._expects_trailers = False
+            self._expects_chunk = any(name == b"transfer-encoding" for name, _ in event.headers)
+        elif isinstance(event, h11.Data):
+            self._chunks += event.chunk_start
+            self._body_bytes += len(event.data)
+            self._expects_chunk = event.chunk_end
+            if self._chunks > self._limits.chunks + self._body_bytes // 1024:
+                raise RequestRefused("too many chunks", HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+
+
+# --- connections -----------------------------------------------------------------------------------------------------
 
 
 class ConnectionPhase(Enum):

@@ -8,7 +8,7 @@ with too many gets 429 before anything else is done. Never limited are
   deliveries with failures from the provider's own addresses,
 - probes, which come before the limits, so that they are cheap.
 
-Limits on times, connections and sizes of heads are enforced below the app, in `http_protocol.py` and `strict_http.py`.
+Limits on times, connections and sizes of heads are enforced below the app, in `http_protocol.py`.
 """
 
 import asyncio
@@ -28,18 +28,21 @@ from cachetools import TTLCache
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from integration_server.domain.peers import LogLimiter, PeerLimiter, TrustedProxies, peer_key
 from integration_server.logs import AnyAccessLog
 from integration_server.observability.observed_calls import REQUEST_ID, TRACEPARENT, CallIdReader, current_ids
-from integration_server.peers import LogLimiter, PeerLimiter, TrustedProxies, peer_key
 from integration_server.sidecar.error_mapping import INTERNAL_ERROR, HttpError
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.http_limits import HttpLimits
-from integration_server.sidecar.responses import Responses, reason_of
 
 RecordRequest = Callable[[float, str, str], object]
 """Records a request: its seconds, its route, and its status or 0 if the client has gone before the response."""
+
+MakeError = Callable[[Request, HttpError], Response]
+"""Makes the response for an error, and notes its reason."""
 
 MALFORMED = "malformed"
 """The route of a request that the parser or a limit refused, of which nothing is known."""
@@ -53,7 +56,7 @@ _VERIFIED_TTL = timedelta(days=1).total_seconds()  # many accounts have a webhoo
 _MAX_UNTRUSTED = 100  # proxies
 _WARNING_INTERVAL = timedelta(hours=1).total_seconds()
 _MAX_VERIFIED = 10_000  # pairs of peer and path; each has once delivered a verified webhook
-_VERIFIED = "verified"
+_VERIFIED, _REASON = "verified", "reason"  # names in the state of a request
 
 # The server itself fails, or is full. The client may have done nothing wrong.
 _NOT_THE_PEERS_FAULT = frozenset({HTTPStatus.TOO_MANY_REQUESTS, *(status for status in HTTPStatus if status >= 500)})
@@ -85,7 +88,7 @@ class IdentifiedApp:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 # The app's own responses have none; those to webhooks have headers that a provider's type declares.
-                others = [one for one in message.get("headers", ()) if one[0] != _ID_HEADER]
+                others = [header for header in message.get("headers", ()) if header[0] != _ID_HEADER]
                 message = {**message, "headers": [*others, header]}
             await send(message)
 
@@ -172,7 +175,7 @@ class Probes:
         await send({"type": "http.response.body", "body": body})
 
 
-# --- limits for anonymous clients ------------------------------------------------------------------------------------
+# --- what is known about a request -----------------------------------------------------------------------------------
 
 
 def mark_verified(scope: Scope) -> None:
@@ -183,6 +186,19 @@ def mark_verified(scope: Scope) -> None:
 def is_verified(scope: Scope) -> bool:
     """Whether `mark_verified` was called for a request."""
     return bool(scope.get("state", {}).get(_VERIFIED))
+
+
+def note_reason(scope: Scope, reason: str) -> None:
+    """Note why a request fails, for the log."""
+    scope.setdefault("state", {})[_REASON] = reason
+
+
+def reason_of(scope: Scope) -> str:
+    """The reason that `note_reason` was called with; empty for none."""
+    return str(scope.get("state", {}).get(_REASON, ""))
+
+
+# --- limits for anonymous clients ------------------------------------------------------------------------------------
 
 
 class Area(Enum):
@@ -200,7 +216,7 @@ class Area(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Who sent a request, and where to."""
+    """The sender of a request, and its destination."""
 
     peer: str
     path: str = ""
@@ -327,14 +343,14 @@ class OuterMiddleware:
     def __init__(
         self,
         app: ASGIApp,
-        responses: Responses,
+        make_error: MakeError,
         headers: Mapping[str, str],
         anonymous: AnonymousLimits,
         access_log: AnyAccessLog | None = None,
     ) -> None:
         self._access_log = access_log
         self._app = app
-        self._responses = responses
+        self._make_error = make_error
         self._headers = {name.lower().encode(): value.encode() for name, value in headers.items()}
         self._anonymous = anonymous
         self._log = structlog.get_logger(__name__)
@@ -356,7 +372,7 @@ class OuterMiddleware:
             stack = "".join(traceback.format_tb(error.__traceback__))
             self._log.error("unhandled_exception", kind=type(error).__qualname__, stack=stack)
             if not exchange.status:
-                response = self._responses.http_error(Request(scope), INTERNAL_ERROR)
+                response = self._make_error(Request(scope), INTERNAL_ERROR)
                 await response(scope, exchange.receive, exchange.send)
         finally:
             self._anonymous.record(sender, scope, exchange.status)
@@ -366,9 +382,20 @@ class OuterMiddleware:
                 self._access_log.http(scope["method"], path, *outcome, seconds, sender.peer, current_ids.get())
 
     async def _refuse(self, scope: Scope, exchange: "_Exchange", retry_after: timedelta) -> None:
-        response = self._responses.http_error(Request(scope), _TOO_MANY_FAILURES)
+        response = self._make_error(Request(scope), _TOO_MANY_FAILURES)
         response.headers["Retry-After"] = str(math.ceil(retry_after.total_seconds()))
         await response(scope, exchange.receive, exchange.send)
+
+
+def security_headers(policy: str) -> Mapping[str, str]:
+    """Headers for every response. URLs here contain codes and states, which must not be stored or forwarded."""
+    return {
+        "Content-Security-Policy": policy,
+        "Cache-Control": "no-store",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+        "Vary": "Accept, Sec-Purpose, Purpose, X-Purpose, X-Moz",
+    }
 
 
 def announces_body(scope: Scope) -> bool:

@@ -8,11 +8,11 @@ from functools import partial
 import uvicorn
 from starlette.types import ASGIApp
 
+from integration_server.domain.peers import Network, TrustedProxies
 from integration_server.http_serving import SignalFreeServer, serving_http
 from integration_server.logs import written_access_log
 from integration_server.observability.observed_calls import CallIdReader
 from integration_server.observability.spans import Tracing
-from integration_server.peers import Network, TrustedProxies
 from integration_server.redaction import redact_text
 from integration_server.sidecar.app import create_app
 from integration_server.sidecar.grpc_client import ServerClient

@@ -9,9 +9,9 @@ from starlette.responses import Response
 
 from integration_server.sidecar.bodies import BodyReader
 from integration_server.sidecar.error_mapping import HttpError, to_http_error
+from integration_server.sidecar.error_responses import ErrorResponses
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.middleware import mark_verified
-from integration_server.sidecar.responses import Responses
 from integrations.v1.integration_service_pb2 import ReceiveWebhookRequest
 from integrations.v1.webhook_pb2 import WebhookHeader
 
@@ -27,9 +27,9 @@ _RETRYABLE_STATUSES = frozenset({HTTPStatus.GATEWAY_TIMEOUT, HTTPStatus.SERVICE_
 class WebhookReceiver:
     """Receives webhooks. A delivery that is not stored never gets a success status."""
 
-    def __init__(self, server: ServerClient, responses: Responses, public_url: str, bodies: BodyReader) -> None:
+    def __init__(self, server: ServerClient, errors: ErrorResponses, public_url: str, bodies: BodyReader) -> None:
         self._server = server
-        self._responses = responses
+        self._errors = errors
         self._bodies = bodies
         self._public_url = public_url.removesuffix("/")
 
@@ -39,7 +39,7 @@ class WebhookReceiver:
             async with self._bodies.read(request) as body:
                 rpc_response = await self._server.receive_webhook(self._decode(request, body), timeout=DEADLINE)
         except grpc.aio.AioRpcError as error:
-            return self._responses.http_error(request, _to_retryable_error(error))
+            return self._errors.http_error(request, _to_retryable_error(error))
         if rpc_response.verified:
             mark_verified(request.scope)
         response = Response(rpc_response.body, rpc_response.status_code, media_type="text/plain")

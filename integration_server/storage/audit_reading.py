@@ -11,11 +11,11 @@ from typing import Any
 from sqlalchemy import Column, ColumnElement, Row, Select, literal, or_, select, tuple_
 
 from integration_server.domain.audit import AuditEntry, recorded_caller, recorded_user_id
+from integration_server.domain.text_escaping import EscapedText
 from integration_server.service.operators.ports import AuditFilter, AuditPage, AuditPosition, ListedEntry
 from integration_server.storage.audit import TEXTS, UNREADABLE
 from integration_server.storage.engine import Database, from_row
 from integration_server.storage.tables import audit_entries
-from integration_server.text_escaping import EscapedText
 
 _E = audit_entries.c
 _KEY = (_E.chain_id, _E.sequence)
@@ -67,9 +67,9 @@ class SqlAuditEntries:
     async def _read_one_by_one(self, query: Select[Any]) -> Sequence[Row[Any] | None]:
         rows: list[Row[Any] | None] = []
         for key in await self._database.fetch(query.with_only_columns(*_KEY)):
-            one = select(audit_entries).where(_E.chain_id == key.chain_id, _E.sequence == key.sequence)
+            single_entry = select(audit_entries).where(_E.chain_id == key.chain_id, _E.sequence == key.sequence)
             try:
-                rows += [row if _is_readable(row) else None for row in await self._database.fetch(one)]
+                rows += [row if _is_readable(row) else None for row in await self._database.fetch(single_entry)]
             except UNREADABLE:
                 rows.append(None)
         return rows

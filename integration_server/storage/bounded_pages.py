@@ -54,7 +54,7 @@ def _sqlite(element: ByteLength, compiler: SQLCompiler, **options: object) -> st
 
 def row_bytes(columns: Iterable[ColumnElement[Any]]) -> ColumnElement[int]:
     """An estimate of the bytes that these columns of a row take in a response: not less than they take."""
-    lengths = [_max_bytes(one) for one in columns if isinstance(one.type, String | JSON | LargeBinary)]
+    lengths = [_max_bytes(column) for column in columns if isinstance(column.type, String | JSON | LargeBinary)]
     return reduce(add, lengths, literal(_FIXED_BYTES, BigInteger))
 
 

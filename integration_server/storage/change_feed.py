@@ -206,10 +206,10 @@ def _quiet_query(ordering: ChangeOrdering, *, has_missing: bool) -> DriverQuery:
     """Whether there is a change after a cursor, with the snapshot of the same moment. Parameters: `end`, `missing`."""
     # As in `_poll_query`: each condition alone and in order.
     newest = (
-        select(ordering.position).where(one).order_by(ordering.position).limit(1).subquery()
-        for one in _unread(ordering, has_missing=has_missing)
+        select(ordering.position).where(condition).order_by(ordering.position).limit(1).subquery()
+        for condition in _unread(ordering, has_missing=has_missing)
     )
-    has_changes = or_(*(exists(select(one)) for one in newest))
+    has_changes = or_(*(exists(select(subquery)) for subquery in newest))
     columns: Sequence[ColumnElement[Any]] = (ordering.snapshot, DatabaseTime(), has_changes)
     return DriverQuery(select(*columns))
 

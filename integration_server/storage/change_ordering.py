@@ -54,7 +54,9 @@ class SnapshotOrdering:
     ) -> ChangeCursor:
         """The snapshot as a cursor: `xmin:xmax:xip,…` (PostgreSQL, §9.27.11)."""
         _xmin, xmax, in_progress = snapshot.split(":")
-        return ChangeCursor(int(xmax), {int(one): time for one in in_progress.split(",") if one})
+        return ChangeCursor(
+            int(xmax), {int(transaction_id): time for transaction_id in in_progress.split(",") if transaction_id}
+        )
 
 
 class SequenceOrdering:

@@ -42,7 +42,7 @@ from integration_server.service.integrations.ports import (
     NewIntegration,
 )
 from integration_server.storage.driver_queries import ConstraintViolated, DriverConnection, DriverQuery, Values
-from integration_server.storage.due_work_claims import is_held
+from integration_server.storage.due_work_claims import is_held, renew
 from integration_server.storage.engine import Database, DatabaseTime, from_row
 from integration_server.storage.integrations import (
     COMMIT_CREDENTIALS,
@@ -78,7 +78,7 @@ _REMOVE_IF_ABANDONED = DriverQuery(
     REMOVE_ABANDONED.where(_I.integration_id == bindparam("of_integration"), _I.user_id == bindparam("of_user"))
 )
 
-_COLUMNS = {one.name: _A[one.name] for one in fields(AuthorizationAttempt)}
+_COLUMNS = {field.name: _A[field.name] for field in fields(AuthorizationAttempt)}
 """The columns of an attempt, in the order of its fields."""
 
 _FIND = DriverQuery(select(*_COLUMNS.values()).where(_A.attempt_id == bindparam("of_attempt")))
@@ -131,7 +131,7 @@ _END_POLLS = DriverQuery(
 
 _INSERT = DriverQuery(
     insert(authorization_attempts).values(
-        {name: bindparam(f"new_{name}", type_=one.type) for name, one in _COLUMNS.items()}
+        {name: bindparam(f"new_{name}", type_=column.type) for name, column in _COLUMNS.items()}
         | {
             "state": AttemptState.STARTED.value,
             "poll_due_time": DatabaseTime(bindparam("new_poll_interval_seconds", type_=Float)),
@@ -197,6 +197,24 @@ class SqlAuthorizationAttempts:
     async def consume_pending_callback(self, attempt_id: str, now: datetime) -> AuthorizationAttempt | None:
         """Take an attempt with a pending callback, for this caller only. None unless it has one and is valid."""
         return await self._run(_CONSUME_HELD, of_attempt=attempt_id, now=now)
+
+    async def begin_poll(
+        self, claim: Claim[AuthorizationAttempt], claim_duration: timedelta
+    ) -> Claim[AuthorizationAttempt] | None:
+        """Claim a due poll anew for its request, unless the attempt has ended or another process has claimed it."""
+        async with self._database.write_transaction() as connection:
+            begin = (
+                update(authorization_attempts)
+                .where(*is_held(claim, _A.attempt_id, _A.poll_due_time), _A.integration_id.is_not(None))
+                .values(poll_due_time=DatabaseTime(claim_duration))
+                .returning(_A.poll_due_time)
+            )
+            due_time = (await connection.execute(begin)).scalar_one_or_none()
+            if due_time is None:
+                return None
+            renewed = claim.renewed(due_time)
+            await connection.execute(renew(claim, renewed))
+        return renewed
 
     async def postpone_poll(
         self, claim: Claim[AuthorizationAttempt], delay: timedelta, *, interval: timedelta, failures: int
@@ -427,7 +445,7 @@ async def _require_valid_grant(
     if proof is None:
         return
     await connection.run(_SHARE_REVOCATIONS)
-    clients = [(one.integration_type, one.oauth_client) for one in proof.ended_by]
+    clients = [(scope.integration_type, scope.oauth_client) for scope in proof.ended_by]
     ((may_have_ended,),) = await connection.run(
         _MAY_HAVE_ENDED,
         proof_time=proof.time,

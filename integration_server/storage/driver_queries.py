@@ -69,7 +69,7 @@ class DriverQuery:
 
     statement: Select[Any] | CompoundSelect[Any] | UpdateBase
 
-    def named(self, rows: Sequence[Values]) -> Sequence[Any]:
+    def as_records(self, rows: Sequence[Values]) -> Sequence[Any]:
         """Rows of this query whose values are attributes, named as the columns."""
         return list(map(self._row_type._make, rows))
 
@@ -107,8 +107,8 @@ class CompiledQuery:
         if not self._converters:
             return found
         rows = []
-        for one in found:
-            row = list(one)
+        for values in found:
+            row = list(values)
             for index, convert in self._converters:
                 value = row[index]
                 if value is not None:  # the conversions leave NULL as it is
@@ -297,7 +297,7 @@ class DriverQueries:
         with waiting_for_store(), ConnectionErrors():
             lent = await _lend_raw(engine)
             self.record_wait(time.perf_counter() - begin)
-            async with _GivenBackAfterErrors(engine, lent):
+            async with _ReleaseAfterErrors(engine, lent):
                 rows = await self._over_driver(engine, lent).run(query, **parameters)
             await _return_raw(engine, lent)
             return rows
@@ -317,7 +317,7 @@ class DriverQueries:
                 if self._monitor is not None and _is_closed(self._monitor):
                     await self._return_monitor()
                 lent, self._monitor = self._monitor or await _lend_raw(self._monitors.sync_engine), None
-                async with _GivenBackAfterErrors(self._monitors.sync_engine, lent):
+                async with _ReleaseAfterErrors(self._monitors.sync_engine, lent):
                     rows = await self._over_driver(self._monitors.sync_engine, lent).run(query, **parameters)
                 self._monitor = lent
                 return rows
@@ -343,14 +343,14 @@ class DriverQueries:
         with waiting_for_store(), ConnectionErrors():
             lent = await _lend_raw(engine)
             self.record_wait(time.perf_counter() - begin)
-            async with _GivenBackAfterErrors(engine, lent):
+            async with _ReleaseAfterErrors(engine, lent):
                 yield self._over_driver(engine, lent)
             await _return_raw(engine, lent)
 
     def trace_statements(self, add_span: AddSpan) -> None:
         """Add a span for each statement from now on."""
         self.add_span = add_span
-        for engine in {one.sync_engine for one in (self._readers, self._writers, self._autocommit_writers)}:
+        for engine in {engine.sync_engine for engine in (self._readers, self._writers, self._autocommit_writers)}:
             trace_statements(engine, add_span)
 
     def _over_driver(self, engine: Engine, lent: PoolProxiedConnection) -> DriverConnection:
@@ -393,7 +393,7 @@ def _is_closed(lent: PoolProxiedConnection) -> bool:
     return isinstance(driver, asyncpg.Connection) and driver.is_closed()
 
 
-class _GivenBackAfterErrors:
+class _ReleaseAfterErrors:
     """Gives a connection back to its pool after an error of the block; closes it if its state is not known."""
 
     __slots__ = ("_engine", "_lent")
@@ -423,8 +423,8 @@ class _TransactionNotEnded(Exception):
 async def _lend_raw(engine: Engine) -> PoolProxiedConnection:
     """A connection of the pool. A greenlet costs more than the pool does, and is needed only to wait."""
     pool = engine.pool
-    if isinstance(pool, KeepingPool) and (kept := pool.take_kept()) is not None:
-        return kept
+    if isinstance(pool, KeepingPool) and (idle := pool.take_idle()) is not None:
+        return idle
     if not _waits_for_thread(engine):
         with suppress(MissingGreenlet):  # no connection is free, or it was closed
             return engine.raw_connection()

@@ -1,8 +1,8 @@
 """SQL implementation of `DueWork`: the only statements that find, claim and postpone due work.
 
 Due times stay in the tables of the jobs, so that the outcome of a job and its next due time are one statement. Each
-table is declared once below. Every job has an index on (type, due time): the types are found by a loose index scan, and
-each claim reads the rows that it takes and those before them that are claimed, so that the cost of a poll does not
+table is declared once below. Every job has an index on (type, due time, id): the types are found by a loose index scan,
+and each claim reads the rows that it takes and those before them that are claimed, so that the cost of a poll does not
 depend on the number of due rows. `due_work_claims.py` says what a claim is.
 
 All times are the database's. The refresh lease (`refresh_leases.py`) is a different mechanism: it protects a call that
@@ -40,7 +40,14 @@ from sqlalchemy.dialects import postgresql, sqlite
 from integration_server.service.background.ports import Claim, JobKind
 from integration_server.storage.connections import attempt_of
 from integration_server.storage.driver_queries import DriverQuery
-from integration_server.storage.due_work_claims import NOW, claimable_time, is_due, is_held, is_of
+from integration_server.storage.due_work_claims import (
+    OUTDATED,
+    claimable_time,
+    is_due,
+    is_held,
+    is_of,
+    values_of_next_claim,
+)
 from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.integrations import stored_integration_of
 from integration_server.storage.list_parameters import is_one_of
@@ -158,14 +165,14 @@ class SqlDueWork:
         if not claimed:
             return []
         to_row_id = table.row_id.type.python_type
-        claims = {to_row_id(text): times for text, *times in claimed}
+        claims = {to_row_id(text): values for text, *values in claimed}
         # Read after the claim, so that the work sees what has changed since the row was found to be due.
         read = _read_query(job_kind)
-        found = read.named(await self._database.read(read, row_ids=list(claims)))
+        found = read.as_records(await self._database.read(read, row_ids=list(claims)))
         rows = {getattr(row, table.row_id.key): row for row in found}
         return [
-            Claim(job_kind, row_id, due_time, expire_time, table.item_of(rows[row_id]))
-            for row_id, (due_time, expire_time) in claims.items()
+            Claim(job_kind, row_id, due_time, expire_time, table.item_of(rows[row_id]), expired_claims)
+            for row_id, (due_time, expire_time, expired_claims) in claims.items()
             if row_id in rows and getattr(rows[row_id], table.due_time.key) == due_time
         ]
 
@@ -182,10 +189,10 @@ class SqlDueWork:
         return None if row is None else claim.renewed(row[0])
 
     async def prune(self) -> int:
-        """Delete the claims that have expired, in batches. Returns how many."""
+        """Delete the claims that have expired, in batches, and not those that are about to be claimed again."""
         total, count = 0, BATCH_SIZE
         while count == BATCH_SIZE:  # not until none is left: others expire meanwhile
-            count = await prune(self._database, due_work_claims.c.expire_time, NOW)
+            count = await prune(self._database, due_work_claims.c.expire_time, OUTDATED)
             total += count
         return total
 
@@ -200,7 +207,8 @@ def _claim_query(job_kind: JobKind, claim_duration: timedelta, dialect: str) -> 
 def claim_statement(
     job_kind: JobKind, job_type: ColumnElement[str], limit: ColumnElement[int], claim_duration: timedelta, dialect: str
 ) -> UpdateBase:
-    """The statement that claims due rows of any job. It returns their ids and due times, and the ends of the claims."""
+    """The statement that claims due rows of any job. It returns their ids and due times, the ends of the claims, and
+    how many claims have expired before."""
     table, claims = _TABLES[job_kind], due_work_claims.c
     replaced = select(claims.expire_time).where(is_of(job_kind, table.row_id)).correlate(table.row_id.table)
     values = {
@@ -222,10 +230,10 @@ def claim_statement(
     new = insert.from_select([column.name for column in values], due)
     claim: UpdateBase = new.on_conflict_do_update(
         index_elements=[claims.job_kind, claims.row_id],
-        set_={name: new.excluded[name] for name in ("due_time", "expire_time", "replaced_expire_time")},
+        set_=values_of_next_claim(new.excluded, claim_duration, dialect),
         # If another process has claimed the row since this statement began, it keeps it.
         where=claims.expire_time == new.excluded.replaced_expire_time,
-    ).returning(claims.row_id, claims.due_time, claims.expire_time)
+    ).returning(claims.row_id, claims.due_time, claims.expire_time, claims.expired_claims)
     return claim
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, String, and_, bindparam, func, literal, or_, select
+from sqlalchemy import ColumnElement, Row, Select, String, bindparam, func, literal, select, tuple_
 
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.service.background.ports import JobKind
@@ -34,7 +34,7 @@ _DESCRIPTIONS: Mapping[JobKind, tuple[ColumnElement[Any], ColumnElement[Any], Co
 
 
 def due_rows_statement(job_kind: JobKind, job_type: str, after: DuePosition | None, limit: int) -> Select[Any]:
-    """The statement that lists rows in the order of the index on (type, due time), with the time now.
+    """The statement that lists rows in the order of the index on (type, due time, id), with the time now.
 
     Also those that are not due yet: PostgreSQL expects few rows between a time and an unknown one, and would sort all.
     """
@@ -48,8 +48,9 @@ def due_rows_statement(job_kind: JobKind, job_type: str, after: DuePosition | No
     statement = select(*columns).where(*conditions, due_time.is_not(None)).order_by(due_time, row_id).limit(limit)
     if after is None:
         return statement
-    is_later = or_(due_time > after.due_time, and_(due_time == after.due_time, row_id > after.row_id))
-    return statement.where(due_time >= after.due_time, is_later)  # the first is the condition that an index serves
+    # One comparison of rows, which an index serves from the position on, also among equal times.
+    position = literal(after.due_time, due_time.type), literal(after.row_id, row_id.type)
+    return statement.where(tuple_(due_time, row_id) > tuple_(*position))
 
 
 def due_count_statement(job_kind: JobKind, job_type: str) -> Select[Any]:

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from sqlalchemy import (
-    BindParameter,
+    ColumnElement,
     Connection,
     Executable,
     Row,
@@ -182,14 +182,14 @@ def _begin_immediate(connection: Connection) -> None:
 class DatabaseTime(FunctionElement[datetime]):
     """The current time of the database plus `offset`; not the start of the transaction.
 
-    `offset` may be a parameter, in seconds: NULL makes the time NULL.
+    `offset` may be an expression, in seconds: NULL makes the time NULL.
     """
 
     name = "database_time"
     type = UtcDateTime()
     inherit_cache = True
 
-    def __init__(self, offset: timedelta | BindParameter[float] = timedelta(0)) -> None:
+    def __init__(self, offset: timedelta | ColumnElement[float] = timedelta(0)) -> None:
         is_fixed = isinstance(offset, timedelta)
         super().__init__(bindparam(None, offset.total_seconds(), unique=True) if is_fixed else offset)
 
@@ -205,7 +205,7 @@ def _postgresql(element: DatabaseTime, compiler: SQLCompiler, **options: object)
 def _sqlite(element: DatabaseTime, compiler: SQLCompiler, **options: object) -> str:
     (seconds,) = element.clauses
     # The text format of `UtcDateTime` in SQLite, so that times compare as text.
-    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {compiler.process(seconds, **options)} || ' seconds')"
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', ({compiler.process(seconds, **options)}) || ' seconds')"
 
 
 def from_row(value_type: type[T], row: Any, **converted: object) -> T:  # noqa: ANN401  # columns as attributes

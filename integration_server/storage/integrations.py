@@ -64,7 +64,9 @@ _T = integrations.c
 
 _FAILURE_COLUMNS = ("last_error_class", "last_error_time", "last_error_message")
 _NAMES = [
-    name for one in fields(Integration) for name in (_FAILURE_COLUMNS if one.name == "last_error" else (one.name,))
+    name
+    for field in fields(Integration)
+    for name in (_FAILURE_COLUMNS if field.name == "last_error" else (field.name,))
 ]
 
 PLAINTEXT_COLUMNS = [_T[name] for name in _NAMES]
@@ -122,7 +124,7 @@ COMMIT_CREDENTIALS = (
     update(integrations)
     .where(*(_T[name] == bindparam(f"of_{name}") for name in _FENCE))
     .values(
-        **new_parameters(one.name for one in fields(NewCredentials)),
+        **new_parameters(field.name for field in fields(NewCredentials)),
         **_NO_REFRESH_FAILURE,
         update_time=bindparam("now", type_=UtcDateTime),
         version=_T.version + 1,
@@ -167,15 +169,18 @@ class SqlIntegrations:
         """The integrations of the targets, read with one statement, up to `max_bytes`."""
         if not targets:
             return FoundIntegrations({})
-        asked = sorted({(integration_id, user_id or ANY_USER) for integration_id, user_id in targets})
+        distinct_targets = sorted({(integration_id, user_id or ANY_USER) for integration_id, user_id in targets})
         found: dict[IntegrationId, StoredIntegration] = {}
         omitted: set[IntegrationId] = set()
         name = self._database.dialect_name
         parameters: dict[str, Any] = {"max_bytes": max_bytes}
         if name == "postgresql":
-            parameters |= {"ids": [one[0] for one in asked], "user_ids": [one[1] for one in asked]}
+            parameters |= {
+                "ids": [target[0] for target in distinct_targets],
+                "user_ids": [target[1] for target in distinct_targets],
+            }
         else:
-            parameters["targets"] = json.dumps(asked)
+            parameters["targets"] = json.dumps(distinct_targets)
         for index, row in enumerate(await self._database.read(_FIND_MANY[name], **parameters)):
             if row[0] is None:
                 omitted.add(IntegrationId(row[-1]))
@@ -330,7 +335,7 @@ _plaintext_values = attrgetter(*_NAMES)
 _AUTH_METHOD, _SCOPES, _MISSING_SCOPES = map(_NAMES.index, ("auth_method", "scopes", "missing_scopes"))
 _INTEGRATION_TYPE = _NAMES.index("integration_type")
 _FAILURE = slice(_NAMES.index(_FAILURE_COLUMNS[0]), _NAMES.index(_FAILURE_COLUMNS[-1]) + 1)
-_AUTH_METHODS = {one.value: one for one in AuthMethod}
+_AUTH_METHODS = {auth_method.value: auth_method for auth_method in AuthMethod}
 
 
 def stored_integration_of(row: Row[Any]) -> StoredIntegration:
@@ -383,7 +388,7 @@ def new_integration_values(integration: NewIntegration, now: datetime) -> dict[s
 
 
 def credential_values(credentials: NewCredentials) -> dict[str, Any]:
-    return {one.name: getattr(credentials, one.name) for one in fields(credentials)}
+    return {field.name: getattr(credentials, field.name) for field in fields(credentials)}
 
 
 def commit_parameters(integration: Integration, values: Mapping[str, Any], now: datetime) -> Mapping[str, Any]:

@@ -118,7 +118,7 @@ class SqlOAuthClients:
         return True
 
     async def set_alarm(self, integration_type: str, name: str, state: SecretState | None) -> None:
-        """Record what the provider says about the secrets of a client."""
+        """Record whether the provider refuses secrets of a client."""
         if state is None:
             await self._database.write(_without_alarm(integration_type, name))
             return

@@ -173,13 +173,13 @@ class KeepingPool(AsyncAdaptedQueuePool):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  # those of the base class
         super().__init__(*arguments, **options)
-        self._kept: list[PoolProxiedConnection] = []
+        self._idle: list[PoolProxiedConnection] = []
         self._takers = 0
 
-    def take_kept(self) -> PoolProxiedConnection | None:
+    def take_idle(self) -> PoolProxiedConnection | None:
         """A connection that is kept, if there is one that the server has not closed."""
-        while self._kept:
-            lent = self._kept.pop()
+        while self._idle:
+            lent = self._idle.pop()
             driver: Any = lent.driver_connection
             if not driver.is_closed():
                 return lent
@@ -191,10 +191,10 @@ class KeepingPool(AsyncAdaptedQueuePool):
         if self._takers:
             lent.close()
         else:
-            self._kept.append(lent)
+            self._idle.append(lent)
 
     def _do_get(self) -> ConnectionPoolEntry:
-        self._give_back_kept()
+        self._return_idle()
         self._takers += 1
         try:
             return super()._do_get()
@@ -203,12 +203,12 @@ class KeepingPool(AsyncAdaptedQueuePool):
 
     def dispose(self) -> None:
         """Close all connections that are not in use."""
-        self._give_back_kept()
+        self._return_idle()
         super().dispose()
 
-    def _give_back_kept(self) -> None:
-        while self._kept:
-            self._kept.pop().close()
+    def _return_idle(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
 
 
 def _engine(

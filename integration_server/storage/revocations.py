@@ -33,7 +33,7 @@ from integration_server.service.connections.revocation_ports import (
     Revocation,
 )
 from integration_server.storage.async_engine import AsyncConnection
-from integration_server.storage.due_work_claims import is_held
+from integration_server.storage.due_work_claims import is_held, renew
 from integration_server.storage.engine import Database, DatabaseTime, from_row
 from integration_server.storage.tables import integrations, locks, revocations
 
@@ -73,19 +73,21 @@ class SqlRevocationOutbox:
             if await connection.scalar(select(_R.revocation_id).where(*is_claimed)) is None:
                 return CallDecision.NOT_CLAIMED, claim
             if keeps_shared_grants:
-                for decision, whose in (
+                for decision, user_condition in (
                     (CallDecision.SHARED_WITH_OWN, _T.user_id == claim.item.grant.user_id),
                     (CallDecision.SHARED, _T.user_id != claim.item.grant.user_id),
                 ):
-                    ends_one = ends_integration(claim.item.grant, ended, comparable_types, whose)
-                    if await connection.scalar(ends_one):
+                    ends_connected = ends_integration(claim.item.grant, ended, comparable_types, user_condition)
+                    if await connection.scalar(ends_connected):
                         await connection.execute(delete(revocations).where(*is_claimed))
                         return decision, claim
             due_time = (await connection.execute(select(DatabaseTime(claim_duration)))).scalar_one()
             begin = update(revocations).where(*is_claimed).values(due_time=due_time, call_due_time=due_time)
             if not (await connection.execute(begin)).rowcount:  # another process has claimed it since it was read
                 return CallDecision.NOT_CLAIMED, claim
-        return CallDecision.SEND, claim.renewed(due_time)
+            renewed = claim.renewed(due_time)
+            await connection.execute(renew(claim, renewed))
+        return CallDecision.SEND, renewed
 
     async def complete(self, claim: Claim[Revocation]) -> None:
         """Record that the grant is revoked, and delete its credentials."""
@@ -104,12 +106,12 @@ def ends_integration(
     grant: OrphanedGrant,
     ended: Collection[ClientScope],
     comparable_types: Collection[str],
-    whose: ColumnElement[bool],
+    user_condition: ColumnElement[bool],
 ) -> Select[tuple[bool]]:
     """The query whether the revocation of a grant may end a connected integration of some users."""
     is_connected = _T.connect_time.is_not(None)
     conditions = _ended_integrations(grant, ended, comparable_types)
-    return select(or_(false(), *(exists().where(is_connected, whose, one) for one in conditions)))
+    return select(or_(false(), *(exists().where(is_connected, user_condition, condition) for condition in conditions)))
 
 
 def _ended_integrations(

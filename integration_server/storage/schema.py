@@ -126,7 +126,9 @@ class Revisions:
     @classmethod
     def of_folder(cls, folder: Path) -> "Revisions":
         """Read the files of a folder."""
-        found = {one.down_revision: one for path in folder.glob("*.py") if (one := _Revision.of_file(path))}
+        found = {
+            revision.down_revision: revision for path in folder.glob("*.py") if (revision := _Revision.of_file(path))
+        }
         ordered: list[_Revision] = []
         while (following := found.get(ordered[-1].revision if ordered else None)) is not None:
             ordered.append(following)
@@ -135,12 +137,12 @@ class Revisions:
     @property
     def known(self) -> Sequence[str]:
         """Their ids."""
-        return [one.revision for one in self.revisions]
+        return [revision.revision for revision in self.revisions]
 
     def oldest_compatible(self, revision: str) -> str:
         """The last contract revision up to this one."""
         before = self.revisions[: self.known.index(revision) + 1]
-        return next(one.revision for one in reversed(before) if one.phase == "contract")
+        return next(revision.revision for revision in reversed(before) if revision.phase == "contract")
 
     def baseline_fingerprint(self, dialect_name: str) -> str:
         """The hash of the SQL of the first revision."""

@@ -143,7 +143,7 @@ _partial_index(
 )
 for _due_time in (integrations.c.refresh_due_time, integrations.c.check_due_time):
     _name = f"ix_integrations_client_key_{_due_time.name}"
-    _partial_index(_name, is_usable, integrations.c.client_key, _due_time)
+    _partial_index(_name, is_usable, integrations.c.client_key, _due_time, integrations.c.integration_id)
 _partial_index(
     "ix_integrations_integration_type_oauth_client",
     integrations.c.oauth_client != literal_column("''"),
@@ -212,7 +212,8 @@ is_polled = and_(
 _partial_index(
     "ix_authorization_attempts_integration_type_poll_due_time",
     is_polled,
-    *(authorization_attempts.c.integration_type, authorization_attempts.c.poll_due_time),
+    authorization_attempts.c.integration_type,
+    *(authorization_attempts.c.poll_due_time, authorization_attempts.c.attempt_id),
 )
 
 refresh_leases = Table(
@@ -270,7 +271,7 @@ revocations = Table(
     Column("token_fingerprint", String(64), index=True),
     Column("call_due_time", UtcDateTime),
     Column("revoke_time", UtcDateTime),
-    Index("ix_revocations_client_key_due_time", "client_key", "due_time"),
+    Index("ix_revocations_client_key_due_time", "client_key", "due_time", "revocation_id"),
     Index("ix_revocations_integration_type_account_id", "integration_type", "account_id"),
     sqlite_autoincrement=True,
 )
@@ -489,12 +490,14 @@ due_work_claims = Table(
     Column("due_time", UtcDateTime, nullable=False),
     Column("expire_time", UtcDateTime, nullable=False),
     Column("replaced_expire_time", UtcDateTime),
+    Column("expired_claims", Integer, nullable=False, server_default="0"),
     # So that a table with few claims has many pages, and keeps them: PostgreSQL would plan to scan a small table for
     # each due row, and keep the plan while it grows.
     postgresql_with={"fillfactor": 10, "vacuum_truncate": "false"},
 )
 """The claims of due work; see `due_work_claims.py`. `row_id` is the primary key in the table of the job, as text.
-`replaced_expire_time` is the end of the claim of the same row that this one has replaced."""
+`replaced_expire_time` is the end of the claim of the same row that this one has replaced. `expired_claims` is the
+number of claims of the same due time that have expired before it."""
 
 
 def data_key_id(ciphertext: ColumnElement[bytes]) -> ColumnElement[bytes]:

@@ -175,7 +175,10 @@ async def _drop(connection: DriverConnection, oldest: Sequence[Values]) -> None:
     if oldest:
         attempt_ids, integration_ids = zip(*oldest, strict=True)
         await connection.run(_DROP, attempt_ids=attempt_ids)
-        await connection.run(_DROP_ABANDONED, integration_ids=[one for one in integration_ids if one is not None])
+        await connection.run(
+            _DROP_ABANDONED,
+            integration_ids=[integration_id for integration_id in integration_ids if integration_id is not None],
+        )
 
 
 async def use_webhook_bytes(connection: DriverConnection, user_id: UserId, count: int, quotas: UserQuotas) -> None:

@@ -26,7 +26,10 @@ class ValueRows:
         """The parameters for these rows, each with the values of the columns in their order."""
         if dialect.name != "sqlite":
             values = list(zip(*rows, strict=True)) or [()] * len(self._columns)
-            return {self._key(column): list(one) for column, one in zip(self._columns, values, strict=True)}
+            return {
+                self._key(column): list(column_values)
+                for column, column_values in zip(self._columns, values, strict=True)
+            }
         processors = [column.type.dialect_impl(dialect).bind_processor(dialect) for column in self._columns]
         converted = [
             [value if convert is None else convert(value) for value, convert in zip(row, processors, strict=True)]

@@ -88,8 +88,8 @@ def _store_one() -> DriverQuery:
     )
     usage = use_if_free.returning(user_usage.c.user_id).cte("usage")
     reserved = _reserve_numbers.where(_I.user_id == usage.c.user_id).cte("reserved")
-    given = [bindparam(name, type_=_E[name].type) for name in (*_EVENT_VALUES, "integration_id")]
-    values = select(*given, reserved.c.user_id, reserved.c.integration_type, reserved.c.last_webhook_number)
+    parameters = [bindparam(name, type_=_E[name].type) for name in (*_EVENT_VALUES, "integration_id")]
+    values = select(*parameters, reserved.c.user_id, reserved.c.integration_type, reserved.c.last_webhook_number)
     names = [*_EVENT_VALUES, "integration_id", "user_id", "integration_type", "number"]
     stored = insert(webhook_events).from_select(names, values).returning(_E.webhook_event_id).cte("stored")
     outcome: Sequence[ColumnElement[Any]] = (exists(select(stored.c.webhook_event_id)), _is_known)

@@ -18,6 +18,7 @@ from integration_server.client import Account, Integrations
 _START_DEADLINE = 120.0  # seconds, on a busy machine
 _COMMAND_DEADLINE = 60.0  # seconds
 _STOP_DEADLINE = 15.0  # seconds; the server gives calls in progress a few
+MAX_COMMAND = 16 << 20  # bytes; a body that exceeds the limits of responses fits
 _LOG_TAIL = 20_000  # bytes of the log in a report
 
 Endpoint = Literal["token", "authorize", "userinfo", "account", "revoke", "calendar"]
@@ -150,6 +151,8 @@ class IntegrationServerSandbox:
 
     def _command(self, command: str, **arguments: object) -> Any:  # noqa: ANN401 — of the command
         line = json.dumps({"command": command, **arguments}).encode() + b"\n"
+        if len(line) > MAX_COMMAND:  # the server would end
+            raise SandboxError(f"{command}: has {len(line)} bytes; at most {MAX_COMMAND} are possible")
         try:
             self._commands.write(line)
             self._commands.flush()

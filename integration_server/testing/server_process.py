@@ -27,11 +27,12 @@ from integration_server.sandbox.model import Account
 from integration_server.sandbox.state import Sandbox
 from integration_server.settings import Settings
 from integration_server.storage.schema import migrate
+from integration_server.testing.sandbox import MAX_COMMAND
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
 
 _DEADLINE = 30.0  # seconds; everything runs on this machine
-_MAX_COMMAND = 1 << 20  # bytes of a line
+_MAX_SHIFT = timedelta(days=36_500)  # far from the end of what dates and databases express
 _ENDPOINTS: Final[Sequence[Endpoint]] = get_args(Endpoint)
 
 
@@ -77,6 +78,8 @@ class Commands:
         self._sandbox.expire_access_tokens()
 
     async def _revoke(self, user: str) -> None:
+        if user not in self._sandbox.accounts:
+            raise ValueError(f"{user} has no account at the provider: connect it first")
         self._sandbox.revoke_grants(user)
 
     async def _set_behaviour(self, **values: Any) -> None:  # noqa: ANN401 — of the fields of Behaviour
@@ -90,6 +93,10 @@ class Commands:
         body: str = "",
         delay: float = 0,
     ) -> None:
+        if unknown := set(endpoints) - set(_ENDPOINTS):
+            raise ValueError(f"unknown endpoints {sorted(unknown)}; there are {sorted(_ENDPOINTS)}")
+        if (status is not None and not 200 <= status <= 599) or delay < 0:
+            raise ValueError("the status has to be from 200 to 599, and the delay not negative")
         content_type = {"Content-Type": "application/json"} if body.startswith("{") else {}
         fault = Fault(status=status, headers={**content_type, **(headers or {})}, body=body.encode(), delay=delay)
         faults = {**self._sandbox.behaviour.faults, **dict.fromkeys(endpoints or _ENDPOINTS, fault)}
@@ -103,6 +110,8 @@ class Commands:
         self._clock.shift = timedelta()
 
     async def _advance(self, seconds: float) -> None:
+        if not 0 <= seconds <= (_MAX_SHIFT - self._clock.shift).total_seconds():
+            raise ValueError(f"the clock moves forward, by at most {_MAX_SHIFT.days} days in a test")
         self._clock.shift += timedelta(seconds=seconds)
 
     async def _calls(self) -> dict[Endpoint, int]:
@@ -157,7 +166,7 @@ async def _response(commands: Commands, line: bytes) -> dict[str, object]:
 
 
 async def _standard_input() -> asyncio.StreamReader:
-    reader = asyncio.StreamReader(limit=_MAX_COMMAND)
+    reader = asyncio.StreamReader(limit=MAX_COMMAND)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     return reader
 

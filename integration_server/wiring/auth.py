@@ -11,29 +11,23 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from integration_server.domain.callers import IdentityKind, Permissions, Policy
 from integration_server.domain.errors import ProviderUnavailable
 from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.domain.peers import PeerLimiter, TrustedProxies
 from integration_server.hot_reload import ReloadedFile
-from integration_server.peers import PeerLimiter, TrustedProxies
 from integration_server.providers.http import ProviderHttp, origin_of
 from integration_server.providers.outbound_connections import SsrfGuardedNetwork
-from integration_server.rpc.authentication import (
-    IdentityKind,
-    SidecarAuthenticator,
-    TokenAuthenticator,
-    authenticate,
-)
+from integration_server.rpc.authentication import SidecarAuthenticator, TokenAuthenticator, authenticate, client_address
 from integration_server.rpc.authorization import (
-    Policy,
     RequestAuthorizer,
     authorize_method,
     authorize_request,
     except_health,
     only_sidecar,
 )
-from integration_server.rpc.callers import Permissions, client_address
 from integration_server.rpc.hot_path import AuthenticationBasis
-from integration_server.rpc.interceptors import Interceptor
+from integration_server.rpc.methods import Interceptor
 from integration_server.rpc.tls import ReloadingServerCredentials
 from integration_server.service.common_types import Clock
 from integration_server.service.integrations.integration_manager import IntegrationManager

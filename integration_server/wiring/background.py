@@ -1,8 +1,10 @@
 """Builds the background worker with its jobs."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+from integration_server.domain.audit import Action
 from integration_server.observability.spans import OpenSpan
 from integration_server.service.background.background_worker import BackgroundWorker, DueJob, WorkerLimits
 from integration_server.service.background.ports import Claim, JobKind
@@ -40,6 +42,7 @@ def build_worker(
         parts.clock,
         parts.constants.jitter,
         limits=WorkerLimits(settings.background_calls_per_provider, settings.background_calls_per_second),
+        wait_for_audit=partial(parts.trail.wait_for_room, Action.REFRESH),
         pause=parts.constants.pause,
     )
 

@@ -44,6 +44,7 @@ def build_credentials(parts: ServiceParts, lookup: IntegrationLookup) -> Credent
         constants.random_token,
         constants.jitter,
         parts.trail.queue.append,
+        parts.trail.wait_for_room,
         lease_duration=settings.refresh_lease,
         pause=constants.pause,
         record_call=metrics.counter(METRICS.refresh_calls),
@@ -61,6 +62,14 @@ def build_credentials(parts: ServiceParts, lookup: IntegrationLookup) -> Credent
         max_batch_bytes=settings.grpc_max_message_bytes,
     )
     confirmation = GrantConfirmation(
-        stores.integrations, service, failures, providers, tasks, clock, parts.trail.queue.append, constants.monotonic
+        stores.integrations,
+        service,
+        failures,
+        providers,
+        tasks,
+        clock,
+        parts.trail.queue.append,
+        parts.trail.wait_for_room,
+        constants.monotonic,
     )
     return CredentialUseCases(service, refresher, failures, confirmation)

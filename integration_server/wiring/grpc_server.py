@@ -9,31 +9,25 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from integration_server.domain.call_quota import CallQuota, CallRate
+from integration_server.domain.callers import current_caller
 from integration_server.domain.integration import Integration
+from integration_server.domain.peers import TrustedProxies
+from integration_server.domain.request_limits import MAX_BYTES
 from integration_server.lifecycle import cap_to_fd_limit
 from integration_server.logs import AnyAccessLog
 from integration_server.observability.observed_calls import CallIdReader, ObservedCalls, TracedCalls
 from integration_server.observability.spans import Tracing
-from integration_server.peers import TrustedProxies
 from integration_server.redaction import redact_text
+from integration_server.rpc.authentication import caller_name, caller_or_address, client_address, quota_key_or_peer
 from integration_server.rpc.call_audit import record_audit
 from integration_server.rpc.call_log import CallLog
-from integration_server.rpc.callers import (
-    CallQuota,
-    CallRate,
-    caller_name,
-    caller_or_address,
-    client_address,
-    current_caller,
-    quota_key_or_peer,
-)
 from integration_server.rpc.credential_results import CredentialResults
 from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.health import ServerHealthServicer
-from integration_server.rpc.hot_path import Callers, HotPath, PathInterceptors, ReusedResponses
+from integration_server.rpc.hot_path import CallerNames, HotPath, PathInterceptors, ReusedResponses
 from integration_server.rpc.integration_service import IntegrationService, UseCases
 from integration_server.rpc.interceptors import (
-    Interceptor,
     RecordCall,
     RequestReader,
     convert_errors,
@@ -42,9 +36,9 @@ from integration_server.rpc.interceptors import (
     enforce_quota,
     read_request,
 )
+from integration_server.rpc.methods import Interceptor
 from integration_server.rpc.operator_service import OperatorService
-from integration_server.rpc.request_limits import MAX_BYTES
-from integration_server.rpc.server import ProtectedHandlers, surviving_server
+from integration_server.rpc.server import ProtectedHandlers, create_server
 from integration_server.rpc.stream_limits import limit_streams, write_in_time
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.calendar.google_calendar import GoogleCalendar
@@ -153,7 +147,7 @@ def build_grpc_server(
         if responses is None
         else HotPath(
             PathInterceptors(convert, admit, process),
-            Callers(audited_caller, caller_of, address_of, auth.basis),
+            CallerNames(audited_caller, caller_of, address_of, auth.basis),
             CallQuota(rate, concurrency=concurrency),
             reader,
             responses,
@@ -181,7 +175,7 @@ def build_grpc_server(
         names = (*SERVICE_NAMES, HEALTH_NAME, reflection.SERVICE_NAME)
         # `enable_server_reflection` adds the threaded servicer to any server but grpc.aio's own.
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), target)
-    return surviving_server(handlers, handlers.paths, grpc_options(settings, shares_port=worker.count > 1))
+    return create_server(handlers, handlers.paths, grpc_options(settings, shares_port=worker.count > 1))
 
 
 def grpc_options(settings: Settings, *, shares_port: bool = False) -> Sequence[tuple[str, int]]:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import structlog
 
+from integration_server.domain.peers import TrustedProxies
 from integration_server.lifecycle import AddressTaken, periodic_job
 from integration_server.observability.event_loop import INTERVAL, EventLoopLag
 from integration_server.observability.listener import PATH, MetricsApp, MetricsCollector, SnapshotSource
 from integration_server.observability.metrics import METRICS, Metrics, Sample
-from integration_server.observability.snapshots import answering_snapshots, encode_snapshot, take_snapshot
-from integration_server.peers import TrustedProxies
+from integration_server.observability.snapshots import encode_snapshot, snapshot_server, take_snapshot
 from integration_server.setting_types import Address
 from integration_server.sidecar.http_limits import HttpLimits
 from integration_server.wiring.system import random_token
@@ -87,5 +87,5 @@ async def measured_process(metrics: Metrics, name: str, socket: Path | None = No
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(periodic_job(lag.tick, INTERVAL))
         if socket is not None:
-            stack.enter_context(answering_snapshots(socket, lambda: encode_snapshot(take_snapshot(metrics, instance))))
+            stack.enter_context(snapshot_server(socket, lambda: encode_snapshot(take_snapshot(metrics, instance))))
         yield

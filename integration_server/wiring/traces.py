@@ -11,14 +11,14 @@ from integration_server.sidecar_settings import SidecarSettings
 
 @asynccontextmanager
 async def opened_tracing(
-    settings: SidecarSettings, process: str, given: Tracing | None = None
+    settings: SidecarSettings, process: str, tracing: Tracing | None = None
 ) -> AsyncIterator[Tracing | None]:
-    """The traces of this process: those that are `given`, or those of the settings; None if they are off.
+    """The traces of this process: those that are passed, or those of the settings; None if they are off.
 
     At the end, what has not been exported yet is exported.
     """
-    if given is not None or settings.traces_endpoint is None:
-        yield given
+    if tracing is not None or settings.traces_endpoint is None:
+        yield tracing
         return
     # Where traces are off, nothing of the library is imported.
     from integration_server.observability.otlp import OtlpExporter, post_to  # noqa: PLC0415

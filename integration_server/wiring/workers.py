@@ -15,8 +15,8 @@ from typing import TypeAlias
 
 import structlog
 
+from integration_server.domain.call_quota import CallCounts, LocalCounts
 from integration_server.lifecycle import AddressTaken
-from integration_server.rpc.callers import CallCounts, LocalCounts
 from integration_server.setting_types import Address
 from integration_server.settings import Settings
 from integration_server.shared_memory import SharedCounts, SharedFeedState, SharedMemory
@@ -125,7 +125,7 @@ class PortClaim:
         """
         listeners = find_listeners(self.address.port)
         takes_all = any(host.is_unspecified for host in self.hosts)
-        sharing = [one for one in listeners if takes_all or one in self.hosts]
+        sharing = [listener for listener in listeners if takes_all or listener in self.hosts]
         foreign = max(0, len(sharing) - len(self.hosts) * self.workers)
         if foreign > self._foreign:
             structlog.get_logger(__name__).error("port_shared", address=str(self.address), foreign_listeners=foreign)
@@ -156,7 +156,9 @@ def _bind(address: Address, stack: ExitStack) -> tuple[Sequence[socket.socket], 
     for attempt in range(_PORT_ATTEMPTS):
         with ExitStack() as bound:
             try:
-                sockets, port = _bind_all(list(dict.fromkeys((one[0], one[4]) for one in found)), bound)
+                sockets, port = _bind_all(
+                    list(dict.fromkeys((address_info[0], address_info[4]) for address_info in found)), bound
+                )
             except OSError as error:
                 # Of several addresses, another may not have the free port of the first.
                 if address.port or error.errno != errno.EADDRINUSE or attempt == _PORT_ATTEMPTS - 1:

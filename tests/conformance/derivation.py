@@ -20,7 +20,7 @@ from integration_server.providers.base import BaseProvider
 from integration_server.providers.declaration_tables import (
     SECRET_GRANTS,
     FieldDeclaration,
-    GivenField,
+    InputField,
     Lookup,
     SecretFieldDeclaration,
     Verify,
@@ -126,7 +126,7 @@ class _Derivation:
 
     # --- values
 
-    def _field_value(self, name: str, field: GivenField) -> str:
+    def _field_value(self, name: str, field: InputField) -> str:
         values = field.values if isinstance(field, FieldDeclaration) else {}
         given = [*field.choices, *values, *([field.default] if field.default else [])]
         given += [self._signing[name]] if name in self._signing else []

@@ -358,7 +358,9 @@ class SimulatedProvider:
     # --- tokens
 
     def _is_token_url(self, url: str, endpoint: Token) -> bool:
-        return any(match_template(one, url, self._known) is not None for one in _token_urls(endpoint).values())
+        return any(
+            match_template(token_url, url, self._known) is not None for token_url in _token_urls(endpoint).values()
+        )
 
     async def _token(self, request: Request, url: str, endpoint: Token) -> Response:
         self.token_requests += 1

@@ -131,10 +131,12 @@ async def expire(stores: Stores, _integration: Integration) -> None:
 
 
 async def postpone_poll(stores: Stores, _integration: Integration) -> None:
-    """Postpone a poll of a device authorization."""
+    """Begin and postpone a poll of a device authorization."""
     await stores.attempts.begin(new_attempt(poll_interval_seconds=-1.0), new_integration())
     (poll,) = await stores.due_work.claim(JobKind.DEVICE_POLL, "acme", 1, claim_duration=LONG_CLAIM)
-    assert await stores.attempts.postpone_poll(poll, LONG_CLAIM, interval=LONG_CLAIM, failures=1) is not None
+    begun = await stores.attempts.begin_poll(poll, LONG_CLAIM)
+    assert begun is not None
+    assert await stores.attempts.postpone_poll(begun, LONG_CLAIM, interval=LONG_CLAIM, failures=1) is not None
 
 
 WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
@@ -217,7 +219,7 @@ WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
         ),
         [],
     ),
-    "postpone_poll": (postpone_poll, [(CREATED, None, PENDING)]),
+    "begin_poll and postpone_poll": (postpone_poll, [(CREATED, None, PENDING)]),
     "begin_reconnection": (
         lambda s, integration: s.attempts.begin_reconnection(new_attempt(), integration.integration_id),
         [],

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from integration_server.domain.integration import Integration, IntegrationId
-from integration_server.service.background.ports import Claim, DueWork, JobKind
+from integration_server.service.background.ports import LONGEST_CLAIM, Claim, DueWork, JobKind
 from integration_server.service.connections.ports import AuthorizationAttempt, AuthorizationAttemptStore
 from integration_server.service.integrations.ports import IntegrationUpdate, NewCredentials
 from tests.contracts.integration_rows import (
@@ -98,10 +98,41 @@ class DueWorkContract:
         for _ in range(3):
             await add_due(integrations, PAST)
         assert len(await due_work.claim(job_kind, "acme", 1, claim_duration=LONG_CLAIM)) == 1
-        expired = await due_work.claim(job_kind, "acme", 2, claim_duration=EXPIRED_CLAIM)
+        expired = await due_work.claim(job_kind, "acme", 2, claim_duration=-LONG_CLAIM)
         assert [await due_work.prune() for _ in range(2)] == [2, 0]
         again = await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM)
         assert {claim.row_id for claim in again} == {claim.row_id for claim in expired}
+
+    async def test_each_claim_without_an_outcome_lengthens_the_next_one(
+        self, due_work: DueWork, integrations: IntegrationRows, job_kind: JobKind
+    ) -> None:
+        """Compares with a row that is claimed for the first time by the same statement."""
+        for count in (1, 3, 12):
+            row = await add_due(integrations, PAST)
+            for number in range(count):
+                (claim,) = await due_work.claim(job_kind, "acme", 5, claim_duration=timedelta(0))
+                assert claim.expired_claims == number
+            assert await due_work.prune() == 0  # the number is still needed
+            new = await add_due(integrations, PAST)
+            claims = await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM)
+            by_row = {claim.row_id: claim for claim in claims}
+            repeated, first = by_row[row.integration_id], by_row[new.integration_id]
+            assert (repeated.expired_claims, first.expired_claims) == (count, 0)
+            doubled = min(LONG_CLAIM * 2.0**count, LONGEST_CLAIM)
+            duration = repeated.expire_time - first.expire_time + LONG_CLAIM
+            assert doubled / 2 - SECOND <= duration <= doubled + SECOND
+
+    async def test_an_outcome_ends_the_count_of_expired_claims(
+        self, due_work: DueWork, integrations: IntegrationRows, job_kind: JobKind
+    ) -> None:
+        await add_due(integrations, PAST)
+        for number in range(3):
+            claims = await due_work.claim(job_kind, "acme", 5, claim_duration=EXPIRED_CLAIM)
+            assert [claim.expired_claims for claim in claims] == [number]
+        (claim,) = await due_work.claim(job_kind, "acme", 5, claim_duration=EXPIRED_CLAIM)
+        assert await due_work.postpone(claim, -SECOND) is not None
+        (claim,) = await due_work.claim(job_kind, "acme", 5, claim_duration=EXPIRED_CLAIM)
+        assert claim.expired_claims == 0
 
     async def test_lists_the_types_with_due_rows(
         self, due_work: DueWork, integrations: IntegrationRows, job_kind: JobKind
@@ -163,6 +194,32 @@ class DevicePollContract:
         (again,) = await claim_polls(due_work)
         assert (again.item.poll_interval_seconds, again.item.poll_failures) == (7.5, 2)
         assert await claim_polls(due_work) == []
+
+    async def test_a_poll_that_has_begun_is_claimed_until_its_end(
+        self, due_work: DueWork, attempts: AuthorizationAttemptStore
+    ) -> None:
+        await begin_device(attempts)
+        (claim,) = await claim_polls(due_work)
+        begun = await attempts.begin_poll(claim, LONG_CLAIM)
+        assert begun is not None
+        assert await attempts.begin_poll(claim, LONG_CLAIM) is None
+        assert await attempts.postpone_poll(claim, SECOND, interval=SECOND, failures=0) is None
+        assert await claim_polls(due_work) == []
+        assert await attempts.postpone_poll(begun, -SECOND, interval=SECOND, failures=0) is not None
+        (claim,) = await claim_polls(due_work)
+        assert claim.expired_claims == 0
+
+    async def test_a_poll_that_has_begun_and_has_no_outcome_is_counted(
+        self, due_work: DueWork, attempts: AuthorizationAttemptStore
+    ) -> None:
+        await begin_device(attempts)
+        for number in range(4):
+            (claim,) = await claim_polls(due_work, EXPIRED_CLAIM)
+            assert claim.expired_claims == number
+            assert await attempts.begin_poll(claim, EXPIRED_CLAIM) is not None
+        (claim,) = await claim_polls(due_work)
+        assert await attempts.begin_poll(claim, EXPIRED_CLAIM) is not None
+        assert await claim_polls(due_work) == []  # it does not end before the claim, which is longer each time
 
     async def test_an_attempt_is_due_after_its_interval(
         self, due_work: DueWork, attempts: AuthorizationAttemptStore

@@ -87,7 +87,9 @@ class Fleet:
         """Restart a replica as an orchestrator does: the next one waits until this one is ready again."""
         replica.command.send(signal.SIGTERM)
         if replica.environment["DRAIN_SECONDS"] == UNTIL_NOTICED:
-            await self.envoy.wait_until(lambda healths: all(is_ejected(healths[one]) for one in replica.addresses))
+            await self.envoy.wait_until(
+                lambda healths: all(is_ejected(healths[address]) for address in replica.addresses)
+            )
             await load.reach(1)  # Envoy's threads know it a moment after its administration
             replica.command.send(signal.SIGTERM)
         await replica.stop()
@@ -247,8 +249,8 @@ class Load:
 
     async def _watch_credentials(self, number: int, integration_ids: Sequence[int], begun: asyncio.Event) -> None:
         def receive(response: pb.WatchCredentialsResponse) -> None:
-            for one in response.results:
-                self._tokens[number, one.integration_id] = one.result.credentials.bearer_token
+            for result in response.results:
+                self._tokens[number, result.integration_id] = result.result.credentials.bearer_token
 
         def watch(cursor: str) -> Any:
             request = pb.WatchCredentialsRequest(integration_ids=integration_ids, user_id="ada", cursor=cursor)

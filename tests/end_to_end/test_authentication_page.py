@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from integration_server.rpc.methods import USER_PERMISSIONS, Permission, method_of
+from integration_server.domain.callers import USER_PERMISSIONS, Permission
+from integration_server.rpc.methods import method_of
 from integrations.v1 import google_calendar_pb2, integration_service_pb2, operator_service_pb2
 from tests.end_to_end.commands import ROOT
 from tests.end_to_end.processes import free_port, started

@@ -6,16 +6,19 @@ import hashlib
 import hmac
 import time
 import uuid
+from datetime import timedelta
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
 from integration_server.client import AsyncIntegrations, FileCursorStore, Integrations
-from integration_server.client.errors import IntegrationNotFound, InvalidArgument, UnknownIntegrationType
+from integration_server.client.errors import IntegrationNotFound, InvalidArgument, StateExpired, UnknownIntegrationType
+from integration_server.sandbox.behaviour import Behaviour
 from integration_server.sandbox.browser_user import decide
+from integration_server.sandbox.faults import BAD_JSON
 from integrations.v1 import event_pb2
-from tests.end_to_end.system import System
+from tests.end_to_end.system import RETURN_URL, System
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -71,6 +74,42 @@ async def test_a_wait_ends_at_its_timeout(system: System) -> None:
         for secret in (connection.authorization_url, connection.attempt.state):
             assert secret
             assert secret not in repr(connection)
+
+
+async def test_a_wait_goes_on_after_a_refusal_because_the_user_can_go_back_and_allow(system: System) -> None:
+    async with AsyncIntegrations(system.grpc_address) as client:
+        connection = await client.connect(user="ada", type="sandbox", return_url=RETURN_URL)
+        waiting = asyncio.create_task(connection.wait(timeout=60))
+        refused = await system.follow(await decide(system.browser, connection.authorization_url, allow=False))
+        query = dict(parse_qsl(urlsplit(refused.json()["redirect_url"]).query))
+        assert (query["success"], query["reason"]) == ("false", "access_denied")
+        with pytest.raises(TimeoutError):
+            await connection.wait(timeout=0)
+        assert not waiting.done()
+        await system.follow(await decide(system.browser, connection.authorization_url, account="ada"))
+        assert await (await waiting).integration_id() == connection.integration_id
+
+
+@pytest.mark.parametrize("is_reconnection", [False, True])
+async def test_a_wait_without_a_timeout_ends_when_the_attempt_does(system: System, is_reconnection: bool) -> None:
+    async with AsyncIntegrations(system.grpc_address) as client:
+        integration_id = await connected(client, system) if is_reconnection else None
+        # So that the attempt has expired for the client, whose clock is another.
+        system.clock.shift = -timedelta(minutes=12)
+        connection = await client.connect(user="ada", type="sandbox", integration_id=integration_id)
+        await system.follow(await decide(system.browser, connection.authorization_url, allow=False))
+        with pytest.raises(StateExpired):
+            await asyncio.wait_for(connection.wait(), 60)
+
+
+async def test_a_wait_ends_when_the_code_is_rejected(system: System) -> None:
+    async with AsyncIntegrations(system.grpc_address) as client:
+        connection = await client.connect(user="ada", type="sandbox")
+        waiting = asyncio.create_task(connection.wait())
+        system.sandbox.behaviour = Behaviour(faults={"token": BAD_JSON})
+        await system.follow(await decide(system.browser, connection.authorization_url, account="ada"))
+        with pytest.raises(StateExpired):
+            await asyncio.wait_for(waiting, 60)
 
 
 async def test_a_client_without_asyncio_does_the_same(system: System) -> None:

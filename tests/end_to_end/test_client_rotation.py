@@ -70,7 +70,7 @@ class Tenant:
         """The reasons of the failures of concurrent refreshes of all integrations at all replicas, in rounds."""
         failures: list[str] = []
         for _ in range(ROUNDS):
-            calls = [self._use(replica, *one) for replica in self.replicas for one in self.integrations]
+            calls = [self._use(replica, *integration) for replica in self.replicas for integration in self.integrations]
             failures += [reason for reasons in await asyncio.gather(*calls) for reason in reasons]
         return failures
 
@@ -95,7 +95,11 @@ class Tenant:
         for replica in self.replicas:
             stub: Any = OperatorServiceStub(replica.channel)
             listed = await stub.ListOAuthClients(operator_pb.ListOAuthClientsRequest(integration_type="sandbox"))
-            found |= {(one.name, one.secret_state) for one in listed.oauth_clients if one.secret_state != NONE}
+            found |= {
+                (oauth_client.name, oauth_client.secret_state)
+                for oauth_client in listed.oauth_clients
+                if oauth_client.secret_state != NONE
+            }
         return found
 
     async def wait_for_states(self, expected: set[tuple[str, int]]) -> None:

@@ -245,7 +245,7 @@ class DeviceServer:
 def is_status(run: Scenario, integration_id: int, status: int) -> Callable[[], Awaitable[bool]]:
     async def check() -> bool:
         listed = await run.clients.service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada"))
-        found = {one.integration_id: one.status for one in listed.integrations}
+        found = {integration.integration_id: integration.status for integration in listed.integrations}
         return found.get(integration_id, integration_pb2.STATUS_UNSPECIFIED) == status
 
     return check
@@ -337,9 +337,16 @@ async def test_two_keys_in_headers(tmp_path: Path, shared_database_url: str) -> 
         error = await expect_rpc_error(run.connect_key("k-2", **good))
         assert error.reason == "PROVIDER_REJECTED"
         types = await run.clients.service.ListIntegrationTypes(pb.ListIntegrationTypesRequest(page_size=200))
-        (listed,) = (one for one in types.integration_types if one.integration_type == "two_headers")
-        assert [one.name for one in listed.secret_fields] == ["application_key"]
-        assert {one.name: one.required for one in listed.config_fields} == {"region": False, "team": False}
+        (listed,) = (
+            integration_type
+            for integration_type in types.integration_types
+            if integration_type.integration_type == "two_headers"
+        )
+        assert [secret_field.name for secret_field in listed.secret_fields] == ["application_key"]
+        assert {config_field.name: config_field.required for config_field in listed.config_fields} == {
+            "region": False,
+            "team": False,
+        }
 
 
 async def test_basic_authentication_of_a_help_desk(tmp_path: Path, shared_database_url: str) -> None:

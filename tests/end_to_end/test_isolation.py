@@ -20,9 +20,9 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from sqlalchemy import select
 
+from integration_server.domain.text_escaping import unescape
 from integration_server.rpc.methods import method_of
 from integration_server.storage.tables import audit_entries
-from integration_server.text_escaping import unescape
 from integrations.v1 import google_calendar_pb2 as calendars
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1 import operator_service_pb2 as operator_pb

@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from integration_server.peers import TrustedProxies
+from integration_server.domain.peers import TrustedProxies
 from integration_server.sandbox.model import Account
 from integration_server.sandbox.state import Sandbox
 from integration_server.sidecar.app import create_app

@@ -53,7 +53,7 @@ async def restart_with_its_own_drain(fleet: Fleet, replica: Replica, load: Load)
     """
     begin = time.monotonic()
     restarting = asyncio.create_task(fleet.restart(replica, load))
-    await fleet.envoy.wait_until(lambda healths: all(is_ejected(healths[one]) for one in replica.addresses))
+    await fleet.envoy.wait_until(lambda healths: all(is_ejected(healths[address]) for address in replica.addresses))
     was_noticed = time.monotonic() - begin < float(replica.environment["DRAIN_SECONDS"]) - 1
     await restarting
     return was_noticed

@@ -391,7 +391,7 @@ async def test_a_further_request_has_nothing_but_a_part_of_the_body(on: Scenario
 
 async def test_response_headers_are_filtered(on: Scenario) -> None:
     fields = ("Set-Cookie: s=1", "X-Echo: key-of-ada", "X-Kept: yes", "WWW-Authenticate: Basic")
-    raw = b"HTTP/1.1 200 OK\r\n%sContent-Length: 0\r\n\r\n" % b"".join(b"%s\r\n" % one.encode() for one in fields)
+    raw = b"HTTP/1.1 200 OK\r\n%sContent-Length: 0\r\n\r\n" % b"".join(b"%s\r\n" % field.encode() for field in fields)
     _, headers, _ = await response_of(on.stream([on.head(f"/raw/{raw.hex()}", "GET")], timeout=WAIT))
     assert headers == {"x-kept": "yes", "content-length": "0"}
 

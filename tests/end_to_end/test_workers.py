@@ -17,7 +17,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from integration_server.bootstrap import running_grpc_server
-from integration_server.rpc.callers import LocalCounts
+from integration_server.domain.call_quota import LocalCounts
 from integration_server.shared_memory import SharedMemory
 from integration_server.wiring.sidecar import new_sidecar_link
 from integration_server.wiring.workers import Worker, claimed_port

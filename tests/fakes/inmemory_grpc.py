@@ -10,8 +10,8 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 
-from integration_server.rpc.interceptors import Interceptor, compose, convert_errors
-from integration_server.rpc.methods import describe_method
+from integration_server.rpc.interceptors import compose, convert_errors
+from integration_server.rpc.methods import Interceptor, describe_method
 from integration_server.rpc.request_streams import RequestStream
 
 T = TypeVar("T", bound=Message)

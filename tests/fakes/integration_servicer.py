@@ -48,6 +48,7 @@ class FakeServicer(IntegrationServiceServicer):
         self.acknowledged: list[int] = []
         self.event_streams: list[threading.Event] = []
         self.event_end: grpc.StatusCode | None = None
+        self.event_rejection: grpc.StatusCode | None = None
         self.event_requests: list[pb.WatchIntegrationsRequest] = []
         self.lost_cursors: set[str] = set()
 
@@ -165,6 +166,8 @@ class FakeServicer(IntegrationServiceServicer):
         ended = threading.Event()
         self.event_streams.append(ended)
         self.event_requests.append(request)
+        if self.event_rejection is not None:
+            context.abort(self.event_rejection, "a defect")
         if request.cursor in self.lost_cursors:
             lost = status(code_pb2.FAILED_PRECONDITION, "CURSOR_EXPIRED")
             context.set_trailing_metadata([("grpc-status-details-bin", lost.SerializeToString())])

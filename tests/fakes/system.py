@@ -127,6 +127,7 @@ class RecordingAuditTrail(AuditTrail):
     """An audit trail whose queue keeps its entries."""
 
     queue: RecordingAuditQueue
+    refuses_when_full = True
 
     def __init__(self) -> None:
         self.queue = RecordingAuditQueue()
@@ -136,8 +137,8 @@ class RecordingAuditTrail(AuditTrail):
         raise StoreUnavailable
 
     async def wait_for_room(self, action: Action) -> None:
-        """Raise `StoreUnavailable` while the queue is full."""
-        if self.queue.is_full:
+        """Raise `StoreUnavailable` while the queue is full, unless `refuses_when_full` is off."""
+        if self.refuses_when_full and self.queue.is_full:
             raise StoreUnavailable
 
     @property

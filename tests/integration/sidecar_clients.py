@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import httpx
 
-from integration_server.peers import parse_networks
+from integration_server.domain.peers import parse_networks
 from integration_server.sidecar.http_limits import HttpLimits
 from integration_server.sidecar.server import run_sidecar
 from tests.fakes.limits import LIMITS

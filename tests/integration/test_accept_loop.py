@@ -12,7 +12,7 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from integration_server.rpc.server import ProtectedHandlers, surviving_server
+from integration_server.rpc.server import ProtectedHandlers, create_server
 from tests import http2_frames as http2
 
 DEADLINE = 60.0  # seconds; the machine may be busy
@@ -42,7 +42,7 @@ async def serving(*, survives: bool = True) -> AsyncIterator[tuple[grpc.aio.Serv
     handlers = ProtectedHandlers([], unknown_method=[])
     health_pb2_grpc.add_HealthServicer_to_server(Servicer(), handlers)
     if survives:
-        server = surviving_server(handlers, handlers.paths)
+        server = create_server(handlers, handlers.paths)
     else:
         server = grpc.aio.server()
         server.add_generic_rpc_handlers([handlers])

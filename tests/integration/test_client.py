@@ -29,6 +29,7 @@ from integration_server.client.errors import (
     DeadlineExceeded,
     IntegrationNotFound,
     IntegrationsError,
+    Internal,
     InvalidField,
     ProviderRejected,
     SeveralAccounts,
@@ -36,7 +37,7 @@ from integration_server.client.errors import (
     Unavailable,
 )
 from integration_server.client.rpcs import CONNECT_WITH_API_KEY, REFRESH_TOKEN, WATCH_CREDENTIALS
-from integration_server.client.transport import Transport
+from integration_server.client.transport import AsyncTransport, Transport
 from integrations.v1 import integration_service_pb2
 from integrations.v1.integration_service_pb2 import RefreshTokenRequest, WatchCredentialsRequest
 from tests.fakes.integration_servicer import FakeServicer, serve
@@ -290,6 +291,26 @@ def test_at_most_the_set_number_of_accounts_is_kept(loop: Loop, servicer: FakeSe
         loop(client.account(user="ada", integration_id=number).credentials)
     assert len(client._store) == 5
     assert sum(len(stream.ids) for stream in client._store.streams) <= 5
+
+
+def test_accounts_and_credentials_are_values(loop: Loop, servicer: FakeServicer, address: str) -> None:
+    client = loop.client(address)
+    first, second = (client.account(user="ada", integration_id=1) for _ in range(2))
+    others = [
+        client.account(user="eve", integration_id=1),
+        client.account(user="ada", integration_id=2),
+        loop.client(address).account(user="ada", integration_id=1),
+    ]
+    assert {first, second} == {first}
+    assert first not in others
+    assert len({loop(first.credentials), loop(second.credentials)}) == 1
+
+
+def test_a_call_has_one_body(loop: Loop, address: str) -> None:
+    account = loop.client(address).account(user="ada", integration_id=1)
+    with pytest.raises(InvalidField, match="body") as caught:
+        loop(lambda: account.call("POST", "/", json={"a": 1}, body=b"{}"))
+    assert [violation.field for violation in caught.value.fields] == ["body"]
 
 
 def test_nothing_prints_a_secret(loop: Loop, servicer: FakeServicer, address: str) -> None:
@@ -702,6 +723,51 @@ def test_events_go_on_when_the_token_expires_that_their_stream_began_with(
     assert loop(step, events).integration_id == 1
     assert [request.cursor for request in servicer.event_requests] == ["", "next"]
     loop(end, events)
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN])
+def test_events_go_on_after_a_proxy_has_ended_their_stream(
+    loop: Loop, servicer: FakeServicer, address: str, code: grpc.StatusCode
+) -> None:
+    events = loop.client(address).events()
+    assert loop(step, events).integration_id == 1
+    servicer.event_end = code
+    servicer.event_streams[0].set()
+    assert loop(step, events).integration_id == 1
+    assert [request.cursor for request in servicer.event_requests] == ["", "next"]
+    loop(end, events)
+
+
+async def test_events_go_on_when_new_certificates_have_replaced_their_channel(
+    servicer: FakeServicer, address: str
+) -> None:
+    caller = AsyncTransport(Configuration(address=address))
+    async with AsyncIntegrations(address, caller=caller) as client:
+        events = client.events()
+        await anext(events)
+        following = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0)
+        replaced, caller._channel = caller._channel, None
+        assert replaced is not None
+        await replaced.close(0)  # after a minute, in which calls end
+        assert (await asyncio.wait_for(following, 30)).integration_id == 1
+        await events.aclose()
+    assert len(servicer.event_requests) == 2
+
+
+@pytest.mark.parametrize("is_accepted_once", [True, False])
+def test_events_end_with_the_defect_of_a_server_that_accepts_no_stream(
+    loop: Loop, servicer: FakeServicer, address: str, is_accepted_once: bool
+) -> None:
+    events = loop.client(address).events()
+    if is_accepted_once:
+        loop(step, events)
+        servicer.event_end = grpc.StatusCode.INTERNAL
+        servicer.event_streams[0].set()
+    servicer.event_rejection = grpc.StatusCode.INTERNAL
+    with pytest.raises(Internal):
+        loop(step, events)
+    assert len(servicer.event_requests) == (2 if is_accepted_once else 1)
 
 
 @pytest.mark.parametrize("is_rejected", [True, False], ids=["", "negative control"])

@@ -14,12 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
 from integration_server.rpc.call_log import CallLog
-from integration_server.rpc.interceptors import (
-    Interceptor,
-    RequestReader,
-    convert_errors,
-    read_request,
-)
+from integration_server.rpc.interceptors import RequestReader, convert_errors, read_request
+from integration_server.rpc.methods import Interceptor
 from integration_server.rpc.server import MAX_METADATA_ENTRIES, ProtectedHandlers
 from integration_server.settings import Settings
 from integration_server.wiring.grpc_server import grpc_options

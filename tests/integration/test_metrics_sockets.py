@@ -14,9 +14,9 @@ from integration_server.observability.metrics import METRICS, Metrics
 from integration_server.observability.snapshots import (
     InvalidSnapshot,
     Snapshot,
-    answering_snapshots,
     decode_snapshot,
     encode_snapshot,
+    snapshot_server,
     take_snapshot,
 )
 from integration_server.setting_types import Address
@@ -47,10 +47,10 @@ async def test_a_snapshot_is_given_while_the_event_loop_is_blocked(tmp_path: Pat
 
 async def test_a_process_that_replaces_another_takes_over_its_socket(tmp_path: Path) -> None:
     path = tmp_path / "server.metrics"
-    with answering_snapshots(path, lambda: encode_snapshot(process(rpcs=1, instance="killed"))):
+    with snapshot_server(path, lambda: encode_snapshot(process(rpcs=1, instance="killed"))):
         pass
     assert path.exists()  # as after a kill
-    with answering_snapshots(path, lambda: encode_snapshot(process(rpcs=2, instance="new"))):
+    with snapshot_server(path, lambda: encode_snapshot(process(rpcs=2, instance="new"))):
         assert (await SocketSource(path).fetch()).instance == "new"
         with socket.socket(socket.AF_UNIX) as impatient:
             impatient.connect(str(path))  # and goes without reading
@@ -60,8 +60,8 @@ async def test_a_process_that_replaces_another_takes_over_its_socket(tmp_path: P
 async def test_two_processes_one_of_which_hangs_over_http(tmp_path: Path) -> None:
     sources = {name: SocketSource(tmp_path / f"{name}.metrics") for name in ("one", "two", "hung", "absent")}
     with (
-        answering_snapshots(sources["one"].path, lambda: encode_snapshot(process(rpcs=3))),
-        answering_snapshots(sources["two"].path, lambda: encode_snapshot(process(rpcs=4))),
+        snapshot_server(sources["one"].path, lambda: encode_snapshot(process(rpcs=3))),
+        snapshot_server(sources["two"].path, lambda: encode_snapshot(process(rpcs=4))),
         socket.socket(socket.AF_UNIX) as hung,
     ):
         hung.bind(str(sources["hung"].path))
@@ -77,7 +77,7 @@ async def test_two_processes_one_of_which_hangs_over_http(tmp_path: Path) -> Non
 @pytest.mark.parametrize("sent", [b"", b"{", b"GET / HTTP/1.1\r\n\r\n", b"\0" * (17 * 1024 * 1024)])
 async def test_a_process_that_sends_something_else_is_down(tmp_path: Path, sent: bytes) -> None:
     source = SocketSource(tmp_path / "forged.metrics")
-    with answering_snapshots(source.path, lambda: sent):
+    with snapshot_server(source.path, lambda: sent):
         with pytest.raises(InvalidSnapshot):
             await source.fetch()
         merged = await MetricsCollector({"forged": source}).exposition()
@@ -92,7 +92,7 @@ async def test_an_error_ends_one_response_only(tmp_path: Path) -> None:
             raise errors.pop()
         return encode_snapshot(process(rpcs=1))
 
-    with answering_snapshots(source.path, take):
+    with snapshot_server(source.path, take):
         for _ in range(3):
             with pytest.raises(InvalidSnapshot):
                 await source.fetch()

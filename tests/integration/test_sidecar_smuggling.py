@@ -11,7 +11,7 @@ import h11
 import pytest
 
 from integration_server.sidecar.http_limits import HttpLimits
-from integration_server.sidecar.strict_http import StrictConnection
+from integration_server.sidecar.http_protocol import StrictConnection
 from tests.fakes.limits import LIMITS
 from tests.integration.sidecar_clients import connect, serving_sidecar
 from tests.unit.sidecar.fakes import FakeServer

@@ -1,4 +1,4 @@
-"""The documentation names only files that exist."""
+"""The documentation names only files that exist, and its tables have headers."""
 
 import re
 from collections.abc import Iterator
@@ -25,6 +25,16 @@ def paths(page: Path) -> Iterator[str]:
             yield path
 
 
+def rows_without_a_header(page: Path) -> list[str]:
+    """Rows that begin a table and are not followed by its separator: they are shown as text."""
+    lines = ["", *page.read_text().splitlines(), ""]
+    return [
+        line
+        for before, line, after in zip(lines, lines[1:], lines[2:], strict=False)
+        if line.startswith("| ") and not before.startswith("|") and not re.fullmatch(r"[-:| ]+", after)
+    ]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
 def test_links_and_paths_exist(page: Path) -> None:
     assert [link for link in links(page) if not (page.parent / link).exists()] == []
@@ -36,3 +46,14 @@ def test_a_missing_file_is_found(tmp_path: Path) -> None:
     page.write_text("[a](missing.md#part) [b](https://example.com) `rpc/missing.py` `rpc/*.py`")
     assert list(links(page)) == ["missing.md"]
     assert list(paths(page)) == ["rpc/missing.py"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+def test_tables_have_a_header(page: Path) -> None:
+    assert rows_without_a_header(page) == []
+
+
+def test_a_row_without_a_header_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("| a | b |\n|---|---|\n| 1 | 2 |\n\n| 3 | 4 |\n")
+    assert rows_without_a_header(page) == ["| 3 | 4 |"]

@@ -1,11 +1,14 @@
 """What is generated is up to date with `protos/`, byte for byte; breaking changes are found."""
 
+import ast
 import importlib.util
+import io
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tokenize
 import tomllib
 import zipfile
 from pathlib import Path
@@ -106,7 +109,7 @@ def test_the_descriptor_set_is_complete() -> None:
         assert pool.FindMessageTypeByName(name).fields
 
 
-def test_the_wheel_has_the_descriptor_set_and_the_declarations_without_comments(tmp_path: Path) -> None:
+def test_the_wheel_has_the_descriptor_set_and_files_without_comments(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
     subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
@@ -116,6 +119,15 @@ def test_the_wheel_has_the_descriptor_set_and_the_declarations_without_comments(
             declaration = archive.read(file.relative_to(PROJECT).as_posix()).decode()
             assert tomllib.loads(declaration) == tomllib.loads(file.read_text(encoding="utf-8"))
             assert not re.search("^#", declaration, re.MULTILINE)
+        for file in (PROJECT / "integration_server").rglob("*.py"):
+            shipped = archive.read(file.relative_to(PROJECT).as_posix())
+            assert _code(shipped) == _code(file.read_bytes())
+            assert not any(token.type == tokenize.COMMENT for token in tokenize.tokenize(io.BytesIO(shipped).readline))
+
+
+def _code(source: bytes) -> str:
+    """What a module means, with the line of each part."""
+    return ast.dump(ast.parse(source), include_attributes=True)
 
 
 def breaking_changes(descriptor_set: Path) -> str:

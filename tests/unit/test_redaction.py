@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import structlog
 
+from integration_server.domain.text_escaping import cut_marker
 from integration_server.logs import configure_logging
 from integration_server.redaction import PATTERNS, REDACTED, redact, redact_text, strip_exception_text
-from integration_server.text_escaping import cut_marker
 
 RANDOM = "Zx9" + secrets.token_urlsafe(24).replace("-", "a").replace("_", "b")
 HEX = os.urandom(16).hex()

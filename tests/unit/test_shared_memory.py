@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from integration_server.domain.call_quota import CallCounts, CallRate, LocalCounts
 from integration_server.domain.errors import QuotaExceeded
-from integration_server.rpc.callers import CallCounts, CallRate, LocalCounts
 from integration_server.shared_memory import SharedCounts, SharedMemory
 
 

@@ -19,7 +19,7 @@ from integration_server.logs import configure_logging, new_access_log
 from integration_server.observability.observed_calls import CallIdReader, ObservedCalls, ObservedMethod
 from integration_server.observability.otlp import OtlpExporter, Response
 from integration_server.observability.tracing import SpanTracing
-from integration_server.standard_streams import PatientOutput, UnfailingStream, unfailing
+from integration_server.standard_streams import BoundedOutput, UnfailingStream, unfailing
 from tests.fakes.inmemory_grpc import FakeContext
 
 IDS = CallIdReader(str).read([])
@@ -196,7 +196,7 @@ def read_all(reading: int) -> bytes:
 @pytest.mark.parametrize("text", ["line\n", f"{LONG}\n", f"{LONG * 100}\n"])
 def test_what_a_stopped_reader_does_not_take_is_lost_until_it_reads_again(text: str) -> None:
     with full_pipe() as (reading, stream):
-        unfailing = UnfailingStream(stream, patience=0.01)
+        unfailing = UnfailingStream(stream, max_wait=0.01)
         for _ in range(3):
             print(text, file=unfailing, end="", flush=True)
         assert read_all(reading) == b""
@@ -204,23 +204,23 @@ def test_what_a_stopped_reader_does_not_take_is_lost_until_it_reads_again(text: 
         assert read_all(reading) == b"read again\n"
 
 
-@pytest.mark.parametrize("patience", [0.01, None])
-def test_a_write_ends_although_nobody_reads(patience: float | None) -> None:
+@pytest.mark.parametrize("max_wait", [0.01, None])
+def test_a_write_ends_although_nobody_reads(max_wait: float | None) -> None:
     """Second: the negative control, which waits for the reader."""
     with full_pipe() as (reading, stream):
-        unfailing = UnfailingStream(stream, patience=patience)
+        unfailing = UnfailingStream(stream, max_wait=max_wait)
         thread = threading.Thread(target=print, args=["line"], kwargs={"file": unfailing})
         thread.start()
-        thread.join(60 if patience else 0.3)
-        assert thread.is_alive() is (patience is None)
+        thread.join(60 if max_wait else 0.3)
+        assert thread.is_alive() is (max_wait is None)
         found = read_all(reading)
         thread.join(60)
-        assert found + read_all(reading) == (b"" if patience else b"line\n")
+        assert found + read_all(reading) == (b"" if max_wait else b"line\n")
 
 
 def test_the_output_counts_what_is_lost() -> None:
     with full_pipe() as (reading, stream):
-        output = PatientOutput(stream.fileno(), patience=0.01)
+        output = BoundedOutput(stream.fileno(), max_wait=0.01)
         for _ in range(2):
             output.write(b"a" * 10_000)
         assert output.lost == 20_000
@@ -250,7 +250,7 @@ def test_a_reader_that_is_too_slow_blocks_its_writer_for_a_hundredth_of_the_time
     """Second: the negative control, which is blocked most of the time."""
     reader = SlowReader()
     with Path(os.devnull).open("w") as stream:
-        output = PatientOutput(stream.fileno(), waiting_share=share, monotonic=lambda: reader.now, poll=reader.poll)
+        output = BoundedOutput(stream.fileno(), waiting_share=share, monotonic=lambda: reader.now, poll=reader.poll)
         while reader.now < 100:
             output.write(b"line\n")
             reader.now += 0.01
@@ -260,7 +260,7 @@ def test_a_reader_that_is_too_slow_blocks_its_writer_for_a_hundredth_of_the_time
 def test_a_line_that_is_cut_does_not_damage_the_next_one() -> None:
     with full_pipe() as (reading, stream):
         os.read(reading, 4096)
-        output = PatientOutput(stream.fileno(), patience=0.01)
+        output = BoundedOutput(stream.fileno(), max_wait=0.01)
         output.write(b"a" * 5000 + b"\n")
         assert output.lost == 5001 - 4096
         assert read_all(reading) == b"a" * 4096
@@ -270,11 +270,11 @@ def test_a_line_that_is_cut_does_not_damage_the_next_one() -> None:
         assert read_all(reading) == b"c\n"
 
 
-@pytest.mark.parametrize("patience", [0.01, None])
-def test_a_write_to_a_terminal_that_takes_a_part_of_it_ends(patience: float | None) -> None:
+@pytest.mark.parametrize("max_wait", [0.01, None])
+def test_a_write_to_a_terminal_that_takes_a_part_of_it_ends(max_wait: float | None) -> None:
     """Second: the negative control, which waits for the terminal."""
     terminal, descriptor = os.openpty()
-    output = PatientOutput(descriptor, patience=patience)
+    output = BoundedOutput(descriptor, max_wait=max_wait)
 
     def write() -> None:
         with suppress(OSError):  # once the terminal is closed
@@ -283,12 +283,12 @@ def test_a_write_to_a_terminal_that_takes_a_part_of_it_ends(patience: float | No
 
     thread = threading.Thread(target=write)
     thread.start()
-    thread.join(60 if patience else 0.3)
+    thread.join(60 if max_wait else 0.3)
     is_waiting = thread.is_alive()
     os.close(terminal)
     thread.join(60)
     os.close(descriptor)
-    assert (is_waiting, output.lost > 0) == (patience is None, patience is not None)
+    assert (is_waiting, output.lost > 0) == (max_wait is None, max_wait is not None)
 
 
 def test_lines_of_several_threads_stay_whole() -> None:

@@ -78,8 +78,14 @@ class _Exchange:
 
     def authenticated(self, request: httpx.Request) -> httpx.Request:
         """Put the credentials on the request."""
-        # httpx itself removes Authorization from a redirect to another origin, but no other header.
-        hidden = {name: value for name, value in self.credentials.headers.items() if name.lower() != "authorization"}
+        # httpx itself removes Authorization, but no other header, from a redirect to another origin; not if that is the
+        # same host with https.
+        is_removed = request.url.scheme == "https"
+        hidden = {
+            name: value
+            for name, value in self.credentials.headers.items()
+            if name.lower() != "authorization" or not is_removed
+        }
         plain = httpx.Headers(request.headers)
         for name in hidden:
             plain.pop(name, None)

@@ -10,6 +10,7 @@ from urllib.request import Request
 
 from integration_server.client.adapters import needs_extra
 from integration_server.client.adapters.request_credentials import access_token
+from integration_server.client.configuration import SecretText
 from integration_server.client.credentials import CredentialSource
 
 with needs_extra("slack"):
@@ -56,13 +57,13 @@ class AccountWebClient(WebClient):
 
     def _request_for_pagination(self, api_url: str, req_args: dict[str, Any]) -> dict[str, Any]:
         # The following pages have the arguments of the first request, with the token of that time.
-        req_args["headers"]["Authorization"] = f"Bearer {self.token}"
+        req_args["headers"]["Authorization"] = SecretText(f"Bearer {self.token}")
         return super()._request_for_pagination(api_url, req_args)
 
     def _perform_urllib_http_request_internal(self, url: str, req: Request) -> dict[str, Any]:
         # urllib sends all other headers to the target of a redirect too, whatever its host.
-        if (token := req.headers.pop("Authorization", None)) is not None:
-            req.add_unredirected_header("Authorization", token)
+        if "Authorization" in req.headers:
+            req.add_unredirected_header("Authorization", req.headers.pop("Authorization"))
         return super()._perform_urllib_http_request_internal(url, req)
 
 

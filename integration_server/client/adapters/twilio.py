@@ -63,6 +63,8 @@ class AccountHttpClient(HttpClient):
         allow_redirects: bool = False,
     ) -> Response:
         """Send a request, and once more if its credentials are rejected."""
+        if auth is not None and auth[1] != _PLACEHOLDER:  # of this call
+            return self._http.request(method, uri, params, data, headers, auth, timeout, allow_redirects)
 
         def send(credentials: Credentials) -> Response:
             authenticated = {**(headers or {}), **credentials.headers}
@@ -97,6 +99,8 @@ class AsyncAccountHttpClient(AsyncHttpClient):
         allow_redirects: bool = False,
     ) -> Response:
         """Send a request, and once more if its credentials are rejected."""
+        if auth is not None and auth[1] != _PLACEHOLDER:  # of this call
+            return await self._http.request(method, uri, params, data, headers, auth, timeout, allow_redirects)
 
         async def send(credentials: Credentials) -> Response:
             authenticated = {**(headers or {}), **credentials.headers}
@@ -116,8 +120,8 @@ class AsyncAccountHttpClient(AsyncHttpClient):
             await self._http.close()
 
 
-def _account_sid(given: str | None, credentials: Credentials) -> str:
+def _account_sid(configured: str | None, credentials: Credentials) -> str:
     api_key, _ = key_pair(credentials, "twilio")
-    if given is None and not api_key.startswith("AC"):
+    if configured is None and not api_key.startswith("AC"):
         raise ValueError("the key is not an account SID (AC…): name the account with account_sid=")
-    return given or api_key
+    return configured or str(api_key)  # which is no secret

@@ -212,7 +212,7 @@ class JsonText:
         """The value at a dotted path of names; None if it is missing."""
         found: JsonText | None = self
         for name in path.split("."):
-            found = None if found is None else {one.name: one.value for one in found.members()}.get(name)
+            found = None if found is None else {member.name: member.value for member in found.members()}.get(name)
         return found
 
     def raw_without(self, name: str) -> bytes:

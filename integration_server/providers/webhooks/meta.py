@@ -144,14 +144,18 @@ def _read(verified: VerifiedRequest) -> ReceivedWebhook:
 def _parts(topic: JsonText | None, entry: JsonText) -> Iterator[_Part]:
     """One part for each item of the entry's lists, or one for the whole entry if it has none."""
     members = list(entry.members())
-    lists = [one for one in members if one.name in _LISTS and isinstance(one.value.value, list) and one.value.value]
+    lists = [
+        member
+        for member in members
+        if member.name in _LISTS and isinstance(member.value.value, list) and member.value.value
+    ]
     shared = [member for member in members if member not in lists]
     if not lists or sum(len(member.text) for member in shared) > _MAX_SHARED_LENGTH:
         yield _Part(topic, entry, members)
         return
-    for one in lists:
-        for item in one.value.elements():
-            yield _Part(topic, entry, shared, one.name, item)
+    for member in lists:
+        for item in member.value.elements():
+            yield _Part(topic, entry, shared, member.name, item)
 
 
 def _event(part: _Part) -> WebhookEvent:

@@ -58,7 +58,7 @@ class MicrosoftGraphScheme(WebhookScheme):
             notifications = first_elements(read_json(request).at("value"))
         except MalformedWebhook:
             raise InvalidWebhookSignature from None
-        verified = [one for one in notifications if _is_verified(one.value, keys)]
+        verified = [notification for notification in notifications if _is_verified(notification.value, keys)]
         if not verified:
             raise InvalidWebhookSignature  # each notification has the secret, so without any nothing is verified
         return ReceivedWebhook(EventBatch(verified, partial(_event, now)))

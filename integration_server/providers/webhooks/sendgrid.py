@@ -10,17 +10,18 @@
 
 from base64 import b64decode, b64encode
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidSignature as InvalidEcdsaSignature
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest
 from integration_server.providers.webhooks.parsing import first_elements, read_json, received_events
 from integration_server.providers.webhooks.scheme import WebhookKeys, WebhookScheme
 from integration_server.providers.webhooks.verification import require_post, single_header
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 _PREFIX = "X-Twilio-Email-Event-Webhook-"
 
@@ -34,8 +35,12 @@ def base64_bytes(text: str) -> bytes | None:
     return value if b64encode(value).decode() == text else None
 
 
-def p256_key(text: str) -> ec.EllipticCurvePublicKey | None:
+def p256_key(text: str) -> "EllipticCurvePublicKey | None":
     """A public key of the curve P-256 (FIPS 186-5) from base64 of DER; None for any other text."""
+    # No other part of a worker needs them, and they take half a megabyte.
+    from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415
+    from cryptography.hazmat.primitives.serialization import load_der_public_key  # noqa: PLC0415
+
     try:
         key = load_der_public_key(base64_bytes(text) or b"")
     except (ValueError, UnsupportedAlgorithm):
@@ -60,11 +65,14 @@ class SendGridScheme(WebhookScheme):
 
     def is_signed(self, key: str, signature: bytes, message: bytes) -> bool:
         """Whether the signature is by the owner of the public key."""
+        from cryptography.hazmat.primitives.asymmetric.ec import ECDSA  # noqa: PLC0415
+        from cryptography.hazmat.primitives.hashes import SHA256  # noqa: PLC0415
+
         public_key = p256_key(key)
         if public_key is None:
             return False
         try:
-            public_key.verify(signature, message, ec.ECDSA(SHA256()))
+            public_key.verify(signature, message, ECDSA(SHA256()))
         except InvalidEcdsaSignature:
             return False
         return True

@@ -1,4 +1,4 @@
 """The audit trail: records which caller did what to which integration.
 
-May import `domain`, `service.common_types`, `service.provider_port` and no other service package.
+May import `domain`, and of `service`: `common_types`.
 """

@@ -1,9 +1,10 @@
 """The background worker: claims due work of every job and runs the job's handler.
 
 There is no leader. Each process polls for due rows and claims a few at a time. While a claim lasts, no other process
-does the same work; a row that a crashed process had claimed is then claimed again. Each job and OAuth
-client has a concurrency limit and a circuit breaker of its own, so that one slow or failing provider, or one client
-that its provider refuses, delays no other. A type of due work is the key of a client, or the name of a singleton job.
+does the same work; a row that a crashed process had claimed is then claimed again, for longer each time, so that a row
+whose work ends the process does so ever less often. Each job and OAuth client has a concurrency limit and a circuit
+breaker of its own, so that one slow or failing provider, or one client that its provider refuses, delays no other. A
+type of due work is the key of a client, or the name of a singleton job.
 
 All jobs and types share one budget (`WorkBudget`): a backlog of due work delays no RPC, whatever number of providers
 it is of.
@@ -126,6 +127,10 @@ class DueJob:
     needs_provider: bool = True
 
 
+async def _never_wait() -> None:
+    """Without an audit trail, no entry waits for room."""
+
+
 @dataclass(eq=False, repr=False)
 class BackgroundWorker:
     """Runs the due work of all jobs. It works while its context is entered; leaving the context cancels handlers."""
@@ -139,6 +144,7 @@ class BackgroundWorker:
     limits: WorkerLimits
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
     busy_time: Callable[[], float] = time.thread_time  # seconds for which the event loop's thread was busy
+    wait_for_audit: Callable[[], Awaitable[None]] = _never_wait  # raises `StoreUnavailable`
 
     def __post_init__(self) -> None:
         self._budget = WorkBudget(self.limits, self.pause, self.busy_time)
@@ -197,9 +203,16 @@ class BackgroundWorker:
                 _, in_flight = await asyncio.wait(in_flight, return_when=asyncio.FIRST_COMPLETED)
 
     async def _claim(self, job: DueJob, job_type: str, limit: int) -> Iterable[Claim[Any]]:
-        with suppress(StoreUnavailable):  # the rows are still due at the next poll
-            return await self.due_work.claim(job.kind, job_type, limit, claim_duration=job.claim_duration)
-        return ()
+        try:
+            await self.wait_for_audit()  # before the work, whose audit entries are queued in any case
+            claims = await self.due_work.claim(job.kind, job_type, limit, claim_duration=job.claim_duration)
+        except StoreUnavailable:  # the rows are still due at the next poll
+            return ()
+        for claim in claims:
+            if claim.expired_claims:
+                fields = {"job_kind": job.kind.value, "job_type": job_type, "row_id": claim.row_id}
+                self._log.warning("background_job_abandoned", **fields, expired_claims=claim.expired_claims)
+        return claims
 
     async def _run_job(self, job: DueJob, claim: Claim[Any], breaker: "CircuitBreaker") -> None:
         has_outcome = False

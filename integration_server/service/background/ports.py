@@ -9,6 +9,10 @@ from typing import Any, Generic, Protocol, TypeVar
 T = TypeVar("T")
 
 
+LONGEST_CLAIM = timedelta(hours=1)
+"""The longest duration of a claim, whatever number of claims have expired before it."""
+
+
 class JobKind(Enum):
     """A job of the background worker."""
 
@@ -25,6 +29,9 @@ class Claim(Generic[T]):
 
     `due_time` is the row's. Both are the fence: whatever gives the row another due time ends the claim, and a process
     whose claim has expired and was replaced cannot change the due time. `item` is what the job works on.
+
+    `expired_claims` is the number of claims in a row that have expired before this one without an outcome: their
+    processes have stopped or died.
     """
 
     job_kind: JobKind
@@ -32,10 +39,11 @@ class Claim(Generic[T]):
     due_time: datetime
     expire_time: datetime
     item: T
+    expired_claims: int = 0
 
     def renewed(self, due_time: datetime) -> "Claim[T]":
-        """The claim after the row was made due at a time, which is the end of the claim too."""
-        return replace(self, due_time=due_time, expire_time=due_time)
+        """The claim after the row was made due at a time, until which it counts at least."""
+        return replace(self, due_time=due_time, expire_time=max(due_time, self.expire_time))
 
 
 class DueWork(Protocol):
@@ -53,7 +61,8 @@ class DueWork(Protocol):
         """Claim at most `limit` due rows of a job and type, the longest due first, for `claim_duration`.
 
         The row keeps its due time, and can be claimed again after `claim_duration`, unless the outcome of the work sets
-        another due time. May return fewer rows than are due if another process claims at the same time.
+        another due time. Each claim that expires without an outcome doubles the duration of the next one, up to
+        `LONGEST_CLAIM`. May return fewer rows than are due if another process claims at the same time.
         """
 
     async def postpone(self, claim: Claim[T], delay: timedelta) -> Claim[T] | None:
@@ -63,4 +72,4 @@ class DueWork(Protocol):
         """
 
     async def prune(self) -> int:
-        """Delete the claims that have expired. Returns how many."""
+        """Delete the claims that have expired and are of no further use. Returns how many."""

@@ -1,4 +1,4 @@
 """Typed methods of Google Calendar.
 
-May import `domain`, `service.common_types`, `service.provider_port` and proxy.
+May import `domain`, and of `service`: `credentials` and `proxy.calls`.
 """

@@ -46,7 +46,7 @@ class ApiKeyConnectionService:
             credentials = await provider.credentials_of(key)
             account = await provider.verify_connection(credentials)
         except ProviderRejected as error:
-            error.rejected_fields = error.rejected_fields or _given_fields(request)
+            error.rejected_fields = error.rejected_fields or _credential_fields(request)
             raise
         scopes = provider.required_scopes if isinstance(credentials, OAuthTokens) else ()
         return await self.tasks.run(self.account_linker.commit(target, account, credentials, scopes))
@@ -75,20 +75,20 @@ class ApiKeyConnectionService:
         return request.new_integration(provider, self.random_token())
 
 
-def _given_fields(request: ApiKeyConnectionRequest) -> Sequence[str]:
+def _credential_fields(request: ApiKeyConnectionRequest) -> Sequence[str]:
     """The fields of a request that have credentials; a provider does not say which of them is wrong."""
     keys = [name for name in ("api_key", "api_secret") if getattr(request, name)]
     return [*keys, *sorted(f"secret_fields.{name}" for name, value in request.secret_fields.items() if value)]
 
 
-def _declared_secrets(provider: Provider, given: Mapping[str, str]) -> Mapping[str, str]:
+def _declared_secrets(provider: Provider, submitted: Mapping[str, str]) -> Mapping[str, str]:
     """The given secrets with the defaults of those that are not given. Raises `InvalidField`."""
-    for name in given:
+    for name in submitted:
         if name not in provider.secret_fields:
             raise InvalidField(f"secret_fields.{name}", "is not a field of this integration type")
     secrets = {}
     for name, declared in provider.secret_fields.items():
-        value = given.get(name) or declared.default
+        value = submitted.get(name) or declared.default
         if not value and declared.required:
             raise InvalidField(f"secret_fields.{name}", "is required for this integration type")
         if value and (problem := declared.problem_of(value)) is not None:

@@ -7,6 +7,9 @@ counts from the response, and is on the database's clock.
 A device code works once. If the response that has the tokens is lost, the next request is refused and the attempt ends:
 the user has to begin again. Tokens that arrive for an attempt that has ended meanwhile are revoked.
 
+The attempts of an integration type have one circuit breaker, over all its OAuth clients, apart from those of other
+jobs: polls without a response delay the polls of the type for half a minute at most, and stop no refresh.
+
 Nobody returns from the provider, so that there is no callback to confirm: docs/security.md has what that means.
 """
 
@@ -122,12 +125,12 @@ class DeviceAuthorizationPoller:
         held_for = max(self.claim_duration, _pause(interval, failures + 1))
         held: Claim[AuthorizationAttempt] | None = claim
         if self.fences_polls:
-            held = await self.attempts.postpone_poll(claim, held_for, interval=interval, failures=failures)
+            held = await self.attempts.begin_poll(claim, held_for)
         if held is None:
             return True  # another process has it, or it has ended
         try:
             response = await self.providers.authenticated(
-                provider, lambda one: one.poll_device_authorization(device_code)
+                provider, lambda authenticated: authenticated.poll_device_authorization(device_code)
             )
         except ProviderUnavailable as error:
             if error.issued_tokens is not None:
@@ -141,7 +144,7 @@ class DeviceAuthorizationPoller:
             pause = max(interval, response.retry_after)
             await self.attempts.postpone_poll(held, pause, interval=interval, failures=0)
             return True
-        await self._complete(claims, target, provider, response, held.expire_time - held_for)
+        await self._complete(claims, target, provider, response, held.due_time - held_for)
         return True
 
     async def _complete(
@@ -170,7 +173,7 @@ class DeviceAuthorizationPoller:
             await self.token_storage.discard(claims, provider.oauth_client.name, tokens)
 
     async def _end(self, claims: StateClaims, oauth_client: str, error: IntegrationServerError) -> None:
-        """End an attempt with an error, which the app's backend learns from `HandleCallback`."""
+        """End an attempt with an error, which the app's backend gets from `HandleCallback`."""
         if isinstance(error, ProviderError) and error.issued_tokens is not None:
             await self.token_storage.discard(claims, oauth_client, error.issued_tokens)
 

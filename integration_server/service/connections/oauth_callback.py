@@ -32,7 +32,7 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.domain.redirect_allowlist import RedirectAllowlist
-from integration_server.return_urls import with_result_params
+from integration_server.domain.return_urls import with_result_params
 from integration_server.service.audit.audit_trail import audit_user
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import Clock
@@ -51,7 +51,7 @@ from integration_server.service.oauth_clients.oauth_client_directory import OAut
 
 # A browser repeats a request within seconds; a person reloads a page within a minute. Not longer than the grace.
 REPETITION_WINDOW = timedelta(seconds=60)
-_POLL_INTERVAL = 0.1  # seconds between looks at an outcome that another callback is waiting for, growing tenfold
+_POLL_INTERVAL = 0.1  # seconds between reads of an outcome that another callback is waiting for, growing tenfold
 _SAFE_ERROR_CODE = re.compile(r"[a-z0-9_.-]{1,64}")
 _UNKNOWN_ERROR = "unknown_error"
 
@@ -168,9 +168,11 @@ class OAuthCallbackService:
     def _is_expired(self, claims: StateClaims) -> bool:
         return self.clock() >= claims.begin_time + ATTEMPT_LIFETIME  # not from the row, whose time may be altered
 
-    def _matches_type(self, named: str, integration_type: str) -> bool:
+    def _matches_type(self, type_of_callback: str, integration_type: str) -> bool:
         """Whether the type that a callback names is this type or an alias of it. It may name none."""
-        return named in ("", integration_type) or named in self.providers[integration_type].aliases
+        return (
+            type_of_callback in ("", integration_type) or type_of_callback in self.providers[integration_type].aliases
+        )
 
     async def _report_denial(self, claims: StateClaims, error: str) -> ConnectionResult:
         """The result for an error response. The attempt stays as it is: the user can go back and allow."""
@@ -309,7 +311,9 @@ class OAuthCallbackService:
         try:
             tokens = await self.providers.authenticated(
                 provider,
-                lambda one: one.exchange_code_for_tokens(callback.code, details.redirect_uri, details.verifier),
+                lambda authenticated: authenticated.exchange_code_for_tokens(
+                    callback.code, details.redirect_uri, details.verifier
+                ),
             )
         except ProviderError as error:
             if error.issued_tokens is not None:

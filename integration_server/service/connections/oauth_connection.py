@@ -96,7 +96,9 @@ class OAuthConnectionService:
         scopes = tuple(provider.scopes_to_request(request.scopes, current.scopes if current else ()))
         device: DeviceAuthorization | None = None
         if provider.has_device_authorization:
-            device = await self.providers.authenticated(provider, lambda one: one.begin_device_authorization(scopes))
+            device = await self.providers.authenticated(
+                provider, lambda authenticated: authenticated.begin_device_authorization(scopes)
+            )
         else:
             self._require_confirmable(redirect_uri, return_url)
         verifier, now = self.random_token(), self.clock()

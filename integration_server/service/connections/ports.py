@@ -137,6 +137,11 @@ class AuthorizationAttemptStore(Protocol):
     async def consume_pending_callback(self, attempt_id: str, now: datetime) -> AuthorizationAttempt | None:
         """Take an attempt with a pending callback, for this caller only. None unless it has one and is valid."""
 
+    async def begin_poll(
+        self, claim: Claim[AuthorizationAttempt], claim_duration: timedelta
+    ) -> Claim[AuthorizationAttempt] | None:
+        """Claim a due poll of a device authorization anew, for the time of its request; None as `postpone_poll`."""
+
     async def postpone_poll(
         self, claim: Claim[AuthorizationAttempt], delay: timedelta, *, interval: timedelta, failures: int
     ) -> Claim[AuthorizationAttempt] | None:

@@ -8,7 +8,7 @@ that the grant is revoked or the time limit has passed. No revocation is sent th
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from datetime import timedelta
 
@@ -42,6 +42,7 @@ from integration_server.service.oauth_clients.oauth_client_directory import OAut
 _MAX_CONCURRENT = 8  # first attempts per client and process, so that many disconnections do not overload it
 _FIRST_PAUSE = timedelta(seconds=2)
 _LONGEST_PAUSE = timedelta(hours=1)
+_MANY_EXPIRED = 5  # claims in a row: the attempts end their processes, and none will reach the time limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,9 @@ class RevocationService:
         if claim.item.is_complete:  # the record of it is not needed any more
             await self._record(claim, self.revocations.remove(claim))
             return _Attempt(RevocationState.REVOKED)
+        if claim.expired_claims >= _MANY_EXPIRED and claim.item.age >= self.times.give_up_after:
+            await self._give_up(claim, {"error_class": "abandoned"})
+            return _Attempt(RevocationState.PENDING)
         try:
             decision, claim = await self._begin_call(claim)
             if decision is not CallDecision.SEND:
@@ -180,27 +184,33 @@ class RevocationService:
         credentials = await self.cipher.decrypt_orphaned(grant)
         # The claim holds up new connections of the account: nothing is sent after its end.
         async with asyncio.timeout(self.times.claim.total_seconds()):
-            is_revoked = await self.providers.authenticated(provider, lambda one: one.revoke_credentials(credentials))
+            is_revoked = await self.providers.authenticated(
+                provider, lambda authenticated: authenticated.revoke_credentials(credentials)
+            )
         return RevocationState.REVOKED if is_revoked else RevocationState.NOT_SUPPORTED
 
     async def _handle_failure(self, claim: Claim[Revocation], error: Exception) -> None:
         """Postpone or give up. A missing key or an unknown provider is retried too: an operator may restore it."""
         log_fields = {
-            **_log_fields(claim.item.grant),
-            "attempts": claim.item.attempts,
             "error_class": error.reason if isinstance(error, IntegrationServerError) else type(error).__name__,
             "oauth_error": error.oauth_error if isinstance(error, ProviderError) else None,
         }
         remaining = self.times.give_up_after - claim.item.age
         if remaining <= timedelta(0):
-            self._log.error("revocation_given_up", **log_fields)
-            await self._record(claim, self.revocations.remove(claim))
+            await self._give_up(claim, log_fields)
             return
         retry_after = error.retry_after if isinstance(error, IntegrationServerError) else None
         pause = backoff(claim.item.attempts, _FIRST_PAUSE, _LONGEST_PAUSE, self.jitter)
         pause = min(max(pause, retry_after or timedelta(0)), remaining)  # the last attempt is at the time limit
-        self._log.warning("revocation_failed", **log_fields, retry_in=pause.total_seconds())
+        fields = _log_fields(claim.item.grant) | log_fields
+        retry_in = pause.total_seconds()
+        self._log.warning("revocation_failed", **fields, attempts=claim.item.attempts, retry_in=retry_in)
         await self._record(claim, self.due_work.postpone(claim, pause))
+
+    async def _give_up(self, claim: Claim[Revocation], log_fields: Mapping[str, object]) -> None:
+        fields = {**_log_fields(claim.item.grant), **log_fields}
+        self._log.error("revocation_given_up", **fields, attempts=claim.item.attempts)
+        await self._record(claim, self.revocations.remove(claim))
 
     async def _record(self, claim: Claim[Revocation], change: Awaitable[object]) -> None:
         try:

@@ -1,5 +1,5 @@
-"""Credentials that work: service, cipher, cache, and the refresher with its lease, commit and failure policy.
+"""Valid credentials: service, cipher, cache, and the refresher with its lease, commit and failure policy.
 
-May import `domain`, `service.common_types`, `service.provider_port`, integrations, background and the port of the
-revocation outbox.
+May import `domain`, and of `service`: `common_types`, `provider_port`, `background`, `connections.revocation_ports`
+and `integrations.ports`.
 """

@@ -32,7 +32,7 @@ from integration_server.service.integrations.ports import (
 )
 from integration_server.service.provider_port import Providers, ProviderSet
 
-_PATIENCE = 0.75  # of the time until the caller's deadline; the rest is for the response
+_WAIT_SHARE = 0.75  # of the time until the caller's deadline; the rest is for the response
 _MAX_BATCH_WAIT = 30.0  # seconds for the refreshes of a batch, also without a deadline: three slow provider calls
 _CONCURRENT_REFRESHES = 32  # of one batch: the lease and the commit of each need a database connection for a moment
 _ITEMS_PER_SLICE = 50  # some three milliseconds; other calls run between two slices
@@ -125,8 +125,8 @@ class CredentialService:
         What is not cached is read with one statement. Necessary refreshes run concurrently, until three quarters of the
         caller's time are over: then tokens that still work are returned, and `ProviderUnavailable` for the others.
         """
-        left = time_left()
-        wait = _MAX_BATCH_WAIT if left is None else min(left * _PATIENCE, _MAX_BATCH_WAIT)
+        remaining = time_left()
+        wait = _MAX_BATCH_WAIT if remaining is None else min(remaining * _WAIT_SHARE, _MAX_BATCH_WAIT)
         end = asyncio.get_running_loop().time() + wait
         found = await self.find_many(requests, allowed_types)
         outcomes: list[UsableCredentials | Exception] = []
@@ -267,10 +267,10 @@ class CredentialService:
         cause = self._necessary_refresh(as_stored, min_ttl)
         if cause is None:
             return as_stored
-        left = time_left()
+        remaining = time_left()
         # For an expired token the caller waits as long as it can.
-        patience = None if left is None or self._has_expired(as_stored.credentials) else left * _PATIENCE
-        return await self._refreshed_in(as_stored, cause, patience)
+        max_wait = None if remaining is None or self._has_expired(as_stored.credentials) else remaining * _WAIT_SHARE
+        return await self._refreshed_in(as_stored, cause, max_wait)
 
     async def _refreshed_in(self, as_stored: RefreshResult, cause: RefreshCause, wait: float | None) -> RefreshResult:
         """Credentials from a refresh that takes at most `wait` seconds; else the present ones, while they work."""

@@ -4,7 +4,7 @@ Not everything in a webhook is signed, and a recorded one can be sent again: a w
 and never a proof.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -45,6 +45,7 @@ class GrantConfirmation:
     tasks: DetachedTasks
     clock: Clock
     record_audit: Callable[[AuditEntry], object]
+    wait_for_audit: Callable[[Action], Awaitable[None]]
     monotonic: Callable[[], float]
     requires_rejection: bool = True
 
@@ -60,6 +61,7 @@ class GrantConfirmation:
 
     async def _confirm(self, reported: Integration) -> None:
         try:
+            await self.wait_for_audit(Action.LOSE_GRANT)
             stored = await self.integrations.get(reported.integration_id, reported.user_id)
             if stored.integration.reauthorization_required or stored.integration.connect_time != reported.connect_time:
                 return  # ended already, or connected again since

@@ -102,7 +102,10 @@ class CachedLookup:
         self, targets: Sequence[IntegrationTarget], max_bytes: int, allowed_types: AllowedTypes
     ) -> FoundIntegrations:
         """Read with one statement, and cache what was found."""
-        reads = {one: self._cache.begin_read(one) for one in {target[0] for target in targets}}
+        reads = {
+            integration_id: self._cache.begin_read(integration_id)
+            for integration_id in {target[0] for target in targets}
+        }
         found = FoundIntegrations({})
         try:
             found = await self._integrations.find_many(targets, max_bytes, allowed_types)

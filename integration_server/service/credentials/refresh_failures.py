@@ -97,7 +97,7 @@ class InvalidGrantDetector:
         return refused if is_mass_failure else None
 
     async def lasts_for(self, lease: Lease, integration: Integration) -> bool:
-        """Whether no grant of the type was accepted since this one, which was spared then, was first refused."""
+        """Whether the mass failure during which this grant was first refused goes on: none has been accepted since."""
         if lease.refusal_age is None or integration.refresh_retry_time is None:
             return False
         outcomes = await self._leases.latest_outcomes(integration, lease.refusal_age, _MASS_FAILURE_SAMPLE)

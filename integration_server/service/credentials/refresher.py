@@ -78,6 +78,7 @@ class TokenRefresher:
     random_token: RandomToken
     jitter: Jitter
     record_audit: Callable[[AuditEntry], object]
+    wait_for_audit: Callable[[Action], Awaitable[None]]
     _: KW_ONLY
     lease_duration: timedelta
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -223,6 +224,7 @@ class TokenRefresher:
         provider = found.oauth
         if provider is None:
             raise ReauthorizationRequired  # the type has API keys now
+        await self.wait_for_audit(Action.REFRESH)  # before the call: afterwards its entry is queued in any case
         start_time = self.clock()
         lease = await self._claim(integration, cause)
         if lease is None:
@@ -237,7 +239,9 @@ class TokenRefresher:
             was_called = True
             self.record_call(integration.integration_type)
             try:
-                token_response = await self.providers.authenticated(provider, lambda one: one.refresh(current.tokens))
+                token_response = await self.providers.authenticated(
+                    provider, lambda authenticated: authenticated.refresh(current.tokens)
+                )
             except ProviderError as error:
                 is_lost = isinstance(error, ProviderUnavailable) and error.outcome_unknown
                 outcome_known = not is_lost

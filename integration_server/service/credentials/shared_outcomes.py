@@ -83,7 +83,9 @@ class SharedOutcomes:
         unread = requests
         while unread:
             found = await self._credentials.find_many(unread, allowed_types, past_cache=True)
-            omitted = [one for one, stored in zip(unread, found, strict=True) if isinstance(stored, ResponseTooLarge)]
+            omitted = [
+                request for request, stored in zip(unread, found, strict=True) if isinstance(stored, ResponseTooLarge)
+            ]
             if len(omitted) == len(unread):
                 omitted = []  # the next statement would not have room for them either
             for index, (request, stored) in enumerate(zip(unread, found, strict=True)):

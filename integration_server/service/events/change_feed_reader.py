@@ -39,13 +39,14 @@ _MAX_BUFFERED = 1_000  # events that wait in memory for one stream; a stream tha
 
 
 class SharedEvent:
-    """An event of a published range, for all streams that send it: `item` is what the first of them has encoded."""
+    """An event of a published range, for all streams that send it: the first of them sets `item` and its `cursor`."""
 
-    __slots__ = ("item", "logged", "positions")
+    __slots__ = ("cursor", "item", "logged", "positions")
 
     def __init__(self, positions: ChangeRange, logged: LoggedEvent) -> None:
         self.positions = positions
         self.logged = logged
+        self.cursor: Any = None
         self.item: Any = None
 
 
@@ -139,13 +140,13 @@ class EventBuffer:
         was_restored = low is not None and low > batch.cursor.end  # from an older backup
         if low is not None and not was_restored:
             # After a pause of the reader, its cursor may begin again below what is published.
-            self._pending = [one for one in self._pending if one.position >= low]
+            self._pending = [logged for logged in self._pending if logged.position >= low]
             high = max(low, high)
-        final = sorted((one for one in self._pending if one.position < high), key=lambda logged: logged.number)
+        final = sorted((logged for logged in self._pending if logged.position < high), key=lambda logged: logged.number)
         is_complete = low is not None and low >= self._incomplete_below and not was_restored
         if is_complete and not final:
             return  # the next range begins where this one does
-        self._pending = [one for one in self._pending if one.position >= high]
+        self._pending = [logged for logged in self._pending if logged.position >= high]
         self.horizon = high
         if low is not None and is_complete:
             published = EventRange(ChangeRange(low, high), final)

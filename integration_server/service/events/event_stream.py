@@ -9,8 +9,9 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.errors import CursorExpired, InvalidField, QuotaExceeded, ServerStopping
@@ -35,13 +36,21 @@ between two iterations."""
 _MAX_SEND = timedelta(seconds=60)
 """How long a client may take to read one event while gRPC's own buffer (64 KiB, hundreds of events) is full."""
 
+_MAX_TURN = timedelta(seconds=0.05)
+"""How long a turn to send several events lasts. Streams whose clients do not read would keep theirs, and all send at
+once when they can."""
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+
+@dataclass(slots=True, eq=False)
 class StreamItem:
-    """An event, or a heartbeat if None, with the cursor that resumes after it. Streams share the item of an event."""
+    """An event, or a heartbeat if None, with the cursor that resumes after it. Streams share the item of an event.
+
+    `response` is for who encodes the item: once, for all streams.
+    """
 
     cursor: str
     event: IntegrationEvent | None = None
+    response: Any = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +80,8 @@ class _Cursor:
 class EventStream:
     """Streams of events. A cursor expires after `retention`; a quiet stream gets a new one after each `heartbeat`.
 
-    A stream whose client takes longer than `max_send` to read an event ends. `binds_cursors` to the database is off
+    A stream whose client takes longer than `max_send` to read an event ends; one whose client takes longer than
+    `max_turn` waits for its next turn. `binds_cursors` to the database is off
     only for negative controls.
     """
 
@@ -83,6 +93,7 @@ class EventStream:
     retention: timedelta
     heartbeat: timedelta
     max_send: timedelta = _MAX_SEND
+    max_turn: timedelta = _MAX_TURN
     sends_per_iteration: int = _SENDS_PER_ITERATION
     binds_cursors: bool = True
 
@@ -137,14 +148,18 @@ class EventStream:
         place of this one.
         """
         page = _LogPage(current.positions, deque(), current)
-        heartbeat_at = loop_time() + self.heartbeat.total_seconds()
+        time = asyncio.get_running_loop().time
+        heartbeat, max_send, max_turn = (
+            limit.total_seconds() for limit in (self.heartbeat, self.max_send, self.max_turn)
+        )
+        heartbeat_at, sends = time() + heartbeat, 0
         while not self._stopping:
             if self.binds_cursors and self.reader.database_id != database_id:
                 raise CursorExpired
             if page.events:
                 logged = page.events.popleft()
-                current = _Cursor(page.positions, logged.number, logged.event.event_time) if page.events else page.end
-                item = await self._encode(page.positions, logged, database_id)
+                after, item = await self._encode(page.positions, logged, database_id)
+                current = after if page.events else page.end
             elif current.positions.low < subscription.start:
                 page = await self._read_log(current, subscription)
                 if not page.events:
@@ -152,29 +167,34 @@ class EventStream:
                 continue
             elif (shared := subscription.next_event()) is not None:
                 if shared.item is None:
-                    shared.item = await self._encode(shared.positions, shared.logged, database_id)
-                current = _Cursor(shared.positions, shared.logged.number, shared.logged.event.event_time)
-                item = shared.item
+                    shared.cursor, shared.item = await self._encode(shared.positions, shared.logged, database_id)
+                current, item = shared.cursor, shared.item
             elif await _is_set(subscription.changed, heartbeat_at):
                 continue
             else:
                 current = self._renewed(current, subscription)
                 item = StreamItem(await self._make_cursor(current, database_id))
-            await self._pacer.turn()
-            send_time = loop_time()
+            if not sends:
+                sends = await self._pacer.turn(1 + len(page.events) + subscription.waiting_count)
+            send_time = time()
             yield item
-            heartbeat_at = loop_time() + self.heartbeat.total_seconds()
-            if loop_time() - send_time > self.max_send.total_seconds():
+            now = time()
+            heartbeat_at = now + heartbeat
+            if now - send_time > max_send:
                 raise QuotaExceeded("whose events are read too slowly; resume after the last cursor")
+            sends = 0 if now - send_time > max_turn else sends - 1
         yield StreamItem(await self._make_cursor(current, database_id))
         raise ServerStopping
 
     async def _make_cursor(self, current: _Cursor, database_id: str) -> str:
         return await self._cursors.make(replace(current, database_id=database_id))
 
-    async def _encode(self, positions: ChangeRange, logged: LoggedEvent, database_id: str) -> StreamItem:
-        cursor = await self._make_cursor(_Cursor(positions, logged.number, logged.event.event_time), database_id)
-        return StreamItem(cursor, logged.event)
+    async def _encode(
+        self, positions: ChangeRange, logged: LoggedEvent, database_id: str
+    ) -> tuple[_Cursor, StreamItem]:
+        """The item of an event, and the cursor after it."""
+        after = _Cursor(positions, logged.number, logged.event.event_time, database_id)
+        return after, StreamItem(await self._cursors.make(after), logged.event)
 
     def _renewed(self, current: _Cursor, subscription: Subscription) -> _Cursor:
         """The cursor of a stream that has nothing to send, as of now."""

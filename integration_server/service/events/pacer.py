@@ -5,7 +5,7 @@ from collections import deque
 
 
 class Pacer:
-    """Lets at most `per_iteration` waiters continue in one iteration of the event loop, in the order of arrival.
+    """Allows at most `per_iteration` sends in one iteration of the event loop, in the order of arrival.
 
     The loop runs everything that is ready before it looks for new input. Without a pacer, an event for a thousand
     streams is a thousand sends in one iteration, and every other call waits for all of them.
@@ -13,23 +13,24 @@ class Pacer:
 
     def __init__(self, per_iteration: int) -> None:
         self._per_iteration = per_iteration
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[int], int]] = deque()
 
-    async def turn(self) -> None:
-        """Wait for a turn."""
+    async def turn(self, sends: int = 1) -> int:
+        """Wait for a turn. Returns how many sends it allows: one at least, and at most `sends`."""
         loop = asyncio.get_running_loop()
         if not self._waiting:
             loop.call_soon(self._release, loop)
-        turn = loop.create_future()
-        self._waiting.append(turn)
-        await turn
+        turn: asyncio.Future[int] = loop.create_future()
+        self._waiting.append((turn, sends))
+        return await turn
 
     def _release(self, loop: asyncio.AbstractEventLoop) -> None:
-        released = 0
-        while self._waiting and released < self._per_iteration:
-            turn = self._waiting.popleft()
+        left = self._per_iteration
+        while self._waiting and left:
+            turn, sends = self._waiting.popleft()
             if not turn.done():  # else its stream has ended
-                turn.set_result(None)
-                released += 1
+                allowed = min(sends, left)
+                turn.set_result(allowed)
+                left -= allowed
         if self._waiting:
             loop.call_soon(self._release, loop)

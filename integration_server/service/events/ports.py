@@ -107,7 +107,7 @@ class ChangeFeed(Protocol):
 
 
 class SharedFeed(Protocol):
-    """What one process of this machine, the one that `leads`, tells the others about its polls of the change feed."""
+    """The state of the change feed, which the process that `leads` shares with the other processes of this machine."""
 
     @property
     def leads(self) -> bool:
@@ -122,11 +122,11 @@ class SharedFeed(Protocol):
         """When the last poll began, in monotonic seconds. To be read before `changes`."""
 
     def publish(self, poll_time: float, *, has_changes: bool) -> None:
-        """Tell the others of a poll."""
+        """Share the result of a poll with the other processes."""
 
 
 class ChangeListener(Protocol):
-    """What the reader of the feed tells of each change as soon as it is visible: a cache, or streams."""
+    """A consumer of the change feed, notified of each change as soon as it is visible: a cache, or streams."""
 
     def apply_changes(self, integration_ids: Collection[IntegrationId] | None, poll_time: float) -> None:
         """These integrations changed (None: any may have), and no other until `poll_time`, in monotonic seconds."""

@@ -1,4 +1,5 @@
 """Health checks of integrations and their history.
 
-May import `domain`, `service.common_types`, `service.provider_port` and credentials, integrations and background.
+May import `domain`, and of `service`: `common_types`, `provider_port`, `background`, `credentials` and
+`integrations`.
 """

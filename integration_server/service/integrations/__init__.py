@@ -1,5 +1,5 @@
 """Integrations: listing, reading and updating them, page tokens, and the port of the store.
 
-May import `domain`, `service.common_types`, `service.provider_port`, the credential cipher and the port of the
-revocation outbox.
+May import `domain`, and of `service`: `common_types`, `provider_port`, `background.ports`,
+`connections.revocation_ports` and `credentials.credential_cipher`.
 """

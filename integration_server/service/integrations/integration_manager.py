@@ -36,7 +36,7 @@ class IntegrationManager:
         self, page_size: int, page_token: str, allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES
     ) -> Page[Provider]:
         """A page of the allowed integration types of this server, ordered by name."""
-        providers = [one for one in self.providers.all() if allowed_types.allows(one.integration_type)]
+        providers = [provider for provider in self.providers.all() if allowed_types.allows(provider.integration_type)]
         # Another list of types, as of a server with other providers, begins anew.
         names = "\n".join(provider.integration_type for provider in providers)
         list_id = (hashlib.sha256(names.encode()).hexdigest(),)

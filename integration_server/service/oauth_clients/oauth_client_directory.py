@@ -97,8 +97,8 @@ def _aad(client: StoredOAuthClient) -> AssociatedData:
 
 
 @dataclass(eq=False)
-class _Memory:
-    """What this process knows about the secrets of a client.
+class _SecretRecord:
+    """The refused secrets of a client, and what was last reported about them.
 
     `retry_times`: when each refused secret is tried again, by its digest. `state` and `report_time` are what was
     reported last; nothing yet, if the time is None.
@@ -111,11 +111,11 @@ class _Memory:
 
 @dataclass(eq=False, repr=False)
 class ClientAuthentication:
-    """Makes calls that authenticate as a client, and remembers which of its secrets the provider accepts.
+    """Makes calls that authenticate as a client, with a secret of it that the provider accepts.
 
     A call sends at most one request more than it would with one secret. While a secret is known to be refused, no call
     tries it, except one in five minutes. If every secret is refused, a call sends one request. `monotonic` is in
-    seconds. Without `remembers`, for negative controls, every call tries the newest secret.
+    seconds. Without `skips_refused`, for negative controls, every call tries the newest secret.
     """
 
     store: OAuthClientStore
@@ -123,79 +123,79 @@ class ClientAuthentication:
     monotonic: Callable[[], float]
     _: KW_ONLY
     record_refusal: Record = record_nothing  # integration type, name of the client, "newest" or "previous"
-    remembers: bool = True
+    skips_refused: bool = True
     uses_previous: bool = True
     """Off for negative controls: then the previous secret is never used."""
 
     def __post_init__(self) -> None:
-        self._memories: dict[tuple[str, str], _Memory] = {}
+        self._records: dict[tuple[str, str], _SecretRecord] = {}
         self._log = structlog.get_logger(__name__)
 
     async def call(self, provider: P, call: Callable[[P], Awaitable[T]]) -> T:
         """The result of a call, which gets the provider with the secret to use. Raises what the call raises."""
         client, key = provider.oauth_client, (provider.integration_type, provider.oauth_client.name)
-        memory = self._memories.setdefault(key, _Memory())
-        *first, last = self._secrets_to_try(client, memory) or [""]
+        record = self._records.setdefault(key, _SecretRecord())
+        *first, last = self._secrets_to_try(client, record) or [""]
         for secret in first:
             try:
                 result = await call(provider.for_client(client.using(secret)))
             except ProviderMisconfigured as error:
-                self._refused(provider, memory, secret)
+                self._refused(provider, record, secret)
                 if error.issued_tokens is not None:
                     raise  # the client was accepted, and the code is spent
             else:
-                self._accepted(provider, memory, secret)
+                self._accepted(provider, record, secret)
                 return result
         try:
             result = await call(provider.for_client(client.using(last)) if last else provider)
         except ProviderMisconfigured:
-            self._refused(provider, memory, last)
-            self._report(provider, memory, SecretState.REFUSED)
+            self._refused(provider, record, last)
+            self._report(provider, record, SecretState.REFUSED)
             raise
-        self._accepted(provider, memory, last)
+        self._accepted(provider, record, last)
         return result
 
-    def _secrets_to_try(self, client: OAuthClient, memory: _Memory) -> Sequence[str]:
+    def _secrets_to_try(self, client: OAuthClient, record: _SecretRecord) -> Sequence[str]:
         """The secrets in the order in which they are tried: those that are not known to be refused first."""
         if not self.uses_previous:
             return client.secrets[:1]
-        if not self.remembers:
+        if not self.skips_refused:
             return client.secrets
-        if len(client.secrets) == 1 and not memory.retry_times:
+        if len(client.secrets) == 1 and not record.retry_times:
             return client.secrets
         digests = {secret: _digest(secret) for secret in client.secrets}
-        memory.retry_times = {key: time for key, time in memory.retry_times.items() if key in digests.values()}
+        record.retry_times = {key: time for key, time in record.retry_times.items() if key in digests.values()}
         now, good, refused = self.monotonic(), [], []
         for secret, digest in digests.items():
-            retry_time = memory.retry_times.get(digest)
+            retry_time = record.retry_times.get(digest)
             if retry_time is None or now >= retry_time:
                 good.append(secret)
             else:
                 refused.append(secret)
             if retry_time is not None and now >= retry_time:
-                memory.retry_times[digest] = now + _RETRY_AFTER  # only this call tries it again
+                record.retry_times[digest] = now + _RETRY_AFTER  # only this call tries it again
         if good:
             return [*good, *refused]
-        return sorted(refused, key=lambda secret: memory.retry_times[digests[secret]])[:1]
+        return sorted(refused, key=lambda secret: record.retry_times[digests[secret]])[:1]
 
-    def _refused(self, provider: Provider, memory: _Memory, secret: str) -> None:
+    def _refused(self, provider: Provider, record: _SecretRecord, secret: str) -> None:
         client = provider.oauth_client
-        memory.retry_times[_digest(secret)] = self.monotonic() + _RETRY_AFTER
-        which = "newest" if secret == client.secret else "previous"
-        self.record_refusal(provider.integration_type, client.name, which)
+        record.retry_times[_digest(secret)] = self.monotonic() + _RETRY_AFTER
+        secret_kind = "newest" if secret == client.secret else "previous"
+        self.record_refusal(provider.integration_type, client.name, secret_kind)
 
-    def _accepted(self, provider: Provider, memory: _Memory, secret: str) -> None:
-        if memory.retry_times:
-            memory.retry_times.pop(_digest(secret), None)
-        self._report(provider, memory, None if secret == provider.oauth_client.secret else SecretState.PREVIOUS_USED)
+    def _accepted(self, provider: Provider, record: _SecretRecord, secret: str) -> None:
+        if record.retry_times:
+            record.retry_times.pop(_digest(secret), None)
+        self._report(provider, record, None if secret == provider.oauth_client.secret else SecretState.PREVIOUS_USED)
 
-    def _report(self, provider: Provider, memory: _Memory, state: SecretState | None) -> None:
+    def _report(self, provider: Provider, record: _SecretRecord, state: SecretState | None) -> None:
         """Log the state of a client and store it, if it has changed; while it is bad, also once a minute."""
         now = self.monotonic()
-        is_known = memory.report_time is not None and memory.state is state
-        if is_known and (state is None or now - (memory.report_time or 0) < _REPORT_INTERVAL):
+        is_known = record.report_time is not None and record.state is state
+        if is_known and (state is None or now - (record.report_time or 0) < _REPORT_INTERVAL):
             return
-        memory.state, memory.report_time = state, now
+        record.state, record.report_time = state, now
         client = provider.oauth_client
         names = {"integration_type": provider.integration_type, "oauth_client": client.name}
         if state is SecretState.REFUSED:
@@ -208,7 +208,7 @@ class ClientAuthentication:
         try:
             await self.store.set_alarm(integration_type, name, state)
         except StoreUnavailable:
-            self._memories.pop((integration_type, name), None)  # the next call reports it again
+            self._records.pop((integration_type, name), None)  # the next call reports it again
 
 
 def _digest(secret: str) -> str:
@@ -323,9 +323,9 @@ class OAuthClientDirectory:
 
     async def ending(self, provider: Provider) -> Sequence[ClientScope]:
         """The clients whose revocations end grants of the provider's client."""
-        others = [self.registry[integration_type] for integration_type in provider.grants_ended_by]
-        everyone = [one.integration_type for one in others if one.revocation_ends == "account"]
-        rest = [one.integration_type for one in others if one.revocation_ends != "account"]
+        ending = [self.registry[integration_type] for integration_type in provider.grants_ended_by]
+        everyone = [other.integration_type for other in ending if other.revocation_ends == "account"]
+        rest = [other.integration_type for other in ending if other.revocation_ends != "account"]
         of_client = await self._scopes_of(rest, provider) if rest else ()
         return [*(ClientScope(integration_type, None) for integration_type in everyone), *of_client]
 
@@ -335,9 +335,13 @@ class OAuthClientDirectory:
         itself = provider.integration_type, provider.oauth_client.name
         found = {itself} if itself[0] in types else set()
         if client_id:
-            own = {(one, OWN_CLIENT) for one in types if self.registry[one].oauth_client.client_id == client_id}
+            own = {
+                (integration_type, OWN_CLIENT)
+                for integration_type in types
+                if self.registry[integration_type].oauth_client.client_id == client_id
+            }
             found |= own | set(await self.store.names_of(types, client_id))
-        return [ClientScope(*one) for one in sorted(found)]
+        return [ClientScope(*scope) for scope in sorted(found)]
 
 
 def require_oauth(provider: Provider) -> OAuthProvider:

@@ -126,13 +126,13 @@ class OAuthClientManager:
         rows = await self.store.list(integration_type, allowed_types, after, page_size + 1)
         found = [await self._listed(row, alarms.get((row.integration_type, row.name))) for row in rows]
         found += [
-            one
-            for one in self._own_clients(alarms)
-            if allowed_types.allows(one.integration_type)
-            and integration_type in ("", one.integration_type)
-            and (one.integration_type, OWN_CLIENT) > after
+            client
+            for client in self._own_clients(alarms)
+            if allowed_types.allows(client.integration_type)
+            and integration_type in ("", client.integration_type)
+            and (client.integration_type, OWN_CLIENT) > after
         ]
-        found.sort(key=lambda one: (one.integration_type, one.name))
+        found.sort(key=lambda client: (client.integration_type, client.name))
         page = found[:page_size]
         token = ""
         if len(found) > page_size:

@@ -10,7 +10,7 @@ from integration_server.domain.allowed_types import AllowedTypes
 
 
 class SecretState(StrEnum):
-    """What the provider has last said about the secrets of a client."""
+    """The provider's last response to the secrets of a client."""
 
     PREVIOUS_USED = "previous_used"
     """It refuses the newest secret and accepts the previous one."""
@@ -75,4 +75,4 @@ class OAuthClientStore(Protocol):
         """Delete a client and its alarm. False if there is none. Raises `OAuthClientInUse`."""
 
     async def set_alarm(self, integration_type: str, name: str, state: SecretState | None) -> None:
-        """Record what the provider says about the secrets of a client; None if it accepts the newest one."""
+        """Record whether the provider refuses secrets of a client; None if it accepts the newest one."""

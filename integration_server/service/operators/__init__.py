@@ -1,5 +1,5 @@
-"""What operators read across users: integrations, due work and the audit log.
+"""Reads of operators across users: integrations, due work and the audit log.
 
-May import `domain`, `service.common_types`, `service.provider_port`, the credential cipher, the page tokens and the
-ports of integrations, and the port of due work.
+May import `domain`, and of `service`: `common_types`, `provider_port`, `background.ports`,
+`credentials.credential_cipher` and `integrations`.
 """

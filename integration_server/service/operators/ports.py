@@ -108,7 +108,7 @@ class DuePosition:
 
 
 class DueRows(Protocol):
-    """The due rows of all jobs, to be looked at."""
+    """The due rows of all jobs, as operators read them."""
 
     async def list_due(
         self, job_kind: JobKind, job_type: str, after: DuePosition | None, limit: int

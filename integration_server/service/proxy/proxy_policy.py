@@ -161,7 +161,9 @@ def _decoded_path_problem(path: str) -> str | None:
 
 
 def _without_format_characters(text: str) -> str:
-    return text if text.isascii() else "".join(one for one in text if unicodedata.category(one) != "Cf")
+    return (
+        text if text.isascii() else "".join(character for character in text if unicodedata.category(character) != "Cf")
+    )
 
 
 def require_no_credentials(request: ApiRequest, auth: RequestAuth) -> None:
@@ -180,7 +182,7 @@ def forwardable_headers(headers: Iterable[tuple[str, str]], secrets: Collection[
     """The response headers that a backend gets: no connection headers, no cookies, none that contains a secret."""
     listed = list(headers)
     encoded_secrets = {form for secret in secrets for form in _encodings(secret)}
-    named = {
+    hop_by_hop = {
         option.strip().lower()  # RFC 9110 §7.6.1: Connection names hop-by-hop headers
         for name, value in listed
         if name.lower() == "connection"
@@ -190,7 +192,7 @@ def forwardable_headers(headers: Iterable[tuple[str, str]], secrets: Collection[
         (name, value)
         for name, value in listed
         if name.lower() not in _DROPPED_RESPONSE_HEADERS
-        and name.lower() not in named
+        and name.lower() not in hop_by_hop
         and not name.lower().startswith(_PROXY_HEADER_PREFIXES)
         and not _contains_any(name + value, encoded_secrets)
     )

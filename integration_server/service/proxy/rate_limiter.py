@@ -55,22 +55,22 @@ class DistributedLimiter(Protocol):
 
 @dataclass(slots=True)
 class _Rejected:
-    """Whether calls of `enough` users and of `enough` accounts were rejected, of which no more are kept.
+    """The users and accounts whose calls were rejected, up to `threshold` of each.
 
     Several users may have connected one account, and one user several.
     """
 
-    enough: int
+    threshold: int
     users: set[UserId] = field(default_factory=set)
     accounts: set[str | IntegrationId] = field(default_factory=set)
 
     def add(self, integration: Integration) -> bool:
-        """Note a rejected call. Return whether it is enough."""
-        if len(self.users) < self.enough:
+        """Record a rejected call. Return whether the threshold of both is reached."""
+        if len(self.users) < self.threshold:
             self.users.add(integration.user_id)
-        if len(self.accounts) < self.enough:
+        if len(self.accounts) < self.threshold:
             self.accounts.add(integration.account_id or integration.integration_id)
-        return min(len(self.users), len(self.accounts)) >= self.enough
+        return min(len(self.users), len(self.accounts)) >= self.threshold
 
 
 @dataclass(eq=False, repr=False)
@@ -237,7 +237,7 @@ class ProviderRateLimiter:
 
     def _own_limits_of(self, lane: Lane) -> Iterator[AdaptiveLimit]:
         integration_id, resource = lane
-        yield from (self._own_limit((integration_id, one)) for one in dict.fromkeys(("", resource)))
+        yield from (self._own_limit((integration_id, scope)) for scope in dict.fromkeys(("", resource)))
 
     def _app_limit(self, resource: str) -> AdaptiveLimit:
         if resource not in self._apps:
@@ -269,8 +269,10 @@ class ProviderRateLimiter:
         self._changed.set()
         self._permit_count += 1
         if self._permit_count % _SWEEP_INTERVAL == 0:
-            self._integrations = {lane: one for lane, one in self._integrations.items() if not one.is_empty(now)}
-            self._apps = {resource: one for resource, one in self._apps.items() if not one.is_empty(now)}
+            self._integrations = {
+                lane: integration for lane, integration in self._integrations.items() if not integration.is_empty(now)
+            }
+            self._apps = {resource: app for resource, app in self._apps.items() if not app.is_empty(now)}
             self._exhausted_until = {name: until for name, until in self._exhausted_until.items() if until > now}
 
     def _observe(self, integration: Integration, resource: str, path: str, response: ApiResponse) -> timedelta:

@@ -1,5 +1,5 @@
-"""Webhooks: ingestion, secrets, and delivery to consumers.
+"""Webhooks: ingestion, routing, secrets, and delivery to consumers.
 
-May import `domain`, `service.common_types`, `service.provider_port` and the packages integrations, credentials and
-background.
+May import `domain`, and of `service`: `common_types`, `lookup_cache`, `provider_port`,
+`credentials.credential_cipher`, `integrations` and `oauth_clients.oauth_client_directory`.
 """

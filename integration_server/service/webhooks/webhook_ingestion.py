@@ -229,7 +229,7 @@ class WebhookIngestion:
             addressed = list(_addressed(integrations, events, await routed.routes_of(integrations)))
             deliveries = [(integration, events[index]) for integration, index in addressed]
             await self._store(batch, deliveries)
-            await self.router.learn(deliveries)
+            await self.router.store_routes(deliveries)
             for _, index in addressed:
                 unrouted.pop(index, None)
         if unrouted:
@@ -244,7 +244,7 @@ class WebhookIngestion:
         while accounts or ids:
             page = await self.inbox.find_recipients(key, accounts, last, self.recipients_page, ids)
             verified = [await self._cipher.redacted(stored) for stored in page]
-            yield [one for one in verified if one.account_id is not None and one.client_key == key]
+            yield [webhook for webhook in verified if webhook.account_id is not None and webhook.client_key == key]
             if len(page) < self.recipients_page:
                 return
             last = page[-1].integration.integration_id
@@ -376,11 +376,15 @@ def _addressed(
     by_account = defaultdict(list)
     for integration in integrations:
         by_account[integration.account_id].append(integration)
-    recipients = {route: {one.integration_id: one for one in found} for route, found in by_route.items()}
+    recipients = {
+        route: {integration.integration_id: integration for integration in found} for route, found in by_route.items()
+    }
     for event in events:
         if event.account_id is not None and event.route is not None:
-            named = {one.integration_id: one for one in by_account.get(event.account_id, ())}
-            recipients.setdefault(event.route, {}).update(named)
+            of_account = {
+                integration.integration_id: integration for integration in by_account.get(event.account_id, ())
+            }
+            recipients.setdefault(event.route, {}).update(of_account)
     for index, event in enumerate(events):
         if event.account_id is not None:
             yield from ((integration, index) for integration in by_account.get(event.account_id, ()))
@@ -399,7 +403,9 @@ def _storable(event: WebhookEvent) -> WebhookEvent:
     event_id = event.event_id
     if not _is_storable(event_id):
         event_id = f"sha256:{hashlib.sha256(event_id.encode(errors='surrogatepass') or event.payload).hexdigest()}"
-    event_type = "".join(one for one in event.event_type if not has_control_characters(one))[:_MAX_TEXT_LENGTH]
+    event_type = "".join(character for character in event.event_type if not has_control_characters(character))[
+        :_MAX_TEXT_LENGTH
+    ]
     account_id, route = (text if _is_storable(text) else None for text in (event.account_id, event.route))
     return replace(event, event_id=event_id, event_type=event_type, account_id=account_id, route=route)
 

@@ -45,8 +45,8 @@ class WebhookRouter:
         """Add routes that stay as long as the integration. Raises `StoreUnavailable`."""
         await self._add([(integration, route) for route in routes], None)
 
-    async def learn(self, deliveries: Iterable[tuple[Integration, WebhookEvent]]) -> None:
-        """Remember the routes of events whose recipient is known. Raises `StoreUnavailable`."""
+    async def store_routes(self, deliveries: Iterable[tuple[Integration, WebhookEvent]]) -> None:
+        """Store the routes of events whose recipient is known, for a limited time. Raises `StoreUnavailable`."""
         new = {
             (integration.integration_id, event.route): (integration, event.route)
             for integration, event in deliveries

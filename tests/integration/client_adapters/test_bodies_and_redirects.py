@@ -212,6 +212,27 @@ def test_other_parameters_of_a_query_stay_as_they_are(
     ]
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("is_adapted", [True, False], ids=["", "negative control"])
+def test_httpx_a_redirect_to_https_is_one_to_another_origin(scheme: Scheme, is_adapted: bool) -> None:
+    """httpx itself keeps the header of a redirect to https on the same host."""
+    received = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        received.append("s3cret" in f"{request.url} {request.headers.raw}")
+        is_first = request.url.scheme == "http"
+        return httpx.Response(302, headers={"Location": "https://api.example/"}) if is_first else httpx.Response(401)
+
+    source = FakeSource(scheme)
+    auth = httpx_adapter.AccountAuth(source) if is_adapted else None
+    headers = {} if is_adapted else dict(source.credentials().headers)
+    transport = httpx.MockTransport(respond)
+    with httpx.Client(auth=auth, headers=headers, transport=transport, follow_redirects=True) as client:
+        client.get("http://api.example/")
+    assert received == ([True, False] if is_adapted else [scheme != "query"] * 2)
+    assert source.renewals == 0
+
+
 def test_google_and_azure_keep_the_token_from_another_host(provider: Provider, other: Provider) -> None:
     provider.redirects["/thing"] = (302, f"{other.url}/thing")
     AuthorizedSession(google_adapter.AccountCredentials(FakeSource())).get(f"{provider.url}/thing")

@@ -1,12 +1,18 @@
 """What every adapter does, with the real library against a provider on loopback."""
 
 import asyncio
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
 
+import httpx
 import pytest
+import requests
 
+from integration_server.client.configuration import SecretText
+from tests.integration.client_adapters.accounts import FakeAccount
 from tests.integration.client_adapters.libraries import (
     ASYNC,
     SYNC,
@@ -118,8 +124,47 @@ async def test_tasks_whose_requests_are_rejected_renew_once(provider: Provider, 
     assert source.renewals == 1
 
 
+NOBODY = "http://127.0.0.1:1"
+
+
+def _fail_with_stripe() -> None:
+    client = FakeAccount(FakeSource()).stripe(base_addresses={"api": NOBODY}, max_network_retries=0)
+    client.v1.balance.retrieve()
+
+
+FAILING: Mapping[str, Callable[[], object]] = {
+    "httpx": lambda: httpx.get(NOBODY, auth=FakeAccount(FakeSource("header")).httpx(), trust_env=False),
+    "requests": lambda: requests.get(NOBODY, auth=FakeAccount(FakeSource("header")).requests(), timeout=10),
+    "slack": lambda: FakeAccount(FakeSource()).slack(base_url=f"{NOBODY}/").auth_test(),
+    "stripe": _fail_with_stripe,
+    "twilio": lambda: FakeAccount(FakeSource("basic")).twilio().request("GET", NOBODY),
+}
+
+
+@pytest.mark.parametrize("is_hidden", [True, False], ids=["", "negative control"])
+def test_no_local_variable_of_a_failed_request_has_a_secret(is_hidden: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the adapters' frames, which reporters of errors print; those of the libraries are not ours."""
+    if not is_hidden:
+        monkeypatch.setattr(SecretText, "__repr__", str.__repr__)
+    found = set()
+    for library, fail in FAILING.items():
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - each library has its own
+            fail()
+        if any(secret in text for text in _locals_of_adapters(caught.value) for secret in ("s3cret", "Basic QUM")):
+            found.add(library)
+    assert found == (set() if is_hidden else {"stripe", "twilio"})
+
+
+def _locals_of_adapters(error: BaseException | None) -> Iterator[str]:
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if Path(frame.f_code.co_filename).parent.name == "adapters":
+                yield from map(repr, frame.f_locals.values())
+        error = error.__cause__ or error.__context__
+
+
 def test_no_adapter_prints_a_secret() -> None:
     source = FakeSource()
     for holder in secret_holders(source):
-        printed = f"{holder!r} {holder}"
+        printed = f"{holder!r} {holder} {getattr(holder, '__dict__', '')}"
         assert not any(secret in printed for secret in ("s3cret", "aws-secret")), holder

@@ -2,6 +2,7 @@
 
 import base64
 import importlib
+import logging
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,8 @@ from google.auth.exceptions import RefreshError
 from google.auth.transport.grpc import AuthMetadataPlugin
 from slack_sdk import WebClient
 from slack_sdk.errors import SlackApiError
+from twilio.http import HttpClient
+from twilio.http.response import Response as TwilioResponse
 
 from integration_server.client.adapters import azure, botocore, google, slack, stripe, twilio
 from integration_server.client.adapters.requests import AccountAuth
@@ -231,6 +234,31 @@ class _KeySource(FakeSource):
         return Credentials(
             integration_id=7, api_key="SK1", api_secret="s3cret", headers={"Authorization": "Basic eA=="}
         )
+
+
+class RecordingHttpClient(HttpClient):  # type: ignore[misc]  # twilio has no types
+    """Records what a request is authenticated with."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.getLogger(), is_async=False)
+        self.received: list[tuple[object, str | None]] = []
+
+    def request(self, method: str, uri: str, *args: Any) -> TwilioResponse:
+        """Reject the request."""
+        _, _, headers, auth, *_ = args
+        self.received.append((auth, headers.get("Authorization")))
+        return TwilioResponse(401, "{}")
+
+
+def test_twilio_a_key_of_the_call_is_used_as_it_is() -> None:
+    source, http = FakeSource("basic"), RecordingHttpClient()
+    client = twilio.client(source, http_client=http)
+    client.request("GET", "https://api.twilio.com/2010-04-01/Accounts.json", auth=("AC2", "another"))
+    assert http.received == [(("AC2", "another"), None)]
+    assert source.renewals == 0
+    client.request("GET", "https://api.twilio.com/2010-04-01/Accounts.json")  # negative control
+    assert [auth for auth, _ in http.received[1:]] == [None, None]
+    assert source.renewals == 1
 
 
 def test_slack_further_pages_have_the_current_token(provider: Provider) -> None:

@@ -125,7 +125,7 @@ class TestPostgres:
 
     async def test_a_begin_that_times_out_leaves_no_transaction(self, postgres_url: str) -> None:
         async with (
-            open_database(postgres_url, pool_size=1, command_timeout=1) as database,
+            open_database(postgres_url, pool_size=1, command_timeout=3) as database,
             open_database(postgres_url) as observer,
         ):
             ((backend,),) = await database.read(BACKEND)

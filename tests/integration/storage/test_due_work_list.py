@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import update
+from sqlalchemy import text, update
 from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
@@ -21,7 +21,16 @@ from integration_server.storage.due_work_list import SqlDueRows, due_count_state
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.tables import integrations, revocations
 from tests.fakes.aead import FakeAead
-from tests.integration.storage.test_due_work import MINUTE, PAST, TYPES, add_due_rows, compiled, rows_read
+from tests.integration.storage.test_due_work import (
+    INTEGRATION_JOBS,
+    MINUTE,
+    PAST,
+    TYPES,
+    add_due_rows,
+    compiled,
+    count_steps,
+    rows_read,
+)
 
 OF_INTEGRATIONS = (JobKind.REFRESH, JobKind.CHECK, JobKind.DEVICE_POLL)
 
@@ -137,6 +146,17 @@ async def test_a_page_token_is_of_one_list(database: Database) -> None:
             await due_work.list_due_work(kind, name, 1, token, ALL_INTEGRATION_TYPES, oldest_only=oldest)
 
 
+async def list_statements(database: Database, limit: int) -> Sequence[Any]:
+    """The statements for the first page and for one in the middle of each job, whose due times are all equal."""
+    statements = []
+    for kind in INTEGRATION_JOBS:
+        rows = await database.fetch(due_rows_statement(kind, "beta", None, 1_000_000))
+        assert {row.due_time for row in rows} == {PAST}
+        middle = DuePosition(kind, "beta", PAST, rows[len(rows) // 2].row_id)
+        statements += [due_rows_statement(kind, "beta", after, limit) for after in (None, middle)]
+    return statements
+
+
 @pytest.mark.postgres
 async def test_a_page_reads_its_rows_only_on_postgres(postgres_url: str) -> None:
     backlog, limit = 6000, 10
@@ -144,6 +164,7 @@ async def test_a_page_reads_its_rows_only_on_postgres(postgres_url: str) -> None
         await add_due_rows(database, backlog)
         (oldest,) = await SqlDueRows(database).oldest_due(JobKind.CHECK, "beta")
         assert oldest.due_count == MAX_DUE_COUNT
+        pages = await list_statements(database, limit)
     connection = await asyncpg.connect(postgres_url)
 
     async def explain(statement: Any) -> int:
@@ -152,18 +173,34 @@ async def test_a_page_reads_its_rows_only_on_postgres(postgres_url: str) -> None
         return rows_read(json.loads(plan)[0]["Plan"])
 
     try:
-        # Of equal times, as of rows that were made at once, the database has to sort all.
-        for table, column in (("integrations", "check_due_time"), ("revocations", "due_time")):
-            key = "integration_id" if table == "integrations" else "revocation_id"
-            await connection.execute(f"UPDATE {table} SET {column} = {column} + {key} * interval '1 second'")
         await connection.execute("ANALYZE")
-        for kind in (JobKind.CHECK, JobKind.REVOCATION):
-            after = DuePosition(kind, "beta", PAST, 0)
-            for position in (None, after):
-                assert await explain(due_rows_statement(kind, "beta", position, limit)) <= limit + 2
+        for statement in pages:
+            assert await explain(statement) <= limit + 2
+        for kind in INTEGRATION_JOBS:
             assert await explain(due_count_statement(kind, "beta")) <= MAX_DUE_COUNT
         # Negative control: the measure detects a scan.
         unordered = due_rows_statement(JobKind.CHECK, "beta", None, backlog)
         assert await explain(unordered) >= backlog // len(TYPES)
+        # Negative control: without the id in the index, the rows of an equal time are read and sorted for each page.
+        await connection.execute("DROP INDEX ix_revocations_client_key_due_time")
+        await connection.execute("CREATE INDEX without_id ON revocations (client_key, due_time)")
+        assert await explain(due_rows_statement(JobKind.REVOCATION, "beta", None, limit)) >= backlog // len(TYPES)
     finally:
         await connection.close()
+
+
+async def test_a_page_reads_its_rows_only_on_sqlite(sqlite_url: str) -> None:
+    limit = 10
+    async with open_database(sqlite_url) as database:
+        await add_due_rows(database, 4 * limit * len(TYPES))
+        few = [count_steps(sqlite_url, statement) for statement in await list_statements(database, limit)]
+        await add_due_rows(database, 3000)
+        pages = await list_statements(database, limit)
+        many = [count_steps(sqlite_url, statement) for statement in pages]
+        growth = [large / small for small, large in zip(few, many, strict=True)]
+        assert max(growth) < 1.2, growth
+        # Negative control: without the index, each page reads all rows of the type.
+        async with database.write_transaction() as connection:
+            await connection.execute(text("DROP INDEX ix_revocations_client_key_due_time"))
+        of_revocations = 2 * INTEGRATION_JOBS.index(JobKind.REVOCATION)
+        assert count_steps(sqlite_url, pages[of_revocations]) > 5 * many[of_revocations]

@@ -57,7 +57,7 @@ async def add(database: Database, rows: Sequence[Mapping[str, Any]]) -> None:
     """Store integrations."""
     async with database.write_transaction() as connection:
         values = [{**ROW, **row, "uid": f"uid-{number}"} for number, row in enumerate(rows)]
-        values = [{**one, "client_key": one["integration_type"]} for one in values]
+        values = [{**value, "client_key": value["integration_type"]} for value in values]
         for start in range(0, len(values), 500):
             await connection.execute(insert(integrations), values[start : start + 500])
 

@@ -38,6 +38,7 @@ from tests.fakes.clock import SettableClock
 from tests.fakes.oauth_clients import own_clients
 from tests.fakes.provider import FakeProvider, FakeProviders
 from tests.fakes.random_tokens import CountingTokens
+from tests.fakes.system import RecordingAuditTrail
 
 MINUTE = timedelta(minutes=1)
 TOKENS = OAuthTokens("access-1", "refresh-1")
@@ -99,6 +100,7 @@ def start_process(database: Database, provider: FakeProvider, tasks: DetachedTas
         CountingTokens(),
         lambda: 0.5,
         lambda _: None,
+        RecordingAuditTrail().wait_for_room,
         lease_duration=MINUTE / 2,
     )
     due_work = SqlDueWork(database)

@@ -28,7 +28,7 @@ def server(database: Database) -> AttackedServer:
 async def statements_of(server: AttackedServer, *requests: Message) -> Sequence[str]:
     """The statements of concurrent calls, with the beginning and end of transactions."""
     with captured_statements() as statements:
-        calls = [server.call(type(one).__name__.removesuffix("Request"), one) for one in requests]
+        calls = [server.call(type(request).__name__.removesuffix("Request"), request) for request in requests]
         await asyncio.gather(*calls)
     return statements
 

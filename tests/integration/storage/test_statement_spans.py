@@ -38,7 +38,7 @@ class Traces:
     @property
     def statements(self) -> list[tuple[str, Mapping[str, str | int], bool]]:
         """Name, attributes and failure of each statement's span."""
-        return [(one.name, one.attributes, one.has_failed) for one in self.spans if one.kind == "client"]
+        return [(span.name, span.attributes, span.has_failed) for span in self.spans if span.kind == "client"]
 
 
 async def run_both(database: Database) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[3]
-MAX_BYTES = 2**20  # with the server
+MAX_BYTES = 1_000_000  # with the server
 
 
 @pytest.fixture(scope="module")

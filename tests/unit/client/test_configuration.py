@@ -34,11 +34,11 @@ def test_only_addresses_of_this_machine_are_plaintext_by_default(address: str, u
 def test_reads_the_environment() -> None:
     configuration = Configuration.from_env(
         {
-            "INTEGRATIONS_ADDRESS": "integrations:50051",
+            "INTEGRATIONS_ADDRESS": "integrations:50051\n",
             "INTEGRATIONS_TOKEN_FILE": "/run/token",
             "INTEGRATIONS_CA_FILE": "/run/ca.pem",
-            "INTEGRATIONS_TLS": "TRUE",
-            "INTEGRATIONS_TOKEN": "",
+            "INTEGRATIONS_TLS": " TRUE\n",
+            "INTEGRATIONS_TOKEN": " ",
         }
     )
     assert configuration.target == "dns:///integrations:50051"
@@ -84,6 +84,14 @@ def test_names_what_is_wrong(environment: dict[str, str], named: str) -> None:
         "dns:///:50051",
         "dns:///integrations:99999",
         "dns:///integrations:",
+        " integrations:50051",
+        "integrations:50051\n",
+        "integrations :50051",
+        "integrations\0:50051",
+        "ada:password@integrations:50051",
+        "dns:///ada@localhost:50051",
+        "integrations:50051?a=b",
+        "integrations:50051#a",
     ],
 )
 def test_an_address_that_cannot_be_one_is_refused(address: str) -> None:

@@ -94,17 +94,17 @@ async def test_what_is_no_text_and_what_is_empty_is_named(tmp_path: Path) -> Non
     assert TokenSource(Configuration(address="a:1")).get() is None
 
 
-@pytest.mark.parametrize("text", ["two\nlines", "secret-tök", "secret-\0", "a\tb"])
+@pytest.mark.parametrize("text", ["two\nlines", "secret-tök", "secret-\0", "a\tb", "Bearer secret-token"])
 async def test_what_is_no_token_is_an_error_that_does_not_print_it(text: str) -> None:
     async def fetch() -> str:
         return text
 
     sources = [TokenSource(Configuration(address="a:1", token=token)) for token in (text, lambda: text, fetch)]
     for source in sources:
-        with pytest.raises(ConfigurationError, match=r"^token: is not a token$"):
+        with pytest.raises(ConfigurationError, match=r"^token: is not a token \(without spaces, and without Bearer\)$"):
             await source.get_async()
     for source in sources[:2]:
-        with pytest.raises(ConfigurationError, match=r"^token: is not a token$"):
+        with pytest.raises(ConfigurationError, match=r"^token: is not a token \(without spaces, and without Bearer\)$"):
             source.get()
 
 

@@ -268,6 +268,11 @@ def test_a_cursor_survives_in_its_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_folder_that_does_not_exist_is_noticed_before_the_first_event(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        FileCursorStore(tmp_path / "missing" / "cursor").load()
+
+
 def test_a_cursor_that_cannot_be_saved_leaves_no_file(tmp_path: Path) -> None:
     file = tmp_path / "cursor"
     file.mkdir()  # which no file replaces

@@ -77,7 +77,7 @@ def test_entries_are_measured_and_not_counted(character: str, at_least: int, at_
     entries = [replace(read(number), user_id=128 * character, details=300 * character) for number in range(3000)]
     queued = sum(map(queue.enqueue, entries))
     assert at_least < queued < at_most
-    texts = sum(getsizeof(text) for one in entries[:queued] for text in (one.user_id, one.details) if text)
+    texts = sum(getsizeof(text) for entry in entries[:queued] for text in (entry.user_id, entry.details) if text)
     assert texts < MEBIBYTE
     queue.remove_first(queued)
     assert sum(map(queue.enqueue, map(read, range(3000, 6000)))) > 1500, "what is removed makes room"

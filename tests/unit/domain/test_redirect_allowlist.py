@@ -2,7 +2,7 @@ import pytest
 
 from integration_server.domain.errors import RedirectUriNotAllowed
 from integration_server.domain.redirect_allowlist import RedirectAllowlist
-from integration_server.return_urls import with_result_params
+from integration_server.domain.return_urls import with_result_params
 
 APP_CALLBACK = "https://app.example/callback"
 ALLOWLIST = RedirectAllowlist("https://hooks.example/", [APP_CALLBACK], ["https://app.example/done"])

@@ -78,13 +78,13 @@ def test_without_the_check_it_would_be_taken(text: str) -> None:
 def test_a_call_without_one_id_gets_a_new_one(entries: list[tuple[str, str | bytes]]) -> None:
     read = reader()
     assert [read.read(entries).request_id, read.read(entries).request_id] == ["new-0", "new-1"]
-    assert read.given_id(entries) == ""
+    assert read.caller_request_id(entries) == ""
 
 
 def test_new_ids_differ_and_are_taken_by_the_next_server() -> None:
     ids = {new_request_id() for _ in range(1000)}
     assert len(ids) == 1000
-    assert all(reader().given_id([(REQUEST_ID, one)]) == one for one in ids)
+    assert all(reader().caller_request_id([(REQUEST_ID, one)]) == one for one in ids)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from integration_server.observability.otlp import MAX_WAITING, OtlpExporter, Response, SpanEncoder
-from integration_server.observability.spans import Kind
+from integration_server.observability.spans import SpanKind
 from integration_server.observability.tracing import RecordedSpan, SpanTracing
 
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -68,7 +68,7 @@ def make_spans(exporter: OtlpExporter, count: int) -> None:
 
 def texts_of(span: Span) -> dict[str, str | int]:
     """The attributes of a span."""
-    return {one.key: one.value.string_value or one.value.int_value for one in span.attributes}
+    return {attribute.key: attribute.value.string_value or attribute.value.int_value for attribute in span.attributes}
 
 
 def test_a_call_and_its_request_are_spans_of_the_trace_of_the_caller() -> None:
@@ -83,7 +83,7 @@ def test_a_call_and_its_request_are_spans_of_the_trace_of_the_caller() -> None:
 
     (content,) = collector.requests
     (of_process,) = ExportTraceServiceRequest.FromString(content).resource_spans
-    names = {one.key: one.value.string_value for one in of_process.resource.attributes}
+    names = {attribute.key: attribute.value.string_value for attribute in of_process.resource.attributes}
     assert names == {"service.name": "integration-server", "service.instance.id": "server-1"}
     inner, outer = collector.spans
     assert {inner.trace_id, outer.trace_id} == {bytes.fromhex(TRACE_ID)}
@@ -114,7 +114,7 @@ LONG = "ab" * 40_000
         {"long": LONG, "request_id": LONG},
     ],
 )
-def test_a_span_is_encoded_as_protobuf_encodes_it(kind: Kind, attributes: dict[str, str | int]) -> None:
+def test_a_span_is_encoded_as_protobuf_encodes_it(kind: SpanKind, attributes: dict[str, str | int]) -> None:
     spans = [
         RecordedSpan(
             f"{kind} ü",

@@ -330,7 +330,7 @@ def test_the_problems_of_all_files_are_reported_together(tmp_path: Path) -> None
     (tmp_path / "one.toml").write_text(KEYED.replace("verify_url", "verfy_url"))
     (tmp_path / "two.toml").mkdir()
     problems = problems_of(tmp_path, USER.replace("pkce", "x").replace("scopes", "scops"), "three.toml")
-    assert [any(name in one for one in problems) for name in ("one.toml", "two.toml", "scops")] == [True] * 3
+    assert [any(name in problem for problem in problems) for name in ("one.toml", "two.toml", "scops")] == [True] * 3
 
 
 # --- all declarations, with random mistakes in their text ------------------------------------------------------------

@@ -440,9 +440,9 @@ def test_the_schema_allows_the_types_of_all_values_in_declarations() -> None:
         )
 
     kinds = {
-        one["properties"]["auth_method"]["const"]: one["properties"]
-        for one in definitions.values()
-        if "auth_method" in one.get("properties", {})
+        definition["properties"]["auth_method"]["const"]: definition["properties"]
+        for definition in definitions.values()
+        if "auth_method" in definition.get("properties", {})
     }
     used = set()
     for values in declarations():

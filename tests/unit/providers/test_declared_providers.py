@@ -192,7 +192,9 @@ def test_a_value_in_the_host_stays_in_the_declared_hosts() -> None:
     values = {"subdomain": "evil@x", "email": "a@b.c"}
     with pytest.raises(InvalidField, match=r"config\.subdomain"):
         open_desk.for_config(values)
-    anything = {name: one.model_copy(update={"pattern": None}) for name, one in desk.config_fields.items()}
+    anything = {
+        name: config_field.model_copy(update={"pattern": None}) for name, config_field in desk.config_fields.items()
+    }
     loose = desk.with_attributes(config_fields=anything)
     for host in ("a.b", "evil.example", "x.desk.example.evil.example"):
         with pytest.raises(InvalidField, match=r"config\.subdomain"):

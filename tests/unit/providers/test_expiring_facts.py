@@ -79,7 +79,7 @@ def test_a_version_is_a_setting(provider_class: type[BaseProvider], version: str
     provider = build_provider(provider_class, FakeTransport(), **{f"{name}_API_VERSION": version})
     assert url in provider.url_templates.values()
     assert url not in default.url_templates.values()
-    assert not any("api_version" in one for one in default.url_templates.values())
+    assert not any("api_version" in url_template for url_template in default.url_templates.values())
 
 
 @pytest.mark.parametrize("version", ["v27.0/..", "../v1", "v1@evil.example", "v 1", "v1?x", "{shop}"])

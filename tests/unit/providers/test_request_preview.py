@@ -34,7 +34,7 @@ async def test_every_type_has_a_preview_with_names_in_place_of_values(integratio
 
 async def test_the_requests_are_shown_in_order_with_destination_headers_and_content() -> None:
     requests = await preview("json_tokens")
-    assert [(one.purpose, one.method, one.destination) for one in requests] == [
+    assert [(request.purpose, request.method, request.destination) for request in requests] == [
         ("authorization, in the user's browser", "GET", "api.notes.example"),
         ("code exchange", "POST", "api.notes.example"),
         ("verification", "GET", "api.notes.example"),

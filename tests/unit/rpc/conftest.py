@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from integration_server.rpc.integration_service import IntegrationService
-from integration_server.rpc.interceptors import Interceptor
+from integration_server.rpc.methods import Interceptor
 from integrations.v1 import integration_service_pb2_grpc as pb_grpc
 from tests.fakes.inmemory_grpc import InMemoryGrpc
 from tests.fakes.system import FakeSystem

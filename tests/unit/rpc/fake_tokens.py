@@ -2,7 +2,8 @@
 
 from datetime import datetime
 
-from integration_server.rpc.authentication import Identity, IdentityKind, TokenAuthenticator
+from integration_server.domain.callers import Identity, IdentityKind
+from integration_server.rpc.authentication import TokenAuthenticator
 from integration_server.rpc.errors import Unauthenticated
 from tests.fakes.clock import SettableClock
 

@@ -14,10 +14,10 @@ from integration_server.domain.audit import Action, AuditEntry
 from integration_server.domain.audit_queue import AuditQueue
 from integration_server.domain.errors import IntegrationNotFound, InvalidField, StoreUnavailable
 from integration_server.domain.integration import UserId
+from integration_server.domain.text_escaping import escape
 from integration_server.rpc.call_audit import record_audit
 from integration_server.rpc.methods import describe_method
 from integration_server.service.audit.audit_trail import AuditTrail, audit_user
-from integration_server.text_escaping import escape
 from integrations.v1 import google_calendar_pb2, integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1 import operator_service_pb2 as operator_pb

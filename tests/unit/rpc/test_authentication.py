@@ -9,17 +9,16 @@ import pytest
 from cryptography.x509 import UniformResourceIdentifier
 from structlog.testing import capture_logs
 
+from integration_server.domain.callers import Identity, IdentityKind
 from integration_server.domain.errors import QuotaExceeded
-from integration_server.peers import PeerLimiter, TrustedProxies, parse_networks
+from integration_server.domain.peers import PeerLimiter, TrustedProxies, parse_networks
 from integration_server.rpc.authentication import (
-    Identity,
-    IdentityKind,
     Peer,
     TokenAuthenticator,
     authenticate,
+    client_address,
     current_identity,
 )
-from integration_server.rpc.callers import client_address
 from integration_server.rpc.errors import KeysNotAvailable, TokenExpired, Unauthenticated
 from integration_server.rpc.interceptors import compose, convert_errors
 from integration_server.rpc.methods import Method

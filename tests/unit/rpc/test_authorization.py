@@ -10,19 +10,19 @@ import pytest
 from google.protobuf.message import Message
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, NO_INTEGRATION_TYPES, AllowedTypes
+from integration_server.domain.call_quota import CallRate
+from integration_server.domain.callers import USER_PERMISSIONS, Caller, IdentityKind, Permission, Permissions, Policy
 from integration_server.domain.errors import CallerNotAllowed, IntegrationNotFound
 from integration_server.domain.integration import IntegrationId, UserId
-from integration_server.rpc.authentication import IdentityKind, authenticate
+from integration_server.rpc.authentication import authenticate, caller_name, quota_key
 from integration_server.rpc.authorization import (
     IntegrationTypeLookup,
-    Policy,
     RequestAuthorizer,
     authorize_method,
     authorize_request,
 )
-from integration_server.rpc.callers import Caller, CallRate, Permissions, caller_name, quota_key
-from integration_server.rpc.interceptors import Interceptor, compose, enforce_quota
-from integration_server.rpc.methods import USER_PERMISSIONS, Method, Permission, describe_method
+from integration_server.rpc.interceptors import compose, enforce_quota
+from integration_server.rpc.methods import Interceptor, Method, describe_method
 from integrations.v1 import integration_service_pb2 as pb
 from tests.fakes.clock import SettableClock
 from tests.fakes.inmemory_grpc import FakeContext, InMemoryGrpc, RpcError

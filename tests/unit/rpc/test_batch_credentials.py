@@ -116,7 +116,7 @@ async def test_results_have_the_order_of_the_requests_with_duplicates_and_own_er
     asked = [(ids[2], ADA), (999, ADA), (key, EVE), (ids[0], EVE), (ids[2], ADA), (ids[1], "")]
     results = await server.batch(asked)
     reasons = ["OK", "INTEGRATION_NOT_FOUND", "OK", "INTEGRATION_NOT_FOUND", "OK", "INVALID_FIELD"]
-    assert [reason(one) for one in results] == reasons
+    assert [reason(result) for result in results] == reasons
     assert results[0] == results[4]
     assert results[2].credentials.api_key.api_key == "key-1"
     (violation,) = detail(results[5], error_details_pb2.BadRequest).field_violations
@@ -187,7 +187,7 @@ async def test_all_misses_are_one_statement_and_hits_none(cached: bool) -> None:
     for expected in (1, 0 if cached else 1):
         with captured_statements() as statements:
             results = await server.batch(asked[:60] if not expected else asked)
-        assert {reason(one) for one in results[:60]} == {"OK"}
+        assert {reason(result) for result in results[:60]} == {"OK"}
         assert len([one for one in statements if one.startswith("SELECT")]) == expected
 
 
@@ -235,7 +235,7 @@ async def test_due_items_are_refreshed_once_each_and_concurrently(server: BatchS
     ids = await connect_many(server.system, 5)
     server.system.clock.advance(HOUR)
     results = await server.batch([(one, ADA) for one in (*ids, *ids)])
-    assert {reason(one) for one in results} == {"OK"}
+    assert {reason(result) for result in results} == {"OK"}
     assert len(server.system.provider.refreshes) == 5
     assert results[:5] == results[5:]
 

@@ -12,16 +12,17 @@ from google.rpc import error_details_pb2
 
 from integration_server.bootstrap import Service
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, NO_INTEGRATION_TYPES, AllowedTypes
+from integration_server.domain.call_quota import CallRate
+from integration_server.domain.callers import Caller, IdentityKind, Permission, Permissions, Policy
 from integration_server.domain.errors import CallerNotAllowed, IntegrationNotFound, ProviderUnavailable, ServerStopping
 from integration_server.domain.integration import IntegrationId
-from integration_server.rpc.authentication import IdentityKind, authenticate
-from integration_server.rpc.authorization import Policy, authorize_method
-from integration_server.rpc.callers import Caller, CallRate, Permissions
+from integration_server.rpc.authentication import authenticate
+from integration_server.rpc.authorization import authorize_method
 from integration_server.rpc.credential_results import CredentialResults
 from integration_server.rpc.credential_watch import CredentialWatch, DueTimes
 from integration_server.rpc.errors import Unauthenticated
 from integration_server.rpc.interceptors import compose, count_items, enforce_quota
-from integration_server.rpc.methods import Permission, describe_method
+from integration_server.rpc.methods import describe_method
 from integration_server.service.credentials.credential_service import CredentialRequest, UsableCredentials
 from integration_server.service.credentials.shared_outcomes import SharedOutcomes
 from integrations.v1 import integration_service_pb2 as pb
@@ -53,7 +54,9 @@ class Stream:
     @property
     def results(self) -> list[tuple[int, str]]:
         """What was sent: tokens, or the reasons of errors."""
-        return [(one.integration_id, outcome_of(one.result)) for sent in self.responses for one in sent.results]
+        return [
+            (result.integration_id, outcome_of(result.result)) for sent in self.responses for result in sent.results
+        ]
 
     @property
     def cursor(self) -> str:
@@ -152,7 +155,7 @@ async def test_what_is_due_together_is_in_one_response_with_the_cursor(system: F
     server, ids = Server(system), await connect(system, 3)
     async with server.watching(*ids, 999) as stream:
         (first,) = stream.responses[:1]
-        assert sorted(one.integration_id for one in first.results) == [*ids, 999]
+        assert sorted(result.integration_id for result in first.results) == [*ids, 999]
         assert first.cursor
 
 

@@ -13,32 +13,27 @@ import pytest
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.audit import AuditEntry
-from integration_server.domain.integration import IntegrationId, UserId
-from integration_server.domain.integration_cache import RaceSafeCache
-from integration_server.rpc.authentication import (
+from integration_server.domain.call_quota import CallQuota, CallRate
+from integration_server.domain.callers import (
+    Caller,
     Identity,
     IdentityKind,
-    TokenAuthenticator,
-    authenticate,
+    Permission,
+    Permissions,
+    Policy,
+    current_caller,
 )
-from integration_server.rpc.authorization import Policy, RequestAuthorizer, authorize_method, authorize_request
+from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.domain.integration_cache import RaceSafeCache
+from integration_server.rpc.authentication import TokenAuthenticator, authenticate, caller_name, peer_address, quota_key
+from integration_server.rpc.authorization import RequestAuthorizer, authorize_method, authorize_request
 from integration_server.rpc.call_audit import record_audit
 from integration_server.rpc.call_log import CallLog
-from integration_server.rpc.callers import (
-    Caller,
-    CallQuota,
-    CallRate,
-    Permissions,
-    caller_name,
-    current_caller,
-    peer_address,
-    quota_key,
-)
 from integration_server.rpc.errors import Unauthenticated
-from integration_server.rpc.hot_path import Callers, HotPath, PathInterceptors, ReusedResponses
+from integration_server.rpc.hot_path import CallerNames, HotPath, PathInterceptors, ReusedResponses
 from integration_server.rpc.integration_service import IntegrationService
 from integration_server.rpc.interceptors import RequestReader, compose, convert_errors, enforce_quota, read_request
-from integration_server.rpc.methods import Behavior, Context, Method, Permission, describe_method
+from integration_server.rpc.methods import Behavior, Context, Method, describe_method
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.storage.engine import Database
 from integrations.v1 import integration_service_pb2 as pb
@@ -144,7 +139,7 @@ class HotServer:
         reader = RequestReader(timedelta(seconds=60))
         self.hot_path = HotPath(
             PathInterceptors(convert, admit, process),
-            Callers(
+            CallerNames(
                 caller_name,
                 quota_key,
                 peer_address,
@@ -400,7 +395,7 @@ async def test_calls_that_wait_for_their_request_count_as_concurrent_and_end_whe
 
 # --- both paths agree ------------------------------------------------------------------------------------------------
 
-FIELDS = {one.name: one.number for one in pb.GetCredentialsRequest.DESCRIPTOR.fields}
+FIELDS = {field.name: field.number for field in pb.GetCredentialsRequest.DESCRIPTOR.fields}
 
 
 def varint(number: int, length: int = 0) -> bytes:

@@ -189,7 +189,10 @@ async def test_lists_checks_in_pages_with_the_error_rates(client: InMemoryGrpc, 
     rest = await client.call("ListHealthChecks", good("ListHealthChecks", page_token=first.next_page_token))
     assert [check.healthy for check in (*first.health_checks, *rest.health_checks)] == [False, True]
     assert not rest.next_page_token
-    assert [(one.window.ToTimedelta().days, one.checks, one.failures, one.rate) for one in rest.error_rates] == [
+    assert [
+        (error_rate.window.ToTimedelta().days, error_rate.checks, error_rate.failures, error_rate.rate)
+        for error_rate in rest.error_rates
+    ] == [
         (0, 2, 1, 0.5),
         (1, 2, 1, 0.5),
         (7, 2, 1, 0.5),
@@ -217,13 +220,16 @@ async def test_a_type_lists_the_fields_that_a_form_asks_for(client: InMemoryGrpc
     system.key_provider.secret_fields = {"password": FieldDeclaration(required=False)}
     types = (await client.call("ListIntegrationTypes", good("ListIntegrationTypes"))).integration_types
     (keyed,) = (one for one in types if one.integration_type == "fake_key")
-    assert [(one.name, one.title, one.required, one.default) for one in keyed.config_fields] == [
+    assert [
+        (config_field.name, config_field.title, config_field.required, config_field.default)
+        for config_field in keyed.config_fields
+    ] == [
         ("shop_name", "Shop name", True, ""),
         ("region", "Data region", False, "eu"),
     ]
     assert (keyed.config_fields[0].help, keyed.config_fields[0].pattern) == (shop.help, shop.pattern)
     assert list(keyed.config_fields[1].choices) == ["eu", "us"]
-    assert [(one.name, one.required) for one in keyed.secret_fields] == [("password", False)]
+    assert [(secret_field.name, secret_field.required) for secret_field in keyed.secret_fields] == [("password", False)]
 
 
 @pytest.mark.usefixtures("integration")

@@ -9,13 +9,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2_grpc
 
-from integration_server.rpc.interceptors import (
-    Interceptor,
-    compose,
-    convert_errors,
-    wrap_in_context_manager,
-)
-from integration_server.rpc.methods import UNKNOWN_METHOD, Behavior, Method
+from integration_server.rpc.interceptors import compose, convert_errors, wrap_in_context_manager
+from integration_server.rpc.methods import UNKNOWN_METHOD, Behavior, Interceptor, Method
 from integration_server.rpc.server import ProtectedHandlers
 from tests.fakes.inmemory_grpc import FakeContext
 

@@ -13,8 +13,8 @@ from joserfc.jwk import ECKey, KeySet, OctKey, RSAKey
 from joserfc.jws import JWSRegistry
 from structlog.testing import capture_logs
 
+from integration_server.domain.callers import Identity, IdentityKind
 from integration_server.hot_reload import InvalidFile
-from integration_server.rpc.authentication import Identity, IdentityKind
 from integration_server.rpc.errors import KeysNotAvailable, TokenExpired, Unauthenticated
 from integration_server.rpc.jwt_verifier import Issuer, JwtVerifier, RemoteJwks, parse_jwks
 from tests.fakes.clock import SettableClock

@@ -56,9 +56,14 @@ def test_the_last_of_repeated_parameters_counts() -> None:
     assert mapping.decode_query("query", "a=1&b=%C3%A9+x&a=2&c=") == {"a": "2", "b": "é x"}
 
 
-@pytest.mark.parametrize("query", ["", "&&&", "%", "%zz=1", "=", "a", "a=%ff", "?a", ";"])
-def test_a_malformed_query_is_accepted(query: str) -> None:
-    mapping.decode_query("query", query)
+@pytest.mark.parametrize("query", ["", "&&&", "%", "=", "a", "?a", ";"])
+def test_a_malformed_query_without_values_has_no_parameters(query: str) -> None:
+    assert mapping.decode_query("query", query) == {}
+
+
+@pytest.mark.parametrize(("query", "parameters"), [("%zz=1", {"%zz": "1"}), ("a=%ff", {"a": "\ufffd"})])
+def test_a_malformed_encoding_is_accepted(query: str, parameters: dict[str, str]) -> None:
+    assert mapping.decode_query("query", query) == parameters
 
 
 def test_a_config_is_decoded_to_json_values() -> None:

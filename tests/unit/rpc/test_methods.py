@@ -8,12 +8,20 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from integration_server.domain.audit import Action
+from integration_server.domain.callers import (
+    TYPELESS_PERMISSIONS,
+    Caller,
+    Identity,
+    IdentityKind,
+    Permission,
+    Permissions,
+    Policy,
+)
 from integration_server.domain.errors import CallerNotAllowed
-from integration_server.rpc.authentication import Identity, IdentityKind, TokenAuthenticator, authenticate
-from integration_server.rpc.authorization import Policy, authorize_method
-from integration_server.rpc.callers import Caller, Permissions
+from integration_server.rpc.authentication import TokenAuthenticator, authenticate
+from integration_server.rpc.authorization import authorize_method
 from integration_server.rpc.interceptors import compose
-from integration_server.rpc.methods import TYPELESS_PERMISSIONS, Method, Permission, describe_method, method_of
+from integration_server.rpc.methods import Method, describe_method, method_of
 from integrations.v1 import google_calendar_pb2, integration_service_pb2, operator_service_pb2, options_pb2
 from tests.fakes.clock import SettableClock
 from tests.fakes.inmemory_grpc import FakeContext

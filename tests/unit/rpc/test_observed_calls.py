@@ -9,6 +9,7 @@ import pytest
 from google.protobuf.message import Message
 from structlog.testing import capture_logs
 
+from integration_server.domain.callers import Permission
 from integration_server.domain.errors import IntegrationNotFound
 from integration_server.observability.observed_calls import (
     REQUEST_ID,
@@ -22,7 +23,7 @@ from integration_server.observability.observed_calls import (
 )
 from integration_server.rpc.errors import Unauthenticated
 from integration_server.rpc.interceptors import convert_errors
-from integration_server.rpc.methods import Metadata, Method, Permission
+from integration_server.rpc.methods import Metadata, Method
 from tests.fakes.inmemory_grpc import FakeContext
 
 METHOD = Method("/s/M")

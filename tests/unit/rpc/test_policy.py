@@ -5,12 +5,17 @@ from pathlib import Path
 import pytest
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, NO_INTEGRATION_TYPES, AllowedTypes
+from integration_server.domain.callers import (
+    SIDECAR_PERMISSIONS,
+    USER_PERMISSIONS,
+    Identity,
+    IdentityKind,
+    Permission,
+    Permissions,
+    Policy,
+)
 from integration_server.hot_reload import InvalidFile
-from integration_server.rpc.authentication import Identity, IdentityKind
-from integration_server.rpc.authorization import Policy
-from integration_server.rpc.callers import Permissions
 from integration_server.rpc.certificate_names import parse_name
-from integration_server.rpc.methods import SIDECAR_PERMISSIONS, USER_PERMISSIONS, Permission
 from integration_server.rpc.policy import read_policy
 
 PATH = Path("policy.toml")

@@ -13,10 +13,12 @@ import grpc_health.v1.health_pb2  # noqa: F401  # describes the methods of the h
 import pytest
 from structlog.testing import capture_logs
 
+from integration_server.domain.call_quota import CallCounts, CallRate, item_charge
+from integration_server.domain.callers import Permission
 from integration_server.domain.errors import QuotaExceeded
-from integration_server.rpc.callers import CallCounts, CallerLookup, CallRate, peer_address
-from integration_server.rpc.interceptors import compose, convert_errors, count_items, enforce_quota, item_charge
-from integration_server.rpc.methods import Method, Permission, describe_method
+from integration_server.rpc.authentication import peer_address
+from integration_server.rpc.interceptors import compose, convert_errors, count_items, enforce_quota
+from integration_server.rpc.methods import CallerLookup, Method, describe_method
 from integration_server.rpc.stream_limits import limit_streams
 from integration_server.shared_memory import SharedCounts, SharedMemory
 from integrations.v1 import integration_service_pb2 as pb
@@ -159,7 +161,7 @@ async def test_each_second_has_the_whole_rate_whatever_was_rejected_before(begin
     call = handlers.unary()
     for _ in range(3):
         results = await asyncio.gather(*(call("", FakeContext(peer=ADA)) for _ in range(50)), return_exceptions=True)
-        assert (results.count("response"), sum(isinstance(one, QuotaExceeded) for one in results)) == (5, 45)
+        assert (results.count("response"), sum(isinstance(result, QuotaExceeded) for result in results)) == (5, 45)
         now += pause
 
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from integration_server.domain.errors import InvalidField
-from integration_server.rpc.methods import describe_method
-from integration_server.rpc.request_limits import RequestLimits, RequestMeter
+from integration_server.domain.request_limits import RequestLimits, RequestMeter
+from integration_server.rpc.methods import describe_method, request_meter
 from integrations.v1 import google_calendar_pb2, integration_service_pb2, operator_service_pb2
 from integrations.v1 import integration_service_pb2 as pb
 
@@ -26,7 +26,7 @@ METHODS = [f"/{service.full_name}/{method.name}" for service in SERVICES for met
 
 
 def meter(request: Any, **limits: Any) -> RequestMeter:
-    return RequestMeter(request.DESCRIPTOR, RequestLimits(**{"max_bytes": 1024 * 1024, **limits}))
+    return request_meter(request.DESCRIPTOR, RequestLimits(**{"max_bytes": 1024 * 1024, **limits}))
 
 
 def error_of(request: Any, **limits: Any) -> tuple[str, str]:
@@ -55,7 +55,7 @@ def nested(levels: int, *, lists: bool = False) -> Any:
 def test_every_rpc_has_a_small_limit_beside_its_bulk_field(path: str) -> None:
     method = describe_method(path)
     assert method.request_limits.max_bytes <= 256 * 1024
-    RequestMeter(method.request_class.DESCRIPTOR, method.request_limits)  # the bulk field exists
+    request_meter(method.request_class.DESCRIPTOR, method.request_limits)  # the bulk field exists
     if method.request_limits.bulk_field:
         field: Any = method.request_class.DESCRIPTOR.fields_by_name[method.request_limits.bulk_field]
         assert (field.type, field.is_repeated) == (field.TYPE_BYTES, False)
@@ -154,7 +154,7 @@ def test_the_largest_request_of_a_stream_of_credentials_is_accepted() -> None:
     request = pb.WatchCredentialsRequest(
         integration_ids=[2**63 - 1 - number for number in range(5000)], cursor="c" * 200
     )
-    list(RequestMeter(method.request_class.DESCRIPTOR, method.request_limits).measure(request.SerializeToString()))
+    list(request_meter(method.request_class.DESCRIPTOR, method.request_limits).measure(request.SerializeToString()))
 
 
 def test_packed_numbers_of_a_fixed_size_count() -> None:

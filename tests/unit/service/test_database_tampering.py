@@ -201,13 +201,13 @@ class _Observer:
 
     async def _clients(self) -> set[str]:
         page = await self._use_cases.oauth_clients.list_oauth_clients("", 50, "", ALL_INTEGRATION_TYPES)
-        if any(one.is_altered for one in page.items):
+        if any(item.is_altered for item in page.items):
             self._refusals.add(CredentialsUnreadable.reason)
-        return {repr((one.name, one.client_id, one.callers)) for one in page.items if not one.is_altered}
+        return {repr((item.name, item.client_id, item.callers)) for item in page.items if not item.is_altered}
 
     async def _client_states(self) -> set[str]:
         page = await self._use_cases.oauth_clients.list_oauth_clients("", 50, "", ALL_INTEGRATION_TYPES)
-        return {repr((one.name, one.alarm, one.create_time, one.update_time)) for one in page.items}
+        return {repr((item.name, item.alarm, item.create_time, item.update_time)) for item in page.items}
 
     async def _begun(self, caller: str) -> set[str]:
         request = ConnectionRequest(ADA, "fake", redirect_uri=APP_CALLBACK, oauth_client="tenant", caller=caller)

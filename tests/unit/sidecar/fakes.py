@@ -13,14 +13,13 @@ from grpc_status import rpc_status
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
+from integration_server.domain.peers import TrustedProxies, parse_networks
 from integration_server.logs import new_access_log
-from integration_server.peers import TrustedProxies, parse_networks
 from integration_server.sidecar.app import create_app, create_endpoints
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.http_limits import HttpLimits
 from integration_server.sidecar.middleware import AnonymousLimits
 from integration_server.sidecar.pages import ResultPages
-from integration_server.sidecar.responses import Responses
 from integrations.v1.integration_service_pb2 import (
     HandleCallbackRequest,
     HandleCallbackResponse,
@@ -76,7 +75,7 @@ class FakeServer(ServerClient):
 
     def endpoints(self, limits: HttpLimits = LIMITS) -> Starlette:
         """The app without the probes."""
-        return create_endpoints(self, limits, PUBLIC_URL, Responses(ResultPages()), _anonymous_limits(limits), {})
+        return create_endpoints(self, limits, PUBLIC_URL, ResultPages(), _anonymous_limits(limits), {})
 
 
 def _anonymous_limits(limits: HttpLimits, proxies: str = "") -> AnonymousLimits:

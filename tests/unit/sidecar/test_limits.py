@@ -12,8 +12,8 @@ from starlette.types import ASGIApp
 
 from integration_server.sidecar.app import CALLBACK_PATH
 from integration_server.sidecar.http_limits import HttpLimits
+from integration_server.sidecar.http_protocol import StrictConnection
 from integration_server.sidecar.pages import ResultPages
-from integration_server.sidecar.strict_http import StrictConnection
 from integrations.v1.integration_service_pb2 import ReceiveWebhookRequest, ReceiveWebhookResponse
 from tests.fakes.limits import LIMITS
 from tests.unit.sidecar.fakes import FakeServer

@@ -119,7 +119,9 @@ def test_stored_json_is_parsed_as_pythons_own_parser_does(text: str) -> None:
 def test_numbers_that_python_has_written_are_read_as_the_same() -> None:
     rng = random.Random(1)
     numbers = [struct.unpack("d", rng.randbytes(8))[0] for _ in range(20_000)]
-    numbers = [one for one in numbers if math.isfinite(one)] + [rng.randrange(-(2**70), 2**70) for _ in range(5_000)]
+    numbers = [number for number in numbers if math.isfinite(number)] + [
+        rng.randrange(-(2**70), 2**70) for _ in range(5_000)
+    ]
     assert list(map(repr, parse_json(json.dumps(numbers)))) == list(map(repr, numbers))
 
 

@@ -118,9 +118,9 @@ CREATE INDEX ix_integrations_data_key_id ON integrations (substr(encrypted_crede
 
 CREATE INDEX ix_integrations_account_id ON integrations (account_id, integration_id);
 
-CREATE INDEX ix_integrations_client_key_check_due_time ON integrations (client_key, check_due_time) WHERE is_active IS 1 AND reauthorization_required IS 0;
+CREATE INDEX ix_integrations_client_key_check_due_time ON integrations (client_key, check_due_time, integration_id) WHERE is_active IS 1 AND reauthorization_required IS 0;
 
-CREATE INDEX ix_integrations_client_key_refresh_due_time ON integrations (client_key, refresh_due_time) WHERE is_active IS 1 AND reauthorization_required IS 0;
+CREATE INDEX ix_integrations_client_key_refresh_due_time ON integrations (client_key, refresh_due_time, integration_id) WHERE is_active IS 1 AND reauthorization_required IS 0;
 
 CREATE INDEX ix_integrations_client_key_refresh_retry_time ON integrations (client_key, refresh_retry_time) WHERE refresh_failures > 0;
 
@@ -165,7 +165,7 @@ CREATE TABLE revocations (
 
 CREATE INDEX ix_revocations_integration_type_account_id ON revocations (integration_type, account_id);
 
-CREATE INDEX ix_revocations_client_key_due_time ON revocations (client_key, due_time);
+CREATE INDEX ix_revocations_client_key_due_time ON revocations (client_key, due_time, revocation_id);
 
 CREATE INDEX ix_revocations_token_fingerprint ON revocations (token_fingerprint);
 
@@ -220,6 +220,7 @@ CREATE TABLE due_work_claims (
     due_time DATETIME NOT NULL,
     expire_time DATETIME NOT NULL,
     replaced_expire_time DATETIME,
+    expired_claims INTEGER DEFAULT '0' NOT NULL,
     CONSTRAINT pk_due_work_claims PRIMARY KEY (job_kind, row_id)
 );
 
@@ -245,7 +246,7 @@ CREATE INDEX ix_authorization_attempts_expire_time ON authorization_attempts (ex
 
 CREATE INDEX ix_authorization_attempts_integration_id ON authorization_attempts (integration_id);
 
-CREATE INDEX ix_authorization_attempts_integration_type_poll_due_time ON authorization_attempts (integration_type, poll_due_time) WHERE poll_due_time IS NOT NULL AND integration_id IS NOT NULL;
+CREATE INDEX ix_authorization_attempts_integration_type_poll_due_time ON authorization_attempts (integration_type, poll_due_time, attempt_id) WHERE poll_due_time IS NOT NULL AND integration_id IS NOT NULL;
 
 CREATE INDEX ix_authorization_attempts_user_id_create_time ON authorization_attempts (user_id, create_time);
 

@@ -4,6 +4,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import delete
 from structlog.testing import capture_logs
 
 from integration_server.domain.errors import (
@@ -25,10 +26,8 @@ from integration_server.service.background.background_worker import (
     WorkerLimits,
 )
 from integration_server.service.background.ports import Claim, JobKind
-from integration_server.service.integrations.ports import (
-    IntegrationUpdate,
-    NewAccount,
-)
+from integration_server.service.integrations.ports import IntegrationUpdate, NewAccount
+from integration_server.storage.tables import due_work_claims
 from tests.fakes.clock import NOON, SettableClock
 from tests.fakes.provider import FakeProvider, wait_until
 from tests.fakes.system import ADA, CHECK_INTERVAL, FakeSystem
@@ -210,6 +209,49 @@ async def test_the_claim_of_a_crashed_process_expires(system: FakeSystem) -> Non
         system.clock.advance(CLAIM_DURATION)
         await run_once(worker)
     assert len(system.provider.refreshes) == 1
+
+
+async def work_beside_a_fatal_row(*, counts_expired_claims: bool) -> tuple[int, int]:
+    """How often a row whose work ends the process is begun in 300 minutes, and how often another one is completed."""
+    system = FakeSystem()
+    fatal, _ = await connect_many(system, 2)
+    make_refreshes_due(system)
+    begun, completed, is_ended = 0, 0, asyncio.Event()
+
+    async def handler(claim: Claim[StoredIntegration]) -> bool:
+        nonlocal begun, completed
+        if claim.row_id == fatal.integration_id:
+            begun += 1
+            is_ended.set()
+        await asyncio.sleep(0)
+        if is_ended.is_set():
+            await asyncio.Event().wait()
+        completed += 1
+        return await system.due_work.postpone(claim, timedelta(days=1)) is not None
+
+    for _ in range(300):
+        if not counts_expired_claims:
+            system.database.execute(delete(due_work_claims))
+        is_ended.clear()
+        async with new_worker(system, JobKind.REFRESH, handler) as worker:
+            await worker.poll()
+            for _ in range(20):
+                await asyncio.sleep(0)
+        system.clock.advance(MINUTE)
+    return begun, completed
+
+
+async def test_a_row_whose_work_ends_the_process_is_repeated_ever_less_often() -> None:
+    with capture_logs() as logs:
+        begun, completed = await work_beside_a_fatal_row(counts_expired_claims=True)
+    assert 8 < begun < 20
+    assert completed == 1
+    abandoned = [log["expired_claims"] for log in logs if log["event"] == "background_job_abandoned"]
+    assert max(abandoned) == begun - 1
+
+
+async def test_negative_control_without_the_count_it_ends_each_process() -> None:
+    assert await work_beside_a_fatal_row(counts_expired_claims=False) == (300, 0)
 
 
 async def test_an_unavailable_database_ends_one_poll_only(system: FakeSystem) -> None:

@@ -273,7 +273,7 @@ async def test_tokens_that_cannot_be_completed_are_revoked(system: FakeSystem) -
     error.issued_tokens = OAuthTokens("issued", "refresh")
     system.provider.decisions = [error]
     await advance(system, 10 * SECOND)
-    assert [getattr(one, "access_token", None) for one in system.provider.revocations] == ["issued"]
+    assert [getattr(revocation, "access_token", None) for revocation in system.provider.revocations] == ["issued"]
     assert len(system.provider.polls) == 1
     with pytest.raises(ProviderUnavailable):
         await result_of(system, begun)
@@ -326,7 +326,7 @@ async def test_tokens_of_an_integration_that_was_disconnected_meanwhile_are_revo
     system.provider.gate.set()
     await wait_until(lambda: not is_busy(system.worker))
     await work(system.worker)
-    assert [getattr(one, "access_token", None) for one in system.provider.revocations] == ["access-1"]
+    assert [getattr(revocation, "access_token", None) for revocation in system.provider.revocations] == ["access-1"]
     assert system.ids() == []
 
 
@@ -363,6 +363,20 @@ async def test_tokens_are_stored_after_a_short_outage_of_the_database(system: Fa
     system.database.is_unavailable = False
     await wait_until(lambda: not is_busy(system.worker))
     assert system.row(begun.integration_id).is_connected
+
+
+async def test_polls_without_a_response_stop_no_refresh(system: FakeSystem) -> None:
+    """Their circuit breaker is their own, also of the same type and client."""
+    connected = await system.begin()
+    await advance(system, 5 * SECOND)
+    system.clock.advance(50 * MINUTE)
+    system.provider.decisions = [ProviderUnavailable() for _ in range(99)]
+    for user_id in (ADA, EVE) * 4:
+        await system.begin(user_id)
+    await advance(system, 5 * MINUTE, 10 * SECOND)
+    assert system.worker.open_breakers() == [(JobKind.DEVICE_POLL, "fake")]
+    assert system.provider.refreshes == ["refresh-1"]
+    assert system.row(connected.integration_id).version == 2
 
 
 # --- several processes -----------------------------------------------------------------------------------------------
@@ -418,7 +432,7 @@ async def seconds_after_a_kill(system: FakeSystem, interval: timedelta) -> float
     suspended.set()  # the first process was only suspended: the tokens that it has then are revoked
     await wait_until(lambda: not is_busy(system.worker))
     await work(system.worker)
-    assert [getattr(one, "access_token", None) for one in system.provider.revocations] == ["access-1"]
+    assert [getattr(revocation, "access_token", None) for revocation in system.provider.revocations] == ["access-1"]
     return seconds_between_polls(system.provider)[0]
 
 

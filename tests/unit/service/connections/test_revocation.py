@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
 from structlog.testing import capture_logs
 
 from integration_server.domain.credentials import OAuthTokens
@@ -24,7 +25,7 @@ from integration_server.domain.revocation import RevocationState
 from integration_server.service.connections.revocation_ports import OrphanedGrant
 from integration_server.service.credentials.refresh_commit import RefreshResult
 from integration_server.service.integrations.ports import NewAccount
-from integration_server.storage.tables import revocations
+from integration_server.storage.tables import due_work_claims, revocations
 from tests.fakes.provider import HOUR, wait_until
 from tests.fakes.stores import intercept, restore, with_non_exclusive_claims
 from tests.fakes.system import ADA, EVE, GIVE_UP_AFTER, LEASE, FakeSystem
@@ -121,14 +122,16 @@ async def test_the_caller_does_not_wait_for_a_slow_provider() -> None:
     assert len(system.provider.revocations) == 1
 
 
-async def test_first_attempts_per_provider_are_limited(system: FakeSystem) -> None:
-    rows = [await system.connect_account(f"account-{number}") for number in range(20)]
-    system.provider.gate, system.provider.max_in_flight = asyncio.Event(), 0
-    disconnection = [asyncio.create_task(disconnect(system, row)) for row in rows]
-    await wait_until(lambda: system.provider.in_flight == 8)
-    await run_other_tasks()
-    system.provider.gate.set()
-    assert set(await asyncio.gather(*disconnection)) == {REVOKED}
+async def test_first_attempts_per_provider_are_limited() -> None:
+    system = FakeSystem(options={"revocation_wait": timedelta(minutes=1)})  # in real time
+    async with system.tasks:
+        rows = [await system.connect_account(f"account-{number}") for number in range(20)]
+        system.provider.gate, system.provider.max_in_flight = asyncio.Event(), 0
+        disconnection = [asyncio.create_task(disconnect(system, row)) for row in rows]
+        await wait_until(lambda: system.provider.in_flight == 8)
+        await run_other_tasks()
+        system.provider.gate.set()
+        assert set(await asyncio.gather(*disconnection)) == {REVOKED}
     assert system.provider.max_in_flight == 8
 
 
@@ -209,6 +212,38 @@ async def test_a_grant_claimed_by_a_crashed_process_is_revoked_by_another(
     await background_round(system)
     assert len(system.provider.revocations) == 1
     assert not system.revocation_rows()
+
+
+async def attempts_that_end_the_process(*, counts_expired_claims: bool, hours: int) -> tuple[FakeSystem, int]:
+    """The number of attempts in that time of a revocation whose request ends the process."""
+    system = FakeSystem()
+    async with system.tasks:
+        await disconnect_during_outage(system, await system.connect())
+        # The task ends as if its process did: nothing records an outcome.
+        system.provider.revoke_error = asyncio.CancelledError()  # type: ignore[assignment]
+        for _ in range(12 * hours):
+            system.clock.advance(timedelta(minutes=5))
+            if not counts_expired_claims:
+                system.database.execute(delete(due_work_claims))
+            await background_round(system)
+    return system, len(system.provider.revocations)
+
+
+async def test_an_attempt_that_ends_the_process_is_repeated_ever_less_often_and_given_up() -> None:
+    system, attempts = await attempts_that_end_the_process(counts_expired_claims=True, hours=10)
+    assert 8 < attempts < 25
+    assert system.revocation_rows()
+    system.clock.advance(GIVE_UP_AFTER)
+    with capture_logs() as logs:
+        await background_round(system)
+    assert not system.revocation_rows()
+    assert len(system.provider.revocations) == attempts
+    assert "revocation_given_up" in {log["event"] for log in logs}
+
+
+async def test_negative_control_without_the_count_it_ends_each_process() -> None:
+    _, attempts = await attempts_that_end_the_process(counts_expired_claims=False, hours=10)
+    assert attempts == 120
 
 
 async def test_a_database_failure_after_the_removal_does_not_undo_it(

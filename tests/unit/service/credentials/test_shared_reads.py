@@ -163,7 +163,7 @@ async def test_an_error_reaches_every_caller_and_ends_nothing_later(fixture: Fix
     fixture.store.error = StoreUnavailable()
     callers = [fixture.start(number) for number in (1, 2, 1)]
     outcomes = await asyncio.gather(*callers, return_exceptions=True)
-    assert all(isinstance(one, StoreUnavailable) for one in outcomes)
+    assert all(isinstance(outcome, StoreUnavailable) for outcome in outcomes)
     assert not fixture.cache._pending_reads
     fixture.store.error = None
     assert (await fixture.start(1)).integration.integration_id == 1

@@ -331,6 +331,23 @@ async def test_an_event_is_encoded_once_for_all_streams(system: FakeSystem) -> N
         await stream.aclose()
 
 
+@pytest.mark.parametrize(("max_turn", "has_new_turn"), [(timedelta(0), True), (timedelta(days=1), False)])
+async def test_a_slow_client_waits_for_a_new_turn(system: FakeSystem, max_turn: timedelta, has_new_turn: bool) -> None:
+    """The second is the negative control: a turn that lasts allows all events that wait."""
+    integration = await system.connect()
+    async with aclosing(replace(system.event_stream, max_turn=max_turn).watch(None, "", "")) as stream:
+        await anext(stream)
+        await system.change_reader.poll()
+        await rename_often(system, integration.integration_id, 3)
+        await system.change_reader.poll()
+        await anext(stream)
+        await asyncio.sleep(0.001)  # longer than no time
+        second = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        assert second.done() is not has_new_turn
+        await second
+
+
 async def test_a_client_that_reads_too_slowly_ends_and_resumes_without_loss(system: FakeSystem) -> None:
     integration = await system.connect()
     slow = replace(system.event_stream, max_send=timedelta(0)).watch(None, "", "")

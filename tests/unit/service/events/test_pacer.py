@@ -6,7 +6,7 @@ import pytest
 from integration_server.service.events.pacer import Pacer
 
 
-async def turns_per_iteration(pacer: Pacer, waiters: int) -> list[int]:
+async def turns_per_iteration(pacer: Pacer, waiters: int, sends: int = 1) -> list[int]:
     """How many of the waiters continue in each iteration of the event loop in which any does."""
     loop, iteration, turns = asyncio.get_running_loop(), 0, Counter[int]()
 
@@ -17,7 +17,7 @@ async def turns_per_iteration(pacer: Pacer, waiters: int) -> list[int]:
             loop.call_soon(count)
 
     async def wait() -> None:
-        await pacer.turn()
+        await pacer.turn(sends)
         turns[iteration] += 1
 
     loop.call_soon(count)
@@ -27,6 +27,16 @@ async def turns_per_iteration(pacer: Pacer, waiters: int) -> list[int]:
 
 async def test_few_streams_send_in_one_iteration_of_the_loop() -> None:
     assert await turns_per_iteration(Pacer(8), 20) == [8, 8, 4]
+
+
+async def test_a_turn_allows_several_sends_of_those_of_one_iteration() -> None:
+    pacer = Pacer(8)
+    turns = await asyncio.gather(*(pacer.turn(sends) for sends in (3, 20, 2, 8, 5)))
+    assert turns == [3, 5, 2, 6, 5]
+
+
+async def test_turns_of_several_sends_are_taken_in_later_iterations() -> None:
+    assert await turns_per_iteration(Pacer(8), 3, sends=8) == [1, 1, 1]
 
 
 async def test_negative_control_without_pacing_all_streams_send_in_one_iteration() -> None:

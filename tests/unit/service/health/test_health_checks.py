@@ -115,7 +115,7 @@ async def test_a_refused_client_is_not_an_error_of_the_integration(
     row = system.row(integration.integration_id)
     assert (result.healthy, result.status, result.error_class) == (False, Status.ACTIVE, ProviderMisconfigured.reason)
     assert (row.status(system.clock()), row.last_error, row.error_count) == (Status.ACTIVE, None, 0)
-    assert [one.error_class for one in system.check_rows()] == [ProviderMisconfigured.reason]
+    assert [check_row.error_class for check_row in system.check_rows()] == [ProviderMisconfigured.reason]
 
 
 async def test_a_check_refreshes_an_expired_token_first(system: FakeSystem, integration: Integration) -> None:

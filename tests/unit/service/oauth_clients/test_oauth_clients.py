@@ -242,7 +242,7 @@ async def test_lists_the_own_client_and_pages_the_others(system: FakeSystem) -> 
     while True:
         clients = system.use_cases.oauth_clients
         page = await clients.list_oauth_clients("", 2, token, _ALL)
-        names += [(one.integration_type, one.name) for one in page.items]
+        names += [(item.integration_type, item.name) for item in page.items]
         token = page.next_page_token
         if not token:
             break

@@ -139,7 +139,7 @@ async def test_negative_control_without_the_memory_every_refresh_tries_the_refus
     row = await connect(system)
     await put_client(system, secret="secret-2")
     system.provider.refused_secrets = {"secret-2"}
-    system.use_cases.oauth_connection.providers.authentication.remembers = False
+    system.use_cases.oauth_connection.providers.authentication.skips_refused = False
     used(system)
     for _ in range(3):
         await refresh(system, row)

@@ -236,5 +236,5 @@ async def test_a_connection_waits_only_for_revocations_of_its_client(
     assert system.provider.refreshes == []
     system.provider.revoke_error = ProviderUnavailable()
     await system.revocation_service.disconnect_integration(row.integration_id, row.user_id)
-    keys = {one.client_key for one in system.revocation_rows()}
+    keys = {revocation_row.client_key for revocation_row in system.revocation_rows()}
     assert keys == {f"fake/{second}"}

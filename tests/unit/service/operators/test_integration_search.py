@@ -41,7 +41,7 @@ async def test_integrations_of_all_users_are_found_by_type_status_and_account(sy
     assert [one.integration_id for one in await found(search, status=Status.PENDING)] == [pending.integration_id]
     assert await found(search, "fake_key", Status.PENDING) == []
     counts = (await search.count_integrations("", None, "", "", ALL_INTEGRATION_TYPES)).items
-    assert {(one.integration_type, one.status): one.count for one in counts} == {
+    assert {(count.integration_type, count.status): count.count for count in counts} == {
         ("fake", Status.ACTIVE): 2,
         ("fake", Status.PENDING): 1,
         ("fake_key", Status.ACTIVE): 1,
@@ -69,7 +69,7 @@ async def test_types_that_are_not_allowed_are_neither_found_nor_counted(system: 
     assert [one.integration_id for one in await found(search, allowed_types=ONLY_KEYS)] == [key.integration_id]
     assert await found(search, account_id="one", allowed_types=ONLY_KEYS) == []
     counts = (await search.count_integrations("", None, "", "", ONLY_KEYS)).items
-    assert [one.integration_type for one in counts] == ["fake_key"]
+    assert [count.integration_type for count in counts] == ["fake_key"]
     assert len(await found(search)) == 2  # negative control: with access to all types
 
 
@@ -84,7 +84,7 @@ async def test_a_page_token_is_of_one_search(system: FakeSystem, other: tuple[st
     first = await search.find_integrations("", None, "", 1, "", ALL_INTEGRATION_TYPES)
     token = first.next_page_token
     second = await search.find_integrations("", None, "", 200, token, ALL_INTEGRATION_TYPES)
-    assert [one.integration_id for one in second.items] == [2, 3]
+    assert [item.integration_id for item in second.items] == [2, 3]
     with pytest.raises(InvalidField, match="page_token"):
         await search.find_integrations(*other, 1, token, ALL_INTEGRATION_TYPES)
     with pytest.raises(InvalidField, match="page_token"):

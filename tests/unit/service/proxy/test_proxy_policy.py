@@ -1,6 +1,7 @@
 """The proxy policy: no path leaves the API's base URL, and no header carries credentials in either direction."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import pytest
@@ -23,6 +24,15 @@ BASE = "https://api.acme.example/v1"
 DOTS = ("..", "%2e%2e", "%2E%2E", ".%2e", "%2e.", "%252e%252e", "%25252e%25252e", "..%3b", "..;", "..;x=1", "%E2%80%A5")
 OTHER_DOTS = ("%EF%BC%8E%EF%BC%8E", "%c0%ae%c0%ae", "%e0%80%ae%e0%80%ae", "%C0%2E%C0%2E")
 SLASHES = ("/", "%2f", "%2F", "%5c", "%5C", "%252f", "%255c", "%EF%BC%8F")
+
+
+def rejected_field(check: Callable[[], None]) -> str | None:
+    """The field that a check rejects; None if it accepts the request."""
+    try:
+        check()
+    except InvalidField as error:
+        return error.field
+    return None
 
 
 def traversals() -> Iterator[str]:
@@ -189,7 +199,8 @@ def test_headers_that_are_neither_common_nor_declared_are_rejected(name: str) ->
     "name", ["accept", "Content-Type", "IF-MATCH", "Range", "Idempotency-Key", "traceparent", "acme-version"]
 )
 def test_common_and_declared_headers_are_allowed(name: str) -> None:
-    require_allowed_headers(ApiRequest("GET", "/", headers=[(name, "1")]), ["Acme-Version"])
+    request = ApiRequest("GET", "/", headers=[(name, "1")])
+    assert rejected_field(partial(require_allowed_headers, request, ["Acme-Version"])) is None
 
 
 @pytest.mark.parametrize("name", [*OURS, *OVERRIDES, "X_Forwarded_For", "Content_Length", "a b", ""])
@@ -213,13 +224,13 @@ def test_a_parameter_that_overrides_the_method_or_url_is_rejected(name: str) -> 
     "name", ["method", "payment_method", "original_url", "url", "filter[method]", "http_method", "redirect_uri", "host"]
 )
 def test_parameters_of_real_apis_are_allowed(name: str) -> None:
-    require_valid_request(ApiRequest("GET", "/", query=[(name, "1")]))
+    assert rejected_field(partial(require_valid_request, ApiRequest("GET", "/", query=[(name, "1")]))) is None
 
 
 def test_negative_control_the_names_without_the_allow_list_are_valid() -> None:
     """Nothing else of the policy rejects an override in a header."""
-    for name in OVERRIDES[:6]:
-        require_valid_request(ApiRequest("GET", "/", headers=[(name, "DELETE")]))
+    requests = [ApiRequest("GET", "/", headers=[(name, "DELETE")]) for name in OVERRIDES[:6]]
+    assert [rejected_field(partial(require_valid_request, request)) for request in requests] == [None] * 6
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a:b", "a\r\nb", "a\0", "\u00e4", "a(b)", " a"])

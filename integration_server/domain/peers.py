@@ -1,7 +1,7 @@
 """Peers: the address of a client, also behind proxies, and what peers that are not known may cost.
 
 Peers are counted by `peer_key`: their failed attempts, and the log lines that they cause. The memory of both limiters
-is bounded, whatever number of peers there are. Imports no other module of this package.
+is bounded, whatever number of peers there are.
 """
 
 from collections import OrderedDict
@@ -17,7 +17,7 @@ _MAX_ENTRY_LENGTH = 64  # characters: longer than any address with a port
 _MAX_HOPS = 32  # proxies in a row; more are a loop or a forged list
 _IPV4_MAPPED = IPv6Network("::ffff:0:0/96")  # RFC 4291 §2.5.5.2
 _IPV6_PREFIX = 64  # bits: RFC 6177 §2, the least that a site gets; a single host may use all of it
-_SECOND_CHANCES = 8  # peers that are looked at before one that is over its limit is forgotten
+_SECOND_CHANCES = 8  # peers that are examined before one that is over its limit is forgotten
 
 
 # --- addresses -------------------------------------------------------------------------------------------------------
@@ -43,10 +43,10 @@ class TrustedProxies:
         if self._trusts(address):
             entries = ",".join(forwarded_for).rsplit(",", maxsplit=_MAX_HOPS)[-_MAX_HOPS:]
             while entries and self._trusts(address):
-                named = _parse_address(entries.pop())
-                if named is None:
+                forwarded = _parse_address(entries.pop())
+                if forwarded is None:
                     break
-                address = named
+                address = forwarded
         return str(address)
 
     def is_proxy(self, peer: str) -> bool:

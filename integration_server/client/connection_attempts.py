@@ -11,7 +11,7 @@ _GRACE = timedelta(minutes=1)  # for clocks that differ, and for a callback that
 
 
 def pauses() -> Iterator[float]:
-    """Return the seconds between two looks at a connection."""
+    """Return the seconds between two reads of the state of a connection."""
     pause = 0.5
     while True:
         yield pause

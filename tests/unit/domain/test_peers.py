@@ -5,7 +5,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from integration_server.peers import LogLimiter, PeerLimiter, TrustedProxies, parse_networks, peer_key
+from integration_server.domain.peers import LogLimiter, PeerLimiter, TrustedProxies, parse_networks, peer_key
 
 PROXIES = TrustedProxies(parse_networks("10.0.0.0/8, 2001:db8:1::/48"))
 

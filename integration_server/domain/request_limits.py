@@ -5,12 +5,8 @@ bytes of a request are limited, but also the fields that it contains at all leve
 https://protobuf.dev/programming-guides/encoding/ describes the wire format.
 """
 
-import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from google.protobuf.descriptor import FieldDescriptor
 
 from integration_server.domain.errors import InvalidField
 
@@ -33,15 +29,6 @@ _STEP = 500  # fields, at most: some 300 microseconds
 _VARINT, _DELIMITED = 0, 2
 _FIXED_SIZES = {1: 8, 5: 4}  # bytes by wire type
 _MAX_VARINT_BYTES = 10
-_NOT_PACKED = frozenset({FieldDescriptor.CPPTYPE_MESSAGE, FieldDescriptor.CPPTYPE_STRING})  # also bytes
-_FIXED_TYPES: Mapping[int, int] = {  # bytes of an entry of a packed field; entries of other types are varints
-    FieldDescriptor.TYPE_DOUBLE: 8,
-    FieldDescriptor.TYPE_FIXED64: 8,
-    FieldDescriptor.TYPE_SFIXED64: 8,
-    FieldDescriptor.TYPE_FLOAT: 4,
-    FieldDescriptor.TYPE_FIXED32: 4,
-    FieldDescriptor.TYPE_SFIXED32: 4,
-}
 _CONTINUED = bytes(range(0x80, 0x100))  # all bytes of a varint but its last
 
 
@@ -59,11 +46,11 @@ class RequestLimits:
 
 
 @dataclass(slots=True)
-class _Field:
+class RequestField:
     """What a field of a message contains. Fields of `google.protobuf` messages and of maps have no name in errors."""
 
     name: str
-    message: Mapping[int, "_Field"] | None
+    message: Mapping[int, "RequestField"] | None
     is_packed: bool
     entry_size: int | None  # in bytes; None: a varint
     is_bulk: bool
@@ -74,32 +61,27 @@ class _Message:
     """A message whose fields are being walked over: where it ends, what it contains, and its name in errors."""
 
     end: int
-    fields: Mapping[int, _Field]
+    fields: Mapping[int, RequestField]
     name: str = ""
 
 
 class RequestMeter:
-    """Measures requests of one type. `descriptor` is the request's.
+    """Measures requests of one type, which has these fields by number.
 
     A request of at most `harmless_size` bytes is within all limits. Most are, and need not be measured.
     """
 
-    def __init__(self, descriptor: Any, limits: RequestLimits) -> None:  # noqa: ANN401  # see methods.py
+    def __init__(self, fields: Mapping[int, RequestField], limits: RequestLimits) -> None:
+        self._fields = fields
         self._limits = limits
-        self._fields = _describe(descriptor, {}, limits.bulk_field)
         # A message in a message has at least two bytes, and each field and entry at least one.
         self.harmless_size = min(limits.max_bytes, limits.max_fields, 2 * limits.max_depth)
 
-    async def check(self, raw: bytes) -> None:
+    def measure(self, raw: bytes) -> Iterator[None]:
         """Raise `InvalidField` if a request is too large, has too many fields, is nested too deep or is malformed.
 
-        Other calls proceed while a large request is measured.
+        Measures in steps of some hundred microseconds, so that other calls can proceed meanwhile.
         """
-        for _ in self.measure(raw):
-            await asyncio.sleep(0)
-
-    def measure(self, raw: bytes) -> Iterator[None]:
-        """As `check`, in steps of some hundred microseconds."""
         if not self._limits.bulk_field:
             self._check_size(len(raw))
         walk = _Walk(raw, self._fields, self._limits)
@@ -119,7 +101,7 @@ class RequestMeter:
 class _Walk:
     """A walk over the fields of a message at all levels, without recursion."""
 
-    def __init__(self, raw: bytes, fields: Mapping[int, _Field], limits: RequestLimits) -> None:
+    def __init__(self, raw: bytes, fields: Mapping[int, RequestField], limits: RequestLimits) -> None:
         self.bulk_bytes = 0
         self._raw = raw
         self._at = 0
@@ -159,7 +141,7 @@ class _Walk:
             elif found.is_bulk:
                 self.bulk_bytes += size
 
-    def _entries(self, found: _Field, begin: int, end: int) -> int:
+    def _entries(self, found: RequestField, begin: int, end: int) -> int:
         """The number of entries of a packed field."""
         if found.entry_size is not None:
             return -(-(end - begin) // found.entry_size)
@@ -184,14 +166,14 @@ class _Walk:
             number, self._at = _varint(self._raw, self._at - 1)
         return number
 
-    def _add(self, count: int, found: _Field | None) -> None:
+    def _add(self, count: int, found: RequestField | None) -> None:
         """Count fields and entries."""
         self._count += count
         if self._count > self._limits.max_fields:
             problem = f"has too many fields and entries; a request has at most {self._limits.max_fields}"
             raise self._error("" if found is None else found.name, problem)
 
-    def _enter(self, name: str, fields: Mapping[int, _Field], end: int) -> None:
+    def _enter(self, name: str, fields: Mapping[int, RequestField], end: int) -> None:
         """Begin a message in the message."""
         self._outer.append(self._message)
         self._message = _Message(end, fields, name)
@@ -217,23 +199,3 @@ def _varint(raw: bytes, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return number, at
     raise _malformed()
-
-
-def _describe(descriptor: Any, known: dict[str, dict[int, _Field]], bulk_field: str = "") -> Mapping[int, _Field]:  # noqa: ANN401
-    """Return the fields of a message by number. `known` has the messages that are described already."""
-    fields = known.get(descriptor.full_name)
-    if fields is not None:
-        return fields
-    fields = known[descriptor.full_name] = {}  # first: a message may contain itself
-    is_named = descriptor.file.package != "google.protobuf" and not descriptor.GetOptions().map_entry
-    for one in descriptor.fields:
-        fields[one.number] = _Field(
-            name=one.name if is_named else "",
-            message=None if one.message_type is None else _describe(one.message_type, known),
-            is_packed=one.is_repeated and one.cpp_type not in _NOT_PACKED,
-            entry_size=_FIXED_TYPES.get(one.type),
-            is_bulk=one.name == bulk_field,
-        )
-    if bulk_field and not any(one.is_bulk for one in fields.values()):
-        raise ValueError(f"{descriptor.full_name} has no field {bulk_field}")
-    return fields

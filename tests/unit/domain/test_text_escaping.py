@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from integration_server.domain.text import has_control_characters
+from integration_server.domain.text_escaping import EscapedText, escape, escape_again, unescape
 from integration_server.redaction import redact, redact_text
-from integration_server.text_escaping import EscapedText, escape, escape_again, unescape
 
 # Each looks like "ada", or like another one of these, in some terminal, font or browser.
 LOOKALIKES = {

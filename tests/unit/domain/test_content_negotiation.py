@@ -2,7 +2,7 @@
 
 import pytest
 
-from integration_server.sidecar.responses import wants_html
+from integration_server.domain.content_negotiation import wants_html
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from integration_server.sidecar.responses import wants_html
     ],
 )
 def test_a_browser_gets_a_page(accept: str) -> None:
-    assert wants_html(accept)
+    assert wants_html([accept])
 
 
 @pytest.mark.parametrize(
@@ -43,4 +43,4 @@ def test_a_browser_gets_a_page(accept: str) -> None:
     ],
 )
 def test_a_program_gets_json(accept: str) -> None:
-    assert not wants_html(accept)
+    assert not wants_html([accept])

@@ -12,7 +12,7 @@ from integration_server.client.connection import UseGuard
 from integration_server.client.credentials import Credentials
 from integration_server.client.errors import Cancelled
 from integration_server.client.store import CredentialStore, Key, StreamState
-from integration_server.client.watching import AsyncWatcher, Watcher
+from integration_server.client.watcher import AsyncWatcher, Watcher
 from integrations.v1 import integration_service_pb2 as pb
 
 

@@ -6,6 +6,7 @@ thousands of accounts every few seconds, because a request names all of them.
 
 import asyncio
 import logging
+import random
 import threading
 import weakref
 from collections.abc import Awaitable, Callable
@@ -18,7 +19,7 @@ from integrations.v1.integration_service_pb2 import WatchCredentialsResponse
 
 logger = logging.getLogger("integration_server.client")
 
-
+_MAX_PAUSE = 30.0  # seconds between two streams of events
 _JOIN_TIMEOUT = 2.0  # seconds; a cancelled stream ends at once, but not the function of a user's token
 
 
@@ -27,9 +28,16 @@ def restart_delay(stream: StreamState) -> float:
     return 0.1 + len(stream.ids) / 1000
 
 
-def _log_end(error: IntegrationsError | None, delay: float) -> None:
+def pause_before_events(failures: int, error: IntegrationsError) -> float:
+    """Return how many seconds a stream of events waits, after so many failures in a row, before it begins again."""
+    delay = random.uniform(0.1, min(0.5 * 2.0 ** min(failures, 8), _MAX_PAUSE))  # noqa: S311 - jitter  # nosec B311
+    return delay if error.retry_after is None else max(delay, error.retry_after.total_seconds())
+
+
+def log_end(stream: str, error: IntegrationsError | None, delay: float) -> None:
+    """Log that a stream has failed. `stream`: of what it is."""
     if error is not None:
-        logger.info("the stream of credentials has ended (%s), and begins again in %.1f s", error.code.name, delay)
+        logger.info("the stream of %s has ended (%s), and begins again in %.1f s", stream, error.code.name, delay)
 
 
 class _Run:
@@ -139,7 +147,7 @@ class Watcher:
                 continue
             delay = self._store.ended(stream, error)
             if not self._closed.is_set():
-                _log_end(error, delay)
+                log_end("credentials", error, delay)
             self._closed.wait(delay)
 
 
@@ -237,5 +245,5 @@ class AsyncWatcher:
             if run.is_restarting and isinstance(error, Cancelled | None):
                 continue
             delay = self._store.ended(stream, error)
-            _log_end(error, delay)
+            log_end("credentials", error, delay)
             await self._sleep(delay)

@@ -1,143 +1,16 @@
-"""Who makes a call, and how many calls each caller makes.
+"""How many calls each caller makes at the same time and in a second, and the limits of both.
 
-A caller is a service, a user or the sidecar; where callers are not authenticated, the address of the client.
+Callers are counted by a key: a service, a user of a service, or the address of a client.
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
-from typing import Protocol, TypeAlias
-from urllib.parse import unquote
+from typing import Protocol
 
-from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, NO_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.errors import QuotaExceeded
-from integration_server.domain.integration import UserId
-from integration_server.peers import TrustedProxies, peer_key
-from integration_server.rpc.methods import SIDECAR_PERMISSIONS, Context, Permission
-
-CallerLookup: TypeAlias = Callable[[Context], str]
-"""Returns the name of a call's caller."""
-
-KNOWN_PEERS = 1024
-"""The peers whose addresses are kept as they were parsed: each makes many calls."""
-
-_FORWARDED_FOR = "x-forwarded-for"
-
-USER = "user"
-"""The name of callers that are users."""
-
-SIDECAR = "sidecar"
-"""The name of the sidecar."""
-
-
-@dataclass(frozen=True, slots=True)
-class Permissions:
-    """The permissions that a policy grants a caller, and the integration types that they apply to."""
-
-    granted: frozenset[Permission] = frozenset()
-    allowed_types: AllowedTypes = NO_INTEGRATION_TYPES
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """A caller and its permissions. A caller with a `user_id` acts for that user only."""
-
-    name: str
-    permissions: Permissions
-    user_id: UserId | None = None
-
-
-SIDECAR_CALLER = Caller(SIDECAR, Permissions(SIDECAR_PERMISSIONS, ALL_INTEGRATION_TYPES))
-"""The sidecar, whichever way it authenticates."""
-
-
-# --- the current call ------------------------------------------------------------------------------------------------
-
-_caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
-"""The caller of the current call. None where callers are not authenticated."""
-
-
-def current_allowed_types() -> AllowedTypes:
-    """Return the integration types that the current call may access: all, where callers are not authenticated."""
-    caller = _caller.get()
-    return ALL_INTEGRATION_TYPES if caller is None else caller.permissions.allowed_types
-
-
-def current_caller() -> Caller | None:
-    """Return the current call's caller. None where callers are not authenticated."""
-    return _caller.get()
-
-
-def set_current_caller(caller: Caller | None) -> None:
-    """Set the current call's caller, whose permission has been checked."""
-    _caller.set(caller)
-
-
-def current_caller_name() -> str | None:
-    """Return the name that the policy has for the current call's caller; None where callers are not authenticated."""
-    caller = _caller.get()
-    return None if caller is None else caller.name
-
-
-def caller_name(_context: Context) -> str:
-    """Return the name that the policy has for the current call's caller; empty where callers are not authenticated."""
-    caller = _caller.get()
-    return "" if caller is None else caller.name
-
-
-def quota_key(context: Context) -> str:
-    """Return the key of the current call's quota: each service and each user has its own."""
-    caller = _caller.get()
-    user_id = None if caller is None else caller.user_id
-    # No name has a control character: a service with a slash in its name does not share a user's quota.
-    return caller_name(context) if user_id is None else f"{caller_name(context)}\0{user_id}"
-
-
-def caller_or_address(address_of: CallerLookup) -> CallerLookup:
-    """Return a lookup of the caller's name; where callers are not authenticated, of the client's address."""
-    return lambda context: caller_name(context) or address_of(context)
-
-
-def quota_key_or_peer(address_of: CallerLookup) -> CallerLookup:
-    """Return a lookup of the caller's quota key; where callers are not authenticated, of the client's peer key."""
-    key_of = lru_cache(KNOWN_PEERS)(peer_key)
-    return lambda context: quota_key(context) or key_of(address_of(context))
-
-
-# --- addresses -------------------------------------------------------------------------------------------------------
-
-
-def peer_address(context: Context) -> str:
-    """Return the address of a call's peer without its port; for a Unix socket, `unix`."""
-    return _address_in(context.peer())
-
-
-@lru_cache(KNOWN_PEERS)
-def _address_in(peer: str) -> str:
-    scheme, _, rest = unquote(peer).partition(":")  # ipv4:10.0.0.1:50000, ipv6:%5B::1%5D:50000 or unix:path
-    return rest.rpartition(":")[0].strip("[]") if scheme in {"ipv4", "ipv6"} else scheme
-
-
-def client_address(proxies: TrustedProxies) -> CallerLookup:
-    """Return a lookup of the address of a call's client: the caller, where callers are not authenticated."""
-
-    of_peer = lru_cache(KNOWN_PEERS)(lambda peer: proxies.client_address(peer, ()))
-
-    def address_of(context: Context) -> str:
-        if not proxies.networks:
-            return of_peer(peer_address(context))
-        entries = context.invocation_metadata() or ()
-        forwarded_for = (str(value) for key, value in entries if key == _FORWARDED_FOR)
-        return proxies.client_address(peer_address(context), forwarded_for)
-
-    return address_of
-
-
-# --- calls of each caller --------------------------------------------------------------------------------------------
 
 
 class CallCounts(Protocol):
@@ -192,8 +65,8 @@ class LocalCounts:
 
     def set_debt_end(self, key: str, end: int, now: int) -> None:
         """Set the end of the key's debt."""
-        for ended in [one for one, its_end in self._debt_ends.items() if its_end <= now]:
-            del self._debt_ends[ended]
+        for other in [other for other, debt_end in self._debt_ends.items() if debt_end <= now]:
+            del self._debt_ends[other]
         self._debt_ends[key] = max(end, self.debt_end(key))
 
 
@@ -276,3 +149,23 @@ class CallQuota:
     def end(self, caller: str) -> None:
         """End a call."""
         self._counts.change(caller, -1)
+
+
+class ItemCharge:
+    """Counts the items of a call as calls of its caller, once."""
+
+    def __init__(self, rate: CallRate, caller: str, items: int) -> None:
+        self._rate = rate
+        self._caller = caller
+        self._items = items
+        self._is_counted = False
+
+    def count(self, resumed: int = 0) -> None:
+        """Count the items, of which the call resumes some. Raises `QuotaExceeded`. Later calls have no effect."""
+        if not self._is_counted:
+            self._is_counted = True
+            self._rate.count_items(self._caller, self._items, resumed)
+
+
+item_charge: ContextVar[ItemCharge | None] = ContextVar("item_charge", default=None)
+"""Of the current stream, if its items are counted: it counts them as soon as it knows which of them it resumes."""
