@@ -14,11 +14,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from rich.progress import Progress
 
 from benchmarks.harness import Bound, Result
+from integration_server.domain.associated_data import AssociatedData
 from integration_server.domain.events import EventKind, IntegrationEvent
 from integration_server.domain.integration import Integration, Status
 from integration_server.rpc import mapping
 from integration_server.rpc.integration_service import IntegrationService
-from integration_server.service.common_types import AssociatedData
 from integration_server.service.credentials.credential_cipher import EncryptedTokens
 from integration_server.service.events.event_stream import StreamItem
 from integration_server.service.integrations.ports import IntegrationUpdate

@@ -30,8 +30,9 @@ from integration_server.providers.http import ProviderHttp
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.ports import NewAccount, NewCredentials, NewIntegration
 from integration_server.settings import Settings
+from integration_server.storage.connections import SqlConnections
 from integration_server.storage.engine import Database, open_database
-from integration_server.storage.integrations import SqlIntegrations, new_integration_values
+from integration_server.storage.integrations import new_integration_values
 from integration_server.storage.tables import integrations
 from integration_server.wiring.providers import build_providers
 from integration_server.wiring.storage import open_storage
@@ -305,7 +306,7 @@ async def _insert(
 
 async def _reserve_ids(database: Database, number: int) -> Sequence[IntegrationId]:
     if database.has_one_writer:
-        store = SqlIntegrations(database)
+        store = SqlConnections(database)
         return [await store.reserve_id() for _ in range(number)]
     sequence = func.pg_get_serial_sequence(integrations.name, integrations.c.integration_id.name)
     next_ids = select(func.nextval(sequence)).select_from(func.generate_series(1, number))

@@ -12,6 +12,7 @@ from datetime import timedelta
 from functools import partial
 
 from integration_server.domain.due_times import Schedule
+from integration_server.domain.integration_cache import RaceSafeCache
 from integration_server.lifecycle import periodic_job, serving
 from integration_server.logs import written_access_log
 from integration_server.observability.listener import LocalSource
@@ -37,7 +38,7 @@ from integration_server.service.calendar.google_calendar import GoogleCalendar
 from integration_server.service.common_types import Aead, Clock
 from integration_server.service.connections.device_polling import DeviceAuthorizationPoller
 from integration_server.service.credentials.credential_cipher import CredentialCipher
-from integration_server.service.credentials.integration_cache import CachedLookup, RaceSafeCache, SharedReads
+from integration_server.service.credentials.integration_lookup import CachedLookup, SharedReads
 from integration_server.service.credentials.refresher import TokenRefresher
 from integration_server.service.events.change_feed_reader import POLL_INTERVAL, ChangeFeedReader
 from integration_server.service.events.event_stream import EventStream
@@ -381,6 +382,7 @@ def build_service(
     webhooks = build_webhooks(parts, webhook_router, credentials.grant_confirmation)
     health_checker = HealthChecker(
         integrations,
+        stores.integration_lists,
         stores.history,
         providers,
         credentials.service,
@@ -420,7 +422,7 @@ def build_service(
         api_key_connection=connections.api_key_connection,
         revocation_service=connections.revocation_service,
         integration_manager=IntegrationManager(
-            integrations, providers, aead, clock, max_page_bytes=parts.max_page_bytes
+            integrations, stores.integration_lists, providers, aead, clock, max_page_bytes=parts.max_page_bytes
         ),
         credentials=credentials.service,
         health_checker=health_checker,

@@ -15,15 +15,14 @@ from google.protobuf.message_factory import GetMessageClass
 import integrations.v1
 from integration_server.domain.callers import Permission
 from integration_server.domain.errors import IntegrationNotFound
-from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.domain.integration import IntegrationId, StoredIntegration, UserId
+from integration_server.domain.integration_cache import RaceSafeCache
 from integration_server.rpc.call_audit import record_audit
 from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.integration_service import IntegrationService
 from integration_server.rpc.interceptors import enforce_deadline
 from integration_server.rpc.methods import method_of
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest
-from integration_server.service.credentials.integration_cache import RaceSafeCache
-from integration_server.service.integrations.ports import StoredIntegration
 from integration_server.settings import Settings
 from integration_server.storage.engine import Database
 from integration_server.wiring.storage import Stores, sql_stores

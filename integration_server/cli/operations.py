@@ -16,7 +16,7 @@ from integration_server.providers.base import BaseProvider
 from integration_server.providers.http import ProviderHttp
 from integration_server.storage.database_identity import declare_restored
 from integration_server.storage.engine import open_database
-from integration_server.storage.integrations import SqlIntegrations
+from integration_server.storage.integration_lists import SqlIntegrationLists
 from integration_server.storage.schema import check_schema
 from integration_server.storage.schema import migrate as migrate_schema
 from integration_server.wiring.providers import build_providers
@@ -99,8 +99,7 @@ async def expiring(
     settings, _ = await load_settings(needs_key=False)
     now = utc_now()
     async with open_database(settings.database_url) as database:
-        integrations = SqlIntegrations(database, lambda _: None)
-        grants = await integrations.list_expiring(now + timedelta(days=days), limit)
+        grants = await SqlIntegrationLists(database).list_expiring(now + timedelta(days=days), limit)
     records = [
         (
             grant.grant_expire_time or now,

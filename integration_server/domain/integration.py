@@ -150,3 +150,11 @@ class Integration:
     def _has_expired(self, now: datetime) -> bool:
         expire_time = self.access_token_expire_time
         return not self.is_renewable and expire_time is not None and expire_time <= now
+
+
+@dataclass(frozen=True, slots=True)
+class StoredIntegration:
+    """An integration with its encrypted credentials; the encrypted value says whether there are any yet."""
+
+    integration: Integration
+    encrypted_credentials: bytes | None = field(repr=False)

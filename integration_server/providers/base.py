@@ -1,13 +1,18 @@
 """The base class of all providers. Its names are those of the base class in the requirements.
 
 docs/adding-a-provider.md explains how to write a provider. The class continues those of `provider_model.py` and
-`provider_requests.py`.
+`provider_requests.py` with calls of backends, API keys and webhooks.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
+from hashlib import sha256
+from json import dumps
 from typing import Any, Protocol
+from urllib.parse import urlencode
 
 from integration_server.domain.credentials import (
     ApiKey,
@@ -15,20 +20,24 @@ from integration_server.domain.credentials import (
     OAuthTokens,
     RequestAuth,
 )
-from integration_server.domain.errors import ProviderUnavailable
-from integration_server.domain.lenient_values import text_at
+from integration_server.domain.errors import ApiNotDeclared, InvalidField, ResponseTooLarge
+from integration_server.domain.lenient_values import texts_at
+from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, ApiStream
 from integration_server.domain.text import control_character_problem
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest
-from integration_server.providers.declared_values import chosen_account
-from integration_server.providers.http import HttpResponse
+from integration_server.providers.http import HttpResponse, ResponseBodyTooLarge
 from integration_server.providers.provider_model import ProviderConfig, ProviderContext
-from integration_server.providers.provider_requests import ProviderRequests
+from integration_server.providers.provider_requests import MAX_ERROR_SIZE, ProviderRequests
+from integration_server.providers.rate_limit_headers import parse_rate_limit_headers
+from integration_server.providers.url_templates import fill
 from integration_server.providers.webhooks.parsing import unread_event
 from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys
-from integration_server.service.integrations.ports import NewAccount
 from integration_server.service.provider_port import OAuthProvider
+from integration_server.service.request_body import RequestBody
 
 __all__ = ["BaseProvider", "ProviderConfig", "ProviderContext"]
+
+_RESOURCE = re.compile(r"[\w./:-]{1,128}", re.ASCII)  # a provider's name for a part of its API
 
 _WHITESPACE = re.compile("[\\s\u200b\u2060\ufeff]")  # also what has no width, and is copied from web pages
 
@@ -79,61 +88,120 @@ class BaseProvider(ProviderRequests):
         self.require_reachable(key.extras, self.kept_names)
         return key
 
-    # --- accounts
+    # --- calls of backends
 
-    async def look_up(self, credentials: Credentials) -> Mapping[str, str]:
-        """The values that `lookup` declares. Raises `ProviderError`."""
-        if self.lookup is None:
-            return {}
-        provider = self.for_credentials(credentials)
-        response = await provider.send_declared(self.lookup, self.request_auth(credentials))
-        with self.adding_reason(response.json):
-            self._require_good(response, response.is_success and not self._has_dead_code(response))
-        choose, found = self.lookup.choose, response.json
-        if choose is not None:
-            found = chosen_account(choose, found, provider.values.get(choose.by))
-        kept = {name: text_at(found, path) for name, path in self.lookup.keep.items()}
-        return {name: text for name, text in kept.items() if text is not None}
+    async def call_api(
+        self, credentials: Credentials, request: ApiRequest, *, deadline: timedelta, body_limit: int
+    ) -> ApiResponse:
+        """Send an authenticated request to the account's API. Every status is returned as a response."""
+        used = await self.credentials_for(credentials, request, deadline / 2)
+        if isinstance(used, ApiResponse):
+            return used
+        try:
+            response = await self._request(
+                request.method,
+                content=request.body,
+                deadline=deadline if used is credentials else deadline / 2,
+                body_limit=body_limit,
+                **self._target_of(used, request),
+            )
+        except ResponseBodyTooLarge:
+            raise ResponseTooLarge(body_limit) from None
+        return self._api_response(response, used, credentials)
 
-    async def verify_connection(self, credentials: Credentials) -> NewAccount:
-        """Check the credentials at the provider, and return their account. Without a `verify_url` nothing is sent.
+    @asynccontextmanager
+    async def stream_api(
+        self, credentials: Credentials, request: ApiRequest, body: RequestBody | None, *, idle_timeout: timedelta
+    ) -> AsyncIterator[ApiStream]:
+        """As `call_api`, with bodies in parts."""
+        used = await self.credentials_for(credentials, request, idle_timeout)
+        if isinstance(used, ApiResponse):
+            yield ApiStream(replace(used, body=b""), _parts_of(used.body))
+            return
+        target = self._target_of(used, request)
+        open_stream = self._context.http.stream(request.method, body=body, idle_timeout=idle_timeout, **target)
+        async with AsyncExitStack() as stack:
+            with self._recording_request() as record:
+                streamed = await stack.enter_async_context(open_stream)
+                record(streamed.status)
+            # What a response means may depend on its body. Only an error, or JSON, has a meaning beyond its status.
+            is_read = not 200 <= streamed.status < 300 or _is_json(streamed.headers)
+            response = await streamed.beginning(MAX_ERROR_SIZE if is_read else 0)
+            yield ApiStream(replace(self._api_response(response, used, credentials), body=b""), streamed.chunks())
 
-        Raises `ProviderRejected` or `ProviderUnavailable`.
+    async def credentials_for(
+        self, credentials: Credentials, request: ApiRequest, deadline: timedelta
+    ) -> Credentials | ApiResponse:
+        """The credentials that a request uses: others for a `sub_account`, or the response that refuses them."""
+        if request.sub_account:
+            raise InvalidField("sub_account", "must be empty for this integration type")
+        return credentials
+
+    def api_url(self, credentials: Credentials, api: str = "") -> str:
+        """The base URL of an API for the account of these credentials. `api` is a name of `api_base_urls`.
+
+        Raises `InvalidField` for an unknown name, and `ApiNotDeclared`.
         """
-        if self.verification is None:
-            self.request_auth(credentials)  # raises for credentials that no request can carry
-            return self.account_of(credentials, {})
-        response = await self.request_verification(credentials)
-        paths = {self.account_id_field, self.account_label_field} - {None, *credentials.extras}
-        fields = response.json if paths else {}
-        if not isinstance(fields, dict):
-            raise ProviderUnavailable
-        return self.account_of(credentials, fields)
+        if api and api not in self.api_base_urls:
+            names = ", ".join(sorted(self.api_base_urls))
+            raise InvalidField("api", f"must be empty or one of: {names}" if names else "must be empty for this type")
+        url = self.api_base_urls[api] if api else self.api_base_url
+        if url is None:
+            raise ApiNotDeclared
+        return fill(url, self.for_credentials(credentials).values)
 
-    async def request_verification(self, credentials: Credentials) -> HttpResponse:
-        """The response to the verification request. Raises `ProviderRejected` or `ProviderUnavailable`."""
-        if self.verification is None:
-            raise ProviderUnavailable
-        auth = self.verification_auth(credentials)
-        response = await self.for_credentials(credentials).send_declared(self.verification, auth)
-        with self.adding_reason(response.json):
-            self._require_good(response, self.proves_credentials(response))
-        return response
+    def _target_of(self, credentials: Credentials, request: ApiRequest) -> dict[str, Any]:
+        """Where a request goes, and what it carries, as arguments of `ProviderHttp`."""
+        base, auth = self.api_url(credentials, request.api), self.request_auth(credentials)
+        query = urlencode([*request.query, *auth.query_params.items()])
+        headers = [*request.headers, *auth.headers.items()]
+        if request.idempotency_key:
+            headers.append((self.idempotency_key_header, request.idempotency_key))
+        return {
+            "url": f"{base.rstrip('/')}{request.path}{'?' if query else ''}{query}",
+            "allowed_origins": self._origins,
+            "headers": headers,
+            "credentials_key": _key_of(auth, base),
+        }
 
-    @property
-    def has_verification(self) -> bool:
-        """Whether there is a request that verifies credentials."""
-        return self.verification is not None
+    def _api_response(self, response: HttpResponse, used: Credentials, own: Credentials) -> ApiResponse:
+        return ApiResponse(
+            response.status,
+            response.header_list,
+            response.body,
+            self.is_rate_limited(response),
+            response.retry_after,
+            parse_rate_limit_headers(response.headers, self._context.clock()),
+            self.rejects_access_token(response),
+            reason=None if response.is_success else self._reason_of(response),
+            is_client_fault=self.rejects_client(response),
+            rate_limit_resource=self.reported_resource(response),
+            secrets=(used.access_token,) if used is not own and isinstance(used, OAuthTokens) else (),
+        )
 
-    def verification_auth(self, credentials: Credentials) -> RequestAuth:
-        """The authentication of the verification request."""
-        return self.request_auth(credentials)
+    # --- parts of the API with limits of their own
 
-    def account_of(self, credentials: Credentials, fields: Mapping[str, Any]) -> NewAccount:
-        """The account of the credentials, by values stored with them and the JSON of the verification response."""
-        paths = self.account_id_field, self.account_label_field
-        account_id, label = (path and (credentials.extras.get(path) or text_at(fields, path)) for path in paths)
-        return NewAccount(account_id, label)
+    def rate_limit_resource(self, request: ApiRequest) -> str:
+        """The part of the API that has rate limits of its own, and that a request belongs to; empty for none."""
+        for name, pattern in self.rate_limit_resources.items():
+            if match := re.match(f"(?:{pattern})(?=[/?]|$)", request.path):
+                return name.format(**match.groupdict())
+        return ""
+
+    def reported_resource(self, response: HttpResponse) -> str | None:
+        """The part of the API whose limits a response is about: None if it names none, empty for all of them."""
+        if self.errors.wait_headers and self.is_rate_limited(response) and not self._has_wait_header(response):
+            return ""
+        for path in self.rate_limit_resource_paths:
+            found: Iterable[str] = ()
+            if (header := path.removeprefix("header:")) != path:
+                found = [response.headers.get(header, "")]
+            elif not response.is_success and len(response.body) <= MAX_ERROR_SIZE:
+                found = texts_at(response.json, path)
+            for name in found:
+                if _RESOURCE.fullmatch(name):
+                    return name
+        return None
 
     # --- webhooks
 
@@ -185,3 +253,18 @@ class ProviderRegistrar(Protocol):
 
     def register(self, integration_type: str, build: BuildProvider, /) -> None:
         """Add a type. Raises `ProvidersError` if a name of it is taken."""
+
+
+def _is_json(headers: Mapping[str, str]) -> bool:
+    return headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
+
+
+async def _parts_of(body: bytes) -> AsyncIterator[bytes]:
+    if body:
+        yield body
+
+
+def _key_of(auth: RequestAuth, base: str) -> bytes:
+    """The key of the credentials in a request, which are in its headers, its query or its base URL."""
+    values = [sorted(auth.headers.items()), sorted(auth.query_params.items()), base]
+    return sha256(dumps(values).encode()).digest()

@@ -1,24 +1,18 @@
-"""What a provider declares, and its values for a config or for the account of credentials."""
+"""What a provider declares, and what follows from that and from settings."""
 
-import copy
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from importlib.resources.abc import Traversable
 from types import MappingProxyType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens
+from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.errors import (
-    ApiNotDeclared,
-    InvalidField,
     ProviderNotConfigured,
-    ProviderRejected,
-    ProviderUnavailable,
 )
 from integration_server.domain.oauth_client import OAuthClient
 from integration_server.domain.proxy_messages import RateLimit
@@ -31,9 +25,8 @@ from integration_server.providers.declaration_tables import (
     SecretFieldDeclaration,
     Verify,
 )
-from integration_server.providers.declared_values import field_values
-from integration_server.providers.http import DeclaredOrigins, ProviderHttp, is_url, origin_of
-from integration_server.providers.url_templates import InvalidParam, fill, host_params, template_params
+from integration_server.providers.http import DeclaredOrigins, ProviderHttp
+from integration_server.providers.url_templates import fill, template_params
 from integration_server.providers.webhooks.scheme import WebhookScheme
 from integration_server.service.common_types import Clock, Record, record_nothing
 
@@ -50,9 +43,6 @@ COMMON_SETTINGS = (
 )
 """The settings that types have without declaring them, after the type and an underscore."""
 
-_ATTRIBUTES_OF_ACCOUNTS = frozenset({"url_params", "oauth_client", "granted_scopes"})
-"""What copies for an account or a client change: no declaration depends on it."""
-
 
 class derived(Generic[T]):  # noqa: N801  # used as `property` is
     """A property that follows from declarations and settings only: computed once for all accounts and clients."""
@@ -63,11 +53,11 @@ class derived(Generic[T]):  # noqa: N801  # used as `property` is
         self.__doc__ = compute.__doc__
 
     def __get__(self, provider: Any, _owner: object = None) -> T:  # noqa: ANN401  # a `ProviderModel`
-        known: dict[derived[T], T] = provider._derived
-        if self not in known:
-            known[self] = self._compute(provider)
+        known: dict[str, T] = provider._derived
+        if self.name not in known:
+            known[self.name] = self._compute(provider)
         # From now on, an attribute of this provider and of its copies.
-        vars(provider)[self.name] = value = known[self]
+        vars(provider)[self.name] = value = known[self.name]
         return value
 
 
@@ -161,7 +151,7 @@ class ProviderModel(ABC):
 
     def __init__(self, context: ProviderContext) -> None:
         self._context = context
-        self._derived: dict[derived[Any], Any] = {}
+        self._derived: dict[str, Any] = {}
         self.oauth_client = self._own_oauth_client()
         values = {name: self._setting(name.upper()) or field.default for name, field in self.settings.items()}
         self.setting_values = {name: value for name, value in values.items() if value}
@@ -181,7 +171,7 @@ class ProviderModel(ABC):
     def auth_method(self) -> AuthMethod:
         """The authentication method."""
 
-    @property
+    @derived
     def display_name(self) -> str:
         """The name to show to users; the default is made from the type."""
         return self.integration_type.replace("_", " ").title()
@@ -201,31 +191,11 @@ class ProviderModel(ABC):
         """Scopes that are always requested and must be granted."""
         return ()
 
-    @property
-    def client_id(self) -> str:
-        """The client id: the account's own, or that of the OAuth client; empty if not set."""
-        return self._of_account("client_id") or self.oauth_client.client_id
-
-    @property
-    def client_secret(self) -> str:
-        """The client secret, in the same way."""
-        return self._of_account("client_secret") or self.oauth_client.secret
-
-    def _of_account(self, name: str) -> str:
-        """A value of the account's own client, where the type declares it as one of the secrets of an account."""
-        return self.url_params.get(name, "") if name in self.secret_names else ""
-
     @derived
     def secret_names(self) -> Mapping[str, str]:
         """The names of templates that the secrets of an account bring, each with its secret field."""
         kept = {name: field for field, secret_field in self.secret_fields.items() for name in secret_field.keep}
         return {**kept, **{field: field for field in self.secret_fields}}
-
-    def secret_values(self, secrets: Mapping[str, str]) -> Mapping[str, str]:
-        """The values of templates in the secrets of an account: they themselves, and those that JSON files have."""
-        declared = [(self.secret_fields[field], text) for field, text in secrets.items() if field in self.secret_fields]
-        kept = {name: value for field, text in declared for name, value in field.values_of(text).items()}
-        return {**kept, **secrets}
 
     def _own_oauth_client(self) -> OAuthClient:
         """The operator's client, from the settings of the type."""
@@ -235,10 +205,6 @@ class ProviderModel(ABC):
             webhook_secrets=self._settings("WEBHOOK_SECRET", "WEBHOOK_SECRET_RETIRED"),
             webhook_verify_token=self._setting("WEBHOOK_VERIFY_TOKEN"),
         )
-
-    def for_client(self, client: OAuthClient) -> Self:
-        """The provider with another OAuth client than the operator's own, or with another of its secrets."""
-        return self.with_attributes(oauth_client=client)
 
     @property
     def takes_client_secret(self) -> bool:
@@ -299,14 +265,6 @@ class ProviderModel(ABC):
         urls |= {name: table.url for name, table in tables.items() if table is not None}
         return {name: fill(url, self._setting_texts, partial=True) for name, url in urls.items() if url is not None}
 
-    @property
-    def values(self) -> Mapping[str, str]:
-        """The values of templates. A field of the config that was declared later has its default."""
-        fields = self.config_fields.items()
-        defaults = {name: field.text_of(field.default) for name, field in fields if field.default is not None}
-        client = {"client_id": self.client_id} if self.client_id else {}
-        return {**client, **defaults, **self._setting_texts, **self.url_params}
-
     @derived
     def _setting_texts(self) -> Mapping[str, str]:
         return {name: self.settings[name].text_of(value) for name, value in self.setting_values.items()}
@@ -318,16 +276,6 @@ class ProviderModel(ABC):
         templates = [*urls, *self.request_headers.values(), *self.request_query.values()]
         return {name for template in templates for name in template_params(template)}
 
-    @property
-    def verification(self) -> Verify | None:
-        """The request that verifies credentials; None if there is none."""
-        return self.verify or (None if self.verify_url is None else Verify.model_construct(url=self.verify_url))
-
-    @property
-    def kept_names(self) -> Collection[str]:
-        """The names of the values that the provider's responses bring."""
-        return () if self.lookup is None else self.lookup.keep
-
     @derived
     def _origins(self) -> DeclaredOrigins:
         return DeclaredOrigins(self.url_templates.values(), self.host_patterns)
@@ -337,109 +285,3 @@ class ProviderModel(ABC):
         """The names in each URL template that has any."""
         names = {url: frozenset(template_params(url)) for url in self.url_templates.values()}
         return {url: names for url, names in names.items() if names}
-
-    def unusable_param(self) -> str | None:
-        """The name of a value that cannot be in its URL, or that leads to an undeclared host; None if there is none."""
-        if not self._params_of_urls:
-            return None
-        origins, values = self._origins, self.values
-        for url, names in self._params_of_urls.items():
-            if names <= values.keys():
-                try:
-                    filled = fill(url, values)
-                except InvalidParam as error:
-                    return error.name
-                if host_params(url) and not (is_url(filled) and origin_of(filled) in origins):
-                    return host_params(url)[0]
-        return None
-
-    def require_reachable(self, extras: Mapping[str, str], needed: Collection[str] = ()) -> None:
-        """Raise `ProviderUnavailable` if values that a response brought lead to an undeclared host.
-
-        The same if one of the `needed` names that a URL has is missing, or if a value is not as declared.
-        """
-        patterns = self.kept_patterns.items()
-        if any(name in extras and not re.fullmatch(pattern, extras[name]) for name, pattern in patterns):
-            raise ProviderUnavailable("the provider's response has a value that is not as declared")
-        if not self._params_of_urls:
-            return
-        provider = self.with_attributes(url_params={**self.url_params, **extras})
-        used = frozenset[str]().union(*self._params_of_urls.values())
-        if not used.intersection(needed) <= provider.values.keys() or provider.unusable_param() is not None:
-            raise ProviderUnavailable("the provider's response does not lead to a declared host")
-
-    # --- copies for a config or an account
-
-    def for_config(self, config: Mapping[str, Any]) -> Self:
-        """The provider for an integration with this config. Raises `InvalidField`."""
-        provider = self._with_config_fields(config) if self.config_fields else self
-        if self.config_model is None:
-            return provider
-        try:
-            return provider.configure(self.config_model.model_validate(dict(config)))
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            problem = first["msg"].removeprefix("Value error, ")
-            raise InvalidField(".".join(map(str, ("config", *first["loc"]))), problem) from None
-
-    def _with_config_fields(self, config: Mapping[str, Any]) -> Self:
-        provider = self.with_attributes(
-            url_params={**self.url_params, **field_values("config", self.config_fields, config)}
-        )
-        if (name := provider.unusable_param()) is not None:
-            raise InvalidField(f"config.{name}", "is not part of an address of this integration type")
-        return provider
-
-    def configure(self, config: Any) -> Self:  # noqa: ANN401  # an instance of its own config_model
-        """The provider for a validated config. Config fields set the URL parameters of the same name."""
-        names = set[str]().union(*self._params_of_urls.values()) & set(vars(config))
-        return self.with_url_params(**{name: str(vars(config)[name]) for name in names})
-
-    def with_url_params(self, **url_params: str) -> Self:
-        """A copy with these URL parameters. Raises `ValueError` if a value is not a host or one path segment."""
-        for name in url_params:
-            fill(f"https://{{{name}}}", url_params)
-        return self.with_attributes(url_params={**self.url_params, **url_params})
-
-    def for_credentials(self, credentials: Credentials) -> Self:
-        """The provider for the account of these credentials: with the values in them and stored with them."""
-        secrets: Mapping[str, str | None]
-        if isinstance(credentials, OAuthTokens):
-            secrets = {"access_token": credentials.access_token, "refresh_token": credentials.refresh_token}
-        else:
-            secrets = {"api_key": credentials.api_key, "api_secret": credentials.api_secret}
-            if not all(re.fullmatch(pattern, secrets[name] or "") for name, pattern in self.key_patterns.items()):
-                raise ProviderRejected("credentials")
-        found = {name: value for name, value in secrets.items() if value}
-        return self.with_attributes(
-            url_params={
-                **self.url_params,
-                **credentials.extras,
-                **self.secret_values(credentials.secret_fields),
-                **found,
-            }
-        )
-
-    def api_url(self, credentials: Credentials, api: str = "") -> str:
-        """The base URL of an API for the account of these credentials. `api` is a name of `api_base_urls`.
-
-        Raises `InvalidField` for an unknown name, and `ApiNotDeclared`.
-        """
-        if api and api not in self.api_base_urls:
-            names = ", ".join(sorted(self.api_base_urls))
-            raise InvalidField("api", f"must be empty or one of: {names}" if names else "must be empty for this type")
-        url = self.api_base_urls[api] if api else self.api_base_url
-        if url is None:
-            raise ApiNotDeclared
-        return fill(url, self.for_credentials(credentials).values)
-
-    def with_attributes(self, **attributes: object) -> Self:
-        """A copy with other values for some declarations."""
-        other = copy.copy(self)
-        if not attributes.keys() <= _ATTRIBUTES_OF_ACCOUNTS:
-            for derived in self._derived:  # they follow from the declarations of the original
-                vars(other).pop(derived.name, None)
-            other._derived = {}
-        for name, value in attributes.items():
-            setattr(other, name, value)
-        return other

@@ -1,21 +1,21 @@
-"""Requests to a provider, and what its responses mean.
+"""Requests of the server to a provider for an account: the values in them, and what the responses mean.
 
 Requests go to its declared hosts only, are authenticated with credentials, and are recorded for the metrics. A response
 means something by its status in HTTP and by the codes that `errors` declares.
 """
 
+import copy
 import re
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import replace
-from datetime import timedelta
-from hashlib import sha256
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from json import dumps
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlencode
+
+from pydantic import ValidationError
 
 from integration_server.domain.credentials import Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.errors import (
@@ -24,28 +24,28 @@ from integration_server.domain.errors import (
     ProviderMisconfigured,
     ProviderRejected,
     ProviderUnavailable,
-    ResponseTooLarge,
 )
 from integration_server.domain.lenient_values import field_at, text_at, texts_at
-from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, ApiStream
+from integration_server.domain.oauth_client import OAuthClient
 from integration_server.providers.declaration_tables import Lookup, Verify
-from integration_server.providers.declared_values import as_text
-from integration_server.providers.http import HttpResponse, ResponseBodyTooLarge
+from integration_server.providers.declared_values import as_text, chosen_account, field_values
+from integration_server.providers.http import HttpResponse, is_url, origin_of
 from integration_server.providers.provider_model import ProviderModel
-from integration_server.providers.rate_limit_headers import parse_rate_limit_headers
-from integration_server.providers.url_templates import InvalidParam, fill, fill_json, fill_texts
-from integration_server.service.request_body import RequestBody
+from integration_server.providers.url_templates import InvalidParam, fill, fill_json, fill_texts, host_params
+from integration_server.service.integrations.ports import NewAccount
 
 MAX_ERROR_SIZE = 1 << 16  # bytes; the longest errors, with a list of problems, have some ten kilobytes
-
-_RESOURCE = re.compile(r"[\w./:-]{1,128}", re.ASCII)  # a provider's name for a part of its API
 
 HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")  # RFC 9110 §5.5, ASCII only
 
 
+_ATTRIBUTES_OF_ACCOUNTS = frozenset({"url_params", "oauth_client", "granted_scopes"})
+"""What copies for an account or a client change: no declaration depends on it."""
+
+
 class ProviderRequests(ProviderModel):
-    """Sends declared requests, and the calls of backends to the account's API. Reads whose fault an error is, and how
-    long it lasts."""
+    """The provider for an account. Sends declared requests, and finds the account of credentials. Reads whose fault an
+    error is, and how long it lasts."""
 
     @abstractmethod
     def request_auth(self, credentials: Credentials) -> RequestAuth:
@@ -62,83 +62,144 @@ class ProviderRequests(ProviderModel):
             raise ProviderRejected("credentials")  # a header cannot contain it, so it is not a credential
         return RequestAuth(headers, fill_texts(self.request_query, values))
 
-    # --- calls of backends
+    # --- the client and the values of an account
 
-    async def call_api(
-        self, credentials: Credentials, request: ApiRequest, *, deadline: timedelta, body_limit: int
-    ) -> ApiResponse:
-        """Send an authenticated request to the account's API. Every status is returned as a response."""
-        used = await self.credentials_for(credentials, request, deadline / 2)
-        if isinstance(used, ApiResponse):
-            return used
-        try:
-            response = await self._request(
-                request.method,
-                content=request.body,
-                deadline=deadline if used is credentials else deadline / 2,
-                body_limit=body_limit,
-                **self._target_of(used, request),
-            )
-        except ResponseBodyTooLarge:
-            raise ResponseTooLarge(body_limit) from None
-        return self._api_response(response, used, credentials)
+    @property
+    def client_id(self) -> str:
+        """The client id: the account's own, or that of the OAuth client; empty if not set."""
+        return self._of_account("client_id") or self.oauth_client.client_id
 
-    @asynccontextmanager
-    async def stream_api(
-        self, credentials: Credentials, request: ApiRequest, body: RequestBody | None, *, idle_timeout: timedelta
-    ) -> AsyncIterator[ApiStream]:
-        """As `call_api`, with bodies in parts."""
-        used = await self.credentials_for(credentials, request, idle_timeout)
-        if isinstance(used, ApiResponse):
-            yield ApiStream(replace(used, body=b""), _parts_of(used.body))
+    @property
+    def client_secret(self) -> str:
+        """The client secret, in the same way."""
+        return self._of_account("client_secret") or self.oauth_client.secret
+
+    def _of_account(self, name: str) -> str:
+        """A value of the account's own client, where the type declares it as one of the secrets of an account."""
+        return self.url_params.get(name, "") if name in self.secret_names else ""
+
+    def secret_values(self, secrets: Mapping[str, str]) -> Mapping[str, str]:
+        """The values of templates in the secrets of an account: they themselves, and those that JSON files have."""
+        declared = [(self.secret_fields[field], text) for field, text in secrets.items() if field in self.secret_fields]
+        kept = {name: value for field, text in declared for name, value in field.values_of(text).items()}
+        return {**kept, **secrets}
+
+    @property
+    def values(self) -> Mapping[str, str]:
+        """The values of templates. A field of the config that was declared later has its default."""
+        fields = self.config_fields.items()
+        defaults = {name: field.text_of(field.default) for name, field in fields if field.default is not None}
+        client = {"client_id": self.client_id} if self.client_id else {}
+        return {**client, **defaults, **self._setting_texts, **self.url_params}
+
+    @property
+    def verification(self) -> Verify | None:
+        """The request that verifies credentials; None if there is none."""
+        return self.verify or (None if self.verify_url is None else Verify.model_construct(url=self.verify_url))
+
+    @property
+    def kept_names(self) -> Collection[str]:
+        """The names of the values that the provider's responses bring."""
+        return () if self.lookup is None else self.lookup.keep
+
+    def unusable_param(self) -> str | None:
+        """The name of a value that cannot be in its URL, or that leads to an undeclared host; None if there is none."""
+        if not self._params_of_urls:
+            return None
+        origins, values = self._origins, self.values
+        for url, names in self._params_of_urls.items():
+            if names <= values.keys():
+                try:
+                    filled = fill(url, values)
+                except InvalidParam as error:
+                    return error.name
+                if host_params(url) and not (is_url(filled) and origin_of(filled) in origins):
+                    return host_params(url)[0]
+        return None
+
+    def require_reachable(self, extras: Mapping[str, str], needed: Collection[str] = ()) -> None:
+        """Raise `ProviderUnavailable` if values that a response brought lead to an undeclared host.
+
+        The same if one of the `needed` names that a URL has is missing, or if a value is not as declared.
+        """
+        patterns = self.kept_patterns.items()
+        if any(name in extras and not re.fullmatch(pattern, extras[name]) for name, pattern in patterns):
+            raise ProviderUnavailable("the provider's response has a value that is not as declared")
+        if not self._params_of_urls:
             return
-        target = self._target_of(used, request)
-        open_stream = self._context.http.stream(request.method, body=body, idle_timeout=idle_timeout, **target)
-        async with AsyncExitStack() as stack:
-            with self._recording_request() as record:
-                streamed = await stack.enter_async_context(open_stream)
-                record(streamed.status)
-            # What a response means may depend on its body. Only an error, or JSON, has a meaning beyond its status.
-            is_read = not 200 <= streamed.status < 300 or _is_json(streamed.headers)
-            response = await streamed.beginning(MAX_ERROR_SIZE if is_read else 0)
-            yield ApiStream(replace(self._api_response(response, used, credentials), body=b""), streamed.chunks())
+        provider = self.with_attributes(url_params={**self.url_params, **extras})
+        used = frozenset[str]().union(*self._params_of_urls.values())
+        if not used.intersection(needed) <= provider.values.keys() or provider.unusable_param() is not None:
+            raise ProviderUnavailable("the provider's response does not lead to a declared host")
 
-    async def credentials_for(
-        self, credentials: Credentials, request: ApiRequest, deadline: timedelta
-    ) -> Credentials | ApiResponse:
-        """The credentials that a request uses: others for a `sub_account`, or the response that refuses them."""
-        if request.sub_account:
-            raise InvalidField("sub_account", "must be empty for this integration type")
-        return credentials
+    # --- copies for a client, a config or an account
 
-    def _target_of(self, credentials: Credentials, request: ApiRequest) -> dict[str, Any]:
-        """Where a request goes, and what it carries, as arguments of `ProviderHttp`."""
-        base, auth = self.api_url(credentials, request.api), self.request_auth(credentials)
-        query = urlencode([*request.query, *auth.query_params.items()])
-        headers = [*request.headers, *auth.headers.items()]
-        if request.idempotency_key:
-            headers.append((self.idempotency_key_header, request.idempotency_key))
-        return {
-            "url": f"{base.rstrip('/')}{request.path}{'?' if query else ''}{query}",
-            "allowed_origins": self._origins,
-            "headers": headers,
-            "credentials_key": _key_of(auth, base),
-        }
+    def for_client(self, client: OAuthClient) -> Self:
+        """The provider with another OAuth client than the operator's own, or with another of its secrets."""
+        return self.with_attributes(oauth_client=client)
 
-    def _api_response(self, response: HttpResponse, used: Credentials, own: Credentials) -> ApiResponse:
-        return ApiResponse(
-            response.status,
-            response.header_list,
-            response.body,
-            self.is_rate_limited(response),
-            response.retry_after,
-            parse_rate_limit_headers(response.headers, self._context.clock()),
-            self.rejects_access_token(response),
-            reason=None if response.is_success else self._reason_of(response),
-            is_client_fault=self.rejects_client(response),
-            rate_limit_resource=self.reported_resource(response),
-            secrets=(used.access_token,) if used is not own and isinstance(used, OAuthTokens) else (),
+    def for_config(self, config: Mapping[str, Any]) -> Self:
+        """The provider for an integration with this config. Raises `InvalidField`."""
+        provider = self._with_config_fields(config) if self.config_fields else self
+        if self.config_model is None:
+            return provider
+        try:
+            return provider.configure(self.config_model.model_validate(dict(config)))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            problem = first["msg"].removeprefix("Value error, ")
+            raise InvalidField(".".join(map(str, ("config", *first["loc"]))), problem) from None
+
+    def _with_config_fields(self, config: Mapping[str, Any]) -> Self:
+        provider = self.with_attributes(
+            url_params={**self.url_params, **field_values("config", self.config_fields, config)}
         )
+        if (name := provider.unusable_param()) is not None:
+            raise InvalidField(f"config.{name}", "is not part of an address of this integration type")
+        return provider
+
+    def configure(self, config: Any) -> Self:  # noqa: ANN401  # an instance of its own config_model
+        """The provider for a validated config. Config fields set the URL parameters of the same name."""
+        names = set[str]().union(*self._params_of_urls.values()) & set(vars(config))
+        return self.with_url_params(**{name: str(vars(config)[name]) for name in names})
+
+    def with_url_params(self, **url_params: str) -> Self:
+        """A copy with these URL parameters. Raises `ValueError` if a value is not a host or one path segment."""
+        for name in url_params:
+            fill(f"https://{{{name}}}", url_params)
+        return self.with_attributes(url_params={**self.url_params, **url_params})
+
+    def for_credentials(self, credentials: Credentials) -> Self:
+        """The provider for the account of these credentials: with the values in them and stored with them."""
+        secrets: Mapping[str, str | None]
+        if isinstance(credentials, OAuthTokens):
+            secrets = {"access_token": credentials.access_token, "refresh_token": credentials.refresh_token}
+        else:
+            secrets = {"api_key": credentials.api_key, "api_secret": credentials.api_secret}
+            if not all(re.fullmatch(pattern, secrets[name] or "") for name, pattern in self.key_patterns.items()):
+                raise ProviderRejected("credentials")
+        found = {name: value for name, value in secrets.items() if value}
+        return self.with_attributes(
+            url_params={
+                **self.url_params,
+                **credentials.extras,
+                **self.secret_values(credentials.secret_fields),
+                **found,
+            }
+        )
+
+    def with_attributes(self, **attributes: object) -> Self:
+        """A copy with other values for some declarations."""
+        other = copy.copy(self)
+        if attributes.keys() <= _ATTRIBUTES_OF_ACCOUNTS:
+            vars(other).update(self._derived)
+        else:
+            for name in self._derived:  # they follow from the declarations of the original
+                vars(other).pop(name, None)
+            other._derived = {}
+        for name, value in attributes.items():
+            setattr(other, name, value)
+        return other
 
     # --- requests of the server's own
 
@@ -295,41 +356,58 @@ class ProviderRequests(ProviderModel):
             error.provider_reason = self.reason_in(fields)
             raise
 
-    # --- parts of the API with limits of their own
+    # --- accounts
 
-    def rate_limit_resource(self, request: ApiRequest) -> str:
-        """The part of the API that has rate limits of its own, and that a request belongs to; empty for none."""
-        for name, pattern in self.rate_limit_resources.items():
-            if match := re.match(f"(?:{pattern})(?=[/?]|$)", request.path):
-                return name.format(**match.groupdict())
-        return ""
+    async def look_up(self, credentials: Credentials) -> Mapping[str, str]:
+        """The values that `lookup` declares. Raises `ProviderError`."""
+        if self.lookup is None:
+            return {}
+        provider = self.for_credentials(credentials)
+        response = await provider.send_declared(self.lookup, self.request_auth(credentials))
+        with self.adding_reason(response.json):
+            self._require_good(response, response.is_success and not self._has_dead_code(response))
+        choose, found = self.lookup.choose, response.json
+        if choose is not None:
+            found = chosen_account(choose, found, provider.values.get(choose.by))
+        kept = {name: text_at(found, path) for name, path in self.lookup.keep.items()}
+        return {name: text for name, text in kept.items() if text is not None}
 
-    def reported_resource(self, response: HttpResponse) -> str | None:
-        """The part of the API whose limits a response is about: None if it names none, empty for all of them."""
-        if self.errors.wait_headers and self.is_rate_limited(response) and not self._has_wait_header(response):
-            return ""
-        for path in self.rate_limit_resource_paths:
-            found: Iterable[str] = ()
-            if (header := path.removeprefix("header:")) != path:
-                found = [response.headers.get(header, "")]
-            elif not response.is_success and len(response.body) <= MAX_ERROR_SIZE:
-                found = texts_at(response.json, path)
-            for name in found:
-                if _RESOURCE.fullmatch(name):
-                    return name
-        return None
+    async def verify_connection(self, credentials: Credentials) -> NewAccount:
+        """Check the credentials at the provider, and return their account. Without a `verify_url` nothing is sent.
 
+        Raises `ProviderRejected` or `ProviderUnavailable`.
+        """
+        if self.verification is None:
+            self.request_auth(credentials)  # raises for credentials that no request can carry
+            return self.account_of(credentials, {})
+        response = await self.request_verification(credentials)
+        paths = {self.account_id_field, self.account_label_field} - {None, *credentials.extras}
+        fields = response.json if paths else {}
+        if not isinstance(fields, dict):
+            raise ProviderUnavailable
+        return self.account_of(credentials, fields)
 
-def _is_json(headers: Mapping[str, str]) -> bool:
-    return headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
+    async def request_verification(self, credentials: Credentials) -> HttpResponse:
+        """The response to the verification request. Raises `ProviderRejected` or `ProviderUnavailable`."""
+        if self.verification is None:
+            raise ProviderUnavailable
+        auth = self.verification_auth(credentials)
+        response = await self.for_credentials(credentials).send_declared(self.verification, auth)
+        with self.adding_reason(response.json):
+            self._require_good(response, self.proves_credentials(response))
+        return response
 
+    @property
+    def has_verification(self) -> bool:
+        """Whether there is a request that verifies credentials."""
+        return self.verification is not None
 
-async def _parts_of(body: bytes) -> AsyncIterator[bytes]:
-    if body:
-        yield body
+    def verification_auth(self, credentials: Credentials) -> RequestAuth:
+        """The authentication of the verification request."""
+        return self.request_auth(credentials)
 
-
-def _key_of(auth: RequestAuth, base: str) -> bytes:
-    """The key of the credentials in a request, which are in its headers, its query or its base URL."""
-    values = [sorted(auth.headers.items()), sorted(auth.query_params.items()), base]
-    return sha256(dumps(values).encode()).digest()
+    def account_of(self, credentials: Credentials, fields: Mapping[str, Any]) -> NewAccount:
+        """The account of the credentials, by values stored with them and the JSON of the verification response."""
+        paths = self.account_id_field, self.account_label_field
+        account_id, label = (path and (credentials.extras.get(path) or text_at(fields, path)) for path in paths)
+        return NewAccount(account_id, label)

@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
+
+from integration_server.domain.associated_data import AssociatedData
 
 Clock = Callable[[], datetime]
 """The current time, as an aware datetime in UTC."""
@@ -26,22 +27,6 @@ def loop_time() -> float:
 
 def record_nothing(*_: object) -> None:
     """The default `Record`."""
-
-
-@dataclass(frozen=True, slots=True)
-class AssociatedData:
-    """The associated data of an encrypted value. It decrypts only with the same data.
-
-    They are its table, column and row, and `bound_values`: in canonical JSON, the other values of the row that decide
-    whether it is the newest and where it is sent.
-    """
-
-    table: str
-    column: str
-    uid: str
-    user_id: str = ""
-    integration_type: str = ""
-    bound_values: str = ""
 
 
 class Aead(Protocol):

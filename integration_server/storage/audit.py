@@ -25,11 +25,11 @@ from typing import Any
 from sqlalchemy import Row, bindparam, func, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from integration_server.domain.associated_data import chain_key_aad
 from integration_server.domain.audit import AuditEntry
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.service.audit.audit_heads import AUDIT_CHAIN, Head
 from integration_server.service.common_types import Aead
-from integration_server.service.credentials.credential_cipher import chain_key_aad
 from integration_server.storage.driver_queries import DriverConnection, DriverQuery
 from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.tables import audit_chains, audit_entries

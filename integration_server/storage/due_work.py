@@ -37,7 +37,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from integration_server.service.background.ports import Claim, JobKind
-from integration_server.storage.authorization_attempts import attempt_of
+from integration_server.storage.connections import attempt_of
 from integration_server.storage.driver_queries import DriverQuery
 from integration_server.storage.due_work_claims import (
     OUTDATED,

@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy import Column, LargeBinary, Row, Select, Update, bindparam, func, select, update
 
-from integration_server.service.common_types import AssociatedData
-from integration_server.service.credentials.credential_cipher import (
+from integration_server.domain.associated_data import (
+    AssociatedData,
     attempt_aad,
     bound_values_of,
     callback_aad,

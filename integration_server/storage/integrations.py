@@ -1,10 +1,13 @@
-"""The store of integrations and their encrypted credentials in SQL: implements the port `IntegrationStore`."""
+"""The store of integrations and their encrypted credentials in SQL: implements the port `IntegrationStore`.
+
+`connections.py` connects accounts, and `integration_lists.py` lists integrations.
+"""
 
 import asyncio
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, fields, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -13,62 +16,49 @@ from typing import Any
 
 import asyncpg
 from sqlalchemy import (
-    ARRAY,
-    BigInteger,
     BindParameter,
     ColumnElement,
-    FromClause,
-    Integer,
     Row,
-    String,
     and_,
     bindparam,
     case,
-    cast,
-    column,
     delete,
-    func,
     insert,
     literal,
     or_,
     select,
-    table,
     update,
 )
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
+from integration_server.domain.associated_data import bound_values_of
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
-from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
-from integration_server.domain.oauth_client import client_key
-from integration_server.service.connections.revocation_ports import GrantProof, OrphanedGrant
-from integration_server.service.credentials.credential_cipher import bound_values_of, described_by
+from integration_server.domain.integration import Failure, Integration, IntegrationId, StoredIntegration, UserId
+from integration_server.service.connections.revocation_ports import OrphanedGrant
+from integration_server.service.credentials.credential_cipher import (
+    described_by,
+)
 from integration_server.service.integrations.ports import (
     FoundIntegrations,
     IntegrationTarget,
     IntegrationUpdate,
-    NewAccount,
     NewCredentials,
     NewIntegration,
     RemovalResult,
-    StoredIntegration,
-    StoredPage,
 )
 from integration_server.storage.async_engine import AsyncConnection
-from integration_server.storage.bounded_pages import is_last_page, page_of, page_parameters, row_bytes
 from integration_server.storage.driver_queries import (
-    ConstraintViolated,
     DriverConnection,
     DriverQuery,
     UtcDateTime,
     Values,
 )
 from integration_server.storage.engine import Database, from_row
-from integration_server.storage.list_parameters import is_one_of
-from integration_server.storage.revocations import add_claimed, require_valid_grant
-from integration_server.storage.tables import integrations, is_usable, refresh_leases
-from integration_server.storage.user_usage import DEFAULT_USER_QUOTAS, UserQuotas, require_room_for_integration
+from integration_server.storage.integration_targets import ANY_USER, find_many_queries
+from integration_server.storage.revocations import add_claimed
+from integration_server.storage.tables import integrations, refresh_leases
 
 _T = integrations.c
 
@@ -90,90 +80,15 @@ _FIND = DriverQuery(
 )
 
 
-_ROW_BYTES = row_bytes(_T)
-
-_FIND_ACCOUNT = DriverQuery(
-    select(*STORED_COLUMNS).where(
-        _T.user_id == bindparam("user_id"),
-        _T.client_key == bindparam("client_key"),
-        _T.account_id == bindparam("account_id"),
-        _T.connect_time.is_not(None),
-    )
-)
-
-
-def _list_query(*conditions: ColumnElement[bool]) -> DriverQuery:
-    following = (_T.user_id == bindparam("user_id"), _T.integration_id > bindparam("after"))
-    return DriverQuery(page_of(select(*STORED_COLUMNS).where(*following, *conditions), _T.integration_id, _ROW_BYTES))
-
-
-_is_connected, _has_type = _T.connect_time.is_not(None), is_one_of(_T.integration_type, "integration_types")
-_LIST, _LIST_OF_TYPES = _list_query(), _list_query(_has_type)
-_LIST_CONNECTED, _LIST_CONNECTED_OF_TYPES = _list_query(_is_connected), _list_query(_has_type, _is_connected)
-
-_ANY_USER = ""  # no user has this id
 _ROWS_PER_SLICE = 50  # which are converted in less than a millisecond
 
-
-def _find_many(targets: FromClause) -> DriverQuery:
-    """The rows of targets with the columns `integration_id` and `user_id`; their values are NULL beyond `max_bytes`.
-
-    The user is a condition of the join, so that another user's row is read no further than one that does not exist.
-    """
-    is_target = and_(
-        _T.integration_id == targets.c.integration_id,
-        or_(targets.c.user_id == _ANY_USER, _T.user_id == targets.c.user_id),
-    )
-    size = row_bytes([_T.config, _T.encrypted_credentials, _T.name, _T.scopes, _T.missing_scopes]).label("size")
-    sized = select(_T.integration_id.label("target_id"), size).select_from(targets).join(integrations, is_target)
-    sized_rows = sized.subquery()
-    total = func.sum(sized_rows.c.size).over(order_by=sized_rows.c.target_id, rows=(None, 0)).label("total")
-    sums = select(sized_rows.c.target_id, sized_rows.c.size, total).subquery()
-    fits = or_(sums.c.total <= bindparam("max_bytes"), sums.c.total == sums.c.size)
-    found = sums.outerjoin(integrations, and_(_T.integration_id == sums.c.target_id, fits))
-    return DriverQuery(select(*STORED_COLUMNS, sums.c.target_id).select_from(found))
-
-
-_JSON_TARGETS = func.json_each(bindparam("targets", type_=String)).table_valued("value")
-_FIND_MANY = {
-    "postgresql": _find_many(
-        func.unnest(
-            cast(bindparam("ids"), ARRAY(BigInteger)),
-            cast(bindparam("user_ids"), ARRAY(String)),
-        )
-        .table_valued("integration_id", "user_id")
-        .render_derived()
-    ),
-    "sqlite": _find_many(
-        select(
-            cast(func.json_extract(_JSON_TARGETS.c.value, "$[0]"), Integer).label("integration_id"),
-            func.json_extract(_JSON_TARGETS.c.value, "$[1]").label("user_id"),
-        ).subquery()
-    ),
-}
+_FIND_MANY = find_many_queries(STORED_COLUMNS)
 
 _PROVIDER_CALL_TIME = (
     select(refresh_leases.c.call_time)
     .where(refresh_leases.c.integration_id == bindparam("id"), refresh_leases.c.version == bindparam("version"))
     .with_for_update()
 )
-
-_NEXT_ID = select(func.nextval(func.pg_get_serial_sequence(integrations.name, _T.integration_id.name)))
-# SQLite's counter of AUTOINCREMENT ids, an ordinary table (SQLite documentation, autoinc.html).
-_SQLITE_COUNTERS = table("sqlite_sequence", column("name"), column("seq"))
-_RESERVE_SQLITE_ID = (
-    update(_SQLITE_COUNTERS)
-    .where(_SQLITE_COUNTERS.c.name == integrations.name)
-    .values(seq=_SQLITE_COUNTERS.c.seq + 1)
-    .returning(_SQLITE_COUNTERS.c.seq)
-)
-_FIRST_SQLITE_ID = insert(_SQLITE_COUNTERS).values(name=integrations.name, seq=1)
-
-_CONNECTION_COLUMNS = (
-    *("name", "config", "account_id", "account_label", "is_active", "connect_time", "webhook_secret_id"),
-    *("oauth_client", "client_key"),
-)
-"""The columns that the credentials of a connection are bound to, beside those that describe the credentials."""
 
 NO_FAILURE: Mapping[str, Any] = {
     "last_error_class": None,
@@ -200,33 +115,22 @@ _CHECK_TIMES = _T.last_health_check, _T.check_due_time
 """All that a refresh neither sets nor has in its fence: what else it has read is in the row too when it commits."""
 
 
-def _new(names: Iterable[str]) -> dict[str, BindParameter[Any]]:
+def new_parameters(names: Iterable[str]) -> dict[str, BindParameter[Any]]:
     """Parameters for new values of columns, each with the prefix `new_`."""
     return {name: bindparam(f"new_{name}", type_=_T[name].type) for name in names}
 
 
-_commit = (
+COMMIT_CREDENTIALS = (
     update(integrations)
     .where(*(_T[name] == bindparam(f"of_{name}") for name in _FENCE))
     .values(
-        **_new(field.name for field in fields(NewCredentials)),
+        **new_parameters(field.name for field in fields(NewCredentials)),
         **_NO_REFRESH_FAILURE,
         update_time=bindparam("now", type_=UtcDateTime),
         version=_T.version + 1,
     )
 )
-_COMMIT_REFRESH = DriverQuery(_commit.returning(*_CHECK_TIMES))
-_COMMIT_CONNECTION = DriverQuery(
-    _commit.values(_new((*_CONNECTION_COLUMNS, "check_due_time"))).returning(*PLAINTEXT_COLUMNS)
-)
-_DROP_PENDING = DriverQuery(
-    delete(integrations).where(
-        _T.integration_id == bindparam("of_integration"),
-        _T.user_id == bindparam("of_user"),
-        _T.connect_time.is_(None),
-    )
-)
-
+_COMMIT_REFRESH = DriverQuery(COMMIT_CREDENTIALS.returning(*_CHECK_TIMES))
 _RESUME = (
     update(integrations)
     .where(_T.integration_id == bindparam("id"), _T.refresh_failures > 0)
@@ -240,14 +144,8 @@ _RESUME = (
 class SqlIntegrations:
     """An `IntegrationStore`. `on_change` is called at once with the id of each integration that this store changes."""
 
-    def __init__(
-        self,
-        database: Database,
-        on_change: Callable[[IntegrationId], None] = lambda _: None,
-        quotas: UserQuotas = DEFAULT_USER_QUOTAS,
-    ) -> None:
+    def __init__(self, database: Database, on_change: Callable[[IntegrationId], None] = lambda _: None) -> None:
         self._database = database
-        self._quotas = quotas
         self._on_change = on_change
 
     async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
@@ -271,7 +169,7 @@ class SqlIntegrations:
         """The integrations of the targets, read with one statement, up to `max_bytes`."""
         if not targets:
             return FoundIntegrations({})
-        distinct_targets = sorted({(integration_id, user_id or _ANY_USER) for integration_id, user_id in targets})
+        distinct_targets = sorted({(integration_id, user_id or ANY_USER) for integration_id, user_id in targets})
         found: dict[IntegrationId, StoredIntegration] = {}
         omitted: set[IntegrationId] = set()
         name = self._database.dialect_name
@@ -292,145 +190,6 @@ class SqlIntegrations:
                 await asyncio.sleep(0)
         return FoundIntegrations(found, omitted)
 
-    async def reserve_id(self) -> IntegrationId:
-        """A new id, which no other integration gets."""
-        async with self._database.write_transaction() as connection:
-            if connection.dialect.name == "postgresql":
-                return IntegrationId(await connection.scalar(_NEXT_ID) or 0)
-            last_id = await connection.scalar(_RESERVE_SQLITE_ID)
-            if last_id is None:  # no integration was ever stored
-                await connection.execute(_FIRST_SQLITE_ID)
-            return IntegrationId(last_id or 1)
-
-    async def find_account(
-        self, user_id: UserId, integration_type: str, account_id: str, oauth_client: str = ""
-    ) -> StoredIntegration | None:
-        """The user's connected integration with that account, of the client."""
-        key = client_key(integration_type, oauth_client)
-        rows = await self._database.read(_FIND_ACCOUNT, user_id=user_id, client_key=key, account_id=account_id)
-        return stored_integration_at(rows[0]) if rows else None
-
-    async def list(
-        self,
-        user_id: UserId,
-        integration_types: Collection[str] | None,
-        after: IntegrationId,
-        limit: int,
-        max_bytes: int,
-    ) -> StoredPage[StoredIntegration]:
-        """The user's integrations of these types (None: of all) with an id above `after`, ordered by id."""
-        query = _LIST if integration_types is None else _LIST_OF_TYPES
-        return await self._list(query, user_id, integration_types, after, limit, max_bytes)
-
-    async def list_connected(
-        self,
-        user_id: UserId,
-        integration_types: Collection[str] | None,
-        after: IntegrationId,
-        limit: int,
-        max_bytes: int,
-    ) -> StoredPage[StoredIntegration]:
-        """Of `list`, the connected integrations."""
-        query = _LIST_CONNECTED if integration_types is None else _LIST_CONNECTED_OF_TYPES
-        return await self._list(query, user_id, integration_types, after, limit, max_bytes)
-
-    async def _list(
-        self,
-        query: DriverQuery,
-        user_id: UserId,
-        integration_types: Collection[str] | None,
-        after: IntegrationId,
-        limit: int,
-        max_bytes: int,
-    ) -> StoredPage[StoredIntegration]:
-        rows = await self._database.read(
-            query,
-            user_id=user_id,
-            integration_types=sorted(integration_types or ()),
-            after=after,
-            **page_parameters(limit, max_bytes),
-        )
-        return StoredPage([stored_integration_at(row) for row in rows], is_last_page(rows))
-
-    async def list_expiring(self, before: datetime, limit: int) -> Sequence[Integration]:
-        """The usable integrations of all users whose grant expires before that time, soonest first."""
-        grant_expire_time = case(
-            (_T.is_renewable.is_(True), _T.refresh_token_expire_time), else_=_T.access_token_expire_time
-        )
-        query = (
-            select(*PLAINTEXT_COLUMNS)
-            .where(is_usable, grant_expire_time < before)
-            .order_by(grant_expire_time, _T.integration_id)
-        )
-        return [integration_of(row) for row in await self._database.fetch(query.limit(limit))]
-
-    async def add_connected(
-        self,
-        integration: NewIntegration,
-        account: NewAccount,
-        credentials: NewCredentials,
-        now: datetime,
-        *,
-        check_due_time: datetime | None = None,
-        proof: GrantProof | None = None,
-    ) -> Integration | None:
-        """Insert a connected integration. None if another row of the user has its account.
-
-        Raises `QuotaExceeded`, or `RevocationInProgress`.
-        """
-        new = integration.as_stored(now)
-        connected = new.connected_to(account.account_id, account.account_label, now)
-        values = {
-            **new_integration_values(integration, now),
-            **_values_of(credentials),
-            "account_id": account.account_id,
-            "account_label": account.account_label,
-            "check_due_time": check_due_time,
-            "connect_time": now,
-        }
-        added = None
-        with _suppress_account_conflict():
-            async with self._database.driver_transaction() as connection:
-                await require_valid_grant(connection, connected, credentials.token_fingerprint, proof)
-                await require_room_for_integration(connection, integration.user_id, self._quotas)
-                added = await insert_integration(connection, values)
-        return added
-
-    async def commit_connection(
-        self,
-        integration: Integration,
-        account: NewAccount,
-        credentials: NewCredentials,
-        now: datetime,
-        *,
-        check_due_time: datetime | None = None,
-        superseded_id: IntegrationId | None = None,
-        proof: GrantProof | None = None,
-    ) -> Integration | None:
-        """Store the credentials of a pending or reconnected integration, and delete the pending `superseded_id`.
-
-        Account fields that the provider does not give keep their values. None, and no change, if the integration is
-        gone or has another version or settings version, or if another row has its account. Raises
-        `RevocationInProgress`.
-        """
-        connected = integration.connected_to(account.account_id, account.account_label, now)
-        values = {
-            **_values_of(credentials),
-            **{name: getattr(connected, name) for name in _CONNECTION_COLUMNS},
-            "check_due_time": check_due_time,
-        }
-        rows: Sequence[Values] = ()
-        try:
-            with _suppress_account_conflict():
-                async with self._database.driver_transaction() as connection:
-                    await require_valid_grant(connection, connected, credentials.token_fingerprint, proof)
-                    rows = await connection.run(_COMMIT_CONNECTION, **_commit_parameters(integration, values, now))
-                    if rows and superseded_id is not None:
-                        await connection.run(_DROP_PENDING, of_integration=superseded_id, of_user=integration.user_id)
-        finally:
-            self._on_change(integration.integration_id)
-        return _integration_at(rows[0]) if rows else None
-
     async def commit_refresh(
         self, integration: Integration, credentials: NewCredentials, now: datetime
     ) -> Integration | None:
@@ -438,7 +197,7 @@ class SqlIntegrations:
 
         The commit voids a lease on that version.
         """
-        parameters = _commit_parameters(integration, _values_of(credentials), now)
+        parameters = commit_parameters(integration, credential_values(credentials), now)
         try:
             rows = await self._database.run(_COMMIT_REFRESH, **parameters)
         finally:
@@ -586,15 +345,15 @@ def stored_integration_of(row: Row[Any]) -> StoredIntegration:
 
 def integration_of(row: Row[Any]) -> Integration:
     """The integration in a row."""
-    return _integration_at(_plaintext_values(row))
+    return integration_at(_plaintext_values(row))
 
 
 def stored_integration_at(row: Values) -> StoredIntegration:
     """The integration in a row that begins with `STORED_COLUMNS`, which is several times faster than by name."""
-    return StoredIntegration(_integration_at(row[: len(_NAMES)]), row[len(_NAMES)])
+    return StoredIntegration(integration_at(row[: len(_NAMES)]), row[len(_NAMES)])
 
 
-def _integration_at(row: Values) -> Integration:
+def integration_at(row: Values) -> Integration:
     values = list(row)
     values[_AUTH_METHOD] = _AUTH_METHODS[values[_AUTH_METHOD]]
     for index in (_SCOPES, _MISSING_SCOPES):
@@ -628,11 +387,11 @@ def new_integration_values(integration: NewIntegration, now: datetime) -> dict[s
     }
 
 
-def _values_of(credentials: NewCredentials) -> dict[str, Any]:
+def credential_values(credentials: NewCredentials) -> dict[str, Any]:
     return {field.name: getattr(credentials, field.name) for field in fields(credentials)}
 
 
-def _commit_parameters(integration: Integration, values: Mapping[str, Any], now: datetime) -> Mapping[str, Any]:
+def commit_parameters(integration: Integration, values: Mapping[str, Any], now: datetime) -> Mapping[str, Any]:
     """The parameters of a commit of new values over an integration as it was read."""
     fence = {f"of_{name}": getattr(integration, name) for name in _FENCE}
     return {**fence, **{f"new_{name}": value for name, value in values.items()}, "now": now}
@@ -659,13 +418,13 @@ async def insert_integration(connection: DriverConnection, values: Mapping[str, 
     """Insert a row of these columns, and return the integration in it."""
     parameters = {f"new_{name}": value for name, value in values.items()}
     ((*row,),) = await connection.run(_insert_of(tuple(values)), **parameters)
-    return _integration_at(row)
+    return integration_at(row)
 
 
 @lru_cache(maxsize=8)
 def _insert_of(names: tuple[str, ...]) -> DriverQuery:
     """The insert of these columns. Cached, because building one takes milliseconds."""
-    return DriverQuery(insert(integrations).values(_new(names)).returning(*PLAINTEXT_COLUMNS))
+    return DriverQuery(insert(integrations).values(new_parameters(names)).returning(*PLAINTEXT_COLUMNS))
 
 
 # --- statements --------------------------------------------------------------------------------------------------
@@ -701,15 +460,3 @@ def _update_version(integration: Integration, values: Mapping[str, Any]) -> Retu
 def replace_credentials(integration: Integration, values: Mapping[str, Any]) -> ReturningUpdate[Any]:
     """An update of the credentials, or of what they are bound to, unless the row has changed in either."""
     return _update_version(integration, values).where(_T.settings_version == integration.settings_version)
-
-
-@contextmanager
-def _suppress_account_conflict() -> Iterator[None]:
-    """Suppress the error of a row that has the account of another row of the user."""
-    try:
-        yield
-    except ConstraintViolated as error:
-        # The only unique index on this column. SQLite names the columns, PostgreSQL the index, which contains their
-        # names.
-        if "account_id" not in str(error.__cause__):
-            raise

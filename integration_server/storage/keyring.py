@@ -1,11 +1,6 @@
 """The keyring: the data keys that encrypt values. The database stores them wrapped by a key-encryption key.
 
-An encrypted value is
-
-    1 byte format | 8 bytes data key id | 12 bytes nonce | ciphertext and 16 bytes tag
-
-in AES-256-GCM. The header and the value's associated data are authenticated: an altered, truncated or moved value
-cannot be decrypted. Nonces are random, so a data key must not encrypt more than 2³² values (NIST SP 800-38D §8.3).
+`credential_cipher.py` has the format of an encrypted value.
 
 A data key is announced before it is used: it is in the table from its creation, and encrypts from its `active_time` on,
 by the database's clock. Every server reads the table about once a second and is not ready when it cannot, so that all
@@ -22,20 +17,16 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from functools import lru_cache
-from operator import attrgetter
-from struct import Struct
 from typing import Any, TypeVar
 
 import structlog
-from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import and_, exists, insert, or_, select
 from sqlalchemy.exc import IntegrityError
 
 from integration_server.domain.errors import CredentialsUnreadable, StoreUnavailable
 from integration_server.service.audit.audit_heads import Head
-from integration_server.service.common_types import AssociatedData
+from integration_server.service.credentials.credential_cipher import KEY_ID_BYTES, DataKeyCipher
 from integration_server.storage.async_engine import AsyncConnection
 from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.key_encryption import KEY_BYTES, KeyEncryptionKeys, KeyringError
@@ -51,23 +42,15 @@ from integration_server.storage.tables import DataKeyState, data_keys, integrati
 
 T = TypeVar("T")
 
-_FORMAT = b"\x01"
-_KEY_ID_BYTES = 8
-_HEADER_BYTES = len(_FORMAT) + _KEY_ID_BYTES
-_NONCE_BYTES = 12
-
 _LOOKUP_INTERVAL = 1.0
 """Seconds between reads for an unknown data key: many forged values must not become load on the database."""
-
-_NAMES = attrgetter("uid", "user_id", "integration_type", "bound_values")
-_LENGTH = Struct(">I")
 
 ALL_DATA_KEYS = select(data_keys, DatabaseTime().label("now")).order_by(data_keys.c.active_time, data_keys.c.key_id)
 """The query for all data keys, by activation time, with those that were removed."""
 
 
-class Keyring:
-    """An `Aead` with the data keys of the database. Created by `open_keyring`.
+class Keyring(DataKeyCipher):
+    """A `DataKeyCipher` with the data keys of the database. Created by `open_keyring`.
 
     Without `verifies_key_set`, a negative control, it uses whatever keys the database has.
     """
@@ -80,6 +63,7 @@ class Keyring:
         monotonic: Callable[[], float],
         verifies_key_set: bool = True,
     ) -> None:
+        super().__init__()
         self._database = database
         self._keys = keys
         self._monotonic = monotonic
@@ -88,8 +72,6 @@ class Keyring:
         self._trusted: KeySet | None = None
         self._reported = b""
         self._log = structlog.get_logger(__name__)
-        self._ciphers: Mapping[bytes, AESGCM] = {}
-        self._active_id = b""
         self._reload_lock = asyncio.Lock()
         self._next_lookup = -math.inf
 
@@ -98,34 +80,10 @@ class Keyring:
         """The id of the data key that encrypts, as of the last read."""
         return self._active_id.hex()
 
-    def usable_keys(self) -> object:
-        """What decrypts, as of the last read: another object once a data key is added, withdrawn or replaced."""
-        return self._ciphers
-
     @property
     def head(self) -> Head:
         """The head of the key set, as of the last read: with it, a copy outside the database detects a rollback."""
         return self._loaded.head
-
-    async def encrypt(self, plaintext: bytes, associated_data: AssociatedData) -> bytes:
-        """Encrypt with the active data key."""
-        header = _FORMAT + self._active_id
-        nonce = os.urandom(_NONCE_BYTES)
-        cipher = self._ciphers[self._active_id]
-        return header + nonce + cipher.encrypt(nonce, plaintext, _encode_associated_data(header, associated_data))
-
-    async def decrypt(self, ciphertext: bytes, associated_data: AssociatedData) -> bytes:
-        """Decrypt. Raises `CredentialsUnreadable` if the value, the key or the associated data differs."""
-        header, rest = ciphertext[:_HEADER_BYTES], ciphertext[_HEADER_BYTES:]
-        nonce, payload = rest[:_NONCE_BYTES], rest[_NONCE_BYTES:]
-        if not header.startswith(_FORMAT) or len(nonce) < _NONCE_BYTES:
-            raise CredentialsUnreadable
-        key_id = header[len(_FORMAT) :]
-        cipher = self._ciphers.get(key_id) or await self._load_cipher(key_id)
-        try:
-            return cipher.decrypt(nonce, payload, _encode_associated_data(header, associated_data))
-        except InvalidTag:
-            raise CredentialsUnreadable from None
 
     async def reload(self) -> None:
         """Read the data keys and determine which is active. Raises `KeyringError` or `StoreUnavailable`.
@@ -274,7 +232,7 @@ class Keyring:
 
 def new_data_key_id() -> str:
     """A new random id."""
-    return os.urandom(_KEY_ID_BYTES).hex()
+    return os.urandom(KEY_ID_BYTES).hex()
 
 
 def _newest_active_key(rows: Sequence[StoredDataKey], known: Mapping[bytes, AESGCM]) -> bytes:
@@ -290,20 +248,6 @@ def _raise_all(problems: Sequence[KeyringError | StoreUnavailable]) -> None:
         raise KeyringError("; ".join(wrong))
     for problem in problems:
         raise problem
-
-
-def _encode_associated_data(header: bytes, associated_data: AssociatedData) -> bytes:
-    prefix = _encode_column(header, associated_data.table, associated_data.column)
-    return prefix + b"".join([part for name in _NAMES(associated_data) for part in _with_length(name.encode())])
-
-
-@lru_cache(maxsize=256)  # of each column and data key
-def _encode_column(header: bytes, table: str, column: str) -> bytes:
-    return b"".join(part for name in (header, table.encode(), column.encode()) for part in _with_length(name))
-
-
-def _with_length(part: bytes) -> tuple[bytes, bytes]:
-    return _LENGTH.pack(len(part)), part  # the lengths make the encoding unambiguous
 
 
 async def open_keyring(

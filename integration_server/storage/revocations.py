@@ -1,23 +1,21 @@
 """SQL implementation of `RevocationOutbox`. `due_work.py` claims and postpones its rows.
 
 A revocation may end grants that others have: of the same token, or of the same account. `begin_call` looks for their
-integrations before the provider is called. `require_valid_grant` looks for calls in progress, and for those that have
+integrations before the provider is called. `connections.py` looks for calls in progress, and for those that have
 just ended, before an integration is connected. Both lock the same row, the first exclusively, so that one of them sees
 the other.
 """
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
-from datetime import datetime, timedelta
-from typing import Any, cast
+from datetime import timedelta
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Row,
     Select,
-    String,
     and_,
-    bindparam,
     delete,
     exists,
     false,
@@ -27,22 +25,16 @@ from sqlalchemy import (
     update,
 )
 
-from integration_server.domain.integration import Integration
-from integration_server.domain.oauth_client import client_key
 from integration_server.service.background.ports import Claim, JobKind
 from integration_server.service.connections.revocation_ports import (
     CallDecision,
     ClientScope,
-    GrantProof,
     OrphanedGrant,
     Revocation,
-    RevocationInProgress,
 )
 from integration_server.storage.async_engine import AsyncConnection
-from integration_server.storage.driver_queries import DriverConnection, DriverQuery
 from integration_server.storage.due_work_claims import is_held, renew
 from integration_server.storage.engine import Database, DatabaseTime, from_row
-from integration_server.storage.list_parameters import is_one_of
 from integration_server.storage.tables import integrations, locks, revocations
 
 _R = revocations.c
@@ -51,36 +43,8 @@ _T = integrations.c
 # Longer than a connection takes, from the exchange of the code to its commit.
 _RECORD_DURATION = timedelta(minutes=5)
 
-_LOCK = select(locks).where(locks.c.lock_name == "revocation")  # SQLite serializes write transactions instead
-_LOCK_SHARED = DriverQuery(_LOCK.with_for_update(read=True))
-
-_NOW = DriverQuery(select(DatabaseTime()))
-
-_is_called = or_(
-    _R.revoke_time > bindparam("proof_time"), and_(_R.due_time == _R.call_due_time, _R.due_time > DatabaseTime())
-)
-_is_ended_by = or_(is_one_of(_R.integration_type, "ended_by_types"), is_one_of(_R.client_key, "ended_by_clients"))
-_account = bindparam("of_account", type_=String)
-_MAY_HAVE_ENDED = DriverQuery(
-    select(
-        or_(
-            *(
-                exists().where(_is_called, may_have_ended)
-                for may_have_ended in (
-                    _R.token_fingerprint == bindparam("of_fingerprint"),
-                    and_(_is_ended_by, _R.account_id.is_(None)),
-                    and_(_is_ended_by, or_(_account.is_(None), _R.account_id == _account)),
-                    and_(
-                        _is_ended_by,
-                        _R.user_id == bindparam("of_user"),
-                        _R.integration_type != bindparam("of_type"),
-                    ),
-                )
-            )
-        )
-    )
-)
-"""Whether a revocation, in progress or completed after the proof, may have ended a grant."""
+REVOCATION_LOCK = select(locks).where(locks.c.lock_name == "revocation")
+"""The row that is locked for the decision about a call; SQLite serializes write transactions instead."""
 
 
 class SqlRevocationOutbox:
@@ -105,7 +69,7 @@ class SqlRevocationOutbox:
         """Decide whether the revocation may be sent, and claim it anew for the call if so."""
         is_claimed = is_held(claim, _R.revocation_id, _R.due_time)
         async with self._database.write_transaction() as connection:
-            await connection.execute(_LOCK.with_for_update())
+            await connection.execute(REVOCATION_LOCK.with_for_update())
             if await connection.scalar(select(_R.revocation_id).where(*is_claimed)) is None:
                 return CallDecision.NOT_CLAIMED, claim
             if keeps_shared_grants:
@@ -132,11 +96,6 @@ class SqlRevocationOutbox:
             .where(_R.revocation_id == claim.row_id)
             .values(encrypted_credentials=b"", revoke_time=DatabaseTime(), due_time=DatabaseTime(_RECORD_DURATION))
         )
-
-    async def now(self) -> datetime:
-        """The time of the database's clock."""
-        ((now,),) = await self._database.read(_NOW)
-        return cast("datetime", now)
 
     async def remove(self, claim: Claim[Revocation]) -> None:
         """Remove a grant; does nothing if it is gone."""
@@ -178,31 +137,6 @@ def _is_of(scope: ClientScope) -> ColumnElement[bool]:
     """The condition for the integrations of a client."""
     is_type = _T.integration_type == scope.integration_type
     return is_type if scope.oauth_client is None else and_(is_type, _T.oauth_client == scope.oauth_client)
-
-
-async def require_valid_grant(
-    connection: DriverConnection, integration: Integration, token_fingerprint: str | None, proof: GrantProof | None
-) -> None:
-    """Raise `RevocationInProgress` if a revocation may have ended the grant that this transaction stores.
-
-    That is one in progress, or one that was completed after the proof. Without a proof nothing is checked.
-    """
-    if proof is None:
-        return
-    await connection.run(_LOCK_SHARED)
-    clients = [(scope.integration_type, scope.oauth_client) for scope in proof.ended_by]
-    ((may_have_ended,),) = await connection.run(
-        _MAY_HAVE_ENDED,
-        proof_time=proof.time,
-        of_fingerprint=token_fingerprint,
-        of_user=integration.user_id,
-        of_type=integration.integration_type,
-        of_account=integration.account_id,
-        ended_by_types=[integration_type for integration_type, name in clients if name is None],
-        ended_by_clients=[client_key(integration_type, name) for integration_type, name in clients if name is not None],
-    )
-    if may_have_ended:
-        raise RevocationInProgress
 
 
 async def add_claimed(

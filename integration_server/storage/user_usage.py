@@ -5,23 +5,33 @@ transaction has that order, so that none deadlocks. A pending integration may be
 transaction that has locked one never waits for its user.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, bindparam, delete, func, literal, select
+from sqlalchemy import ColumnElement, Table, bindparam, delete, exists, func, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from integration_server.domain.errors import QuotaExceeded
 from integration_server.domain.integration import UserId
-from integration_server.storage.driver_queries import DriverConnection, DriverQuery
+from integration_server.storage.driver_queries import DriverConnection, DriverQuery, Values
 from integration_server.storage.engine import Database
-from integration_server.storage.tables import integrations, user_usage, webhook_consumer_offsets, webhook_events
+from integration_server.storage.list_parameters import is_one_of
+from integration_server.storage.tables import (
+    AttemptState,
+    authorization_attempts,
+    integrations,
+    user_usage,
+    webhook_consumer_offsets,
+    webhook_events,
+)
 
 _U = user_usage.c
 _I = integrations.c
 _E = webhook_events.c
 _O = webhook_consumer_offsets.c
+_A = authorization_attempts.c
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +57,40 @@ _COUNT_INTEGRATIONS = DriverQuery(
         select(literal(1)).where(_I.user_id == bindparam("user_id")).limit(bindparam("most")).subquery()
     )
 )
+
+REMOVE_ABANDONED = delete(integrations).where(
+    _I.connect_time.is_(None), ~exists().where(_A.integration_id == _I.integration_id)
+)
+"""Deletes pending integrations without an attempt."""
+
+_OLDEST_PENDING = DriverQuery(
+    select(_A.attempt_id, _A.integration_id)
+    .where(
+        _A.user_id == bindparam("of_user"),
+        _A.state != AttemptState.CONSUMED.value,
+        _A.expire_time > bindparam("now"),
+    )
+    # The last are replaced: finished ones, of which only the outcome is left, and then those whose browser has not come
+    # back. The others only wait for their confirmation.
+    .order_by(_A.state == AttemptState.FINISHED.value, _A.state == AttemptState.STARTED.value, _A.create_time.desc())
+    .offset(bindparam("kept"))
+)
+
+_OLDEST_STARTED = DriverQuery(
+    select(_A.attempt_id, _A.integration_id)
+    .join(integrations, _I.integration_id == _A.integration_id)
+    .where(_A.user_id == bindparam("of_user"), _A.state == AttemptState.STARTED.value, _I.connect_time.is_(None))
+    .order_by(_A.create_time)
+    .limit(1)
+)
+"""The user's oldest attempt that still waits for the browser, if its integration is pending."""
+
+_DROP = DriverQuery(
+    delete(authorization_attempts).where(
+        is_one_of(_A.attempt_id, "attempt_ids"), _A.state != AttemptState.CONSUMED.value
+    )
+)
+_DROP_ABANDONED = DriverQuery(REMOVE_ABANDONED.where(is_one_of(_I.integration_id, "integration_ids")))
 
 _acknowledged_by_all = (
     select(func.min(_O.number)).where(_O.integration_id == _I.integration_id).correlate(integrations).scalar_subquery()
@@ -104,6 +148,36 @@ async def require_room_for_integration(connection: DriverConnection, user_id: Us
         raise QuotaExceeded.of_user(
             "USER_MAX_INTEGRATIONS",
             f"this user has {quotas.integrations} integrations; disconnect one, or reconnect one with integration_id",
+        )
+
+
+async def make_room_for_integration(connection: DriverConnection, user_id: UserId, quotas: UserQuotas) -> None:
+    """Lock the user; if another integration would exceed the quota, delete the oldest attempt that can be begun again.
+
+    Raises `QuotaExceeded` if that does not suffice.
+    """
+    if not await has_room_for_integration(connection, user_id, quotas):
+        await _drop(connection, await connection.run(_OLDEST_STARTED, of_user=user_id))
+        await require_room_for_integration(connection, user_id, quotas)
+
+
+async def make_room_for_attempt(
+    connection: DriverConnection, user_id: UserId, quotas: UserQuotas, now: datetime
+) -> None:
+    """Lock the user, and delete the oldest attempts beyond the quota, with their pending integrations."""
+    await lock_user(connection, user_id)
+    kept = quotas.authorization_attempts - 1
+    await _drop(connection, await connection.run(_OLDEST_PENDING, of_user=user_id, now=now, kept=kept))
+
+
+async def _drop(connection: DriverConnection, oldest: Sequence[Values]) -> None:
+    """Delete attempts with their pending integrations: rows of both ids. One that was consumed meanwhile stays."""
+    if oldest:
+        attempt_ids, integration_ids = zip(*oldest, strict=True)
+        await connection.run(_DROP, attempt_ids=attempt_ids)
+        await connection.run(
+            _DROP_ABANDONED,
+            integration_ids=[integration_id for integration_id in integration_ids if integration_id is not None],
         )
 
 

@@ -14,9 +14,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, bindparam, case, exists, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from integration_server.domain.integration import Integration, IntegrationId
+from integration_server.domain.integration import Integration, IntegrationId, StoredIntegration
 from integration_server.service.credentials.grant_confirmation import RECHECK_AFTER
-from integration_server.service.integrations.ports import StoredIntegration
 from integration_server.service.webhooks.ports import NewWebhookEvent, StoredWebhookEvent, WebhookPage
 from integration_server.storage.driver_queries import ConstraintViolated, DriverConnection, DriverQuery
 from integration_server.storage.engine import Database, DatabaseTime, from_row

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 from integration_server.domain.redirect_allowlist import RedirectAllowlist
-from integration_server.service.connections.account_linking import AccountLinker, TokenStorage
+from integration_server.service.connections.account_linking import AccountLinker, AttemptLifecycle, TokenStorage
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionService
-from integration_server.service.connections.attempt_lifecycle import AttemptLifecycle
 from integration_server.service.connections.device_polling import DeviceAuthorizationPoller
 from integration_server.service.connections.oauth_callback import OAuthCallbackService
 from integration_server.service.connections.oauth_connection import OAuthConnectionService
 from integration_server.service.connections.revocation import RevocationService, RevocationTimes
+from integration_server.service.credentials.credential_cipher import AttemptCipher
 from integration_server.service.webhooks.webhook_router import WebhookRouter
 from integration_server.wiring.service_parts import ServiceParts
 
@@ -37,6 +37,7 @@ def build_connections(parts: ServiceParts, webhook_router: WebhookRouter) -> Con
     )
     account_linker = AccountLinker(
         stores.integrations,
+        stores.connections,
         providers,
         cipher,
         clock,
@@ -56,12 +57,12 @@ def build_connections(parts: ServiceParts, webhook_router: WebhookRouter) -> Con
         times=RevocationTimes(settings.refresh_lease, constants.revocation_wait, settings.revocation_give_up),
         keeps_shared_grants=constants.keeps_shared_grants,
     )
-    lifecycle = AttemptLifecycle(stores.attempts, parts.aead, redirects, clock)
+    lifecycle = AttemptLifecycle(stores.attempts, AttemptCipher(parts.aead), redirects, clock)
     token_storage = TokenStorage(account_linker, revocation_service, providers, clock, pause=constants.pause)
     oauth_connection = OAuthConnectionService(
         stores.attempts,
         lifecycle,
-        stores.integrations,
+        stores.connections,
         account_linker,
         providers,
         cipher,

@@ -15,7 +15,7 @@ from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.background.background_worker import BackgroundWorker
 from integration_server.service.background.ports import JobKind
 from integration_server.service.common_types import Clock
-from integration_server.service.credentials.integration_cache import CachedLookup
+from integration_server.service.credentials.integration_lookup import CachedLookup
 from integration_server.service.events.change_feed_reader import ChangeFeedReader
 from integration_server.settings import Settings
 from integration_server.storage.data_keys import describe_data_keys

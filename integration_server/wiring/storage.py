@@ -11,24 +11,25 @@ from integration_server.observability.spans import AddSpan
 from integration_server.service.audit.audit_heads import Head
 from integration_server.service.background.ports import DueWork
 from integration_server.service.common_types import Record, record_nothing
-from integration_server.service.connections.ports import AuthorizationAttemptStore
+from integration_server.service.connections.ports import AuthorizationAttemptStore, ConnectionStore
 from integration_server.service.connections.revocation_ports import RevocationOutbox
 from integration_server.service.credentials.ports import RefreshJournal, RefreshLeases
 from integration_server.service.events.ports import ChangeFeed
 from integration_server.service.health.ports import HealthHistory
-from integration_server.service.integrations.ports import IntegrationStore
+from integration_server.service.integrations.ports import IntegrationLists, IntegrationStore
 from integration_server.service.oauth_clients.ports import OAuthClientStore
 from integration_server.service.operators.ports import AuditEntries, DueRows, IntegrationSearchStore
 from integration_server.service.webhooks.ports import UnroutedWebhooks, WebhookEndpoints, WebhookInbox, WebhookRoutes
 from integration_server.settings import Settings
 from integration_server.storage.audit import SqlAuditLog
 from integration_server.storage.audit_reading import SqlAuditEntries
-from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
 from integration_server.storage.change_feed import SqlChangeFeed
+from integration_server.storage.connections import SqlAuthorizationAttempts, SqlConnections
 from integration_server.storage.due_work import SqlDueWork
 from integration_server.storage.due_work_list import SqlDueRows
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.health_checks import SqlHealthHistory
+from integration_server.storage.integration_lists import SqlIntegrationLists
 from integration_server.storage.integration_search import SqlIntegrationSearch
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.key_encryption import KeyEncryptionKeys
@@ -48,6 +49,8 @@ class Stores:
     """The stores that the use cases read and write."""
 
     integrations: IntegrationStore
+    integration_lists: IntegrationLists
+    connections: ConnectionStore
     history: HealthHistory
     due_work: DueWork
     attempts: AuthorizationAttemptStore
@@ -104,7 +107,9 @@ async def open_storage(
 def sql_stores(settings: Settings, database: Database, on_change: Callable[[IntegrationId], None]) -> Stores:
     """The stores in SQL, and the refresh journal on disk, which is used while the database is unavailable."""
     return Stores(
-        SqlIntegrations(database, on_change, settings.user_quotas),
+        SqlIntegrations(database, on_change),
+        SqlIntegrationLists(database),
+        SqlConnections(database, on_change, settings.user_quotas),
         SqlHealthHistory(database),
         SqlDueWork(database),
         SqlAuthorizationAttempts(database, settings.user_quotas),

@@ -17,7 +17,7 @@ from integration_server.service.events.ports import ChangeFeed, ChangeRange, Eve
 from integration_server.service.health.ports import CompletedCheck, HealthHistory
 from integration_server.service.integrations.ports import IntegrationStore, IntegrationUpdate
 from integration_server.service.webhooks.ports import WebhookInbox
-from tests.contracts.store_contract import (
+from tests.contracts.integration_rows import (
     ANN,
     BOB,
     EXPIRY,
@@ -25,6 +25,7 @@ from tests.contracts.store_contract import (
     LATER,
     LONG_CLAIM,
     NOW,
+    IntegrationRows,
     account,
     create_connected,
     create_pending,
@@ -51,7 +52,7 @@ EXPIRED, INACTIVE = Status.EXPIRED, Status.INACTIVE
 class Stores:
     """Stores over one empty database."""
 
-    integrations: IntegrationStore
+    integrations: IntegrationRows
     attempts: AuthorizationAttemptStore
     history: HealthHistory
     due_work: DueWork

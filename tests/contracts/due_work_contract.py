@@ -9,30 +9,31 @@ import pytest
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.background.ports import LONGEST_CLAIM, Claim, DueWork, JobKind
 from integration_server.service.connections.ports import AuthorizationAttempt, AuthorizationAttemptStore
-from integration_server.service.integrations.ports import IntegrationStore, IntegrationUpdate, NewCredentials
-from tests.contracts.store_contract import (
+from integration_server.service.integrations.ports import IntegrationUpdate, NewCredentials
+from tests.contracts.integration_rows import (
     BOB,
     EXPIRED_CLAIM,
     FAILURE,
     LATER,
     LONG_CLAIM,
     NOW,
+    IntegrationRows,
     account,
     create_pending,
     find_stored,
-    list_due_types,
     new_attempt,
     new_integration,
     reload,
     update_settings,
 )
+from tests.contracts.revocation_contract import list_due_types
 
 SECOND = timedelta(seconds=1)
 PAST, FUTURE = datetime(2000, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 
 
 async def add_due(
-    integrations: IntegrationStore, due_time: datetime | None, integration_type: str = "acme"
+    integrations: IntegrationRows, due_time: datetime | None, integration_type: str = "acme"
 ) -> Integration:
     """Store an integration whose refresh and health check are due at this time."""
     integration = await integrations.add_connected(
@@ -51,7 +52,7 @@ class DueWorkContract:
     """A subclass provides the fixtures `due_work`, `integrations` and `attempts`, views of one empty store."""
 
     async def test_claims_the_longest_due_first(
-        self, due_work: DueWork, integrations: IntegrationStore, job_kind: JobKind
+        self, due_work: DueWork, integrations: IntegrationRows, job_kind: JobKind
     ) -> None:
         rows = [await add_due(integrations, PAST - number * SECOND) for number in range(4)]
         claims = await due_work.claim(job_kind, "acme", 2, claim_duration=LONG_CLAIM)
@@ -62,7 +63,7 @@ class DueWorkContract:
             assert claim.expire_time > PAST
 
     async def test_a_claimed_row_is_due_again_when_the_claim_expires(
-        self, due_work: DueWork, integrations: IntegrationStore, job_kind: JobKind
+        self, due_work: DueWork, integrations: IntegrationRows, job_kind: JobKind
     ) -> None:
         await add_due(integrations, PAST)
         assert len(await due_work.claim(job_kind, "acme", 5, claim_duration=EXPIRED_CLAIM)) == 1
@@ -70,7 +71,7 @@ class DueWorkContract:
         assert await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM) == []
 
     async def test_a_claim_takes_as_many_rows_as_it_asks_for(
-        self, due_work: DueWork, integrations: IntegrationStore, job_kind: JobKind
+        self, due_work: DueWork, integrations: IntegrationRows, job_kind: JobKind
     ) -> None:
         rows = [await add_due(integrations, PAST - number * SECOND) for number in range(80)]
         for expected in (rows[10:], rows[:10], []):  # 70 are more than a statement claims
@@ -78,7 +79,7 @@ class DueWorkContract:
             assert {claim.row_id for claim in claims} == {row.integration_id for row in expected}
 
     async def test_another_due_time_ends_a_claim(
-        self, due_work: DueWork, integrations: IntegrationStore, job_kind: JobKind
+        self, due_work: DueWork, integrations: IntegrationRows, job_kind: JobKind
     ) -> None:
         await add_due(integrations, PAST)
         (claim,) = await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM)
@@ -92,7 +93,7 @@ class DueWorkContract:
         assert await list_due_types(due_work, job_kind) == []
 
     async def test_claims_are_deleted_when_they_have_expired(
-        self, due_work: DueWork, integrations: IntegrationStore, job_kind: JobKind
+        self, due_work: DueWork, integrations: IntegrationRows, job_kind: JobKind
     ) -> None:
         for _ in range(3):
             await add_due(integrations, PAST)
@@ -103,7 +104,7 @@ class DueWorkContract:
         assert {claim.row_id for claim in again} == {claim.row_id for claim in expired}
 
     async def test_each_claim_without_an_outcome_lengthens_the_next_one(
-        self, due_work: DueWork, integrations: IntegrationStore, job_kind: JobKind
+        self, due_work: DueWork, integrations: IntegrationRows, job_kind: JobKind
     ) -> None:
         """Compares with a row that is claimed for the first time by the same statement."""
         for count in (1, 3, 12):
@@ -122,7 +123,7 @@ class DueWorkContract:
             assert doubled / 2 - SECOND <= duration <= doubled + SECOND
 
     async def test_an_outcome_ends_the_count_of_expired_claims(
-        self, due_work: DueWork, integrations: IntegrationStore, job_kind: JobKind
+        self, due_work: DueWork, integrations: IntegrationRows, job_kind: JobKind
     ) -> None:
         await add_due(integrations, PAST)
         for number in range(3):
@@ -134,7 +135,7 @@ class DueWorkContract:
         assert claim.expired_claims == 0
 
     async def test_lists_the_types_with_due_rows(
-        self, due_work: DueWork, integrations: IntegrationStore, job_kind: JobKind
+        self, due_work: DueWork, integrations: IntegrationRows, job_kind: JobKind
     ) -> None:
         for due_time, integration_type in (
             (FUTURE, "a future type"),
@@ -151,7 +152,7 @@ class DueWorkContract:
             assert await due_work.claim(job_kind, integration_type, 5, claim_duration=LONG_CLAIM) == []
 
     async def test_concurrent_claims_do_not_share_rows(
-        self, due_work: DueWork, integrations: IntegrationStore, job_kind: JobKind
+        self, due_work: DueWork, integrations: IntegrationRows, job_kind: JobKind
     ) -> None:
         rows = [await add_due(integrations, PAST) for _ in range(20)]
         results = await asyncio.gather(
@@ -164,7 +165,7 @@ class DueWorkContract:
         assert sorted(map(int, claimed)) == [row.integration_id for row in rows]
 
     async def test_skips_inactive_expired_and_pending_integrations(
-        self, due_work: DueWork, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, job_kind: JobKind
+        self, due_work: DueWork, integrations: IntegrationRows, attempts: AuthorizationAttemptStore, job_kind: JobKind
     ) -> None:
         inactive, expired = await add_due(integrations, PAST), await add_due(integrations, PAST)
         await update_settings(integrations, inactive, IntegrationUpdate(is_active=False), NOW)
@@ -228,7 +229,7 @@ class DevicePollContract:
         assert await claim_polls(due_work) == []
 
     async def test_the_end_of_an_attempt_ends_its_polls(
-        self, due_work: DueWork, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
+        self, due_work: DueWork, integrations: IntegrationRows, attempts: AuthorizationAttemptStore
     ) -> None:
         consumed, finished, removed = [await begin_device(attempts) for _ in range(3)]
         claims = {claim.row_id: claim for claim in await claim_polls(due_work, EXPIRED_CLAIM)}
@@ -240,7 +241,7 @@ class DevicePollContract:
             assert await attempts.postpone_poll(claim, -SECOND, interval=SECOND, failures=0) is None
 
     async def test_a_new_reconnection_ends_those_before(
-        self, due_work: DueWork, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
+        self, due_work: DueWork, integrations: IntegrationRows, attempts: AuthorizationAttemptStore
     ) -> None:
         integration, other = await add_due(integrations, None), await add_due(integrations, None)
         old, elsewhere, new = (new_attempt(poll_interval_seconds=-1.0) for _ in range(3))
@@ -271,21 +272,21 @@ async def claim_polls(
 class RefreshDueTimeContract:
     """The due time of the next refresh. A subclass provides the fixture `integrations`."""
 
-    async def test_new_credentials_set_the_due_time(self, integrations: IntegrationStore) -> None:
+    async def test_new_credentials_set_the_due_time(self, integrations: IntegrationRows) -> None:
         integration = await add_due(integrations, NOW)
         credentials = NewCredentials(b"new", is_renewable=True, refresh_due_time=LATER)
         committed = await integrations.commit_refresh(integration, credentials, NOW)
         assert committed is not None
         assert (committed.refresh_due_time, committed.check_due_time) == (LATER, NOW)
 
-    async def test_a_failure_changes_only_a_due_time_that_was_set(self, integrations: IntegrationStore) -> None:
+    async def test_a_failure_changes_only_a_due_time_that_was_set(self, integrations: IntegrationRows) -> None:
         proactive, on_demand = await add_due(integrations, NOW), await add_due(integrations, None)
         for integration in (proactive, on_demand):
             await integrations.record_failure(integration, FAILURE, refresh_due_time=LATER)
         assert (await reload(integrations, proactive)).refresh_due_time == LATER
         assert (await reload(integrations, on_demand)).refresh_due_time is None
 
-    async def test_expiring_integrations_are_listed_by_expiry(self, integrations: IntegrationStore) -> None:
+    async def test_expiring_integrations_are_listed_by_expiry(self, integrations: IntegrationRows) -> None:
         async def expiring(*, refresh: datetime | None, access: datetime | None, renewable: bool) -> Integration:
             integration = await integrations.add_connected(
                 new_integration(),

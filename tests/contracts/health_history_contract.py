@@ -10,14 +10,15 @@ import pytest
 from integration_server.domain.health import ErrorRate, HealthCheck, HealthCounts
 from integration_server.domain.integration import Failure, Integration, Status
 from integration_server.service.health.ports import CompletedCheck, HealthHistory
-from integration_server.service.integrations.ports import IntegrationStore, IntegrationUpdate
-from tests.contracts.store_contract import (
+from integration_server.service.integrations.ports import IntegrationUpdate
+from tests.contracts.integration_rows import (
     ANN,
     BOB,
     FAILURE,
     LARGE_PAGE,
     LATER,
     NOW,
+    IntegrationRows,
     account,
     create_connected,
     failed_check,
@@ -43,7 +44,7 @@ class HealthHistoryContract:
     """A subclass provides the fixtures `history` and `integrations`, views of one empty store."""
 
     async def test_a_check_sets_and_clears_the_last_error(
-        self, integrations: IntegrationStore, history: HealthHistory
+        self, integrations: IntegrationRows, history: HealthHistory
     ) -> None:
         integration = await create_connected(integrations)
         for count in (1, 2):
@@ -58,7 +59,7 @@ class HealthHistoryContract:
         )
 
     async def test_a_failure_during_the_check_is_counted_once(
-        self, integrations: IntegrationStore, history: HealthHistory
+        self, integrations: IntegrationRows, history: HealthHistory
     ) -> None:
         integration = await create_connected(integrations)
         check = failed_check(integration)
@@ -67,7 +68,7 @@ class HealthHistoryContract:
         assert (await reload(integrations, integration)).error_count == 1
 
     async def test_a_check_of_previous_credentials_does_not_change_the_error(
-        self, integrations: IntegrationStore, history: HealthHistory
+        self, integrations: IntegrationRows, history: HealthHistory
     ) -> None:
         before = await create_connected(integrations)
         current = await integrations.commit_refresh(before, new_credentials(), NOW)
@@ -80,7 +81,7 @@ class HealthHistoryContract:
         assert (await reload(integrations, before)).last_error == FAILURE
 
     async def test_a_check_of_a_removed_integration_is_not_stored(
-        self, integrations: IntegrationStore, history: HealthHistory
+        self, integrations: IntegrationRows, history: HealthHistory
     ) -> None:
         integration = await create_connected(integrations)
         await integrations.remove(integration.integration_id, ANN)
@@ -88,7 +89,7 @@ class HealthHistoryContract:
         assert await integrations.find(integration.integration_id, ANN) is None
 
     async def test_concurrent_checks_and_removals_succeed(
-        self, integrations: IntegrationStore, history: HealthHistory
+        self, integrations: IntegrationRows, history: HealthHistory
     ) -> None:
         rows = [await create_connected(integrations) for _ in range(10)]
         await asyncio.gather(
@@ -100,7 +101,7 @@ class HealthHistoryContract:
     # --- queries -----------------------------------------------------------------------------------------------------
 
     async def test_lists_the_newest_first_and_continues_before_an_id(
-        self, integrations: IntegrationStore, history: HealthHistory
+        self, integrations: IntegrationRows, history: HealthHistory
     ) -> None:
         integration, other = await create_connected(integrations), await create_connected(integrations)
         checks = [successful_check(integration, latency=timedelta(milliseconds=number)) for number in range(5)]
@@ -113,7 +114,7 @@ class HealthHistoryContract:
         assert [check for _, check in (*first, *rest)] == checks[::-1]
         assert await list_checks(history, integration, rest[-1][0], 3) == []
 
-    async def test_reports_the_error_rates(self, integrations: IntegrationStore, history: HealthHistory) -> None:
+    async def test_reports_the_error_rates(self, integrations: IntegrationRows, history: HealthHistory) -> None:
         integration, other = await create_connected(integrations), await create_connected(integrations)
         for age, healthy in ((timedelta(0), False), (HOUR / 2, True), (2 * HOUR, False), (5 * DAY, False)):
             check = successful_check(integration) if healthy else failed_check(integration)
@@ -129,14 +130,14 @@ class HealthHistoryContract:
         no_checks = ErrorRate(HOUR, 0, 0)
         assert await history.error_rates(await create_connected(integrations), (HOUR,), NOW) == [no_checks]
 
-    async def test_another_user_reads_nothing(self, integrations: IntegrationStore, history: HealthHistory) -> None:
+    async def test_another_user_reads_nothing(self, integrations: IntegrationRows, history: HealthHistory) -> None:
         integration = await create_connected(integrations)
         await history.record([CompletedCheck(failed_check(integration), None)])
         as_bob = replace(integration, user_id=BOB)
         assert await list_checks(history, as_bob, None, 10) == []
         assert await history.error_rates(as_bob, (7 * DAY,), LATER) == [ErrorRate(7 * DAY, 0, 0)]
 
-    async def test_prunes_old_checks(self, integrations: IntegrationStore, history: HealthHistory) -> None:
+    async def test_prunes_old_checks(self, integrations: IntegrationRows, history: HealthHistory) -> None:
         integration = await create_connected(integrations)
         for age in range(5):
             await history.record(
@@ -152,7 +153,7 @@ class HealthHistoryContract:
 
     @pytest.mark.parametrize(("max_bytes", "pages"), [(0, [1, 1, 1]), (7_000, [1, 2]), (100_000, [3])])
     async def test_a_page_is_bounded_in_bytes(
-        self, integrations: IntegrationStore, history: HealthHistory, max_bytes: int, pages: list[int]
+        self, integrations: IntegrationRows, history: HealthHistory, max_bytes: int, pages: list[int]
     ) -> None:
         integration = await create_connected(integrations)
         for size in (2_000, 0, 6_500):
@@ -167,7 +168,7 @@ class HealthHistoryContract:
     # --- counts ------------------------------------------------------------------------------------------------------
 
     async def test_counts_integrations_by_their_last_check(
-        self, integrations: IntegrationStore, history: HealthHistory
+        self, integrations: IntegrationRows, history: HealthHistory
     ) -> None:
         await create_connected(integrations)  # connecting was its first check
         healthy, failing, ended, inactive = [await create_connected(integrations) for _ in range(4)]
@@ -181,7 +182,7 @@ class HealthHistoryContract:
         assert await history.counts(ANN, None, NOW) == HealthCounts(total=5, healthy=2, error=2, inactive=1)
 
     async def test_counts_agree_with_the_status_of_each_integration(
-        self, integrations: IntegrationStore, history: HealthHistory
+        self, integrations: IntegrationRows, history: HealthHistory
     ) -> None:
         credentials = {
             "works": new_credentials(),
@@ -198,7 +199,7 @@ class HealthHistoryContract:
             assert await history.counts(ANN, None, now) == HealthCounts(4, healthy, 4 - healthy, 0)
 
     async def test_counts_only_the_given_types_and_no_pending_integrations(
-        self, integrations: IntegrationStore, history: HealthHistory
+        self, integrations: IntegrationRows, history: HealthHistory
     ) -> None:
         await create_connected(integrations)
         await create_connected(integrations, integration_type="other")

@@ -8,10 +8,9 @@ from datetime import timedelta
 from typing import Any
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
-from integration_server.domain.integration import Integration, IntegrationId
+from integration_server.domain.integration import Integration, IntegrationId, StoredIntegration
 from integration_server.domain.webhooks import UnroutedReason
 from integration_server.service.connections.ports import AuthorizationAttemptStore
-from integration_server.service.integrations.ports import IntegrationStore, StoredIntegration
 from integration_server.service.webhooks.ports import (
     NewUnroutedWebhook,
     NewWebhookEvent,
@@ -25,12 +24,13 @@ from integration_server.service.webhooks.ports import (
     WebhookPage,
     WebhookRoutes,
 )
-from tests.contracts.store_contract import (
+from tests.contracts.integration_rows import (
     ANN,
     BOB,
     LARGEST_ID,
     LATER,
     NOW,
+    IntegrationRows,
     account,
     create_connected,
     create_pending,
@@ -70,7 +70,7 @@ async def list_all(inbox: WebhookInbox, integration: Integration) -> list[tuple[
 class WebhookInboxContract:
     """Subclasses provide the fixtures `inbox`, `integrations` and `attempts`."""
 
-    async def test_events_are_stored_unchanged(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
+    async def test_events_are_stored_unchanged(self, integrations: IntegrationRows, inbox: WebhookInbox) -> None:
         integration = await create_connected(integrations)
         event = new_event(integration, "e-1", event_type="paid", encrypted_payload=b"\0encrypted")
         assert list(await inbox.add([event])) == [event]
@@ -79,7 +79,7 @@ class WebhookInboxContract:
         assert (stored.receive_time, stored.encrypted_payload) == (LATER, b"\0encrypted")
 
     async def test_events_are_numbered_for_each_integration_without_gaps(
-        self, integrations: IntegrationStore, inbox: WebhookInbox
+        self, integrations: IntegrationRows, inbox: WebhookInbox
     ) -> None:
         first, second = await create_connected(integrations), await create_connected(integrations, BOB)
         await inbox.add([new_event(first, "a"), new_event(second, "a"), new_event(first, "b")])
@@ -87,7 +87,7 @@ class WebhookInboxContract:
         assert await list_all(inbox, first) == [(1, "a"), (2, "b")]
         assert await list_all(inbox, second) == [(1, "a"), (2, "c")]
 
-    async def test_an_event_is_stored_once(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
+    async def test_an_event_is_stored_once(self, integrations: IntegrationRows, inbox: WebhookInbox) -> None:
         integration, other = await create_connected(integrations), await create_connected(integrations)
         await inbox.add([new_event(integration, "a"), new_event(integration, "a")])
         second_delivery = [new_event(integration, "a"), new_event(integration, "b"), new_event(other, "a")]
@@ -102,7 +102,7 @@ class WebhookInboxContract:
         }
 
     async def test_concurrent_deliveries_are_numbered_without_gaps(
-        self, integrations: IntegrationStore, inbox: WebhookInbox
+        self, integrations: IntegrationRows, inbox: WebhookInbox
     ) -> None:
         integration = await create_connected(integrations)
         deliveries = [[new_event(integration, f"e-{number % 10}")] for number in range(20)]
@@ -113,7 +113,7 @@ class WebhookInboxContract:
         assert len({event_id for _, event_id in stored}) == 10
 
     async def test_deliveries_that_share_events_store_each_once(
-        self, integrations: IntegrationStore, inbox: WebhookInbox
+        self, integrations: IntegrationRows, inbox: WebhookInbox
     ) -> None:
         first, second = await create_connected(integrations), await create_connected(integrations)
         sharing = [
@@ -128,7 +128,7 @@ class WebhookInboxContract:
             assert len({event_id for _, event_id in stored}) == count
 
     async def test_deliveries_in_opposite_order_do_not_deadlock(
-        self, integrations: IntegrationStore, inbox: WebhookInbox
+        self, integrations: IntegrationRows, inbox: WebhookInbox
     ) -> None:
         first, second = await create_connected(integrations), await create_connected(integrations)
         crossing = [
@@ -140,7 +140,7 @@ class WebhookInboxContract:
         assert len(await list_all(inbox, first)) == len(await list_all(inbox, second)) == 10
 
     async def test_unknown_and_pending_integrations_store_nothing(
-        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, inbox: WebhookInbox
+        self, integrations: IntegrationRows, attempts: AuthorizationAttemptStore, inbox: WebhookInbox
     ) -> None:
         removed, unfinished = await create_connected(integrations), await create_pending(integrations, attempts)
         await inbox.add([new_event(removed, "before")])
@@ -149,7 +149,7 @@ class WebhookInboxContract:
         assert not await list_all(inbox, removed)
         assert await inbox.acknowledge(removed, "c", 1) is None
 
-    async def test_another_user_finds_nothing(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
+    async def test_another_user_finds_nothing(self, integrations: IntegrationRows, inbox: WebhookInbox) -> None:
         anns = await create_connected(integrations)
         await inbox.add([new_event(anns, "a")])
         bobs = replace(anns, user_id=BOB)
@@ -157,7 +157,7 @@ class WebhookInboxContract:
         assert await inbox.acknowledge(bobs, "c", 1) is None
 
     async def test_pages_are_limited_by_number_and_size(
-        self, integrations: IntegrationStore, inbox: WebhookInbox
+        self, integrations: IntegrationRows, inbox: WebhookInbox
     ) -> None:
         integration = await create_connected(integrations)
         sizes = [100, 100, 100, 500, 100]
@@ -178,7 +178,7 @@ class WebhookInboxContract:
             assert ([event.number for event in page.events], page.is_last) == (expected, is_last)
 
     async def test_a_consumer_offset_moves_forward_only(
-        self, integrations: IntegrationStore, inbox: WebhookInbox
+        self, integrations: IntegrationRows, inbox: WebhookInbox
     ) -> None:
         integration, other = await create_connected(integrations), await create_connected(integrations)
         await inbox.add([new_event(integration, f"e-{number}") for number in range(3)])
@@ -192,7 +192,7 @@ class WebhookInboxContract:
         assert await inbox.acknowledge(other, "mail", 1) is None
         assert await inbox.consumer_offset(integration, "mail") == 2
 
-    async def test_pruned_numbers_are_not_reused(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
+    async def test_pruned_numbers_are_not_reused(self, integrations: IntegrationRows, inbox: WebhookInbox) -> None:
         integration = await create_connected(integrations)
         await inbox.add([new_event(integration, "old", receive_time=NOW)])
         await inbox.add([new_event(integration, "new")])
@@ -204,7 +204,7 @@ class WebhookInboxContract:
         assert await list_all(inbox, integration) == [(3, "old")]
 
     async def test_an_event_that_reports_the_end_of_a_grant_causes_a_check_and_ends_nothing(
-        self, integrations: IntegrationStore, inbox: WebhookInbox
+        self, integrations: IntegrationRows, inbox: WebhookInbox
     ) -> None:
         checked = await integrations.add_connected(
             new_integration(ANN), account(None), new_credentials(), NOW, check_due_time=LATER + timedelta(days=999)
@@ -219,7 +219,7 @@ class WebhookInboxContract:
         assert await reload(integrations, unchecked) == unchecked
 
     async def test_recipients_are_connected_integrations_of_the_account(
-        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, inbox: WebhookInbox
+        self, integrations: IntegrationRows, attempts: AuthorizationAttemptStore, inbox: WebhookInbox
     ) -> None:
         anns = await create_connected(integrations, ANN, "a-1")
         bobs = await create_connected(integrations, BOB, "a-1")
@@ -237,7 +237,7 @@ class WebhookEndpointsContract:
     """Subclasses provide the fixtures `endpoints`, `integrations` and `attempts`."""
 
     async def test_an_endpoint_is_found_by_type_and_uid(
-        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, endpoints: WebhookEndpoints
+        self, integrations: IntegrationRows, attempts: AuthorizationAttemptStore, endpoints: WebhookEndpoints
     ) -> None:
         integration, unfinished = await create_connected(integrations), await create_pending(integrations, attempts)
         stored = await integrations.find(integration.integration_id, ANN)
@@ -252,7 +252,7 @@ class WebhookEndpointsContract:
         assert await endpoints.find_by_id(integration.integration_id, BOB) is None
 
     async def test_secrets_are_replaced_if_unchanged(
-        self, integrations: IntegrationStore, endpoints: WebhookEndpoints
+        self, integrations: IntegrationRows, endpoints: WebhookEndpoints
     ) -> None:
         integration = await create_connected(integrations)
         first = StoredWebhookSecrets("id-1", b"first", NOW)
@@ -269,7 +269,7 @@ class WebhookEndpointsContract:
         assert found.stored.encrypted_credentials == b"bound to 2"
 
     async def test_secrets_of_other_users_or_deleted_integrations_are_not_set(
-        self, integrations: IntegrationStore, endpoints: WebhookEndpoints
+        self, integrations: IntegrationRows, endpoints: WebhookEndpoints
     ) -> None:
         anns, removed = await create_connected(integrations), await create_connected(integrations)
         first = StoredWebhookSecrets("id-1", b"first", NOW)
@@ -353,7 +353,7 @@ class UnroutedWebhooksContract:
 class WebhookRoutesContract:
     """Subclasses provide the fixtures `routes`, `inbox`, `integrations` and `attempts`."""
 
-    async def test_routes_are_found_by_type(self, integrations: IntegrationStore, routes: WebhookRoutes) -> None:
+    async def test_routes_are_found_by_type(self, integrations: IntegrationRows, routes: WebhookRoutes) -> None:
         first, second = await create_connected(integrations), await create_connected(integrations, BOB)
         await routes.add([NewWebhookRoute(first, "r", b"1"), NewWebhookRoute(second, "r", b"2")], LATER)
         await routes.add([NewWebhookRoute(second, "s", b"3")], None)
@@ -366,7 +366,7 @@ class WebhookRoutesContract:
         assert list(await routes.find(first.integration_type, set())) == []
 
     async def test_a_route_that_is_added_again_gets_the_new_expiry(
-        self, integrations: IntegrationStore, routes: WebhookRoutes
+        self, integrations: IntegrationRows, routes: WebhookRoutes
     ) -> None:
         integration = await create_connected(integrations)
         for copy, expire_time in ((b"1", NOW), (b"2", LATER)):
@@ -379,7 +379,7 @@ class WebhookRoutesContract:
         assert [route for route, *_ in found] == ["for ever"]
 
     async def test_routes_are_limited_for_each_integration(
-        self, integrations: IntegrationStore, routes: WebhookRoutes
+        self, integrations: IntegrationRows, routes: WebhookRoutes
     ) -> None:
         first, second = await create_connected(integrations), await create_connected(integrations, BOB)
         await routes.add([NewWebhookRoute(second, "mine", b"")], NOW)
@@ -394,7 +394,7 @@ class WebhookRoutesContract:
         assert "r-0" not in found
 
     async def test_routes_end_with_their_integration(
-        self, integrations: IntegrationStore, routes: WebhookRoutes
+        self, integrations: IntegrationRows, routes: WebhookRoutes
     ) -> None:
         integration = await create_connected(integrations)
         await routes.add([NewWebhookRoute(integration, "r", b"")], None)
@@ -403,7 +403,7 @@ class WebhookRoutesContract:
         assert list(await routes.find(integration.integration_type, {"r", "s"})) == []
 
     async def test_recipients_are_found_by_id_too(
-        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, inbox: WebhookInbox
+        self, integrations: IntegrationRows, attempts: AuthorizationAttemptStore, inbox: WebhookInbox
     ) -> None:
         first, second = await create_connected(integrations), await create_connected(integrations, BOB)
         pending = await create_pending(integrations, attempts)

@@ -21,6 +21,7 @@ from sqlalchemy.pool import Pool
 
 from integration_server.bootstrap import build_service
 from integration_server.dev import register_sandbox
+from integration_server.domain.associated_data import AssociatedData
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.lifecycle import serving
 from integration_server.providers.http import ProviderHttp
@@ -28,7 +29,9 @@ from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.health import ServerHealthServicer
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.background.detached_tasks import DetachedTasks
-from integration_server.service.common_types import Aead, AssociatedData
+from integration_server.service.common_types import (
+    Aead,
+)
 from integration_server.service.integrations.ports import IntegrationStore
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.server import run_sidecar

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from integration_server.service.integrations.ports import NewCredentials
 from integration_server.storage.engine import open_database
-from integration_server.storage.integrations import SqlIntegrations
-from tests.contracts.store_contract import account, new_integration
+from tests.contracts.integration_rows import SqlRows, account, new_integration
 from tests.end_to_end.processes import run, server_environment
 
 DAY = timedelta(days=1)
@@ -15,7 +14,7 @@ DAY = timedelta(days=1)
 
 async def connect(database_url: str, account_id: str, credentials: NewCredentials) -> None:
     async with open_database(database_url) as database:
-        row = await SqlIntegrations(database).add_connected(
+        row = await SqlRows(database).add_connected(
             new_integration(), account(account_id), credentials, datetime.now(UTC)
         )
         assert row is not None

@@ -2,8 +2,8 @@
 
 import hashlib
 
+from integration_server.domain.associated_data import AssociatedData
 from integration_server.domain.errors import CredentialsUnreadable
-from integration_server.service.common_types import AssociatedData
 
 _DIGEST_BYTES = 16
 

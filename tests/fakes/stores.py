@@ -13,7 +13,7 @@ from integration_server.service.background.ports import Claim, JobKind
 from integration_server.service.connections.ports import AuthorizationAttempt
 from integration_server.service.connections.revocation_ports import CallDecision, Revocation
 from integration_server.service.credentials.ports import JournaledRefresh, Lease, LeaseState
-from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts, attempt_of
+from integration_server.storage.connections import SqlAuthorizationAttempts, attempt_of
 from integration_server.storage.due_work import SqlDueWork
 from integration_server.storage.revocations import SqlRevocationOutbox
 from integration_server.storage.tables import AttemptState, authorization_attempts

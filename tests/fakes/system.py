@@ -15,7 +15,7 @@ from integration_server.domain.audit import Action, AuditEntry
 from integration_server.domain.audit_queue import AuditQueue, QueuedEntry
 from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens
 from integration_server.domain.errors import IntegrationPending, StoreUnavailable
-from integration_server.domain.integration import Integration, UserId
+from integration_server.domain.integration import Integration, StoredIntegration, UserId
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import Aead
@@ -23,7 +23,9 @@ from integration_server.service.connections.api_key_connection import ApiKeyConn
 from integration_server.service.connections.oauth_callback import Callback, ConnectionResult
 from integration_server.service.connections.oauth_connection import AuthorizationRequest, ConnectionRequest
 from integration_server.service.credentials.credential_cipher import CredentialCipher
-from integration_server.service.integrations.ports import NewAccount, StoredIntegration
+from integration_server.service.integrations.ports import (
+    NewAccount,
+)
 from integration_server.settings import Settings
 from integration_server.storage.integrations import stored_integration_of
 from integration_server.storage.tables import (
@@ -187,6 +189,7 @@ class FakeSystem:
         stores = self.wrap_stores(replace(stores, journal=self.journal), self.database)
         self.stores = Stores(**{name: intercepted(getattr(stores, name)) for name in Stores.__dataclass_fields__})
         self.integrations = self.stores.integrations
+        self.connections = self.stores.connections
         self.attempts = self.stores.attempts
         self.leases = self.stores.leases
         self.revocations = self.stores.revocations

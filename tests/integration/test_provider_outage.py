@@ -246,9 +246,17 @@ async def _connect(
 ) -> list[Integration]:
     """Connect this many integrations, each of another user."""
     settings = default_settings()
-    store = sql_stores(settings, database, lambda _: None).integrations
+    stores = sql_stores(settings, database, lambda _: None)
     schedule = Schedule(BUFFER, settings.health_check_interval, Random(1).random)  # jitter
-    linker = AccountLinker(store, own_clients(providers), CredentialCipher(FakeAead()), clock, schedule, lambda _: None)
+    linker = AccountLinker(
+        stores.integrations,
+        stores.connections,
+        own_clients(providers),
+        CredentialCipher(FakeAead()),
+        clock,
+        schedule,
+        lambda _: None,
+    )
     rows = []
     for number in range(size):
         tokens = OAuthTokens(

@@ -1,10 +1,12 @@
-"""What all connections share: choosing the row of an account and committing credentials.
+"""What all connections share: choosing the row of an account, committing credentials, and ending an attempt.
 
 Tokens, of a code or of a device authorization, are committed once their account is verified; else they are revoked.
 """
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -17,17 +19,30 @@ from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.due_times import Schedule
 from integration_server.domain.errors import (
     AccountMismatch,
+    ErrorRecord,
+    IntegrationServerError,
     InvalidField,
     ProviderRejected,
     ProviderUnavailable,
+    StateUsed,
     StoreUnavailable,
 )
 from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.domain.redirect_allowlist import RedirectAllowlist
 from integration_server.service.common_types import Clock
-from integration_server.service.connections.ports import AttemptDetails, StateClaims
+from integration_server.service.connections.ports import (
+    AttemptDetails,
+    AuthorizationAttempt,
+    AuthorizationAttemptStore,
+    CallbackOutcome,
+    ConnectionStore,
+    EndedAttempt,
+    PendingCallback,
+    StateClaims,
+)
 from integration_server.service.connections.revocation import RevocationService
 from integration_server.service.connections.revocation_ports import GrantProof, RevocationInProgress
-from integration_server.service.credentials.credential_cipher import CredentialCipher
+from integration_server.service.credentials.credential_cipher import AttemptCipher, CredentialCipher
 from integration_server.service.integrations.ports import IntegrationStore, NewAccount, NewIntegration
 from integration_server.service.oauth_clients.oauth_client_directory import OAuthClientDirectory
 from integration_server.service.provider_port import OAuthProvider, Provider
@@ -71,6 +86,7 @@ class AccountLinker:
     """Commits credentials to the row of their account. An account that is connected again updates its row."""
 
     integrations: IntegrationStore
+    connections: ConnectionStore
     providers: OAuthClientDirectory
     cipher: CredentialCipher
     clock: Clock
@@ -111,7 +127,7 @@ class AccountLinker:
         for _ in range(_MAX_ATTEMPTS):
             target, now = await self._find_target(requested, account), self.clock()
             if isinstance(target, NewIntegration):
-                target = replace(target, integration_id=await self.integrations.reserve_id())
+                target = replace(target, integration_id=await self.connections.reserve_id())
                 stored = target.as_stored(now)
             else:
                 # The grant belongs to the client that the attempt was begun with, whatever an altered row says.
@@ -121,14 +137,14 @@ class AccountLinker:
             check = self.schedule.next_check_time(now)
             new = await self.cipher.encrypt_new(after, credentials, provider, requested_scopes, self.schedule)
             if isinstance(target, NewIntegration):
-                committed = await self.integrations.add_connected(
+                committed = await self.connections.add_connected(
                     target, account, new, now, check_due_time=check, proof=proof
                 )
             else:
                 # A pending row is not needed if its account has another row.
                 requested_id = requested.integration_id if isinstance(requested, Integration) else None
                 superseded_id = requested_id if requested_id != target.integration_id else None
-                committed = await self.integrations.commit_connection(
+                committed = await self.connections.commit_connection(
                     target, account, new, now, check_due_time=check, superseded_id=superseded_id, proof=proof
                 )
             if committed is not None:
@@ -171,7 +187,7 @@ class AccountLinker:
         """The row that has the account already."""
         if account.account_id is None:
             return None
-        stored = await self.integrations.find_account(
+        stored = await self.connections.find_account(
             requested.user_id, requested.integration_type, account.account_id, requested.oauth_client
         )
         if stored is None:
@@ -189,7 +205,112 @@ def _require_same_account(current: Integration, account: NewAccount, known: Inte
         raise AccountMismatch
 
 
-# --- tokens ----------------------------------------------------------------------------------------------------------
+# --- attempts --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False, repr=False)
+class AttemptLifecycle:
+    """Reads and ends attempts. The store consumes an attempt atomically, so it is used once.
+
+    The outcome of a code is stored with the attempt, for the callbacks that repeat it.
+    """
+
+    attempts: AuthorizationAttemptStore
+    cipher: AttemptCipher
+    redirects: RedirectAllowlist
+    clock: Clock
+
+    async def read_details(self, claims: StateClaims, attempt: AuthorizationAttempt) -> AttemptDetails:
+        """The details of an attempt of these claims. Its URLs must still be allowed: the lists may have changed.
+
+        Raises `CredentialsUnreadable` or `RedirectUriNotAllowed`.
+        """
+        details = await self.cipher.decrypt_details(claims, attempt.encrypted_details)
+        self.redirects.redirect_uri(claims.integration_type, details.redirect_uri)
+        self.redirects.return_url(details.return_url or "")
+        return details
+
+    async def read_outcome(self, claims: StateClaims, attempt: AuthorizationAttempt) -> CallbackOutcome:
+        """The outcome of an attempt that has one, perhaps only so far."""
+        return await self.cipher.decrypt_outcome(claims, attempt.encrypted_outcome or b"")
+
+    async def hold(
+        self, claims: StateClaims, callback: PendingCallback, confirmation_token: str
+    ) -> EndedAttempt | None:
+        """Store the callback of a started attempt until it is confirmed. None if the attempt was used before."""
+        encrypted = await self.cipher.encrypt_callback(claims, callback)
+        now = self.clock()
+        outcome = CallbackOutcome(digest_of(callback.code), now, confirmation_token=confirmation_token)
+        encrypted_outcome = await self.cipher.encrypt_outcome(claims, outcome)
+        attempt = await self.attempts.store_pending_callback(claims.attempt_id, encrypted, encrypted_outcome, now)
+        return None if attempt is None else EndedAttempt(await self.read_details(claims, attempt), outcome)
+
+    async def complete(
+        self, claims: StateClaims, code: str, connect: Callable[[AttemptDetails], Awaitable[Integration]]
+    ) -> EndedAttempt | None:
+        """Consume a started attempt and connect its integration; its end is stored, also if `connect` raises an error.
+
+        `code` is empty in a device authorization. None, and nothing is connected, if the attempt was used before.
+        """
+        now = self.clock()
+        outcome = CallbackOutcome(digest_of(code), now)
+        attempt = await self.attempts.consume(
+            claims.attempt_id, await self.cipher.encrypt_outcome(claims, outcome), now
+        )
+        return None if attempt is None else await self._connect(claims, attempt, outcome, connect, keeps_outcome=True)
+
+    async def complete_held(
+        self, claims: StateClaims, connect: Callable[[PendingCallback, AttemptDetails], Awaitable[Integration]]
+    ) -> EndedAttempt | None:
+        """Like `complete`, with the callback that waits for its confirmation.
+
+        The stored outcome stays that of the callback, which is that it needs a confirmation.
+        """
+        now = self.clock()
+        attempt = await self.attempts.consume_pending_callback(claims.attempt_id, now)
+        if attempt is None:
+            return None
+
+        async def connect_held(details: AttemptDetails) -> Integration:
+            callback = await self.cipher.decrypt_callback(claims, attempt.encrypted_callback or b"")
+            return await connect(callback, details)
+
+        return await self._connect(claims, attempt, CallbackOutcome("", now), connect_held, keeps_outcome=False)
+
+    async def _connect(
+        self,
+        claims: StateClaims,
+        attempt: AuthorizationAttempt,
+        outcome: CallbackOutcome,
+        connect: Callable[[AttemptDetails], Awaitable[Integration]],
+        *,
+        keeps_outcome: bool,
+    ) -> EndedAttempt:
+        """Connect the integration of a consumed attempt, and store the outcome if `keeps_outcome`."""
+        try:
+            details = await self.read_details(claims, attempt)
+            integration = await connect(details)
+        except Exception as error:
+            # Any other error is a fault of this program. Its repetitions find a used state.
+            record = ErrorRecord.of(error if isinstance(error, IntegrationServerError) else StateUsed())
+            await self._finish(claims, attempt, replace(outcome, error=record) if keeps_outcome else None)
+            raise
+        label = integration.account_label or integration.account_id or ""
+        outcome = replace(outcome, integration_id=integration.integration_id, account_label=label)
+        with suppress(StoreUnavailable):  # it is connected; only a repeated callback does not learn it
+            await self._finish(claims, attempt, outcome if keeps_outcome else None)
+        return EndedAttempt(details, outcome)
+
+    async def _finish(
+        self, claims: StateClaims, attempt: AuthorizationAttempt, outcome: CallbackOutcome | None
+    ) -> None:
+        encrypted = await self.cipher.encrypt_outcome(claims, outcome) if outcome else None
+        await self.attempts.finish(attempt, encrypted)
+
+
+def digest_of(code: str) -> str:
+    """The form in which an outcome keeps its code."""
+    return hashlib.sha256(code.encode()).hexdigest()
 
 
 @dataclass(eq=False, repr=False)
@@ -205,7 +326,7 @@ class TokenStorage:
 
     async def now(self) -> datetime:
         """The database's clock, to be read before tokens are requested."""
-        return await self.revocation_service.revocations.now()
+        return await self.account_linker.connections.now()
 
     async def store(
         self,

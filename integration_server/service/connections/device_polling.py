@@ -36,8 +36,7 @@ from integration_server.domain.oauth_client import OWN_CLIENT
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.background.ports import Claim
 from integration_server.service.common_types import Clock
-from integration_server.service.connections.account_linking import TokenStorage
-from integration_server.service.connections.attempt_lifecycle import AttemptLifecycle
+from integration_server.service.connections.account_linking import AttemptLifecycle, TokenStorage
 from integration_server.service.connections.ports import (
     AttemptDetails,
     AuthorizationAttempt,

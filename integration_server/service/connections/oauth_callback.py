@@ -36,15 +36,15 @@ from integration_server.domain.return_urls import with_result_params
 from integration_server.service.audit.audit_trail import audit_user
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import Clock
-from integration_server.service.connections.account_linking import TokenStorage
-from integration_server.service.connections.attempt_lifecycle import (
+from integration_server.service.connections.account_linking import AttemptLifecycle, TokenStorage, digest_of
+from integration_server.service.connections.ports import (
     ATTEMPT_LIFETIME,
-    AttemptLifecycle,
+    AttemptDetails,
+    AuthorizationAttemptStore,
     EndedAttempt,
     PendingCallback,
-    digest_of,
+    StateClaims,
 )
-from integration_server.service.connections.ports import AttemptDetails, AuthorizationAttemptStore, StateClaims
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.ports import IntegrationStore
 from integration_server.service.oauth_clients.oauth_client_directory import OAuthClientDirectory, require_oauth
@@ -146,7 +146,9 @@ class OAuthCallbackService:
         pending_callback = PendingCallback(callback.code, callback.query)
         if callback.user_id is None and not self.skip_confirmation:
             # The code waits, encrypted, until the app's backend confirms the signed-in user.
-            ended = await self.lifecycle.hold(claims, pending_callback, await self.lifecycle.confirmations.make(claims))
+            ended = await self.lifecycle.hold(
+                claims, pending_callback, await self.lifecycle.cipher.confirmations.make(claims)
+            )
         else:
             exchange = partial(self._exchange_code, claims, pending_callback)
             ended = await self.tasks.run(self.lifecycle.complete(claims, callback.code, exchange))
@@ -155,7 +157,7 @@ class OAuthCallbackService:
         return self._result(claims, ended)
 
     async def _read_state(self, callback: Callback) -> StateClaims:
-        claims = await self.lifecycle.states.read(callback.state)
+        claims = await self.lifecycle.cipher.states.read(callback.state)
         if claims is None or not self._matches_type(callback.integration_type, claims.integration_type):
             raise StateInvalid
         if not callback.allowed_types.allows(claims.integration_type):
@@ -283,7 +285,7 @@ class OAuthCallbackService:
         self, confirmation_token: str, user_id: UserId, allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES
     ) -> ConnectionResult:
         """Complete a held connection for the signed-in user."""
-        claims = await self.lifecycle.confirmations.read(confirmation_token)
+        claims = await self.lifecycle.cipher.confirmations.read(confirmation_token)
         if claims is None or not allowed_types.allows(claims.integration_type):
             raise ConfirmationInvalid
         if user_id != claims.user_id:

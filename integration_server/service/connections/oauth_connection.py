@@ -14,17 +14,18 @@ from integration_server.domain.errors import InvalidField
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.domain.redirect_allowlist import RedirectAllowlist
 from integration_server.service.common_types import Clock, RandomToken
-from integration_server.service.connections.account_linking import AccountLinker, AccountRequest
-from integration_server.service.connections.attempt_lifecycle import ATTEMPT_LIFETIME, AttemptLifecycle
+from integration_server.service.connections.account_linking import AccountLinker, AccountRequest, AttemptLifecycle
 from integration_server.service.connections.ports import (
+    ATTEMPT_LIFETIME,
     AttemptDetails,
     AuthorizationAttempt,
     AuthorizationAttemptStore,
+    ConnectionStore,
     DeviceGrant,
     StateClaims,
 )
 from integration_server.service.credentials.credential_cipher import CredentialCipher
-from integration_server.service.integrations.ports import IntegrationStore, NewIntegration
+from integration_server.service.integrations.ports import NewIntegration
 from integration_server.service.oauth_clients.oauth_client_directory import OAuthClientDirectory, require_oauth
 from integration_server.service.provider_port import OAuthProvider, Provider
 
@@ -71,7 +72,7 @@ class OAuthConnectionService:
 
     attempts: AuthorizationAttemptStore
     lifecycle: AttemptLifecycle
-    integrations: IntegrationStore
+    connections: ConnectionStore
     account_linker: AccountLinker
     providers: OAuthClientDirectory
     cipher: CredentialCipher
@@ -103,7 +104,7 @@ class OAuthConnectionService:
         verifier, now = self.random_token(), self.clock()
         expire_time = now + (ATTEMPT_LIFETIME if device is None else device.lifetime)
         details = AttemptDetails(
-            integration_id=request.integration_id or await self.integrations.reserve_id(),
+            integration_id=request.integration_id or await self.connections.reserve_id(),
             is_reconnection=bool(request.integration_id),
             redirect_uri=redirect_uri,
             return_url=return_url,
@@ -117,7 +118,7 @@ class OAuthConnectionService:
             await self.attempts.begin_reconnection(attempt, details.integration_id)
         else:
             await self.attempts.begin(attempt, await self._pending(request, provider, details, attempt.create_time))
-        state = await self.lifecycle.states.make(
+        state = await self.lifecycle.cipher.states.make(
             StateClaims(attempt.attempt_id, request.user_id, request.integration_type, attempt.create_time)
         )
         if device is not None:
@@ -184,7 +185,7 @@ class OAuthConnectionService:
             attempt_id=claims.attempt_id,
             user_id=claims.user_id,
             integration_type=claims.integration_type,
-            encrypted_details=await self.lifecycle.encrypt_details(claims, details),
+            encrypted_details=await self.lifecycle.cipher.encrypt_details(claims, details),
             create_time=now,
             expire_time=expire_time,
             poll_interval_seconds=None if device is None else device.interval.total_seconds(),

@@ -1,12 +1,21 @@
-"""The port of authorization attempts."""
+"""The ports of authorization attempts, and of the integrations that they connect."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.domain.errors import ErrorRecord
+from integration_server.domain.integration import Integration, IntegrationId, StoredIntegration, UserId
 from integration_server.service.background.ports import Claim
-from integration_server.service.integrations.ports import NewIntegration
+from integration_server.service.connections.revocation_ports import GrantProof
+from integration_server.service.integrations.ports import (
+    NewAccount,
+    NewCredentials,
+    NewIntegration,
+)
+
+ATTEMPT_LIFETIME = timedelta(minutes=10)  # the requirements'; RFC 6749 §4.1.2 recommends it for codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +79,38 @@ class StateClaims:
     begin_time: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class CallbackOutcome:
+    """What the first callback with a code has led to, stored for its repetitions.
+
+    It has an id of a connected integration, an error, or a confirmation token, or none of them while the code is being
+    exchanged. `receive_time` is when the first callback arrived.
+    """
+
+    code_digest: str
+    receive_time: datetime
+    confirmation_token: str = field(default="", repr=False)
+    integration_id: IntegrationId = IntegrationId(0)
+    account_label: str = ""
+    error: ErrorRecord | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PendingCallback:
+    """The part of a callback that is stored, encrypted, until it is confirmed."""
+
+    code: str = field(repr=False)
+    query: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class EndedAttempt:
+    """What an attempt was begun with, and what it has led to."""
+
+    details: AttemptDetails
+    outcome: CallbackOutcome
+
+
 class AuthorizationAttemptStore(Protocol):
     """Attempts. Each is started, may get a pending callback, is consumed once, and then finished."""
 
@@ -117,3 +158,53 @@ class AuthorizationAttemptStore(Protocol):
 
     async def remove_expired(self, before: datetime) -> int:
         """Delete attempts that expired before that time, and their pending integrations. Returns their number."""
+
+
+class ConnectionStore(Protocol):
+    """Connects integrations: stores credentials in the row of their account."""
+
+    async def reserve_id(self) -> IntegrationId:
+        """A new id, which no other integration gets."""
+
+    async def find_account(
+        self, user_id: UserId, integration_type: str, account_id: str, oauth_client: str = ""
+    ) -> StoredIntegration | None:
+        """The user's connected integration with that account, of the client."""
+
+    async def add_connected(
+        self,
+        integration: NewIntegration,
+        account: NewAccount,
+        credentials: NewCredentials,
+        now: datetime,
+        *,
+        check_due_time: datetime | None = None,
+        proof: GrantProof | None = None,
+    ) -> Integration | None:
+        """Store a connected integration. None if another row of the user has its account.
+
+        Raises `RevocationInProgress` if a revocation that is in progress, or was completed since the `proof` that the
+        grant is valid, may have ended the grant too: one of the same token, or one of `proof.ended_by` and maybe of the
+        same account (see `RevocationOutbox.begin_call`). Without a proof nothing is checked.
+        """
+
+    async def commit_connection(
+        self,
+        integration: Integration,
+        account: NewAccount,
+        credentials: NewCredentials,
+        now: datetime,
+        *,
+        check_due_time: datetime | None = None,
+        superseded_id: IntegrationId | None = None,
+        proof: GrantProof | None = None,
+    ) -> Integration | None:
+        """Store the credentials of a pending or reconnected integration, activate it and clear its errors.
+
+        The same commit stores its name and config, and deletes `superseded_id`, a pending integration that has the same
+        account. None, and no change, if the integration is gone or has another version or settings version, or if
+        another row has its account: read again. Raises `RevocationInProgress` as `add_connected` does.
+        """
+
+    async def now(self) -> datetime:
+        """The time of the store's clock, for `GrantProof.time`."""

@@ -124,8 +124,5 @@ class RevocationOutbox(Protocol):
         The record stays until it is due, for connections of the account that were in progress. Then `remove` it.
         """
 
-    async def now(self) -> datetime:
-        """The time of the database's clock."""
-
     async def remove(self, claim: Claim[Revocation]) -> None:
         """Remove a grant that needs no further attempt; does nothing if it is gone."""

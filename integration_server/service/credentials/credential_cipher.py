@@ -1,22 +1,39 @@
-"""Encryption of credentials, and of the opaque tokens that the server issues."""
+"""Encryption with data keys: of credentials, of authorization attempts, and of the opaque tokens that name them."""
 
 import base64
-import json
-from collections.abc import Sequence
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import lru_cache
+from operator import attrgetter
+from struct import Struct
 from typing import Annotated, Generic, TypeVar
 
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import Field, TypeAdapter, ValidationError
 
+from integration_server.domain.associated_data import (
+    AssociatedData,
+    attempt_aad,
+    bound_values_of,
+    callback_aad,
+    credentials_aad,
+    outcome_aad,
+)
 from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.due_times import Schedule
 from integration_server.domain.errors import CredentialsUnreadable, IntegrationPending
-from integration_server.domain.integration import Failure, Integration
-from integration_server.service.common_types import Aead, AssociatedData
+from integration_server.domain.integration import Failure, Integration, StoredIntegration
+from integration_server.service.common_types import (
+    Aead,
+)
+from integration_server.service.connections.ports import AttemptDetails, CallbackOutcome, PendingCallback, StateClaims
 from integration_server.service.connections.revocation_ports import OrphanedGrant
-from integration_server.service.integrations.ports import NewCredentials, StoredIntegration
+from integration_server.service.integrations.ports import (
+    NewCredentials,
+)
 from integration_server.service.provider_port import Provider
 
 T = TypeVar("T")
@@ -164,50 +181,6 @@ def described_by(new: NewCredentials, integration: Integration) -> Integration:
     )
 
 
-# --- associated data ---------------------------------------------------------------------------------------------
-
-
-def bound_values_of(integration: Integration) -> str:
-    """The values of the row that the credentials are bound to, beside uid, user and type, in canonical JSON.
-
-    They are those that identify the row, the versions, and all that is set together with one of them. What changes
-    alone (errors, due times, `reauthorization_required`) is not among them.
-    """
-    return _to_json(
-        integration.integration_id,
-        integration.version,
-        integration.settings_version,
-        integration.webhook_secret_id,
-        integration.auth_method,
-        integration.oauth_client,
-        integration.account_id,
-        integration.account_label,
-        integration.name,
-        integration.config,
-        integration.is_active,
-        integration.scopes,
-        integration.missing_scopes,
-        integration.lacks_required_scope,
-        integration.is_renewable,
-        integration.access_token_expire_time,
-        integration.refresh_token_expire_time,
-        integration.connect_time,
-    )
-
-
-def _time_text(value: object) -> str:
-    if not isinstance(value, datetime):
-        raise TypeError(f"{type(value).__name__} is not expected in a row")
-    return value.astimezone(UTC).isoformat(timespec="microseconds")
-
-
-_encode_json = json.JSONEncoder(sort_keys=True, check_circular=False, default=_time_text).encode
-
-
-def _to_json(*values: object) -> str:
-    return _encode_json(values)
-
-
 def _aad_of(integration: Integration) -> AssociatedData:
     names = integration.uid, integration.user_id, integration.integration_type
     return credentials_aad(*names, bound_values_of(integration))
@@ -215,75 +188,6 @@ def _aad_of(integration: Integration) -> AssociatedData:
 
 def _aad_of_grant(grant: OrphanedGrant) -> AssociatedData:
     return credentials_aad(grant.uid, grant.user_id, grant.integration_type, grant.bound_values)
-
-
-# Called with the uid or other id of the row, its user, its integration type, and the values that they are bound to.
-
-credentials_aad = partial(AssociatedData, "integrations", "encrypted_credentials")
-"""Of an integration's credentials, also while they wait in the revocation outbox."""
-
-attempt_aad = partial(AssociatedData, "authorization_attempts", "encrypted_details")
-"""Of the details of an authorization attempt."""
-
-callback_aad = partial(AssociatedData, "authorization_attempts", "encrypted_callback")
-"""Of the pending callback of an authorization attempt."""
-
-outcome_aad = partial(AssociatedData, "authorization_attempts", "encrypted_outcome")
-"""Of the outcome of the callback of an authorization attempt."""
-
-
-def oauth_client_aad(
-    uid: str, integration_type: str, name: str, client_id: str, callers: Sequence[str], version: int
-) -> AssociatedData:
-    """Of the secrets of an OAuth client, which belongs to no user."""
-    bound_values = _to_json(name, client_id, callers, version)
-    return AssociatedData("oauth_clients", "encrypted_secrets", uid, "", integration_type, bound_values)
-
-
-def webhook_secret_aad(
-    uid: str,
-    user_id: str,
-    integration_type: str,
-    secret_id: str,
-    column: str,
-    set_time: datetime,
-    previous_expire_time: datetime | None,
-) -> AssociatedData:
-    """Of a webhook secret of an integration: in `column`, of the secrets with this id."""
-    bound_values = _to_json(secret_id, set_time, previous_expire_time)
-    return AssociatedData("webhook_secrets", column, uid, user_id, integration_type, bound_values)
-
-
-def payload_aad(
-    uid: str,
-    user_id: str,
-    integration_type: str,
-    integration_id: int,
-    event_id: str,
-    event_type: str,
-    receive_time: datetime,
-) -> AssociatedData:
-    """Of the payload of a webhook event. The uid is the event's."""
-    bound_values = _to_json(integration_id, event_id, event_type, receive_time)
-    return AssociatedData("webhook_events", "encrypted_payload", uid, user_id, integration_type, bound_values)
-
-
-def route_aad(uid: str, user_id: str, integration_type: str, route: str) -> AssociatedData:
-    """Of the copy of a route of an integration's webhooks."""
-    return AssociatedData("webhook_routes", "encrypted_copy", uid, user_id, integration_type, _to_json(route))
-
-
-def unrouted_payload_aad(
-    uid: str, integration_type: str, oauth_client: str, event_id: str, event_type: str, receive_time: datetime
-) -> AssociatedData:
-    """Of the payload of a webhook event without an integration, which belongs to no user."""
-    bound_values = _to_json(oauth_client, event_id, event_type, receive_time)
-    return AssociatedData("unrouted_webhooks", "encrypted_payload", uid, "", integration_type, bound_values)
-
-
-def chain_key_aad(chain_id: str) -> AssociatedData:
-    """Of the key of an audit chain, which belongs to no user."""
-    return AssociatedData("audit_chains", "encrypted_key", chain_id)
 
 
 # --- tokens ------------------------------------------------------------------------------------------------------
@@ -321,3 +225,119 @@ def _adapter(content: type[T]) -> TypeAdapter[T]:
 
 def _to_text(encrypted: bytes) -> str:
     return base64.urlsafe_b64encode(encrypted).rstrip(b"=").decode()
+
+
+# --- authorization attempts --------------------------------------------------------------------------------------
+
+_PENDING_CALLBACK: TypeAdapter[PendingCallback] = TypeAdapter(PendingCallback)
+_DETAILS: TypeAdapter[AttemptDetails] = TypeAdapter(AttemptDetails)
+_OUTCOME: TypeAdapter[CallbackOutcome] = TypeAdapter(CallbackOutcome)
+
+
+class AttemptCipher:
+    """Encrypts what is stored of an authorization attempt, bound to the attempt.
+
+    `states` and `confirmations` make and read the tokens that name an attempt. Stored values that were altered, or
+    belong to another attempt, raise `CredentialsUnreadable`.
+    """
+
+    def __init__(self, aead: Aead) -> None:
+        self._aead = aead
+        self.states = EncryptedTokens(aead, "state", StateClaims)
+        self.confirmations = EncryptedTokens(aead, "confirmation", StateClaims)
+
+    async def encrypt_details(self, claims: StateClaims, details: AttemptDetails) -> bytes:
+        """The encrypted details of a new attempt."""
+        return await self._aead.encrypt(_DETAILS.dump_json(details), _aad_of_attempt(attempt_aad, claims))
+
+    async def decrypt_details(self, claims: StateClaims, encrypted: bytes) -> AttemptDetails:
+        """The details of an attempt."""
+        return _DETAILS.validate_json(await self._aead.decrypt(encrypted, _aad_of_attempt(attempt_aad, claims)))
+
+    async def encrypt_callback(self, claims: StateClaims, callback: PendingCallback) -> bytes:
+        """An encrypted callback that waits for its confirmation."""
+        return await self._aead.encrypt(_PENDING_CALLBACK.dump_json(callback), _aad_of_attempt(callback_aad, claims))
+
+    async def decrypt_callback(self, claims: StateClaims, encrypted: bytes) -> PendingCallback:
+        """A callback that waits for its confirmation."""
+        plaintext = await self._aead.decrypt(encrypted, _aad_of_attempt(callback_aad, claims))
+        return _PENDING_CALLBACK.validate_json(plaintext)
+
+    async def encrypt_outcome(self, claims: StateClaims, outcome: CallbackOutcome) -> bytes:
+        """The encrypted outcome of an attempt."""
+        return await self._aead.encrypt(_OUTCOME.dump_json(outcome), _aad_of_attempt(outcome_aad, claims))
+
+    async def decrypt_outcome(self, claims: StateClaims, encrypted: bytes) -> CallbackOutcome:
+        """The outcome of an attempt, perhaps only so far."""
+        return _OUTCOME.validate_json(await self._aead.decrypt(encrypted, _aad_of_attempt(outcome_aad, claims)))
+
+
+def _aad_of_attempt(make: Callable[..., AssociatedData], claims: StateClaims) -> AssociatedData:
+    return make(claims.attempt_id, claims.user_id, claims.integration_type)
+
+
+# --- data keys ---------------------------------------------------------------------------------------------------
+
+_FORMAT = b"\x01"
+KEY_ID_BYTES = 8
+_HEADER_BYTES = len(_FORMAT) + KEY_ID_BYTES
+_NONCE_BYTES = 12
+
+_NAMES = attrgetter("uid", "user_id", "integration_type", "bound_values")
+_LENGTH = Struct(">I")
+
+
+class DataKeyCipher(ABC):
+    """An `Aead` with the data keys that its subclass loads. An encrypted value is
+
+        1 byte format | 8 bytes data key id | 12 bytes nonce | ciphertext and 16 bytes tag
+
+    in AES-256-GCM. The header and the value's associated data are authenticated: an altered, truncated or moved value
+    cannot be decrypted. Nonces are random, so a data key must not encrypt more than 2³² values (NIST SP 800-38D §8.3).
+    """
+
+    def __init__(self) -> None:
+        self._ciphers: Mapping[bytes, AESGCM] = {}
+        self._active_id = b""
+
+    def usable_keys(self) -> object:
+        """What decrypts, as of the last read: another object once a data key is added, withdrawn or replaced."""
+        return self._ciphers
+
+    async def encrypt(self, plaintext: bytes, associated_data: AssociatedData) -> bytes:
+        """Encrypt with the active data key."""
+        header = _FORMAT + self._active_id
+        nonce = os.urandom(_NONCE_BYTES)
+        cipher = self._ciphers[self._active_id]
+        return header + nonce + cipher.encrypt(nonce, plaintext, _encode(header, associated_data))
+
+    async def decrypt(self, ciphertext: bytes, associated_data: AssociatedData) -> bytes:
+        """Decrypt. Raises `CredentialsUnreadable` if the value, the key or the associated data differs."""
+        header, rest = ciphertext[:_HEADER_BYTES], ciphertext[_HEADER_BYTES:]
+        nonce, payload = rest[:_NONCE_BYTES], rest[_NONCE_BYTES:]
+        if not header.startswith(_FORMAT) or len(nonce) < _NONCE_BYTES:
+            raise CredentialsUnreadable
+        key_id = header[len(_FORMAT) :]
+        cipher = self._ciphers.get(key_id) or await self._load_cipher(key_id)
+        try:
+            return cipher.decrypt(nonce, payload, _encode(header, associated_data))
+        except InvalidTag:
+            raise CredentialsUnreadable from None
+
+    @abstractmethod
+    async def _load_cipher(self, key_id: bytes) -> AESGCM:
+        """The data key that is not known yet. Raises `CredentialsUnreadable` if there is none."""
+
+
+def _encode(header: bytes, associated_data: AssociatedData) -> bytes:
+    prefix = _encode_column(header, associated_data.table, associated_data.column)
+    return prefix + b"".join([part for name in _NAMES(associated_data) for part in _with_length(name.encode())])
+
+
+@lru_cache(maxsize=256)  # of each column and data key
+def _encode_column(header: bytes, table: str, column: str) -> bytes:
+    return b"".join(part for name in (header, table.encode(), column.encode()) for part in _with_length(name))
+
+
+def _with_length(part: bytes) -> tuple[bytes, bytes]:
+    return _LENGTH.pack(len(part)), part  # the lengths make the encoding unambiguous

@@ -19,7 +19,7 @@ from integration_server.domain.errors import (
     ScopeMissing,
     StoreUnavailable,
 )
-from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.domain.integration import Integration, IntegrationId, StoredIntegration, UserId
 from integration_server.domain.oauth_client import OWN_CLIENT
 from integration_server.service.common_types import Clock
 from integration_server.service.credentials.credential_cipher import CredentialCipher
@@ -29,7 +29,6 @@ from integration_server.service.integrations.ports import (
     IntegrationLookup,
     IntegrationStore,
     IntegrationTarget,
-    StoredIntegration,
 )
 from integration_server.service.provider_port import Providers, ProviderSet
 

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import structlog
 
+from integration_server.domain.associated_data import bound_values_of
 from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.due_times import Schedule
 from integration_server.domain.errors import (
@@ -13,12 +14,18 @@ from integration_server.domain.errors import (
     ReauthorizationRequired,
     StoreUnavailable,
 )
-from integration_server.domain.integration import Integration
+from integration_server.domain.integration import Integration, StoredIntegration
 from integration_server.service.common_types import Clock
 from integration_server.service.connections.revocation_ports import OrphanedGrant, RevocationOutbox
-from integration_server.service.credentials.credential_cipher import CredentialCipher, bound_values_of, described_by
+from integration_server.service.credentials.credential_cipher import (
+    CredentialCipher,
+    described_by,
+)
 from integration_server.service.credentials.ports import JournaledRefresh, RefreshJournal
-from integration_server.service.integrations.ports import IntegrationStore, NewCredentials, StoredIntegration
+from integration_server.service.integrations.ports import (
+    IntegrationStore,
+    NewCredentials,
+)
 from integration_server.service.provider_port import Provider
 
 _MAX_ATTEMPTS = 5  # while a user changes settings during the commit

@@ -32,7 +32,7 @@ from integration_server.domain.errors import (
     ReauthorizationRequired,
     StoreUnavailable,
 )
-from integration_server.domain.integration import Integration, IntegrationId
+from integration_server.domain.integration import Integration, IntegrationId, StoredIntegration
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import Clock, Jitter, RandomToken, Record, record_nothing
 from integration_server.service.credentials.ports import Lease, LeaseState, RefreshLeases
@@ -43,7 +43,9 @@ from integration_server.service.credentials.refresh_failures import (
     RefreshFailurePolicy,
     grant_lost,
 )
-from integration_server.service.integrations.ports import IntegrationStore, StoredIntegration
+from integration_server.service.integrations.ports import (
+    IntegrationStore,
+)
 from integration_server.service.provider_port import Providers
 
 _UNKNOWN_EXPIRY = timedelta(hours=1)

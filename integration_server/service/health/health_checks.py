@@ -19,7 +19,7 @@ from integration_server.domain.errors import (
     StoreUnavailable,
 )
 from integration_server.domain.health import ErrorRate, HealthCheck, HealthCounts
-from integration_server.domain.integration import Failure, Integration, IntegrationId, Status, UserId
+from integration_server.domain.integration import Failure, Integration, IntegrationId, Status, StoredIntegration, UserId
 from integration_server.service.background.detached_tasks import DetachedTasks, SingleFlight
 from integration_server.service.background.ports import Claim
 from integration_server.service.common_types import Aead, Clock, loop_time
@@ -29,7 +29,10 @@ from integration_server.service.credentials.refresh_commit import RefreshResult
 from integration_server.service.health.check_budget import BURST, CheckBudget
 from integration_server.service.health.ports import CompletedCheck, HealthHistory
 from integration_server.service.integrations.page_tokens import Page, PageTokens
-from integration_server.service.integrations.ports import IntegrationStore, StoredIntegration
+from integration_server.service.integrations.ports import (
+    IntegrationLists,
+    IntegrationStore,
+)
 from integration_server.service.provider_port import Providers
 
 RATE_WINDOWS = (timedelta(hours=1), timedelta(days=1), timedelta(days=7))
@@ -62,6 +65,7 @@ class HealthChecker:
     """
 
     integrations: IntegrationStore
+    lists: IntegrationLists
     history: HealthHistory
     providers: Providers
     credentials: CredentialService
@@ -125,7 +129,7 @@ class HealthChecker:
     ) -> HealthReport:
         start_time, list_id = self.clock(), (user_id,)
         after = IntegrationId(await self._report_pages.read(page_token, list_id) or 0)
-        page = await self.integrations.list_connected(user_id, types, after, page_size, self.max_page_bytes)
+        page = await self.lists.list_connected(user_id, types, after, page_size, self.max_page_bytes)
         checks = await self._check_together(page.items)
         counts = await self.history.counts(user_id, types, self.clock())  # with the outcome of these checks
         token = ""

@@ -9,7 +9,7 @@ from integration_server.domain.integration import Integration, IntegrationId, Us
 from integration_server.service.common_types import Aead, Clock
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.page_tokens import Page, PageTokens
-from integration_server.service.integrations.ports import IntegrationStore, IntegrationUpdate
+from integration_server.service.integrations.ports import IntegrationLists, IntegrationStore, IntegrationUpdate
 from integration_server.service.provider_port import Provider, Providers
 
 _MAX_ATTEMPTS = 5  # while a refresh commits, or another caller changes the integration
@@ -20,6 +20,7 @@ class IntegrationManager:
     """Lists, reads and updates the integrations of a user. A page has at most `max_page_bytes`."""
 
     integrations: IntegrationStore
+    lists: IntegrationLists
     providers: Providers
     aead: Aead
     clock: Clock
@@ -65,7 +66,7 @@ class IntegrationManager:
         list_id = (user_id, integration_type)
         after = IntegrationId(await self._pages.read(page_token, list_id) or 0)
         types = {integration_type} if integration_type else allowed_types.integration_types
-        page = await self.integrations.list(user_id, types, after, page_size, self.max_page_bytes)
+        page = await self.lists.list(user_id, types, after, page_size, self.max_page_bytes)
         rows = [await self._cipher.redacted(stored) for stored in page.items]
         return Page(rows, "" if page.is_last else await self._pages.make(list_id, rows[-1].integration_id))
 

@@ -1,4 +1,4 @@
-"""The port of the integration store."""
+"""The ports of the integration store: what it finds, changes and lists."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -7,10 +7,10 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.credentials import AuthMethod
-from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
+from integration_server.domain.integration import Failure, Integration, IntegrationId, StoredIntegration, UserId
 from integration_server.domain.oauth_client import client_key
 from integration_server.service.background.ports import Claim
-from integration_server.service.connections.revocation_ports import GrantProof, Revocation
+from integration_server.service.connections.revocation_ports import Revocation
 
 T = TypeVar("T")
 
@@ -21,14 +21,6 @@ class StoredPage(Generic[T]):
 
     items: Sequence[T]
     is_last: bool
-
-
-@dataclass(frozen=True, slots=True)
-class StoredIntegration:
-    """An integration with its encrypted credentials; the encrypted value says whether there are any yet."""
-
-    integration: Integration
-    encrypted_credentials: bytes | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,76 +165,6 @@ class IntegrationStore(IntegrationLookup, Protocol):
     async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
         """The user's integration."""
 
-    async def reserve_id(self) -> IntegrationId:
-        """A new id, which no other integration gets."""
-
-    async def find_account(
-        self, user_id: UserId, integration_type: str, account_id: str, oauth_client: str = ""
-    ) -> StoredIntegration | None:
-        """The user's connected integration with that account, of the client."""
-
-    async def list(
-        self,
-        user_id: UserId,
-        integration_types: Collection[str] | None,
-        after: IntegrationId,
-        limit: int,
-        max_bytes: int,
-    ) -> StoredPage[StoredIntegration]:
-        """The user's integrations of these types (None: of all) with an id above `after`, ordered by id.
-
-        At most `limit`, and at most `max_bytes` of them, as the store estimates their size in a response, with their
-        encrypted credentials; but at least one. No more is read.
-        """
-
-    async def list_connected(
-        self,
-        user_id: UserId,
-        integration_types: Collection[str] | None,
-        after: IntegrationId,
-        limit: int,
-        max_bytes: int,
-    ) -> StoredPage[StoredIntegration]:
-        """Of `list`, the connected integrations."""
-
-    async def list_expiring(self, before: datetime, limit: int) -> Sequence[Integration]:
-        """The usable integrations of all users whose `grant_expire_time` is before that time, soonest first."""
-
-    async def add_connected(
-        self,
-        integration: NewIntegration,
-        account: NewAccount,
-        credentials: NewCredentials,
-        now: datetime,
-        *,
-        check_due_time: datetime | None = None,
-        proof: GrantProof | None = None,
-    ) -> Integration | None:
-        """Store a connected integration. None if another row of the user has its account.
-
-        Raises `RevocationInProgress` if a revocation that is in progress, or was completed since the `proof` that the
-        grant is valid, may have ended the grant too: one of the same token, or one of `proof.ended_by` and maybe of the
-        same account (see `RevocationOutbox.begin_call`). Without a proof nothing is checked.
-        """
-
-    async def commit_connection(
-        self,
-        integration: Integration,
-        account: NewAccount,
-        credentials: NewCredentials,
-        now: datetime,
-        *,
-        check_due_time: datetime | None = None,
-        superseded_id: IntegrationId | None = None,
-        proof: GrantProof | None = None,
-    ) -> Integration | None:
-        """Store the credentials of a pending or reconnected integration, activate it and clear its errors.
-
-        The same commit stores its name and config, and deletes `superseded_id`, a pending integration that has the same
-        account. None, and no change, if the integration is gone or has another version or settings version, or if
-        another row has its account: read again. Raises `RevocationInProgress` as `add_connected` does.
-        """
-
     async def commit_refresh(
         self, integration: Integration, credentials: NewCredentials, now: datetime
     ) -> Integration | None:
@@ -304,3 +226,34 @@ class IntegrationStore(IntegrationLookup, Protocol):
 
     async def ping(self) -> None:
         """Return if the database responds and has the schema. Raises `StoreUnavailable`."""
+
+
+class IntegrationLists(Protocol):
+    """Lists of integrations, in pages."""
+
+    async def list(
+        self,
+        user_id: UserId,
+        integration_types: Collection[str] | None,
+        after: IntegrationId,
+        limit: int,
+        max_bytes: int,
+    ) -> StoredPage[StoredIntegration]:
+        """The user's integrations of these types (None: of all) with an id above `after`, ordered by id.
+
+        At most `limit`, and at most `max_bytes` of them, as the store estimates their size in a response, with their
+        encrypted credentials; but at least one. No more is read.
+        """
+
+    async def list_connected(
+        self,
+        user_id: UserId,
+        integration_types: Collection[str] | None,
+        after: IntegrationId,
+        limit: int,
+        max_bytes: int,
+    ) -> StoredPage[StoredIntegration]:
+        """Of `list`, the connected integrations."""
+
+    async def list_expiring(self, before: datetime, limit: int) -> Sequence[Integration]:
+        """The usable integrations of all users whose `grant_expire_time` is before that time, soonest first."""

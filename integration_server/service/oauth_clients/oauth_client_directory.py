@@ -18,6 +18,7 @@ from typing import TypeVar
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
+from integration_server.domain.associated_data import AssociatedData, oauth_client_aad
 from integration_server.domain.errors import (
     CallerNotAllowed,
     CredentialsUnreadable,
@@ -28,9 +29,12 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.oauth_client import OWN_CLIENT, OAuthClient
 from integration_server.service.background.detached_tasks import DetachedTasks
-from integration_server.service.common_types import Aead, AssociatedData, Record, record_nothing
+from integration_server.service.common_types import (
+    Aead,
+    Record,
+    record_nothing,
+)
 from integration_server.service.connections.revocation_ports import ClientScope
-from integration_server.service.credentials.credential_cipher import oauth_client_aad
 from integration_server.service.lookup_cache import LookupCache
 from integration_server.service.oauth_clients.ports import OAuthClientStore, SecretState, StoredOAuthClient
 from integration_server.service.provider_port import OAuthProvider, P, Provider, ProviderSet

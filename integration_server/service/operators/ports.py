@@ -6,10 +6,9 @@ from datetime import datetime
 from typing import Protocol
 
 from integration_server.domain.audit import AuditEntry
-from integration_server.domain.integration import IntegrationId, Status, UserId
+from integration_server.domain.integration import IntegrationId, Status, StoredIntegration, UserId
 from integration_server.domain.oauth_client import type_of_key
 from integration_server.service.background.ports import JobKind
-from integration_server.service.integrations.ports import StoredIntegration
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,9 @@ from datetime import datetime
 from typing import Protocol
 
 from integration_server.domain.allowed_types import AllowedTypes
-from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.domain.integration import Integration, IntegrationId, StoredIntegration, UserId
 from integration_server.domain.oauth_client import client_key
 from integration_server.domain.webhooks import UnroutedReason
-from integration_server.service.integrations.ports import StoredIntegration
 
 
 @dataclass(frozen=True, slots=True)

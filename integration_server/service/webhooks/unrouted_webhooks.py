@@ -9,10 +9,10 @@ import structlog
 from cachetools import TTLCache
 
 from integration_server.domain.allowed_types import AllowedTypes
+from integration_server.domain.associated_data import unrouted_payload_aad
 from integration_server.domain.oauth_client import client_key
 from integration_server.domain.webhooks import UnroutedReason, WebhookEvent
 from integration_server.service.common_types import Aead, Clock, RandomToken
-from integration_server.service.credentials.credential_cipher import unrouted_payload_aad
 from integration_server.service.integrations.page_tokens import Page, PageTokens
 from integration_server.service.webhooks.ports import NewUnroutedWebhook, UnroutedWebhook, UnroutedWebhooks
 

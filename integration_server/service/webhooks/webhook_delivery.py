@@ -3,10 +3,10 @@
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 
+from integration_server.domain.associated_data import payload_aad
 from integration_server.domain.errors import InvalidField
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.common_types import Aead
-from integration_server.service.credentials.credential_cipher import payload_aad
 from integration_server.service.integrations.page_tokens import Page, PageTokens
 from integration_server.service.integrations.ports import IntegrationStore
 from integration_server.service.webhooks.ports import StoredWebhookEvent, WebhookInbox

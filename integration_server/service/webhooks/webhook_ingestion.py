@@ -21,6 +21,7 @@ from typing import Protocol, TypeVar
 import structlog
 from cachetools import TTLCache
 
+from integration_server.domain.associated_data import payload_aad
 from integration_server.domain.errors import InvalidField, QuotaExceeded, UnknownIntegrationType
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.domain.oauth_client import OAUTH_CLIENT_NAME, client_key
@@ -34,7 +35,9 @@ from integration_server.domain.webhooks import (
     WebhookResponse,
 )
 from integration_server.service.common_types import Aead, Clock, RandomToken, Record, record_nothing
-from integration_server.service.credentials.credential_cipher import CredentialCipher, payload_aad
+from integration_server.service.credentials.credential_cipher import (
+    CredentialCipher,
+)
 from integration_server.service.lookup_cache import LookupCache
 from integration_server.service.oauth_clients.oauth_client_directory import OAuthClientDirectory
 from integration_server.service.provider_port import Provider

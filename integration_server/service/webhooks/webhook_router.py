@@ -12,11 +12,14 @@ from datetime import datetime, timedelta
 import structlog
 from cachetools import TTLCache
 
+from integration_server.domain.associated_data import AssociatedData, route_aad
 from integration_server.domain.errors import CredentialsUnreadable
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.domain.webhooks import WebhookEvent
-from integration_server.service.common_types import Aead, AssociatedData, Clock
-from integration_server.service.credentials.credential_cipher import route_aad
+from integration_server.service.common_types import (
+    Aead,
+    Clock,
+)
 from integration_server.service.webhooks.ports import NewWebhookRoute, WebhookRoutes
 
 _MAX_KNOWN = 10_000

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime, timedelta
 
+from integration_server.domain.associated_data import AssociatedData, webhook_secret_aad
 from integration_server.domain.credentials import ApiKey, Credentials
 from integration_server.domain.errors import (
     CredentialsUnreadable,
@@ -20,8 +21,14 @@ from integration_server.domain.errors import (
     WebhooksNotSupported,
 )
 from integration_server.domain.integration import Integration, IntegrationId, UserId
-from integration_server.service.common_types import Aead, AssociatedData, Clock, RandomToken
-from integration_server.service.credentials.credential_cipher import CredentialCipher, webhook_secret_aad
+from integration_server.service.common_types import (
+    Aead,
+    Clock,
+    RandomToken,
+)
+from integration_server.service.credentials.credential_cipher import (
+    CredentialCipher,
+)
 from integration_server.service.provider_port import Provider, Providers
 from integration_server.service.webhooks.ports import StoredWebhookSecrets, WebhookEndpoint, WebhookEndpoints
 

@@ -19,10 +19,9 @@ from integration_server.storage.audit import SqlAuditLog
 from integration_server.storage.audit_head_file import HeadFile, RecordedHeads, read_heads
 from integration_server.storage.audit_verification import AuditVerification
 from integration_server.storage.engine import Database
-from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.keyring import Keyring
 from integration_server.storage.tables import audit_chains, audit_entries, integrations
-from tests.contracts.store_contract import create_connected
+from tests.contracts.integration_rows import SqlRows, create_connected
 from tests.fakes.clock import NOON
 from tests.keyrings import open_test_keyring
 
@@ -227,7 +226,7 @@ async def test_the_heads_of_other_kinds_are_compared_too(
 
 
 async def stored_integration(log: WrittenLog) -> int:
-    store = SqlIntegrations(log.database, lambda _: None)
+    store = SqlRows(log.database, lambda _: None)
     return int((await create_connected(store)).integration_id)
 
 

@@ -9,8 +9,8 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from moto import mock_aws
 from sqlalchemy import update
 
+from integration_server.domain.associated_data import AssociatedData
 from integration_server.domain.errors import CredentialsUnreadable, StoreUnavailable
-from integration_server.service.common_types import AssociatedData
 from integration_server.storage.aws_kms import AwsKmsKey, open_aws_kms
 from integration_server.storage.data_keys import describe_data_keys, rewrap
 from integration_server.storage.engine import Database

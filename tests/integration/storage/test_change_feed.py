@@ -28,7 +28,6 @@ from integration_server.service.events.ports import (
 from integration_server.service.health.ports import CompletedCheck
 from integration_server.service.integrations.ports import IntegrationUpdate
 from integration_server.storage import engine
-from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
 from integration_server.storage.change_feed import SqlChangeFeed
 from integration_server.storage.change_ordering import (
     ChangeOrdering,
@@ -36,15 +35,17 @@ from integration_server.storage.change_ordering import (
     SnapshotOrdering,
     distributed_ordering,
 )
+from integration_server.storage.connections import SqlAuthorizationAttempts
 from integration_server.storage.due_work import SqlDueWork
 from integration_server.storage.engine import Database, DatabaseTime
 from integration_server.storage.health_checks import SqlHealthHistory
-from integration_server.storage.integrations import SqlIntegrations, integration_of
+from integration_server.storage.integrations import integration_of
 from integration_server.storage.tables import integration_changes, integrations
-from tests.contracts.store_contract import (
+from tests.contracts.integration_rows import (
     ANN,
     FAILURE,
     LATER,
+    SqlRows,
     account,
     create_connected,
     create_pending,
@@ -60,7 +61,7 @@ NO_LIMIT = 10_000
 
 open_database = partial(engine.open_database, monitor_timeout=60)  # for slow machines
 
-Write = Callable[[SqlIntegrations, Integration], Awaitable[object]]
+Write = Callable[[SqlRows, Integration], Awaitable[object]]
 
 CHANGES: dict[str, Write] = {
     "refreshed": lambda store, integration: store.commit_refresh(integration, new_credentials(b"newer"), LATER),
@@ -119,8 +120,8 @@ def set_values(integration: Integration, **values: Any) -> Any:
 
 
 @pytest.fixture
-def store(database: Database) -> SqlIntegrations:
-    return SqlIntegrations(database)
+def store(database: Database) -> SqlRows:
+    return SqlRows(database)
 
 
 @pytest.fixture
@@ -138,7 +139,7 @@ class TestTriggers:
         self, database: Database, poller: Poller, change: Write
     ) -> None:
         reported: list[IntegrationId] = []
-        store = SqlIntegrations(database, reported.append)
+        store = SqlRows(database, reported.append)
         integration, _other = await create_connected(store), await create_connected(store)
         await poller.poll()
         reported.clear()
@@ -148,7 +149,7 @@ class TestTriggers:
         assert await poller.changed_ids() == frozenset()
 
     async def test_reencryption_invalidates_caches_and_records_no_event(
-        self, database: Database, store: SqlIntegrations, poller: Poller
+        self, database: Database, store: SqlRows, poller: Poller
     ) -> None:
         integration = await create_connected(store)
         await poller.poll()
@@ -159,7 +160,7 @@ class TestTriggers:
         assert [logged.event.kind for logged in await read_log(database)] == [EventKind.CREATED]
 
     async def test_a_change_that_does_not_change_the_status_invalidates_caches(
-        self, database: Database, store: SqlIntegrations, poller: Poller
+        self, database: Database, store: SqlRows, poller: Poller
     ) -> None:
         integration = await create_connected(store)
         await update_settings(store, integration, IntegrationUpdate(is_active=False))
@@ -169,9 +170,7 @@ class TestTriggers:
         batch = await poller.poll()
         assert (list(batch.changed_ids or ()), list(batch.events)) == ([integration.integration_id], [])
 
-    async def test_checks_and_claims_are_not_recorded(
-        self, database: Database, store: SqlIntegrations, poller: Poller
-    ) -> None:
+    async def test_checks_and_claims_are_not_recorded(self, database: Database, store: SqlRows, poller: Poller) -> None:
         integration = await create_connected(store)
         history = SqlHealthHistory(database)
         for _ in range(2):
@@ -185,7 +184,7 @@ class TestTriggers:
         await history.record([CompletedCheck(successful_check(integration), LATER)])
         assert [event.kind for event in await poller.events()] == [EventKind.STATUS_CHANGED]
 
-    async def test_writes_without_effect_are_not_recorded(self, store: SqlIntegrations, poller: Poller) -> None:
+    async def test_writes_without_effect_are_not_recorded(self, store: SqlRows, poller: Poller) -> None:
         integration = await create_connected(store)
         await poller.poll()
         await update_settings(store, integration, IntegrationUpdate(is_active=True))
@@ -193,15 +192,13 @@ class TestTriggers:
             await store.remove(IntegrationId(integration.integration_id + 1), ANN)
         assert (await poller.poll()).changed_ids == frozenset()
 
-    async def test_expired_attempts_are_recorded(
-        self, database: Database, store: SqlIntegrations, poller: Poller
-    ) -> None:
+    async def test_expired_attempts_are_recorded(self, database: Database, store: SqlRows, poller: Poller) -> None:
         removed = await create_pending(store, SqlAuthorizationAttempts(database))
         await SqlAuthorizationAttempts(database).remove_expired(new_attempt().expire_time + timedelta(days=1))
         assert await poller.changed_ids() == {removed.integration_id}
 
     async def test_changes_by_other_sql_clients_are_recorded(
-        self, database: Database, store: SqlIntegrations, poller: Poller
+        self, database: Database, store: SqlRows, poller: Poller
     ) -> None:
         await create_connected(store)
         await poller.poll()
@@ -211,7 +208,7 @@ class TestTriggers:
         assert [event.kind for event in await poller.events()] == [EventKind.UPDATED, EventKind.DISCONNECTED]
 
     async def test_rolled_back_changes_are_not_recorded(
-        self, database: Database, store: SqlIntegrations, poller: Poller
+        self, database: Database, store: SqlRows, poller: Poller
     ) -> None:
         integration = await create_connected(store)
         await poller.poll()
@@ -223,7 +220,7 @@ class TestTriggers:
         await update_settings(store, integration, IntegrationUpdate(name="after"))
         assert len(await poller.events()) == 1
 
-    async def test_event_times_are_database_times(self, database: Database, store: SqlIntegrations) -> None:
+    async def test_event_times_are_database_times(self, database: Database, store: SqlRows) -> None:
         async with database.read_connection() as connection:
             before = await connection.scalar(select(DatabaseTime()))
         await create_connected(store)
@@ -232,9 +229,7 @@ class TestTriggers:
         assert before is not None
         assert before <= logged.event.event_time <= batch.time
 
-    async def test_recorded_statuses_equal_those_of_the_domain(
-        self, database: Database, store: SqlIntegrations
-    ) -> None:
+    async def test_recorded_statuses_equal_those_of_the_domain(self, database: Database, store: SqlRows) -> None:
         """Compare the triggers' SQL with `Integration.status`, for all fields but the expire time."""
         await create_connected(store)
         now = datetime.now(UTC)
@@ -260,9 +255,7 @@ class TestTriggers:
 
 
 class TestPolling:
-    async def test_a_cursor_beyond_the_end_restarts_at_the_end(
-        self, database: Database, store: SqlIntegrations
-    ) -> None:
+    async def test_a_cursor_beyond_the_end_restarts_at_the_end(self, database: Database, store: SqlRows) -> None:
         """As after a restore of an older database."""
         feed = SqlChangeFeed(database)
         batch = await feed.poll(ChangeCursor(10**15), NO_LIMIT)
@@ -280,7 +273,7 @@ class TestPolling:
                 cursor = poller.cursor
                 await poller.poll()
                 assert poller.cursor is cursor
-                await create_connected(SqlIntegrations(write_to))
+                await create_connected(SqlRows(write_to))
                 assert len(await poller.events()) == 1
 
     @pytest.mark.postgres
@@ -291,7 +284,7 @@ class TestPolling:
             for _ in range(2):
                 async with asyncio.timeout(30):
                     waiting = asyncio.create_task(feed.wait_for_change())
-                    await create_connected(SqlIntegrations(other))
+                    await create_connected(SqlRows(other))
                     await waiting
                 await feed.poll(None, NO_LIMIT)
                 await self.close_sessions(other)  # the replacement connection also listens
@@ -309,14 +302,14 @@ class TestPolling:
     async def test_concurrent_commits_without_notification_are_found_by_polling(self, postgres_url: str) -> None:
         async with open_database(postgres_url) as database, open_database(postgres_url) as other:
             first, second = (
-                await create_connected(SqlIntegrations(other)),
-                await create_connected(SqlIntegrations(other)),
+                await create_connected(SqlRows(other)),
+                await create_connected(SqlRows(other)),
             )
             poller = Poller(database)
             await poller.poll()
             async with other.write_transaction() as connection:
                 await connection.execute(set_values(first, is_active=False))
-                await SqlIntegrations(other).remove(second.integration_id, ANN)
+                await SqlRows(other).remove(second.integration_id, ANN)
                 assert await poller.changed_ids() == {second.integration_id}
                 assert not database.change_notified.is_set()
             async with asyncio.timeout(60):
@@ -343,7 +336,7 @@ class TestPolling:
         async with open_database(postgres_url) as database:
             poller = Poller(database)
             await poller.poll()
-            integration = await create_connected(SqlIntegrations(database))
+            integration = await create_connected(SqlRows(database))
             assert [event.integration_id for event in await poller.events()] == [integration.integration_id]
 
 
@@ -376,7 +369,7 @@ class TestOverlappingTransactions:
 
     async def count_rows_read_during_a_long_transaction(self, url: str, ordering: ChangeOrdering) -> int:
         async with open_database(url) as database, open_database(url) as other:
-            ids = {(await create_connected(SqlIntegrations(database))).integration_id for _ in range(self.ROWS)}
+            ids = {(await create_connected(SqlRows(database))).integration_id for _ in range(self.ROWS)}
             poller = Poller(database, ordering)
             await poller.poll()
             await poller.poll()  # a first poll of a sequence treats the last ids as skipped
@@ -409,7 +402,7 @@ class TestOverlappingTransactions:
             with reader.events.subscribed(EventFilter()) as subscription:
                 async with other.write_transaction() as connection:
                     await connection.execute(text("SELECT pg_current_xact_id()"))
-                    rows = [await create_connected(SqlIntegrations(database)) for _ in range(3)]
+                    rows = [await create_connected(SqlRows(database)) for _ in range(3)]
                     await reader.poll()
                     assert subscription.next_event() is None
                 await reader.poll()
@@ -420,13 +413,13 @@ class TestOverlappingTransactions:
         """Commit two changes in the reverse order of their ids; call `poll` before, between and after the commits."""
         async with open_database(url) as first_database, open_database(url) as second_database:
             first, second = (
-                await create_connected(SqlIntegrations(first_database)),
-                await create_connected(SqlIntegrations(first_database)),
+                await create_connected(SqlRows(first_database)),
+                await create_connected(SqlRows(first_database)),
             )
             await poll()
             async with first_database.write_transaction() as connection:
                 await connection.execute(set_values(first, name="first"))
-                await update_settings(SqlIntegrations(second_database), second, IntegrationUpdate(name="second"))
+                await update_settings(SqlRows(second_database), second, IntegrationUpdate(name="second"))
                 await poll()
             await poll()
             await poll()
@@ -461,10 +454,10 @@ class TestOverlappingTransactions:
 
     async def test_events_of_one_integration_are_in_commit_order(self, postgres_url: str) -> None:
         async with open_database(postgres_url) as older, open_database(postgres_url) as younger:
-            integration = await create_connected(SqlIntegrations(older))
+            integration = await create_connected(SqlRows(older))
             async with older.write_transaction() as connection:
                 await connection.execute(text("SELECT pg_current_xact_id()"))  # as a transaction that waits for the row
-                await update_settings(SqlIntegrations(younger), integration, IntegrationUpdate(name="younger"))
+                await update_settings(SqlRows(younger), integration, IntegrationUpdate(name="younger"))
                 await connection.execute(set_values(integration, name="older"))
             transactions = [logged.position for logged in await read_log(older)][1:]
             assert transactions == sorted(transactions, reverse=True)
@@ -476,7 +469,7 @@ class TestOverlappingTransactions:
         self, postgres_url: str, ordering: Callable[[], ChangeOrdering]
     ) -> None:
         async with open_database(postgres_url) as database, open_database(postgres_url) as other:
-            rows = [await create_connected(SqlIntegrations(database)) for _ in range(5)]
+            rows = [await create_connected(SqlRows(database)) for _ in range(5)]
             feed = SqlChangeFeed(database, ordering())
             reader = ChangeFeedReader(feed, None, lambda: 0)
             await reader.poll()
@@ -496,14 +489,14 @@ class TestOverlappingTransactions:
                     if is_last and batch.cursor.horizon == batch.cursor.end:
                         return
 
-            async def write(store: SqlIntegrations, row: Integration) -> None:
+            async def write(store: SqlRows, row: Integration) -> None:
                 for _ in range(10):
                     await store.commit_refresh(row, new_credentials(), LATER)
                     found = await store.find(row.integration_id, ANN)
                     assert found is not None
                     row = found.integration
 
-            stores = [SqlIntegrations(database), SqlIntegrations(other)]
+            stores = [SqlRows(database), SqlRows(other)]
             with reader.events.subscribed(EventFilter(), begin=low) as subscription:
                 reading = asyncio.create_task(read(subscription))
                 await asyncio.gather(*(write(store, row) for row in rows for store in stores))

@@ -17,19 +17,18 @@ from sqlalchemy import event, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import greenlet_spawn
 
+from integration_server.domain.associated_data import AssociatedData
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.domain.integration import IntegrationId, UserId
-from integration_server.service.common_types import AssociatedData
 from integration_server.storage.async_engine import AsyncEngine
 from integration_server.storage.driver_queries import ConstraintViolated, DriverQuery
 from integration_server.storage.engine import Database, open_database
-from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.key_encryption import KeyEncryptionKeys, LocalKey
 from integration_server.storage.keyring import open_keyring
 from integration_server.storage.pools import RollingBackConnection
 from integration_server.storage.schema import migrate
 from integration_server.storage.tables import integrations
-from tests.contracts.store_contract import NOW, account, create_connected, new_credentials, new_integration
+from tests.contracts.integration_rows import NOW, SqlRows, account, create_connected, new_credentials, new_integration
 from tests.postgres import PostgresServer, run_postgres
 
 COUNT = text("SELECT count(*) FROM integrations")
@@ -53,7 +52,7 @@ def count_checkouts(engine: AsyncEngine) -> list[object]:
 
 class TestTransactions:
     async def test_an_exception_rolls_back(self, database: Database) -> None:
-        await create_connected(SqlIntegrations(database))
+        await create_connected(SqlRows(database))
 
         async def delete_and_fail() -> None:
             async with database.write_transaction() as connection:
@@ -65,7 +64,7 @@ class TestTransactions:
         assert await count(database) == 1
 
     async def test_a_cancelled_writer_is_rolled_back(self, database: Database) -> None:
-        await create_connected(SqlIntegrations(database))
+        await create_connected(SqlRows(database))
         deleted = asyncio.Event()
 
         async def delete_and_wait() -> None:
@@ -80,10 +79,10 @@ class TestTransactions:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert await count(database) == 1
-        await create_connected(SqlIntegrations(database))
+        await create_connected(SqlRows(database))
 
     async def test_readers_see_committed_rows_and_do_not_wait(self, database: Database) -> None:
-        await create_connected(SqlIntegrations(database))
+        await create_connected(SqlRows(database))
         async with database.write_transaction() as connection:
             await connection.execute(text("DELETE FROM integrations"))
             assert await count(database) == 1
@@ -91,7 +90,7 @@ class TestTransactions:
 
     async def test_many_writers_queue(self, database: Database, database_url: str) -> None:
         async with open_database(database_url, pool_size=2) as other:
-            stores = [SqlIntegrations(database), SqlIntegrations(other)]
+            stores = [SqlRows(database), SqlRows(other)]
             await asyncio.gather(*(create_connected(stores[number % 2]) for number in range(50)))
         assert await count(database) == 50
 
@@ -102,7 +101,7 @@ class TestTransactions:
                     await connection.execute(text(statement))
 
     async def test_constraint_violations_are_not_converted(self, database: Database) -> None:
-        integrations = SqlIntegrations(database)
+        integrations = SqlRows(database)
         new = new_integration()
         await integrations.add_connected(new, account(None), new_credentials(), NOW)
         with pytest.raises(ConstraintViolated):
@@ -117,7 +116,7 @@ class TestTransactions:
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     async def test_numbers_without_json_representation_are_rejected(self, database: Database, value: float) -> None:
         with pytest.raises(ValueError, match="JSON"):
-            await create_connected(SqlIntegrations(database), config={"value": value})
+            await create_connected(SqlRows(database), config={"value": value})
 
 
 def make_folder_a_file(path: Path) -> None:
@@ -248,7 +247,7 @@ class TestPostgres:
 
     async def test_names_of_prepared_statements_are_random(self, postgres_url: str) -> None:
         async with open_database(postgres_url, pool_size=1) as database:
-            integrations = SqlIntegrations(database)
+            integrations = SqlRows(database)
             for _ in range(3):
                 await integrations.find(IntegrationId(1), UserId("ann"))
             async with database.read_connection() as connection:
@@ -319,10 +318,10 @@ async def test_a_short_lived_process_does_not_lose_writes_of_a_server(sqlite_url
     script = (
         "import asyncio, sys\n"
         "from integration_server.storage.engine import open_database\n"
-        "from integration_server.storage.integrations import SqlIntegrations\n"
+        "from integration_server.storage.integration_lists import SqlIntegrationLists\n"
         "async def main():\n"
         "    async with open_database(sys.argv[1]) as database:\n"
-        "        print(len((await SqlIntegrations(database).list('ann', None, 0, 10, 10**9)).items))\n"
+        "        print(len((await SqlIntegrationLists(database).list('ann', None, 0, 10, 10**9)).items))\n"
         "asyncio.run(main())\n"
     )
 
@@ -334,7 +333,7 @@ async def test_a_short_lived_process_does_not_lose_writes_of_a_server(sqlite_url
         return int(out)
 
     async with open_database(sqlite_url) as database:
-        store = SqlIntegrations(database)
+        store = SqlRows(database)
         for number in range(3):
             # A new connection creates no new file.
             async with database.read_connection(), database.read_connection():
@@ -502,7 +501,7 @@ class TestCancellation:
     @pytest.mark.slow
     async def test_cancellation_at_any_moment_returns_all_connections(self, database_url: str) -> None:
         async with open_database(database_url, pool_size=2) as database:
-            store = SqlIntegrations(database)
+            store = SqlRows(database)
             for delay in range(40):
                 await self.cancel_after(lambda: create_connected(store), delay / 10_000)
                 await self.cancel_after(lambda: count(database), delay / 10_000)
@@ -518,7 +517,7 @@ class TestCancellation:
             open_database(postgres_url, pool_size=2) as database,
             open_database(postgres_url, pool_size=2) as other,
         ):
-            await create_connected(SqlIntegrations(database))
+            await create_connected(SqlRows(database))
 
             async def change() -> None:
                 async with database.write_transaction() as connection:

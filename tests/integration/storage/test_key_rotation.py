@@ -14,18 +14,13 @@ from typing import Any
 import pytest
 from sqlalchemy import LargeBinary, insert, select, text, update
 
-from integration_server.domain.errors import CredentialsUnreadable, StoreUnavailable
-from integration_server.domain.integration import Integration
-from integration_server.service.background.background_worker import BackgroundWorker, DueJob, WorkerLimits
-from integration_server.service.background.ports import Claim, JobKind
-from integration_server.service.common_types import AssociatedData
-from integration_server.service.credentials.credential_cipher import (
+from integration_server.domain.associated_data import (
+    AssociatedData,
     attempt_aad,
     bound_values_of,
     callback_aad,
     chain_key_aad,
     credentials_aad,
-    described_by,
     oauth_client_aad,
     outcome_aad,
     payload_aad,
@@ -33,12 +28,18 @@ from integration_server.service.credentials.credential_cipher import (
     unrouted_payload_aad,
     webhook_secret_aad,
 )
-from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
+from integration_server.domain.errors import CredentialsUnreadable, StoreUnavailable
+from integration_server.domain.integration import Integration
+from integration_server.service.background.background_worker import BackgroundWorker, DueJob, WorkerLimits
+from integration_server.service.background.ports import Claim, JobKind
+from integration_server.service.credentials.credential_cipher import (
+    described_by,
+)
+from integration_server.storage.connections import SqlAuthorizationAttempts
 from integration_server.storage.data_keys import describe_data_keys, remove_data_key, rewrap
 from integration_server.storage.due_work import SqlDueWork
 from integration_server.storage.encrypted_columns import ENCRYPTED_COLUMNS
 from integration_server.storage.engine import Database, DatabaseTime, open_database
-from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.key_encryption import KeyEncryptionKeys, KeyringError, LocalKey
 from integration_server.storage.keyring import Keyring
 from integration_server.storage.rotation import AgeBasedRotation, Rotation, RotationProgress, RotationResult
@@ -55,7 +56,15 @@ from integration_server.storage.tables import (
     webhook_routes,
     webhook_secrets,
 )
-from tests.contracts.store_contract import LATER, NOW, account, new_attempt, new_credentials, new_integration
+from tests.contracts.integration_rows import (
+    LATER,
+    NOW,
+    SqlRows,
+    account,
+    new_attempt,
+    new_credentials,
+    new_integration,
+)
 from tests.fakes.clock import SettableClock
 from tests.fakes.provider import FakeProviders
 from tests.keyrings import (
@@ -92,7 +101,7 @@ def rotation(database: Database, keyring: Keyring) -> Rotation:
 
 async def store_integration(database: Database, keyring: Keyring, content: bytes, number: int = 0) -> Integration:
     """Store a connected integration whose decrypted credentials have this content."""
-    store = SqlIntegrations(database)
+    store = SqlRows(database)
     new = new_integration(uid=f"uid-{number}-{os.urandom(4).hex()}", integration_id=await store.reserve_id())
     after = described_by(new_credentials(), new.as_stored(NOW).connected_to(None, None, NOW))
     encrypted = await keyring.encrypt(content, associated_data_of(after))
@@ -103,7 +112,7 @@ async def store_integration(database: Database, keyring: Keyring, content: bytes
 
 async def decrypt_credentials(database: Database, keyring: Keyring, integration: Integration) -> bytes:
     """The decrypted credentials of an integration."""
-    row = await SqlIntegrations(database).find(integration.integration_id, integration.user_id)
+    row = await SqlRows(database).find(integration.integration_id, integration.user_id)
     assert row is not None
     return await keyring.decrypt(row.encrypted_credentials or b"", associated_data_of(integration))
 
@@ -276,7 +285,7 @@ class TestRotation:
     async def test_no_other_column_changes(self, database: Database, keyring: Keyring, rotation: Rotation) -> None:
         row = await store_integration(database, keyring, b"content")
         await rotation.rotate(skip_wait)
-        after = await SqlIntegrations(database).find(row.integration_id, row.user_id)
+        after = await SqlRows(database).find(row.integration_id, row.user_id)
         assert after is not None
         assert after.integration == row
 
@@ -444,7 +453,7 @@ class TestConcurrentRefresh:
 
     async def refresh(self, database: Database, keyring: Keyring, row: Integration) -> None:
         encrypted = await keyring.encrypt(b"refreshed", associated_data_of(row))
-        committed = await SqlIntegrations(database).commit_refresh(row, new_credentials(encrypted), LATER)
+        committed = await SqlRows(database).commit_refresh(row, new_credentials(encrypted), LATER)
         assert committed is not None
 
     async def test_a_refresh_waits_for_the_reencryption_and_is_kept(

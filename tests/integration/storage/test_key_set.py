@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Column, Row, Table, insert, select, update
 from structlog.testing import capture_logs
 
-from integration_server.service.common_types import AssociatedData
+from integration_server.domain.associated_data import AssociatedData
 from integration_server.storage.audit_head_file import RecordedHeads
 from integration_server.storage.audit_verification import AuditVerification
 from integration_server.storage.data_keys import (

@@ -14,16 +14,22 @@ import asyncpg
 import pytest
 from sqlalchemy import text, update
 
+from integration_server.domain.associated_data import AssociatedData
 from integration_server.domain.errors import CredentialsUnreadable
-from integration_server.service.common_types import AssociatedData
-from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
+from integration_server.storage.connections import SqlAuthorizationAttempts
 from integration_server.storage.data_keys import describe_data_keys, remove_data_key
 from integration_server.storage.engine import Database, DatabaseTime, open_database
-from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.key_encryption import KeyringError, LocalKey
 from integration_server.storage.keyring import Keyring
 from integration_server.storage.tables import data_keys, integrations, key_sets
-from tests.contracts.store_contract import NOW, account, new_attempt, new_credentials, new_integration
+from tests.contracts.integration_rows import (
+    NOW,
+    SqlRows,
+    account,
+    new_attempt,
+    new_credentials,
+    new_integration,
+)
 from tests.keyrings import KEY, KEY_ID, OTHER_KEY, OTHER_KEY_ID, change_data_keys, complete_rotations, open_test_keyring
 
 ASSOCIATED_DATA = AssociatedData("integrations", "encrypted_credentials", "uid", "ann", "acme")
@@ -325,7 +331,7 @@ class TestWrongKey:
         self, keyring: Keyring, database: Database, rows_remain: str
     ) -> None:
         encrypted = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
-        await SqlIntegrations(database).add_connected(new_integration(), account("a"), new_credentials(encrypted), NOW)
+        await SqlRows(database).add_connected(new_integration(), account("a"), new_credentials(encrypted), NOW)
         async with database.write_transaction() as connection:
             await connection.execute(key_sets.delete())
             await connection.execute((data_keys if rows_remain == "integrations" else integrations).delete())
@@ -417,7 +423,7 @@ async def test_the_files_contain_neither_credentials_nor_keys(sqlite_url: str) -
     async with open_database(sqlite_url) as database:
         keyring = await open_test_keyring(database)
         encrypted = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
-        await SqlIntegrations(database).add_connected(new_integration(), account("a"), new_credentials(encrypted), NOW)
+        await SqlRows(database).add_connected(new_integration(), account("a"), new_credentials(encrypted), NOW)
         attempt = new_attempt(encrypted_details=encrypted)
         await SqlAuthorizationAttempts(database).begin(attempt, new_integration())
         await SqlAuthorizationAttempts(database).store_pending_callback(attempt.attempt_id, encrypted, encrypted, NOW)

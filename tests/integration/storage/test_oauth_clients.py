@@ -8,11 +8,11 @@ import pytest
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.errors import CallerNotAllowed, OAuthClientInUse, QuotaExceeded
 from integration_server.service.oauth_clients.ports import SecretState, StoredOAuthClient
-from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
+from integration_server.storage.connections import SqlAuthorizationAttempts
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.oauth_clients import SqlOAuthClients
-from tests.contracts.store_contract import ANN, NOW, new_attempt, new_integration
+from tests.contracts.integration_rows import ANN, NOW, new_attempt, new_integration
 
 
 def new_client(name: str = "tenant", integration_type: str = "acme", **changes: object) -> StoredOAuthClient:

@@ -17,8 +17,8 @@ from joserfc import jwt
 from joserfc.jwk import ECKey
 from sqlalchemy import select, update
 
+from integration_server.domain.associated_data import AssociatedData
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.service.common_types import AssociatedData
 from integration_server.storage.data_keys import describe_data_keys, rewrap
 from integration_server.storage.engine import Database
 from integration_server.storage.key_encryption import KeyEncryptionKeys, KeyringError, LocalKey, UnwrapError

@@ -11,23 +11,23 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from integration_server.domain.audit import Action, AuditEntry
 from integration_server.storage.audit import SqlAuditLog
 from integration_server.storage.audit_verification import AuditVerification
-from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
 from integration_server.storage.change_feed import SqlChangeFeed
+from integration_server.storage.connections import SqlAuthorizationAttempts
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.health_checks import SqlHealthHistory
-from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.refresh_leases import SqlRefreshLeases
 from integration_server.storage.schema import check_schema, migrate
 from integration_server.wiring.system import random_token
-from tests.contracts.store_contract import (
+from tests.contracts.connection_contract import AttemptStoreContract, ConnectionStoreContract
+from tests.contracts.integration_rows import (
     ANN,
     LATER,
-    AttemptStoreContract,
-    IntegrationStoreContract,
+    SqlRows,
     create_connected,
     list_connected,
     new_credentials,
 )
+from tests.contracts.integration_store_contract import IntegrationStoreContract
 from tests.keyrings import open_test_keyring
 from tests.pgbouncer import requires_pgbouncer, run_pgbouncer
 from tests.postgres import PostgresServer
@@ -43,8 +43,8 @@ async def database(pooled_url: str) -> AsyncIterator[Database]:
 
 class _PgbouncerStores:
     @pytest.fixture
-    def integrations(self, database: Database) -> SqlIntegrations:
-        return SqlIntegrations(database)
+    def integrations(self, database: Database) -> SqlRows:
+        return SqlRows(database)
 
     @pytest.fixture
     def history(self, database: Database) -> SqlHealthHistory:
@@ -59,13 +59,17 @@ class TestSqlIntegrations(_PgbouncerStores, IntegrationStoreContract):
     pass
 
 
+class TestSqlConnections(_PgbouncerStores, ConnectionStoreContract):
+    pass
+
+
 class TestSqlAuthorizationAttempts(_PgbouncerStores, AttemptStoreContract):
     pass
 
 
 async def exercise_stores(database: Database) -> None:
     """Connect, read and remove an integration, concurrently with others."""
-    store, leases = SqlIntegrations(database), SqlRefreshLeases(database, timedelta(seconds=30), timedelta(0))
+    store, leases = SqlRows(database), SqlRefreshLeases(database, timedelta(seconds=30), timedelta(0))
     integration = await create_connected(store)
     lease = await leases.claim(integration, "owner")
     assert lease is not None
@@ -127,4 +131,4 @@ async def test_the_schema_is_migrated_through_pgbouncer(empty_pooled_url: str) -
     async with open_database(empty_pooled_url) as database:
         await migrate(empty_pooled_url)
         await check_schema(database)
-        assert await list_connected(SqlIntegrations(database)) == []
+        assert await list_connected(SqlRows(database)) == []

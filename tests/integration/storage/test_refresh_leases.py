@@ -10,11 +10,11 @@ from integration_server.domain.credentials import RefreshCause
 from integration_server.domain.integration import Integration
 from integration_server.service.integrations.ports import IntegrationUpdate
 from integration_server.storage.engine import Database, DatabaseTime
-from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.refresh_leases import SqlRefreshLeases
-from tests.contracts.store_contract import (
+from tests.contracts.integration_rows import (
     FAILURE,
     NOW,
+    SqlRows,
     account,
     new_credentials,
     new_integration,
@@ -27,7 +27,7 @@ LONG_DURATION, EXPIRED_DURATION = timedelta(minutes=1), timedelta(seconds=-1)
 @pytest.fixture
 async def integration(database: Database) -> Integration:
     """A connected integration."""
-    row = await SqlIntegrations(database).add_connected(new_integration(), account("account-1"), new_credentials(), NOW)
+    row = await SqlRows(database).add_connected(new_integration(), account("account-1"), new_credentials(), NOW)
     assert row is not None
     return row
 
@@ -124,9 +124,7 @@ async def test_new_credentials_end_leases_on_previous_credentials(
     database: Database, leases: SqlRefreshLeases, integration: Integration
 ) -> None:
     assert await leases.claim(integration, "old")
-    reconnected = await SqlIntegrations(database).commit_connection(
-        integration, account("account-1"), new_credentials(), NOW
-    )
+    reconnected = await SqlRows(database).commit_connection(integration, account("account-1"), new_credentials(), NOW)
     assert reconnected is not None
     assert (await leases.state(reconnected)).is_free
     next_lease = await leases.claim(reconnected, "new")
@@ -138,7 +136,7 @@ async def test_new_credentials_end_leases_on_previous_credentials(
 async def test_a_claim_on_previous_credentials_does_not_clear_an_unresolved_call(
     database: Database, leases: SqlRefreshLeases, expired_leases: SqlRefreshLeases, integration: Integration
 ) -> None:
-    refreshed = await SqlIntegrations(database).commit_refresh(integration, new_credentials(), NOW)
+    refreshed = await SqlRows(database).commit_refresh(integration, new_credentials(), NOW)
     assert refreshed is not None
     lease = await leases.claim(refreshed, "lost")
     assert lease is not None
@@ -152,7 +150,7 @@ async def test_a_claim_on_previous_credentials_does_not_clear_an_unresolved_call
 async def test_a_committed_refresh_ends_its_lease_and_clears_failures(
     database: Database, leases: SqlRefreshLeases, integration: Integration
 ) -> None:
-    store = SqlIntegrations(database)
+    store = SqlRows(database)
     await leases.claim(integration, "owner")
     await store.record_failure(integration, FAILURE, reauthorization_required=True, retry_time=NOW, failures=3)
     stored = await store.find(integration.integration_id, integration.user_id)
@@ -203,7 +201,7 @@ async def test_a_release_after_a_takeover_does_not_change_the_new_owners_call(
 async def test_a_changed_integration_cannot_be_claimed(
     database: Database, leases: SqlRefreshLeases, integration: Integration, change: str
 ) -> None:
-    store = SqlIntegrations(database)
+    store = SqlRows(database)
     if change == "deactivated":
         await update_settings(store, integration, IntegrationUpdate(is_active=False), NOW)
     elif change == "invalid_grant":
@@ -265,7 +263,7 @@ async def test_the_interval_outlasts_new_credentials_and_a_failure_does_not(
     lease = await leases.claim(integration, "first")
     assert lease is not None
     await leases.release(lease, outcome_known=True, failure="PROVIDER_REJECTED")
-    refreshed = await SqlIntegrations(database).commit_refresh(integration, new_credentials(), NOW)
+    refreshed = await SqlRows(database).commit_refresh(integration, new_credentials(), NOW)
     assert refreshed is not None
     state = await leases.state(refreshed)
     assert (state.is_free, state.failure) == (True, None)
@@ -275,7 +273,7 @@ async def test_the_interval_outlasts_new_credentials_and_a_failure_does_not(
 
 async def test_only_force_claims_for_a_grant_that_has_ended(database: Database, integration: Integration) -> None:
     leases = SqlRefreshLeases(database, EXPIRED_DURATION, timedelta(0))
-    store = SqlIntegrations(database)
+    store = SqlRows(database)
     await store.record_failure(integration, FAILURE, reauthorization_required=True)
     for cause in (RefreshCause.EXPIRY, RefreshCause.DEMAND):
         assert await leases.claim(integration, "late", cause) is None
@@ -302,7 +300,7 @@ async def test_a_lost_call_is_reported_as_lost_until_there_are_new_credentials(
         assert next_lease is not None
         assert (next_lease.previous_call_is_lost, next_lease.previous_call_age is not None) == (True, True)
         await leases.release(next_lease, outcome_known=True, failure="PROVIDER_UNAVAILABLE")
-    refreshed = await SqlIntegrations(database).commit_refresh(integration, new_credentials(), NOW)
+    refreshed = await SqlRows(database).commit_refresh(integration, new_credentials(), NOW)
     assert refreshed is not None
     state = await leases.state(refreshed)
     assert (state.previous_call_age, state.previous_call_is_lost) == (None, False)
@@ -340,7 +338,7 @@ async def refuse(leases: SqlRefreshLeases, integration: Integration, failure: st
 async def test_the_latest_outcomes_of_a_type_are_those_of_all_owners(
     database: Database, leases: SqlRefreshLeases, integration: Integration
 ) -> None:
-    store = SqlIntegrations(database)
+    store = SqlRows(database)
 
     async def connect(name: str) -> Integration:
         integration_type = "other" if name == "other type" else "acme"
@@ -378,7 +376,7 @@ async def test_outcomes_are_sought_among_the_latest_claims_only(
     database: Database, leases: SqlRefreshLeases, integration: Integration
 ) -> None:
     """However many refreshes of the type have failed otherwise since: during an outage that is almost all of them."""
-    store = SqlIntegrations(database)
+    store = SqlRows(database)
     rows = []
     for number in range(12):
         row = await store.add_connected(new_integration(), account(f"other-{number}"), new_credentials(), NOW)
@@ -407,7 +405,7 @@ async def test_a_refusal_is_remembered_by_the_next_claim_until_there_are_new_cre
         await leases.record_refusal(lease)
         await leases.release(lease, outcome_known=True)
     assert timedelta(0) <= ages[0] <= ages[1] < LONG_DURATION  # since the first one
-    refreshed = await SqlIntegrations(database).commit_refresh(integration, new_credentials(), NOW)
+    refreshed = await SqlRows(database).commit_refresh(integration, new_credentials(), NOW)
     assert refreshed is not None
     lease = await leases.claim(refreshed, "owner")
     assert lease is not None
@@ -417,10 +415,10 @@ async def test_a_refusal_is_remembered_by_the_next_claim_until_there_are_new_cre
 async def test_a_forced_refresh_of_an_ended_grant_is_no_outcome(
     database: Database, leases: SqlRefreshLeases, integration: Integration
 ) -> None:
-    other = await SqlIntegrations(database).add_connected(new_integration(), account("other"), new_credentials(), NOW)
+    other = await SqlRows(database).add_connected(new_integration(), account("other"), new_credentials(), NOW)
     assert other is not None
     await refuse(leases, integration)
-    await SqlIntegrations(database).record_failure(integration, FAILURE, reauthorization_required=True)
+    await SqlRows(database).record_failure(integration, FAILURE, reauthorization_required=True)
     assert len(await leases.latest_outcomes(other, LONG_DURATION, 10)) == 1
     forced = await SqlRefreshLeases(database, LONG_DURATION, timedelta(0)).claim(
         integration, "forced", RefreshCause.FORCE
@@ -437,7 +435,7 @@ async def test_a_removed_integration_cannot_be_claimed(
     database: Database, leases: SqlRefreshLeases, integration: Integration
 ) -> None:
     await leases.claim(integration, "owner")
-    await SqlIntegrations(database).remove(integration.integration_id, integration.user_id)
+    await SqlRows(database).remove(integration.integration_id, integration.user_id)
     assert await leases.claim(integration, "late") is None
 
 
@@ -448,7 +446,7 @@ async def test_a_removal_reports_an_unresolved_call(
     lease = await leases.claim(integration, "owner")
     assert lease is not None
     await leases.release(lease, outcome_known=outcome_known)
-    removed = await SqlIntegrations(database).remove(integration.integration_id, integration.user_id)
+    removed = await SqlRows(database).remove(integration.integration_id, integration.user_id)
     assert removed is not None
     assert removed.is_refreshing is not outcome_known
 
@@ -457,7 +455,7 @@ async def test_a_removal_does_not_report_a_call_on_previous_credentials(
     database: Database, leases: SqlRefreshLeases, integration: Integration
 ) -> None:
     assert await leases.claim(integration, "owner")
-    store = SqlIntegrations(database)
+    store = SqlRows(database)
     await store.commit_connection(integration, account("account-1"), new_credentials(), NOW)
     removed = await store.remove(integration.integration_id, integration.user_id)
     assert removed is not None
@@ -465,7 +463,7 @@ async def test_a_removal_does_not_report_a_call_on_previous_credentials(
 
 
 async def test_a_removal_reports_a_concurrent_claim(database: Database, leases: SqlRefreshLeases) -> None:
-    store = SqlIntegrations(database)
+    store = SqlRows(database)
 
     async def race(number: int) -> None:
         row = await store.add_connected(new_integration(), account(f"racer-{number}"), new_credentials(), NOW)

@@ -22,8 +22,7 @@ from integration_server.service.integrations.ports import NewCredentials
 from integration_server.storage.change_feed import SqlChangeFeed
 from integration_server.storage.database_identity import declare_restored, read_database_id
 from integration_server.storage.engine import Database, open_database
-from integration_server.storage.integrations import SqlIntegrations
-from tests.contracts.store_contract import account, new_integration
+from tests.contracts.integration_rows import SqlRows, account, new_integration
 from tests.fakes.aead import FakeAead
 from tests.postgres import PostgresServer, run_postgres
 
@@ -69,7 +68,7 @@ class Opened:
     async def connect(self, account_id: str) -> IntegrationId:
         """Connect an account."""
         credentials = NewCredentials(b"encrypted")
-        row = await SqlIntegrations(self.database).add_connected(
+        row = await SqlRows(self.database).add_connected(
             new_integration(), account(account_id), credentials, datetime.now(UTC)
         )
         assert row is not None

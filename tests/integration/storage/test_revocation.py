@@ -28,12 +28,11 @@ from integration_server.service.credentials.refresh_failures import InvalidGrant
 from integration_server.service.credentials.refresher import TokenRefresher
 from integration_server.storage.due_work import SqlDueWork
 from integration_server.storage.engine import Database, DatabaseTime, open_database
-from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.refresh_journal import FileRefreshJournal
 from integration_server.storage.refresh_leases import SqlRefreshLeases
 from integration_server.storage.revocations import SqlRevocationOutbox
 from integration_server.storage.tables import revocations
-from tests.contracts.store_contract import account, new_grant, new_integration
+from tests.contracts.integration_rows import SqlRows, account, new_grant, new_integration
 from tests.fakes.aead import FakeAead
 from tests.fakes.clock import SettableClock
 from tests.fakes.oauth_clients import own_clients
@@ -86,9 +85,9 @@ class Process:
 def start_process(database: Database, provider: FakeProvider, tasks: DetachedTasks, journal: Path) -> Process:
     """A process with its own stores."""
     clock, cipher, providers = SettableClock(), CredentialCipher(FakeAead()), own_clients(FakeProviders(provider))
-    integrations, outbox = SqlIntegrations(database), SqlRevocationOutbox(database)
+    integrations, outbox = SqlRows(database), SqlRevocationOutbox(database)
     schedule = Schedule(timedelta(minutes=5), None, lambda: 0.5)
-    account_linker = AccountLinker(integrations, providers, cipher, clock, schedule, lambda _: None)
+    account_linker = AccountLinker(integrations, integrations, providers, cipher, clock, schedule, lambda _: None)
     leases = SqlRefreshLeases(database, MINUTE, MINUTE)
     refresher = TokenRefresher(
         integrations,
@@ -202,7 +201,7 @@ async def test_two_processes_make_one_call_per_grant(
         )
         for number in range(30)
     ]
-    store = SqlIntegrations(process.database)
+    store = SqlRows(process.database)
     await asyncio.gather(*(store.remove(row.integration_id, row.user_id) for row in integrations))
     await asyncio.gather(process.run_background_until(30), other_process.run_background_until(30))
     assert len(provider.revocations) == 30

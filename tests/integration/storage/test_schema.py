@@ -16,10 +16,9 @@ from sqlalchemy import Connection, inspect, text
 import integration_server
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.storage.engine import Database, open_database
-from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.schema import OLDEST_SUPPORTED_REVISION, SchemaError, check_schema, migrate
 from integration_server.storage.tables import metadata
-from tests.contracts.store_contract import create_connected, reload
+from tests.contracts.integration_rows import SqlRows, create_connected, reload
 from tests.postgres import PostgresServer
 from tests.releases import CONTRACT, EXPAND, newer_versions
 
@@ -111,11 +110,11 @@ async def test_an_empty_database_is_rejected_until_it_is_migrated(empty_url: str
     )
     async with open_database(empty_url) as database:
         with pytest.raises(StoreUnavailable):
-            await SqlIntegrations(database).ping()
+            await SqlRows(database).ping()
         for _ in range(2):
             await migrate(empty_url)
             assert not await schema_problem(empty_url)
-            await SqlIntegrations(database).ping()
+            await SqlRows(database).ping()
 
 
 @pytest.mark.quick_on("postgres")
@@ -166,7 +165,7 @@ async def test_an_unreachable_database_raises_store_unavailable(tmp_path: Path) 
 async def write_and_read_an_integration(url: str) -> str:
     """Use the schema as running code does. Returns the name that was read."""
     async with open_database(url) as database:
-        store = SqlIntegrations(database)
+        store = SqlRows(database)
         created = await create_connected(store, name="Work")
         return (await reload(store, created)).name
 
@@ -175,10 +174,10 @@ async def test_old_code_runs_on_an_expanded_schema_and_leaves_it_unchanged(empty
     versions = newer_versions(tmp_path / "newer", ("expand", EXPAND))
     await migrate(empty_url)
     async with open_database(empty_url) as running:  # a replica of the old version, with open connections
-        await SqlIntegrations(running).ping()
+        await SqlRows(running).ping()
         await migrate(empty_url, versions=versions)
         assert not await schema_problem(empty_url)
-        await SqlIntegrations(running).ping()
+        await SqlRows(running).ping()
     assert await write_and_read_an_integration(empty_url) == "Work"
     await migrate(empty_url)
     assert not await schema_problem(empty_url, versions, oldest_supported="next1")

@@ -3,20 +3,22 @@
 import pytest
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES
-from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
 from integration_server.storage.change_feed import SqlChangeFeed
+from integration_server.storage.connections import SqlAuthorizationAttempts
 from integration_server.storage.due_work import SqlDueWork
 from integration_server.storage.engine import Database
 from integration_server.storage.health_checks import SqlHealthHistory
-from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.revocations import SqlRevocationOutbox
 from integration_server.storage.webhook_endpoints import SqlWebhookEndpoints
 from integration_server.storage.webhook_inbox import SqlWebhookInbox
 from integration_server.storage.webhook_routing import SqlUnroutedWebhooks, SqlWebhookRoutes, UnroutedLimits
 from tests.contracts.change_feed_contract import ChangeFeedContract, Stores
+from tests.contracts.connection_contract import AttemptStoreContract, ConnectionStoreContract
 from tests.contracts.due_work_contract import DevicePollContract, DueWorkContract, RefreshDueTimeContract
 from tests.contracts.health_history_contract import HealthHistoryContract
-from tests.contracts.store_contract import AttemptStoreContract, IntegrationStoreContract, RevocationOutboxContract
+from tests.contracts.integration_rows import SqlRows
+from tests.contracts.integration_store_contract import IntegrationStoreContract
+from tests.contracts.revocation_contract import RevocationOutboxContract
 from tests.contracts.webhook_contract import (
     UnroutedWebhooksContract,
     WebhookEndpointsContract,
@@ -28,8 +30,8 @@ from tests.contracts.webhook_contract import (
 
 class _SqlStores:
     @pytest.fixture
-    def integrations(self, database: Database) -> SqlIntegrations:
-        return SqlIntegrations(database)
+    def integrations(self, database: Database) -> SqlRows:
+        return SqlRows(database)
 
     @pytest.fixture
     def attempts(self, database: Database) -> SqlAuthorizationAttempts:
@@ -66,7 +68,7 @@ class _SqlStores:
     @pytest.fixture
     def stores(self, database: Database) -> Stores:
         return Stores(
-            SqlIntegrations(database),
+            SqlRows(database),
             SqlAuthorizationAttempts(database),
             SqlHealthHistory(database),
             SqlDueWork(database),
@@ -76,6 +78,10 @@ class _SqlStores:
 
 
 class TestSqlIntegrations(_SqlStores, IntegrationStoreContract, RefreshDueTimeContract):
+    pass
+
+
+class TestSqlConnections(_SqlStores, ConnectionStoreContract):
     pass
 
 

@@ -13,24 +13,27 @@ from sqlalchemy.sql import visitors
 from integration_server.domain.errors import IntegrationNotFound
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.integrations.ports import IntegrationStore, IntegrationUpdate, NewAccount
+from integration_server.storage import connections as connections_module
+from integration_server.storage import integration_lists as lists_module
 from integration_server.storage import integrations as integrations_module
 from integration_server.storage.driver_queries import CompiledQuery, DriverQuery
 from integration_server.storage.engine import Database
-from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.tables import integrations
-from tests.contracts.store_contract import (
+from tests.contracts.integration_rows import (
     ANN,
     BOB,
     FAILURE,
     LATER,
     NOW,
+    IntegrationRows,
+    SqlRows,
     list_all,
     list_connected,
     new_credentials,
     new_integration,
 )
 
-Attack = Callable[[SqlIntegrations, Integration], Awaitable[Any]]
+Attack = Callable[[SqlRows, Integration], Awaitable[Any]]
 
 ACCOUNT = NewAccount("account-1", "ann@example.com")
 
@@ -40,7 +43,7 @@ def as_bob(integration: Integration) -> Integration:
     return replace(integration, user_id=BOB)
 
 
-async def connect_for_ann(store: SqlIntegrations) -> Integration:
+async def connect_for_ann(store: SqlRows) -> Integration:
     """Connect an integration that requires reauthorization, which `revert_failure` would revert."""
     anns = await store.add_connected(new_integration(), ACCOUNT, new_credentials(), NOW)
     assert anns is not None
@@ -74,7 +77,7 @@ ATTACKS: dict[str, Attack] = {
 }
 
 CROSS_USER_METHODS = {
-    "ping",
+    *("ping", "now"),
     "reserve_id",  # of a row that does not exist yet
     "list_expiring",  # for operators
     "resume_refreshes",  # of a type: a provider that has recovered works for all users again
@@ -83,13 +86,13 @@ CROSS_USER_METHODS = {
 
 
 def test_every_method_of_the_store_is_attacked_or_not_limited_to_a_user() -> None:
-    methods = {name for name, _ in inspect.getmembers(IntegrationStore, inspect.isfunction) if not name.startswith("_")}
+    methods = {name for name, _ in inspect.getmembers(IntegrationRows, inspect.isfunction) if not name.startswith("_")}
     assert methods == set(ATTACKS) | CROSS_USER_METHODS
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 async def test_another_user_finds_nothing_and_changes_nothing(database: Database, name: str) -> None:
-    store = SqlIntegrations(database)
+    store = SqlRows(database)
     anns = await connect_for_ann(store)
     before = await store.find(anns.integration_id, ANN)
     with suppress(IntegrationNotFound):
@@ -104,7 +107,7 @@ async def test_another_user_finds_nothing_and_changes_nothing(database: Database
 async def test_negative_control_without_the_user_condition_another_user_changes_the_row(
     database: Database, name: str
 ) -> None:
-    store = SqlIntegrations(database)
+    store = SqlRows(database)
     anns = await connect_for_ann(store)
     before = await store.find(anns.integration_id, ANN)
     with without_user_conditions(database):
@@ -130,7 +133,9 @@ def without_user_conditions(database: Database) -> Iterator[None]:
             statement = without_condition(statement)
         return statement, multiparams, params
 
-    queries = [one for one in vars(integrations_module).values() if isinstance(one, DriverQuery)]
+    modules = integrations_module, connections_module, lists_module
+    values = [value for module in modules for value in vars(module).values()]
+    queries = [one for one in values if isinstance(one, DriverQuery)]
     rewritten = [DriverQuery(without_condition(query.statement)) for query in queries]
     compiled = [CompiledQuery(query, database._readers.dialect) for query in rewritten]
     database._driver_queries.update(zip(queries, compiled, strict=True))

@@ -11,23 +11,23 @@ from sqlalchemy import func, select
 from integration_server.domain.errors import IntegrationNotFound, QuotaExceeded
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.connections.ports import AuthorizationAttempt
-from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
+from integration_server.storage.connections import SqlAuthorizationAttempts
 from integration_server.storage.engine import Database, open_database
-from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.tables import authorization_attempts, integrations, user_usage, webhook_events
 from integration_server.storage.user_usage import UserQuotas
 from integration_server.storage.webhook_inbox import SqlWebhookInbox
-from tests.contracts.store_contract import (
+from tests.contracts.integration_rows import (
     ANN,
     BOB,
     LATER,
     NOW,
+    SqlRows,
     create_connected,
     new_attempt,
     new_credentials,
     new_integration,
 )
-from tests.contracts.store_contract import account as account_named
+from tests.contracts.integration_rows import account as account_named
 from tests.contracts.webhook_contract import list_all, new_event
 
 REPLICAS = 3
@@ -54,7 +54,7 @@ async def count_rows(database: Database, user_id: UserId) -> int:
 async def connect_key(database: Database, number: int, quotas: UserQuotas, user_id: UserId = ANN) -> object:
     row = new_integration(user_id)
     account = account_named(f"account-{number}")
-    return await SqlIntegrations(database, quotas=quotas).add_connected(row, account, new_credentials(), NOW)
+    return await SqlRows(database, quotas=quotas).add_connected(row, account, new_credentials(), NOW)
 
 
 async def begin(database: Database, quotas: UserQuotas, user_id: UserId = ANN, **changes: object) -> IntegrationId:
@@ -134,10 +134,10 @@ async def test_only_attempts_that_wait_for_the_browser_make_room(database: Datab
 
 
 async def test_an_integration_that_is_removed_makes_room(database: Database) -> None:
-    first = await create_connected(SqlIntegrations(database, quotas=QUOTAS))
+    first = await create_connected(SqlRows(database, quotas=QUOTAS))
     for number in range(1, QUOTAS.integrations):
         await connect_key(database, number, QUOTAS)
-    await SqlIntegrations(database).remove(first.integration_id, ANN)
+    await SqlRows(database).remove(first.integration_id, ANN)
     assert await connect_key(database, 99, QUOTAS)
 
 
@@ -236,7 +236,7 @@ async def test_finished_attempts_are_replaced_first(database: Database) -> None:
 
 
 async def test_reconnections_count_and_leave_their_integration(database: Database) -> None:
-    store, row = SqlAuthorizationAttempts(database, QUOTAS), await create_connected(SqlIntegrations(database))
+    store, row = SqlAuthorizationAttempts(database, QUOTAS), await create_connected(SqlRows(database))
     for attempt in attempts_in_order(8):
         await store.begin_reconnection(attempt, row.integration_id)
     assert len(await attempt_ids(database)) == 3
@@ -273,7 +273,7 @@ async def store_events(
 
 
 async def test_payloads_are_counted_however_they_are_deleted(database: Database) -> None:
-    store, inbox = SqlIntegrations(database), SqlWebhookInbox(database, quotas=QUOTAS)
+    store, inbox = SqlRows(database), SqlWebhookInbox(database, quotas=QUOTAS)
     first, second, bobs = [await create_connected(store, user_id) for user_id in (ANN, ANN, BOB)]
     for integration, count in ((first, 3), (second, 2), (bobs, 4)):
         await store_events(database, integration, 0, count)
@@ -291,7 +291,7 @@ async def test_payloads_are_counted_however_they_are_deleted(database: Database)
 
 async def test_beyond_the_quota_the_oldest_acknowledged_events_make_room(database: Database) -> None:
     inbox = SqlWebhookInbox(database, quotas=QUOTAS)
-    integration = await create_connected(SqlIntegrations(database))
+    integration = await create_connected(SqlRows(database))
     await store_events(database, integration, 0, 16)
     await inbox.acknowledge(integration, "billing", 10)
     await inbox.acknowledge(integration, "mail", 6)  # events after 6 are not acknowledged by every consumer
@@ -305,9 +305,7 @@ async def test_beyond_the_quota_the_oldest_acknowledged_events_make_room(databas
 
 async def test_events_without_a_consumer_are_never_deleted_to_make_room(database: Database) -> None:
     inbox = SqlWebhookInbox(database, quotas=QUOTAS)
-    acknowledged, unread, bobs = [
-        await create_connected(SqlIntegrations(database), user_id) for user_id in (ANN, ANN, BOB)
-    ]
+    acknowledged, unread, bobs = [await create_connected(SqlRows(database), user_id) for user_id in (ANN, ANN, BOB)]
     await store_events(database, unread, 0, 8)
     await store_events(database, acknowledged, 0, 8)
     await inbox.acknowledge(acknowledged, "billing", 8)
@@ -320,7 +318,7 @@ async def test_events_without_a_consumer_are_never_deleted_to_make_room(database
 
 
 async def test_racing_replicas_do_not_exceed_the_quota_of_payloads(replicas: Sequence[Database]) -> None:
-    rows = [await create_connected(SqlIntegrations(replicas[0])) for _ in range(REPLICAS)]
+    rows = [await create_connected(SqlRows(replicas[0])) for _ in range(REPLICAS)]
     outcomes = await asyncio.gather(
         *(store_events(replicas[number % REPLICAS], rows[number % len(rows)], number, 1) for number in range(24)),
         return_exceptions=True,
@@ -334,13 +332,13 @@ async def test_racing_replicas_do_not_exceed_the_quota_of_payloads(replicas: Seq
 
 
 async def test_negative_control_without_a_quota_every_payload_is_stored(database: Database) -> None:
-    integration = await create_connected(SqlIntegrations(database))
+    integration = await create_connected(SqlRows(database))
     await store_events(database, integration, 0, 24, UNLIMITED)
     assert await used_bytes(database) == 24 * KIB
 
 
 async def test_deletions_and_deliveries_of_the_same_users_do_not_deadlock(replicas: Sequence[Database]) -> None:
-    store = SqlIntegrations(replicas[0])
+    store = SqlRows(replicas[0])
     rows = [await create_connected(store, user_id) for user_id in (ANN, BOB) * 6]
     for row in rows:
         await store_events(replicas[0], row, 0, 2, UNLIMITED)
@@ -352,7 +350,7 @@ async def test_deletions_and_deliveries_of_the_same_users_do_not_deadlock(replic
         elif number % 3 == 1:
             await store_events(database, row, 100 * number, 3, UNLIMITED)
         else:
-            await SqlIntegrations(database).remove(row.integration_id, row.user_id)
+            await SqlRows(database).remove(row.integration_id, row.user_id)
 
     outcomes = await asyncio.gather(*(work(number) for number in range(24)), return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} <= {type(None), IntegrationNotFound}

@@ -21,6 +21,7 @@ from integration_server.domain.errors import (
     RateLimited,
 )
 from integration_server.domain.integration import Integration, UserId
+from integration_server.domain.integration_cache import RaceSafeCache
 from integration_server.domain.proxy_messages import LimitScope, RateLimit
 from integration_server.observability.metrics import (
     METRICS,
@@ -37,7 +38,6 @@ from integration_server.providers.http import ProviderHttp
 from integration_server.rpc.errors import Unauthenticated
 from integration_server.rpc.interceptors import convert_errors
 from integration_server.rpc.methods import UNKNOWN_METHOD, Method
-from integration_server.service.credentials.integration_cache import RaceSafeCache
 from integration_server.service.events.ports import EventFilter
 from integration_server.sidecar.middleware import RecordedApp
 from integration_server.wiring.metrics import (

@@ -12,6 +12,7 @@ from google.rpc import code_pb2, error_details_pb2
 from integration_server.domain.allowed_types import AllowedTypes
 from integration_server.domain.errors import IntegrationNotFound, ProviderUnavailable, StoreUnavailable
 from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.domain.integration_cache import RaceSafeCache
 from integration_server.rpc.call_audit import record_audit
 from integration_server.rpc.credential_results import MAX_BATCH, CredentialResults
 from integration_server.rpc.hot_path import ReusedResponses
@@ -19,7 +20,6 @@ from integration_server.rpc.integration_service import IntegrationService
 from integration_server.rpc.methods import describe_method
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.credentials.credential_service import CredentialRequest, UsableCredentials
-from integration_server.service.credentials.integration_cache import RaceSafeCache
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1 import integration_service_pb2_grpc as pb_grpc
 from tests.fakes.clock import NOON

@@ -24,6 +24,7 @@ from integration_server.domain.callers import (
     current_caller,
 )
 from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.domain.integration_cache import RaceSafeCache
 from integration_server.rpc.authentication import TokenAuthenticator, authenticate, caller_name, peer_address, quota_key
 from integration_server.rpc.authorization import RequestAuthorizer, authorize_method, authorize_request
 from integration_server.rpc.call_audit import record_audit
@@ -34,7 +35,6 @@ from integration_server.rpc.integration_service import IntegrationService
 from integration_server.rpc.interceptors import RequestReader, compose, convert_errors, enforce_quota, read_request
 from integration_server.rpc.methods import Behavior, Context, Method, describe_method
 from integration_server.service.audit.audit_trail import AuditTrail
-from integration_server.service.credentials.integration_cache import RaceSafeCache
 from integration_server.storage.engine import Database
 from integrations.v1 import integration_service_pb2 as pb
 from tests.existence_attack import stores_over

@@ -22,11 +22,14 @@ from sqlalchemy.types import Boolean, Integer, LargeBinary
 
 from integration_server.bootstrap import Service
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES
+from integration_server.domain.associated_data import AssociatedData
 from integration_server.domain.credentials import DecisionPending, DeviceAuthorization
 from integration_server.domain.errors import CredentialsUnreadable, IntegrationServerError, ProviderUnavailable
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.background.ports import JobKind
-from integration_server.service.common_types import Aead, AssociatedData
+from integration_server.service.common_types import (
+    Aead,
+)
 from integration_server.service.connections.oauth_callback import Callback
 from integration_server.service.connections.oauth_connection import ConnectionRequest
 from integration_server.service.events.ports import ChangeRange, EventFilter

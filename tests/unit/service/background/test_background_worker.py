@@ -16,7 +16,7 @@ from integration_server.domain.errors import (
     StoreUnavailable,
 )
 from integration_server.domain.events import EventKind
-from integration_server.domain.integration import Integration, Status
+from integration_server.domain.integration import Integration, Status, StoredIntegration
 from integration_server.service.background.background_worker import (
     BackgroundWorker,
     CircuitBreaker,
@@ -26,7 +26,7 @@ from integration_server.service.background.background_worker import (
     WorkerLimits,
 )
 from integration_server.service.background.ports import Claim, JobKind
-from integration_server.service.integrations.ports import IntegrationUpdate, NewAccount, StoredIntegration
+from integration_server.service.integrations.ports import IntegrationUpdate, NewAccount
 from integration_server.storage.tables import due_work_claims
 from tests.fakes.clock import NOON, SettableClock
 from tests.fakes.provider import FakeProvider, wait_until

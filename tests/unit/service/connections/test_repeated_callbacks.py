@@ -24,13 +24,13 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.integration import Status
 from integration_server.rpc.errors import status_of
-from integration_server.service.connections.attempt_lifecycle import ATTEMPT_LIFETIME
 from integration_server.service.connections.oauth_callback import (
     REPETITION_WINDOW,
     Callback,
     ConnectionResult,
     OAuthCallbackService,
 )
+from integration_server.service.connections.ports import ATTEMPT_LIFETIME
 from integration_server.service.integrations.ports import NewAccount
 from tests.fakes.provider import parameter, wait_until
 from tests.fakes.system import (

@@ -636,13 +636,13 @@ async def test_a_rejected_code_leaves_nothing_to_revoke(system: FakeSystem) -> N
 
 async def test_tokens_that_may_be_stored_are_not_revoked(system: FakeSystem) -> None:
     authorization = await system.begin()
-    commit = system.integrations.commit_connection
+    commit = system.connections.commit_connection
 
     async def commit_and_fail(*arguments: Any, **keywords: Any) -> None:
         await commit(*arguments, **keywords)
         raise StoreUnavailable
 
-    intercept(system.integrations, commit_connection=commit_and_fail)
+    intercept(system.connections, commit_connection=commit_and_fail)
     with pytest.raises(StoreUnavailable):
         await system.call_back(authorization.state)
     assert system.row(authorization.integration_id).is_connected

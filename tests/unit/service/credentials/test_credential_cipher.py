@@ -6,12 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from integration_server.domain.associated_data import AssociatedData, bound_values_of
 from integration_server.domain.credentials import ApiKey, AuthMethod, Credentials, OAuthTokens
 from integration_server.domain.errors import CredentialsUnreadable, IntegrationPending
-from integration_server.domain.integration import Integration, IntegrationId, UserId
-from integration_server.service.common_types import AssociatedData
-from integration_server.service.credentials.credential_cipher import CredentialCipher, EncryptedTokens, bound_values_of
-from integration_server.service.integrations.ports import StoredIntegration
+from integration_server.domain.integration import Integration, IntegrationId, StoredIntegration, UserId
+from integration_server.service.credentials.credential_cipher import (
+    CredentialCipher,
+    EncryptedTokens,
+)
 from tests.fakes.aead import FakeAead
 from tests.fakes.clock import NOON
 

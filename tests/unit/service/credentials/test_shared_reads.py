@@ -8,13 +8,13 @@ from typing import cast
 import pytest
 
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
-from integration_server.domain.integration import IntegrationId, UserId
-from integration_server.service.credentials.integration_cache import RaceSafeCache, SharedReads
+from integration_server.domain.integration import IntegrationId, StoredIntegration, UserId
+from integration_server.domain.integration_cache import RaceSafeCache
+from integration_server.service.credentials.integration_lookup import SharedReads
 from integration_server.service.integrations.ports import (
     FoundIntegrations,
     IntegrationStore,
     IntegrationTarget,
-    StoredIntegration,
 )
 from tests.fakes.system import ADA, EVE, FakeSystem
 

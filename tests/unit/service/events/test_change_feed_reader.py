@@ -14,7 +14,7 @@ import pytest
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.domain.events import EventKind, IntegrationEvent
 from integration_server.domain.integration import IntegrationId, UserId
-from integration_server.service.credentials.integration_cache import MAX_STALENESS
+from integration_server.domain.integration_cache import MAX_STALENESS
 from integration_server.service.events.change_feed_reader import (
     MIN_POLL_INTERVAL,
     POLL_INTERVAL,

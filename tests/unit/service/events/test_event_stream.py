@@ -24,7 +24,7 @@ from integration_server.service.connections.api_key_connection import ApiKeyConn
 from integration_server.service.events.event_stream import StreamItem
 from integration_server.service.integrations.ports import IntegrationUpdate
 from integration_server.storage.tables import integration_changes, integrations
-from tests.contracts.store_contract import update_settings
+from tests.contracts.integration_rows import update_settings
 from tests.fakes.provider import wait_until
 from tests.fakes.stores import count_calls
 from tests.fakes.system import ADA, EVE, EVENT_RETENTION, FakeSystem

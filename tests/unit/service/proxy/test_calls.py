@@ -23,7 +23,7 @@ from integration_server.domain.errors import (
 from integration_server.domain.integration import Integration
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, RateLimit
 from integration_server.service.integrations.ports import IntegrationUpdate
-from tests.contracts.store_contract import update_settings
+from tests.contracts.integration_rows import update_settings
 from tests.fakes.system import ADA, EVE, FakeSystem
 
 GET = ApiRequest("GET", "/things")

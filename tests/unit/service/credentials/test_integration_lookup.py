@@ -15,15 +15,15 @@ import pytest
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
-from integration_server.domain.integration import Integration, IntegrationId, UserId
-from integration_server.service.credentials.integration_cache import MAX_STALENESS, CachedLookup, RaceSafeCache
+from integration_server.domain.integration import Integration, IntegrationId, StoredIntegration, UserId
+from integration_server.domain.integration_cache import MAX_STALENESS, RaceSafeCache
+from integration_server.service.credentials.integration_lookup import CachedLookup
 from integration_server.service.events.change_feed_reader import ChangeFeedReader
 from integration_server.service.events.ports import ChangeBatch, ChangeCursor
 from integration_server.service.integrations.ports import (
     FoundIntegrations,
     IntegrationLookup,
     IntegrationTarget,
-    StoredIntegration,
 )
 from tests.fakes.change_feed import FakeChangeFeed
 from tests.fakes.system import ADA, EVE, FakeSystem
