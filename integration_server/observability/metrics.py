@@ -322,7 +322,8 @@ class Metrics:
         recorded: Sequence[Mapping[Labels, _Count | _Distribution]]
         recorded = [*self._counts.values(), *self._distributions.values()]
         for series in recorded:
-            yield dict(sample for one in list(series.values()) for sample in one.samples())
+            # A copy: the thread of the event loop may add labels meanwhile.
+            yield dict(sample for entry in list(series.values()) for sample in entry.samples())
 
     def _states(self) -> Iterator[Mapping[SampleKey, float]]:
         """Values whose labels become equal are merged."""

@@ -1,7 +1,7 @@
 """Snapshots of one process's metrics: JSON that another process of this server reads over a Unix socket.
 
-A thread of its own answers, so that a snapshot neither waits for the event loop nor holds it: the thread gives up the
-interpreter after each family. A snapshot is untrusted: the process that serves the internet sends one.
+A thread of its own sends it, so that a snapshot neither waits for the event loop nor holds it: the thread gives up the
+interpreter after each metric. A snapshot is untrusted: the process that serves the internet sends one.
 """
 
 import json

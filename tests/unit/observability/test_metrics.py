@@ -1,7 +1,9 @@
 """The declared metrics, and what bounds their labels."""
 
 import re
-from collections.abc import Iterable, Iterator
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from secrets import token_urlsafe
 
@@ -11,9 +13,10 @@ from structlog.testing import capture_logs
 
 from integration_server.observability.event_loop import INTERVAL, EventLoopLag
 from integration_server.observability.merging import SnapshotMerger
-from integration_server.observability.metrics import METRICS, OTHER, PREFIX, UNKNOWN, Metrics, Sample
+from integration_server.observability.metrics import METRICS, OTHER, PREFIX, UNKNOWN, Metrics, Sample, SampleKey
 from integration_server.observability.snapshots import decode_snapshot, encode_snapshot, take_snapshot
 
+WAIT = 60.0  # seconds, on a busy machine
 PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
 UNBOUNDED = {
     "user",
@@ -108,6 +111,41 @@ def test_a_metric_has_one_recorder_for_all_who_record_it() -> None:
     found = values(metrics)
     assert found[METRICS.refresh_calls.name] == {("sandbox",): 2}
     assert found[f"{METRICS.connection_wait.name}_count"] == {(): 2}
+
+
+def test_another_thread_reads_while_series_are_added() -> None:
+    """Each snapshot is complete in itself, and no counter falls from one to the next."""
+    metrics = Metrics()
+    count, observe = metrics.counter(METRICS.rpcs), metrics.histogram(METRICS.rpc_duration)
+    begin, end, snapshots = threading.Event(), threading.Event(), list[Mapping[SampleKey, float]]()
+
+    def read() -> None:
+        begin.wait(WAIT)
+        while not end.is_set():
+            snapshots.append(take_snapshot(metrics, "1").values)
+
+    interval = sys.getswitchinterval()
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    sys.setswitchinterval(1e-6)  # seconds: the threads take turns within the reading of a metric
+    try:
+        begin.set()
+        for number in range(2_000):
+            count(f"method-{number}", "OK", "")
+            observe(0.1, f"method-{number}")
+    finally:
+        sys.setswitchinterval(interval)
+        end.set()
+        reader.join(WAIT)
+    snapshots.append(take_snapshot(metrics, "1").values)
+    before: Mapping[SampleKey, float] = {}
+    for after in snapshots:
+        assert all(after[key] >= value for key, value in before.items())
+        before = after
+        for (name, labels), value in after.items():
+            if name == f"{METRICS.rpc_duration.name}_count":
+                assert after[f"{METRICS.rpc_duration.name}_bucket", (*labels, ("le", "+Inf"))] == value
+    assert sum(value for (name, _), value in before.items() if name == METRICS.rpcs.name) == 2_000
 
 
 def test_states_are_read_when_the_metrics_are() -> None:
