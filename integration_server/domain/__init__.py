@@ -1,1 +1,1 @@
-"""The domain values: integrations, credentials, health checks and errors. All are frozen. No I/O."""
+"""The domain: integrations, credentials, callers and errors, all frozen, and the rules about them. No I/O."""

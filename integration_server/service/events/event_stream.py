@@ -37,8 +37,8 @@ _MAX_SEND = timedelta(seconds=60)
 """How long a client may take to read one event while gRPC's own buffer (64 KiB, hundreds of events) is full."""
 
 _MAX_TURN = timedelta(seconds=0.05)
-"""How long a turn to send several events lasts. Streams whose clients do not read would keep theirs, and all send at
-once when they can."""
+"""How long a client may take to read an event before its stream's turn, which allows several sends, ends. Streams whose
+clients do not read would keep theirs, and all send at once when they can."""
 
 
 @dataclass(slots=True, eq=False)
@@ -81,8 +81,7 @@ class EventStream:
     """Streams of events. A cursor expires after `retention`; a quiet stream gets a new one after each `heartbeat`.
 
     A stream whose client takes longer than `max_send` to read an event ends; one whose client takes longer than
-    `max_turn` waits for its next turn. `binds_cursors` to the database is off
-    only for negative controls.
+    `max_turn` waits for its next turn. `binds_cursors` to the database is off only for negative controls.
     """
 
     feed: ChangeFeed
