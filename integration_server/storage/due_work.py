@@ -191,9 +191,8 @@ class SqlDueWork:
 
     async def release(self, claims: Collection[Claim[Any]]) -> None:
         """End claims whose work has not begun, unless another process has claimed their rows."""
-        async with self._database.write_transaction() as connection:
-            for claim in claims:
-                await connection.execute(release(claim))
+        for claim in claims:
+            await self._database.write(release(claim))
 
     async def prune(self) -> int:
         """Delete the claims that have expired, in batches, and not those that are about to be claimed again."""
