@@ -26,6 +26,7 @@ from integration_server.sidecar.http_limits import HttpLimits
 from integration_server.sidecar.middleware import AnonymousLimits, is_verified, security_headers
 
 _SLICE_BYTES = 4 * 1024
+_CHUNKED_SLICE_BYTES = 1024  # at most 170 chunks, each of which costs some ten µs
 _MAX_DISCARDED_BODIES = 16  # of the largest size: far more than a client sends by mistake
 _SOCKET_BUFFER_BYTES = 64 * 1024  # for a client that does not read, or sends at once; the kernel's grow to megabytes
 
@@ -46,6 +47,8 @@ class StrictConnection(h11.Connection):
         self._syntax = RequestSyntax(head_bytes=limits.head_bytes, headers=limits.headers, url_bytes=limits.url_bytes)
         self._chunks = 0
         self._body_bytes = 0
+        self.is_chunked = False
+        """Whether the body of the current request has chunks."""
         self._expects_chunk = False  # the next bytes are a chunk's header, perhaps after the end of a chunk
         self._expects_trailers = False
 
@@ -88,7 +91,8 @@ class StrictConnection(h11.Connection):
         if isinstance(event, h11.Request):
             self._chunks = self._body_bytes = 0
             self._expects_trailers = False
-            self._expects_chunk = any(name == b"transfer-encoding" for name, _ in event.headers)
+            self.is_chunked = any(name == b"transfer-encoding" for name, _ in event.headers)
+            self._expects_chunk = self.is_chunked
         elif isinstance(event, h11.Data):
             self._chunks += event.chunk_start
             self._body_bytes += len(event.data)
@@ -243,8 +247,10 @@ class LimitedProtocol(H11Protocol):
         """Parse a part of what arrived: of a head, no more than the head, because its body may never be read."""
         if self.is_closing() or not self._needs_data():
             return
-        head_end = self._unparsed.find(b"\r\n\r\n", 0, _SLICE_BYTES) if self.conn.their_state is h11.IDLE else -1
-        size = _SLICE_BYTES if head_end < 0 else head_end + 4
+        size = _CHUNKED_SLICE_BYTES if self.conn.is_chunked else _SLICE_BYTES
+        if self.conn.their_state is h11.IDLE:
+            head_end = self._unparsed.find(b"\r\n\r\n", 0, _SLICE_BYTES)
+            size = _SLICE_BYTES if head_end < 0 else head_end + 4
         self.conn.receive_data(bytes(self._unparsed[:size]))
         del self._unparsed[:size]
         self.handle_events()

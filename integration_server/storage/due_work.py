@@ -46,6 +46,7 @@ from integration_server.storage.due_work_claims import (
     is_held,
     is_of,
     kind_literal,
+    release,
     values_of_next_claim,
 )
 from integration_server.storage.engine import Database, DatabaseTime
@@ -187,6 +188,11 @@ class SqlDueWork:
         )
         row = await self._database.write_one(postpone)
         return None if row is None else claim.renewed(row[0])
+
+    async def release(self, claims: Collection[Claim[Any]]) -> None:
+        """End claims whose work has not begun, unless another process has claimed their rows."""
+        for claim in claims:
+            await self._database.write(release(claim))
 
     async def prune(self) -> int:
         """Delete the claims that have expired, in batches, and not those that are about to be claimed again."""

@@ -78,7 +78,8 @@ def values_of_next_claim(
 
     If the row has the same due time, the other one has expired without an outcome, and this one lasts longer: twice as
     long with each, times a random factor between 0.5 and 1 for each row. So rows that were claimed together with one
-    whose work ends the process are not claimed together with it again and again.
+    whose work ends the process are not claimed together with it again and again. A claim that was released has one
+    expired claim less, -1 if it was the first.
     """
     has_expired = _C.due_time == excluded["due_time"]
     longest = max(2 * claim_duration, LONGEST_CLAIM)  # the random factor does not make it shorter than the first
@@ -89,7 +90,11 @@ def values_of_next_claim(
     return {
         "due_time": excluded["due_time"],
         "expire_time": case(
-            (has_expired, DatabaseTime(doubled * (literal(0.5) + random * literal(0.5)))), else_=excluded["expire_time"]
+            (
+                and_(has_expired, _C.expired_claims >= 0),
+                DatabaseTime(doubled * (literal(0.5) + random * literal(0.5))),
+            ),
+            else_=excluded["expire_time"],
         ),
         "replaced_expire_time": excluded["replaced_expire_time"],
         "expired_claims": case((has_expired, _C.expired_claims + 1), else_=0),
@@ -98,8 +103,14 @@ def values_of_next_claim(
 
 def renew(claim: Claim[Any], renewed: Claim[Any]) -> Update:
     """The statement that lets a claim count for the new due time of its row, which is not an outcome of the work."""
-    return (
-        update(due_work_claims)
-        .where(_C.job_kind == claim.job_kind.value, _C.row_id == str(claim.row_id), _C.expire_time == claim.expire_time)
-        .values(due_time=renewed.due_time, expire_time=renewed.expire_time)
-    )
+    return _update(claim).values(due_time=renewed.due_time, expire_time=renewed.expire_time)
+
+
+def release(claim: Claim[Any]) -> Update:
+    """The statement that ends a claim whose work has not begun. The next one has the same number of expired claims."""
+    return _update(claim).values(expire_time=DatabaseTime(), expired_claims=_C.expired_claims - 1)
+
+
+def _update(claim: Claim[Any]) -> Update:
+    is_claim = _C.job_kind == claim.job_kind.value, _C.row_id == str(claim.row_id), _C.expire_time == claim.expire_time
+    return update(due_work_claims).where(*is_claim)

@@ -497,7 +497,7 @@ due_work_claims = Table(
 )
 """The claims of due work; see `due_work_claims.py`. `row_id` is the primary key in the table of the job, as text.
 `replaced_expire_time` is the end of the claim of the same row that this one has replaced. `expired_claims` is the
-number of claims of the same due time that have expired before it."""
+number of claims of the same due time that have expired before it; one less once it was released."""
 
 
 def data_key_id(ciphertext: ColumnElement[bytes]) -> ColumnElement[bytes]:

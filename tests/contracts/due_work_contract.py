@@ -134,6 +134,36 @@ class DueWorkContract:
         (claim,) = await due_work.claim(job_kind, "acme", 5, claim_duration=EXPIRED_CLAIM)
         assert claim.expired_claims == 0
 
+    @pytest.mark.parametrize("expired_claims", [1, 3])
+    async def test_a_released_claim_does_not_count(
+        self, due_work: DueWork, integrations: IntegrationRows, job_kind: JobKind, expired_claims: int
+    ) -> None:
+        """Neither for a row that is claimed for the first time nor for one whose claims have expired before."""
+        repeated = await add_due(integrations, PAST)
+        for _ in range(expired_claims):
+            assert len(await due_work.claim(job_kind, "acme", 5, claim_duration=EXPIRED_CLAIM)) == 1
+        new = await add_due(integrations, PAST)
+        for _ in range(3):
+            claims = await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM)
+            counts = {claim.row_id: claim.expired_claims for claim in claims}
+            assert counts == {repeated.integration_id: expired_claims, new.integration_id: 0}
+            first, second = sorted(claims, key=lambda claim: claim.expired_claims)
+            longer = second.expire_time - first.expire_time + LONG_CLAIM
+            longest = min(LONG_CLAIM * 2.0**expired_claims, LONGEST_CLAIM)
+            assert longest / 2 - SECOND <= longer <= longest + SECOND
+            assert await list_due_types(due_work, job_kind) == []
+            await due_work.release(claims)
+            assert await list_due_types(due_work, job_kind) == ["acme"]
+
+    async def test_a_release_leaves_the_claim_of_another_process(
+        self, due_work: DueWork, integrations: IntegrationRows, job_kind: JobKind
+    ) -> None:
+        await add_due(integrations, PAST)
+        replaced = await due_work.claim(job_kind, "acme", 5, claim_duration=EXPIRED_CLAIM)
+        assert len(await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM)) == 1
+        await due_work.release(replaced)
+        assert await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM) == []
+
     async def test_lists_the_types_with_due_rows(
         self, due_work: DueWork, integrations: IntegrationRows, job_kind: JobKind
     ) -> None:

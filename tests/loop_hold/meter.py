@@ -1,6 +1,7 @@
 """Measures for how long one callback holds an event loop, in CPU time of the loop's thread.
 
-CPU time does not include the time that other processes take, so a busy machine does not change the result.
+CPU time does not include the time that other processes take. Beside them it is longer nevertheless, by up to a half,
+because cores share caches. Short calls are therefore measured several times.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,23 @@ from tests.end_to_end.commands import ROOT
 MAX_HOLD = 0.05
 """The longest that any input may hold the loop, in seconds."""
 
+_MAX_ATTEMPTS = 20
+
 _DIRECTORY = "PYTHON_LOOP_HOLD_DIRECTORY"
 _FILE_SIZE = 4096
 _SECONDS = struct.Struct("d")
+
+
+def shortest_time(call: Callable[[], object], sufficient: float = MAX_HOLD) -> float:
+    """The CPU seconds of the fastest of 20 calls, or of the first that is faster than `sufficient`."""
+    shortest = inf
+    for _ in range(_MAX_ATTEMPTS):
+        begin = time.thread_time()
+        call()
+        shortest = min(shortest, time.thread_time() - begin)
+        if shortest < sufficient:
+            break
+    return shortest
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -13,8 +13,8 @@ it is of.
 import asyncio
 import time
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -186,10 +186,9 @@ class BackgroundWorker:
         del self._running[key]
 
     async def _run_jobs(self, job: DueJob, job_type: str) -> None:
-        """Claim and run until nothing is due or the circuit breaker is open. Unstarted claims expire by themselves."""
+        """Claim and run until nothing is due, the circuit breaker is open, or the worker stops."""
         breaker = self._breakers[job.kind, job_type]
-        claimed: deque[Claim[Any]] = deque()
-        async with asyncio.TaskGroup() as group:
+        async with self._unstarted_claims() as claimed, asyncio.TaskGroup() as group:
             in_flight: set[asyncio.Task[None]] = set()
             while True:
                 capacity = breaker.capacity(self._budget.share(len(self._running)), self.clock())
@@ -201,6 +200,17 @@ class BackgroundWorker:
                 if not in_flight:
                     return
                 _, in_flight = await asyncio.wait(in_flight, return_when=asyncio.FIRST_COMPLETED)
+
+    @asynccontextmanager
+    async def _unstarted_claims(self) -> AsyncIterator[deque[Claim[Any]]]:
+        """A queue for claims. Those that are left in it are released: else they would be taken for abandoned work."""
+        claimed: deque[Claim[Any]] = deque()
+        try:
+            yield claimed
+        finally:
+            if claimed:
+                with suppress(StoreUnavailable):  # they expire by themselves
+                    await self.due_work.release(claimed)
 
     async def _claim(self, job: DueJob, job_type: str, limit: int) -> Iterable[Claim[Any]]:
         try:

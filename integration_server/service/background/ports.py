@@ -31,7 +31,7 @@ class Claim(Generic[T]):
     whose claim has expired and was replaced cannot change the due time. `item` is what the job works on.
 
     `expired_claims` is the number of claims in a row that have expired before this one without an outcome: their
-    processes have stopped or died.
+    processes have stopped during the work, or died.
     """
 
     job_kind: JobKind
@@ -69,6 +69,12 @@ class DueWork(Protocol):
         """Make the claimed row due after `delay`, and return the claim with the new due time.
 
         Returns None and changes nothing if the row is gone, has another due time, or was claimed by another process.
+        """
+
+    async def release(self, claims: Collection[Claim[Any]]) -> None:
+        """End claims whose work has not begun: their rows are due, and these claims do not count as expired.
+
+        Changes nothing for a row that was claimed by another process meanwhile.
         """
 
     async def prune(self) -> int:

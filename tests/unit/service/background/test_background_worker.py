@@ -1,7 +1,8 @@
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import delete
@@ -27,6 +28,7 @@ from integration_server.service.background.background_worker import (
 )
 from integration_server.service.background.ports import Claim, JobKind
 from integration_server.service.integrations.ports import IntegrationUpdate, NewAccount
+from integration_server.storage.due_work import SqlDueWork
 from integration_server.storage.tables import due_work_claims
 from tests.fakes.clock import NOON, SettableClock
 from tests.fakes.provider import FakeProvider, wait_until
@@ -347,6 +349,53 @@ async def test_the_circuit_breaker_opens_and_then_allows_one_trial(system: FakeS
         system.clock.advance(MINUTE)
         await run_once(worker)
     assert all(system.row(number).version == 1 + 1 for number in system.ids())
+
+
+class UnreleasedDueWork(SqlDueWork):
+    """Negative control: claims whose work has not begun last until they expire."""
+
+    async def release(self, claims: Collection[Claim[Any]]) -> None:
+        """Do nothing."""
+
+
+async def rows_left_behind(due_work: SqlDueWork, system: FakeSystem, *, fails: bool) -> int:
+    """How many rows have neither been begun by a worker, nor can be claimed after its end.
+
+    It ends because its breaker opens, or because its process stops before the second group of handlers.
+    """
+    pauses, begun, one_at_a_time = iter((0, 3600)), 0, asyncio.Lock()
+
+    async def pause(_seconds: float) -> None:
+        await (asyncio.sleep(0) if fails else asyncio.sleep(next(pauses)))
+
+    async def handler(_claim: Claim[StoredIntegration]) -> bool:
+        nonlocal begun
+        begun += 1
+        async with one_at_a_time:
+            for _ in range(20):
+                await asyncio.sleep(0)
+        return not fails
+
+    await connect_many(system, 40)
+    make_refreshes_due(system)
+    jobs = [DueJob(JobKind.REFRESH, handler, CLAIM_DURATION)]
+    parts = due_work, system.providers, system.clock, lambda: 0.5
+    async with BackgroundWorker(jobs, *parts, limits=WorkerLimits(8, 100), pause=pause) as worker:
+        await worker.poll()
+        await wait_until(lambda: bool(worker.open_breakers()) and not is_busy(worker) if fails else begun > 0)
+    claims = await due_work.claim(JobKind.REFRESH, "fake", 40, claim_duration=CLAIM_DURATION)
+    assert {claim.expired_claims for claim in claims} == {0}
+    return 40 - begun - len(claims)
+
+
+@pytest.mark.parametrize("fails", [True, False], ids=["breaker", "stop"])
+async def test_rows_whose_work_has_not_begun_are_released(system: FakeSystem, *, fails: bool) -> None:
+    assert await rows_left_behind(SqlDueWork(system.database), system, fails=fails) == 0
+
+
+@pytest.mark.parametrize("fails", [True, False], ids=["breaker", "stop"])
+async def test_negative_control_without_their_release_they_wait(system: FakeSystem, *, fails: bool) -> None:
+    assert await rows_left_behind(UnreleasedDueWork(system.database), system, fails=fails) >= 3
 
 
 async def test_an_outage_of_the_database_does_not_close_a_circuit_breaker(system: FakeSystem) -> None:
