@@ -310,7 +310,7 @@ async def test_equal_concurrent_calls_share_one_run(system: FakeSystem) -> None:
     reports = await asyncio.gather(*calls)
     assert all(report is reports[0] for report in reports)
     assert len(system.provider.verifications) == 3
-    assert count_calls(system.integrations, "list_connected") == 1
+    assert count_calls(system.stores.integration_lists, "list_connected") == 1
 
 
 async def test_different_concurrent_calls_share_the_checks_of_an_integration(system: FakeSystem) -> None:
