@@ -12,10 +12,10 @@ from integration_server.domain.errors import IntegrationNotFound
 from integration_server.domain.events import EventKind, IntegrationEvent
 from integration_server.domain.integration import Integration, Status
 from integration_server.service.background.ports import Claim, DueWork, JobKind
-from integration_server.service.connections.ports import AuthorizationAttemptStore
+from integration_server.service.connections.ports import AuthorizationAttemptStore, ConnectionStore
 from integration_server.service.events.ports import ChangeFeed, ChangeRange, EventFilter, LoggedEvent
 from integration_server.service.health.ports import CompletedCheck, HealthHistory
-from integration_server.service.integrations.ports import IntegrationStore, IntegrationUpdate
+from integration_server.service.integrations.ports import IntegrationLists, IntegrationStore, IntegrationUpdate
 from integration_server.service.webhooks.ports import WebhookInbox
 from tests.contracts.integration_rows import (
     ANN,
@@ -139,6 +139,12 @@ async def postpone_poll(stores: Stores, _integration: Integration) -> None:
     assert await stores.attempts.postpone_poll(begun, LONG_CLAIM, interval=LONG_CLAIM, failures=1) is not None
 
 
+async def release(stores: Stores, integration: Integration) -> None:
+    """Claim the next check of an integration, and release the claim."""
+    claims = await stores.due_work.claim(JobKind.CHECK, integration.integration_type, 9, claim_duration=LONG_CLAIM)
+    await stores.due_work.release(claims)
+
+
 WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
     "add_connected": (lambda s, _: create_connected(s.integrations), [(CREATED, None, ACTIVE)]),
     "begin": (lambda s, _: create_pending(s.integrations, s.attempts), [(CREATED, None, PENDING)]),
@@ -213,6 +219,7 @@ WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
         ),
         [],
     ),
+    "release": (release, []),
     "postpone": (
         lambda s, integration: s.due_work.postpone(
             Claim(JobKind.CHECK, integration.integration_id, NOW, LATER, None), LONG_CLAIM
@@ -233,7 +240,7 @@ WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
 
 READS = {
     *("find", "find_many", "get", "find_account", "list", "list_connected", "list_expiring", "ping", "reserve_id"),
-    *("error_rates", "counts", "due_types", "find_recipients", "known", "consumer_offset"),
+    *("error_rates", "counts", "due_types", "find_recipients", "known", "consumer_offset", "now"),
 }
 
 
@@ -253,7 +260,8 @@ class ChangeFeedContract:
 
     def test_the_list_of_writes_is_complete(self) -> None:
         tested = set(re.findall(r"\w+", " ".join(WRITES)))
-        for port in (IntegrationStore, AuthorizationAttemptStore, HealthHistory, DueWork, WebhookInbox):
+        ports = IntegrationStore, IntegrationLists, ConnectionStore, AuthorizationAttemptStore
+        for port in (*ports, HealthHistory, DueWork, WebhookInbox):
             methods = {name for name, _ in inspect.getmembers(port, inspect.isfunction) if not name.startswith("_")}
             assert methods - READS <= tested
 
