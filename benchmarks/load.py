@@ -55,6 +55,7 @@ DEADLINE = 20.0  # seconds of a call: longer than a slow provider takes
 PERIOD, FAULT_LENGTH = 30.0, 10.0  # seconds
 MAX_IN_FLIGHT = 200  # a server that does not keep up gets fewer calls
 
+_RULES_EVALUATED = 90.0  # seconds: three intervals of the recording rules
 _PROVIDER = ("token", "userinfo", "account", "calendar")
 FAULTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "outage": {name: {"status": 503} for name in _PROVIDER},
@@ -349,11 +350,20 @@ def require_loopback(address: str) -> None:
         raise typer.BadParameter(f"{address} is not on this machine")
 
 
-async def check_dashboards(scraper: Scraper, show: Callable[[str], None]) -> None:
-    """Show how many queries of the dashboards return data, and which do not."""
+async def check_dashboards(scraper: Scraper, stop: asyncio.Event, show: Callable[[str], None]) -> None:
+    """Show how many queries of the dashboards return data, and which do not.
+
+    Waits until the rules have recorded what the queries read, unless `stop` is set.
+    """
     queries = list(dashboard_queries())
     try:
         empty = await scraper.without_data(queries)
+        end = time.monotonic() + _RULES_EVALUATED
+        while empty and not stop.is_set() and time.monotonic() < end:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await stop.wait()
+            empty = await scraper.without_data(empty)
         default = await scraper.without_data([query.without_default for query in queries if query not in empty])
     except httpx.HTTPError as error:
         show(f"Dashboards: not checked, because Prometheus fails: {type(error).__name__}: {error}")
@@ -390,7 +400,8 @@ async def _main(
             async with connected_load(server, sidecar, sandbox) as load, _scraping(metrics, show_line) as scraper:
                 await run_load(load, seconds, rate, stop, Printer(console, status).show, has_faults=has_faults)
                 if scraper is not None:
-                    await check_dashboards(scraper, show_line)
+                    status.update("Waiting for the recording rules")
+                    await check_dashboards(scraper, stop, show_line)
                 status.update("Disconnecting the accounts")
     except (grpc.aio.AioRpcError, httpx.TransportError) as error:
         problem = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
