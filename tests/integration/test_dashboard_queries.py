@@ -1,5 +1,6 @@
 """The Prometheus that `make load` runs: if it does not start or ends, a line says so and the load goes on."""
 
+import asyncio
 import sys
 from pathlib import Path
 
@@ -56,7 +57,7 @@ async def test_the_reason_is_one_line_of_a_bounded_length(tmp_path: Path) -> Non
 async def test_a_prometheus_that_has_ended_is_named_when_the_dashboards_are_checked() -> None:
     lines: list[str] = []
     async with httpx.AsyncClient(trust_env=False) as client:
-        await check_dashboards(Scraper("http://127.0.0.1:1", client), lines.append)
+        await check_dashboards(Scraper("http://127.0.0.1:1", client), asyncio.Event(), lines.append)
     (line,) = lines
     assert line.startswith("Dashboards: not checked, because Prometheus fails: ConnectError")
 
@@ -67,10 +68,27 @@ async def test_what_only_shows_its_default_is_named() -> None:
         return httpx.Response(200, json={"data": {"result": found}})
 
     lines: list[str] = []
+    stop = asyncio.Event()
+    stop.set()
     async with httpx.AsyncClient(transport=httpx.MockTransport(respond)) as client:
-        await check_dashboards(Scraper("http://prometheus", client), lines.append)
+        await check_dashboards(Scraper("http://prometheus", client), stop, lines.append)
     assert "  nothing has happened: overview, Processes down" in lines
     assert any(line.startswith("  no data: overview, ") for line in lines)
+
+
+async def test_queries_without_data_are_asked_again() -> None:
+    asked = set[str]()
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        query = request.url.params["query"]
+        found: list[object] = [{}] if query in asked else []
+        asked.add(query)
+        return httpx.Response(200, json={"data": {"result": found}})
+
+    lines: list[str] = []
+    async with httpx.AsyncClient(transport=httpx.MockTransport(respond)) as client:
+        await check_dashboards(Scraper("http://prometheus", client), asyncio.Event(), lines.append)
+    assert not [line for line in lines if line.startswith("  no data: ")]
 
 
 @pytest.mark.parametrize(
