@@ -77,9 +77,12 @@ class RaceSafeCache:
         Another user's is not found here, like one that does not exist: the caller then asks the store in both cases, so
         that the time of a response does not tell them apart.
         """
-        entry = self._entries.get(integration_id)
+        try:
+            entry = self._entries[integration_id]  # LRUCache.get takes twice the time
+        except KeyError:
+            return None
         now = self._monotonic()
-        if entry is None or now >= self._fresh_until or now >= entry.expire_time:
+        if now >= self._fresh_until or now >= entry.expire_time:
             return None
         found = entry.found
         if user_id is not None and user_id != found.integration.user_id:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from hashlib import sha256
+from hashlib import blake2b
 from operator import attrgetter
 
 from cachetools import LRUCache
@@ -57,7 +57,8 @@ class _ReusedResponse:
     valid_until: datetime | None
     keys: object
     entry: AuditEntry
-    response: bytes = field(repr=False)  # encrypted, as in the cache of integrations
+    nonce: bytes = field(repr=False)
+    encrypted: bytes = field(repr=False)
     size: int  # in bytes, with the key, which the cache does not measure: a request may have 32 KiB
 
 
@@ -98,8 +99,9 @@ class ReusedResponses:
 
         Raises `ResponseTooLarge` for one of more than `max_size` bytes.
         """
-        found = self._responses.get(key)
-        if found is None:
+        try:
+            found = self._responses[key]  # LRUCache.get takes twice the time
+        except KeyError:
             return None
         now = self._clock()
         is_valid = found.valid_until is None or now < found.valid_until
@@ -111,12 +113,11 @@ class ReusedResponses:
         ):
             del self._responses[key]
             return None
-        if max_size is not None and len(found.response) > max_size:
+        if max_size is not None and len(found.encrypted) > max_size:
             raise ResponseTooLarge.of_batch()
         if not self._audit_queue.enqueue_again(found.entry, now):
             return None
-        nonce, encrypted = found.response[:_NONCE_BYTES], found.response[_NONCE_BYTES:]
-        return self._aead.decrypt(nonce, encrypted, key[-1])
+        return self._aead.decrypt(found.nonce, found.encrypted, key[-1])
 
     async def keep(self, key: ResponseKey, call: Awaitable[Message]) -> bytes:
         """Await the response of a call, and keep it if it can be sent again. Returns it encoded."""
@@ -146,11 +147,11 @@ class ReusedResponses:
         if integration.oauth_client:
             return
         nonce = os.urandom(_NONCE_BYTES)
-        encrypted = nonce + self._aead.encrypt(nonce, response, key[-1])
+        encrypted = self._aead.encrypt(nonce, response, key[-1])
         size = sum(map(len, key)) + len(encrypted) + _OVERHEAD_BYTES
         if size <= self._responses.maxsize:
             self._responses[key] = _ReusedResponse(
-                self._current_caller(), integration, valid_until, self._usable_keys(), entry, encrypted, size
+                self._current_caller(), integration, valid_until, self._usable_keys(), entry, nonce, encrypted, size
             )
 
 
@@ -301,6 +302,6 @@ class HotPath:
             return None if is_sidecar else self._callers.address(context).encode()
         entries = [value for key, value in metadata if key == "authorization"]
         if len(entries) == 1:
-            return sha256(str(entries[0]).encode()).digest()
+            return blake2b(str(entries[0]).encode()).digest()
         certificates = () if entries else tuple((context.auth_context() or {}).get("x509_pem_cert", ()))
-        return sha256(b"\0" + certificates[0]).digest() if len(certificates) == 1 else None
+        return blake2b(b"\0" + certificates[0]).digest() if len(certificates) == 1 else None

@@ -188,7 +188,7 @@ async def test_responses_are_encrypted_in_memory_and_bounded(log: Log) -> None:
         await caller.call(pb.GetCredentialsRequest(integration_id=number, user_id="ada").SerializeToString())
     kept = caller.responses._responses
     assert 1 <= len(kept) <= 5
-    assert not any(TOKEN.encode() in entry.response for entry in kept.values())
+    assert not any(TOKEN.encode() in entry.encrypted for entry in kept.values())
     assert TOKEN not in repr(kept)
     assert response_source.get() is None
 
@@ -207,6 +207,6 @@ async def test_the_keys_of_responses_are_bounded_too(field: str, log: Log) -> No
         else:
             request += b"\x9a\x06" + b"\xa0\x1f" + text.encode()  # field 99, of 4,000 bytes
         await caller.call(request)
-    sizes = [sum(map(len, key)) + len(entry.response) for key, entry in caller.responses._responses.items()]
+    sizes = [sum(map(len, key)) + len(entry.encrypted) for key, entry in caller.responses._responses.items()]
     assert 10 <= len(sizes) < 50
     assert sum(sizes) <= 100_000
