@@ -434,7 +434,7 @@ class Supervisor:
             return
         process.received += received
         is_first = process.details is None
-        if is_first and not received.endswith(b"\n") and len(process.received) <= MAX_REPORT_BYTES:
+        if is_first and b"\n" not in received and len(process.received) <= MAX_REPORT_BYTES:
             return  # the rest of it comes
         report = _parse_report(process.received, process.spec.reports) if is_first else None
         if report is None:

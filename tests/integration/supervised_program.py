@@ -33,6 +33,7 @@ LIES = [
     [b'{"ready": {"second": {"pids": 1}}}\n'],
     [VALID + VALID],
     [VALID, b"more"],
+    [VALID + b"more"],
 ]
 """What a process that an attacker has taken over might send."""
 
