@@ -103,7 +103,7 @@ def run_short(
 ) -> bool:
     """Run each benchmark in a short version, sample the flame graphs, and write docs/performance.md: ten minutes."""
     all_hold = [
-        run_hit(rounds=rounds, seconds=3),
+        run_hit(rounds=rounds, seconds=5),
         run_unit_costs(),
         run_growth(integrations=integrations, rounds=rounds, calls=150),
         run_memory(integrations=integrations // 20),

@@ -2,8 +2,9 @@
 
 The reference is a bare grpc.aio handler that returns a response of the same size, in a process with the same settings
 of gRPC and the same event loop; it gets the same requests with the same metadata. The load generator sets a deadline
-on every RPC and checks every status. Rounds alternate: first as many RPCs as the systems take, which gives throughput
-and CPU time, then half of the throughput of each at a fixed rate, which gives the p99.
+on every RPC and checks every status. In a round the systems get load in turn, a fifth of a phase at a time, so that
+what slows the machine slows both: first as many RPCs as they take, which gives throughput and CPU time, then half of
+the throughput of each at a fixed rate, which gives the p99: the median of those of the fifths.
 """
 
 import asyncio
@@ -32,6 +33,7 @@ from integration_server.wiring.grpc_server import grpc_options
 
 GET_CREDENTIALS_PATH = "/integrations.v1.IntegrationService/GetCredentials"
 _WARM_UP = 2.0  # seconds
+_SLICES = 5  # of a phase
 _TIMEOUT = "30S"
 
 
@@ -70,7 +72,7 @@ async def measure(plan: HitPlan, progress: Progress) -> Result:
     async with authenticated_server(
         plan.database, 0.0, has_quotas=False, WORKERS="1", METRICS_ADDRESS="127.0.0.1:0"
     ) as server:
-        load = _load(server, plan.seconds)
+        load = _load(server, plan.seconds / _SLICES)
         response: Any = await server.calls[0].send()
         with running_no_op(response.ByteSize()) as (address, process), load_generator() as generator:
             targets = (
@@ -81,7 +83,7 @@ async def measure(plan: HitPlan, progress: Progress) -> Result:
                 await asyncio.to_thread(generator.send, replace(target.load, seconds=_WARM_UP))
             for number in range(plan.rounds):
                 progress.update(task, description=f"round {number + 1} of {plan.rounds}", advance=1)
-                hit, no_op = [await asyncio.to_thread(_measure, generator, target) for target in targets]
+                hit, no_op = await asyncio.to_thread(_measure, generator, targets)
                 rounds.append((hit, no_op))
     return _result(plan, rounds)
 
@@ -94,13 +96,38 @@ def _load(server: AuthenticatedServer, seconds: float) -> Load:
     return Load((parts.hostname or "", parts.port or 0), GET_CREDENTIALS_PATH, metadata, requests, seconds)
 
 
-def _measure(generator: LoadGenerator, target: _Target) -> _Round:
-    cpu_seconds = cpu_of(target.process)
-    begin = cpu_seconds()
-    full = generator.send(target.load)
-    cpu = 1e6 * (cpu_seconds() - begin) / len(full.latencies)
-    half = generator.send(replace(target.load, rate=full.throughput / 2))
-    return _Round(cpu, full.throughput, 1000 * percentile(half.latencies, 99), _failed(full) + _failed(half))
+def _measure(generator: LoadGenerator, targets: Sequence[_Target]) -> Sequence[_Round]:
+    full, cpu = _send_in_turn(generator, targets, [None for _ in targets])
+    throughput = [_calls(parts) / sum(part.seconds for part in parts) for parts in full]
+    half, _ = _send_in_turn(generator, targets, [calls / 2 for calls in throughput])
+    return [
+        _Round(
+            1e6 * cpu[number] / _calls(full[number]),
+            throughput[number],
+            1000 * statistics.median(percentile(part.latencies, 99) for part in half[number]),
+            sum(map(_failed, [*full[number], *half[number]])),
+        )
+        for number in range(len(targets))
+    ]
+
+
+def _send_in_turn(
+    generator: LoadGenerator, targets: Sequence[_Target], rates: Sequence[float | None]
+) -> tuple[Sequence[Sequence[Measured]], Sequence[float]]:
+    """Send the slices of a phase to each target; returns what each has measured, and its seconds of CPU."""
+    measured: Sequence[list[Measured]] = [[] for _ in targets]
+    cpu = [0.0 for _ in targets]
+    for _ in range(_SLICES):
+        for number, target in enumerate(targets):
+            cpu_seconds = cpu_of(target.process)
+            begin = cpu_seconds()
+            measured[number].append(generator.send(replace(target.load, rate=rates[number])))
+            cpu[number] += cpu_seconds() - begin
+    return measured, cpu
+
+
+def _calls(parts: Sequence[Measured]) -> int:
+    return sum(len(part.latencies) for part in parts)
 
 
 def _failed(measured: Measured) -> int:
