@@ -6,8 +6,8 @@ CASES ?=  # how many for make test-fuzz
 ROUNDS ?= # how many for make test-faults, and how many kills for make test-rotation
 SEED ?=   # and which
 
-# Half of the tests wait for processes and clocks.
-TEST_WORKERS ?= $(shell echo $$(( 2 * $$(getconf _NPROCESSORS_ONLN) )))
+# Some of the tests wait for processes and clocks.
+TEST_WORKERS ?= $(shell echo $$(( 3 * $$(getconf _NPROCESSORS_ONLN) / 2 )))
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -323,6 +323,7 @@ def page_declarations() -> list[str]:
 PAGE_SHAPES = ["service account", "login", "deviations", "two keys", "hosts", "own clients"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", page_declarations(), ids=PAGE_SHAPES)
 async def test_the_shapes_of_the_page_work(tmp_path: Path, text: str) -> None:
     factory = factory_of(text, tmp_path)

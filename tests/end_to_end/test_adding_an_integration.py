@@ -18,6 +18,8 @@ from tests.end_to_end.commands import ROOT
 from tests.end_to_end.rpc_errors import NOT_FOUND, expect_rpc_error
 from tests.end_to_end.system import callback_url, run_system
 
+pytestmark = pytest.mark.slow
+
 CLIENT = {"MY_SERVICE_CLIENT_ID": "my-client", "MY_SERVICE_CLIENT_SECRET": "my-secret"}
 
 ADDRESSES = {

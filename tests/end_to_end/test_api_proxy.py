@@ -59,6 +59,7 @@ async def scenario(tmp_path: Path, database_url: str, limits: str = "", **settin
 # --- through the sandbox, with a bearer token ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_call_returns_the_provider_response_without_secrets(sqlite_url: str) -> None:
     async with run_system(sqlite_url) as system:
         integration_id = await system.connect()
@@ -82,6 +83,7 @@ async def test_a_call_returns_the_provider_response_without_secrets(sqlite_url: 
         assert revoked_error.reason == "REAUTHORIZATION_REQUIRED"
 
 
+@pytest.mark.slow
 async def test_a_forbidden_request_part_is_rejected_with_its_field(sqlite_url: str) -> None:
     async with run_system(sqlite_url) as system:
         integration_id = await system.connect()
@@ -101,6 +103,7 @@ async def test_a_forbidden_request_part_is_rejected_with_its_field(sqlite_url: s
         assert system.sandbox.calls.total() == before
 
 
+@pytest.mark.slow
 async def test_a_response_over_the_size_limit_is_rejected(sqlite_url: str) -> None:
     async with run_system(sqlite_url, PROXY_MAX_RESPONSE_BYTES="20") as system:
         integration_id = await system.connect()
@@ -108,6 +111,7 @@ async def test_a_response_over_the_size_limit_is_rejected(sqlite_url: str) -> No
         assert rejection == RpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, "ANSWER_TOO_LARGE")
 
 
+@pytest.mark.slow
 async def test_a_failed_call_sets_last_error_and_a_successful_call_clears_it(sqlite_url: str) -> None:
     async with run_system(sqlite_url) as system:
         integration_id = await connect_sandbox_key(system)
@@ -138,6 +142,7 @@ async def wait_for_error_class(system: System, integration_id: int, error_class:
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_calls_are_delayed_and_do_not_fail_while_a_provider_responds_429(tmp_path: Path, sqlite_url: str) -> None:
     async with scenario(tmp_path, sqlite_url) as (on):
         users = ["ada", "grace", "linus"]
@@ -167,6 +172,7 @@ async def test_calls_are_delayed_and_do_not_fail_while_a_provider_responds_429(t
         assert len(on.api.rejection_times) < len(calls) / 2  # a 429 for one call delays the others too
 
 
+@pytest.mark.slow
 async def test_a_call_whose_deadline_is_before_the_next_slot_is_rejected_at_once(
     tmp_path: Path, sqlite_url: str
 ) -> None:
@@ -183,6 +189,7 @@ async def test_a_call_whose_deadline_is_before_the_next_slot_is_rejected_at_once
         assert len(on.api.arrivals) == 2
 
 
+@pytest.mark.slow
 async def test_calls_keep_within_the_rate_limit_and_are_shared_fairly_between_users(
     tmp_path: Path, sqlite_url: str
 ) -> None:
@@ -222,6 +229,7 @@ async def test_two_servers_share_a_rate_limit_in_redis(tmp_path: Path, sqlite_ur
         assert await max_calls_of_two_servers(tmp_path, sqlite_url, RATE_LIMIT_REDIS_URL=redis.url) <= 10
 
 
+@pytest.mark.slow
 async def test_negative_control_without_redis_each_server_has_its_own_rate_limit(
     tmp_path: Path, sqlite_url: str
 ) -> None:

@@ -16,8 +16,9 @@ from tests.end_to_end.authenticated_system import begin, run_authenticated_syste
 from tests.end_to_end.databases import fetch
 from tests.end_to_end.processes import new_key, run, run_server_process, server_environment
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 async def test_audit_entries_are_listed_and_altered_entries_are_detected(postgres_url: str, tmp_path: Path) -> None:
     key, heads = new_key(), str(tmp_path / "heads.jsonl")
     async with run_server_process(tmp_path, postgres_url, ENCRYPTION_KEY=key, AUDIT_HEADS=heads) as system:

@@ -83,6 +83,7 @@ async def call_on_new_channel(
 # --- certificates ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_invalid_certificates_are_rejected_and_the_policy_decides_by_name(
     sqlite_url: str, tmp_path: Path
 ) -> None:
@@ -135,6 +136,7 @@ async def test_invalid_certificates_are_rejected_and_the_policy_decides_by_name(
         await wait_until(is_accepted)
 
 
+@pytest.mark.slow
 async def test_certificates_are_reloaded_while_calls_continue(
     sqlite_url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,6 +192,7 @@ async def sidecar_alone(system: System, settings: Mapping[str, str]) -> AsyncIte
         yield url
 
 
+@pytest.mark.slow
 async def test_the_sidecar_reconnects_with_a_renewed_certificate(sqlite_url: str, tmp_path: Path) -> None:
     async with (
         run_authenticated_system(sqlite_url, tmp_path) as authenticated,
@@ -211,6 +214,7 @@ async def test_the_sidecar_reconnects_with_a_renewed_certificate(sqlite_url: str
         await wait_until(is_ready)
 
 
+@pytest.mark.slow
 async def test_server_and_sidecar_work_on_loopback_with_tokens_only(sqlite_url: str, tmp_path: Path) -> None:
     credential_issuer = CredentialIssuer(tmp_path)
     credential_issuer.put("policy.toml", POLICY.replace("[sidecar]", '[sidecar]\ntokens = ["sidecar"]').encode())
@@ -278,6 +282,7 @@ async def test_keys_are_fetched_from_the_jwks_url(sqlite_url: str, tmp_path: Pat
     assert [request.split()[1] for request in asked] == [b"/keys", b"/keys"]
 
 
+@pytest.mark.slow
 async def test_negative_control_without_authentication_every_caller_has_all_permissions(
     sqlite_url: str, tmp_path: Path
 ) -> None:
@@ -312,6 +317,7 @@ async def test_the_request_of_an_unauthenticated_caller_is_not_read(sqlite_url: 
 # --- the policy ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_changed_policy_is_reloaded_and_an_invalid_one_is_ignored(
     sqlite_url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -344,6 +350,7 @@ async def test_a_changed_policy_is_reloaded_and_an_invalid_one_is_ignored(
         assert await list_types_code(backend) == grpc.StatusCode.OK
 
 
+@pytest.mark.slow
 async def test_a_setting_opens_health_checks_to_unauthenticated_probes(sqlite_url: str, tmp_path: Path) -> None:
     for is_open, code in (("false", grpc.StatusCode.UNAUTHENTICATED), ("true", grpc.StatusCode.OK)):
         async with run_authenticated_system(
@@ -393,6 +400,7 @@ async def test_a_start_with_invalid_files_reports_all_problems(sqlite_url: str, 
     assert "users.json: has no public key for signatures" in finished.err
 
 
+@pytest.mark.slow
 async def test_server_and_sidecar_run_in_separate_processes(sqlite_url: str, tmp_path: Path) -> None:
     credential_issuer = CredentialIssuer(tmp_path)
     async with run_server_process(tmp_path, sqlite_url, **credential_issuer.settings) as process:

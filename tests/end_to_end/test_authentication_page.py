@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from integration_server.domain.callers import USER_PERMISSIONS, Permission
 from integration_server.rpc.methods import method_of
 from integrations.v1 import google_calendar_pb2, integration_service_pb2, operator_service_pb2
@@ -39,6 +41,7 @@ async def run_python(directory: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 async def test_the_commands_on_the_page_work(tmp_path: Path) -> None:
     await run_python(tmp_path, str(ROOT / "tools" / "certificates.py"))
     address = f"127.0.0.1:{free_port()}"

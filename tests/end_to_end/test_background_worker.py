@@ -14,6 +14,8 @@ from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.prefork import PreforkServer
 from tests.end_to_end.replicas import Replicas, run_replicas, wait_until
 
+pytestmark = pytest.mark.slow
+
 LIFETIME = 12  # seconds: a refresh is due after 4.8 to 6
 USERS = ("ada", "bob", "eve", "joe", "zoe")
 
@@ -46,7 +48,6 @@ async def list_health_checks(pair: Replicas, integration_id: int) -> pb.ListHeal
     return response
 
 
-@pytest.mark.slow
 async def test_either_server_refreshes_tokens_and_checks_health(pair: Replicas) -> None:
     ids = await connect_many(pair)
     assert pair.refreshes() == []

@@ -376,6 +376,7 @@ async def test_a_redirect_uri_must_equal_an_allowed_one(system: System, field: s
 # --- states ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_state_is_valid_once_unaltered_and_for_ten_minutes(system: System) -> None:
     connect_response = await system.begin(redirect_uri=APP_CALLBACK)
     query = query_of(await system.decide(connect_response))

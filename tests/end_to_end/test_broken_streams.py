@@ -18,6 +18,8 @@ from tests.end_to_end.commands import DEADLINE, ROOT
 from tests.end_to_end.processes import free_port, server_environment
 from tests.end_to_end.system import clients_of
 
+pytestmark = pytest.mark.slow
+
 UNREAD = "# unread"  # a comment for the shell
 SLOW = pytest.mark.slow
 TYPES, SHOW = "types --json", "types show google_calendar"

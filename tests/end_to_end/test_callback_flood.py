@@ -48,6 +48,8 @@ from tests.attack_inputs import forged_states
 from tests.end_to_end.system import CLIENT_ID, KEY, Clients, clients_of, settings_for
 from tests.keyrings import open_test_keyring
 
+pytestmark = pytest.mark.slow
+
 FLOOD = 1000
 CALLBACK = "/api/v1/integrations/callback/sandbox"
 
@@ -183,7 +185,6 @@ async def forge_states(clients: Clients) -> list[str]:
     return list(itertools.islice(forged_states(connect_response.state), FLOOD))
 
 
-@pytest.mark.slow
 async def test_a_thousand_forged_callbacks_cost_no_round_trip(database_url: str, database: Database) -> None:
     async with run_idle_server(database_url, database) as clients:
         states = await forge_states(clients)
@@ -201,7 +202,6 @@ async def test_the_database_counters_count_a_connect_call(database_url: str, dat
         assert round_trips["loan"] >= 1
 
 
-@pytest.mark.slow
 async def test_negative_control_a_lookup_before_decryption_costs_a_round_trip_per_forged_state(
     database_url: str, database: Database
 ) -> None:
@@ -224,7 +224,6 @@ def _is_base64url(state: str) -> bool:
     return base64.urlsafe_b64encode(ciphertext).decode().rstrip("=") == state
 
 
-@pytest.mark.slow
 async def test_states_with_unknown_data_keys_cost_one_lookup_per_second_in_total(
     database_url: str, database: Database
 ) -> None:

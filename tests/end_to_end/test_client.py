@@ -60,6 +60,7 @@ async def test_connects_reads_calls_and_disconnects(system: System) -> None:
             await gone.credentials()
 
 
+@pytest.mark.slow
 async def test_an_account_that_is_connected_again_is_the_same_integration(system: System) -> None:
     async with AsyncIntegrations(system.grpc_address) as client:
         first = await connected(client, system)

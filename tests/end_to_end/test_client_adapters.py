@@ -107,6 +107,7 @@ async def test_a_token_that_the_provider_ends_early_is_renewed_once_for_all(sqli
         assert await asyncio.to_thread(use) == ([200] * 6, 1)
 
 
+@pytest.mark.slow
 async def test_a_grant_that_has_ended_is_the_clients_error(sqlite_url: str) -> None:
     async with run_system(sqlite_url) as system:
         integration_id = await system.connect()

@@ -78,6 +78,7 @@ async def shell(shared_database_url: str, tmp_path_factory: pytest.TempPathFacto
         yield Shell(authenticated, tmp_path_factory.mktemp("commands"), environment)
 
 
+@pytest.mark.slow
 async def test_integrations_are_listed_shown_checked_refreshed_and_disconnected(shell: Shell) -> None:
     number = str(await shell.connect("ada"))
     listed = await shell("integrations", "list", "--user", "ada")
@@ -137,6 +138,7 @@ async def test_an_unhealthy_integration_gives_exit_code_1(shell: Shell) -> None:
     await shell("integrations", "check", number, "--user", "carol", code=1)
 
 
+@pytest.mark.slow
 async def test_a_command_has_the_permissions_of_its_caller_only(shell: Shell) -> None:
     number = str(await shell.connect("grace"))
     proxy = {name: str(shell.authenticated.credential_issuer.folder / file) for name, file in PROXY.items()}
@@ -214,6 +216,7 @@ async def test_oauth_clients_and_the_status_are_shown(shell: Shell) -> None:
     assert {part["part"] for part in document["parts"]} >= {"due work", "integrations"}
 
 
+@pytest.mark.slow
 async def test_operators_search_across_users_and_the_audit_log_shows_it(shell: Shell) -> None:
     numbers = {user: str(await shell.connect(user)) for user in ("olga", "pete")}
     found = await shell.rows("integrations", "list", "--type", "sandbox", "--status", "active")
@@ -273,6 +276,7 @@ async def test_mistakes_are_one_line_with_the_cause(shell: Shell) -> None:
     assert "INTEGRATION_ID" in (await shell("integrations", "show", "0", code=2)).err.upper()
 
 
+@pytest.mark.slow
 async def test_a_terminal_of_80_columns_gets_a_table_that_updates(shell: Shell) -> None:
     await shell.connect("kim")
     parent, child = pty.openpty()

@@ -141,6 +141,7 @@ async def test_a_choice_of_accounts(tmp_path: Path, shared_database_url: str) ->
         assert await run.disconnect(integration_id) is True
 
 
+@pytest.mark.slow
 async def test_the_region_of_a_callback(tmp_path: Path, shared_database_url: str) -> None:
     def handle(request: Received) -> tuple[int, Any]:
         if request.path == "/eu/oauth/v2/token":
@@ -273,6 +274,7 @@ _DEVICE_HOSTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["code_on_a_phone", "numbered_errors"])
 async def test_a_code_that_is_entered_on_another_device(tmp_path: Path, shared_database_url: str, name: str) -> None:
     server = deepcopy(VIDEO if name == "code_on_a_phone" else SOCIAL)
@@ -311,6 +313,7 @@ async def test_a_code_that_is_entered_on_another_device(tmp_path: Path, shared_d
         await run.disconnect(integration_id)
 
 
+@pytest.mark.slow
 async def test_two_keys_in_headers(tmp_path: Path, shared_database_url: str) -> None:
     def handle(request: Received) -> tuple[int, Any]:
         names = ("x-api-key", "x-application-key", "x-version")
@@ -370,6 +373,7 @@ async def test_basic_authentication_of_a_help_desk(tmp_path: Path, shared_databa
         assert not [one for one in run.provider.received if one.path.startswith("/evil")]
 
 
+@pytest.mark.slow
 async def test_a_key_in_the_path_and_no_verification(tmp_path: Path, shared_database_url: str) -> None:
     def handle(request: Received) -> tuple[int, Any]:
         is_good = request.path.startswith("/bot123:abc/")

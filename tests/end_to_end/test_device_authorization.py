@@ -68,6 +68,7 @@ async def dot_and_clients(directory: Path, database_url: str) -> AsyncIterator[t
         yield dot, await stack.enter_async_context(clients_of(running.grpc_address, running.sidecar_url))
 
 
+@pytest.mark.slow
 @pytest.mark.quick_on("sqlite")
 async def test_a_code_is_entered_at_django_oauth_toolkit(tmp_path: Path, shared_database_url: str) -> None:
     async with dot_and_clients(tmp_path, shared_database_url) as (dot, clients):
@@ -104,6 +105,7 @@ async def test_a_code_is_entered_at_django_oauth_toolkit(tmp_path: Path, shared_
         assert after != before
 
 
+@pytest.mark.slow
 async def test_a_denial_at_django_oauth_toolkit(tmp_path: Path, sqlite_url: str) -> None:
     async with dot_and_clients(tmp_path, sqlite_url) as (dot, clients):
         begun = await clients.begin("ada", "acme")
@@ -187,6 +189,7 @@ async def test_another_process_goes_on_after_one_was_killed_during_a_request(
     assert times[1] - times[0] >= 6 * timeout - 0.01  # the claim of the killed process
 
 
+@pytest.mark.slow
 @pytest.mark.quick_on("postgres")
 async def test_three_replicas_ask_once_per_interval(tmp_path: Path, shared_database_url: str) -> None:
     server = StrictServer()

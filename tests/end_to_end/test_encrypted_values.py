@@ -40,6 +40,7 @@ async def encrypted(database_url: str, integration_id: int) -> bytes:
     return bytes(value)
 
 
+@pytest.mark.slow
 async def test_credentials_with_a_flipped_byte_cannot_be_decrypted(system: System, shared_database_url: str) -> None:
     victim, bystander = await system.connect(account="ada"), await system.connect(account="grace")
     original = await encrypted(shared_database_url, victim)

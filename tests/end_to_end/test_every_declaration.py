@@ -143,7 +143,14 @@ async def running(shared_database_url: str) -> AsyncIterator[Running]:
 
 
 @pytest.mark.quick_on("sqlite")
-@pytest.mark.parametrize("name", sorted(PROFILES))
+@pytest.mark.parametrize(
+    "name",
+    [
+        # A device waits for seconds between its polls.
+        pytest.param(name, marks=[] if profile.device is None else [pytest.mark.slow])
+        for name, profile in sorted(PROFILES.items())
+    ],
+)
 async def test_connect_credentials_refresh_under_a_race_failure_and_disconnect(running: Running, name: str) -> None:
     profile, simulated = PROFILES[name], running.providers.simulated_providers[name]
     integration_id = await running.connect(profile)

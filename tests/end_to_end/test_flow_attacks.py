@@ -248,6 +248,7 @@ async def test_on_a_shared_path_a_declared_issuer_is_compared(
     assert not evil_forms
 
 
+@pytest.mark.slow
 async def test_a_state_is_bound_to_its_type_on_every_path(attack_setup: AttackSetup) -> None:
     connect_response = await attack_setup.direct.begin("ada", "honest")
     location = await attack_setup.direct.decide(connect_response, account="ada")
@@ -261,6 +262,7 @@ async def test_a_state_is_bound_to_its_type_on_every_path(attack_setup: AttackSe
     assert (await attack_setup.direct.follow(location)).json()["success"] is True
 
 
+@pytest.mark.slow
 async def test_a_code_is_exchanged_with_the_redirect_uri_of_its_authorization_request(
     attack_setup: AttackSetup,
 ) -> None:

@@ -69,6 +69,7 @@ def own_postgres() -> Iterator[PostgresServer]:
         yield server
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 async def test_readiness_follows_the_database_and_liveness_does_not(own_postgres: PostgresServer) -> None:
     url = own_postgres.url("postgres")
@@ -102,6 +103,7 @@ async def test_readiness_follows_the_database_and_liveness_does_not(own_postgres
         await connect_another(system)
 
 
+@pytest.mark.slow
 @pytest.mark.quick_on("sqlite")
 async def test_a_server_that_cannot_decrypt_is_not_ready_and_loses_no_refresh(
     database_url: str, tmp_path: Path

@@ -182,6 +182,7 @@ async def reflected_methods(caller: Caller) -> dict[str, MethodDescriptor]:
     return {f"/{service.full_name}/{method.name}": method for service in services for method in service.methods}
 
 
+@pytest.mark.slow
 async def test_every_rpc_of_the_server_has_a_row_and_a_permission(scenario: Scenario) -> None:
     methods = scenario.methods
     assert {path.rpartition("/")[2] for path in methods} == {row[0] for row in ROWS}

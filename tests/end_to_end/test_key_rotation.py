@@ -26,6 +26,8 @@ from tests.end_to_end.sandbox_declaration import declare_sandbox
 from tests.end_to_end.system import Clients, clients_of
 from tests.openbao import RunningOpenBao
 
+pytestmark = pytest.mark.slow
+
 ROWS = 300
 KILLS = 1  # `make test-rotation` has 20
 DEADLINE = 120.0  # seconds for a rotation: many times what it takes
@@ -77,7 +79,6 @@ async def reported_changes(database_url: str) -> set[tuple[str, str]]:
     return {(row.caller, row.purpose) for row in await fetch(database_url, reported)}
 
 
-@pytest.mark.slow
 async def test_a_killed_rotation_resumes_while_servers_keep_reading(tmp_path: Path, database_url: str) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
@@ -183,7 +184,6 @@ async def test_the_encryption_key_is_replaced_while_servers_run(tmp_path: Path, 
     assert f"wrapped by key {LocalKey(parse_key(new)).key_id}, which is not configured" in refused.err
 
 
-@pytest.mark.slow
 async def test_the_wrapping_key_moves_from_the_local_key_to_aws_kms(
     tmp_path: Path, sqlite_url: str, aws: dict[str, str]
 ) -> None:
@@ -207,7 +207,6 @@ async def test_the_wrapping_key_moves_from_the_local_key_to_aws_kms(
     assert base64.b64decode(local["ENCRYPTION_KEY"]) not in bytes(wrapped[0])
 
 
-@pytest.mark.slow
 async def test_the_wrapping_key_moves_to_openbao_and_servers_outlive_its_outage(
     tmp_path: Path, sqlite_url: str, bao: RunningOpenBao
 ) -> None:

@@ -26,6 +26,8 @@ from tests.end_to_end.commands import Command
 from tests.end_to_end.processes import server_environment, serving
 from tests.end_to_end.system import clients_of
 
+pytestmark = pytest.mark.slow
+
 FILES = 200
 SILENT = 400  # twice the limit
 DEADLINE = 60.0  # seconds; the machine may be busy

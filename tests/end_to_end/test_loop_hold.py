@@ -45,6 +45,7 @@ async def test_the_worst_requests_of_each_shape_and_size(probe: HoldProbe) -> No
     assert not await probe.measure_rpcs(rpc_inputs(probe.known, all_sizes=True))
 
 
+@pytest.mark.slow
 async def test_a_page_of_the_worst_configs(probe: HoldProbe) -> None:
     config = Struct()
     config.update({"values": [{} for _ in range(4900)]})

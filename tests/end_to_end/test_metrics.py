@@ -204,12 +204,14 @@ async def test_metrics_are_served_while_a_process_hangs_and_while_the_database_d
         assert total(back, METRICS.integrations, "sandbox") == 1
 
 
+@pytest.mark.slow
 async def test_an_empty_address_switches_the_listener_off(sqlite_url: str, tmp_path: Path) -> None:
     async with run_server_process(tmp_path, sqlite_url) as system:
         assert set(system.command.serving["pids"]) == {"server", "sidecar"}
         assert "metrics" not in system.command.serving
 
 
+@pytest.mark.slow
 async def test_certificates_in_use_are_shown_with_their_time_left(sqlite_url: str, tmp_path: Path) -> None:
     name, day, address = METRICS.certificate_remaining.name, 86400, f"127.0.0.1:{free_port()}"
     async with run_authenticated_system(sqlite_url, tmp_path, METRICS_ADDRESS=address) as authenticated:

@@ -184,6 +184,7 @@ def contents_of(path: Path) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.slow
 async def test_no_secret_is_in_an_sqlite_file_its_wal_or_the_logs(sqlite_url: str, tmp_path: Path) -> None:
     run, key = Run(), new_key()
     async with run_server_process(

@@ -118,6 +118,7 @@ async def test_a_browser_returns_to_the_app_also_after_a_failure(system: System)
     assert len(system.sandbox.token_calls) == 1
 
 
+@pytest.mark.slow
 async def test_a_browser_without_a_known_attempt_continues_at_the_default_return_url(
     confirming_system: System,
 ) -> None:
@@ -147,6 +148,7 @@ async def confirming_system(database_url: str) -> AsyncIterator[System]:
         yield system
 
 
+@pytest.mark.slow
 async def test_a_callback_without_a_user_requires_confirmation(confirming_system: System) -> None:
     system = confirming_system
     connect_response = await system.begin("ada", return_url=RETURN_URL)
@@ -172,6 +174,7 @@ async def test_a_callback_without_a_user_requires_confirmation(confirming_system
     assert [call.outcome for call in system.sandbox.token_calls] == ["ok"]
 
 
+@pytest.mark.slow
 async def test_a_confirmation_expires_after_ten_minutes(confirming_system: System) -> None:
     connect_response = await confirming_system.begin("ada")
     response = await confirming_system.follow(await confirming_system.decide(connect_response))
@@ -363,6 +366,7 @@ async def test_the_same_account_of_two_users_has_two_integrations(system: System
 # --- single use ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_fifty_concurrent_callbacks_with_one_state_exchange_one_code(system: System) -> None:
     connect_response = await system.begin()
     location = await system.decide(connect_response, account="ada")

@@ -56,6 +56,7 @@ def memory_of(pid: int) -> bytes:
     return b"\n".join(contents)
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root reads the memory of a process that protects it")
 async def test_the_sidecars_memory_environment_and_command_line_have_no_secret(
@@ -126,6 +127,7 @@ def core_limit(pid: int) -> str:
     return str(limit)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 async def test_processes_with_keys_are_not_dumpable(sqlite_url: str, tmp_path: Path) -> None:
     """Negative control: the memory of a process that does not protect it can be read."""
@@ -231,6 +233,7 @@ async def test_the_sidecars_socket_gives_its_permissions_to_its_secret_and_nothi
 # --- behaving as one process ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_one_signal_lets_a_callback_finish_before_the_server_stops(sqlite_url: str, tmp_path: Path) -> None:
     """Every process gets the signal, as when systemd stops a service."""
     async with run_server_process(tmp_path, sqlite_url) as system:
@@ -281,6 +284,7 @@ async def test_a_process_that_dies_is_restarted_and_the_other_continues(sqlite_u
         assert (await command.finished()).code == 0
 
 
+@pytest.mark.slow
 async def test_each_log_line_names_its_process(sqlite_url: str, tmp_path: Path) -> None:
     async with run_server_process(tmp_path, sqlite_url) as system:
         await system.connect("ada")
@@ -289,6 +293,7 @@ async def test_each_log_line_names_its_process(sqlite_url: str, tmp_path: Path) 
     assert {line["process"] for line in lines} == {"supervisor", "server", "sidecar"}
 
 
+@pytest.mark.slow
 async def test_killing_the_supervisor_leaves_no_process(sqlite_url: str, tmp_path: Path) -> None:
     async with serving(tmp_path, server_environment(sqlite_url)) as command:
         children = [psutil.Process(command.pid(name)) for name in ("server", "sidecar")]

@@ -30,6 +30,8 @@ from tests.end_to_end.replicas import (
 )
 from tests.postgres import PostgresServer, run_postgres
 
+pytestmark = pytest.mark.slow
+
 SERVERS = 4
 CALLERS = 200
 ROUNDS = 3
@@ -115,7 +117,6 @@ def own_postgres() -> Iterator[tuple[PostgresServer, str]]:
         yield server, url
 
 
-@pytest.mark.slow
 async def test_a_response_received_during_a_database_outage_survives_a_crash(
     tmp_path: Path, own_postgres: tuple[PostgresServer, str]
 ) -> None:

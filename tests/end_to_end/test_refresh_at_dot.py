@@ -20,6 +20,8 @@ from tests.end_to_end.replicas import LEASE, force_refresh, status_of, wait_unti
 from tests.end_to_end.system import RETURN_URL, Clients, callback_url, clients_of
 from tests.end_to_end.variants import AT_THE_COMMIT
 
+pytestmark = pytest.mark.slow
+
 CALLERS = 50
 EXPIRIES = 3
 LIFETIME = 2  # seconds
@@ -72,7 +74,6 @@ async def run_pair(
         yield Pair(dot, commands, clients, connect_response.integration_id)
 
 
-@pytest.mark.slow
 async def test_a_grant_with_reuse_protection_survives_concurrent_refreshes(
     prefork: PreforkServer, tmp_path: Path, sqlite_url: str
 ) -> None:

@@ -30,6 +30,8 @@ from tests.end_to_end.system import (
     settings_for,
 )
 
+pytestmark = pytest.mark.slow
+
 SECRET = "the-secret-of-both-replicas"
 ENVIRONMENT = {"SANDBOX_CLIENT_ID": CLIENT_ID, "SANDBOX_CLIENT_SECRET": SECRET}
 USED = RpcError(FAILED_PRECONDITION, "STATE_USED")

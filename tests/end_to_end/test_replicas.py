@@ -13,6 +13,8 @@ from tests.end_to_end.replicas import Replicas, force_refresh, run_replicas
 from tests.end_to_end.system import Clients
 from tests.pgbouncer import requires_pgbouncer
 
+pytestmark = pytest.mark.slow
+
 POSTGRES = pytest.mark.postgres
 DATABASES = [
     "sqlite_url",
@@ -73,7 +75,6 @@ async def force(clients: Clients, integration_id: int) -> None:
     await force_refresh(clients, integration_id)
 
 
-@pytest.mark.slow
 async def test_a_replica_serves_a_change_of_another_within_a_second(tmp_path: Path, url: str) -> None:
     async with run_replicas(tmp_path, url, servers=2, lease=10) as pair:
         for change in (disconnect, switch_off, force):

@@ -60,6 +60,7 @@ async def outbox_is_empty(database_url: str) -> bool:
 # --- one server ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @in_module_loop
 async def test_a_revocation_is_pending_while_the_provider_is_down_and_is_repeated(
     system: System, shared_database_url: str
@@ -76,6 +77,7 @@ async def test_a_revocation_is_pending_while_the_provider_is_down_and_is_repeate
     await wait_until(partial(outbox_is_empty, shared_database_url), PATIENT)
 
 
+@pytest.mark.slow
 @in_module_loop
 async def test_a_disconnection_does_not_wait_for_a_hanging_provider(system: System) -> None:
     integration_id = await system.connect()
@@ -104,6 +106,7 @@ async def test_a_disconnection_reports_the_revocation_state(system: System) -> N
     assert await is_invalid_grant(system.sandbox)
 
 
+@pytest.mark.slow
 @in_module_loop
 async def test_the_token_of_a_refresh_that_ends_after_the_disconnection_is_revoked(system: System) -> None:
     integration_id = await system.connect()
@@ -137,6 +140,7 @@ async def test_tokens_of_a_mismatched_account_are_revoked(system: System) -> Non
     assert not await is_invalid_grant(system.sandbox, "ada")
 
 
+@pytest.mark.slow
 @pytest.mark.quick_on("postgres")
 @pytest.mark.parametrize("is_declared", [True, False])
 async def test_a_reconnected_account_keeps_its_grant_when_the_previous_one_is_revoked(
@@ -197,6 +201,7 @@ async def kill_while_revoking(pair: Replicas) -> None:
     assert not await is_invalid_grant(pair.sandbox)
 
 
+@pytest.mark.slow
 @pytest.mark.quick_on("postgres")
 async def test_another_server_completes_the_revocation_of_a_killed_server(pair: Replicas) -> None:
     await kill_while_revoking(pair)

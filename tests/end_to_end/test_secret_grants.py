@@ -137,6 +137,7 @@ class AssertionServer:
         return 200, {"access_token": token, "token": token, "expires_in": lifetime, "expires_at": lifetime}
 
 
+@pytest.mark.slow
 async def test_signed_jwts(tmp_path: Path, shared_database_url: str) -> None:
     server = AssertionServer()
     hosts = {
@@ -272,6 +273,7 @@ class LoginServer:
         return (200, session) if session else (403, {})
 
 
+@pytest.mark.slow
 async def test_logins(tmp_path: Path, shared_database_url: str) -> None:
     server = LoginServer()
     hosts = {

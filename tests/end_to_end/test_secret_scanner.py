@@ -27,6 +27,7 @@ async def connect_and_use(system: Clients) -> str:
     return await system.bearer_token(await system.connect())
 
 
+@pytest.mark.slow
 async def test_a_token_in_a_row_is_found(database_url: str) -> None:
     async def leak() -> None:
         async with run_system(database_url) as system:
@@ -37,6 +38,7 @@ async def test_a_token_in_a_row_is_found(database_url: str) -> None:
         await leak()
 
 
+@pytest.mark.slow
 async def test_a_token_in_the_log_is_found(sqlite_url: str) -> None:
     async def leak() -> None:
         async with run_system(sqlite_url) as system:
@@ -46,6 +48,7 @@ async def test_a_token_in_the_log_is_found(sqlite_url: str) -> None:
         await leak()
 
 
+@pytest.mark.slow
 @pytest.mark.quick_on("sqlite")
 async def test_a_token_in_the_log_or_a_row_of_a_process_is_found(database_url: str, tmp_path: Path) -> None:
     tokens = []
@@ -71,6 +74,7 @@ async def test_a_secret_setting_in_the_log_of_a_process_is_found(sqlite_url: str
         await run(tmp_path, environment, "types")
 
 
+@pytest.mark.slow
 @pytest.mark.quick_on("sqlite")
 async def test_a_run_without_a_leak_passes(database_url: str, tmp_path: Path) -> None:
     async with run_system(database_url) as system:

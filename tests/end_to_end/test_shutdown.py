@@ -13,6 +13,8 @@ from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.faults import HeldResponse
 from tests.end_to_end.processes import new_key, run_server_process
 
+pytestmark = pytest.mark.slow
+
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 KEY = new_key()
 SOON = 18.0  # seconds: less than the 20 that a server waits for calls in flight, of which a health watch is none

@@ -37,6 +37,7 @@ def assert_refused(finished: CompletedCommand, *reported: str) -> None:
     assert "Traceback" not in finished.err
 
 
+@pytest.mark.slow
 async def test_a_missing_or_wrong_key_is_rejected_with_the_id_of_the_right_one(sqlite_url: str, tmp_path: Path) -> None:
     key = os.urandom(32)
     key_id = await make_data_key(sqlite_url, key)
@@ -67,6 +68,7 @@ async def test_a_wrong_key_is_rejected_on_postgresql(postgres_url: str, tmp_path
     assert environment["ENCRYPTION_KEY"] not in finished.err
 
 
+@pytest.mark.slow
 async def test_negative_control_the_right_key_starts_the_server_also_as_a_retired_key(
     sqlite_url: str, tmp_path: Path
 ) -> None:
@@ -168,6 +170,7 @@ async def test_the_sandbox_starts_in_dev_mode_only(sqlite_url: str, tmp_path: Pa
     assert_refused(await run(tmp_path, environment, "dev"), "SANDBOX_ADDRESS: the sandbox is for dev mode only")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dev_mode", [False, True])
 async def test_a_server_outside_dev_mode_warns_that_it_skips_confirmation(
     dev_mode: bool, sqlite_url: str, tmp_path: Path
@@ -243,6 +246,7 @@ async def test_a_used_address_is_reported_with_its_setting(sqlite_url: str, tmp_
             assert (await clients.service.ListIntegrationTypes(pb.ListIntegrationTypesRequest())).integration_types
 
 
+@pytest.mark.slow
 async def test_a_database_of_another_baseline_is_rejected_with_one_sentence(sqlite_url: str, tmp_path: Path) -> None:
     async with open_database(sqlite_url) as database, database.write_transaction() as connection:
         await connection.execute(text("UPDATE schema_compatibility SET baseline_fingerprint = 'another'"))

@@ -124,6 +124,7 @@ async def on(shared: Scenario) -> Scenario:
 # --- bodies in both directions ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_length", [True, False])
 async def test_an_upload_arrives_unchanged(on: Scenario, has_length: bool) -> None:
     announced: dict[str, Any] = {"content_length": 40 * len(PART)} if has_length else {}
@@ -289,6 +290,7 @@ async def test_a_response_to_head_has_headers_only(on: Scenario) -> None:
 # --- pressure and silence --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_caller_sends_no_faster_than_the_provider_takes(on: Scenario) -> None:
     call = on.stream()
     await call.write(on.head("/hang"))
@@ -303,6 +305,7 @@ async def test_a_caller_sends_no_faster_than_the_provider_takes(on: Scenario) ->
     on.api.gate.set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writes", [0, 1])
 async def test_a_stream_in_which_one_side_is_silent_ends_with_the_name_of_that_side(
     tmp_path: Path, sqlite_url: str, writes: int
@@ -321,6 +324,7 @@ async def test_a_stream_in_which_one_side_is_silent_ends_with_the_name_of_that_s
         on.api.gate.set()
 
 
+@pytest.mark.slow
 async def test_a_stream_ends_whose_caller_does_not_read_the_response(tmp_path: Path, sqlite_url: str) -> None:
     settings = {"PROXY_STREAM_IDLE_SECONDS": "0.5", "CALLER_MAX_STREAMS_PER_USER": "1"}
     async with scenario(tmp_path, sqlite_url, **settings) as on:
@@ -346,6 +350,7 @@ async def test_a_caller_that_is_gone_holds_no_connection_to_the_provider(on: Sce
         await on.uploaded(number)
 
 
+@pytest.mark.slow
 async def test_a_slow_stream_does_not_end_while_bytes_move(tmp_path: Path, sqlite_url: str) -> None:
     async with scenario(tmp_path, sqlite_url, PROXY_STREAM_IDLE_SECONDS="4") as on:
         call = on.stream(timeout=WAIT)
@@ -435,6 +440,7 @@ async def test_the_streams_of_one_caller_are_limited(tmp_path: Path, sqlite_url:
         assert (await on.result(on.head("/send/1", "GET")))[0] == 200
 
 
+@pytest.mark.slow
 async def test_a_stream_has_one_audit_entry_with_its_sizes(tmp_path: Path, sqlite_url: str) -> None:
     async with scenario(tmp_path, sqlite_url) as on:
         await on.result(on.head("/take", query=[pb.QueryParameter(name="q", value="x")], body=PART), *parts(2))
@@ -458,6 +464,7 @@ async def test_a_stream_has_one_audit_entry_with_its_sizes(tmp_path: Path, sqlit
         }
 
 
+@pytest.mark.slow
 async def test_a_stream_in_progress_is_completed_while_the_server_stops(tmp_path: Path, sqlite_url: str) -> None:
     async with AsyncExitStack() as stack:
         on, command = await stack.enter_async_context(process_scenario(tmp_path, sqlite_url))
@@ -484,6 +491,7 @@ def memory(command: Command, key: str) -> int:
     return int(next(line for line in status.splitlines() if line.startswith(key)).split()[1]) * 1024
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mebibytes", [16, pytest.param(1024, marks=pytest.mark.slow)])
 async def test_a_body_passes_through_in_each_direction_with_constant_memory(
     tmp_path: Path, sqlite_url: str, mebibytes: int
@@ -504,6 +512,7 @@ async def test_a_body_passes_through_in_each_direction_with_constant_memory(
         assert growth <= MAX_GROWTH
 
 
+@pytest.mark.slow
 async def test_negative_control_a_body_that_is_read_as_a_whole_takes_its_size(tmp_path: Path, sqlite_url: str) -> None:
     """`CallProvider` keeps whole bodies, here with limits that are raised for them."""
     size = 48 * MIB

@@ -17,6 +17,8 @@ from tests.end_to_end.processes import run, server_environment, serving
 from tests.end_to_end.rpc_errors import FAILED_PRECONDITION, INVALID_ARGUMENT, NOT_FOUND, RpcError, expect_rpc_error
 from tests.end_to_end.system import BROWSER, RETURN_URL, callback_url, clients_of, query_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def dot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DotServer]:

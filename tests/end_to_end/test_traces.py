@@ -41,6 +41,7 @@ def parents_of(spans: list[RecordedSpan], name: str) -> set[str]:
     return {names.get(span.parent_id, span.parent_id) for span in spans if span.name == name}
 
 
+@pytest.mark.slow
 async def test_a_callback_is_one_trace_which_continues_that_of_the_client(database_url: str) -> None:
     traces = Traces()
     async with run_system(database_url, tracing=traces.tracing) as system:

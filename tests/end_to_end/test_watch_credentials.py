@@ -128,6 +128,7 @@ async def test_a_revoked_grant_is_reported(system: System) -> None:
         assert reason(await watch.result()) == "REAUTHORIZATION_REQUIRED"
 
 
+@pytest.mark.slow
 async def test_a_credential_is_sent_again_before_it_expires(system: System) -> None:
     """The stream reads what is due, and a refresh makes the next token."""
     system.sandbox.behaviour = Behaviour(access_token_lifetime=3)
@@ -176,6 +177,7 @@ async def test_bad_input_has_the_field(ids: Sequence[int], field: str, system: S
     assert field in (caught.value.details() or "")
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio(loop_scope="function")
 async def test_a_stream_of_a_server_that_stops_resumes_at_another_server(sqlite_url: str) -> None:
     async with AsyncExitStack() as stopping:
@@ -213,6 +215,7 @@ class TestTransactionOfAnotherClient:
         async with run_system(postgres_url) as system:
             yield system
 
+    @pytest.mark.slow
     @pytest.mark.postgres
     @pytest.mark.asyncio(loop_scope="function")
     async def test_does_not_delay_a_rotation_or_a_revocation(self, system: System, postgres_url: str) -> None:
@@ -242,6 +245,7 @@ class TestTransactionOfAnotherClient:
             events.cancel()
             await other.close()
 
+    @pytest.mark.slow
     @pytest.mark.postgres
     @pytest.mark.asyncio(loop_scope="function")
     async def test_does_not_hide_what_has_changed_before_a_stream_resumes(

@@ -88,6 +88,7 @@ async def stored_events(system: System, integration_id: int, user_id: str = "ada
     return [(event.number, event.event_id, event.event_type) for event in page.events]
 
 
+@pytest.mark.slow
 async def test_an_event_is_delivered_from_the_provider_to_the_consumer(system: System) -> None:
     integration_id = await connect(system)
     path = await path_of(system, integration_id)
@@ -125,6 +126,7 @@ async def test_the_handshake_of_a_webhook_endpoint_is_completed(system: System) 
     assert (await system.browser.get(url)).status_code == 401
 
 
+@pytest.mark.slow
 async def test_forged_and_unroutable_webhooks_are_not_stored(system: System, shared_database_url: str) -> None:
     integration_id = await connect(system)
     path = await path_of(system, integration_id)
@@ -151,6 +153,7 @@ async def test_an_oversized_webhook_body_is_rejected(system: System) -> None:
     assert response.status_code == 413
 
 
+@pytest.mark.slow
 @pytest.mark.quick_on("postgres")
 async def test_a_large_event_is_delivered(system: System) -> None:
     integration_id = await connect(system)
@@ -168,6 +171,7 @@ async def test_a_large_event_is_delivered(system: System) -> None:
     assert seen == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 async def test_a_webhook_secret_is_replaced_without_a_gap(system: System, shared_database_url: str) -> None:
     integration_id = await connect(system)
     path = await path_of(system, integration_id)
@@ -254,6 +258,7 @@ async def test_the_event_stream_reports_changes_as_they_occur(system: System) ->
     again.cancel()
 
 
+@pytest.mark.slow
 @pytest.mark.quick_on("postgres")
 async def test_a_slow_reader_delays_no_other_and_misses_no_event(system: System, shared_database_url: str) -> None:
     """The number of events exceeds all buffers."""
@@ -282,6 +287,7 @@ async def read_until_created(stream: Any) -> list[event_pb2.IntegrationEvent]:
     return events
 
 
+@pytest.mark.slow
 @pytest.mark.quick_on("postgres")
 async def test_a_cursor_that_is_too_old_is_rejected(shared_database_url: str) -> None:
     async with run_system(shared_database_url, EVENT_RETENTION_DAYS=str(1 / 86_400)) as system:
@@ -293,6 +299,7 @@ async def test_a_cursor_that_is_too_old_is_rejected(shared_database_url: str) ->
         assert await expect_rpc_error(stream.read()) == RpcError(grpc.StatusCode.FAILED_PRECONDITION, "CURSOR_EXPIRED")
 
 
+@pytest.mark.slow
 @pytest.mark.quick_on("postgres")
 async def test_a_stopping_server_ends_its_streams_with_server_stopping(shared_database_url: str) -> None:
     async with AsyncExitStack() as stack:

@@ -18,6 +18,8 @@ from tests.end_to_end.webhook_senders import (
     send_while_killing_a_server,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.quick_on("postgres")
 async def test_no_event_is_lost_or_duplicated_when_a_server_is_killed(

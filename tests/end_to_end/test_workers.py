@@ -51,6 +51,7 @@ async def watch(channel: grpc.aio.Channel) -> Any:  # the stub has no types
     return call
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 async def test_two_workers_serve_one_is_replaced_and_both_stop_together(postgres_url: str, tmp_path: Path) -> None:
     key = new_key()
@@ -170,6 +171,7 @@ LIMITS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("settings", "user_id", "limit"), LIMITS)
 async def test_a_quota_of_what_is_under_way_holds_over_both_workers(
     settings: dict[str, str], user_id: str, limit: int, sqlite_url: str
@@ -178,6 +180,7 @@ async def test_a_quota_of_what_is_under_way_holds_over_both_workers(
         assert await admitted_streams(address, user_id) == limit
 
 
+@pytest.mark.slow
 async def test_negative_control_workers_that_count_alone_admit_twice_as_many(sqlite_url: str) -> None:
     settings, user_id, limit = LIMITS[0]
     async with two_workers(sqlite_url, shares_counts=False, **settings) as address:

@@ -224,6 +224,7 @@ def test_no_user_gets_the_credentials_of_another_from_memory(loop: Loop, service
     assert loop(client.account(user="ada", integration_id=7).credentials).access_token == "secret-token-7-1"
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_is_bridged_from_memory(loop: Loop, servicer: FakeServicer) -> None:
     with serve(servicer) as address:
         client = loop.client(address)

@@ -116,6 +116,7 @@ async def is_served(port: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent_bytes", [b"", PREFACE[:5], PREFACE], ids=["nothing", "half-a-preface", "preface"])
 async def test_a_client_without_a_complete_preface_is_disconnected(sent_bytes: bytes) -> None:
     async with serving(options(handshake=SOON)) as port:
@@ -125,6 +126,7 @@ async def test_a_client_without_a_complete_preface_is_disconnected(sent_bytes: b
         assert not await is_disconnected(port, sent_bytes, 4 * SOON.total_seconds())
 
 
+@pytest.mark.slow
 async def test_a_client_that_stops_in_its_tls_handshake_is_disconnected(tmp_path: Path) -> None:
     _, certificate = server_tls(tmp_path, "localhost")
     pair = ((tmp_path / "key.pem").read_bytes(), certificate.read_bytes())
@@ -135,6 +137,7 @@ async def test_a_client_that_stops_in_its_tls_handshake_is_disconnected(tmp_path
         assert not await is_disconnected(port, HALF_A_HELLO, 4 * SOON.total_seconds())
 
 
+@pytest.mark.slow
 async def test_a_client_without_calls_is_disconnected() -> None:
     async with serving(options(connection_idle=SOON)) as port:
         assert await is_disconnected(port, PREFACE + EMPTY_SETTINGS, DEADLINE)
@@ -143,6 +146,7 @@ async def test_a_client_without_calls_is_disconnected() -> None:
         assert not await is_disconnected(port, PREFACE + EMPTY_SETTINGS, 4 * SOON.total_seconds())
 
 
+@pytest.mark.slow
 async def test_a_disconnected_client_reconnects_with_its_next_call() -> None:
     async with serving(options(connection_idle=SOON, connection_age=SOON)) as port, client(port) as check:
         for _ in range(5):
@@ -185,6 +189,7 @@ async def test_calls_over_the_streams_of_a_connection_wait_at_the_client(streams
 BURST = 1000
 
 
+@pytest.mark.slow
 async def test_all_calls_of_a_burst_over_the_streams_of_a_connection_complete() -> None:
     async with serving(options(max_streams_per_connection=50)) as port, client(port) as check:
         await asyncio.gather(*(check(health_pb2.HealthCheckRequest(), timeout=DEADLINE) for _ in range(BURST)))
@@ -282,6 +287,7 @@ async def leave(port: int, calls: int, *, pause: float, disconnects: bool) -> No
     writer.transport.abort()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("watches_log", [True, False], ids=["", "negative control"])
 async def test_a_client_that_is_gone_is_only_counted(watches_log: bool, caplog: pytest.LogCaptureFixture) -> None:
     """Negative control: without our handling, gRPC logs clients that are gone, with tracebacks."""
@@ -346,6 +352,7 @@ async def test_negative_control_grpc_alone_waits_for_a_request() -> None:
         call.cancel()
 
 
+@pytest.mark.slow
 async def test_the_number_of_slow_requests_is_limited() -> None:
     reader = read_request(RequestReader(LONG, slow_after=1, max_slow_requests=2))
     async with (

@@ -57,6 +57,7 @@ async def test_a_process_that_replaces_another_takes_over_its_socket(tmp_path: P
         assert (await SocketSource(path).fetch()).instance == "new"
 
 
+@pytest.mark.slow
 async def test_two_processes_one_of_which_hangs_over_http(tmp_path: Path) -> None:
     sources = {name: SocketSource(tmp_path / f"{name}.metrics") for name in ("one", "two", "hung", "absent")}
     with (

@@ -47,6 +47,8 @@ from tests.fakes.system import BUFFER, RecordingAuditTrail, default_settings
 from tests.fakes.workers import is_busy
 from tests.postgres import PostgresServer
 
+pytestmark = pytest.mark.slow
+
 SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
 REPLICAS = 3
 
@@ -355,14 +357,12 @@ async def test_a_small_fleet_survives_an_hour_of_other_responses(
         assert await fleet.refreshed() == 3
 
 
-@pytest.mark.slow
 async def test_a_thousand_integrations_survive_an_hour_of_4xx_without_an_error_code(tmp_path: Path) -> None:
     clock = SettableClock()
     async with running_fleet(1000, clock, InMemoryDatabase(clock), tmp_path) as fleet:
         await survive_an_hour(fleet, step=30 * SECOND, callers=10)
 
 
-@pytest.mark.slow
 @pytest.mark.postgres
 async def test_the_same_on_postgresql(postgres_url: str, postgres_server: PostgresServer, tmp_path: Path) -> None:
     """`clock_timestamp()` is a function of the test, which the search path finds first."""

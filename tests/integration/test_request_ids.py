@@ -96,6 +96,7 @@ async def test_without_the_access_log_a_request_has_no_line(log: list[Any]) -> N
     assert log == []
 
 
+@pytest.mark.slow
 async def test_a_probe_has_a_line_only_if_it_fails(log: list[Any]) -> None:
     async with sidecar_of(new_service()) as client:  # which has no health service
         await client.get("/healthz")

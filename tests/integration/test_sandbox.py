@@ -57,6 +57,7 @@ async def test_of_fifty_exchanges_of_one_code_one_succeeds() -> None:
     assert sorted(response.status_code for response in responses) == [200] + [400] * 49
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("handle_first", [False, True])
 @pytest.mark.parametrize("fault", [Hang(), Reset()], ids=["hang", "reset"])
 async def test_a_response_is_lost_before_or_after_the_work(fault: Fault, handle_first: bool) -> None:

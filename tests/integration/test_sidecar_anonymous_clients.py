@@ -137,6 +137,7 @@ async def test_unavailability_is_not_the_peers_failure() -> None:
 SIGNED = {"X-Signed": "yes"}
 
 
+@pytest.mark.slow
 async def test_verified_webhooks_are_never_limited_by_failures_from_the_same_address() -> None:
     server = Provider()
     async with serving_sidecar(LIMITED, server) as port, client_of(port) as client:
@@ -178,6 +179,7 @@ async def test_a_valid_state_does_not_permit_forged_ones() -> None:
         assert (await flood(client, CALLBACK))[429] > 0
 
 
+@pytest.mark.slow
 async def test_probes_are_never_limited() -> None:
     async with serving_sidecar(LIMITED, Provider()) as port, client_of(port) as client:
         for path in ("/nothing/{}", WEBHOOKS + "/unknown{}", "/readyz"):
@@ -210,6 +212,7 @@ async def test_without_trusted_proxies_nobody_can_name_another_peer() -> None:
 # --- log -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_flood_is_one_line_in_the_log(log: list[Any]) -> None:
     async with serving_sidecar(LIMITED, provider()) as port, client_of(port) as client:
         for path, _ in FAILURES.values():
@@ -292,6 +295,7 @@ async def responses_on_one_connection(
         return received.count(b"HTTP/1.1 ")
 
 
+@pytest.mark.slow
 async def test_requests_that_prove_nothing_wait_for_the_next_on_their_connection() -> None:
     assert await responses_on_one_connection(timedelta(minutes=1), 1) == 1
 
@@ -364,6 +368,7 @@ WORST_REQUESTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WORST_REQUESTS)
 async def test_no_request_holds_the_loop(name: str) -> None:
     request, status = WORST_REQUESTS[name]
@@ -380,6 +385,7 @@ async def test_no_request_holds_the_loop(name: str) -> None:
     assert {line[9:12] for line in lines if line} <= {str(status).encode(), b"429"}
 
 
+@pytest.mark.slow
 async def test_negative_control_without_a_limit_of_chunks_one_byte_chunks_cost_an_event_each() -> None:
     """Each of 50,000 chunks is an event of the parser."""
     limits = replace(LIMITS, chunks=1 << 40, refuse_ambiguous=False)
@@ -422,6 +428,7 @@ async def readiness_calls(max_age: timedelta) -> int:
     return len(server.deadlines)
 
 
+@pytest.mark.slow
 async def test_requests_for_readiness_share_one_call() -> None:
     assert await readiness_calls(timedelta(minutes=1)) == 1
 

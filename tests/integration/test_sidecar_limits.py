@@ -114,6 +114,7 @@ async def test_a_slow_client_gets_408_and_is_disconnected(attack: Attack) -> Non
         assert await is_served(port)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", SLOW)
 async def test_negative_control_uvicorn_alone_waits_for_a_slow_client(attack: Attack) -> None:
     async with unlimited() as port:
@@ -130,6 +131,7 @@ async def test_a_request_within_the_timeouts_is_served() -> None:
         assert (await connection.received()).startswith(RESPONSE_200)
 
 
+@pytest.mark.slow
 async def test_an_idle_connection_is_kept_longer_than_the_header_timeout() -> None:
     timeout = timedelta(seconds=1)
     limits = replace(LIMITS, header_timeout=timeout, response_timeout=timeout)
@@ -157,6 +159,7 @@ async def read_nothing(connection: RawConnection) -> None:
     await connection.drip(200 * (GET + b"\r\n"), every=0)
 
 
+@pytest.mark.slow
 async def test_each_pipelined_request_has_its_own_timeout() -> None:
     """Together the requests take several times the timeout of one."""
     response_timeout = timedelta(seconds=1)
@@ -190,6 +193,7 @@ async def test_a_client_that_does_not_read_is_disconnected() -> None:
         assert await is_served(port)
 
 
+@pytest.mark.slow
 async def test_negative_control_uvicorn_alone_keeps_a_client_that_does_not_read() -> None:
     async with unlimited() as port:
         assert await is_connected_after(port, read_nothing, 8 * SOON.total_seconds())

@@ -127,6 +127,7 @@ def test_the_drain_ends_by_itself() -> None:
         assert [name for name in own if name != "printed_line"] == ["serving", "draining", "stopping", "stopped"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_a_stop_during_the_start_do_not_wait() -> None:
     with running("serve", DRAIN_SECONDS="3600") as program:
         program.read_until('"serving", "process"')
@@ -174,6 +175,7 @@ def test_a_process_that_cannot_be_started_again_is_tried_later() -> None:
         assert program.names_of("ending") == ["first"]
 
 
+@pytest.mark.slow
 def test_the_first_of_a_group_starts_alone_the_others_together_and_all_stop_together() -> None:
     with running("workers") as program:
         serving = json.loads(program.read_until('"serving", "process"'))
@@ -193,6 +195,7 @@ def test_the_first_of_a_group_starts_alone_the_others_together_and_all_stop_toge
         wait_until_gone(list(serving["pids"].values()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_that_comes_before_a_process_has_read_its_config_stops_it(number: signal.Signals) -> None:
     with running("first starts late") as program:
@@ -219,6 +222,7 @@ def test_what_keeps_a_group_from_starting_is_reported_once() -> None:
         assert program.lines.count("a message for the operator\n") == 1
 
 
+@pytest.mark.slow
 def test_a_process_whose_event_loop_hangs_is_replaced_and_the_others_continue() -> None:
     with running("second stops beating") as program:
         serving = json.loads(program.read_until('"serving", "process"'))
@@ -228,6 +232,7 @@ def test_a_process_whose_event_loop_hangs_is_replaced_and_the_others_continue() 
         program.process.kill()
 
 
+@pytest.mark.slow
 def test_negative_control_without_beats_a_process_hangs_for_ever() -> None:
     with running("second stops beating", "unwatched") as program:
         program.read_until("no more beats")
@@ -266,6 +271,7 @@ def test_a_process_that_does_not_stop_is_killed_and_the_others_stop_as_usual() -
         wait_until_gone(list(serving["pids"].values()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("behaviour", ["serve", "second hangs"])
 def test_no_process_outlives_the_supervisor(behaviour: str) -> None:
     with running(behaviour) as program:
@@ -291,6 +297,7 @@ def broken_lines(lines: list[str]) -> list[str]:
     return [line for line in lines if "beginning" in line and line != "{beginning end}\n"]
 
 
+@pytest.mark.slow
 def test_the_lines_of_two_processes_are_never_mixed() -> None:
     with running("write") as program:
         program.read_until('"serving", "process"')

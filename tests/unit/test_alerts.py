@@ -93,6 +93,7 @@ def test_rules_name_metrics_that_exist() -> None:
     assert unknown_metrics(f"rate({PREFIX}rpc_total[5m])") == {f"{PREFIX}rpc_total"}
 
 
+@pytest.mark.slow
 def test_most_metrics_are_watched() -> None:
     """Those that are not only explain others."""
     watched = {metric for metric in METRICS for rule in rules() if metric.name in rule["expr"]}

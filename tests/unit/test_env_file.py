@@ -122,6 +122,7 @@ def test_a_named_pipe_of_a_secret_manager_is_read_to_its_end(tmp_path: Path) -> 
     assert (found["A"], len(found["B"] or "")) == ("1", 100_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["serve", "healthcheck"])
 def test_commands_end_with_the_message(tmp_path: Path, command: str) -> None:
     (tmp_path / ".env").write_bytes(b"LOG_LEVEL=\xff")

@@ -35,6 +35,7 @@ def protos(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_output_is_up_to_date() -> None:
     assert generate.check() == [], "run `make proto`"
 
@@ -49,6 +50,7 @@ def test_compiling_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     assert generate.descriptor_set() == generate.descriptor_set()
 
 
+@pytest.mark.slow
 def test_an_edited_file_is_found(tmp_path: Path) -> None:
     copy = tmp_path / "generated"
     shutil.copytree(PROJECT / "generated", copy)
@@ -109,6 +111,7 @@ def test_the_descriptor_set_is_complete() -> None:
         assert pool.FindMessageTypeByName(name).fields
 
 
+@pytest.mark.slow
 def test_the_wheel_has_the_descriptor_set_and_files_without_comments(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
     subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, timeout=300)

@@ -69,6 +69,7 @@ def test_secrets_history_and_leftovers_do_not_reach_the_docker_daemon(path: str)
     assert is_ignored(path, RULES)
 
 
+@pytest.mark.slow
 def test_the_wheel_of_the_image_builds_from_what_is_copied(tmp_path: Path) -> None:
     (stage,) = (stage for stage in STAGES if "pip wheel" in stage)
     for source in copied_into(stage):

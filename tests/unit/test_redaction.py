@@ -170,6 +170,7 @@ def without_ascii_words(pattern: re.Pattern[str]) -> re.Pattern[str]:
     return re.compile(pattern.pattern, pattern.flags & ~re.ASCII)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("index", "weaken", "unit", "length"),
     [(1, without_bounds, "key=", 1_024), (2, without_ascii_words, "éeyJ", 2_048)],

@@ -415,6 +415,7 @@ def test_a_key_that_is_not_random_is_rejected_and_not_quoted(key: bytes, name: s
     assert text not in problem
 
 
+@pytest.mark.slow
 def test_random_keys_are_accepted() -> None:
     """The negative control. A false refusal has a probability below 2^-37 for each key."""
     generator = random.Random(1)

@@ -50,6 +50,7 @@ def test_a_request_has_the_current_credentials(provider: Provider, library: str)
     assert source.renewals == 0
 
 
+@pytest.mark.slow
 @every_library
 def test_a_rejected_request_is_sent_once_more_with_renewed_credentials(provider: Provider, library: str) -> None:
     source = source_for(library)

@@ -203,6 +203,7 @@ def stream_options(url: str) -> dict[str, Any]:
     return {"allowed_origins": {url}, "idle_timeout": timedelta(seconds=60)}
 
 
+@pytest.mark.slow
 async def test_tiny_chunks_do_not_hold_the_event_loop() -> None:
     assert await turns_of_other_tasks(PooledTransport(SsrfGuardedNetwork(is_public_or_loopback))) >= CHUNKS // 100
 

@@ -429,6 +429,7 @@ async def test_a_batch_whose_connection_is_lost_in_the_middle_is_written_later(
         await append_interrupted(database, keyring, terminate, StoreUnavailable)
 
 
+@pytest.mark.slow
 @pytest.mark.quick_on("postgres")
 @pytest.mark.parametrize(
     ("open_log", "is_short"),

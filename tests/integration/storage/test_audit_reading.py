@@ -74,6 +74,7 @@ def meets(one: AuditEntry, condition: AuditFilter) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page_size", "max_examined"), [(100, 10_000), (1, 10_000), (3, 7), (2, 1)])
 async def test_the_pages_have_each_entry_once_the_newest_first(
     database: Database, page_size: int, max_examined: int
@@ -94,6 +95,7 @@ async def test_a_page_without_an_entry_is_followed_by_another(database: Database
     assert list(map(len, pages)) == [0, 0, 0, 0]
 
 
+@pytest.mark.quick_on("postgres")
 @pytest.mark.parametrize("altered", ["sequence > 15", "sequence BETWEEN 3 AND 8", "sequence IN (4, 9)", "sequence > 0"])
 @pytest.mark.parametrize("page_size", [1, 4, 100])
 async def test_entries_that_cannot_be_read_hide_no_others(database: Database, altered: str, page_size: int) -> None:

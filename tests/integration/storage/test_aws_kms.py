@@ -142,6 +142,7 @@ class TestKeyring:
         assert await reopened.decrypt(encrypted, ASSOCIATED_DATA) == b"secret"
         assert [key.wrapping_key_id for key in await describe_data_keys(database)] == [arn]
 
+    @pytest.mark.slow
     async def test_the_error_names_the_missing_key(self, database: Database, kms: Any, arn: str) -> None:
         await open_keyring(database, KeyEncryptionKeys(await open_key(arn)))
         other = new_key(kms)
@@ -149,6 +150,7 @@ class TestKeyring:
             with pytest.raises(KeyringError, match=f"wrapped by key {arn}, which is not configured"):
                 await open_keyring(database, wrong)
 
+    @pytest.mark.slow
     async def test_a_running_server_calls_kms_for_new_data_keys_only(self, database: Database, arn: str) -> None:
         kms_key = await open_key(arn)
         keyring = await open_keyring(database, KeyEncryptionKeys(kms_key))
@@ -173,6 +175,7 @@ class TestKeyring:
         kms_key._client = working
         assert await other.decrypt(newer, ASSOCIATED_DATA) == b"newer"
 
+    @pytest.mark.slow
     async def test_rewraps_from_local_to_kms_to_another_key_and_back(
         self, database: Database, kms: Any, arn: str
     ) -> None:

@@ -117,12 +117,14 @@ class TestPostgres:
                 await connection.execute(text("ALTER TABLE oauth_clients ALTER COLUMN client_id TYPE varchar(300)"))
             assert not await database.read(query)
 
+    @pytest.mark.slow
     async def test_a_statement_that_hangs_is_cancelled_and_the_next_works(self, postgres_url: str) -> None:
         async with open_database(postgres_url, pool_size=1, command_timeout=2) as database:
             with pytest.raises(StoreUnavailable):
                 await database.read(SLEEP)
             assert await count(database) == 0
 
+    @pytest.mark.slow
     async def test_a_begin_that_times_out_leaves_no_transaction(self, postgres_url: str) -> None:
         async with (
             open_database(postgres_url, pool_size=1, command_timeout=3) as database,
@@ -153,6 +155,7 @@ class TestPostgres:
                 while await count_other_sessions(observer, is_asleep):  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
 
+    @pytest.mark.slow
     async def test_an_exhausted_pool_raises_store_unavailable(self, postgres_url: str) -> None:
         async with open_database(postgres_url, pool_size=1, connect_timeout=2) as database:
             async with database.write_transaction():

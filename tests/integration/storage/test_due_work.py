@@ -122,6 +122,7 @@ class TestPostgresPlans:
         yield explain
         await connection.close()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("account_id", ["account", None])
     @pytest.mark.parametrize("of_type", ["beta", "of no integration"])
     async def test_the_decision_to_send_a_revocation_reads_few_rows(
@@ -135,10 +136,12 @@ class TestPostgresPlans:
     async def test_a_poll_reads_two_rows_per_job_and_type(self, explain: Explain) -> None:
         assert await explain(DUE_TYPES) <= 2 * (len(TYPES) + 1) * len(JobKind)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("job_kind", INTEGRATION_JOBS)
     async def test_a_claim_reads_only_the_rows_that_it_claims(self, explain: Explain, job_kind: JobKind) -> None:
         assert await explain(new_claim(job_kind, "postgresql")) <= LIMIT
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("job_kind", INTEGRATION_JOBS)
     async def test_a_claim_passes_over_the_rows_that_are_claimed(
         self, postgres_url: str, explain: Explain, job_kind: JobKind
@@ -155,6 +158,7 @@ class TestPostgresPlans:
                 await due_work.postpone(claim, MINUTE)
             assert await explain(new_claim(job_kind, "postgresql")) <= 3 * LIMIT  # all have expired already
 
+    @pytest.mark.slow
     async def test_negative_control_a_query_for_all_due_rows_reads_the_backlog(self, explain: Explain) -> None:
         """Negative control: the measure detects a scan."""
         assert await explain(select(revocations.c.uid).where(revocations.c.due_time <= DatabaseTime())) >= BACKLOG
@@ -175,6 +179,7 @@ class TestPostgresPlansOnce:
         async with database.read_connection() as connection:
             return (await connection.execute(plans, {"executed": self.EXECUTIONS})).scalars().all()
 
+    @pytest.mark.slow
     async def test_polls_and_claims_are_planned_once(self, postgres_url: str) -> None:
         async with open_database(postgres_url, pool_size=1) as database:
             await add_due_rows(database, BACKLOG)

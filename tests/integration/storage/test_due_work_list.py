@@ -120,6 +120,7 @@ async def test_only_the_longest_due_of_each_job_and_type_with_their_number(datab
     assert {item.due_count for item in items if item.job_kind is not JobKind.KEY_ROTATION} == {4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page_size", [1, 40, 200])
 async def test_work_in_progress_is_not_listed(database: Database, page_size: int) -> None:
     await add_due_rows(database, 120)
@@ -157,6 +158,7 @@ async def list_statements(database: Database, limit: int) -> Sequence[Any]:
     return statements
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 async def test_a_page_reads_its_rows_only_on_postgres(postgres_url: str) -> None:
     backlog, limit = 6000, 10
@@ -189,6 +191,7 @@ async def test_a_page_reads_its_rows_only_on_postgres(postgres_url: str) -> None
         await connection.close()
 
 
+@pytest.mark.slow
 async def test_a_page_reads_its_rows_only_on_sqlite(sqlite_url: str) -> None:
     limit = 10
     async with open_database(sqlite_url) as database:

@@ -172,6 +172,7 @@ class TestSqlite:
             ):
                 other.execute("BEGIN IMMEDIATE")
 
+    @pytest.mark.slow
     async def test_a_lock_that_is_never_released_raises_store_unavailable(self, sqlite: Database, path: Path) -> None:
         async with sqlite.write_transaction() as connection:
             await connection.execute(text("CREATE TABLE rows (n INTEGER)"))
@@ -184,6 +185,7 @@ class TestSqlite:
         async with sqlite.write_transaction() as connection:
             await connection.execute(text("INSERT INTO rows VALUES (1)"))
 
+    @pytest.mark.slow
     async def test_a_writer_that_never_ends_blocks_the_others(self, sqlite: Database) -> None:
         async with sqlite.write_transaction():
             with pytest.raises(StoreUnavailable):
@@ -217,6 +219,7 @@ class TestPostgres:
             with pytest.raises(StoreUnavailable):
                 await count(database)
 
+    @pytest.mark.slow
     async def test_an_exhausted_pool_raises_store_unavailable(self, postgres_url: str) -> None:
         async with open_database(postgres_url, pool_size=1, connect_timeout=2) as database:
             async with database.write_transaction():
@@ -224,6 +227,7 @@ class TestPostgres:
                     await count(database)
             assert await count(database) == 0
 
+    @pytest.mark.slow
     async def test_a_statement_that_hangs_is_cancelled_and_the_next_works(self, postgres_url: str) -> None:
         async with open_database(postgres_url, pool_size=1, command_timeout=2) as database:
             for block in (database.read_connection, database.write_transaction):
@@ -271,6 +275,7 @@ class TestPostgresOutage:
         with run_postgres() as server:
             yield server
 
+    @pytest.mark.slow
     async def test_the_database_works_after_a_restart_of_the_server(self, server: PostgresServer) -> None:
         async with open_database(server.url("postgres")) as database:
             await _select_one(database)
@@ -281,6 +286,7 @@ class TestPostgresOutage:
             await asyncio.to_thread(server.start)
             assert await _select_one(database) == 1
 
+    @pytest.mark.slow
     async def test_a_frozen_server_raises_store_unavailable(self, server: PostgresServer) -> None:
         async with open_database(server.url("postgres"), connect_timeout=2, command_timeout=2) as database:
             async with database.write_transaction() as connection:
@@ -297,6 +303,7 @@ class TestPostgresOutage:
                     os.kill(pid, signal.SIGCONT)
             assert await _select_one(database) == 1
 
+    @pytest.mark.slow
     async def test_during_an_outage_an_unknown_data_key_raises_store_unavailable(self, server: PostgresServer) -> None:
         await migrate(server.url("postgres"))
         async with open_database(server.url("postgres")) as database:
@@ -313,6 +320,7 @@ async def _select_one(database: Database) -> int:
         return int(await connection.scalar(text("SELECT 1")) or 0)
 
 
+@pytest.mark.slow
 async def test_a_short_lived_process_does_not_lose_writes_of_a_server(sqlite_url: str) -> None:
     """A second process opens the file and exits, as `keys show` does beside a server that writes."""
     script = (
@@ -395,6 +403,7 @@ class TestKeptConnections:
 
 
 class TestMonitorConnection:
+    @pytest.mark.slow
     async def test_the_monitor_connection_works_while_the_pool_is_exhausted(self, database_url: str) -> None:
         async with (
             open_database(database_url, pool_size=1, connect_timeout=2) as database,
@@ -405,6 +414,7 @@ class TestMonitorConnection:
             async with database.monitor_connection() as connection:
                 assert await connection.scalar(COUNT) == 0
 
+    @pytest.mark.slow
     async def test_a_second_monitor_connection_is_unavailable(self, database_url: str) -> None:
         async with open_database(database_url, monitor_timeout=2) as database, database.monitor_connection():
             with pytest.raises(StoreUnavailable):
@@ -455,6 +465,7 @@ class TestMonitorConnection:
             await asyncio.gather(hanging, return_exceptions=True)
             assert await database.monitor(PID_QUERY) != [(pid,)]
 
+    @pytest.mark.slow
     @pytest.mark.postgres
     async def test_a_query_of_the_monitor_that_hangs_is_cancelled(self, postgres_url: str) -> None:
         async with open_database(postgres_url, monitor_timeout=2) as database:
@@ -462,6 +473,7 @@ class TestMonitorConnection:
                 await database.monitor(DriverQuery(select(func.pg_sleep(60))))
             assert await database.monitor(PID_QUERY)
 
+    @pytest.mark.slow
     @pytest.mark.postgres
     async def test_a_statement_that_hangs_is_cancelled(self, postgres_url: str) -> None:
         async with open_database(postgres_url, monitor_timeout=2) as database:

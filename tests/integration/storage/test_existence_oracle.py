@@ -5,6 +5,7 @@ The response time would otherwise reveal which ids exist. `benchmarks/existence_
 
 from collections.abc import Awaitable, Callable
 
+import pytest
 from google.protobuf.descriptor import MethodDescriptor
 
 from integration_server.domain.audit import SUCCESS
@@ -73,6 +74,7 @@ async def test_attacks_do_not_change_what_is_cached_for_the_owner(database: Data
         assert not statements, method.full_name
 
 
+@pytest.mark.slow
 async def test_negative_control_a_cache_that_compares_the_user_reveals_what_is_cached(database: Database) -> None:
     server = AttackedServer(database, RevealingCache)
     integration_id = await server.connect()

@@ -35,6 +35,7 @@ async def check_all(system: FakeSystem) -> tuple[int, Mapping[int, str | None]]:
     return len(captured), {check.integration.integration_id: check.error_class for check in report.items}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [None, ProviderUnavailable(), ProviderRejected("key"), ProviderMisconfigured()])
 async def test_the_number_of_statements_does_not_depend_on_the_number_of_checks(
     system: FakeSystem, error: Exception | None

@@ -94,6 +94,7 @@ async def counted(search: SqlIntegrationSearch, condition: IntegrationFilter) ->
         after = page.last
 
 
+@pytest.mark.slow
 async def test_what_is_found_and_counted_is_what_meets_the_conditions(database: Database) -> None:
     stored = await add_cases(database)
     for max_examined, limit in ((10_000, 200), (97, 10), (5, 200)):
@@ -191,6 +192,7 @@ PARAMETERS: Mapping[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
 async def test_no_search_reads_more_than_it_examines(plans: Plans, mode: str) -> None:
@@ -207,6 +209,7 @@ async def test_no_search_reads_more_than_it_examines(plans: Plans, mode: str) ->
             assert sequential_scans(plan) == []
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 async def test_negative_control_a_search_without_a_bound_reads_the_whole_table(plans: Plans) -> None:
     everything = select(*STORED_COLUMNS).where(integrations.c.name == "nobody")
@@ -215,6 +218,7 @@ async def test_negative_control_a_search_without_a_bound_reads_the_whole_table(p
     assert sequential_scans(plan) == ["integrations"]
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 async def test_the_recipients_of_a_webhook_are_found_by_the_same_index(plans: Plans) -> None:
     given = {"account_ids": ["account-1", "account-2"], "integration_ids": [9], "client_key": "key"}

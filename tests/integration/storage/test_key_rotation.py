@@ -366,6 +366,7 @@ class TestRotation:
         with pytest.raises(KeyringError, match="still encrypts 1 of integrations"):
             await remove_data_key(keyring, old, force=True)
 
+    @pytest.mark.slow
     async def test_adding_and_activating_a_key_is_audited(self, database: Database, keyring: Keyring) -> None:
         reported: list[str] = []
 
@@ -395,6 +396,7 @@ class TestRotation:
             await Rotation(database, keyring, activation_delay=NO_DELAY, record_audit=record_audit).rotate(skip_wait)
         assert not (await describe_data_keys(database))[-1].is_rotation_complete
 
+    @pytest.mark.slow
     async def test_concurrent_rotations_share_the_work(self, database_url: str) -> None:
         async with AsyncExitStack() as stack:
             databases = [await stack.enter_async_context(open_database(database_url)) for _ in range(3)]
@@ -456,6 +458,7 @@ class TestConcurrentRefresh:
         committed = await SqlRows(database).commit_refresh(row, new_credentials(encrypted), LATER)
         assert committed is not None
 
+    @pytest.mark.slow
     async def test_a_refresh_waits_for_the_reencryption_and_is_kept(
         self, database: Database, database_url: str
     ) -> None:

@@ -70,6 +70,7 @@ async def test_no_socket_in_a_directory(tmp_path: Path) -> None:
     assert f"no socket of a database at {tmp_path}" in cause
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("response", "query", "reported"),
     [

@@ -462,6 +462,7 @@ async def test_a_removal_does_not_report_a_call_on_previous_credentials(
     assert not removed.is_refreshing
 
 
+@pytest.mark.slow
 async def test_a_removal_reports_a_concurrent_claim(database: Database, leases: SqlRefreshLeases) -> None:
     store = SqlRows(database)
 

@@ -225,6 +225,7 @@ async def test_a_stream_of_a_database_that_was_replaced_ends(backup: Backup, *, 
             assert changes.resumed_position is None
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 async def test_a_standby_is_unavailable_and_another_database_once_it_is_promoted() -> None:
     with run_postgres() as server:

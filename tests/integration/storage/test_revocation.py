@@ -192,6 +192,7 @@ async def test_a_token_response_for_a_removed_integration_is_revoked(
     assert new.refresh_token == "renewed-refresh-1"
 
 
+@pytest.mark.slow
 async def test_two_processes_make_one_call_per_grant(
     process: Process, other_process: Process, provider: FakeProvider
 ) -> None:

@@ -117,6 +117,7 @@ async def test_an_empty_database_is_rejected_until_it_is_migrated(empty_url: str
             await SqlRows(database).ping()
 
 
+@pytest.mark.slow
 @pytest.mark.quick_on("postgres")
 async def test_concurrent_migrations_wait_for_each_other(empty_url: str) -> None:
     script = (
@@ -143,6 +144,7 @@ async def test_the_alembic_command_prints_the_sql_without_running_it(empty_url: 
     assert await schema_problem(empty_url)
 
 
+@pytest.mark.slow
 async def test_the_alembic_command_reads_database_url_as_the_server_does(tmp_path: Path) -> None:
     await alembic("upgrade", "head", directory=tmp_path)
     assert not await schema_problem(f"sqlite:///{tmp_path}/data/integrations.db")

@@ -177,6 +177,7 @@ async def test_negative_control_without_a_quota_every_attempt_stays(database: Da
     assert len(await attempt_ids(database)) == 20
 
 
+@pytest.mark.slow
 async def test_racing_reconnections_by_device_wait_for_each_other(replicas: Sequence[Database]) -> None:
     """Each ends another attempt of its integration, and makes room for itself."""
     stores = [SqlAuthorizationAttempts(database, replace(QUOTAS, integrations=100)) for database in replicas]
@@ -245,6 +246,7 @@ async def test_reconnections_count_and_leave_their_integration(database: Databas
         await store.begin_reconnection(new_attempt(BOB), row.integration_id)
 
 
+@pytest.mark.slow
 async def test_racing_replicas_keep_as_many_attempts_as_the_quota(replicas: Sequence[Database]) -> None:
     await asyncio.gather(*(begin(replicas[number % REPLICAS], QUOTAS) for number in range(24)))
     assert len(await attempt_ids(replicas[0])) == QUOTAS.authorization_attempts

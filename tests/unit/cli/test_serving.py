@@ -68,6 +68,7 @@ print(*sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_a_start_imports_what_verifies_callers_only_if_the_settings_need_it() -> None:
     command = [sys.executable, "-c", _IMPORT_AT_A_START]
     ran = subprocess.run(command, check=True, capture_output=True, text=True)

@@ -491,6 +491,7 @@ FIELDS = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(FIELDS, JSON), st.integers(200, 599))
 def test_any_fields_are_tokens_or_a_provider_error(fields: dict[str, Any], status: int) -> None:
     try:

@@ -350,6 +350,7 @@ def statements(text: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SHAPES, ids=[path.stem for path in SHAPES])
 def test_no_key_may_stand_below_a_table(tmp_path: Path, path: Path) -> None:
     """Every text of the top level, moved below each kind of table in turn, is refused."""

@@ -183,6 +183,7 @@ values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from([*METADATA, "grant_types_supported", "device_authorization_endpoint"]), values))
 def test_any_metadata_gives_toml_with_known_keys(metadata: dict[str, Any]) -> None:
     values = tomllib.loads(declaration_from_metadata("acme", metadata))

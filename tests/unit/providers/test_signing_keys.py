@@ -155,6 +155,7 @@ async def test_a_passphrase_that_costs_much_is_refused_before_it_is_tried() -> N
 _MAX_PART = 0.005  # seconds
 
 
+@pytest.mark.slow
 async def test_the_loop_is_not_held_by_a_key() -> None:
     big = rsa.generate_private_key(public_exponent=65537, key_size=4096)
     text = pem(big)

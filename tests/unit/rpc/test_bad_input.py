@@ -364,6 +364,7 @@ LARGE: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "rows"),
     [pytest.param(*LARGE[name], id=name, marks=[] if name == "texts" else [pytest.mark.slow]) for name in LARGE],

@@ -179,6 +179,7 @@ async def test_a_batch_has_at_least_one_and_at_most_a_thousand_items(server: Bat
 # --- statements and sharing ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [True, False])
 async def test_all_misses_are_one_statement_and_hits_none(cached: bool) -> None:
     server = BatchServer(cached=cached)

@@ -450,6 +450,7 @@ async def test_resumed_items_beyond_the_allowance_count_as_calls() -> None:
     await handlers.call(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("max_resumed", "expected"), [(5000, 2 * 100), (10**9, 10 * 5000)], ids=["", "negative control"]
 )

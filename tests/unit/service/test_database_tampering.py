@@ -506,6 +506,7 @@ async def assert_declared(cells: Sequence[Cell]) -> None:
             assert (", ".join(sorted(effects)) or "none") == declared()[cell], cell
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cell",
     [("integrations", "user_id"), ("webhook_secrets", "encrypted_secret")],
@@ -522,6 +523,7 @@ async def test_no_altered_value_of_any_column_is_returned_or_used(table: str) ->
     await assert_declared([cell for cell in CELLS if cell[0] == table])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attack",
     [

@@ -212,6 +212,7 @@ def test_negative_control_without_the_limit_every_byte_is_an_event() -> None:
     assert parsed_events(replace(LIMITS, chunks=1 << 40), 40_000 * b"1\r\nx\r\n") == 40_000
 
 
+@pytest.mark.slow
 def test_a_large_body_in_segments_of_the_network_is_below_the_limit() -> None:
     segment = b"5b4\r\n" + b"x" * 1460 + b"\r\n"
     assert parsed_events(LIMITS, 40_000 * segment) >= 40_000

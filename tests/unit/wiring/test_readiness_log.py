@@ -1,5 +1,6 @@
 """Readiness in the log: one line for each change, with its cause."""
 
+import pytest
 from structlog.testing import capture_logs
 
 from integration_server.wiring.storage import NotReady, ReadinessLog
@@ -21,6 +22,7 @@ def test_each_change_is_one_line() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_server_that_starts_without_its_database_says_so() -> None:
     with capture_logs() as lines:
         ReadinessLog().note(AWAY)

@@ -305,6 +305,7 @@ def _flip(draw: st.DrawFn, value: bytes, mask: int) -> bytes:
     return value[:place] + bytes([value[place] ^ mask]) + value[place + 1 :]
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(flipped())
 def test_one_flipped_byte_is_a_forgery(case: tuple[Sample, WebhookRequest]) -> None:

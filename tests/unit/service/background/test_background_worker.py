@@ -252,6 +252,7 @@ async def test_a_row_whose_work_ends_the_process_is_repeated_ever_less_often() -
     assert max(abandoned) == begun - 1
 
 
+@pytest.mark.slow
 async def test_negative_control_without_the_count_it_ends_each_process() -> None:
     assert await work_beside_a_fatal_row(counts_expired_claims=False) == (300, 0)
 
@@ -545,6 +546,7 @@ async def test_all_types_share_one_budget_in_turns(types: int, wanted: int) -> N
     assert max(starts) - min(starts) <= group
 
 
+@pytest.mark.slow
 async def test_negative_control_a_budget_for_each_type_starts_as_many_times_more() -> None:
     async def of_type() -> int:
         loop = SimulatedLoop(load=0, handler_time=0)

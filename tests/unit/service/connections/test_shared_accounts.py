@@ -279,6 +279,7 @@ RUNS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "seed"), RUNS)
 @pytest.mark.parametrize("ends", ["token", "grant", "account"])
 async def test_no_disconnection_ends_a_live_integration(ends: Ends, steps: int, seed: int) -> None:
@@ -289,6 +290,7 @@ async def test_no_disconnection_ends_a_live_integration(ends: Ends, steps: int, 
         assert [grant for account in ACCOUNTS for grant in world.sandbox.grants_of(account)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", ["token", "grant", "account"])
 async def test_negative_control_without_the_defence_disconnections_end_live_integrations(ends: Ends) -> None:
     world = await run(ends, 50, keeps_shared_grants=False)

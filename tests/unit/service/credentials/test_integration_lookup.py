@@ -452,6 +452,7 @@ async def test_what_fails_to_refresh_is_read_again_soon(row: StoredIntegration, 
 # --- size -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_bytes", [2**20, 2**24], ids=["limited", "negative control"])
 async def test_the_cache_takes_no_more_memory_than_its_size(row: StoredIntegration, max_bytes: int) -> None:
     fixture = CacheFixture(row, max_bytes=max_bytes)

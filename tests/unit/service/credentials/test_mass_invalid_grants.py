@@ -163,6 +163,7 @@ async def test_the_grants_of_one_or_two_end(system: FakeSystem, size: int) -> No
     assert ended(system, rows) == size
 
 
+@pytest.mark.slow
 async def test_grants_that_end_among_many_that_work_end_at_once(system: FakeSystem) -> None:
     """Thirty of many in an hour, as users end them."""
     rows, servers = await connect(system, 150), replicas(system)
@@ -172,6 +173,7 @@ async def test_grants_that_end_among_many_that_work_end_at_once(system: FakeSyst
     assert ended(system, rows) == ended(system, rows[::5]) == 30
 
 
+@pytest.mark.slow
 async def test_a_burst_of_ended_grants_among_many_that_work_ends(system: FakeSystem) -> None:
     """An organisation ends fifteen at once; they are spared for as long as they look like a mass failure."""
     rows = await connect(system, 60)
@@ -189,6 +191,7 @@ async def test_a_burst_of_ended_grants_among_many_that_work_ends(system: FakeSys
     assert ended(system, alive) == 0
 
 
+@pytest.mark.slow
 async def test_a_small_fleet_whose_users_have_all_left_ends_after_a_day(system: FakeSystem) -> None:
     rows = await connect(system, 3)
     system.provider.refresh_error = INVALID_GRANT
@@ -200,6 +203,7 @@ async def test_a_small_fleet_whose_users_have_all_left_ends_after_a_day(system: 
     assert token_calls(system) < 120
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("user", "account"),
     [

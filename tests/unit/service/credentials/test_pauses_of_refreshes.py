@@ -78,6 +78,7 @@ async def test_the_reason_is_the_same_during_the_pause(system: FakeSystem, error
     assert len(system.provider.refreshes) == calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 3, 12])
 async def test_a_restart_with_corrected_settings_ends_the_pauses(system: FakeSystem, size: int) -> None:
     """They have grown to half an hour and more."""
@@ -94,6 +95,7 @@ async def test_a_restart_with_corrected_settings_ends_the_pauses(system: FakeSys
     assert len(system.provider.refreshes) == calls + size
 
 
+@pytest.mark.slow
 async def test_a_process_that_restarts_again_and_again_makes_few_calls(system: FakeSystem) -> None:
     rows = await connect(system, 12)
     system.provider.refresh_error = ProviderMisconfigured()
@@ -170,6 +172,7 @@ async def test_negative_control_an_expired_token_is_not_served_at_the_deadline(s
     system.provider.gate.set()
 
 
+@pytest.mark.slow
 async def test_a_token_that_expires_while_the_caller_waits_is_not_served(system: FakeSystem) -> None:
     integration = await system.connect()
     system.clock.advance(HOUR - SECOND)

@@ -526,6 +526,7 @@ async def test_the_provider_is_not_called_during_the_backoff(system: FakeSystem,
     assert system.row(integration.integration_id).refresh_retry_time is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [
@@ -572,6 +573,7 @@ async def test_negative_control_invalid_grant_ends_the_grant_at_once(
     assert status(system, integration) is Status.EXPIRED
 
 
+@pytest.mark.slow
 async def test_the_first_success_ends_the_pauses_of_the_type(system: FakeSystem) -> None:
     """A provider recovers for all of its integrations at once."""
     integrations = [await system.connect_account(f"account-{number}") for number in range(20)]

@@ -195,6 +195,7 @@ async def test_a_slow_stream_does_not_delay_others_and_loses_no_event(system: Fa
     assert count_calls(system.change_feed, "read_events") == 3
 
 
+@pytest.mark.slow
 async def test_a_burst_is_not_buffered(system: FakeSystem) -> None:
     integration = await system.connect()
     stream = await open_stream(system)

@@ -347,6 +347,7 @@ async def test_negative_control_if_every_rejected_user_is_kept_the_memory_grows(
     assert await kept_after_rejections(sample, 600, by_resource=False, app_limit_users=10**9) > kept + 40_000
 
 
+@pytest.mark.slow
 async def test_rejected_resources_take_bounded_memory(sample: Integration) -> None:
     kept = await kept_after_rejections(sample, 1000, by_resource=True)
     assert (

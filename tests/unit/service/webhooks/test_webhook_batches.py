@@ -73,6 +73,7 @@ async def test_the_largest_batch_of_a_provider_is_stored_at_once(system: FakeSys
     assert len(stored_ids(system, integration)) == 1000
 
 
+@pytest.mark.slow
 async def test_each_delivery_of_a_larger_batch_stores_the_next_events(
     system: FakeSystem, integration: Integration
 ) -> None:
@@ -98,6 +99,7 @@ async def test_events_with_new_ids_at_each_delivery_are_stored_at_once(
     assert len(stored_ids(system, integration)) == 1500
 
 
+@pytest.mark.slow
 async def test_events_beyond_the_number_that_is_read_are_refused_for_good(
     system: FakeSystem, integration: Integration
 ) -> None:
@@ -110,6 +112,7 @@ async def test_events_beyond_the_number_that_is_read_are_refused_for_good(
         assert count_calls(system.inbox, "known") - lookups <= 13  # slices of a hundred
 
 
+@pytest.mark.slow
 async def test_the_bound_counts_events_with_a_recipient_only(system: FakeSystem, integration: Integration) -> None:
     row = await system.connect_account("account-1")
     batch = events(3000, account="nobody") + events(500, 3000, account="account-1")
@@ -166,6 +169,7 @@ async def undisturbed(timer: CpuTimer, work: Callable[[], Awaitable[object]]) ->
     return timer
 
 
+@pytest.mark.slow
 async def test_a_large_batch_holds_the_event_loop_in_slices_only(system: FakeSystem, integration: Integration) -> None:
     assert await deliver(system, integration, events(200, 10_000)) == STORED  # compiles the statements
     batch = events(5000)
@@ -187,6 +191,7 @@ class HubspotProvider(FakeProvider):
         return HUBSPOT.receive(request, WebhookKeys(secrets), NOW)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_threaded", [True, False], ids=["threaded", "negative control"])
 @pytest.mark.parametrize(("count", "members"), [(1, 60_000), (100, 600), (7, 9_000)])
 async def test_the_events_of_a_large_body_are_made_outside_of_the_event_loop(

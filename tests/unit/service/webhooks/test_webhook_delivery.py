@@ -60,6 +60,7 @@ async def test_pages_continue_regardless_of_acknowledgements(system: FakeSystem,
     assert third.next_page_token == ""
 
 
+@pytest.mark.slow
 async def test_a_page_has_a_maximum_size(system: FakeSystem, integration: Integration) -> None:
     await send(system, integration, 10, size=1024 * 1024)
     seen, token = [], ""

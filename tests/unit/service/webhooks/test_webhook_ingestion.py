@@ -103,6 +103,7 @@ async def test_a_forged_request_is_rejected_and_stores_nothing(system: FakeSyste
     assert not [event for event in system.event_rows() if event.webhook_number]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("large_body", [64 * 1024, 1024 * 1024 * 1024], ids=["threaded", "negative control"])
 async def test_reading_a_large_body_does_not_hold_the_event_loop(
     system: FakeSystem, integration: Integration, large_body: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
