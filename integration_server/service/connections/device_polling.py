@@ -10,7 +10,8 @@ the user has to begin again. Tokens that arrive for an attempt that has ended me
 The attempts of an integration type have one circuit breaker, over all its OAuth clients, apart from those of other
 jobs: polls without a response delay the polls of the type for half a minute at most, and stop no refresh.
 
-Nobody returns from the provider, so that there is no callback to confirm: docs/security.md has what that means.
+Nobody returns from the provider, so that there is no callback to confirm: docs/security/connecting-accounts.md has what
+that means.
 """
 
 import asyncio

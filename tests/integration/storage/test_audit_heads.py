@@ -194,7 +194,7 @@ async def test_verification_returns_the_heads_of_intact_chains(log: WrittenLog) 
 
 
 async def test_entries_after_the_last_head_can_be_removed_undetected(log: WrittenLog) -> None:
-    """The limit of heads, as docs/security.md states."""
+    """The limit of heads, as docs/security/stored-data.md states."""
     heads, before = read_heads(log.path), await log.snapshot()
     await SqlAuditLog(log.database, log.keyring).append([entry(0)])
     await log.put_back(before)
