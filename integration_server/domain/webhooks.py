@@ -7,6 +7,13 @@ from enum import StrEnum
 MAX_EVENTS = 10_000
 """The events of one request that are read. Providers document batches of at most 1,000."""
 
+_PATH = "/api/v1/webhooks"
+
+
+def webhook_url(public_url: str, integration_type: str, endpoint: str) -> str:
+    """The address to which a provider delivers the webhooks of an endpoint: of an integration, or of an app."""
+    return f"{public_url}{_PATH}/{integration_type}/{endpoint}"
+
 
 class InvalidWebhookSignature(Exception):
     """A request is not verified as the provider's. The response is 401, and nothing is stored."""

@@ -7,13 +7,13 @@ from datetime import datetime
 from integration_server.domain.allowed_types import AllowedTypes
 from integration_server.domain.errors import InvalidField, OAuthClientNotFound, StoreUnavailable
 from integration_server.domain.oauth_client import OWN_CLIENT, client_key
+from integration_server.domain.webhooks import webhook_url
 from integration_server.service.common_types import Aead, Clock, RandomToken
 from integration_server.service.credentials.credential_cipher import EncryptedTokens
 from integration_server.service.integrations.page_tokens import Page
 from integration_server.service.oauth_clients.oauth_client_directory import ClientSecrets, OAuthClientCipher
 from integration_server.service.oauth_clients.ports import OAuthClientStore, SecretAlarm, StoredOAuthClient
 from integration_server.service.provider_port import Provider, ProviderSet
-from integration_server.service.webhooks.webhook_secrets import WEBHOOKS_PATH
 
 MAX_CLIENTS = 10_000
 """Background work looks for the due rows of each client once a second: with so many, it takes a database some 50 ms."""
@@ -217,7 +217,7 @@ class OAuthClientManager:
         if not self.providers[integration_type].supports_webhooks:
             return ""
         endpoint = f"app.{name}" if name else "app"
-        return f"{self.public_url}{WEBHOOKS_PATH}/{integration_type}/{endpoint}"
+        return webhook_url(self.public_url, integration_type, endpoint)
 
 
 def _changed(before: ClientSecrets, change: OAuthClientChange) -> ClientSecrets:

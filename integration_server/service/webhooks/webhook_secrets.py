@@ -21,6 +21,7 @@ from integration_server.domain.errors import (
     WebhooksNotSupported,
 )
 from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.domain.webhooks import webhook_url
 from integration_server.service.common_types import (
     Aead,
     Clock,
@@ -31,8 +32,6 @@ from integration_server.service.credentials.credential_cipher import (
 )
 from integration_server.service.provider_port import Provider, Providers
 from integration_server.service.webhooks.ports import StoredWebhookSecrets, WebhookEndpoint, WebhookEndpoints
-
-WEBHOOKS_PATH = "/api/v1/webhooks"
 
 _MAX_GRACE = timedelta(days=30)
 _MAX_ATTEMPTS = 5  # to replace the secrets while other callers replace them too
@@ -144,7 +143,7 @@ class WebhookSecrets:
 
     def _url(self, endpoint: WebhookEndpoint) -> str:
         integration = endpoint.stored.integration
-        return f"{self.public_url}{WEBHOOKS_PATH}/{integration.integration_type}/{integration.uid}"
+        return webhook_url(self.public_url, integration.integration_type, integration.uid)
 
     def _generate_secret(self) -> str:
         # The format of Standard Webhooks; other schemes accept any text.
