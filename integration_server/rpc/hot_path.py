@@ -31,7 +31,7 @@ from integration_server.domain.call_quota import CallQuota
 from integration_server.domain.callers import Caller, current_caller, set_current_caller
 from integration_server.domain.errors import QuotaExceeded, ResponseTooLarge
 from integration_server.domain.integration import Integration
-from integration_server.observability.observed_calls import CallIdReader, ObservedCalls, ObservedMethod
+from integration_server.observability.observed_calls import CallIdReader, ObservedCalls, ObservedMethod, call_metadata
 from integration_server.rpc.authentication import current_identity
 from integration_server.rpc.call_audit import ResponseSource, purpose_in, purpose_of, response_source
 from integration_server.rpc.interceptors import RecordCall, RequestReader, compose, decode_request
@@ -217,7 +217,7 @@ class HotPath:
         # By digest: a memory dump has no tokens.
         self._admissions: LRUCache[bytes, _Admission] = LRUCache(_ADMISSIONS)
 
-    def __call__(self, method: Method, behavior: Behavior) -> Callable[[Metadata], Behavior]:
+    def __call__(self, method: Method, behavior: Behavior) -> Behavior:
         """Compose both paths of a method."""
         reader, responses, quota, record = self._reader, self._responses, self._quota, self._record
         convert, find_admission = self._interceptors.convert, self._find_admission
@@ -242,42 +242,45 @@ class HotPath:
 
         fail = compose(method, raise_error, (convert,))
 
-        def bind(metadata: Metadata) -> Behavior:
-            async def respond(_requests: object, context: Context) -> bytes:
-                begin = time.perf_counter()
-                admission = find_admission(metadata, context)
-                if admission is None:
-                    return await general(metadata, context)  # type: ignore[no-any-return]
-                set_current_caller(admission.caller)
-                quota_key = admission.quota_key
+        async def respond(_requests: object, context: Context) -> bytes:
+            begin = time.perf_counter()
+            metadata = call_metadata.get()
+            admission = find_admission(metadata, context)
+            if admission is None:
+                return await general(metadata, context)  # type: ignore[no-any-return]
+            set_current_caller(admission.caller)
+            quota_key = admission.quota_key
+            try:
+                quota.begin(quota_key)
+            except QuotaExceeded as error:
+                return await fail(error, context)  # type: ignore[no-any-return]
+            try:
                 try:
-                    quota.begin(quota_key)
-                except QuotaExceeded as error:
+                    raw = await reader.read(context)
+                except BaseException as error:
                     return await fail(error, context)  # type: ignore[no-any-return]
-                try:
-                    try:
-                        raw = await reader.read(context)
-                    except BaseException as error:
-                        return await fail(error, context)  # type: ignore[no-any-return]
-                    key = admission.name, purpose_in(metadata), raw
-                    response = responses.find(key)
-                    if response is None:
-                        return await respond_admitted(key, context)  # type: ignore[no-any-return]
-                    seconds = time.perf_counter() - begin
-                    record(method, "OK", "", seconds)
-                    note_repeated(observed_method, metadata, context, seconds, admission.name)
-                    return response
-                finally:
-                    quota.end(quota_key)
+                key = admission.name, purpose_in(metadata), raw
+                response = responses.find(key)
+                if response is None:
+                    return await respond_admitted(key, context)  # type: ignore[no-any-return]
+                seconds = time.perf_counter() - begin
+                record(method, "OK", "", seconds)
+                note_repeated(observed_method, metadata, context, seconds, admission.name)
+                return response
+            finally:
+                quota.end(quota_key)
 
-            return respond
-
-        return bind
+        return respond
 
     def _find_admission(self, metadata: Metadata, context: Context) -> _Admission | None:
         credential = self._credential_of(metadata, context)
-        admission = None if credential is None else self._admissions.get(credential)
-        if admission is None or admission.basis != self._basis():
+        if credential is None:
+            return None
+        try:
+            admission = self._admissions[credential]
+        except KeyError:
+            return None
+        if admission.basis != self._basis():
             return None
         return None if admission.expire_time is not None and self._clock() >= admission.expire_time else admission
 

@@ -17,16 +17,14 @@ from integration_server.rpc.methods import (
     Behavior,
     Context,
     Interceptor,
-    Metadata,
     Method,
     describe_method,
 )
 
 RpcHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
-WrapHotPath: TypeAlias = Callable[[Method, Behavior], Callable[[Metadata], Behavior]]
-"""Wraps the behavior of a method as all interceptors together do. The result gets the metadata of each call, which
-gRPC has read to find the handler, and returns the behavior for the call."""
+WrapHotPath: TypeAlias = Callable[[Method, Behavior], Behavior]
+"""Wraps the behavior of a method as all interceptors together do."""
 
 MAX_METADATA_ENTRIES = 128
 """The metadata entries of a call. Proxies and tracing add some thirty; the limit of their bytes allows hundreds."""
@@ -56,7 +54,6 @@ class ProtectedHandlers(grpc.GenericRpcHandler):
         self._hot_path = hot_path
         self._max_metadata_entries = max_metadata_entries
         self._handlers: dict[str, RpcHandler] = {}
-        self._hot: dict[str, Callable[[Metadata], Behavior]] = {}
         self._unknown: RpcHandler = grpc.stream_unary_rpc_method_handler(
             compose(UNKNOWN_METHOD, _reject_unknown_method, unknown_method)
         )
@@ -78,9 +75,11 @@ class ProtectedHandlers(grpc.GenericRpcHandler):
         for name, handler in handlers.items():
             path = f"/{service}/{name}"
             method = describe_method(path)
-            self._handlers[path] = self._protect(method, handler)
             if self._hot_path is not None and method.repeats_responses:
-                self._hot[path] = self._hot_path(method, handler.unary_unary)
+                behavior = self._hot_path(method, handler.unary_unary)
+                self._handlers[path] = grpc.stream_unary_rpc_method_handler(behavior)
+            else:
+                self._handlers[path] = self._protect(method, handler)
 
     @property
     def paths(self) -> Collection[str]:
@@ -93,9 +92,6 @@ class ProtectedHandlers(grpc.GenericRpcHandler):
         call_metadata.set(metadata)
         if len(metadata) > self._max_metadata_entries:
             return self._too_much_metadata
-        hot = self._hot.get(handler_call_details.method)
-        if hot is not None:
-            return grpc.stream_unary_rpc_method_handler(hot(metadata))
         return self._handlers.get(handler_call_details.method, self._unknown)
 
     def _protect(self, method: Method, handler: Any) -> RpcHandler:  # noqa: ANN401
@@ -169,8 +165,12 @@ class _AioServer(cygrpc.AioServer):  # type: ignore[misc]  # without types
             self._start(await super()._request_registered_call(path), name)
 
     def _start(self, call: object, path: str) -> None:
+        self.calls.add(asyncio.get_running_loop().create_task(self._serve(call, path)))
+
+    async def _serve(self, call: object, path: str) -> None:
         loop = asyncio.get_running_loop()
-        behavior = cygrpc._handle_rpc(path, self.resolver, (), call, loop, False)
-        task = loop.create_task(cygrpc._schedule_rpc_coro(behavior, call, loop, path))
-        self.calls.add(task)
-        task.add_done_callback(self.calls.discard)
+        try:
+            behavior = cygrpc._handle_rpc(path, self.resolver, (), call, loop, False)
+            await cygrpc._schedule_rpc_coro(behavior, call, loop, path)
+        finally:
+            self.calls.discard(asyncio.current_task())  # a callback of the task would be one more turn of the loop

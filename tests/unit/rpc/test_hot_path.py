@@ -25,6 +25,7 @@ from integration_server.domain.callers import (
 )
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.domain.integration_cache import RaceSafeCache
+from integration_server.observability.observed_calls import call_metadata
 from integration_server.rpc.authentication import TokenAuthenticator, authenticate, caller_name, peer_address, quota_key
 from integration_server.rpc.authorization import RequestAuthorizer, authorize_method, authorize_request
 from integration_server.rpc.call_audit import record_audit
@@ -152,7 +153,7 @@ class HotServer:
             self._record,
         )
         behavior = IntegrationService(service.use_cases, clock).GetCredentials
-        self._bind = self.hot_path(METHOD, behavior)
+        self._hot = self.hot_path(METHOD, behavior)
         self._general = compose(METHOD, behavior, (convert, *admit, read_request(reader), *process))
 
     @staticmethod
@@ -175,8 +176,8 @@ class HotServer:
         request = pb.GetCredentialsRequest(integration_id=integration_id, user_id=user_id).SerializeToString()
         context = RequestContext(request if raw is None else raw, token=token, metadata=metadata)
         try:
-            behavior = self._general if only_general else self._bind(context.invocation_metadata())
-            response = await behavior(None, context)
+            call_metadata.set(context.invocation_metadata() or ())
+            response = await (self._general if only_general else self._hot)(None, context)
         except grpc.aio.AbortError:
             assert context.error is not None
             raise context.error from None
