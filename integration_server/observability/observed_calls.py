@@ -18,7 +18,7 @@ import json
 import random
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -236,7 +236,7 @@ class TerminalLog:
 
 # --- calls -----------------------------------------------------------------------------------------------------------
 
-call_metadata: ContextVar[Entries] = ContextVar("call_metadata", default=())
+call_metadata: ContextVar[Sequence[tuple[str, str | bytes]]] = ContextVar("call_metadata", default=())
 """The metadata of the current call."""
 
 WriteLine: TypeAlias = Callable[[str, str, str, float, str, CallIds], object]
