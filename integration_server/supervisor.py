@@ -434,9 +434,11 @@ class Supervisor:
             return
         process.received += received
         is_first = process.details is None
-        if is_first and b"\n" not in received and len(process.received) <= MAX_REPORT_BYTES:
+        line, end, rest = process.received.partition(b"\n")
+        if is_first and not end and len(line) < MAX_REPORT_BYTES:
             return  # the rest of it comes
-        report = _parse_report(process.received, process.spec.reports) if is_first else None
+        is_report = is_first and not rest and len(line) < MAX_REPORT_BYTES
+        report = _parse_report(line, process.spec.reports) if is_report else None
         if report is None:
             self._log.error("invalid_report", name=process.spec.name, pid=process.pid)
             self._unregister(process.control)

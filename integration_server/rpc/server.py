@@ -168,9 +168,9 @@ class _AioServer(cygrpc.AioServer):  # type: ignore[misc]  # without types
         self.calls.add(asyncio.get_running_loop().create_task(self._serve(call, path)))
 
     async def _serve(self, call: object, path: str) -> None:
-        loop = asyncio.get_running_loop()
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
         try:
             behavior = cygrpc._handle_rpc(path, self.resolver, (), call, loop, False)
             await cygrpc._schedule_rpc_coro(behavior, call, loop, path)
         finally:
-            self.calls.discard(asyncio.current_task())  # a callback of the task would be one more turn of the loop
+            self.calls.discard(task)  # a callback of the task would be one more turn of the loop

@@ -59,7 +59,7 @@ _ADVANCE = DriverQuery(
 # Entries hold the event loop for about 0.1 ms each, and one call in a hundred waits for a part: their p99. Between two
 # parts all that is ready runs, so that many small parts of a large batch would be slower than the calls.
 _MIN_PART, _MAX_PART, _PARTS = 10, 50, 20
-_MIN_COPY = 50  # entries: COPY takes three round trips
+_MIN_COPY = 20  # entries: COPY takes three round trips, as many as the parts of so many
 
 ERASED = {"user_id": "", "purpose": "", "details": "", "salt": None}
 """The values of an erased entry's columns. `purpose` and `details` may name the user too, or the account."""
@@ -137,12 +137,19 @@ class SqlAuditLog:
     """The `AuditLog` of one process. `append` must not be called concurrently."""
 
     def __init__(
-        self, database: Database, aead: Aead, chain_type: type[Chain] = Chain, *, part_size: int | None = None
+        self,
+        database: Database,
+        aead: Aead,
+        chain_type: type[Chain] = Chain,
+        *,
+        part_size: int | None = None,
+        min_copy: int = _MIN_COPY,
     ) -> None:
         self._database = database
         self._aead = aead
         self._chain_type = chain_type
         self._part_size = part_size
+        self._min_copy = min_copy
         self._chain: Chain | None = None
         self._heads: dict[str, Head] = {}
 
@@ -174,7 +181,7 @@ class SqlAuditLog:
                 yield rows
                 await asyncio.sleep(0)
 
-        if connection.dialect_name == "postgresql" and len(entries) > _MIN_COPY:
+        if connection.dialect_name == "postgresql" and len(entries) > self._min_copy:
             await connection.copy_rows(audit_entries, _COLUMNS, parts())
         else:
             async for rows in parts():

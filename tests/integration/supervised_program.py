@@ -34,6 +34,8 @@ LIES = [
     [VALID + VALID],
     [VALID, b"more"],
     [VALID + b"more"],
+    [VALID + b"\n"],
+    [VALID[:-2] + b" " * 4080, b" " * 80 + VALID[-2:]],
 ]
 """What a process that an attacker has taken over might send."""
 

@@ -393,7 +393,7 @@ async def append_interrupted(
 ) -> None:
     """Write a batch, and a second one that fails with `error` because of what happens. Then write it again."""
     entries = [entry(number) for number in range(2 * BATCH)]
-    log = SqlAuditLog(database, keyring, Failure(happen).chain_type(), part_size=1)
+    log = SqlAuditLog(database, keyring, Failure(happen).chain_type(), part_size=1, min_copy=1)
     await log.append(entries[:BATCH])
     with pytest.raises(error):
         await asyncio.create_task(log.append(entries[BATCH:]))

@@ -90,7 +90,9 @@ async def test_stores_work_concurrently(pooled_url: str) -> None:
 async def test_audit_entries_are_copied_concurrently(pooled_url: str) -> None:
     async with open_database(pooled_url) as first, open_database(pooled_url) as second:
         keyring = await open_test_keyring(first)
-        logs = [SqlAuditLog(database, keyring, part_size=1) for database in (first, second) for _ in range(5)]
+        logs = [
+            SqlAuditLog(database, keyring, part_size=1, min_copy=1) for database in (first, second) for _ in range(5)
+        ]
         for _ in range(5):
             entries = [AuditEntry(LATER, "billing", Action.UPDATE, integration_id=number) for number in range(10)]
             await asyncio.gather(*(log.append(entries) for log in logs))

@@ -367,7 +367,8 @@ LARGE: dict[str, tuple[dict[str, Any], int]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "rows"),
-    [pytest.param(*LARGE[name], id=name, marks=[] if name == "texts" else [pytest.mark.slow]) for name in LARGE],
+    LARGE.values(),
+    ids=LARGE.keys(),
 )
 async def test_a_page_fits_into_a_message(client: InMemoryGrpc, content: dict[str, Any], rows: int) -> None:
     config = Struct()
