@@ -6,8 +6,10 @@ CASES ?=  # how many for make test-fuzz
 ROUNDS ?= # how many for make test-faults, and how many kills for make test-rotation
 SEED ?=   # and which
 
-# Some of the tests wait for processes and clocks.
-TEST_WORKERS ?= $(shell echo $$(( 3 * $$(getconf _NPROCESSORS_ONLN) / 2 )))
+# Some of the tests wait for processes and clocks, and more of the slow ones.
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+test: TEST_WORKERS ?= $(shell echo $$(( 3 * $(CORES) / 2 )))
+test-all: TEST_WORKERS ?= $(shell echo $$(( 2 * $(CORES) )))
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -83,7 +85,7 @@ run: $(RUN_STAMP) ## Start server, sidecar and sandbox, with one account connect
 	@exec $(BIN)/python -m integration_server dev
 
 # loadfile: the tests of a file share a server. Durations show what to make faster.
-PYTEST := $(BIN)/python -m pytest --no-header --durations=25 -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest --no-header --durations=25 -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: load
 load: $(STAMP) ## Keep a mixed load with faults on a running `make run` (ARGS="--seconds 60"; ARGS="--help": options)
