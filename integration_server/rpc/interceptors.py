@@ -30,6 +30,7 @@ from collections.abc import (
 )
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import grpc
@@ -439,33 +440,39 @@ def enforce_deadline() -> Interceptor:
     The call is cancelled, and so is its database connection. The response does not wait for the cancellation, which
     takes time too when a database hangs. At deadlines with any other cause, gRPC itself ends the call.
     """
-    tasks: set[asyncio.Task[Any]] = set()  # the event loop itself keeps only weak references
+    tasks: set[asyncio.Task[None]] = set()  # the event loop itself keeps only weak references
 
-    async def run(call: Coroutine[Any, Any, Any], remaining: float) -> Any:  # noqa: ANN401  # a message
+    async def complete(call: Callable[[], Awaitable[Any]], outcome: asyncio.Future[Any]) -> None:
+        # Not by a callback of the task, which would be one more turn of the loop.
+        try:
+            response = await call()
+        except asyncio.CancelledError:
+            outcome.cancel()
+            raise
+        except Exception as error:
+            if not outcome.done():  # else the caller is gone, or has its error already
+                outcome.set_exception(error)
+        else:
+            if not outcome.done():
+                outcome.set_result(response)
+
+    async def run(call: Callable[[], Awaitable[Any]], remaining: float) -> Any:  # noqa: ANN401  # a message
         # The margin is for the status to reach the caller while both machines are busy.
         timeout = remaining - min(remaining * _DEADLINE_MARGIN_RATIO, _MAX_DEADLINE_MARGIN)
         loop = asyncio.get_running_loop()
         call_budget = CallBudget(loop.time() + timeout)
-        outcome = loop.create_future()
-
-        def on_done(task: asyncio.Task[Any]) -> None:
-            tasks.discard(task)
-            if not task.cancelled():
-                task.exception()  # marks it as retrieved: the caller got it, or is gone
-            if not outcome.done():
-                outcome.set_result(None)
+        outcome: asyncio.Future[Any] = loop.create_future()
 
         def on_timeout() -> None:
             if call_budget.pending_store_calls and not outcome.done():
                 outcome.set_exception(StoreUnavailable())
 
-        task = loop.create_task(call, context=call_budget.context())
+        task = loop.create_task(complete(call, outcome), context=call_budget.context())
         tasks.add(task)
-        task.add_done_callback(on_done)
+        task.add_done_callback(tasks.discard)
         timer = loop.call_later(timeout, on_timeout)
         try:
-            await outcome
-            return task.result()
+            return await outcome
         finally:
             timer.cancel()
             task.cancel()
@@ -473,8 +480,9 @@ def enforce_deadline() -> Interceptor:
     def wrap(method: Method, behavior: Behavior) -> Behavior:
         async def respond(request: Any, context: Context) -> Any:  # noqa: ANN401  # a message
             remaining = cast("float | None", context.time_remaining())  # None without a deadline, unlike its type says
-            call = behavior(request, context)
-            return await (call if remaining is None else run(call, remaining))
+            if remaining is None:
+                return await behavior(request, context)
+            return await run(partial(behavior, request, context), remaining)
 
         return behavior if method.streams_requests or method.streams_responses else respond
 

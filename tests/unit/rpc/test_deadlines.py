@@ -93,3 +93,15 @@ async def test_a_margin_remains_for_the_status_to_arrive(remaining: float, left:
     assert await call(respond, remaining) == pytest.approx(left, abs=0.1)
     assert await call(respond, None) is None
     assert time_left() is None
+
+
+async def test_a_call_whose_task_is_cancelled_ends_as_cancelled() -> None:
+    async def respond(_request: object, _context: object) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    async with asyncio.timeout(60):
+        with pytest.raises(asyncio.CancelledError):
+            await call(respond, 60)
