@@ -9,8 +9,9 @@ wait for others.
 """
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.call_budget import waiting_for_store
@@ -198,18 +199,25 @@ class SharedReads:
         loop = asyncio.get_running_loop()
         now = loop.time()
         if not self._waiting:
-            loop.call_at(max(self._next_time, now), self._send)
+            if now >= self._next_time:
+                self._start(self._run_waiting())  # with those that begin before this task does
+            else:
+                loop.call_at(self._next_time, lambda: self._start(self._run_waiting()))
         read = _Read(target, self._cache.begin_read(target[0]), now)
         self._waiting.append(read)
         return read
 
-    def _send(self) -> None:
+    def _start(self, run: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(run)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run_waiting(self) -> None:
         self._next_time = asyncio.get_running_loop().time() + self._interval
         waiting, self._waiting = self._waiting, []
-        for begin in range(0, len(waiting), _MAX_READS):
-            task = asyncio.get_running_loop().create_task(self._run(waiting[begin : begin + _MAX_READS]))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        for begin in range(_MAX_READS, len(waiting), _MAX_READS):
+            self._start(self._run(waiting[begin : begin + _MAX_READS]))
+        await self._run(waiting[:_MAX_READS])
 
     async def _run(self, reads: Sequence[_Read]) -> None:
         try:
