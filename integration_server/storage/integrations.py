@@ -8,11 +8,11 @@ import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields, make_dataclass, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 from sqlalchemy import (
@@ -353,14 +353,22 @@ def stored_integration_at(row: Values) -> StoredIntegration:
     return StoredIntegration(integration_at(row[: len(_NAMES)]), row[len(_NAMES)])
 
 
+# A frozen dataclass calls a function for each of its fields. This class has the same slots, so that its objects can
+# become those of `Integration`: that takes a fifth of the time, for each row of a list.
+_Unfrozen = make_dataclass("_Unfrozen", [field.name for field in fields(Integration)], slots=True)
+
+
 def integration_at(row: Values) -> Integration:
+    """The integration in a row of `PLAINTEXT_COLUMNS`."""
     values = list(row)
     values[_AUTH_METHOD] = _AUTH_METHODS[values[_AUTH_METHOD]]
     for index in (_SCOPES, _MISSING_SCOPES):
         values[index] = tuple(values[index])
     error_class, time, message = values[_FAILURE]
     values[_FAILURE] = [None if error_class is None else Failure(error_class, time, message)]
-    return Integration(*values)
+    integration: Any = _Unfrozen(*values)
+    integration.__class__ = Integration
+    return cast("Integration", integration)
 
 
 # --- values to rows ----------------------------------------------------------------------------------------------
