@@ -2,15 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from typing import NamedTuple
 
 from integration_server.domain.integration import Integration
 
 
-@dataclass(frozen=True, slots=True)
-class AssociatedData:
+class AssociatedData(NamedTuple):
     """The associated data of an encrypted value. It decrypts only with the same data.
 
     They are its table, column and row, and `bound_values`: in canonical JSON, the other values of the row that decide
@@ -56,7 +55,7 @@ def bound_values_of(integration: Integration) -> str:
 def _time_text(value: object) -> str:
     if not isinstance(value, datetime):
         raise TypeError(f"{type(value).__name__} is not expected in a row")
-    return value.astimezone(UTC).isoformat(timespec="microseconds")
+    return (value if value.tzinfo is UTC else value.astimezone(UTC)).isoformat(timespec="microseconds")
 
 
 _encode_json = json.JSONEncoder(sort_keys=True, check_circular=False, default=_time_text).encode

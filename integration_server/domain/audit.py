@@ -57,6 +57,7 @@ _MAX_LENGTHS = {
 }
 
 
+_SHORT = min(_MAX_LENGTHS.values())  # texts that have no more characters together are all short enough
 _CALL = attrgetter("action", "integration_id", "integration_version", *_MAX_LENGTHS)
 _TEXTS = attrgetter(*_MAX_LENGTHS)
 
@@ -87,6 +88,8 @@ class AuditEntry:
     call_count: int = 1
 
     def __post_init__(self) -> None:
+        if sum(map(len, _TEXTS(self))) <= _SHORT:
+            return
         for name, max_length in _MAX_LENGTHS.items():
             if len(text := getattr(self, name)) > max_length:
                 object.__setattr__(self, name, escape(text, max_length))

@@ -86,8 +86,15 @@ class Chain:
 
     def extended_with(self, entry: "AuditEntry | Row[Any]", commitment: bytes) -> "Chain":
         """Return the chain after one more entry."""
-        head = self._mac(self.head + self._authenticated(entry, commitment))
-        return type(self)(self.chain_id, self.number, self.key, self.entries + 1, head)
+        return self.extended_to(self.entries + 1, self.next_head(self.head, entry, commitment))
+
+    def extended_to(self, entries: int, head: bytes) -> "Chain":
+        """Return the chain with so many entries, of which the last has this head."""
+        return type(self)(self.chain_id, self.number, self.key, entries, head)
+
+    def next_head(self, head: bytes, entry: "AuditEntry | Row[Any]", commitment: bytes) -> bytes:
+        """Return the MAC of an entry that follows the one with this head."""
+        return self._mac(head + self._authenticated(entry, commitment))
 
     def erasure_mac(self, sequence: int, commitment: bytes) -> bytes:
         """The MAC that shows that an entry was erased by this program: a writer to the database cannot compute it."""
@@ -209,10 +216,11 @@ class SqlAuditLog:
 def _extend(chain: Chain, entries: Sequence[AuditEntry]) -> tuple[Chain, Sequence[tuple[Any, ...]]]:
     """Return the chain after the entries, and their rows: the values of `_COLUMNS`."""
     rows = []
+    chain_id, sequence, head = chain.chain_id, chain.entries, chain.head
     salts = secrets.token_bytes(_SALT_BYTES * len(entries))
     for number, entry in enumerate(entry.escaped() for entry in entries):
         salt = salts[number * _SALT_BYTES : (number + 1) * _SALT_BYTES]
         commitment = commitment_of(entry, salt)
-        chain = chain.extended_with(entry, commitment)
-        rows.append((*_FIELDS(entry), chain.chain_id, chain.entries, chain.head, salt, commitment))
-    return chain, rows
+        sequence, head = sequence + 1, chain.next_head(head, entry, commitment)
+        rows.append((*_FIELDS(entry), chain_id, sequence, head, salt, commitment))
+    return chain.extended_to(sequence, head), rows

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from operator import attrgetter
 from struct import Struct
 from typing import Annotated, Generic, TypeVar
 
@@ -283,8 +282,7 @@ KEY_ID_BYTES = 8
 _HEADER_BYTES = len(_FORMAT) + KEY_ID_BYTES
 _NONCE_BYTES = 12
 
-_NAMES = attrgetter("uid", "user_id", "integration_type", "bound_values")
-_LENGTH = Struct(">I")
+_PACK_LENGTH = Struct(">I").pack
 
 
 class DataKeyCipher(ABC):
@@ -330,14 +328,15 @@ class DataKeyCipher(ABC):
 
 
 def _encode(header: bytes, associated_data: AssociatedData) -> bytes:
-    prefix = _encode_column(header, associated_data.table, associated_data.column)
-    return prefix + b"".join([part for name in _NAMES(associated_data) for part in _with_length(name.encode())])
+    table, column, *names = associated_data
+    parts = [_encode_column(header, table, column)]
+    for name in names:
+        encoded = name.encode()
+        parts += _PACK_LENGTH(len(encoded)), encoded  # the lengths make the encoding unambiguous
+    return b"".join(parts)
 
 
 @lru_cache(maxsize=256)  # of each column and data key
 def _encode_column(header: bytes, table: str, column: str) -> bytes:
-    return b"".join(part for name in (header, table.encode(), column.encode()) for part in _with_length(name))
-
-
-def _with_length(part: bytes) -> tuple[bytes, bytes]:
-    return _LENGTH.pack(len(part)), part  # the lengths make the encoding unambiguous
+    parts = header, table.encode(), column.encode()
+    return b"".join(piece for part in parts for piece in (_PACK_LENGTH(len(part)), part))

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.call_budget import time_left
@@ -38,8 +39,7 @@ _CONCURRENT_REFRESHES = 32  # of one batch: the lease and the commit of each nee
 _ITEMS_PER_SLICE = 50  # some three milliseconds; other calls run between two slices
 
 
-@dataclass(frozen=True, slots=True)
-class CredentialRequest:
+class CredentialRequest(NamedTuple):
     """A request for the credentials of an integration. `user_id` is None for any user."""
 
     integration_id: IntegrationId
@@ -357,6 +357,6 @@ def _is_untried(integration: Integration) -> bool:
 
 
 def _require_scopes(integration: Integration, scopes: Sequence[str]) -> None:
-    missing = [scope for scope in scopes if scope not in integration.scopes]
+    missing = scopes and [scope for scope in scopes if scope not in integration.scopes]
     if missing:
         raise ScopeMissing(missing)

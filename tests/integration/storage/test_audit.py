@@ -369,11 +369,11 @@ class Failure:
 
         @dataclass(frozen=True, slots=True)
         class InterruptedChain(Chain):
-            def extended_with(self, entry: Any, commitment: bytes) -> Chain:
+            def next_head(self, head: bytes, entry: Any, commitment: bytes) -> bytes:
                 if self.entries == BATCH + 3 and failure._happen is not None:
                     happen, failure._happen = failure._happen, None
                     happen()
-                return Chain.extended_with(self, entry, commitment)
+                return Chain.next_head(self, head, entry, commitment)
 
         return InterruptedChain
 

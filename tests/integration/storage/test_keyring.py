@@ -6,7 +6,6 @@ import os
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -78,16 +77,16 @@ class TestEncryption:
     @pytest.mark.parametrize(
         "other",
         [
-            replace(ASSOCIATED_DATA, table="authorization_attempts"),
-            replace(ASSOCIATED_DATA, column="encrypted_details"),
-            replace(ASSOCIATED_DATA, bound_values="[1]"),
-            replace(ASSOCIATED_DATA, uid="another"),
-            replace(ASSOCIATED_DATA, user_id="bob"),
-            replace(ASSOCIATED_DATA, integration_type="other"),
-            replace(ASSOCIATED_DATA, user_id="annacme", integration_type=""),
-            replace(ASSOCIATED_DATA, user_id="", integration_type="annacme"),
-            replace(ASSOCIATED_DATA, uid="uidann", user_id=""),
-            replace(ASSOCIATED_DATA, user_id="acme", integration_type="ann"),
+            ASSOCIATED_DATA._replace(table="authorization_attempts"),
+            ASSOCIATED_DATA._replace(column="encrypted_details"),
+            ASSOCIATED_DATA._replace(bound_values="[1]"),
+            ASSOCIATED_DATA._replace(uid="another"),
+            ASSOCIATED_DATA._replace(user_id="bob"),
+            ASSOCIATED_DATA._replace(integration_type="other"),
+            ASSOCIATED_DATA._replace(user_id="annacme", integration_type=""),
+            ASSOCIATED_DATA._replace(user_id="", integration_type="annacme"),
+            ASSOCIATED_DATA._replace(uid="uidann", user_id=""),
+            ASSOCIATED_DATA._replace(user_id="acme", integration_type="ann"),
         ],
         ids=str,
     )
