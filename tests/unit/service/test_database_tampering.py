@@ -477,11 +477,11 @@ class UnboundAead:
 
     async def encrypt(self, plaintext: bytes, associated_data: AssociatedData) -> bytes:
         """Encrypt, bound to table, column, row, user and type only."""
-        return await self._aead.encrypt(plaintext, replace(associated_data, bound_values=""))
+        return await self._aead.encrypt(plaintext, associated_data._replace(bound_values=""))
 
     async def decrypt(self, encrypted: bytes, associated_data: AssociatedData) -> bytes:
         """Decrypt whatever else has changed."""
-        return await self._aead.decrypt(encrypted, replace(associated_data, bound_values=""))
+        return await self._aead.decrypt(encrypted, associated_data._replace(bound_values=""))
 
 
 async def filled(wrap: Callable[[Aead], Aead] = lambda aead: aead) -> World:
